@@ -1,0 +1,8 @@
+"""Ways to find adversarial images; each is a value, called as ``attack(net, x, y)``."""
+
+from lit_robust.attacks.autoattack import AutoAttack
+from lit_robust.attacks.base import Attack
+from lit_robust.attacks.fgsm import FGSM, RFGSM
+from lit_robust.attacks.pgd import PGD
+
+__all__ = ["FGSM", "PGD", "RFGSM", "Attack", "AutoAttack"]

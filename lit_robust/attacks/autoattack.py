@@ -1,0 +1,182 @@
+"""AutoAttack, run by the package that holds its authors' code."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust.attacks.base import EPS, Attack, check_choice, check_count, crafting, frozen, pixel_magnitude
+from lit_robust.magnitudes import Magnitude
+from lit_robust.threats import Norm
+
+Version = Literal["standard", "v1", "plus", "rand"]
+
+#: The attacks of each version in their order, with their restarts.
+VERSIONS: dict[str, dict[str, int]] = {
+    "standard": {"apgd-ce": 1, "apgd-t": 1, "fab-t": 1, "square": 1},
+    "v1": {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1},
+    "plus": {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 1, "fab-t": 1},
+    "rand": {"apgd-ce": 1, "apgd-dlr": 1},
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AutoAttack(Attack):
+    """AutoAttack (Croce and Hein, ICML 2020, arXiv:2003.01690): several attacks in a row.
+
+    Each attack sees the images that all before it left correctly classified; unbroken ones come back as they
+    were.
+
+    ========  =======================================================================================
+    version   attacks (100 iterations each, Square 5000 queries)
+    ========  =======================================================================================
+    standard  APGD-CE, targeted APGD-DLR, targeted FAB, Square; one run each, 9 targets (AutoAttack 2)
+    v1        APGD-CE, APGD-DLR and FAB with 5 restarts, Square: the standard version until July 2020
+    plus      v1, then the two targeted attacks
+    rand      APGD-CE and APGD-DLR with gradients averaged over 20 forwards, for randomised nets
+    ========  =======================================================================================
+
+    The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
+    Where a net has fewer than 10 classes, the targeted attacks aim at all wrong ones. The package's doubts (a
+    randomised net, outputs that are probabilities, zero gradients, ...) come as Python warnings, progress
+    goes to the logger ``lit_robust`` at level INFO. The net should be in eval mode.
+
+    Args:
+        eps: The bound, in units of [0, 1].
+        norm: Of the ball.
+        version: A row of the table.
+        seed: Every attack draws from this seed for every batch; the caller's random state is left as it was.
+        batch_size: How many images are attacked at once.
+
+    Raises:
+        ImportError: When called, if neither package is installed.
+        ValueError: If an argument is out of range; when called, if the net has too few classes for the DLR
+            loss.
+    """
+
+    eps: Magnitude = EPS
+    norm: Norm = "linf"
+    version: Version = "standard"
+    seed: int = 0
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        check_choice(self.norm, "norm", get_args(Norm))
+        check_choice(self.version, "version", get_args(Version))
+        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", self.norm))
+        check_count(self.seed, "seed", least=0)
+        check_count(self.batch_size, "batch_size", least=1)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Run the version's attacks on whoever is left."""
+        package = _Package()
+
+        def predict(images: Tensor) -> Tensor:
+            logits: Tensor = net(images).float()
+            return logits
+
+        # FAB calls `backward`: on a net that is not frozen it would leave gradients on the parameters.
+        with crafting(x, y) as (x, y), frozen(net), torch.no_grad(), _own_random_state():
+            x_adv, x = x.clone(), x.contiguous()  # the package reads images through `view`
+            classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
+            parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
+            unbroken = torch.cat([predict(images).argmax(dim=1) == labels for images, labels in parts])
+            accuracy, begin = {"clean": unbroken.float().mean().item()}, time.perf_counter()
+            for name, restarts in VERSIONS[self.version].items():
+                if not unbroken.any():
+                    break
+                attack = self._build(package, name, restarts, predict, classes)
+                for rows in torch.split(unbroken.nonzero().squeeze(1), self.batch_size):
+                    found = attack.perturb(x[rows], y[rows])
+                    broken = predict(found).argmax(dim=1) != y[rows]
+                    x_adv[rows[broken]] = found[broken]
+                    unbroken[rows[broken]] = False
+                accuracy[name] = unbroken.float().mean().item()
+                seconds = time.perf_counter() - begin
+                log.info("AutoAttack: %.2f %% robust after %s (%.1f s)", 100 * accuracy[name], name, seconds)
+            package.checks.check_square_sr(accuracy)
+        return x_adv
+
+    def _build(
+        self, package: "_Package", name: str, restarts: int, predict: Callable[[Tensor], Tensor], classes: int
+    ) -> Any:
+        norm = {"linf": "Linf", "l2": "L2"}[self.norm]
+        common = {"norm": norm, "eps": self.eps, "seed": self.seed, "n_restarts": restarts}
+        targets = min(9, classes - 1)
+        if name == "apgd-t":
+            return package.apgd.APGDAttack_targeted(predict, n_target_classes=targets, **common)
+        if name.startswith("apgd"):
+            repeats = 20 if self.version == "rand" else 1
+            return package.apgd.APGDAttack(predict, loss=name.removeprefix("apgd-"), eot_iter=repeats, **common)
+        if name.startswith("fab"):
+            targeted = name == "fab-t"
+            return package.fab.FABAttack_PT(predict, targeted=targeted, n_target_classes=targets, **common)
+        return package.square.SquareAttack(predict, n_queries=5000, p_init=0.8, resc_schedule=False, **common)
+
+    def _check(self, package: "_Package", predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
+        """Run the package's checks, which warn, and count the classes."""
+        classes = int(package.checks.check_range_output(predict, x))
+        needed = 4 if "apgd-t" in VERSIONS[self.version] else 3
+        if classes < needed:
+            remedy = 'version="v1"' if classes == 3 else "PGD with restarts"
+            raise ValueError(
+                f'AutoAttack(version="{self.version}") needs at least {needed} classes for its DLR loss, '
+                f"but the net returns {classes} logits: use {remedy}."
+            )
+        if self.version != "rand":
+            package.checks.check_randomized(predict, x, y)
+        package.check_dynamic(predict, x)
+        return classes
+
+
+class _Package:
+    """The modules of whichever package is installed; both have the same ones."""
+
+    apgd: ModuleType
+    fab: ModuleType
+    square: ModuleType
+    checks: ModuleType
+
+    def __init__(self) -> None:
+        for name in ("pyautoattack", "autoattack"):
+            try:
+                self.apgd = import_module(f"{name}.autopgd_base")
+                self.fab = import_module(f"{name}.fab_pt")
+                self.square = import_module(f"{name}.square")
+                self.checks = import_module(f"{name}.checks")
+                return
+            except ModuleNotFoundError as error:
+                missing = error
+        raise ImportError('AutoAttack is not installed: pip install "lit-robust[autoattack]"') from missing
+
+    def check_dynamic(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        """Warn if the net optimises while it predicts.
+
+        The package counts calls of autograd with a trace function. It never resets its counters, so one such
+        net would cast suspicion on all later ones, and it drops the trace function of a debugger or a
+        coverage tool.
+        """
+        self.checks.funcs.update(dict.fromkeys(self.checks.funcs, 0))
+        trace = sys.gettrace()
+        try:
+            self.checks.check_dynamic(predict, x)
+        finally:
+            sys.settrace(trace)
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Let the package seed torch as it likes, and give the caller's random state back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield

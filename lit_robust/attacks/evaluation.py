@@ -1,0 +1,118 @@
+"""Robust accuracy: who survives which attack, how many that is, and how sure one can be of it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lit_robust.attacks.base import Attack
+from lit_robust.batch import Batch
+
+#: The rows that every evaluation has beside the named attacks.
+CLEAN, WORST = "clean", "worst"
+
+
+def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:
+    """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
+
+    The attacks see the net in the mode that it is in; an evaluation wants ``eval``.
+
+    Returns:
+        ``(N,)`` bool for ``"clean"``, each attack's name and, where there are several attacks, ``"worst"``.
+    """
+    correct = {CLEAN: _is_correct(net, batch.x, batch.y)}
+    for name, attack in attacks.items():
+        correct[name] = _is_correct(net, attack(net, batch.x, batch.y), batch.y)
+    if len(attacks) > 1:
+        correct[WORST] = torch.stack(list(correct.values())).all(dim=0)
+    return correct
+
+
+@torch.no_grad()
+def _is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    predicted: Tensor = net(x).argmax(dim=1)
+    return predicted == y
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy over ``n`` images."""
+
+    value: float
+    n: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson score interval: what this many images can tell about all images of their kind."""
+        z = 1.959964
+        centre = (self.value + z * z / (2 * self.n)) / (1 + z * z / self.n)
+        spread = z * math.sqrt(self.value * (1 - self.value) / self.n + (z / (2 * self.n)) ** 2) / (1 + z * z / self.n)
+        # Exact arithmetic keeps the value inside; at 0 and 1 floats do not.
+        return min(max(0.0, centre - spread), self.value), max(min(1.0, centre + spread), self.value)
+
+
+class Survivors(Metric):
+    """Counts survivors by name, over batches and ranks; samples of weight 0 do not exist.
+
+    Args:
+        names: What is counted: ``clean``, the attacks, ``worst``.
+    """
+
+    full_state_update = False
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.add_state("correct", torch.zeros(len(self.names), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, correct: Mapping[str, Tensor], weight: Tensor) -> None:
+        """Add a batch: ``(N,)`` bool by name, and the samples' weights ``(N,)``."""
+        exists = weight > 0
+        self.correct += (torch.stack([correct[name] for name in self.names]) & exists).sum(dim=1)
+        self.total += exists.sum()
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """How many survived, ``(K,)`` in the order of the names, out of how many, over all ranks."""
+        return self.correct, self.total
+
+    def accuracies(self) -> dict[str, Accuracy]:
+        """The same by name; empty where there were no images."""
+        if not self.update_called:
+            return {}
+        correct, total = self.compute()
+        n = int(total)
+        counts = correct.reshape(-1).tolist()  # a metric that computes one number hands it over without its dimension
+        return {name: Accuracy(count / n, n) for name, count in zip(self.names, counts, strict=True)} if n else {}
+
+
+def rows_of(attacks: Mapping[str, Attack]) -> list[str]:
+    """The names that ``surviving`` reports for these attacks."""
+    return [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
+
+
+def table(columns: Mapping[str, Mapping[str, Accuracy]]) -> str:
+    """Lay accuracies out for a terminal: a row an attack, a column a checkpoint, each with its 95 % interval."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    head = ["accuracy in %", *columns, "n"]
+    body = []
+    for name in names:
+        found = [column.get(name) for column in columns.values()]
+        cells = [_cell(accuracy) for accuracy in found]
+        body.append([name, *cells, ", ".join(sorted({str(a.n) for a in found if a}, key=int))])
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *body]]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "-"
+    low, high = (100 * bound for bound in accuracy.interval)
+    return f"{100 * accuracy.value:5.1f}  [{low:4.1f}, {high:5.1f}]"

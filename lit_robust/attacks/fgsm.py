@@ -1,0 +1,95 @@
+"""Attacks of one gradient step; each is a PGD with particular arguments."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from lit_robust.attacks.base import EPS, Attack, check_choice, pixel_magnitude
+from lit_robust.attacks.pgd import PGD
+from lit_robust.magnitudes import Magnitude
+from lit_robust.threats import Norm
+
+Variant = Literal["tramer", "wong", "rmgm"]
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """Fast gradient sign method (Goodfellow et al., ICLR 2015, arXiv:1412.6572), and its counterpart in L2.
+
+        x' = clip( x + eps * sign grad CE(f(x), y), 0, 1 )
+
+    Args:
+        eps: The bound and the step, in units of [0, 1].
+        norm: With ``l2`` the step follows the gradient itself.
+
+    Raises:
+        ValueError: If ``eps`` is above 1 in L-infinity, or there is no such norm.
+    """
+
+    eps: Magnitude = EPS
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", self.as_pgd().eps)
+
+    def as_pgd(self) -> PGD:
+        """The same attack as one step of PGD."""
+        return PGD(self.eps, step_size=self.eps, steps=1, norm=self.norm, init="zero")
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Take the step."""
+        return self.as_pgd()(net, x, y)
+
+
+@dataclass(frozen=True)
+class RFGSM(Attack):
+    """A random start and one gradient step, in the three forms that papers call R-FGSM.
+
+    ========  ===========================  =========  ======================  ==========================
+    variant   start                        step       bound of the result     source
+    ========  ===========================  =========  ======================  ==========================
+    tramer    clip(x + alpha sign N(0,1))  eps-alpha  eps                     arXiv:1705.07204
+    wong      clip(x + U(-eps, eps))       alpha      eps                     FGSM-RS, arXiv:2001.03994
+    rmgm      x + alpha sign N(0,1)        eps        eps + alpha, by design  R-MGM, CVPRW 2019 (SAT-R2)
+    ========  ===========================  =========  ======================  ==========================
+
+    All clip to [0, 1]; the forms of wong and rmgm are those of their authors' code.
+
+    Args:
+        eps: The bound, in units of [0, 1].
+        alpha: The paper's alpha; by default eps/2 (tramer), 1.25 eps (wong) or 2/255 (rmgm, its value for
+            CIFAR-10).
+        variant: A row of the table.
+
+    Raises:
+        ValueError: If a magnitude is above 1, tramer's alpha is above eps, or there is no such variant.
+    """
+
+    eps: Magnitude = EPS
+    alpha: Magnitude | None = None
+    variant: Variant = "tramer"
+
+    def __post_init__(self) -> None:
+        check_choice(self.variant, "variant", get_args(Variant))
+        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", pixel_magnitude(self.alpha, "alpha", "linf"))
+        if self.variant == "tramer" and self.alpha is not None and self.alpha > self.eps:
+            raise ValueError(f"alpha={self.alpha} is above eps={self.eps} and leaves no step: choose a smaller one.")
+
+    def as_pgd(self) -> PGD:
+        """The same attack as one step of PGD."""
+        if self.variant == "wong":
+            alpha = 1.25 * self.eps if self.alpha is None else self.alpha
+            return PGD(self.eps, step_size=min(alpha, 1.0), steps=1)
+        if self.variant == "tramer":
+            alpha = self.eps / 2 if self.alpha is None else self.alpha
+            return PGD(self.eps, step_size=self.eps - alpha, steps=1, init="rademacher", init_size=alpha)
+        alpha = 2 / 255 if self.alpha is None else self.alpha
+        bound = min(self.eps + alpha, 1.0)
+        return PGD(bound, step_size=self.eps, steps=1, init="rademacher", init_size=alpha, clip_init=False)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Draw the start and take the step."""
+        return self.as_pgd()(net, x, y)

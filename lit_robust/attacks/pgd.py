@@ -1,0 +1,207 @@
+"""Projected gradient descent: the loop, and the verbs that other iterative attacks override."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import losses
+from lit_robust.attacks.base import (
+    EPS,
+    STEP_SIZE,
+    Attack,
+    check_choice,
+    check_count,
+    crafting,
+    input_gradient,
+    pixel_magnitude,
+)
+from lit_robust.losses import SampleLoss
+from lit_robust.magnitudes import Magnitude
+from lit_robust.threats import Norm, Threat, threat
+
+Init = Literal["uniform", "zero", "gaussian", "rademacher"]
+Reference = Literal["label", "clean_logits"]
+
+#: ``(x_adv, logits of x_adv, number of the step) -> (N,)``, what is maximised.
+Objective = Callable[[Tensor, Tensor, int], Tensor]
+#: ``(x_adv, logits of x_adv, gradient) -> (N,)`` bool, which samples take the step.
+Movers = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient descent (Madry et al., ICLR 2018, arXiv:1706.06083), in L-infinity or L2.
+
+        x' <- P( x' + step_size * steepest(grad L(f(x'), y)) ),     P onto the eps-ball around x and [0, 1]
+
+    With one restart and without ``freeze_misclassified`` it is exactly ``steps`` forward and backward passes,
+    and the host never waits for the device.
+
+    Restarts keep, for each sample, the best last point: one that is misclassified beats one that is not, then
+    the larger loss wins. Wong et al.'s code keeps the larger cross-entropy, so with another loss it can lose
+    a break. With ``freeze_misclassified``, restarts after the first attack only the samples that are still
+    unbroken; the same samples end up broken.
+
+    Args:
+        eps: The bound, in units of [0, 1]; ``8/255`` may be written so.
+        step_size: The length of a step, in the norm.
+        steps: How many steps; 0 returns the start.
+        norm: Of the ball and the step.
+        init: Where a run starts: ``uniform`` in the ball (L2: ``threats.L2.random_start``), ``zero`` at the
+            image, ``gaussian`` at a normal distance from it, ``rademacher`` at plus or minus ``init_size`` in
+            each pixel.
+        init_size: The radius, standard deviation or magnitude of the start; by default 0.001 for
+            ``gaussian``, as TRADES and MART start, and ``eps`` otherwise.
+        clip_init: Projects the start onto the threat set. Without it the first gradient may be taken outside
+            [0, 1], as in NuAT's and GAT's evaluation; later points are projected in any case.
+        loss: Maximised; a function of ``lit_robust.losses`` or your own that gives one number per sample.
+        compare_with: What the loss's second argument is: the labels, or the logits of the clean images (for
+            ``kl``), computed once without a gradient.
+        momentum: Decay of a sum of l1-normalised gradients that is followed instead of the gradient (MI-FGSM,
+            Dong et al., CVPR 2018, arXiv:1710.06081, eq. 6); 0 is plain PGD.
+        targeted: ``y`` are the classes to reach, and the loss is minimised.
+        restarts: How many runs.
+        freeze_misclassified: A step moves only the samples that are still classified correctly at that
+            moment, and a run ends when there are none, as in the evaluations of Wong et al.'s code.
+
+    Raises:
+        ValueError: If an argument is out of range; in L-infinity magnitudes are at most 1.
+    """
+
+    eps: Magnitude = EPS
+    step_size: Magnitude = STEP_SIZE
+    steps: int = 10
+    norm: Norm = "linf"
+    init: Init = "uniform"
+    init_size: Magnitude | None = None
+    clip_init: bool = True
+    loss: SampleLoss = losses.ce
+    compare_with: Reference = "label"
+    momentum: float = 0.0
+    targeted: bool = False
+    restarts: int = 1
+    freeze_misclassified: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice(self.norm, "norm", get_args(Norm))
+        check_choice(self.init, "init", get_args(Init))
+        check_choice(self.compare_with, "compare_with", get_args(Reference))
+        for name in ("eps", "step_size"):
+            object.__setattr__(self, name, pixel_magnitude(getattr(self, name), name, self.norm))
+        if self.init_size is not None:
+            object.__setattr__(self, "init_size", pixel_magnitude(self.init_size, "init_size", self.norm))
+        check_count(self.steps, "steps", least=0)
+        check_count(self.restarts, "restarts", least=1)
+        if not callable(self.loss):
+            raise TypeError(f"loss={self.loss!r} is no function: give one such as lit_robust.losses.ce.")
+        if not self.momentum >= 0:
+            raise ValueError(f"momentum={self.momentum} must be 0 (none) or above.")
+        if self.targeted and self.compare_with == "clean_logits":
+            raise ValueError('compare_with="clean_logits" has no target to reach: set targeted=False.')
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Search the threat set around each image."""
+        with crafting(x, y) as (x, y):
+            return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
+
+    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """One run from one start."""
+        objective, movers = self.objective(net, x, y), self.movers(x, y)
+        x_adv, velocity = self.start(x), x.new_zeros(())
+        for k in range(self.steps):
+            x_adv.requires_grad_()
+            logits = net(x_adv)
+            gradient = input_gradient(objective(x_adv, logits, k), x_adv)
+            with torch.no_grad():
+                velocity = self.momentum * velocity + _l1_normalised(gradient) if self.momentum else gradient
+                x_next = self.step(x, x_adv, velocity, k)
+                if movers is not None:
+                    moves = movers(x_adv, logits, gradient)
+                    if self.freeze_misclassified and not moves.any():
+                        break
+                    x_next = torch.where(_like_images(moves, x), x_next, x_adv)
+                x_adv = x_next
+        return x_adv.detach()
+
+    # The verbs: what other iterative attacks override. A returned function may keep state, for one run.
+
+    @property
+    def threat(self) -> Threat:
+        """The set that is searched."""
+        return threat(self.norm, self.eps)
+
+    def start(self, x: Tensor) -> Tensor:
+        """Draw the first point of a run; a new tensor."""
+        size = self.init_size
+        if size is None:
+            size = 0.001 if self.init == "gaussian" else self.eps
+        if self.init == "zero":
+            x_adv = x.clone()
+        elif self.init == "uniform":
+            x_adv = threat(self.norm, size).random_start(x)
+        elif self.init == "gaussian":
+            x_adv = x + size * torch.randn_like(x)
+        else:
+            x_adv = x + size * torch.randn_like(x).sign()
+        return self.threat.project(x_adv, x) if self.clip_init else x_adv
+
+    def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
+        """Say what a run maximises; called before its start is drawn, and once more to compare runs."""
+        sign, reference = (-1 if self.targeted else 1), y
+        if self.compare_with == "clean_logits":
+            with torch.no_grad():
+                reference = net(x)
+        return lambda x_adv, logits, k: sign * self.loss(logits, reference)
+
+    def movers(self, x: Tensor, y: Tensor) -> Movers | None:
+        """Say who takes a step; None if all samples take all steps."""
+        if not self.freeze_misclassified:
+            return None
+        return lambda x_adv, logits, gradient: ~self.broken(logits, y)
+
+    def step(self, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
+        """Take a step along a gradient, and come back into the threat set."""
+        threat = self.threat
+        return threat.project(x_adv + self.step_size * threat.steepest_step(direction), x)
+
+    def broken(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Tell for which samples the attack has reached its end, ``(N,)`` bool."""
+        return (logits.argmax(dim=1) == y) == self.targeted
+
+    # Several runs.
+
+    def best_run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Keep the best of several runs, sample by sample."""
+        best = self.run(net, x, y)
+        broken, loss = self._judge(net, x, y, best)
+        rows = torch.arange(len(x), device=x.device)
+        for _ in range(self.restarts - 1):
+            if self.freeze_misclassified:
+                rows = (~broken).nonzero().squeeze(1)
+                if not len(rows):
+                    break
+            x_adv = self.run(net, x[rows], y[rows])
+            breaks, higher = self._judge(net, x[rows], y[rows], x_adv)
+            better = (breaks & ~broken[rows]) | ((breaks == broken[rows]) & (higher > loss[rows]))
+            won = rows[better]
+            best[won], broken[won], loss[won] = x_adv[better], breaks[better], higher[better]
+        return best
+
+    @torch.no_grad()
+    def _judge(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the last points are broken, and their losses."""
+        logits = net(x_adv)
+        return self.broken(logits, y), self.objective(net, x, y)(x_adv, logits, self.steps)
+
+
+def _l1_normalised(gradient: Tensor) -> Tensor:
+    size = gradient.abs().sum(dim=tuple(range(1, gradient.ndim)), keepdim=True)
+    return gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def _like_images(per_sample: Tensor, x: Tensor) -> Tensor:
+    """Shape ``(N,)`` so that it broadcasts over ``(N, C, H, W)``."""
+    return per_sample.view(-1, *[1] * (x.ndim - 1))

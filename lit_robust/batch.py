@@ -1,0 +1,39 @@
+"""What a training batch is."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """A batch of images, as every DataModule yields it and every Defense reads it.
+
+    Shape:
+        x: ``(N, C, H, W)`` float32 in [0, 1];  y: ``(N,)`` int64;  index: ``(N,)`` int64;
+        weight: ``(N,)`` float32.
+    """
+
+    x: Tensor
+    #: Class labels.
+    y: Tensor
+    #: Position of each sample in its split: what per-sample state and coresets are keyed by.
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a batch
+    #: 1 for an ordinary sample, a coreset's gamma, or 0 for the padding that keeps ranks equally long.
+    weight: Tensor
+
+
+def as_batch(batch: Any) -> Batch:
+    """Take a ``Batch`` as it is, and the ``(x, y)`` of any other loader as one whose samples weigh 1.
+
+    Samples that came without an index get -1.
+
+    Raises:
+        TypeError: If the batch is neither.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        x, y = batch
+        return Batch(x, y, torch.full_like(y, -1), torch.ones_like(y, dtype=torch.float32))
+    raise TypeError(f"a batch must be a lit_robust.batch.Batch or a pair (images, labels), not {type(batch).__name__}.")

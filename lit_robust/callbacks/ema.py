@@ -1,0 +1,230 @@
+"""Moving averages of the weights: one that is evaluated and saved, and others that a method may attack."""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lit_robust.schedules import Schedule
+
+
+@runtime_checkable
+class HasNet(Protocol):
+    """What ``EMAWeights`` needs of a module: the extra averages are copies of its ``net``."""
+
+    net: nn.Module
+
+
+class EMAWeights(WeightAveraging):
+    """Exponential moving averages of the weights, as NuAT-WA and NuAT2-WA keep them (NeurIPS 2021).
+
+        omega <- decay * omega + (1 - decay) * theta     after every optimizer step; after the first, theta
+
+    Parameters and float buffers (BatchNorm's statistics) are averaged; integer buffers are the live ones.
+    The first average is of the whole module: it is swapped in for validation, it is the ``state_dict`` of
+    every checkpoint (Lightning's format, so ``test --ckpt_path`` evaluates it), and the module holds it after
+    ``fit``. The ``extra`` averages are of ``net`` alone: ``module.averaged["fast"]`` is a plain net in eval
+    mode on the module's device. It is no sub-module, so it is neither trained nor saved with the module, and
+    it equals the live net until averaging starts.
+
+    A batch of several optimizer steps (FreeAT) updates once, with ``decay ** steps``: a decay has the same
+    half-life in optimizer steps everywhere. A resumed run continues all averages exactly. Under DDP the
+    averages' float buffers are averaged over ranks after an epoch's last batch, so ranks evaluate the same
+    net.
+
+    Different from Lightning's ``EMAWeightAveraging``: an average that was never updated is never used,
+    ``start_epoch`` delays every update, live weights come back when validation fails, ``validate`` after
+    ``fit`` evaluates the checkpoint that it was given, a checkpoint of the end of training can be resumed,
+    and no step waits for the device.
+
+    Args:
+        decay: The paper's tau: a number, or a schedule of fractional epochs.
+        extra: The decays of further averages by name: NuAT2-WA attacks ``{"fast": 0.99}``.
+        start_epoch: The epoch whose first step averaging starts with.
+
+    Raises:
+        TypeError: If the module has no ``net``.
+        ValueError: If a decay is not in [0, 1), another callback averages weights too, or a
+            ``ModelCheckpoint`` saves weights only, which would be the live ones.
+    """
+
+    # The state lies beside the weights that it belongs to (see on_save_checkpoint). Of two callbacks with a
+    # state_dict of their own Lightning refuses one, before setup could say what to do instead.
+    state_dict = Callback.state_dict
+    load_state_dict = Callback.load_state_dict
+
+    def __init__(
+        self,
+        decay: float | Schedule = 0.9998,
+        extra: dict[str, float | Schedule] | None = None,
+        start_epoch: int = 0,
+    ) -> None:
+        super().__init__()
+        if start_epoch < 0:
+            raise ValueError(f"start_epoch={start_epoch} must not be negative.")
+        self.decay = _checked("decay", decay)
+        self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
+        self.start_epoch = start_epoch
+        self._nets: dict[str, nn.Module] = {}
+        self._updates = 0
+        self._swapped = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the module for the first average, and its net for each other one."""
+        self._average_model = None  # a `validate` after `fit` must not swap the end of training in
+        if stage != "fit":
+            return
+        _check_trainer(trainer, self)
+        vars(pl_module).pop("averaged", None)  # those of an earlier fit: the copy below would copy them too
+        super().setup(trainer, pl_module, stage)
+        net = _fitting(pl_module).net
+        self._nets = {name: deepcopy(net) for name in self.extra}
+        self._updates, self._swapped = 0, False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move the averages to where the module is by now, and hand the extra ones out."""
+        for average in (self._average, *self._nets.values()):
+            average.to(pl_module.device).eval().requires_grad_(False)
+        # Not by plain assignment: nothing here may ever register an average in the module.
+        object.__setattr__(pl_module, "averaged", dict(self._nets))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count steps from here, which is known only now when a run is resumed."""
+        self._latest_update_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the averages with the steps of this batch."""
+        steps = trainer.global_step - self._latest_update_step
+        if steps > 0:
+            self._latest_update_step = trainer.global_step
+            self._updates += trainer.current_epoch >= self.start_epoch
+            time = trainer.current_epoch + batch_idx / trainer.num_training_batches
+            for decay, average, live in self._pairs(pl_module):
+                _update(average, live, _at(decay, time) ** steps if self._updates > 1 else 0.0)
+        if trainer.is_last_batch and trainer.world_size > 1:
+            for _, average, _ in self._pairs(pl_module):
+                _average_over_ranks(average.buffers(), trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap the first average in, unless there is none yet."""
+        if self._average_model is not None and self._updates:
+            self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap the live weights back in."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Bring the live weights back if validation broke off."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the live weights: a last checkpoint may still be written, and resumed, after this."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the first average in the module, unless there is none."""
+        if self._updates:
+            self._copy_average_to_current(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the averages, and the live weights as ``current_model_state``."""
+        if self._average_model is not None:
+            self._average.n_averaged.fill_(self._updates)
+            checkpoint["extra_averages"] = {name: net.state_dict() for name, net in self._nets.items()}
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._average_model is not None and not self._updates:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume all averages; one that the checkpoint does not have starts from its live weights.
+
+        Outside ``fit`` the checkpoint's ``state_dict``, which has been loaded, is all that is needed.
+        """
+        if self._average_model is None:
+            return
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+        saved, live = checkpoint.get("extra_averages", {}), _fitting(pl_module).net.state_dict()
+        for name, net in self._nets.items():
+            net.load_state_dict(saved.get(name, live))
+
+    @property
+    def _average(self) -> AveragedModel:
+        assert self._average_model is not None, "there is no average outside fit"
+        return self._average_model
+
+    def _pairs(self, pl_module: LightningModule) -> Iterator[tuple[float | Schedule, nn.Module, nn.Module]]:
+        """Each average with its decay and the live weights that it follows."""
+        yield self.decay, self._average.module, pl_module
+        for name, net in self._nets.items():
+            yield self.extra[name], net, _fitting(pl_module).net
+
+    def _swap(self, pl_module: LightningModule) -> None:
+        self._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+
+@torch.no_grad()
+def _update(average: nn.Module, live: nn.Module, decay: float) -> None:
+    """Move the average towards the live weights; a decay of 0 copies them."""
+    averaged, moved = [], []
+    for mine, theirs in zip(_tensors(average), _tensors(live), strict=True):
+        if decay and mine.is_floating_point():
+            averaged.append(mine)
+            moved.append(theirs.detach())
+        else:
+            mine.copy_(theirs)
+    if averaged:
+        torch._foreach_lerp_(averaged, moved, 1 - decay)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def _average_over_ranks(buffers: Iterable[Tensor], trainer: Trainer) -> None:
+    for buffer in buffers:
+        if buffer.is_floating_point():
+            buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
+
+
+def _at(decay: float | Schedule, time: float) -> float:
+    return decay(time) if isinstance(decay, Schedule) else decay
+
+
+def _checked(name: str, decay: float | Schedule) -> float | Schedule:
+    if not isinstance(decay, Schedule) and not 0 <= decay < 1:
+        raise ValueError(f"{name}={decay} must be in [0, 1); 0.9998 forgets half in 3465 steps.")
+    return decay
+
+
+def _check_trainer(trainer: Any, me: EMAWeights) -> None:
+    if any(isinstance(other, WeightAveraging) and other is not me for other in trainer.callbacks):
+        raise ValueError(
+            "only one callback may average weights, because swaps do not nest: give the decays of further "
+            'averages to the first EMAWeights, as extra={"name": decay}.'
+        )
+    if any(getattr(other, "save_weights_only", False) for other in trainer.checkpoint_callbacks):
+        raise ValueError(
+            "ModelCheckpoint(save_weights_only=True) would save the live weights instead of EMAWeights' "
+            "average: set it to False."
+        )
+
+
+def _fitting(module: object) -> HasNet:
+    if isinstance(module, HasNet) and isinstance(module.net, nn.Module):
+        return module
+    raise TypeError(
+        f"EMAWeights averages module.net, which {type(module).__name__} lacks: name the nn.Module that "
+        "returns its logits so."
+    )

@@ -1,0 +1,298 @@
+"""Pictures of what the adversary does."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import Field, fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from lit_robust.attacks.base import Attack, network_mode
+from lit_robust.batch import as_batch
+from lit_robust.seeds import derive_seed, run_seed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: What the NuAT slides (NeurIPS 2021) magnify perturbations of colour images by.
+COLOUR_MAGNIFICATION = 50.0
+
+
+class HasNet(Protocol):
+    """What ``AdversarialExamples`` needs of a module: a net from images in [0, 1] to logits."""
+
+    net: nn.Module
+
+
+class AdversarialExamples(Callback):
+    """Draws clean images, magnified perturbations and adversarial images, with what the net takes them for.
+
+    A picture has a row for each of the first images of the first validation batch. They are the same every
+    time as long as the loader does not shuffle, and so is the attack's random start. It is saved as a PNG;
+    every ``WandbLogger`` gets it as ``val/examples``. A test is drawn likewise, as ``test/examples``.
+
+    Only rank zero draws, right after the batch, while averaged weights are in place if there are any. Nothing
+    of it remains in the training: neither in modes and gradients nor in the random numbers.
+
+    Args:
+        attack: The adversary, crafted against the net in eval mode.
+        num_images: The number of rows.
+        magnification: What the perturbation is multiplied by before it is drawn around mid-grey. By default
+            50 for colour images, like the NuAT slides, and for grey ones as much as does not clip.
+        every_n_epochs: Draws in the validation of every n-th epoch.
+        target: The class that a targeted attack aims at.
+        dirpath: Where pictures go; by default ``examples`` in the logger's directory.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        num_images: int = 8,
+        magnification: float | None = None,
+        every_n_epochs: int = 1,
+        target: int | None = None,
+        dirpath: str | None = None,
+    ) -> None:
+        for name, count in (("num_images", num_images), ("every_n_epochs", every_n_epochs)):
+            if count < 1:
+                raise ValueError(f"{name}={count} must be at least 1.")
+        if magnification is not None and not magnification > 0:
+            raise ValueError(f"magnification={magnification} must be above 0, or null for the default.")
+        if getattr(attack, "targeted", False) != (target is not None):
+            raise ValueError(
+                f"target={target} does not fit {type(attack).__name__}: a targeted attack needs the class "
+                "that it aims at, and any other takes none."
+            )
+        self.attack = attack
+        self.num_images = num_images
+        self.magnification = magnification
+        self.every_n_epochs = every_n_epochs
+        self.target = target
+        self.dirpath = dirpath
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the module and that matplotlib is there; settle where pictures go.
+
+        Raises:
+            TypeError: If the module has no ``net``.
+            ModuleNotFoundError: Without matplotlib.
+        """
+        if not isinstance(getattr(pl_module, "net", None), nn.Module):
+            raise TypeError(
+                f"AdversarialExamples attacks module.net, which {type(pl_module).__name__} lacks: "
+                "name the nn.Module that returns its logits so."
+            )
+        if find_spec("matplotlib") is None:
+            raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
+        # Here, because log_dir is agreed upon by all ranks.
+        self._folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "examples")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch of a validation that is due."""
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        due = not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and not trainer.sanity_checking and batch_idx == dataloader_idx == 0:
+            when = f"epoch={trainer.current_epoch}-step={trainer.global_step}"
+            self._draw(trainer, pl_module, batch, "val", when)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        if batch_idx == dataloader_idx == 0:
+            self._draw(trainer, pl_module, batch, "test", f"step={trainer.global_step}")
+
+    def _draw(self, trainer: Trainer, module: LightningModule, batch: Any, split: str, when: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        net = cast(HasNet, module).net
+        x, y = (part[: self.num_images] for part in as_batch(batch)[:2])
+        examples = craft(net, self.attack, x, y, self.target)
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+        figure = draw(examples, describe(self.attack), self.magnification, names, self.target)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{split}-{when}.png"
+        figure.savefig(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)
+
+
+class Examples(NamedTuple):
+    """Images before and after an attack, with the net's opinion of both, on the CPU.
+
+    Shape:
+        clean, adversarial: ``(N, C, H, W)`` in [0, 1];  labels: ``(N,)``;
+        clean_probabilities, adversarial_probabilities: ``(N, num_classes)``.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    clean_probabilities: Tensor
+    adversarial_probabilities: Tensor
+
+
+def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | None = None) -> Examples:
+    """Attack a few images from a random start that is the same every time.
+
+    Raises:
+        ValueError: If there is no class ``target``.
+    """
+    with network_mode(net, "eval"), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(derive_seed(run_seed(), "examples"))
+        clean = _probabilities(net, x)
+        if target is not None and not 0 <= target < clean.shape[1]:
+            raise ValueError(f"target={target} is not one of the net's {clean.shape[1]} classes.")
+        adversarial = attack(net, x, y if target is None else torch.full_like(y, target))
+        parts = x, adversarial, y, clean, _probabilities(net, adversarial)
+    return Examples(*(part.detach().cpu() for part in parts))
+
+
+@torch.no_grad()
+def _probabilities(net: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = net(x)
+    return logits.float().softmax(dim=1)
+
+
+def describe(attack: Attack) -> str:
+    """Write an attack as the field does, ``PGD(eps=8/255, steps=10)``: its numbers, and what is not usual."""
+    arguments: tuple[Field[Any], ...] = fields(attack) if is_dataclass(attack) else ()
+    values = [(argument, getattr(attack, argument.name)) for argument in arguments]
+    shown = [
+        f"{argument.name}={_text(value)}"
+        for argument, value in values
+        if _is_number(value) or value != argument.default
+    ]
+    return f"{type(attack).__name__}({', '.join(shown)})"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return getattr(value, "__name__", None) or str(value)
+    levels = round(value * 255)
+    if float(f"{value:.3g}") != value and levels / 255 == value:
+        return f"{levels}/255"
+    return f"{value:.3g}"
+
+
+# The picture's measures, in inches.
+CELL, GAP, CAPTION, LABEL, LINE, HEADS = 1.4, 0.1, 0.26, 1.2, 0.17, 0.55
+
+
+def draw(
+    examples: Examples,
+    headline: str,
+    magnification: float | None = None,
+    class_names: Sequence[str] | None = None,
+    target: int | None = None,
+) -> "Figure":
+    """Lay examples out, a row each, under a headline.
+
+    Raises:
+        ValueError: If the images are neither grey nor in colour.
+    """
+    # The object API: no window, and nothing global that somebody else's plots would notice.
+    from matplotlib.figure import Figure
+
+    n, channels, rows_of_pixels, columns_of_pixels = examples.clean.shape
+    if channels not in (1, 3):
+        raise ValueError(f"only grey and colour images can be drawn, and these have {channels} channels.")
+    delta = examples.adversarial - examples.clean
+    if magnification is None:
+        largest = float(delta.abs().max())
+        magnification = COLOUR_MAGNIFICATION if channels == 3 else 0.5 / largest if largest else 1.0
+    lines = textwrap.wrap(headline, width=66)
+    top = GAP + LINE * len(lines) + HEADS
+    high = CELL * min(1.0, rows_of_pixels / columns_of_pixels)
+    width, height = LABEL + 3 * (CELL + GAP), top + n * (high + CAPTION)
+    columns = [LABEL + column * (CELL + GAP) for column in range(3)]
+
+    # One pair of axes whose unit is the inch: a grid of 3 n of them takes five times as long to lay out.
+    figure = Figure(figsize=(width, height), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.text(GAP, GAP, "\n".join(lines), va="top", size=9, weight="bold")
+    summary = _summary(examples, class_names, target)
+    axes.text(GAP, top - HEADS + 0.05, summary, va="top", size=8, color="dimgray")
+    axes.text(LABEL - GAP, top - 0.06, "class", ha="right", size=9, color="dimgray")
+    heads = ("clean", f"perturbation x {magnification:.3g}", "adversarial")
+    for left, head in zip(columns, heads, strict=True):
+        axes.text(left + CELL / 2, top - 0.06, head, ha="center", size=9, color="dimgray")
+    for row, label in enumerate(examples.labels.tolist()):
+        upper = top + row * (high + CAPTION)
+        axes.text(LABEL - GAP, upper + high / 2, _name(label, class_names), ha="right", va="center", size=9)
+        _show(axes, examples.clean[row], columns[0], upper)
+        _show(axes, 0.5 + magnification * delta[row], columns[1], upper)
+        _show(axes, examples.adversarial[row], columns[2], upper)
+        for left, opinion in (
+            (columns[0], examples.clean_probabilities[row]),
+            (columns[2], examples.adversarial_probabilities[row]),
+        ):
+            predicted = int(opinion.argmax())
+            style: dict[str, Any] = {"color": "black"} if predicted == label else {"color": "crimson", "weight": "bold"}
+            caption = f"{_name(predicted, class_names)}  {float(opinion[predicted]):.0%}"
+            axes.text(left + CELL / 2, upper + high + 0.04, caption, ha="center", va="top", size=8.5, **style)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure
+
+
+def _show(axes: "Axes", image: Tensor, left: float, upper: float) -> None:
+    """Fit a ``(C, H, W)`` image into a column, in its own proportions and with a thin frame."""
+    from matplotlib.patches import Rectangle
+
+    _, height, width = image.shape
+    wide, high = CELL * width / max(height, width), CELL * height / max(height, width)
+    left += (CELL - wide) / 2
+    axes.imshow(
+        image.float().clamp(0, 1).permute(1, 2, 0).numpy(),
+        extent=(left, left + wide, upper + high, upper),
+        aspect="auto",
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="antialiased",  # sharp where pixels are enlarged, smooth where there are too many
+    )
+    axes.add_patch(Rectangle((left, upper), wide, high, fill=False, edgecolor="silver", linewidth=0.5))
+
+
+def _summary(examples: Examples, class_names: Sequence[str] | None, target: int | None) -> str:
+    clean, adversarial = (
+        int((probabilities.argmax(dim=1) == examples.labels).sum())
+        for probabilities in (examples.clean_probabilities, examples.adversarial_probabilities)
+    )
+    n = len(examples.labels)
+    aim = "" if target is None else f"; target: {_name(target, class_names)}"
+    return f"correct: {clean} of {n} clean, {adversarial} of {n} adversarial{aim}"
+
+
+def _name(label: int, class_names: Sequence[str] | None) -> str:
+    if class_names is None or not 0 <= label < len(class_names):
+        return str(label)
+    text = str(class_names[label]).replace("_", " ")
+    return text if len(text) <= 15 else f"{text[:14]}…"

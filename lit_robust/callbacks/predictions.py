@@ -1,0 +1,51 @@
+"""What a net says about each image, as a file."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes ``predictions.csv`` while ``predict`` runs: index, label, predicted class and its probability.
+
+    It fits any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)`` for batches that
+    have ``y``, ``index`` and ``weight``. Several ranks write a file each.
+
+    Args:
+        path: The file; by default ``predictions.csv`` in the trainer's log folder.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.path = path
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Append a batch's rows; padding is left out."""
+        probabilities: Tensor = prediction
+        confidence, predicted = probabilities.max(dim=1)
+        columns = (batch.index, batch.y, predicted, confidence, batch.weight)
+        rows = [row[:4] for row in zip(*(column.tolist() for column in columns), strict=True) if row[4] > 0]
+        with self._file(trainer).open("w" if batch_idx == 0 else "a", newline="") as file:
+            writer = csv.writer(file)
+            if batch_idx == 0:
+                writer.writerow(["index", "label", "predicted", "probability"])
+            writer.writerows([*row[:3], f"{row[3]:.6f}"] for row in rows)
+
+    def _file(self, trainer: Trainer) -> Path:
+        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")

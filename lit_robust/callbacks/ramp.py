@@ -1,0 +1,153 @@
+"""Attributes of a module as functions of time: lambda, eps, or any other number."""
+
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, replace
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_robust.schedules import Schedule
+
+
+class HasAttribute(Protocol):
+    """What ``AttributeRamp`` needs of a module: a number at the end of the path ``attribute``."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The attribute, or the value that it is in."""
+
+
+class AttributeRamp(Callback):
+    """Sets an attribute of the module to the value of a schedule before every batch.
+
+    ``AttributeRamp("lam", PerEpoch(Linear(0, 4.5, 0, 90)))`` is NuAT's lambda, and
+    ``AttributeRamp("attack.eps", ...)`` grows the threat set. On the way to the end of a path a frozen
+    dataclass, as attacks are, is replaced by a copy with the new value; everything else is set in place. Only
+    what is named changes: an attack's ``step_size`` does not follow its ``eps``.
+
+    The value depends on nothing but time in fractional epochs, so there is no state to resume, and it holds
+    when a coreset changes the number of batches. Callbacks come before the module, whose own
+    ``on_train_batch_start`` finds the new value. After training the last one stays. It is logged as
+    ``train/<attribute>``.
+
+    Args:
+        attribute: The attribute's name, or a path such as ``attack.eps``.
+        schedule: Its values.
+
+    Raises:
+        ValueError: If the module has no such number, or two ramps drive the same one.
+        TypeError: If the schedule is not a ``lit_robust.schedules.Schedule``.
+    """
+
+    def __init__(self, attribute: str, schedule: Schedule) -> None:
+        if not all(part.isidentifier() for part in attribute.split(".")):
+            raise ValueError(f"attribute={attribute!r} is neither a name (lam) nor a path (attack.eps).")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule={schedule!r} is not one of lit_robust.schedules.")
+        self.attribute = attribute
+        self.schedule = schedule
+
+    @property
+    def state_key(self) -> str:
+        """Tells ramps of different attributes apart."""
+        return self._generate_state_key(attribute=self.attribute)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there is something to drive."""
+        if stage != "fit":
+            return
+        _check_number(pl_module, self.attribute)
+        _check_alone(trainer, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Return to the last batch's value: a resumed run may go on with the end of an epoch."""
+        self._set(trainer, pl_module, max(trainer.fit_loop.batch_idx, 0))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the value, for whoever reads it before the first batch."""
+        self._set(trainer, pl_module, 0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the value; report it now and then, because logging costs as much as a small net's forward."""
+        value = self._set(trainer, pl_module, batch_idx)
+        if _reports(trainer):
+            pl_module.log(f"train/{self.attribute}", value, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report the value at the end of the epoch."""
+        if trainer.is_last_batch:
+            value = self.schedule(_time(trainer, batch_idx))
+            pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, batch_size=1)
+
+    def _set(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> float:
+        value = float(self.schedule(_time(trainer, batch_idx)))
+        _assign(pl_module, self.attribute.split("."), value)
+        return value
+
+
+def _time(trainer: Trainer, batch_idx: int) -> float:
+    return trainer.current_epoch + batch_idx / trainer.num_training_batches
+
+
+def _reports(trainer: Any) -> bool:
+    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0)
+
+
+def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
+    """Set the attribute at the end of a path; the owner, or what has to take the place of a frozen one."""
+    name, *rest = path
+    if rest:
+        part = getattr(owner, name)
+        value = _assign(part, rest, value)
+        if value is part:
+            return owner
+    try:
+        setattr(owner, name, value)
+    except FrozenInstanceError:
+        return replace(owner, **{name: value})
+    return owner
+
+
+def _check_alone(trainer: Any, me: AttributeRamp) -> None:
+    ramps = [callback for callback in trainer.callbacks if isinstance(callback, AttributeRamp)]
+    if any(ramp is not me and ramp.attribute == me.attribute for ramp in ramps):
+        raise ValueError(
+            f"two AttributeRamps drive {me.attribute}: keep one, whose schedule may be a Product of several."
+        )
+
+
+def _check_number(module: HasAttribute, attribute: str) -> None:
+    value: Any = module
+    *parts, last = attribute.split(".")
+    for name in (*parts, last):
+        owner, value = value, getattr(value, name, None)
+        if not hasattr(owner, name):
+            known = _numbers(owner) if name == last else list(_public(owner))
+            raise ValueError(
+                f'AttributeRamp("{attribute}") finds no {name} in {type(owner).__name__}: did you mean '
+                f"{_listed(get_close_matches(name, known) or known)}?"
+            )
+    if not _is_number(value):
+        raise ValueError(
+            f'AttributeRamp("{attribute}") drives a number, but {attribute} is {value!r}: did you mean '
+            f"{_listed(_numbers(owner))}?"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join(sorted(names)) or "another module (this one has no numbers)"
+
+
+def _public(owner: Any) -> dict[str, Any]:
+    inside = getattr(owner, "__dict__", {})
+    return {name: value for name, value in {**inside, **inside.get("_modules", {})}.items() if not name.startswith("_")}
+
+
+def _numbers(owner: Any) -> list[str]:
+    return [name for name, value in _public(owner).items() if _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

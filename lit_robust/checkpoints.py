@@ -1,0 +1,82 @@
+"""From a checkpoint to a plain net."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of Lightning's onto the CPU; only tensors and plain values are ever unpickled.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, is no checkpoint, or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, so it was not loaded: such a file can run any code "
+            "when it is opened; write it again with lit_robust, or save the net's state_dict alone."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is truncated or is no checkpoint ({error}): use an earlier one.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of a Lightning run: it has no state_dict.")
+    return checkpoint
+
+
+def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
+    """Give back the trained net of a checkpoint as a plain module in eval mode, on the CPU.
+
+    The net is built again as the checkpoint says: nets of ``lit_robust.nets`` say how they were built, and so does the
+    command line's configuration. Averaged weights are what a run with ``EMAWeights`` saves, so they are what comes.
+
+    Args:
+        path: A .ckpt file.
+        net: The net to load the weights into; needed where it is your own class and was built in Python.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be used, or does not say how its net was built, or ``net`` is another net.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = {
+        key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
+    }
+    net = _build(checkpoint, path) if net is None else net
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds the weights of another net than {type(net).__name__}: {error}") from error
+    return net.eval().requires_grad_(False)
+
+
+def _build(checkpoint: dict[str, Any], path: str | Path) -> nn.Module:
+    recipe = checkpoint.get("lit_robust", {}).get("net") or checkpoint.get("hyper_parameters", {}).get("net")
+    if recipe is None:
+        raise ValueError(f"{path} does not say how its net was built: pass the net, load_net(path, net=...).")
+    # jsonargparse checks that the class is a net before anything of it runs; importing by hand would run whatever
+    # a checkpoint from elsewhere names.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "net")
+    try:
+        built = parser.instantiate(parser.parse_object({"net": recipe}))
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{path} names a net that cannot be built: {recipe} ({error}).") from error
+    net: nn.Module = built.net
+    return net
+
+
+def checkpoints_of(folder: Path) -> dict[str, Path]:
+    """Find the ``last`` and ``best`` checkpoint of the newest run below a folder, in this order."""
+    newest = max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    found = {name: newest.parent / f"{name}.ckpt" for name in ("last", "best")} if newest else {}
+    return {name: path for name, path in found.items() if path.exists()}

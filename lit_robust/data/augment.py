@@ -1,0 +1,33 @@
+"""Random crops and flips of a whole batch, each image with its own draw."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Crop each image from itself with a border of zeros, and mirror half of them.
+
+    The augmentation of nearly every CIFAR paper. torchvision's transforms draw once for a whole batch; here
+    one gather does both for all images, each at its own place.
+
+    Args:
+        x: The images, of any dtype.
+        generator: Where the draws come from; on the device of ``x``.
+        padding: Width of the border in pixels.
+
+    Shape:
+        x: ``(N, C, H, W)``;  returned: the same.
+    """
+    n, channels, height, width = x.shape
+
+    def draw(choices: int) -> Tensor:
+        return torch.randint(choices, (n, 1, 1, 1), generator=generator, device=x.device)
+
+    def along(axis: int, size: int) -> Tensor:
+        return torch.arange(size, device=x.device).view([-1 if i == axis else 1 for i in range(4)])
+
+    top, left, mirrored = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
+    rows = top + along(2, height)
+    columns = left + torch.where(mirrored == 1, width - 1 - along(3, width), along(3, width))
+    return F.pad(x, [padding] * 4)[along(0, n), along(1, channels), rows, columns]

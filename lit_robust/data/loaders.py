@@ -1,0 +1,130 @@
+"""How an epoch goes through its samples: in which order, on which rank, from which batch on."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_robust.batch import Batch
+from lit_robust.seeds import derive_seed
+
+
+@dataclass
+class Samples:
+    """Positions in a data set and what each counts; changing them changes the next epoch of their loader.
+
+    Shape:
+        indices: ``(N,)`` int64;  weights: ``(N,)`` float32; both on the CPU.
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+    @classmethod
+    def once(cls, indices: Tensor) -> "Samples":
+        """Each position with weight 1."""
+        return cls(indices, torch.ones(len(indices)))
+
+
+class EpochLoader(ABC):
+    """An iterable over one epoch after another that shards itself and resumes in the middle of an epoch.
+
+    A batch is a function of (seed, epoch, batch index, rank) and of the samples, and of nothing drawn
+    before. Every rank has as many batches as the others, of the same sizes: the ranks that come up short
+    repeat samples with weight 0. It is no ``DataLoader``, so Lightning neither wraps nor rebuilds it, and
+    ``use_distributed_sampler`` does not matter; it calls ``set_epoch``, ``state_dict`` and
+    ``load_state_dict``. (One resume is not exact: under ``max_steps``, from a checkpoint of
+    ``on_train_epoch_end``, Lightning 2.6 passes ``set_epoch`` a number one too high.)
+
+    Args:
+        samples: What to go through; read anew when an epoch starts.
+        batch_size: Images in a batch of one rank.
+        shuffle: Whether each epoch has its own order.
+        drop_last: Whether to leave out a last batch that is not full.
+        rank: Which share is this process's.
+        world: How many shares there are.
+        seed: Where order and augmentation come from.
+
+    Raises:
+        ValueError: If there is no batch at all.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.samples = samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world = world
+        self.seed = seed
+        # Lightning calls set_epoch on a loader's sampler only: this loader is its own.
+        self.sampler, self.batch_sampler = self, None
+        self.epoch = 0
+        self._resume_at = 0
+        self._done = 0
+        if len(self) == 0:
+            raise ValueError(
+                f"batch_size={batch_size} with drop_last={drop_last} makes no batch of "
+                f"{len(samples.indices)} images on {world} ranks: take a smaller batch_size."
+            )
+
+    def __len__(self) -> int:
+        share = math.ceil(len(self.samples.indices) / self.world)
+        return share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; a place to resume at holds for its own epoch only."""
+        if epoch != self.epoch:
+            self._resume_at = 0
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many of its batches were handed out."""
+        return {"epoch": self.epoch, "batches": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration start behind the batches that were handed out."""
+        self.epoch, self._resume_at = state["epoch"], state["batches"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether
+        # it can, and again before it sets the epoch.
+        self._done, self._resume_at = self._resume_at, 0
+        for batch in self._batches(self._share(), range(self._done, len(self))):
+            self._done += 1
+            yield batch
+
+    def _share(self) -> Samples:
+        """This rank's samples of the epoch, in order."""
+        n = len(self.samples.indices)
+        order = torch.arange(n)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.epoch))
+            order = torch.randperm(n, generator=generator)
+        order = order[torch.arange(math.ceil(n / self.world) * self.world) % n]
+        weights = self.samples.weights[order]
+        weights[n:] = 0
+        mine = slice(self.rank, None, self.world)
+        return Samples(self.samples.indices[order[mine]], weights[mine])
+
+    def _slice(self, number: int) -> slice:
+        """Where batch ``number`` lies in the rank's share."""
+        return slice(number * self.batch_size, (number + 1) * self.batch_size)
+
+    @abstractmethod
+    def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
+        """The batches with these numbers."""

@@ -1,0 +1,78 @@
+"""Small data sets: all images stay on the device as bytes, and are augmented there."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_robust.batch import Batch
+from lit_robust.data.augment import crop_and_flip
+from lit_robust.data.base import ImageDataModule
+from lit_robust.data.loaders import EpochLoader, Samples
+from lit_robust.seeds import derive_seed
+
+
+class ResidentLoader(EpochLoader):
+    """Batches gathered from images that lie on the device.
+
+    Args:
+        samples: What to go through, as positions in ``images``.
+        images: All images.
+        labels: All labels, on the device of ``images``.
+        white: The stored value that is 1.0.
+        augment: Whether each image is cropped and mirrored at random.
+        **walk: Arguments of :class:`EpochLoader`.
+
+    Shape:
+        images: ``(N, C, H, W)`` uint8;  labels: ``(N,)`` int64.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        white: int = 255,
+        augment: bool = False,
+        **walk: Any,
+    ) -> None:
+        super().__init__(samples, **walk)
+        self.images = images
+        self.labels = labels
+        self.white = white
+        self.augment = augment
+
+    def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
+        device = self.images.device
+        indices, weights = share.indices.to(device), share.weights.to(device)
+        generator = torch.Generator(device)
+        for number in numbers:
+            index, weight = indices[self._slice(number)], weights[self._slice(number)]
+            x = self.images[index]
+            if self.augment:
+                generator.manual_seed(derive_seed(self.seed, "data", self.epoch, number, self.rank))
+                x = crop_and_flip(x, generator)
+            yield Batch(x.to(torch.float32) / self.white, self.labels[index], index, weight)
+
+
+class ResidentDataModule(ImageDataModule):
+    """A data set that fits on the device: a subclass says how to read it."""
+
+    #: The stored value that is 1.0.
+    white: ClassVar[int] = 255
+
+    @abstractmethod
+    def _arrays(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Images ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64 of the training or the test set."""
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        self._sets = {train: self._arrays(train) for train in (True, False)}
+        return self._sets[True][1], self._sets[False][1]
+
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
+        images, labels = self._sets[train]
+        self._sets[train] = images.to(self._device), labels.to(self._device)
+        return ResidentLoader(samples, *self._sets[train], white=self.white, augment=augment, **walk)

@@ -1,0 +1,91 @@
+"""Which images are held out for validation, as one paper or another does it, and how budgets are cut."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: ``random``: drawn by PyTorch from ``split_seed``.
+#: ``first``: the first images in file order (SAT's CIFAR-10: 5,000).
+#: ``first_per_class``: the first images of each class in file order (NuAT, GAT on CIFAR-10: 100 a class).
+#: ``permutation_first``: the head of NumPy's permutation of ``split_seed`` (Rice et al.: 1,000, seed 0).
+#: ``permutation_last``: its tail (GAT on MNIST: 10,000, seed 0).
+Split = Literal["random", "first", "first_per_class", "permutation_first", "permutation_last"]
+
+
+def hold_out(labels: Tensor, val_size: int, split: Split, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide a training set into images to train on and images to validate on.
+
+    Returns:
+        Positions of the training and of the validation images, each in file order.
+
+    Raises:
+        ValueError: If nothing would be left to train on, or a class is too small for ``first_per_class``.
+
+    Shape:
+        labels: ``(N,)``;  returned: ``(N - val_size,)`` and ``(val_size,)`` int64.
+    """
+    if val_size >= len(labels):
+        raise ValueError(f"val_size={val_size} leaves no image of {len(labels)} to train on: take fewer.")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[_RULES[split](labels, val_size, seed)] = True
+    if int(held_out.sum()) != val_size:
+        raise ValueError(f"split={split!r} finds {int(held_out.sum())} of val_size={val_size} images: take fewer.")
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def place_in_class(labels: Tensor) -> Tensor:
+    """How many images of the same class come before each image.
+
+    Shape:
+        labels: ``(N,)``;  returned: ``(N,)`` int64.
+    """
+    by_class = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    place = torch.empty_like(labels)
+    place[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return place
+
+
+def first_of_each_class(labels: Tensor, size: int) -> Tensor:
+    """Positions, in file order, of ``size`` images: the first ones of every class, in equal parts."""
+    turn = place_in_class(labels) * (int(labels.max()) + 1) + labels
+    return torch.argsort(turn)[:size].sort().values
+
+
+def _random(labels: Tensor, val_size: int, seed: int) -> Tensor:
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:val_size]
+
+
+def _first(labels: Tensor, val_size: int, seed: int) -> Tensor:
+    return torch.arange(val_size)
+
+
+def _first_per_class(labels: Tensor, val_size: int, seed: int) -> Tensor:
+    classes = len(torch.unique(labels))
+    return torch.nonzero(place_in_class(labels) < val_size // classes).flatten()
+
+
+def _permutation(size: int, seed: int) -> Tensor:
+    # The legacy generator on purpose: after np.random.seed(seed), the authors' permutation (and their
+    # shuffle of a range, which draws the same numbers) is this one.
+    return torch.from_numpy(np.random.RandomState(seed).permutation(size))
+
+
+def _permutation_first(labels: Tensor, val_size: int, seed: int) -> Tensor:
+    return _permutation(len(labels), seed)[:val_size]
+
+
+def _permutation_last(labels: Tensor, val_size: int, seed: int) -> Tensor:
+    return _permutation(len(labels), seed)[len(labels) - val_size :]
+
+
+_RULES: dict[Split, Callable[[Tensor, int, int], Tensor]] = {
+    "random": _random,
+    "first": _first,
+    "first_per_class": _first_per_class,
+    "permutation_first": _permutation_first,
+    "permutation_last": _permutation_last,
+}

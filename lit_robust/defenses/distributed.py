@@ -1,0 +1,40 @@
+"""The three places where ranks must agree."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """How many ranks train together, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over all ranks, outside autograd."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """The mean of ``(N,)`` values under ``(N,)`` weights over the batches of all ranks.
+
+    DistributedDataParallel averages gradients over ranks, so each rank contributes its own weighted sum times the
+    number of ranks; then the average equals one process's gradient, also where ranks hold different total weights.
+    """
+    return (values * weight).sum() * world_size() / sum_over_ranks(weight.sum())
+
+
+@torch.no_grad()
+def average_buffers(net: nn.Module) -> None:
+    """Give every rank the mean of the ranks' float buffers (BatchNorm's statistics).
+
+    Only rank 0's are written to a checkpoint; without this a resumed run of several ranks is another run.
+    """
+    if (ranks := world_size()) > 1:
+        for buffer in net.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= ranks

@@ -1,0 +1,25 @@
+"""Training without an adversary: the baseline of every table."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_robust.batch import Batch
+from lit_robust.defenses.base import Defense
+
+
+class Natural(Defense):
+    """Ordinary training: cross-entropy on clean images.
+
+        min_theta  E  CE(f(x), y)
+
+    ``attack`` is not used for training; its eps and norm set the yardstick of validation and test.
+    """
+
+    def perturb(self, batch: Batch) -> Any:
+        """Leave the images alone."""
+        return batch.x
+
+    def loss(self, batch: Batch, x_adv: Any) -> Tensor:
+        """Cross-entropy on clean images."""
+        return self.natural_loss(batch)

@@ -1,0 +1,93 @@
+"""Learning rate and momentum over time."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lit_robust.schedules import Schedule
+
+
+class LearningRate:
+    """Drives one optimizer by a ``Schedule`` of fractional epochs, or by a scheduler of torch.
+
+    A ``Schedule`` is a function of the clock, so it needs no state to be resumed and holds when the number of batches
+    an epoch changes. Under manual optimization Lightning steps no scheduler, so torch's are stepped here.
+
+    Args:
+        optimizer: Makes the optimizer from parameters.
+        scheduler: The Schedule, whose value multiplies the optimizer's ``lr``, or what makes torch's scheduler.
+        interval: When torch's scheduler takes its step.
+        momentum: The momentum, absolute; None leaves the optimizer's.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        scheduler: Schedule | LRSchedulerCallable | None,
+        interval: Literal["epoch", "step"],
+        momentum: Schedule | None,
+    ) -> None:
+        if interval not in ("epoch", "step"):
+            raise ValueError(f'lr_interval="{interval}" is unknown: choose "epoch" or "step".')
+        self.make_optimizer, self.scheduler, self.interval, self.momentum = (
+            optimizer,
+            scheduler,
+            interval,
+            momentum,
+        )
+        self.optimizer: torch.optim.Optimizer
+        self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
+
+    def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
+        """Build the optimizer, for ``configure_optimizers``."""
+        self.optimizer = self.make_optimizer(params)
+        # Kept here and not in the optimizer, whose state a checkpoint overwrites: what the user asks for now counts.
+        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if self.momentum is not None and not self.optimizer.param_groups[0].keys() & {"momentum", "betas"}:
+            raise ValueError(
+                f"momentum is scheduled, but {type(self.optimizer).__name__} has none: remove the schedule."
+            )
+        if self.scheduler is None or isinstance(self.scheduler, Schedule):
+            return {"optimizer": self.optimizer}
+        self.torch_scheduler = self.scheduler(self.optimizer)
+        return {
+            "optimizer": self.optimizer,
+            "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
+        }
+
+    @property
+    def current(self) -> float:
+        """The learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def set(self, time: float) -> None:
+        """Apply the schedules at a moment in fractional epochs."""
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            if isinstance(self.scheduler, Schedule):
+                group["lr"] = base * self.scheduler(time)
+            if self.momentum is not None and "betas" in group:
+                group["betas"] = (self.momentum(time), group["betas"][1])
+            elif self.momentum is not None:
+                group["momentum"] = self.momentum(time)
+
+    def batch_done(self) -> None:
+        """Step a scheduler of torch that counts batches."""
+        if isinstance(self.torch_scheduler, LRScheduler) and self.interval == "step":
+            self.torch_scheduler.step()
+
+    def epoch_done(self, metrics: Mapping[str, Any]) -> None:
+        """Step a scheduler of torch that counts epochs, with the metric that it monitors.
+
+        Raises:
+            ValueError: If a plateau scheduler monitors what is not logged.
+        """
+        if isinstance(self.torch_scheduler, ReduceLROnPlateau):
+            monitor = getattr(self.torch_scheduler, "monitor", "val/acc/robust")
+            if monitor not in metrics:
+                raise ValueError(f"the scheduler monitors {monitor}, which is not among {sorted(metrics)}.")
+            self.torch_scheduler.step(metrics[monitor])
+        elif self.torch_scheduler is not None and self.interval == "epoch":
+            self.torch_scheduler.step()

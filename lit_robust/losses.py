@@ -1,0 +1,120 @@
+"""Losses of logits, one number per sample, for training and for attacks alike.
+
+All compute in float32, whatever precision the net runs in: under float16 a small loss or gradient becomes 0.
+
+Shape:
+    logits, clean_logits: ``(N, C)``;  y, target: ``(N,)`` int64;  every result: ``(N,)`` float32.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: ``(logits, y) -> (N,)``, or ``(logits, clean_logits) -> (N,)``.
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def ce(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy ``-log p_y``; ``y`` may also be soft labels ``(N, C)``, whose rows sum to 1."""
+    if y.shape != logits.shape:
+        _check(logits, y)
+    return F.cross_entropy(logits.float(), y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """By how much the best other class leads: ``max_{j != y} z_j - z_y``, positive where the net is wrong.
+
+    Carlini and Wagner (arXiv:1608.04644), their f6 without its bound kappa.
+    """
+    _check(logits, y)
+    return _margin(logits.float(), y)
+
+
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin of softmax probabilities, ``max_{j != y} p_j - p_y`` in [-1, 1].
+
+    What GAMA (arXiv:2011.14969) maximises, and how P-SAT (arXiv:2003.09347) measures difficulty.
+    """
+    _check(logits, y)
+    return _margin(logits.float().softmax(dim=1), y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference-of-logits ratio (Croce and Hein, arXiv:2003.01690): the margin over ``z_(1) - z_(3)``.
+
+    ``z_(k)`` is the k-th largest logit. The ratio does not change when logits are shifted or scaled, so a net
+    cannot weaken the attack by growing its logits.
+
+    Raises:
+        ValueError: If there are fewer than 3 classes.
+    """
+    _check(logits, y, classes=3)
+    logits = logits.float()
+    first, _, third = logits.topk(3, dim=1).values.unbind(dim=1)
+    return _margin(logits, y) / (first - third + 1e-12)
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Difference-of-logits ratio towards one class: ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)``.
+
+    The targeted loss of AutoAttack (Croce and Hein, arXiv:2003.01690); it grows as ``target`` gains on ``y``.
+
+    Raises:
+        ValueError: If there are fewer than 4 classes.
+    """
+    _check(logits, y, classes=4)
+    _check(logits, target, classes=4)
+    logits = logits.float()
+    first, _, third, fourth = logits.topk(4, dim=1).values.unbind(dim=1)
+    return (_pick(logits, target) - _pick(logits, y)) / (first - (third + fourth) / 2 + 1e-12)
+
+
+def kl(logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """``KL(p(clean_logits) || p(logits))``, with a gradient through both; detach what must not have one.
+
+    The regulariser of TRADES (arXiv:1901.08573) and what its attack maximises. Its gradient is 0 where the
+    logits agree, so an attack must not start at the clean image.
+    """
+    if logits.ndim != 2 or logits.shape != clean_logits.shape:
+        raise ValueError(
+            f"logits and clean_logits must both be (N, C), but are {tuple(logits.shape)} "
+            f"and {tuple(clean_logits.shape)}."
+        )
+    log_p, log_q = clean_logits.float().log_softmax(dim=1), logits.float().log_softmax(dim=1)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=1)
+
+
+def bce(logits: Tensor, y: Tensor) -> Tensor:
+    """Boosted cross-entropy of MART (Wang et al., ICLR 2020, OpenReview rklOg6EFwS).
+
+        -log p_y - log(1.0001 - max_{j != y} p_j)
+
+    The constant is the authors' code's; it bounds the second term's gradient where another class is certain.
+    """
+    _check(logits, y)
+    others = _without(logits.float().softmax(dim=1), y).amax(dim=1)
+    return ce(logits, y) - (1.0001 - others).log()
+
+
+def _margin(scores: Tensor, y: Tensor) -> Tensor:
+    return _without(scores, y).amax(dim=1) - _pick(scores, y)
+
+
+def _without(scores: Tensor, y: Tensor) -> Tensor:
+    """The scores with the label's at minus infinity, so that no maximum is the label's."""
+    return scores.scatter(1, y.unsqueeze(1), -torch.inf)
+
+
+def _pick(scores: Tensor, y: Tensor) -> Tensor:
+    return scores.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+def _check(logits: Tensor, y: Tensor, classes: int = 2) -> None:
+    if logits.ndim != 2 or y.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be (N, C) and labels (N,), but they are {tuple(logits.shape)} and {tuple(y.shape)}."
+        )
+    if logits.shape[1] < classes:
+        raise ValueError(f"this loss needs at least {classes} classes, but the net returns {logits.shape[1]} logits.")

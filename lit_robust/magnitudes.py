@@ -1,0 +1,49 @@
+"""``"8/255"`` as a number, in YAML, on the command line and in Python."""
+
+import math
+from typing import TYPE_CHECKING
+
+
+def magnitude(value: float | str, name: str = "magnitude") -> float:
+    """Read a pixel magnitude that is a number or a fraction such as ``"8/255"``.
+
+    Args:
+        value: A number, or the text of a number or of a fraction of two numbers.
+        name: The argument's name, for the error.
+
+    Returns:
+        A finite float that is not negative.
+
+    Raises:
+        ValueError: If the text is neither, divides by zero, or the number is negative or not finite.
+    """
+    try:
+        numerator, _, denominator = str(value).partition("/")
+        number = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name}={value!s} is not a magnitude: write a number >= 0 or a fraction such as 8/255.")
+    return number
+
+
+if TYPE_CHECKING:
+    # What a type checker sees. It stands here and not beside the classes that use it, because jsonargparse
+    # executes the TYPE_CHECKING blocks of a class's own module.
+    Magnitude = float
+else:
+
+    class Magnitude(float):
+        """A float that may be written ``8/255`` and is written back as it came."""
+
+        def __new__(cls, value: "float | str") -> "Magnitude":
+            """Read the number and keep its text."""
+            self = super().__new__(cls, magnitude(value))
+            self.text = str(value)
+            return self
+
+        def __getnewargs__(self) -> tuple[str]:
+            return (self.text,)
+
+        def __str__(self) -> str:
+            return self.text

@@ -1,0 +1,41 @@
+"""torchvision's residual nets for large images, untrained."""
+
+from torch import nn
+from torchvision.models import resnet
+
+from lit_robust.nets.net import IMAGENET_MEAN, IMAGENET_STD, Net, PerChannel
+from lit_robust.nets.recipe import recorded
+
+
+@recorded
+def imagenet_resnet18(num_classes: int = 10, mean: PerChannel = IMAGENET_MEAN, std: PerChannel = IMAGENET_STD) -> Net:
+    """ResNet-18 (He et al., arXiv:1512.03385) as torchvision builds and initialises it.
+
+    11,227,812 parameters for 100 classes, 11,689,512 for 1000. GAT and NuAT feed ImageNet-100's pixels as
+    they are: ``mean=None, std=None``.
+
+    Args:
+        num_classes: The number of logits.
+        mean: See ``Net``; ImageNet's by default.
+        std: See ``Net``; ImageNet's by default.
+    """
+    return _split(resnet.resnet18(weights=None, num_classes=num_classes), mean, std)
+
+
+@recorded
+def imagenet_resnet50(num_classes: int = 10, mean: PerChannel = IMAGENET_MEAN, std: PerChannel = IMAGENET_STD) -> Net:
+    """ResNet-50 (He et al., arXiv:1512.03385) as torchvision builds and initialises it.
+
+    23,712,932 parameters for 100 classes, 25,557,032 for 1000.
+
+    Args:
+        num_classes: The number of logits.
+        mean: See ``Net``; ImageNet's by default.
+        std: See ``Net``; ImageNet's by default.
+    """
+    return _split(resnet.resnet50(weights=None, num_classes=num_classes), mean, std)
+
+
+def _split(body: resnet.ResNet, mean: PerChannel, std: PerChannel) -> Net:
+    head, body.fc = body.fc, nn.Identity()
+    return Net(body, head, mean=mean, std=std)

@@ -1,0 +1,83 @@
+"""What every net here is: normalisation, a body and a linear head."""
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+#: One number per channel, or None for pixels as they come.
+PerChannel: TypeAlias = tuple[float, ...] | None
+
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Net(nn.Module):
+    """Logits ``head(body((x - mean) / std))`` of images in [0, 1].
+
+    Normalisation is a part of the net, so that every eps outside is in units of pixels. ``mean`` and ``std``
+    are saved with the weights, so weights never meet a normalisation that they were not trained with.
+
+    Args:
+        body: Turns normalised images into one row of features each.
+        head: Turns features into logits; its ``out_features`` is the number of classes.
+        in_channels: The images' channels.
+        mean: Subtracted from each channel, in units of [0, 1]; None (for both) leaves the pixels as they are.
+        std: What each channel is divided by.
+
+    Shape:
+        x: ``(N, in_channels, H, W)`` in [0, 1];  logits: ``(N, head.out_features)``.
+
+    Raises:
+        ValueError: If only one of ``mean`` and ``std`` is given, either has not one value per channel, or a
+            value of ``std`` is not above 0.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+    #: How to build the net again: ``class_path`` and ``init_args``; None for nets of the user's own.
+    recipe: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Linear,
+        *,
+        in_channels: int = 3,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.register_buffer("mean", _column("mean", mean, in_channels))
+        self.register_buffer("std", _column("std", std, in_channels))
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean={mean} and std={std} go together: give both, or null for both.")
+        if std is not None and not min(std) > 0:
+            raise ValueError(f"std={std} divides the pixels, so each value must be above 0.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(N, head.out_features)``."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what ``head`` reads, ``(N, head.in_features)``."""
+        features: Tensor = self.body(self.normalize(x))
+        return features
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return ``(x - mean) / std``, or ``x`` where the net has neither."""
+        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+
+
+def _column(name: str, values: PerChannel, in_channels: int) -> Tensor | None:
+    if values is None:
+        return None
+    if len(values) != in_channels:
+        raise ValueError(
+            f"{name}={tuple(values)} does not fit in_channels={in_channels}: give one value per channel, or "
+            "null for pixels as they are."
+        )
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

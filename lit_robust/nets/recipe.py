@@ -1,0 +1,40 @@
+"""A net remembers how it was built, so that a checkpoint can build it again."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec
+
+from lit_robust.nets.net import Net
+
+P = ParamSpec("P")
+
+
+def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
+    """Give the nets of a builder a ``recipe``: its public name and all its arguments, as plain values.
+
+    ``jsonargparse`` reads a recipe as it reads any ``class_path`` with ``init_args``. Defaults are written
+    out, so a recipe builds the same net after they have changed.
+
+    Raises:
+        ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1.
+    """
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Net:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}={value} of {build.__name__} must be at least 1.")
+        net = build(*args, **kwargs)
+        net.recipe = {
+            "class_path": f"lit_robust.nets.{build.__name__}",
+            "init_args": {
+                name: list(value) if isinstance(value, tuple) else value for name, value in bound.arguments.items()
+            },
+        }
+        return net
+
+    return wrapper

@@ -1,0 +1,114 @@
+"""Residual nets for images of about 32 x 32: a 3 x 3 stem, four stages, average pooling."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+
+from lit_robust.nets.blocks import BasicBlock, Block, Bottleneck, PreActBlock, conv3x3, stages
+from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
+from lit_robust.nets.recipe import recorded
+
+
+@recorded
+def resnet18(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    mean: PerChannel = CIFAR10_MEAN,
+    std: PerChannel = CIFAR10_STD,
+) -> Net:
+    """ResNet-18 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
+
+    11,173,962 parameters for 10 classes. Weights start as torch's layers do. NuAT and GAT feed pixels as they
+    are: ``mean=None, std=None``.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels of the first stage; each later stage doubles them.
+        mean: See ``Net``; CIFAR-10's by default.
+        std: See ``Net``; CIFAR-10's by default.
+    """
+    return _resnet(BasicBlock, width, 1, (2, 2, 2, 2), num_classes, in_channels, mean, std)
+
+
+@recorded
+def resnet50(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    mean: PerChannel = CIFAR10_MEAN,
+    std: PerChannel = CIFAR10_STD,
+) -> Net:
+    """ResNet-50 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
+
+    23,520,842 parameters for 10 classes. Weights start as torch's layers do.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels inside the first stage's blocks, which return four times as many.
+        mean: See ``Net``; CIFAR-10's by default.
+        std: See ``Net``; CIFAR-10's by default.
+    """
+    return _resnet(Bottleneck, width, 4, (3, 4, 6, 3), num_classes, in_channels, mean, std)
+
+
+@recorded
+def preact_resnet18(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    mean: PerChannel = CIFAR10_MEAN,
+    std: PerChannel = CIFAR10_STD,
+) -> Net:
+    """PreAct ResNet-18 (He et al., arXiv:1603.05027) as in the code of N-FGSM and of FastAT's later version.
+
+    11,172,170 parameters for 10 classes: 1,024 more than kuangliu/pytorch-cifar's net, which has no BatchNorm
+    before the pooling, nor have GradAlign's code and RobustBench's FastAT net. A shortcut that changes the
+    shape reads the block's input; He et al. (and RobustBench's net of Rice et al. for CIFAR-100) let it read
+    the activated input. Weights start as torch's layers do.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels of the first stage; each later stage doubles them.
+        mean: See ``Net``; CIFAR-10's by default.
+        std: See ``Net``; CIFAR-10's by default.
+    """
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    body = nn.Sequential(
+        OrderedDict(
+            stem=conv3x3(in_channels, width),
+            **stages(partial(PreActBlock, activate_shortcut=False), width, widths, (2, 2, 2, 2)),
+            bn=nn.BatchNorm2d(widths[-1]),
+            relu=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+        )
+    )
+    return Net(body, nn.Linear(widths[-1], num_classes), in_channels=in_channels, mean=mean, std=std)
+
+
+def _resnet(
+    block: Block,
+    width: int,
+    expansion: int,
+    depths: Sequence[int],
+    num_classes: int,
+    in_channels: int,
+    mean: PerChannel,
+    std: PerChannel,
+) -> Net:
+    widths = [expansion * width * 2**stage for stage in range(4)]
+    body = nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU()),
+            **stages(block, width, widths, depths),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+        )
+    )
+    return Net(body, nn.Linear(widths[-1], num_classes), in_channels=in_channels, mean=mean, std=std)

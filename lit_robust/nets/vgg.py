@@ -1,0 +1,44 @@
+"""VGG for images of about 32 x 32."""
+
+from itertools import pairwise
+
+from torch import nn
+
+from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
+from lit_robust.nets.recipe import recorded
+
+
+@recorded
+def vgg16(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    mean: PerChannel = CIFAR10_MEAN,
+    std: PerChannel = CIFAR10_STD,
+) -> Net:
+    """VGG-16 (Simonyan and Zisserman, arXiv:1409.1556) with BatchNorm, as in kuangliu/pytorch-cifar.
+
+    14,728,266 parameters for 10 classes, of which one linear layer. Weights start as torch's layers do.
+    Images must be at least 32 x 32; what the poolings leave of larger ones is averaged.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels of the first stage; the next three have 2, 4, 8 and 8 times as many.
+        mean: See ``Net``; CIFAR-10's by default.
+        std: See ``Net``; CIFAR-10's by default.
+    """
+    widths = [in_channels, width, 2 * width, 4 * width, 8 * width, 8 * width]
+    groups = (
+        _group(before, after, depth) for (before, after), depth in zip(pairwise(widths), (2, 2, 3, 3, 3), strict=True)
+    )
+    body = nn.Sequential(*groups, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Net(body, nn.Linear(widths[-1], num_classes), in_channels=in_channels, mean=mean, std=std)
+
+
+def _group(in_channels: int, channels: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+        in_channels = channels
+    return nn.Sequential(*layers, nn.MaxPool2d(2))

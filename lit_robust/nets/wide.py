@@ -1,0 +1,148 @@
+"""Wide residual nets (Zagoruyko and Komodakis, arXiv:1605.07146) for images of about 32 x 32."""
+
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_robust.nets.blocks import Block, PreActBlock, conv3x3, stages
+from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
+from lit_robust.nets.recipe import recorded
+
+
+@recorded
+def wide_resnet28_10(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 160,
+    mean: PerChannel = CIFAR10_MEAN,
+    std: PerChannel = CIFAR10_STD,
+) -> Net:
+    """WRN-28-10 as in the code of TRADES and RobustBench: 4 blocks a stage, no dropout.
+
+    36,479,194 parameters for 10 classes. Convolutions start from N(0, 2 / (k * k * out_channels)), the head's
+    bias from 0.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels of the first stage, 16 times the widening factor; each later stage doubles them.
+        mean: See ``Net``; CIFAR-10's by default.
+        std: See ``Net``; CIFAR-10's by default.
+    """
+    body = _body(partial(PreActBlock, activate_shortcut=True), 4, width, in_channels, nn.ReLU())
+    return _initialized(Net(body, nn.Linear(4 * width, num_classes), in_channels=in_channels, mean=mean, std=std))
+
+
+@recorded
+def wide_resnet34_10(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 160,
+    mean: PerChannel = CIFAR10_MEAN,
+    std: PerChannel = CIFAR10_STD,
+) -> Net:
+    """WRN-34-10 as in the code of TRADES and RobustBench: 5 blocks a stage, no dropout.
+
+    46,160,474 parameters for 10 classes. TRADES' own file holds 2,102,112 more, in a stage that is never
+    used. NuAT's net of this name is another: its convolutions have biases, the stride is that of a block's
+    second one, and shortcuts read the block's input. Weights start as those of ``wide_resnet28_10``.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels of the first stage, 16 times the widening factor; each later stage doubles them.
+        mean: See ``Net``; CIFAR-10's by default.
+        std: See ``Net``; CIFAR-10's by default.
+    """
+    body = _body(partial(PreActBlock, activate_shortcut=True), 5, width, in_channels, nn.ReLU())
+    return _initialized(Net(body, nn.Linear(4 * width, num_classes), in_channels=in_channels, mean=mean, std=std))
+
+
+@recorded
+def wide_resnet32_10(num_classes: int = 10, in_channels: int = 3, width: int = 160) -> Net:
+    """WRN-32-10: the Madry CIFAR challenge's net (arXiv:1706.06083), also that of FreeAT (arXiv:1904.12843).
+
+    45,901,914 parameters for 10 classes. With its 5 blocks a stage it is as deep as WRN-34-10: 32 counts
+    their 30 convolutions, the stem and the head, 34 the stem and 3 shortcuts that convolve. Here shortcuts
+    pool and add zero channels; ReLUs leak with slope 0.1, BatchNorm has eps 1e-3, and each image is
+    standardised by itself, so there are no ``mean`` and ``std``. Friendly AT's PyTorch net of this name has
+    none of that and equals ``wide_resnet34_10``. Convolutions and biases start as there, the head as in the
+    authors' code.
+
+    Differences from the authors' code: convolutions of stride 2 pad both sides of an image, where TensorFlow
+    pads one.
+
+    Args:
+        num_classes: The number of logits.
+        in_channels: The images' channels.
+        width: The channels of the first stage, at least 16; each later stage doubles them.
+    """
+    if width < 16:
+        raise ValueError(f"width={width} is less than the stem's 16 channels, which shortcuts can only add to.")
+    body = nn.Sequential(Standardize(), _body(_madry_block, 5, width, in_channels, nn.LeakyReLU(0.1)))
+    net = _initialized(Net(body, nn.Linear(4 * width, num_classes), in_channels=in_channels))
+    bound = (3 / net.head.in_features) ** 0.5
+    nn.init.uniform_(net.head.weight, -bound, bound)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3
+    return net
+
+
+class Standardize(nn.Module):
+    """Each image minus its mean, over its standard deviation (TensorFlow's ``per_image_standardization``)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape; the deviation counts as at least one grey level over sqrt(C * H * W)."""
+        std, mean = torch.std_mean(x, dim=(1, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / std.clamp_min(1 / (255 * x[0].numel() ** 0.5))
+
+
+class PaddedShortcut(nn.Module):
+    """Average pooling, and as many zero channels before as after the input's."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        before = (out_channels - in_channels) // 2
+        self.channels = (before, out_channels - in_channels - before)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, H // stride, W // stride)``."""
+        return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, *self.channels))
+
+
+def _madry_block(in_channels: int, out_channels: int, stride: int) -> PreActBlock:
+    return PreActBlock(
+        in_channels,
+        out_channels,
+        stride,
+        shortcut=PaddedShortcut,
+        activate_shortcut=stride == 1,  # that is in the first stage
+        activation=nn.LeakyReLU(0.1),
+    )
+
+
+def _body(block: Block, depth: int, width: int, in_channels: int, activation: nn.Module) -> nn.Sequential:
+    widths = [width, 2 * width, 4 * width]
+    return nn.Sequential(
+        OrderedDict(
+            stem=conv3x3(in_channels, 16),
+            **stages(block, 16, widths, [depth] * 3),
+            bn=nn.BatchNorm2d(widths[-1]),
+            activation=activation,
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+        )
+    )
+
+
+def _initialized(net: Net) -> Net:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(net.head.bias)
+    return net

@@ -1,0 +1,27 @@
+"""Fixtures that every test may use; nothing here reaches the network."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> Iterator[None]:
+    """Each test starts from the same random state, on one thread, and leaves no seed in the environment."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    os.environ.pop("PL_SEED_WORKERS", None)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real data sets; the test is skipped where there is none."""
+    root = Path(os.environ.get("LIT_ROBUST_DATA", "data"))
+    if not root.is_dir():
+        pytest.skip(f"no real data: {root} is missing (set LIT_ROBUST_DATA)")
+    return root

@@ -1,0 +1,617 @@
+"""One-step attacks and PGD: closed forms on linear nets, hand-written loops, what they leave alone."""
+
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_robust import losses
+from lit_robust.attacks import FGSM, PGD, RFGSM, Attack, AutoAttack
+from lit_robust.attacks.base import crafting, frozen, network_mode
+from lit_robust.magnitudes import Magnitude
+
+SHAPE = (1, 4, 4)
+ALL_LOSSES = [losses.ce, losses.margin, losses.probability_margin, losses.dlr, losses.bce]
+ATTACKS = [
+    FGSM(0.1),
+    FGSM(0.5, norm="l2"),
+    RFGSM(0.1),
+    RFGSM(0.1, variant="wong"),
+    PGD(0.1, 0.04, steps=3),
+    PGD(0.5, 0.2, steps=3, norm="l2"),
+    PGD(0.1, 0.04, steps=3, init="gaussian", loss=losses.kl, compare_with="clean_logits"),
+    PGD(0.1, 0.04, steps=3, init="rademacher", momentum=0.9, restarts=2),
+    PGD(0.1, 0.04, steps=3, restarts=3, freeze_misclassified=True),
+    PGD(0.1, 0.04, steps=3, targeted=True, loss=losses.margin),
+]
+
+
+def axis_net(v):
+    """Logits (-t, t, t - 10, t - 20), t = v.x: every loss leaves class 0 along +v and class 1 along -v."""
+    linear = nn.Linear(v.numel(), 4)
+    linear.weight.data = torch.stack([-v.flatten(), v.flatten(), v.flatten(), v.flatten()])
+    linear.bias.data = torch.tensor([0.0, 0.0, -10.0, -20.0])
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def smooth_net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5))
+
+
+def conv_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    )
+
+
+def data(n=8, classes=5):
+    return torch.rand(n, *SHAPE), torch.randint(classes, (n,))
+
+
+class Counting(nn.Module):
+    """Counts forwards and the images in each."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.rows = net, []
+
+    def forward(self, x):
+        self.rows.append(len(x))
+        return self.net(x)
+
+
+# Closed forms.
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+@pytest.mark.parametrize("init", ["zero", "uniform"])
+def test_linf_pgd_reaches_the_worst_case_of_a_linear_net_also_where_the_box_cuts(loss, init):
+    v, eps = torch.randn(SHAPE), 0.1
+    x, y = torch.rand(16, *SHAPE), torch.arange(16) % 2
+    sign = (1 - 2 * y).view(-1, 1, 1, 1) * v.sign()
+    x_adv = PGD(eps, eps / 4, steps=10, init=init, loss=loss)(axis_net(v), x, y)
+    torch.testing.assert_close(x_adv, (x + eps * sign).clamp(0, 1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+@pytest.mark.parametrize(("init", "steps", "atol"), [("zero", 5, 1e-6), ("uniform", 150, 1e-4)])
+def test_l2_pgd_reaches_the_worst_case_of_a_linear_net(loss, init, steps, atol):
+    v, eps = torch.randn(SHAPE), 0.2
+    x, y = 0.4 + 0.2 * torch.rand(8, *SHAPE), torch.arange(8) % 2
+    direction = (1 - 2 * y).view(-1, 1, 1, 1) * v / v.norm()
+    x_adv = PGD(eps, eps / 4, steps=steps, norm="l2", init=init, loss=loss)(axis_net(v), x, y)
+    torch.testing.assert_close(x_adv, x + eps * direction, atol=atol, rtol=0)
+
+
+def test_fgsm_is_one_clipped_signed_step():
+    net, (x, y) = smooth_net(), data()
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(net(leaf), y), leaf)
+    torch.testing.assert_close(FGSM(0.1)(net, x, y), (x + 0.1 * gradient.sign()).clamp(0, 1))
+    step = 0.1 * gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(FGSM(0.1, norm="l2")(net, x, y), (x + step).clamp(0, 1))
+
+
+def noisy(x, size):
+    torch.manual_seed(7)
+    return x + size * torch.randn_like(x).sign()
+
+
+def signed_gradient(net, x, y):
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(net(leaf), y), leaf)[0].sign()
+
+
+def test_rfgsm_of_tramer_spends_alpha_on_noise_and_the_rest_on_the_step():
+    net, (x, y) = smooth_net(), data()
+    start = noisy(x, 0.04).clamp(0, 1)
+    expected = (start + 0.06 * signed_gradient(net, start, y)).clamp(0, 1)
+    torch.manual_seed(7)
+    torch.testing.assert_close(RFGSM(0.1, alpha=0.04)(net, x, y), expected)
+
+
+def test_rfgsm_of_wong_steps_from_a_uniform_start_and_projects():
+    net, (x, y) = smooth_net(), data()
+    torch.manual_seed(7)
+    start = (x + 0.1 * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
+    change = (start + 0.125 * signed_gradient(net, start, y) - x).clamp(-0.1, 0.1)
+    torch.manual_seed(7)
+    torch.testing.assert_close(RFGSM(0.1, variant="wong")(net, x, y), (x + change).clamp(0, 1))
+
+
+def test_rfgsm_of_rmgm_leaves_the_ball_by_alpha():
+    net, (x, y) = smooth_net(), data()
+    start = noisy(x, 0.04)
+    expected = (start + 0.1 * signed_gradient(net, start, y)).clamp(0, 1)
+    torch.manual_seed(7)
+    x_adv = RFGSM(0.1, alpha=0.04, variant="rmgm")(net, x, y)
+    torch.testing.assert_close(x_adv, expected)
+    assert (x_adv - x).abs().max() == pytest.approx(0.14, abs=1e-6)
+
+
+# Hand-written loops.
+
+
+def by_hand(net, x, y, start, *, eps, alpha, steps, norm="linf", momentum=0.0, clean=None, sign=1):
+    """PGD in float64, as plainly as it can be written."""
+    delta, velocity = start.double() - x.double(), torch.zeros_like(x.double())
+    x, net = x.double(), net.double()
+    points = []
+    for _ in range(steps):
+        leaf = (x + delta).requires_grad_()
+        log_q = net(leaf).log_softmax(1)
+        value = -log_q.gather(1, y[:, None]).sum() if clean is None else (clean.exp() * (clean - log_q)).sum()
+        gradient = sign * torch.autograd.grad(value, leaf)[0]
+        if momentum:
+            velocity = momentum * velocity + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
+            gradient = velocity
+        if norm == "linf":
+            delta = (delta + alpha * gradient.sign()).clamp(-eps, eps)
+        else:
+            delta = delta + alpha * gradient / gradient.square().sum((1, 2, 3), keepdim=True).sqrt()
+            length = delta.square().sum((1, 2, 3), keepdim=True).sqrt()
+            delta = torch.where(length > eps, delta * eps / length, delta)
+        delta = (x + delta).clamp(0, 1) - x
+        points.append((x + delta).float())
+    net.float()
+    return points
+
+
+@pytest.mark.parametrize(("norm", "eps", "alpha"), [("linf", 0.1, 0.03), ("l2", 0.4, 0.15)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_pgd_equals_a_float64_loop_after_every_step(norm, eps, alpha, momentum, targeted):
+    net, (x, y) = smooth_net(), data()
+    attack = PGD(eps, alpha, steps=0, norm=norm, momentum=momentum, targeted=targeted)
+    torch.manual_seed(3)
+    start = attack(net, x, y)
+    sign = -1 if targeted else 1
+    points = by_hand(net, x, y, start, eps=eps, alpha=alpha, steps=6, norm=norm, momentum=momentum, sign=sign)
+    for steps, point in enumerate(points, start=1):
+        torch.manual_seed(3)
+        torch.testing.assert_close(replace(attack, steps=steps)(net, x, y), point, atol=2e-6, rtol=0)
+
+
+def test_kl_attack_compares_with_the_clean_logits():
+    net, (x, y) = smooth_net(), data()
+    attack = PGD(0.1, 0.03, steps=5, init="gaussian", loss=losses.kl, compare_with="clean_logits")
+    torch.manual_seed(3)
+    start = replace(attack, steps=0)(net, x, y)
+    clean = net.double()(x.double()).log_softmax(1).detach()
+    expected = by_hand(net, x, y, start, eps=0.1, alpha=0.03, steps=5, clean=clean)[-1]
+    torch.manual_seed(3)
+    torch.testing.assert_close(attack(net, x, y), expected, atol=2e-6, rtol=0)
+
+
+def test_freezing_equals_a_loop_over_the_indices_that_are_still_correct():
+    net, (x, _) = smooth_net(), data(32)
+    y = net(x).argmax(1)
+    y[:4] = (y[:4] + 1) % 5  # misclassified from the start
+    eps, alpha, x_hand = 0.2, 0.02, x.clone()
+    for _ in range(12):
+        leaf = x_hand.clone().requires_grad_()
+        logits = net(leaf)
+        index = (logits.argmax(1) == y).nonzero()[:, 0]
+        if not len(index):
+            break
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), leaf)
+        moved = x_hand[index] + alpha * gradient[index].sign()
+        x_hand[index] = torch.min(torch.max(moved, x[index] - eps), x[index] + eps).clamp(0, 1)
+    x_adv = PGD(eps, alpha, steps=12, init="zero", freeze_misclassified=True)(net, x, y)
+    torch.testing.assert_close(x_adv, x_hand)
+    assert torch.equal(x_adv[:4], x[:4])
+    wrong = net(x_adv).argmax(1) != y
+    assert 4 < wrong.sum() < 32  # the case is not trivial
+
+
+# Starts.
+
+
+def test_zero_steps_return_the_start():
+    net, (x, y) = smooth_net(), data()
+    assert torch.equal(PGD(0.1, steps=0, init="zero")(net, x, y), x)
+    assert 0 < (PGD(0.1, steps=0)(net, x, y) - x).abs().max() <= 0.1 + 1e-6
+
+
+def test_the_start_does_not_share_memory_with_the_images():
+    net, (x, y) = smooth_net(), data()
+    PGD(0.1, steps=0, init="zero", clip_init=False)(net, x, y).zero_()
+    assert x.abs().sum() > 0
+
+
+def test_gaussian_starts_have_the_standard_deviation_of_trades():
+    x, y = torch.full((500, *SHAPE), 0.5), torch.zeros(500, dtype=torch.int64)
+    change = PGD(steps=0, init="gaussian")(smooth_net(), x, y) - x
+    assert change.std() == pytest.approx(0.001, rel=0.05)
+    assert PGD(steps=0, init="gaussian", init_size="1/255")(smooth_net(), x, y).std() == pytest.approx(
+        1 / 255, rel=0.05
+    )
+
+
+def test_rademacher_starts_are_corners_of_the_ball():
+    x, y = torch.full((50, *SHAPE), 0.5), torch.zeros(50, dtype=torch.int64)
+    for size in (None, 0.05):
+        change = PGD(0.1, steps=0, init="rademacher", init_size=size)(smooth_net(), x, y) - x
+        torch.testing.assert_close(change.abs(), torch.full_like(x, size or 0.1))
+        assert change.sign().mean().abs() < 0.15
+
+
+@pytest.mark.parametrize("init", ["uniform", "gaussian", "rademacher"])
+def test_starts_are_projected_unless_told_otherwise(init):
+    x, y = torch.zeros(8, *SHAPE), torch.zeros(8, dtype=torch.int64)
+    attack = PGD(0.1, steps=0, init=init, init_size=0.3)
+    start = attack(smooth_net(), x, y)
+    assert start.min() >= 0
+    assert start.max() <= 0.1 + 1e-6
+    assert replace(attack, clip_init=False)(smooth_net(), x, y).min() < -0.1
+
+
+# Restarts.
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Let each run of PGD end at the next of some points."""
+
+    def script(*points):
+        ends = iter(points)
+        monkeypatch.setattr(PGD, "run", lambda self, net, x, y: next(ends).clone())
+
+    return script
+
+
+def test_restarts_keep_a_break_before_a_larger_loss_and_the_larger_loss_otherwise(scripted):
+    # Two pixels are the two logits; the label is 0. The loss rewards a small first pixel, broken or not.
+    first = torch.tensor([[0.6, 0.7], [0.2, 0.1], [0.5, 0.1], [0.3, 0.4]])
+    second = torch.tensor([[0.2, 0.1], [0.6, 0.7], [0.3, 0.1], [0.1, 0.2]])
+    scripted(first, second)
+    attack = PGD(1.0, restarts=2, loss=lambda logits, y: -logits[:, 0])
+    best = attack(nn.Identity(), first, torch.zeros(4, dtype=torch.int64))
+    # broken first; broken second; neither: the larger loss; both: the larger loss
+    torch.testing.assert_close(best, torch.stack([first[0], second[1], second[2], second[3]]))
+
+
+def test_restarts_break_at_least_what_each_run_breaks():
+    net, (x, _) = smooth_net(), data(64)
+    y = net(x).argmax(1)
+    attack = PGD(0.15, 0.05, steps=2)
+    wrong = {
+        (n, freeze): (net(replace(attack, restarts=n, freeze_misclassified=freeze)(net, x, y)).argmax(1) != y).sum()
+        for n in (1, 6)
+        for freeze in (False, True)
+    }
+    assert wrong[6, False] > wrong[1, False]
+    assert wrong[6, True] > wrong[1, True]
+
+
+def test_later_restarts_of_a_freezing_attack_see_survivors_only():
+    net, (x, _) = smooth_net(), data(64)
+    y = net(x).argmax(1)
+    counting = Counting(net)
+    PGD(0.15, 0.05, steps=2, restarts=3, freeze_misclassified=True)(counting, x, y)
+    runs = [rows for rows, before in zip(counting.rows, [None, *counting.rows], strict=False) if rows != before]
+    assert runs[0] == 64
+    assert runs == sorted(runs, reverse=True)
+    assert 0 < runs[-1] < 64
+
+
+def test_an_attack_ends_when_nothing_is_left_to_break():
+    net, (x, _) = Counting(smooth_net()), data()
+    y = (net(x).argmax(1) + 1) % 5
+    net.rows.clear()
+    x_adv = PGD(0.1, 0.04, steps=10, init="zero", restarts=5, freeze_misclassified=True)(net, x, y)
+    assert len(net.rows) == 2  # one to see it, one to compare runs
+    assert torch.equal(x_adv, x)
+
+
+class Wavering(nn.Module):
+    """A net that errs on the first image in every second forward."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        lead = 2 - 0.1 * x.flatten(1).sum(1)
+        flip = torch.tensor([-1.0 if self.calls % 2 == 0 else 1.0, 1.0])
+        return torch.stack([lead * flip, torch.zeros(2)], dim=1)
+
+
+def test_a_sample_that_becomes_correct_again_moves_again():
+    x = torch.zeros(2, *SHAPE)
+    attack = PGD(0.5, 0.01, steps=4, init="zero", loss=losses.margin, freeze_misclassified=True)
+    x_adv = attack(Wavering(), x, torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(x_adv.amax((1, 2, 3)), torch.tensor([0.02, 0.04]))
+
+
+# Cost.
+
+
+@pytest.mark.parametrize("extra", [{}, {"momentum": 0.9}, {"loss": losses.kl, "compare_with": "clean_logits"}], ids=str)
+def test_pgd_is_one_forward_and_one_backward_a_step(extra, monkeypatch):
+    net, (x, y) = Counting(smooth_net()), data()
+    backwards, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args: backwards.append(1) or grad(*args))
+    PGD(0.1, 0.04, steps=7, **extra)(net, x, y)
+    assert len(net.rows) == 7 + ("compare_with" in extra)
+    assert len(backwards) == 7
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses whatever makes the host wait for a value of the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        assert "_local_scalar_dense" not in name, "the host waits for the device"
+        assert "nonzero" not in name, "the host waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attack", [attack for attack in ATTACKS if getattr(attack, "restarts", 1) == 1], ids=repr)
+def test_the_host_never_waits_while_training(attack):
+    net, (x, y) = smooth_net(), data()
+    with NoHostSync():
+        attack(net, x, y)
+
+
+class Curriculum(PGD):
+    """Moves the samples whose margin is small, as a training attack may."""
+
+    def movers(self, x, y):
+        return lambda x_adv, logits, gradient: losses.probability_margin(logits, y) <= 0
+
+
+def test_an_attack_that_overrides_who_moves_needs_no_host_sync_either():
+    net, (x, y) = smooth_net(), data(32)
+    with NoHostSync():
+        x_adv = Curriculum(0.1, init="zero")(net, x, y)
+    moved = (x_adv != x).flatten(1).any(dim=1)
+    assert torch.equal(moved, losses.probability_margin(net(x), y) <= 0)
+    assert 0 < moved.sum() < 32
+
+
+def test_the_check_for_host_syncs_can_fail():
+    net, (x, y) = smooth_net(), data()
+    with pytest.raises(AssertionError, match="the host waits"), NoHostSync():
+        PGD(0.1, freeze_misclassified=True)(net, x, y)
+
+
+# What attacks leave alone, and where they work.
+
+
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_every_attack_stays_in_its_set_in_every_gradient_mode(attack, mode):
+    net = smooth_net()
+    with mode():
+        x, y = data()
+        torch.manual_seed(1)
+        x_adv = attack(net, x, y)
+        change = (x_adv - x).flatten(1)
+        size = change.norm(dim=1) if getattr(attack, "norm", "linf") == "l2" else change.abs().amax(1)
+        assert (size > 0).all()
+        assert (size <= attack.eps + 1e-6).all()
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+    assert x_adv.dtype == torch.float32
+    assert not x_adv.requires_grad
+    torch.manual_seed(1)
+    assert torch.equal(attack(net, x.clone(), y.clone()), x_adv)
+
+
+def test_crafting_hands_back_tensors_that_a_graph_may_hold():
+    with torch.inference_mode():
+        images, labels = data()
+        with crafting(images, labels) as (x, y):
+            assert torch.is_grad_enabled()
+            assert not x.is_inference()
+            assert not y.is_inference()
+        assert not torch.is_grad_enabled()
+    assert torch.equal(x, images)
+    with crafting(x, y) as (same, _):
+        assert same.data_ptr() == x.data_ptr()  # no copy where none is needed
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_parameters_get_no_gradient_and_keep_the_one_they_have(attack):
+    net, (x, y) = conv_net(), data()
+    attack(net, x, y)
+    assert all(parameter.grad is None for parameter in net.parameters())
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    attack(net, x, y)
+    assert all((parameter.grad == 1).all() and parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_the_images_of_the_caller_stay_as_they_are(attack):
+    net, (x, y) = smooth_net(), data()
+    before = x.clone()
+    attack(net, x.requires_grad_(), y)
+    assert torch.equal(x, before)
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_attacks_keep_the_memory_format(attack):
+    net, x, y = (
+        conv_net().to(memory_format=torch.channels_last),
+        torch.rand(4, 1, 4, 4),
+        torch.randint(5, (4,)),
+    )
+    net[0] = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.rand(4, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert attack(net, x, y).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("loss", ALL_LOSSES)
+def test_losses_are_float32_under_autocast(loss):
+    net, (x, y) = smooth_net(), data()
+    seen = []
+
+    def watched(logits, y):
+        seen.append((logits.dtype, loss(logits, y).dtype))
+        return loss(logits, y)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x_adv = PGD(0.1, 0.04, steps=3, loss=watched)(net, x, y)
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+    assert x_adv.dtype == torch.float32
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-6
+
+
+def test_training_after_an_attack_in_the_same_autocast_still_gets_gradients():
+    net, (x, y) = smooth_net(), data()
+    attack = PGD(0.1, 0.04, steps=2, init="gaussian", loss=losses.kl, compare_with="clean_logits")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses.ce(net(attack(net, x, y)), y).mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+def test_evaluation_mode_spares_batch_norm_and_training_mode_moves_it():
+    net, (x, y) = conv_net(), data()
+    before = net[1].running_mean.clone()
+    with network_mode(net, "eval"):
+        PGD(0.1, 0.04, steps=2)(net, x, y)
+    assert torch.equal(net[1].running_mean, before)
+    with network_mode(net, "train"):
+        PGD(0.1, 0.04, steps=2)(net, x, y)
+    assert net[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_network_mode_gives_every_module_its_own_flag_back(mode, fails):
+    net = conv_net()
+    net[1].eval()
+    before = [module.training for module in net.modules()]
+    with pytest.raises(RuntimeError, match="broken") if fails else nullcontext(), network_mode(net, mode):
+        assert {module.training for module in net.modules()} == {mode == "train"}
+        if fails:
+            raise RuntimeError("broken")
+    assert [module.training for module in net.modules()] == before
+    assert len(set(before)) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_frozen_gives_every_parameter_its_own_flag_back(fails):
+    net, (x, y) = conv_net(), data()
+    net[0].weight.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in net.parameters()]
+    with pytest.raises(RuntimeError, match="broken") if fails else nullcontext(), frozen(net):
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        PGD(0.1, steps=1)(net, x, y)
+        if fails:
+            raise RuntimeError("broken")
+    assert [parameter.requires_grad for parameter in net.parameters()] == before
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_vanished_gradient_moves_nothing_and_gives_no_nan(norm, momentum):
+    net, (x, y) = axis_net(torch.zeros(SHAPE)), data(classes=2)
+    assert torch.equal(PGD(0.1, init="zero", norm=norm, momentum=momentum)(net, x, y), x)
+
+
+def test_an_eps_of_zero_returns_the_images():
+    net, (x, y) = smooth_net(), data()
+    for attack in ATTACKS[:3] + ATTACKS[4:6]:
+        torch.testing.assert_close(replace(attack, eps=0)(net, x, y), x, atol=1e-7, rtol=0)
+
+
+# Arguments.
+
+
+def test_magnitudes_are_read_from_fractions_and_kept_as_floats():
+    attack = PGD(eps="8/255", step_size="2/255", init_size="1/255")
+    assert attack == PGD(8 / 255, 2 / 255, init_size=1 / 255) == replace(PGD(), init_size=1 / 255)
+    assert {
+        type(value) for value in (attack.eps, attack.step_size, attack.init_size, FGSM().eps, AutoAttack().eps)
+    } == {float}
+    assert replace(attack, eps="4/255").eps == 4 / 255
+    assert PGD(eps=3.0, step_size=2.0, norm="l2").eps == 3.0
+
+
+def test_attacks_are_values():
+    assert PGD() == PGD()
+    assert PGD() != PGD(steps=11)
+    assert len({PGD(), PGD(), FGSM()}) == 2
+    with pytest.raises(FrozenInstanceError):
+        PGD().eps = 0.1
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PGD(eps=8), r"eps=8.0 is above 1, but pixels are in \[0, 1\]: did you mean 8/255\?"),
+        (lambda: PGD(step_size=2), r"step_size=2.0 is above 1, .* did you mean 2/255\?"),
+        (lambda: PGD(init_size=2), "init_size=2.0 is above 1"),
+        (lambda: FGSM(eps=8), "eps=8.0 is above 1"),
+        (lambda: RFGSM(eps=8), "eps=8.0 is above 1"),
+        (lambda: RFGSM(alpha=8), "alpha=8.0 is above 1"),
+        (lambda: AutoAttack(eps=8), "eps=8.0 is above 1"),
+        (lambda: PGD(eps=-0.1), "eps=-0.1 is not a magnitude"),
+        (lambda: PGD(eps="8/0"), "eps=8/0 is not a magnitude"),
+        (lambda: PGD(step_size=float("nan")), "step_size=nan is not a magnitude"),
+        (lambda: PGD(steps=-1), "steps=-1 must be an integer, at least 0"),
+        (lambda: PGD(steps=2.5), "steps=2.5 must be an integer"),
+        (lambda: PGD(restarts=0), "restarts=0 must be an integer, at least 1"),
+        (lambda: PGD(norm="l1"), 'norm="l1" is unknown: choose linf or l2'),
+        (lambda: FGSM(norm="l1"), 'norm="l1" is unknown'),
+        (lambda: PGD(init="noise"), 'init="noise" is unknown: choose uniform, zero, gaussian or rademacher'),
+        (lambda: PGD(compare_with="y"), 'compare_with="y" is unknown'),
+        (lambda: PGD(momentum=-1), "momentum=-1 must be 0"),
+        (lambda: PGD(targeted=True, compare_with="clean_logits"), "no target to reach"),
+        (lambda: RFGSM(variant="fast"), 'variant="fast" is unknown: choose tramer, wong or rmgm'),
+        (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha=0.2 is above eps=0.1"),
+        (lambda: AutoAttack(version="v2"), 'version="v2" is unknown: choose standard, v1, plus or rand'),
+        (lambda: AutoAttack(norm="l1"), 'norm="l1" is unknown'),
+        (lambda: AutoAttack(batch_size=0), "batch_size=0 must be an integer, at least 1"),
+        (lambda: AutoAttack(seed=-1), "seed=-1 must be an integer, at least 0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(build, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="loss='ce' is no function"):
+        PGD(loss="ce")
+
+
+def test_a_loss_that_averages_is_refused():
+    net, (x, y) = smooth_net(), data()
+    with pytest.raises(ValueError, match=r"one number per sample, but for 8 samples its shape is \(\)"):
+        PGD(loss=F.cross_entropy)(net, x, y)
+
+
+def test_images_that_are_integers_are_refused():
+    net, (x, y) = smooth_net(), data()
+    with pytest.raises(TypeError, match=r"floating-point numbers in \[0, 1\], not torch.uint8"):
+        PGD()(net, (255 * x).byte(), y)
+
+
+def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
+    register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Attack, "attack")
+    config = parser.parse_object(
+        {"attack": {"class_path": "PGD", "init_args": {"eps": "4/255", "loss": "lit_robust.losses.margin"}}}
+    )
+    text = parser.dump(config)
+    for line in ("eps: 4/255", "step_size: 2/255", "loss: lit_robust.losses.margin"):
+        assert line in text
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    assert build(parser.parse_string(text)).attack == PGD(4 / 255, loss=losses.margin)

@@ -1,0 +1,401 @@
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from torch.nn import functional as F
+
+from lit_robust.attacks import PGD
+from lit_robust.callbacks import EMAWeights
+from lit_robust.data.loaders import Samples
+from lit_robust.data.resident import ResidentLoader
+from lit_robust.defenses import PGDAT
+from lit_robust.schedules import Linear
+from tests.tiny import CLASSES, TinyNet, images, trainer
+
+BATCHES = 3
+
+
+def batches(**share):
+    data = images(8 * BATCHES)
+    samples = Samples.once(torch.arange(8 * BATCHES))
+    return ResidentLoader(samples, (255 * data.x).byte(), data.y, batch_size=8, shuffle=True, **share)
+
+
+class Classifier(LightningModule):
+    """A user's module, not a Defense; with ``steps``, it optimizes by hand and takes so many in a batch."""
+
+    def __init__(self, steps: int = 0) -> None:
+        super().__init__()
+        self.net, self.steps = TinyNet(), steps
+        self.automatic_optimization = steps == 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(self.steps):
+            self.optimizers().zero_grad()
+            self.manual_backward(F.cross_entropy(self.net(batch.x), batch.y))
+            self.optimizers().step()
+        return F.cross_entropy(self.net(batch.x), batch.y) if self.automatic_optimization else None
+
+    def validation_step(self, batch, batch_idx):
+        self.seen = copy.deepcopy(self.net.state_dict())
+
+    def test_step(self, batch, batch_idx):
+        self.seen = copy.deepcopy(self.net.state_dict())
+
+
+class Recorder(Callback):
+    """The live weights, and each average, after every batch and after every epoch."""
+
+    def __init__(self) -> None:
+        self.live, self.fast, self.validated = [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.live.append(copy.deepcopy(pl_module.net.state_dict()))
+        if "fast" in pl_module.averaged:
+            self.fast.append(copy.deepcopy(pl_module.averaged["fast"].state_dict()))
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validated.append(getattr(pl_module, "seen", None))
+        self.after_validation = copy.deepcopy(pl_module.net.state_dict())
+
+
+class Save(Callback):
+    """Saves after so many batches; after an epoch's last one when the epoch ends."""
+
+    def __init__(self, path, batches) -> None:
+        self.path, self.batches = path, batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batches and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batches:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, **kwargs):
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    kwargs = {
+        "max_epochs": 2,
+        "enable_checkpointing": saves,
+        "limit_val_batches": None if val else 0,
+        "log_every_n_steps": 1,
+    } | kwargs
+    run = trainer(tmp_path, callbacks=list(callbacks), **kwargs)
+    run.fit(module, batches(), batches(), ckpt_path=ckpt_path, weights_only=True)
+    return run
+
+
+def average(states, decays):
+    """The closed form: the first state, then decay * average + (1 - decay) * state."""
+    omega = copy.deepcopy(states[0])
+    for state, decay in zip(states[1:], decays, strict=True):
+        omega = {
+            name: decay * omega[name] + (1 - decay) * value if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+    return omega
+
+
+def assert_close(a, b, **kwargs):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=name, **kwargs)
+
+
+def assert_equal(a, b):
+    assert_close(a, b, rtol=0, atol=0)
+
+
+def of_net(state_dict):
+    return {name.removeprefix("net."): value for name, value in state_dict.items()}
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["automatic", "manual"])
+def test_averages_follow_the_recursion_from_the_weights_after_the_first_step(tmp_path, steps):
+    module, recorder = Classifier(steps), Recorder()
+    fit(tmp_path, module, EMAWeights(0.8, {"fast": 0.5}), recorder)
+    updates = len(recorder.live) - 1
+    assert updates == 2 * BATCHES - 1
+    assert_equal(recorder.fast[0], recorder.live[0])
+    assert_close(recorder.fast[-1], average(recorder.live, [0.5] * updates))
+    assert_close(dict(module.net.state_dict()), average(recorder.live, [0.8] * updates))
+
+
+def test_float_buffers_are_averaged_and_integer_buffers_are_the_live_ones(tmp_path):
+    module, recorder = Classifier(), Recorder()
+    fit(tmp_path, module, EMAWeights(0.9), recorder)
+    bn, live = module.net.body[1], recorder.live[-1]
+    assert bn.num_batches_tracked == live["body.1.num_batches_tracked"] == 2 * BATCHES
+    assert not torch.equal(bn.running_mean, live["body.1.running_mean"])
+
+
+def test_several_optimizer_steps_in_a_batch_count_as_that_many(tmp_path):
+    module, recorder = Classifier(steps=3), Recorder()
+    fit(tmp_path, module, EMAWeights(0.8), recorder)
+    expected = average(recorder.live, [0.8**3] * (2 * BATCHES - 1))
+    assert_close(dict(module.net.state_dict()), expected)
+
+
+def test_batches_that_only_accumulate_gradients_do_not_update(tmp_path):
+    recorder = Recorder()
+    fit(tmp_path, Classifier(), EMAWeights(extra={"fast": 0.5}), recorder, accumulate_grad_batches=2)
+    stepped = [recorder.live[i] for i in (1, 2, 4, 5)]  # Lightning steps after an epoch's last batch too
+    assert_close(recorder.fast[-1], average(stepped, [0.5] * 3))
+    assert_equal(recorder.fast[3], recorder.fast[2])
+
+
+def test_a_decay_may_be_a_schedule_of_fractional_epochs(tmp_path):
+    recorder, decay = Recorder(), Linear(0.1, 0.9, 0, 2)
+    fit(tmp_path, Classifier(), EMAWeights(extra={"fast": decay}), recorder)
+    decays = [decay(batch / BATCHES) for batch in range(1, 2 * BATCHES)]
+    assert_close(recorder.fast[-1], average(recorder.live, decays))
+
+
+def test_validation_sees_the_first_average_and_gives_the_live_weights_back(tmp_path):
+    module, recorder = Classifier(), Recorder()
+    fit(tmp_path, module, EMAWeights(0.8, {"fast": 0.5}), recorder, val=True)
+    assert_close(recorder.validated[-1], average(recorder.live, [0.8] * (2 * BATCHES - 1)))
+    assert_equal(recorder.after_validation, recorder.live[-1])
+
+
+def test_an_extra_average_is_a_plain_net_that_is_not_part_of_the_module(tmp_path):
+    module = Classifier()
+    names = set(module.state_dict())
+    run = fit(tmp_path, module, EMAWeights(extra={"fast": 0.5}))
+    fast = module.averaged["fast"]
+    assert type(fast) is TinyNet
+    assert not any(part.training for part in fast.modules())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert all(part is not fast for part in module.modules())
+    assert set(module.state_dict()) == names
+    run.fit_loop.max_epochs = 3
+    run.fit(module, batches(), batches())
+    assert not hasattr(run.callbacks[0]._average_model.module, "averaged")
+    assert module.averaged["fast"] is not fast
+
+
+# The checkpoint.
+
+
+def test_a_checkpoint_holds_the_average_and_is_safe_to_load(tmp_path):
+    module, recorder = Classifier(), Recorder()
+    run = fit(tmp_path, module, EMAWeights(0.8, {"fast": 0.5}), recorder, ModelCheckpoint(tmp_path))
+    checkpoint = torch.load(run.checkpoint_callback.best_model_path, weights_only=True)
+    assert_close(of_net(checkpoint["state_dict"]), average(recorder.live, [0.8] * (2 * BATCHES - 1)))
+    assert_equal(of_net(checkpoint["current_model_state"]), recorder.live[-1])
+    assert checkpoint["averaging_state"] == {"n_averaged": torch.tensor(2 * BATCHES)}
+
+
+@pytest.mark.parametrize("callbacks", [[], [EMAWeights(0.8)]], ids=["without", "with"])
+def test_a_test_evaluates_the_average_with_and_without_the_callback(tmp_path, callbacks):
+    module, other = Classifier(), Classifier()
+    fit(tmp_path, module, EMAWeights(0.8), Save(tmp_path / "end.ckpt", 2 * BATCHES))
+    run = trainer(tmp_path, callbacks=callbacks)
+    run.test(other, batches(), ckpt_path=tmp_path / "end.ckpt", weights_only=True, verbose=False)
+    assert_equal(other.seen, module.net.state_dict())
+
+
+@pytest.mark.parametrize("steps", [0, 1], ids=["automatic", "manual"])
+@pytest.mark.parametrize("stop", [3, 4], ids=["boundary", "mid-epoch"])
+def test_a_resumed_run_continues_all_averages_bit_for_bit(tmp_path, steps, stop):
+    def averages():
+        return EMAWeights(Linear(0.5, 0.9, 0, 3), {"fast": 0.5})
+
+    whole, rest = Classifier(steps), Classifier(steps)
+    fit(tmp_path, whole, averages(), Save(tmp_path / "part.ckpt", stop), max_epochs=3)
+    fit(tmp_path, rest, averages(), ckpt_path=tmp_path / "part.ckpt", max_epochs=3)
+    assert_equal(rest.net.state_dict(), whole.net.state_dict())
+    assert_equal(rest.averaged["fast"].state_dict(), whole.averaged["fast"].state_dict())
+
+
+def test_a_checkpoint_from_the_end_of_training_still_has_the_live_weights(tmp_path):
+    module, recorder = Classifier(), Recorder()
+    save = ModelCheckpoint(tmp_path, every_n_epochs=5, save_last=True)
+    fit(tmp_path, module, EMAWeights(0.8), recorder, save)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert_equal(of_net(checkpoint["current_model_state"]), recorder.live[-1])
+    assert_equal(of_net(checkpoint["state_dict"]), module.net.state_dict())
+
+
+def test_an_average_that_a_checkpoint_does_not_have_starts_from_its_live_weights(tmp_path):
+    whole, rest, recorder = Classifier(), Classifier(), Recorder()
+    fit(tmp_path, whole, EMAWeights(0.8), Save(tmp_path / "part.ckpt", 3), recorder)
+    first = recorder.live[2]
+    fit(tmp_path, rest, EMAWeights(0.8, {"fast": 0.5}), recorder, ckpt_path=tmp_path / "part.ckpt")
+    assert_close(recorder.fast[0], average([first, recorder.live[3]], [0.5]))
+
+
+def test_averaging_can_start_from_a_checkpoint_without_averages(tmp_path):
+    whole, rest, recorder = Classifier(), Classifier(), Recorder()
+    fit(tmp_path, whole, Save(tmp_path / "part.ckpt", 3))
+    with pytest.warns(UserWarning, match="not created with WeightAveraging"):
+        fit(tmp_path, rest, EMAWeights(0.8), recorder, ckpt_path=tmp_path / "part.ckpt")
+    assert_close(dict(rest.net.state_dict()), average(recorder.live, [0.8, 0.8]))
+
+
+# The traps of Lightning's own callback, each of which is a wrong result without a word.
+
+
+@pytest.mark.parametrize("val", [False, True], ids=["", "validated"])
+def test_an_average_that_was_never_updated_is_never_used(tmp_path, val):
+    module, recorder = Classifier(), Recorder()
+    save = ModelCheckpoint(tmp_path)
+    fit(tmp_path, module, EMAWeights(extra={"fast": 0.5}, start_epoch=9), recorder, save, val=val)
+    assert_equal(module.net.state_dict(), recorder.live[-1])
+    assert_equal(module.averaged["fast"].state_dict(), recorder.live[-1])
+    checkpoint = torch.load(save.best_model_path, weights_only=True)
+    assert_equal(of_net(checkpoint["state_dict"]), recorder.live[-1])
+    if val:
+        assert_equal(recorder.validated[-1], recorder.live[-1])
+
+
+def test_the_sanity_check_sees_weights_that_were_loaded_after_setup(tmp_path):
+    class Pretrained(Classifier):
+        def on_fit_start(self):
+            self.net.load_state_dict(TinyNet(seed=1).state_dict())
+
+    recorder = Recorder()
+    fit(tmp_path, Pretrained(), EMAWeights(), recorder, val=True, num_sanity_val_steps=1)
+    assert_equal(recorder.validated[0], TinyNet(seed=1).state_dict())
+
+
+def test_the_start_epoch_delays_every_update(tmp_path):
+    module, recorder = Classifier(), Recorder()
+    fit(tmp_path, module, EMAWeights(0.8, {"fast": 0.5}, start_epoch=1), recorder)
+    for before in range(BATCHES + 1):
+        assert_equal(recorder.fast[before], recorder.live[before])
+    assert_close(dict(module.net.state_dict()), average(recorder.live[BATCHES:], [0.8] * (BATCHES - 1)))
+
+
+def test_averages_move_to_the_device_that_the_module_is_on_when_fit_starts(tmp_path):
+    module, callback = Classifier(), EMAWeights(extra={"fast": 0.5})
+    run = trainer(tmp_path, callbacks=[callback])
+    run.strategy.connect(module)
+    callback.setup(run, module, "fit")
+    module.to("meta")  # stands for a GPU, to which the strategy moves the module after setup
+    callback.on_fit_start(run, module)
+    for average in (callback._average_model, module.averaged["fast"]):
+        assert {tensor.device.type for tensor in average.state_dict().values()} == {"meta"}
+
+
+def test_live_weights_come_back_when_validation_fails(tmp_path):
+    class Failing(Classifier):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            raise KeyError("a broken image")
+
+    module, recorder = Failing(), Recorder()
+    with pytest.raises(KeyError, match="a broken image"):
+        fit(tmp_path, module, EMAWeights(0.5), recorder, val=True)
+    assert_equal(module.net.state_dict(), recorder.live[-1])
+    assert not torch.equal(module.seen["head.weight"], recorder.live[-1]["head.weight"])
+
+
+def test_validate_after_fit_evaluates_the_checkpoint_that_it_was_given(tmp_path):
+    module = Classifier()
+    run = fit(tmp_path, module, EMAWeights(0.8), Save(tmp_path / "part.ckpt", 3), val=True)
+    run.validate(module, batches(), ckpt_path=tmp_path / "part.ckpt", verbose=False)
+    saved = torch.load(tmp_path / "part.ckpt", weights_only=True)["state_dict"]
+    assert_equal(module.seen, of_net(saved))
+
+
+def test_a_callback_can_be_used_for_a_second_fit(tmp_path):
+    callback = EMAWeights(0.8)
+    fit(tmp_path, Classifier(), callback)
+    module, recorder = Classifier(), Recorder()
+    fit(tmp_path, module, callback, recorder)
+    assert_close(dict(module.net.state_dict()), average(recorder.live, [0.8] * (2 * BATCHES - 1)))
+
+
+def test_lightning_still_has_the_private_names_that_are_relied_on():
+    callback = WeightAveraging()
+    assert callback._average_model is None
+    assert callback._latest_update_step == 0
+    assert callable(callback._swap_models)
+    assert callable(callback._copy_average_to_current)
+
+
+# Several ranks.
+
+
+class PerRank(Classifier):
+    """Each rank sees other images, so their BatchNorm statistics differ, and writes its averages down."""
+
+    def train_dataloader(self):
+        return batches(rank=self.global_rank, world=2)
+
+    def on_train_end(self):
+        nets = self.averaged["fast"], self.trainer.callbacks[0]._average_model.module.net
+        torch.save([dict(net.state_dict()) for net in nets], f"{self.global_rank}.pt")
+
+
+def test_ranks_agree_on_their_averages_at_the_end_of_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[EMAWeights(0.8, {"fast": 0.5})],
+        log_every_n_steps=1,
+    )
+    run.fit(PerRank(), val_dataloaders=batches())
+    first, second = (torch.load(f"{rank}.pt") for rank in range(2))
+    for mine, theirs in zip(first, second, strict=True):
+        assert_equal(mine, theirs)
+
+
+# With a Defense, and what is refused.
+
+
+def test_a_defense_may_attack_an_average_and_leaves_no_gradient_on_it(tmp_path):
+    class AttackAverage(PGDAT):
+        def perturb(self, batch):
+            return self.attack(self.averaged["fast"], batch.x, batch.y)
+
+    module = AttackAverage(TinyNet(), CLASSES, PGD(steps=1))
+    fit(tmp_path, module, EMAWeights(extra={"fast": 0.5}), val=True)
+    assert all(parameter.grad is None for parameter in module.averaged["fast"].parameters())
+    assert not torch.equal(module.averaged["fast"].head.weight, module.net.head.weight)
+
+
+@pytest.mark.parametrize("second", [EMAWeights(0.99), EMAWeightAveraging()], ids=["own", "Lightning's"])
+def test_a_second_averaging_callback_is_refused(tmp_path, second):
+    with pytest.raises(ValueError, match=r"only one callback may average weights.*extra="):
+        fit(tmp_path, Classifier(), EMAWeights(), second)
+
+
+def test_a_module_without_net_is_refused(tmp_path):
+    module = Classifier()
+    module.net, module.model = None, module.net
+    with pytest.raises(TypeError, match=r"averages module\.net, which Classifier lacks"):
+        fit(tmp_path, module, EMAWeights())
+
+
+def test_a_checkpoint_of_weights_only_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_weights_only=True"):
+        fit(tmp_path, Classifier(), EMAWeights(), ModelCheckpoint(tmp_path, save_weights_only=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decay": 1.0}, r"decay=1\.0 must be in \[0, 1\)"),
+        ({"extra": {"fast": -0.1}}, r"extra\['fast'\]=-0\.1 must be in"),
+        ({"start_epoch": -1}, "start_epoch=-1 must not be negative"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EMAWeights(**arguments)

@@ -1,0 +1,749 @@
+"""The data sets: what they read, split, select and refuse, and what Lightning makes of them."""
+
+import pickle
+import struct
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from torch import nn
+
+from lit_robust import data
+from lit_robust.data.splits import first_of_each_class, hold_out, place_in_class
+
+# Lightning 2.6's own use of a name that newer versions of PyTorch deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """CIFAR-10's files with 50 + 13 images: image i is full of the value i, its class is i mod 10."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: open(path).close() or 1)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for number in range(5):
+        write_cifar(folder / f"data_batch_{number + 1}", range(10 * number, 10 * number + 10), "labels", 10)
+    write_cifar(folder / "test_batch", range(100, 113), "labels", 10)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return tmp_path
+
+
+def write_cifar(path, values, key, classes):
+    pixels = np.repeat(np.array(values, np.uint8)[:, None], 3072, 1)
+    path.write_bytes(pickle.dumps({"data": pixels, key: [value % classes for value in values]}))
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for prefix, n in (("train", 40), ("t10k", 7)):
+        values = np.arange(n, dtype=np.uint8)
+        head = struct.pack(">iiii", 2051, n, 28, 28)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + np.repeat(values, 784).tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, n) + (values % 10).tobytes())
+    return tmp_path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three classes of 4 + 2 pictures of 20 x 16; a picture's red is 10 times its place in the set."""
+    return write_folders(tmp_path, ["ant", "bee", "cat"])
+
+
+def write_folders(base, classes, train=4, val=2):
+    for part, n in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            (base / part / name).mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (20, 16), (10 * (label * n + i), 0, 255)).save(base / part / name / f"{i}.png")
+    return base
+
+
+def parts(batches):
+    return [torch.cat(part) for part in zip(*batches, strict=True)]
+
+
+def digits(**kwargs):
+    pytest.importorskip("sklearn")
+    return data.DigitsDataModule(**{"val_size": 100, "batch_size": 100} | kwargs)
+
+
+# What the sets read.
+
+
+def test_cifar10_is_read_in_file_order_with_positions_on_disk(cifar10):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, augment=False, batch_size=7)
+    assert (dm.num_classes, dm.image_shape) == (10, (3, 32, 32))
+    seen = []
+    for batches, size in ((dm.train_dataloader(), 40), (dm.val_dataloader(), 10), (dm.test_dataloader(), 13)):
+        x, y, index, weight = parts(batches)
+        assert (x.shape, len(y)) == ((size, 3, 32, 32), size)
+        assert torch.equal(y, index % 10)
+        value = index if len(seen) < 2 else index + 100
+        y_of_test = len(seen) == 2
+        assert torch.equal(x[:, 0, 0, 0], value / 255)
+        assert torch.equal(x.amin((1, 2, 3)), x.amax((1, 2, 3)))
+        assert y_of_test or set(index.tolist()) <= set(range(50))
+        assert torch.equal(weight, torch.ones(size))
+        seen.append(set(index.tolist()))
+    assert seen[0] | seen[1] == set(range(50))
+    assert seen[2] == set(range(13))
+
+
+def test_cifar10_channels_are_not_mixed_up(cifar10):
+    pixels = np.arange(3072, dtype=np.uint64).astype(np.uint8)[None].repeat(13, 0)
+    (cifar10 / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps({"data": pixels, "labels": [0] * 13}))
+    x = next(iter(data.CIFAR10DataModule(str(cifar10), val_size=0).test_dataloader())).x
+    assert torch.equal(x[0], torch.from_numpy(pixels[0]).view(3, 32, 32) / 255)
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    write_cifar(folder / "train", range(200), "fine_labels", 100)
+    write_cifar(folder / "test", range(5), "fine_labels", 100)
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": []}))
+    dm = data.CIFAR100DataModule(str(tmp_path), val_size=20)
+    assert (dm.num_classes, dm.image_shape) == (100, (3, 32, 32))
+    _, y, index, _ = parts(dm.train_dataloader())
+    assert torch.equal(y, index % 100)
+
+
+def test_mnist_is_read_with_one_channel_and_not_augmented(mnist):
+    dm = data.MNISTDataModule(str(mnist), val_size=10)
+    assert (dm.num_classes, dm.image_shape) == (10, (1, 28, 28))
+    x, y, index, _ = parts(dm.train_dataloader())
+    assert x.shape == (30, 1, 28, 28)
+    assert torch.equal(x, (index / 255).view(-1, 1, 1, 1).expand_as(x))
+    assert torch.equal(y, index % 10)
+    assert len(parts(dm.test_dataloader())[1]) == 7
+
+
+def test_svhn_is_read_and_its_class_ten_is_zero(tmp_path, monkeypatch):
+    scipy_io = pytest.importorskip("scipy.io")
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda path, md5=None: True)
+    for part, n in (("train", 30), ("test", 5)):
+        values = np.arange(n, dtype=np.uint8)
+        x = np.broadcast_to(values, (32, 32, 3, n)).copy()
+        scipy_io.savemat(tmp_path / f"{part}_32x32.mat", {"X": x, "y": np.where(values % 10, values % 10, 10)[:, None]})
+    dm = data.SVHNDataModule(str(tmp_path), val_size=3)
+    assert (dm.num_classes, dm.image_shape) == (10, (3, 32, 32))
+    x, y, index, _ = parts(dm.train_dataloader())
+    assert torch.equal(x[:, 1, 5, 6], index / 255)
+    assert torch.equal(y, index % 10)
+
+
+def test_digits_are_sixteenths_and_both_sets_are_all_of_them():
+    dm = digits()
+    assert (dm.num_classes, dm.image_shape) == (10, (1, 8, 8))
+    train, val, test = (parts(b) for b in (dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader()))
+    assert [len(part[1]) for part in (train, val, test)] == [1300, 100, 397]
+    assert train[0].max() == 1
+    assert torch.equal((train[0] * 16).round() / 16, train[0])
+    from sklearn.datasets import load_digits
+
+    original = torch.from_numpy(load_digits().images).float() / 16
+    mine = torch.cat([train[0], val[0], test[0]])[:, 0]
+    assert torch.equal(mine.flatten(1).sum(1).sort().values, original.flatten(1).sum(1).sort().values)
+
+
+def test_digits_tested_on_follow_from_the_split_seed_alone():
+    seed_everything(1, verbose=False)
+    first = parts(digits().test_dataloader())[0]
+    seed_everything(2, verbose=False)
+    assert torch.equal(parts(digits().test_dataloader())[0], first)
+    assert not torch.equal(parts(digits(split_seed=1).test_dataloader())[0], first)
+
+
+def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r'pip install "lit-robust\[digits\]"'):
+        data.DigitsDataModule().setup()
+
+
+def test_without_scipy_svhn_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda path, md5=None: True)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ImportError, match=r'pip install "lit-robust\[digits\]"'):
+        data.SVHNDataModule(str(tmp_path)).setup()
+
+
+# Folders of images.
+
+
+def test_an_image_folder_knows_its_classes_before_setup_and_labels_them_alphabetically(folders):
+    dm = data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0, augment=False, batch_size=5)
+    assert (dm.num_classes, dm.image_shape) == (3, (3, 8, 8))
+    x, y, index, weight = parts(dm.train_dataloader())
+    assert (x.dtype, x.shape) == (torch.float32, (12, 3, 8, 8))
+    assert torch.equal(y, index // 4)
+    assert torch.equal(x[:, 0, 0, 0], 10 * index / 255)
+    assert torch.equal(x[:, 2], torch.ones(12, 8, 8))
+    assert torch.equal(weight, torch.ones(12))
+    x, y, index, _ = parts(dm.test_dataloader())
+    assert index.tolist() == list(range(6))
+    assert torch.equal(y, index // 2)
+    assert dm.val_dataloader() == []
+
+
+def test_a_test_folder_takes_the_place_of_val(folders):
+    (folders / "val").rename(folders / "test")
+    write_folders(folders / "other", ["ant", "bee", "cat"], val=5)
+    (folders / "other" / "val").rename(folders / "val")
+    dm = data.ImageFolderDataModule(str(folders), num_workers=0, image_size=8)
+    assert len(parts(dm.test_dataloader())[1]) == 6
+
+
+def test_evaluation_sees_the_middle_of_the_picture(tmp_path):
+    write_folders(tmp_path, ["ant"])
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, 24:40] = 255
+    Image.fromarray(picture).save(tmp_path / "val" / "ant" / "0.png")
+    dm = data.ImageFolderDataModule(str(tmp_path), image_size=14, num_workers=0)
+    x = next(iter(dm.test_dataloader())).x[0, 0]  # short side 32 -> 16, middle 14 of 32 columns
+    assert torch.equal(x[:, 4:10], torch.ones(14, 6))
+    assert torch.equal(x[:, :2], torch.zeros(14, 2))
+    assert torch.equal(x[:, 12:], torch.zeros(14, 2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_folder_augmentation_depends_on_seed_epoch_and_image_not_on_workers_or_order(tmp_path, num_workers):
+    write_folders(tmp_path, ["ant", "bee"])
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    for path in tmp_path.glob("train/*/*.png"):
+        Image.fromarray(noise).save(path)
+
+    def epoch(number, workers, batch_size=3):
+        dm = data.ImageFolderDataModule(str(tmp_path), image_size=8, num_workers=workers, batch_size=batch_size)
+        walk = dm.train_dataloader()
+        walk.set_epoch(number)
+        x, _, index, _ = parts(walk)
+        return x[index.argsort()], index
+
+    x, index = epoch(0, num_workers)
+    assert len(torch.unique(x.flatten(1), dim=0)) == 8  # one picture, eight different crops
+    again, other_batches = epoch(0, 0, batch_size=5)
+    assert torch.equal(again, x)
+    assert torch.equal(other_batches, index)
+    later, later_index = epoch(1, 0)
+    assert not torch.equal(later, x)
+    assert not torch.equal(later_index, index)
+
+
+def test_folder_loading_draws_nothing_from_the_global_random_numbers(folders):
+    dm = data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0)
+    state = torch.get_rng_state()
+    list(dm.train_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_broken_picture_is_named(folders):
+    (folders / "val" / "bee" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image"):
+        list(data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0).test_dataloader())
+
+
+def test_a_cut_off_picture_is_named(folders):
+    path = folders / "val" / "bee" / "1.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image"):
+        list(data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0).test_dataloader())
+
+
+def test_image_folders_that_do_not_fit_are_refused_at_construction(tmp_path, folders):
+    def construct(root, **kwargs):
+        return data.ImageFolderDataModule(str(root), num_workers=0, **kwargs)
+
+    with pytest.raises(FileNotFoundError, match="nowhere/train has no class folders"):
+        construct(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="val_size=12 leaves no image of 12 to train on"):
+        construct(folders, val_size=12)
+    (folders / "val" / "cat" / "0.png").unlink()
+    (folders / "val" / "cat" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val has classes without images: .*cat"):
+        construct(folders)
+    (folders / "val" / "cat").rmdir()
+    with pytest.raises(FileNotFoundError, match="val has no folder for 1 of the classes, cat among them"):
+        construct(folders)
+    (folders / "val" / "dog").mkdir()
+    with pytest.raises(ValueError, match="val has classes that train lacks, dog among them"):
+        construct(folders)
+
+
+def test_imagenette_lies_where_torchvision_puts_it(tmp_path):
+    write_folders(tmp_path / "imagenette2-160", [f"n{i}" for i in range(10)])
+    dm = data.ImagenetteDataModule(str(tmp_path), val_size=10, num_workers=0, image_size=8)
+    assert (dm.num_classes, dm.image_shape) == (10, (3, 8, 8))
+    assert [len(parts(b)[1]) for b in (dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader())] == [
+        30,
+        10,
+        20,
+    ]
+
+
+def test_imagenet100_takes_the_classes_of_a_list_from_a_larger_set(tmp_path):
+    write_folders(tmp_path / "imagenet", ["n3", "n1", "n2"])
+    (tmp_path / "classes.txt").write_text("n3\nn1\n")
+    kwargs = {"folder": "imagenet", "val_size": 0, "num_workers": 0, "image_size": 8}
+    dm = data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs)
+    assert dm.num_classes == 2
+    x, y, _, _ = parts(dm.test_dataloader())
+    assert y.tolist() == [0, 0, 1, 1]
+    assert (x[:, 0, 0, 0] * 25.5).round().tolist() == [2, 3, 0, 1]  # n1 was written second, n3 first
+    (tmp_path / "classes.txt").write_text("n3\nn9\n")
+    with pytest.raises(FileNotFoundError, match="has no folder for 1 of the classes, n9 among them"):
+        data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs).setup()
+
+
+def test_imagenet100_has_a_hundred_classes_unless_a_list_says_otherwise(tmp_path):
+    assert data.ImageNet100DataModule().num_classes == 100
+    write_folders(tmp_path, ["n1", "n2"])
+    with pytest.raises(ValueError, match="train has 2 classes, not 100: name them in class_list"):
+        data.ImageNet100DataModule(str(tmp_path), folder=".", val_size=0).setup()
+    with pytest.raises(FileNotFoundError, match="class_list='nothing' cannot be read"):
+        data.ImageNet100DataModule(class_list="nothing")
+    (tmp_path / "twice.txt").write_text("n1\nn1\n")
+    with pytest.raises(ValueError, match="must name at least one class, and each only once"):
+        data.ImageNet100DataModule(class_list=str(tmp_path / "twice.txt"))
+
+
+# Splits and budgets.
+
+
+def test_random_holds_out_another_part_for_another_seed():
+    labels = torch.zeros(100, dtype=torch.int64)
+    first, again, other = (hold_out(labels, 30, "random", seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("split", ["random", "first", "first_per_class", "permutation_first", "permutation_last"])
+def test_a_split_is_a_partition_in_file_order(split):
+    labels = torch.randint(3, (60,))
+    train, val = hold_out(labels, 9, split, seed=0)
+    assert len(val) == 9
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(60))
+    assert torch.equal(train, train.sort().values)
+    assert torch.equal(val, val.sort().values)
+
+
+def test_first_is_the_first_images():
+    assert hold_out(torch.arange(8), 3, "first", seed=0)[1].tolist() == [0, 1, 2]
+
+
+def test_first_per_class_is_the_walk_in_file_order():
+    labels = torch.randint(4, (200,))
+    taken, walk = [0] * 4, []
+    for position, label in enumerate(labels.tolist()):
+        if taken[label] < 5:
+            taken[label] += 1
+            walk.append(position)
+    assert hold_out(labels, 20, "first_per_class", seed=0)[1].tolist() == walk
+
+
+def test_permutation_splits_are_numpys_of_seed_zero():
+    labels = torch.zeros(60, dtype=torch.int64)
+    permutation = np.random.RandomState(0).permutation(60)
+    shuffled = list(range(60))
+    np.random.RandomState(0).shuffle(shuffled)
+    assert permutation.tolist() == shuffled
+    assert hold_out(labels, 10, "permutation_first", 0)[1].tolist() == sorted(shuffled[:10])
+    assert hold_out(labels, 10, "permutation_last", 0)[1].tolist() == sorted(shuffled[50:])
+
+
+def test_a_class_too_small_for_its_share_is_refused():
+    with pytest.raises(ValueError, match="finds 3 of val_size=4 images"):
+        hold_out(torch.tensor([0, 0, 0, 0, 1]), 4, "first_per_class", seed=0)
+
+
+def test_place_in_class_counts_the_earlier_images_of_the_class():
+    assert place_in_class(torch.tensor([2, 0, 2, 2, 0])).tolist() == [0, 0, 1, 2, 1]
+
+
+def test_budgets_take_the_first_images_but_every_class_where_files_are_sorted(cifar10, folders):
+    dm = data.CIFAR10DataModule(str(cifar10), split="first", val_size=10, train_size=6, test_size=4)
+    assert sorted(parts(dm.train_dataloader())[2].tolist()) == list(range(10, 16))
+    assert len(parts(dm.val_dataloader())[1]) == 10
+    assert parts(dm.test_dataloader())[2].tolist() == [0, 1, 2, 3]
+    dm = data.ImageFolderDataModule(str(folders), train_size=7, test_size=3, image_size=8, num_workers=0)
+    assert sorted(parts(dm.train_dataloader())[2].tolist()) == [0, 1, 2, 4, 5, 8, 9]
+    assert parts(dm.test_dataloader())[1].tolist() == [0, 1, 2]
+    assert first_of_each_class(torch.tensor([0, 0, 0, 1]), 3).tolist() == [0, 1, 3]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"eval_batch_size": -1}, "eval_batch_size=-1 must be at least 1"),
+        ({"val_size": -1}, "val_size=-1 must be at least 0"),
+        ({"val_size": 50_000}, "val_size=50000 leaves no image of 50000 to train on"),
+        ({"train_size": 0}, "train_size=0 must be at least 1"),
+        ({"test_size": 0}, "test_size=0 must be at least 1"),
+        ({"split": "best"}, "split='best' is not one of random, first"),
+        (
+            {"split": "first_per_class", "val_size": 1005},
+            "val_size=1005 does not divide evenly among 10 classes",
+        ),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_at_construction(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.CIFAR10DataModule(**arguments)
+
+
+def test_folder_arguments_that_make_no_sense_are_refused_at_construction():
+    for arguments in ({"image_size": 0}, {"num_workers": -1}, {"size": "tiny"}):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            data.ImagenetteDataModule(**arguments)
+
+
+def test_budgets_beyond_the_data_are_refused(cifar10):
+    with pytest.raises(ValueError, match="train_size=41 is more than the 40 images there are"):
+        data.CIFAR10DataModule(str(cifar10), val_size=10, train_size=41).setup()
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "CIFAR100", "SVHN", "Imagenette", "ImageNet100"])
+def test_missing_data_are_one_sentence_that_names_the_root(name, tmp_path):
+    dm = getattr(data, f"{name}DataModule")(str(tmp_path))
+    dm.prepare_data()
+    with pytest.raises(FileNotFoundError) as caught:
+        dm.setup()
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if name != "ImageNet100":
+        assert "download: true" in str(caught.value)
+        assert "LIT_ROBUST_DATA" in str(caught.value)
+
+
+def test_download_is_torchvisions(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda self: asked.append(self.root))
+    with pytest.raises(FileNotFoundError, match="MNIST cannot be read"):
+        data.MNISTDataModule(str(tmp_path), download=True).prepare_data()
+    assert asked == [str(tmp_path)]
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000])
+def test_cut_off_mnist_files_are_one_sentence(mnist, kept):
+    path = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(FileNotFoundError, match=r"MNIST cannot be read from root=.*deleting a broken copy"):
+        data.MNISTDataModule(str(mnist), val_size=0).setup()
+
+
+def test_cut_off_cifar_files_are_one_sentence(cifar10):
+    path = cifar10 / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(FileNotFoundError, match=r"CIFAR10 cannot be read from root=.*deleting a broken copy"):
+        data.CIFAR10DataModule(str(cifar10), val_size=0).setup()
+
+
+def test_the_root_comes_from_the_environment_unless_given(monkeypatch):
+    monkeypatch.delenv("LIT_ROBUST_DATA", raising=False)
+    assert data.MNISTDataModule().root == "data"
+    monkeypatch.setenv("LIT_ROBUST_DATA", "elsewhere")
+    assert data.MNISTDataModule().root == "elsewhere"
+    assert data.MNISTDataModule("here").root == "here"
+
+
+# Weighted subsets.
+
+
+def test_a_selection_is_what_the_next_epoch_trains_on_and_none_returns_to_everything(cifar10):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first", batch_size=4)
+    walk = dm.train_dataloader()
+    dm.select(torch.tensor([49, 12, 30]), torch.tensor([2.0, 0.5, 7.0]))
+    for batches in (walk, dm.train_dataloader()):
+        _, y, index, weight = parts(batches)
+        assert dict(zip(index.tolist(), weight.tolist(), strict=True)) == {49: 2.0, 12: 0.5, 30: 7.0}
+        assert torch.equal(y, index % 10)
+        assert len(batches) == 1
+    assert parts(dm.plain_train_dataloader())[2].tolist() == list(range(10, 50))
+    assert len(parts(dm.val_dataloader())[1]) == 10
+    dm.select(None, None)
+    assert sorted(parts(walk)[2].tolist()) == list(range(10, 50))
+    assert torch.equal(parts(walk)[3], torch.ones(40))
+
+
+def test_folders_deliver_selected_weights_too(folders):
+    dm = data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0, batch_size=2)
+    dm.select([11, 0, 5], [1.5, 2.5, 3.5])
+    _, _, index, weight = parts(dm.train_dataloader())
+    assert dict(zip(index.tolist(), weight.tolist(), strict=True)) == {11: 1.5, 0: 2.5, 5: 3.5}
+
+
+def test_plain_training_images_are_not_augmented(cifar10):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=0)
+    x, _, index, _ = parts(dm.plain_train_dataloader())
+    assert torch.equal(x, (index / 255).view(-1, 1, 1, 1).expand_as(x))
+    augmented = parts(dm.train_dataloader())[0]
+    assert not torch.equal(augmented.amin((1, 2, 3)), augmented.amax((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("indices", "weights", "message"),
+    [
+        ([3], [1.0], "1 indices, 3 among them, that are not among the 40 training images"),
+        ([50], [1.0], "not among the 40 training images"),
+        ([10, 11], [1.0], r"got shapes \(2,\) and \(1,\)"),
+        ([], [], "at least one"),
+        ([10, 11], [1.0, 0.0], "finite and above 0"),
+        ([10, 11], [1.0, float("nan")], "finite and above 0"),
+    ],
+)
+def test_selections_that_make_no_sense_are_refused(cifar10, indices, weights, message):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
+    with pytest.raises(ValueError, match=message):
+        dm.select(torch.tensor(indices), torch.tensor(weights))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_trainers_ranks_share_every_set(cifar10, folders, world):
+    for dm, sizes in (
+        (data.CIFAR10DataModule(str(cifar10), val_size=11, batch_size=4, eval_batch_size=3), (39, 11, 13)),
+        (
+            data.ImageFolderDataModule(str(folders), val_size=5, batch_size=2, image_size=8, num_workers=0),
+            (7, 5, 6),
+        ),
+    ):
+        ranks = []
+        for rank in range(world):
+            strategy = SimpleNamespace(root_device=torch.device("cpu"))
+            dm.trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=strategy)
+            ranks.append([dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader()])
+        for walks, size in zip(zip(*ranks, strict=True), sizes, strict=True):
+            assert len({len(walk) for walk in walks}) == 1
+            index, weight = (torch.cat(part) for part in list(zip(*map(parts, walks), strict=True))[2:])
+            assert weight.sum() == size
+            assert len(torch.unique(index[weight == 1])) == size
+
+
+# Lightning.
+
+
+class Recorder(LightningModule):
+    """Trains a linear net by hand and notes what it saw."""
+
+    def __init__(self, shape=(1, 8, 8)):
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 10))
+        self.seen = []
+        self.validated = []
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.net(batch.x), batch.y))
+        optimizer.step()
+        self.seen.append((self.current_epoch, batch_idx, batch))
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(self.current_epoch)
+
+    def test_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, batch))
+
+    def predict_step(self, batch, batch_idx):
+        return batch.index
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def batches_per_epoch(self):
+        epochs = [epoch for epoch, _, _ in self.seen]
+        return [epochs.count(epoch) for epoch in sorted(set(epochs))]
+
+
+class Save(Callback):
+    """Saves after one batch of one epoch."""
+
+    def __init__(self, path, epoch, batch):
+        self.path, self.epoch, self.batch = path, epoch, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            trainer.save_checkpoint(self.path)
+
+
+class SelectAt(Callback):
+    """Selects at the end of epochs: ``{epoch: indices or None}``."""
+
+    def __init__(self, plan):
+        self.plan = plan
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch in self.plan:
+            indices = self.plan[trainer.current_epoch]
+            trainer.datamodule.select(indices, None if indices is None else torch.arange(len(indices)) + 1.0)
+
+
+def fit(dm, *callbacks, ckpt_path=None, max_epochs=3, **kwargs):
+    seed_everything(7, verbose=False)
+    module = Recorder(dm.image_shape)
+    defaults = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=max_epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        num_sanity_val_steps=0,
+        **defaults | kwargs,
+    )
+    trainer.fit(module, dm, ckpt_path=ckpt_path)
+    return module
+
+
+def assert_same(resumed, uninterrupted):
+    assert [(epoch, number) for epoch, number, _ in resumed] == [(epoch, number) for epoch, number, _ in uninterrupted]
+    for (_, _, mine), (_, _, theirs) in zip(resumed, uninterrupted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (1, 3), (1, 12)])
+def test_a_resumed_run_sees_exactly_the_batches_that_were_left(tmp_path, epoch, batch):
+    path = str(tmp_path / "middle.ckpt")
+    whole = fit(digits(augment=True), Save(path, epoch, batch))
+    assert whole.batches_per_epoch() == [13, 13, 13]
+    rest = fit(digits(augment=True), ckpt_path=path)
+    assert_same(rest.seen, whole.seen[13 * epoch + batch + 1 :])
+    assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    ("at_train_epoch_end", "limit"),
+    [
+        (True, {}),
+        (False, {}),
+        (False, {"max_steps": 39, "max_epochs": -1}),
+    ],  # (True, max_steps): Lightning miscounts
+)
+def test_a_run_resumed_between_epochs_goes_on_with_a_whole_epoch(tmp_path, at_train_epoch_end, limit):
+    def run(**kwargs):
+        every_epoch = ModelCheckpoint(
+            tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=at_train_epoch_end
+        )
+        return fit(digits(), every_epoch, **kwargs, **limit)
+
+    whole = run()
+    rest = run(ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+    assert_same(rest.seen, whole.seen[26:])
+
+
+def test_worker_loaders_resume_exactly_in_mid_epoch_too(tmp_path, folders):
+    def dm():
+        return data.ImageFolderDataModule(str(folders), image_size=8, num_workers=1, batch_size=2, val_size=3)
+
+    path = str(tmp_path / "middle.ckpt")
+    whole = fit(dm(), Save(path, 1, 1), max_epochs=2)
+    rest = fit(dm(), ckpt_path=path, max_epochs=2)
+    assert whole.batches_per_epoch() == [5, 5]
+    assert_same(rest.seen, whole.seen[7:])
+
+
+def test_every_epoch_of_a_fit_is_complete_and_in_another_order():
+    seen = fit(digits(), max_epochs=2).seen
+    orders = [torch.cat([b.index for e, _, b in seen if e == epoch]) for epoch in range(2)]
+    assert torch.equal(orders[0].sort().values, orders[1].sort().values)
+    assert len(torch.unique(orders[0])) == 1300
+    assert not torch.equal(orders[0], orders[1])
+
+
+def test_full_smaller_full_changes_the_epochs_and_each_is_validated():
+    dm = digits()
+    few = parts(dm.plain_train_dataloader())[2][:250]
+    module = fit(dm, SelectAt({0: few, 2: None}), max_epochs=4)
+    assert module.batches_per_epoch() == [13, 3, 3, 13]
+    assert sorted(set(module.validated)) == [0, 1, 2, 3]
+    selected = [b for epoch, _, b in module.seen if epoch in (1, 2)]
+    expected = dict(zip(few.tolist(), range(1, 251), strict=True))
+    assert all(expected[i] == w for b in selected for i, w in zip(b.index.tolist(), b.weight.tolist(), strict=True))
+
+
+def test_a_run_that_starts_with_a_subset_can_grow():
+    dm = digits()
+    dm.select(parts(dm.plain_train_dataloader())[2][:250])
+    assert fit(dm, SelectAt({0: None}), max_epochs=3).batches_per_epoch() == [3, 13, 13]
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(1, 0), (1, 2), (2, 1)])
+def test_a_selection_survives_a_resume_and_can_still_be_lifted(tmp_path, epoch, batch):
+    path = str(tmp_path / "middle.ckpt")
+    few = parts(digits().plain_train_dataloader())[2][:250]
+    plan = {0: few, 2: None}
+    whole = fit(digits(), SelectAt(plan), Save(path, epoch, batch), max_epochs=4)
+    rest = fit(digits(), SelectAt(plan), ckpt_path=path, max_epochs=4)
+    assert_same(rest.seen, whole.seen[13 + 3 * (epoch - 1) + batch + 1 :])
+    assert rest.batches_per_epoch()[-1] == 13
+
+
+def test_a_checkpoint_with_a_selection_can_be_tested_on_other_data(tmp_path):
+    path = str(tmp_path / "middle.ckpt")
+    dm = digits(split="first")
+    dm.select([100, 101])
+    fit(dm, Save(path, 0, 0), max_epochs=1)
+    module = Recorder()
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    trainer.test(module, digits(val_size=200, split="first"), ckpt_path=path, verbose=False)
+    assert sum(len(b.y) for _, _, b in module.seen) == 397
+
+
+def test_without_validation_images_lightning_does_not_validate():
+    with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
+        module = fit(digits(val_size=0), max_epochs=1)
+    assert module.batches_per_epoch() == [14]
+    assert module.validated == []
+
+
+def test_predict_goes_through_the_test_set_in_order():
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    assert torch.equal(torch.cat(trainer.predict(Recorder(), digits())), torch.arange(397))
+
+
+# The real data, where there are any.
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "first_label"), [("MNIST", (60_000, 10_000), 5), ("CIFAR10", (50_000, 10_000), 6)]
+)
+def test_real_small_sets_are_complete(real_data, name, sizes, first_label):
+    dm = getattr(data, f"{name}DataModule")(str(real_data), val_size=0, eval_batch_size=1000)
+    if not (real_data / {"MNIST": "MNIST", "CIFAR10": "cifar-10-batches-py"}[name]).is_dir():
+        pytest.skip(f"no {name} in {real_data}")
+    walks = dm.plain_train_dataloader(), dm.test_dataloader()
+    assert tuple(len(walk.samples.indices) for walk in walks) == sizes
+    batch = next(iter(walks[0]))
+    assert batch.x.shape == (1000, *dm.image_shape)
+    assert batch.y[0] == first_label
+    assert 0 <= batch.x.min() < 0.1 < 0.9 < batch.x.max() <= 1
+
+
+@pytest.mark.parametrize(("name", "folder"), [("Imagenette", "imagenette2-160"), ("ImageNet100", "imagenet100")])
+def test_real_folders_are_decoded(real_data, name, folder):
+    if not (real_data / folder).is_dir():
+        pytest.skip(f"no {folder} in {real_data}")
+    dm = getattr(data, f"{name}DataModule")(
+        str(real_data), val_size=100, image_size=32, num_workers=0, batch_size=20, test_size=200
+    )
+    for walk in (dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader()):
+        batch = next(iter(walk))
+        assert batch.x.shape[1:] == (3, 32, 32)
+        assert 0 <= batch.x.min() < batch.x.max() <= 1
+    labels = dm.test_dataloader().samples.indices
+    assert len(labels) == 200

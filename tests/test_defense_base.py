@@ -1,0 +1,268 @@
+"""The base that all training methods stand on."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from lit_robust import losses
+from lit_robust.attacks import FGSM, PGD
+from lit_robust.batch import Batch, as_batch
+from lit_robust.defenses import PGDAT, Defense, Natural
+from lit_robust.defenses.distributed import weighted_mean
+from lit_robust.schedules import Cyclic, MultiStep, PiecewiseLinear
+from tests.methods import ATTACK, build, sgd
+from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+
+
+class Recorder(Callback):
+    """Writes down what the optimizer was set to in each batch."""
+
+    def __init__(self, key="lr"):
+        self.key, self.values = key, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        value = trainer.optimizers[0].param_groups[0][self.key]
+        self.values.append(value[0] if isinstance(value, tuple) else value)
+
+
+def fit(defense, tmp_path, n=24, epochs=1, **kwargs):
+    fitted = trainer(tmp_path, max_epochs=epochs, **kwargs)
+    fitted.fit(defense, loader(images(n)), loader(images(16, seed=1)))
+    return fitted
+
+
+def test_a_pgdat_step_is_sgd_on_the_cross_entropy_of_pgds_images(tmp_path):
+    batch, net = images(8), TinyNet()
+    attack = PGD(eps=0.1, step_size=0.05, steps=2, init="zero")
+    defense = build(PGDAT, net=TinyNet(), attack=attack, optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    trainer(tmp_path, max_epochs=1).fit(defense, loader(batch))
+
+    net.train()
+    x_adv = attack(net, batch.x, batch.y)
+    nn.functional.cross_entropy(net(x_adv), batch.y).backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(defense.net.get_parameter(name), parameter - 0.5 * parameter.grad)
+
+
+def test_the_attack_sees_batch_norm_in_the_mode_that_is_asked_for(tmp_path):
+    moved = {}
+    for mode in ("eval", "train"):
+        defense = build(PGDAT, attack_bn_mode=mode, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+        fit(defense, tmp_path, n=8)
+        moved[mode] = int(defense.net.body[1].num_batches_tracked)
+    assert moved == {"eval": 1, "train": 1 + ATTACK.steps}
+
+
+def test_a_sample_of_weight_2_is_two_samples(tmp_path):
+    batch, linear = images(8), nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    weight = torch.tensor([2.0, 1, 0, 1, 1, 1, 1, 1])
+    values = losses.ce(linear(batch.x), batch.y)
+    repeated = torch.cat([values[:2], values[:1], values[3:]])
+    torch.testing.assert_close(weighted_mean(values, weight), repeated.mean())
+
+
+def test_training_metrics_are_the_epochs_means(tmp_path):
+    batch = images(20)  # the last batch is shorter
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    defense = build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), net=net)
+    fitted = fit(defense, tmp_path, n=20, log_every_n_steps=1)
+    logits = defense.net(batch.x)
+    metrics = fitted.callback_metrics
+    assert metrics["train/loss"].item() == pytest.approx(losses.ce(logits, batch.y).mean().item(), rel=1e-5)
+    assert metrics["train/acc/clean"].item() == pytest.approx((logits.argmax(1) == batch.y).float().mean().item())
+    assert metrics["train/adversarial"].item() == 1
+
+
+def test_metrics_are_logged_when_lightning_writes_them(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, name="run")
+    fit(build(PGDAT), tmp_path, n=40, epochs=2, logger=logger, log_every_n_steps=2)
+    lines = (tmp_path / "run" / "version_0" / "metrics.csv").read_text().splitlines()
+    head = lines[0].split(",")
+    rows = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
+    # 5 batches an epoch: after batches 2, 4, 6 and 8 counted from 1, and at the end of both epochs
+    losses_of = {step: {row["train/loss"] for row in rows if row["step"] == step} - {""} for step in "0123456789"}
+    assert [len(losses_of[step]) for step in "0123456789"] == [0, 1, 0, 1, 1, 1, 0, 1, 0, 1]
+    assert {"train/acc/robust", "train/lr", "val/acc/clean", "val/acc/robust"} <= set(head)
+
+
+def test_validation_and_test_count_survivors_of_their_attacks(tmp_path):
+    defense = build(PGDAT, val_attack=FGSM(eps=0.05), test_attacks={"fgsm": FGSM(eps=0.05), "pgd": ATTACK})
+    fitted = fit(defense, tmp_path, epochs=3)
+    fitted.test(defense, loader(images(16, seed=1)), verbose=False)
+    result = defense.test_results["these weights"]
+    assert list(result) == ["clean", "fgsm", "pgd", "worst"]
+    batch = images(16, seed=1)
+    x_adv = FGSM(eps=0.05)(defense.net.eval(), batch.x, batch.y)
+    expected = (defense.net(x_adv).argmax(1) == batch.y).float().mean().item()
+    assert result["fgsm"].value == expected
+    assert result["worst"].value <= min(result["fgsm"].value, result["pgd"].value)
+    assert fitted.callback_metrics["test/acc/worst"].item() == pytest.approx(result["worst"].value)
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_attacks_find_gradients_whether_or_not_the_trainer_uses_inference_mode(tmp_path, inference_mode):
+    defense = build(Natural, test_attacks={"pgd": PGD(eps=1, step_size=0.5, steps=3)})
+    trainer(tmp_path, inference_mode=inference_mode).test(defense, loader(images(16)), verbose=False)
+    assert (
+        defense.test_results["these weights"]["pgd"].value < defense.test_results["these weights"]["clean"].value + 1e-9
+    )
+
+
+def test_by_default_the_best_checkpoint_is_chosen_by_seven_steps_of_a_seventh_from_the_image():
+    assert build(PGDAT).val_attacks == {"robust": PGD(eps=0.1, step_size=1 / 7 * 0.1, steps=7, init="zero")}
+
+
+def test_the_learning_rate_follows_its_schedule_in_fractional_epochs(tmp_path):
+    recorder = Recorder()
+    defense = build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=0.4), lr_scheduler=Cyclic(up=1, down=1))
+    fit(defense, tmp_path, n=32, epochs=2, callbacks=[recorder])
+    assert recorder.values == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("optimizer", [sgd, lambda params: torch.optim.Adam(params, lr=1e-3)])
+def test_the_momentum_follows_its_schedule(tmp_path, optimizer):
+    recorder = Recorder("momentum" if optimizer is sgd else "betas")
+    defense = build(Natural, optimizer=optimizer, momentum=PiecewiseLinear(times=[0, 1], values=[0.9, 0.8]))
+    fit(defense, tmp_path, n=32, callbacks=[recorder])
+    assert recorder.values == pytest.approx([0.9, 0.875, 0.85, 0.825])
+
+
+def test_schedulers_of_torch_step_by_batch_or_by_epoch(tmp_path):
+    def step(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+
+    seen = {}
+    for interval in ("step", "epoch"):
+        recorder = Recorder()
+        defense = build(
+            Natural, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), lr_scheduler=step, lr_interval=interval
+        )
+        fit(defense, tmp_path, n=16, epochs=2, callbacks=[recorder])
+        seen[interval] = recorder.values
+    assert seen["step"] == pytest.approx([1, 0.1, 0.01, 0.001])  # the callback sees the rate that the batch had
+    assert seen["epoch"] == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_a_plateau_scheduler_gets_the_metric_that_it_monitors(tmp_path):
+    from lightning.pytorch.cli import ReduceLROnPlateau
+
+    recorder = Recorder()
+    defense = build(
+        Natural,
+        optimizer=lambda p: torch.optim.SGD(p, lr=1e-6),
+        lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="val/acc/clean", patience=0, factor=0.5, mode="max"),
+    )
+    fit(defense, tmp_path, n=8, epochs=3, callbacks=[recorder])
+    assert recorder.values == pytest.approx([1e-6, 1e-6, 0.5e-6])
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    defense = build(PGDAT, net=TinyNet(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0), gradient_clip_val=1e-3)
+    before = [parameter.clone() for parameter in defense.net.parameters()]
+    fit(defense, tmp_path, n=8)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(defense.net.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_images_are_turned_into_channels_last(tmp_path):
+    seen = []
+    defense = build(PGDAT, channels_last=True)
+    defense.net.register_forward_pre_hook(
+        lambda net, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    fit(defense, tmp_path, n=8)
+    assert all(seen)
+
+
+def test_a_nan_loss_stops_the_run_before_anything_is_saved(tmp_path):
+    defense = build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf))
+    with pytest.raises(FloatingPointError, match="the training loss is nan in epoch 0 by batch 2: lower the learning"):
+        fit(defense, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": images().x * 2 - 1}, r"pixels run from -0.9999 to .*, but every eps here is in units of \[0, 1\]"),
+        ({"x": images().x * 255}, "normalise inside the net"),
+        ({"y": images().y + 3}, "labels run from 3 to 6, but num_classes=4"),
+        ({"x": images().x[:, :1]}, "cannot read images of shape 1x8x8: choose a net for this data set"),
+    ],
+)
+def test_images_that_would_make_every_number_wrong_are_refused_before_training(tmp_path, change, message):
+    defense = build(PGDAT)
+    before = defense.net.head.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_epochs=1).fit(defense, loader(images()._replace(**change)))
+    assert torch.equal(before, defense.net.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (
+            nn.Sequential(TinyNet(), nn.Softmax(dim=1)),
+            "returns probabilities, but losses and attacks need logits",
+        ),
+        (nn.Sequential(TinyNet(), nn.Linear(4, 7)), r"shape \(2, 7\) for 2 images, but num_classes=4"),
+        (TinyNet().body[:3], "shape .2, 8, 4, 4. for 2 images"),
+    ],
+)
+def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, message):
+    with pytest.raises(ValueError, match=message):
+        fit(build(PGDAT, net=net), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "num_classes=1 leaves nothing to classify"),
+        ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose "eval" or "train"'),
+        ({"gradient_clip_val": 0}, "gradient_clip_val=0 must be above 0, or null"),
+        ({"lr_interval": "batch"}, 'lr_interval="batch" is unknown'),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(PGDAT, **arguments)
+
+
+def test_a_momentum_schedule_needs_an_optimizer_with_momentum(tmp_path):
+    defense = build(Natural, optimizer=torch.optim.Adagrad, momentum=MultiStep(milestones=[1], factor=0.5))
+    with pytest.raises(ValueError, match="momentum is scheduled, but Adagrad has none"):
+        fit(defense, tmp_path)
+
+
+def test_batches_of_other_loaders_weigh_1_and_have_no_index():
+    x, y, _, _ = images(4)
+    batch = as_batch((x, y))
+    assert batch.weight.tolist() == [1, 1, 1, 1]
+    assert batch.index.tolist() == [-1, -1, -1, -1]
+    assert as_batch(batch) is batch
+
+
+@pytest.mark.parametrize("batch", [{"image": torch.zeros(1)}, torch.zeros(1), (torch.zeros(1), "label")])
+def test_other_batches_are_refused(batch):
+    with pytest.raises(TypeError, match=r"a batch must be a lit_robust\.batch\.Batch or a pair"):
+        as_batch(batch)
+
+
+def test_a_method_is_two_short_verbs(tmp_path):
+    class MixedAT(Defense):
+        def loss(self, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+            return 0.5 * super().loss(batch, x_adv) + 0.5 * self.natural_loss(batch)
+
+    fitted = fit(build(MixedAT), tmp_path)
+    assert {"train/acc/robust", "train/acc/clean"} <= fitted.callback_metrics.keys()
+
+
+def test_predict_gives_probabilities(tmp_path):
+    defense = build(Natural)
+    (first, *_) = trainer(tmp_path).predict(defense, loader(images(8)))
+    assert first.shape == (8, CLASSES)
+    assert torch.allclose(first.sum(1), torch.ones(8))

@@ -1,0 +1,91 @@
+"""What holds for every training method."""
+
+import pytest
+import torch
+from torch import nn
+
+from lit_robust.defenses.base import Defense
+from lit_robust.threats import Linf
+from tests.methods import EPS, METHODS, build
+from tests.tiny import TinyNet, images, loader, trainer
+
+
+@pytest.fixture(params=METHODS)
+def defense(request) -> Defense:
+    method, arguments = METHODS[request.param]
+    return build(method, **arguments)
+
+
+def attached(defense: Defense, tmp_path) -> Defense:
+    """A defense that a trainer has begun with: one epoch of nothing."""
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, loader(images()))
+    return defense
+
+
+def adversary_of(x_adv):
+    return x_adv if isinstance(x_adv, torch.Tensor) else x_adv[0]
+
+
+def flags_of(net: nn.Module) -> list[bool]:
+    return [module.training for module in net.modules()]
+
+
+def test_one_batch_moves_every_parameter(defense, tmp_path):
+    before = {name: parameter.clone() for name, parameter in defense.named_parameters()}
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, loader(images()))
+    assert all(not torch.equal(before[name], parameter) for name, parameter in defense.named_parameters())
+
+
+def test_the_adversary_is_in_the_threat_set(defense, tmp_path):
+    batch = images()
+    x_adv = adversary_of(attached(defense, tmp_path).perturb(batch))
+    assert x_adv.shape == batch.x.shape
+    assert torch.equal(Linf(EPS + 1e-6).project(x_adv, batch.x), x_adv)
+
+
+def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, tmp_path):
+    attached(defense, tmp_path).zero_grad()
+    defense.train()
+    defense.net.body[1].eval()  # a frozen BatchNorm must stay frozen
+    flags = flags_of(defense.net)
+    defense.perturb(images())
+    assert flags_of(defense.net) == flags
+    assert all(parameter.grad is None for parameter in defense.parameters())
+
+
+def test_a_checkpoint_gives_the_same_logits_back(defense, tmp_path):
+    fitted = trainer(tmp_path, max_epochs=1)
+    fitted.fit(defense, loader(images()))
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    other = TinyNet(seed=1)
+    weights = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    other.load_state_dict({key.removeprefix("net."): value for key, value in weights.items() if key.startswith("net.")})
+    x = images().x
+    assert torch.equal(other.eval()(x), defense.net.eval()(x))
+
+
+def test_before_a_delayed_start_a_batch_costs_exactly_a_natural_step(defense, tmp_path):
+    def step_of(method: Defense) -> tuple[int, dict[str, torch.Tensor]]:
+        calls = []
+        method.net.register_forward_hook(lambda *_: calls.append(1))
+        method.adversarial = False
+        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(method, loader(images()))
+        return len(calls), method.net.state_dict()
+
+    natural = build(Defense)
+    (calls, weights), (natural_calls, natural_weights) = step_of(defense), step_of(natural)
+    assert calls == natural_calls == 2  # one of them is the check of the first batch
+    assert all(torch.equal(weights[key], natural_weights[key]) for key in natural_weights)
+
+
+def test_a_step_runs_in_bf16_mixed(defense, tmp_path):
+    fitted = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", limit_train_batches=1)
+    fitted.fit(defense, loader(images()))
+    assert all(torch.isfinite(parameter).all() for parameter in defense.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in defense.parameters())
+
+
+def test_one_batch_is_one_step_of_the_optimizer(defense, tmp_path):
+    fitted = trainer(tmp_path, max_epochs=2)
+    fitted.fit(defense, loader(images(24), batch_size=8))
+    assert fitted.global_step == 2 * 3 * getattr(defense, "m", 1)

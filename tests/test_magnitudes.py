@@ -1,0 +1,36 @@
+import copy
+import pickle
+
+import pytest
+
+from lit_robust.magnitudes import Magnitude, magnitude
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8/255", 8 / 255),
+        (" 8 / 255 ", 8 / 255),
+        ("0.3", 0.3),
+        (0.3, 0.3),
+        ("0", 0.0),
+        ("1200/255", 1200 / 255),
+    ],
+)
+def test_numbers_and_fractions_are_read(text, value):
+    assert magnitude(text) == value
+
+
+@pytest.mark.parametrize("text", ["8/0", "a", "", "1/2/3", "-1", "nan", "inf", "-8/255", "8/inf/"])
+def test_anything_else_is_refused_in_a_sentence_that_names_the_argument(text):
+    with pytest.raises(
+        ValueError, match=r"^eps=.* is not a magnitude: write a number >= 0 or a fraction such as 8/255\.$"
+    ):
+        magnitude(text, "eps")
+
+
+def test_a_magnitude_is_a_float_that_is_written_back_as_it_came():
+    eps = Magnitude("8/255")
+    assert eps == 8 / 255
+    for twin in (copy.deepcopy(eps), pickle.loads(pickle.dumps(eps))):
+        assert (float(twin), str(twin)) == (8 / 255, "8/255")

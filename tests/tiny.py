@@ -1,0 +1,59 @@
+"""The smallest things that train: a net with BatchNorm, and learnable images of its size."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lit_robust.batch import Batch
+
+SHAPE, CLASSES = (3, 8, 8), 4
+
+
+class TinyNet(nn.Module):
+    """Convolution, BatchNorm, pooling and a linear head: 4 classes of 3 x 8 x 8 images."""
+
+    def __init__(self, width: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = nn.Sequential(
+                nn.Conv2d(3, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten()
+            )
+            self.head = nn.Linear(width * 16, CLASSES)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def images(n: int = 24, seed: int = 0) -> Batch:
+    """Noise with one bright quarter, which is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % CLASSES
+    x = torch.rand(n, *SHAPE, generator=generator) * 0.5
+    for label in range(CLASSES):
+        row, column = divmod(label, 2)
+        x[y == label, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 0.5
+    return Batch(x, y, torch.arange(n), torch.ones(n))
+
+
+def loader(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
+    """Yields the images in order, as a loader of the user's own would: without index and weight."""
+    return DataLoader(list(zip(batch.x, batch.y, strict=True)), batch_size=batch_size)  # type: ignore[arg-type]
+
+
+def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
+    """A silent trainer on the CPU that writes nothing unless it is asked to."""
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **(quiet | kwargs))
