@@ -16,16 +16,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-import lit_robust.attacks
-import lit_robust.callbacks
-import lit_robust.schedules  # noqa: F401  (each import registers short class names)
-from lit_robust import __version__
+from lit_robust import __version__, attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.checkpoints import checkpoints_of, read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.magnitudes import Magnitude
+from lit_robust.sentences import sentence
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
+
+#: What YAML may call by its short name, because importing a room is what makes it known.
+NAMES = [name for room in (attacks, callbacks, data, defenses, nets, schedules) for name in room.__all__]
 
 #: What a user can cause and mend: told in one sentence. Anything else is a defect and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MisconfigurationException)
@@ -38,15 +39,13 @@ class Parser(LightningArgumentParser):
         """Print what is wrong and where to read on; exit with 2."""
         if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
             super().error(message, ex)
-        sys.stderr.write(f"{self.prog.split()[0]}: error: {_sentence(message)}\n(all options: {self._help()})\n")
+        if "arguments are required" in message:
+            message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
+        verb = " ".join(self.prog.replace("[options]", "").split()[1:])
+        sys.stderr.write(
+            f"lit-robust: error: {sentence(message, NAMES)}\n(lit-robust {verb} --help lists all options)\n"
+        )
         sys.exit(2)
-
-    def _help(self) -> str:
-        return f"{self.prog.replace(' [options]', '')} --help"
-
-
-def _sentence(message: str) -> str:
-    return message
 
 
 class SaveConfig(SaveConfigCallback):
@@ -160,4 +159,4 @@ def main(args: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("LIT_ROBUST_DEBUG"):
             raise
-        sys.exit(f"lit-robust: error: {error}\n(LIT_ROBUST_DEBUG=1 shows where this was raised)")
+        sys.exit(f"lit-robust: error: {sentence(str(error), NAMES)}\n(LIT_ROBUST_DEBUG=1 shows where this was raised)")

@@ -15,6 +15,22 @@ from typing import Any
 
 from lit_robust.magnitudes import Magnitude, magnitude
 
+__all__ = [
+    "Cosine",
+    "Cyclic",
+    "CyclicMomentum",
+    "CyclicStep",
+    "Linear",
+    "MultiStep",
+    "PerEpoch",
+    "PeriodicCosine",
+    "PiecewiseLinear",
+    "Product",
+    "Schedule",
+    "Staircase",
+    "drops",
+]
+
 #: What a schedule passes through: any number, or ``8/255``. Magnitude comes first: jsonargparse saves a value
 #: by the first type of a union that takes it, and float would take a Magnitude, which YAML cannot hold.
 Value = Magnitude | float

@@ -24,6 +24,7 @@ MAY_KNOW = {
     "callbacks": PURE | {"attacks", "selection"},
     "analysis": PURE | {"attacks", "nets"},
     "checkpoints": {"nets"},
+    "sentences": set(),
     "__init__": {"checkpoints"},
     "__main__": {"cli"},
 }

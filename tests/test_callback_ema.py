@@ -298,12 +298,29 @@ def test_live_weights_come_back_when_validation_fails(tmp_path):
     assert not torch.equal(module.seen["head.weight"], recorder.live[-1]["head.weight"])
 
 
-def test_validate_after_fit_evaluates_the_checkpoint_that_it_was_given(tmp_path):
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_after_fit_the_checkpoint_that_is_given_is_what_is_evaluated(tmp_path, verb):
     module = Classifier()
     run = fit(tmp_path, module, EMAWeights(0.8), Save(tmp_path / "part.ckpt", 3), val=True)
-    run.validate(module, batches(), ckpt_path=tmp_path / "part.ckpt", verbose=False)
+    getattr(run, verb)(module, batches(), ckpt_path=tmp_path / "part.ckpt", verbose=False)
     saved = torch.load(tmp_path / "part.ckpt", weights_only=True)["state_dict"]
     assert_equal(module.seen, of_net(saved))
+
+
+def test_steps_that_lightning_does_not_count_are_not_lost(tmp_path):
+    class Raw(Classifier):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(self.net(batch.x), batch.y))
+            optimizer.step()
+
+    module, recorder = Raw(steps=1), Recorder()
+    fit(tmp_path, module, EMAWeights(), recorder, Save(tmp_path / "end.ckpt", 2 * BATCHES), val=True)
+    assert_equal(module.net.state_dict(), recorder.live[-1])
+    assert_equal(recorder.validated[-1], recorder.live[-1])
+    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    assert_equal(of_net(checkpoint["state_dict"]), recorder.live[-1])
 
 
 def test_a_callback_can_be_used_for_a_second_fit(tmp_path):

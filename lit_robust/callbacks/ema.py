@@ -39,9 +39,9 @@ class EMAWeights(WeightAveraging):
     net.
 
     Different from Lightning's ``EMAWeightAveraging``: an average that was never updated is never used,
-    ``start_epoch`` delays every update, live weights come back when validation fails, ``validate`` after
-    ``fit`` evaluates the checkpoint that it was given, a checkpoint of the end of training can be resumed,
-    and no step waits for the device.
+    ``start_epoch`` delays every update, live weights come back when validation fails, ``test`` after ``fit``
+    evaluates the average that is in the checkpoint it was given, the last checkpoint can be resumed, and no
+    step waits for the device.
 
     Args:
         decay: The paper's tau: a number, or a schedule of fractional epochs.
@@ -77,7 +77,7 @@ class EMAWeights(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the module for the first average, and its net for each other one."""
-        self._average_model = None  # a `validate` after `fit` must not swap the end of training in
+        self._average_model = None  # outside fit a checkpoint's state_dict is all there is to evaluate
         if stage != "fit":
             return
         _check_trainer(trainer, self)

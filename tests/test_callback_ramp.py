@@ -1,0 +1,214 @@
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import CSVLogger
+from torch.nn import functional as F
+
+from lit_robust.attacks import PGD
+from lit_robust.callbacks import AttributeRamp
+from lit_robust.data.loaders import Samples
+from lit_robust.data.resident import ResidentLoader
+from lit_robust.defenses import PGDAT
+from lit_robust.schedules import Linear, PerEpoch
+from tests.tiny import CLASSES, TinyNet, images, trainer
+
+BATCHES = 4
+
+
+def batches(n=BATCHES):
+    data = images(4 * n)
+    return ResidentLoader(Samples.once(torch.arange(4 * n)), (255 * data.x).byte(), data.y, batch_size=4)
+
+
+@dataclass(frozen=True)
+class Part:
+    strength: float = 1.0
+    attack: PGD = field(default_factory=PGD)
+
+
+class Regulariser(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.part = 1.0, Part()
+
+
+class Classifier(LightningModule):
+    """A user's module, not a Defense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.lam, self.attack, self.regulariser = TinyNet(), 4.0, PGD(), Regulariser()
+        self.seen: list[Any] = []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.seen.append((self.lam, self.attack.eps))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch.x), batch.y)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+class Reader(Callback):
+    """What another callback finds at the hooks around batches."""
+
+    def __init__(self) -> None:
+        self.starts, self.ends = [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.starts.append(pl_module.lam)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.ends.append(pl_module.lam)
+
+
+def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, **kwargs):
+    kwargs = {"max_epochs": 2, "log_every_n_steps": 1, "limit_val_batches": None if val else 0} | kwargs
+    run = trainer(tmp_path, callbacks=list(callbacks), **kwargs)
+    run.fit(module, batches(), batches(), ckpt_path=ckpt_path, weights_only=True)
+    return run
+
+
+def test_the_module_finds_the_value_of_the_schedule_before_each_batch(tmp_path):
+    module, lam = Classifier(), Linear(0, 8, 0, 2)
+    fit(tmp_path, module, AttributeRamp("lam", lam))
+    assert [value for value, _ in module.seen] == [lam(batch / BATCHES) for batch in range(2 * BATCHES)]
+
+
+def test_a_path_replaces_frozen_values_and_leaves_the_old_ones_alone(tmp_path):
+    module, eps = Classifier(), Linear(0, "8/255", 0, 2)
+    before = module.attack
+    fit(tmp_path, module, AttributeRamp("attack.eps", eps))
+    assert [value for _, value in module.seen] == [eps(batch / BATCHES) for batch in range(2 * BATCHES)]
+    assert before == PGD()
+    assert module.attack == PGD(eps=eps(1.75))
+
+
+@pytest.mark.parametrize("path", ["regulariser.weight", "regulariser.part.strength", "regulariser.part.attack.eps"])
+def test_a_path_may_pass_through_modules_and_nested_values(tmp_path, path):
+    module = Classifier()
+    regulariser = module.regulariser
+    fit(tmp_path, module, AttributeRamp(path, Linear(0, 1, 0, 2)), max_epochs=1)
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    assert value == 0.375
+    assert module.regulariser is regulariser
+
+
+def test_several_ramps_run_side_by_side_and_the_last_values_stay(tmp_path):
+    module = Classifier()
+    lam, eps = PerEpoch(Linear(0, 2, 0, 2)), Linear(0, 0.1, 0, 2)
+    fit(tmp_path, module, AttributeRamp("lam", lam), AttributeRamp("attack.eps", eps))
+    assert [value for value, _ in module.seen] == [0.0] * BATCHES + [1.0] * BATCHES
+    assert (module.lam, module.attack.eps) == (1.0, eps(1.75))
+
+
+def test_a_callback_finds_the_value_when_an_epoch_starts(tmp_path):
+    reader = Reader()
+    fit(tmp_path, Classifier(), AttributeRamp("lam", Linear(0, 8, 0, 2)), reader)
+    assert reader.starts == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("stop", [4, 6], ids=["boundary", "mid-epoch"])
+def test_a_resumed_run_finds_the_values_of_an_uninterrupted_one(tmp_path, stop):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == stop and not trainer.is_last_batch:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+
+    def ramps():
+        return AttributeRamp("lam", Linear(0, 9, 0, 3)), AttributeRamp("attack.eps", Linear(0, 0.3, 0, 3))
+
+    whole, rest = Classifier(), Classifier()
+    fit(tmp_path, whole, *ramps(), Save(), max_epochs=3)
+    fit(tmp_path, rest, *ramps(), ckpt_path=tmp_path / "part.ckpt", max_epochs=3)
+    assert rest.seen == whole.seen[stop:]
+
+
+def test_the_end_of_an_epoch_that_is_resumed_after_its_validation_finds_its_last_value(tmp_path):
+    class Save(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+
+    whole, rest, ramp = Reader(), Reader(), AttributeRamp("lam", Linear(0, 8, 0, 2))
+    fit(tmp_path, Classifier(), ramp, whole, Save(), val=True)
+    fit(tmp_path, Classifier(), ramp, rest, ckpt_path=tmp_path / "part.ckpt", val=True)
+    assert rest.ends == whole.ends == [3.0, 7.0]
+
+
+def test_values_are_logged_once_an_interval_and_once_an_epoch(tmp_path):
+    class Counting(Classifier):
+        calls = 0
+
+        def log(self, *args, **kwargs):
+            self.calls += 1
+            super().log(*args, **kwargs)
+
+    module, logger = Counting(), CSVLogger(tmp_path)
+    ramps = AttributeRamp("lam", Linear(0, 8, 0, 2)), AttributeRamp("attack.eps", Linear(0, 0.8, 0, 2))
+    run = fit(tmp_path, module, *ramps, logger=logger, log_every_n_steps=2)
+    assert run.callback_metrics["train/lam"] == 7.0
+    assert module.calls == len(ramps) * (4 + 2)
+    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    assert "train/lam" in rows[0]
+    assert "train/attack.eps" in rows[0]
+    column = rows[0].split(",").index("train/lam")
+    logged = [row.split(",")[column] for row in rows[1:]]
+    assert [float(value) for value in logged if value] == [1.0, 3.0, 3.0, 5.0, 7.0, 7.0]
+
+
+def test_a_defense_crafts_with_the_value_of_the_ramp(tmp_path):
+    class Observed(PGDAT):
+        def perturb(self, batch):
+            x_adv = super().perturb(batch)
+            distances.append(float((x_adv - batch.x).abs().max()))
+            return x_adv
+
+    distances: list[float] = []
+    module = Observed(TinyNet(), CLASSES, PGD(eps=0.2, step_size=0.2, steps=1))
+    fit(tmp_path, module, AttributeRamp("attack.eps", Linear(0, 0.16, 0, 2)), val=True)
+    assert distances == pytest.approx([0.02 * batch for batch in range(8)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("lamda", r'AttributeRamp\("lamda"\) finds no lamda in Classifier: did you mean lam\?'),
+        ("attack.epss", r"finds no epss in PGD: did you mean eps or steps\?"),
+        ("atack.eps", r"finds no atack in Classifier: did you mean attack\?"),
+        ("beta", r"finds no beta in Classifier: did you mean lam\?"),
+        ("attack", r"drives a number, but attack is PGD\(.*did you mean lam\?"),
+        ("attack.norm", r"drives a number, but attack\.norm is 'linf'"),
+        ("training", r"drives a number, but training is (True|False)"),
+        ("net.lam", r"finds no lam in TinyNet: did you mean another module \(this one has no numbers\)\?"),
+    ],
+)
+def test_what_cannot_be_driven_is_one_sentence_with_near_names(tmp_path, attribute, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Classifier(), AttributeRamp(attribute, Linear(0, 1, 0, 2)))
+
+
+def test_two_ramps_of_one_attribute_are_refused(tmp_path):
+    ramps = AttributeRamp("lam", Linear(0, 1, 0, 2)), AttributeRamp("lam", Linear(0, 2, 0, 2))
+    with pytest.raises(ValueError, match="two AttributeRamps drive lam"):
+        fit(tmp_path, Classifier(), *ramps)
+
+
+def test_arguments_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"attribute='attack\.' is neither a name"):
+        AttributeRamp("attack.", Linear(0, 1, 0, 2))
+    with pytest.raises(TypeError, match=r"schedule=0\.5 is not one of lit_robust\.schedules"):
+        AttributeRamp("lam", 0.5)
