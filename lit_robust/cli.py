@@ -41,10 +41,8 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
-        verb = " ".join(self.prog.replace("[options]", "").split()[1:])
-        sys.stderr.write(
-            f"lit-robust: error: {sentence(message, NAMES)}\n(lit-robust {verb} --help lists all options)\n"
-        )
+        command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
+        sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({command} --help lists all options)\n")
         sys.exit(2)
 
 

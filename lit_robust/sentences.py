@@ -24,6 +24,8 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
     """
     if "\n" not in message and "Parser key" not in message:
         return _in_words(message, "", "", names)
+    if message.startswith("Problems parsing config"):  # YAML's own words, which name line and column
+        return " ".join(message.split())
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     reasons = [line for line in lines if line and not _TRIED.match(line)]
     if not reasons:

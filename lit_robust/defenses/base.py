@@ -16,7 +16,7 @@ from lit_robust.attacks.base import frozen, network_mode
 from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
 from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses.checks import check_first_batch
-from lit_robust.defenses.distributed import average_buffers, weighted_mean
+from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
 from lit_robust.defenses.rates import LearningRate
 from lit_robust.defenses.tally import Tally
 from lit_robust.schedules import Schedule
@@ -102,6 +102,10 @@ class Defense(LightningModule):
         #: Filled by `test`: the accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
         self.tally = Tally()
+        #: Index in its epoch of the batch in training.
+        self.batch_idx = 0
+        #: Tensors that belong to one rank and outlive a batch; a checkpoint holds every rank's, ``load_net`` none.
+        self.rank_state: dict[str, Tensor] = {}
         self._checked_stages: set[Any] = set()
 
     # The method: what the papers differ in.
@@ -169,11 +173,13 @@ class Defense(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
         torch.manual_seed(derive_seed(run_seed(), "train", self.current_epoch, batch_idx, self.global_rank))
-        self.rate.set(self.time(batch_idx))
+        self.batch_idx = batch_idx
+        self.rate.set(self.time)
 
-    def time(self, batch_idx: int) -> float:
+    @property
+    def time(self) -> float:
         """Fractional epochs since the start of training: what every schedule is a function of."""
-        return float(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        return float(self.current_epoch + self.batch_idx / self.trainer.num_training_batches)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip here, where gradients are unscaled in every precision."""
@@ -253,16 +259,20 @@ class Defense(LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how the net was built, for ``load_net``, and the running sums of an epoch that is under way."""
+        """Add how the net was built, for ``load_net``, and what an exact resume needs beside weights."""
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "recipe", None),
             "tally": self.tally.state_dict(),
+            "ranks": gather_over_ranks(self.rank_state),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another net in one sentence, and take up the running sums."""
+        """Refuse the weights of another net in one sentence, and go on where the checkpoint stands."""
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
-        self.tally.load_state_dict(checkpoint.get("lit_robust", {}).get("tally", {}))
+        state = checkpoint.get("lit_robust", {})
+        self.tally.load_state_dict(state.get("tally", {}))
+        ranks = state.get("ranks", [])
+        self.rank_state = ranks[self.global_rank] if len(ranks) == world_size() else {}
 
 
 def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

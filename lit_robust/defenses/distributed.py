@@ -1,4 +1,6 @@
-"""The three places where ranks must agree."""
+"""The places where ranks must agree."""
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def gather_over_ranks(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """What each rank holds, on the CPU, by rank; every rank must ask."""
+    mine = {name: value.detach().cpu() for name, value in state.items()}
+    states: list[Any] = [mine]
+    if (ranks := world_size()) > 1:
+        states = [None] * ranks
+        dist.all_gather_object(states, mine)
+    return states
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
