@@ -52,8 +52,13 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         raise TypeError(
             f"images must be floating-point numbers in [0, 1], not {x.dtype}: convert them and divide by 255."
         )
-    with torch.inference_mode(False), torch.enable_grad():
-        yield x.clone() if x.is_inference() else x.detach(), y.clone() if y.is_inference() else y
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield x.clone() if x.is_inference() else x.detach(), y.clone() if y.is_inference() else y
+    finally:
+        # Autocast keeps the weights that it cast; torch 2.6 also keeps those that an attack needed without
+        # a gradient, and a training forward that follows would get none.
+        torch.clear_autocast_cache()
 
 
 def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from lit_robust.callbacks.overfitting import (
     CatastrophicOverfittingMonitor,
     FGSMGap,
     GradientCosineDrop,
+    OverfittingRule,
     PGDDrop,
-    Rule,
 )
 from lit_robust.callbacks.predictions import PredictionWriter
 from lit_robust.callbacks.ramp import AttributeRamp
@@ -19,7 +19,7 @@ __all__ = [
     "EMAWeights",
     "FGSMGap",
     "GradientCosineDrop",
+    "OverfittingRule",
     "PGDDrop",
     "PredictionWriter",
-    "Rule",
 ]

@@ -34,7 +34,7 @@ class HasNet(Protocol):
     net: nn.Module
 
 
-class Rule(ABC):
+class OverfittingRule(ABC):
     """What is measured on a batch, and what change from one epoch to the next is called overfitting.
 
     A subclass is a frozen dataclass.
@@ -50,7 +50,7 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class PGDDrop(Rule):
+class PGDDrop(OverfittingRule):
     """The accuracy under PGD falls by more than ``threshold``, as Fast AT's code stops early.
 
     Args:
@@ -71,7 +71,7 @@ class PGDDrop(Rule):
 
 
 @dataclass(frozen=True)
-class FGSMGap(Rule):
+class FGSMGap(OverfittingRule):
     """The signature of catastrophic overfitting: the net withstands a single step, and PGD ever less.
 
     The accuracy under the single step exceeds that under PGD by more than ``margin``, while the latter falls.
@@ -100,7 +100,7 @@ class FGSMGap(Rule):
 
 
 @dataclass(frozen=True)
-class GradientCosineDrop(Rule):
+class GradientCosineDrop(OverfittingRule):
     """The loss stops being linear around the images: GradAlign's measure (NeurIPS 2020, arXiv:2007.02617).
 
         cos( grad CE(f(x), y), grad CE(f(x + eta), y) ),     eta ~ U(-eps, eps)
@@ -149,15 +149,16 @@ class CatastrophicOverfittingMonitor(Callback):
     Args:
         rule: What is measured and judged. Monitors with rules of different classes may run side by side.
         action: ``warn`` goes on, ``stop`` ends the training after this epoch, and ``restore`` also brings
-            back the net's weights and buffers of the last healthy epoch, as the authors do. (Averages that
-            ``EMAWeights`` keeps stay as they are.)
+            back the net's weights and buffers of the last healthy epoch, as the authors do; checkpoints carry
+            them until then. Averages that ``EMAWeights`` keeps stay as they are, and ``fit`` still ends with
+            the first of them in the module.
 
     Raises:
         TypeError: If the module has no ``net``, or the batches are neither ``Batch`` nor ``(x, y)``.
         ValueError: If there is no such action.
     """
 
-    def __init__(self, rule: Rule = PGDDrop(), action: Action = "warn") -> None:
+    def __init__(self, rule: OverfittingRule = PGDDrop(), action: Action = "warn") -> None:
         if action not in get_args(Action):
             raise ValueError(f'action="{action}" is unknown: choose warn, stop or restore.')
         self.rule = rule
@@ -186,10 +187,8 @@ class CatastrophicOverfittingMonitor(Callback):
         """Measure, judge, report and act."""
         if self._first_batch is None:
             return
-        net, batch = (
-            _fitting(pl_module).net,
-            Batch(*(part.to(pl_module.device) for part in self._first_batch)),
-        )
+        net = _fitting(pl_module).net
+        batch = Batch(*(part.to(pl_module.device) for part in self._first_batch))
         seed = derive_seed(run_seed(), "monitor", trainer.current_epoch, trainer.global_rank)
         with _untouched(net, seed, batch.x.device):
             current = _means(self.rule.measure(net, batch.x, batch.y), batch.weight > 0, trainer)

@@ -1,7 +1,6 @@
 """The convolutional nets that papers train on MNIST, and one of our own for scikit-learn's digits."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import pairwise
 
 import torch
@@ -229,10 +228,11 @@ def _convs(channels: Sequence[int], kernel_size: int, stride: int = 1, padding: 
 
 
 def _flat_size(convs: nn.Sequential, in_channels: int, image_size: int) -> int:
-    """The number of features that convolutions and poolings leave of an image; computed without any data."""
-    probe = torch.empty(1, in_channels, image_size, image_size, device="meta")
+    """The number of features that convolutions and poolings leave of an image."""
+    device = next(convs.parameters()).device
     try:
-        features = deepcopy(convs).to("meta")(probe)
+        with torch.no_grad():
+            features = convs(torch.zeros(1, in_channels, image_size, image_size, device=device))
     except RuntimeError as error:
         raise ValueError(f"image_size={image_size} is too small for this net ({error}).") from error
     return int(features.numel())

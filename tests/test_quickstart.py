@@ -1,0 +1,70 @@
+"""The README's first command: what it trains is robust, and not because gradients are masked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_robust import load_net
+from lit_robust.attacks import PGD
+from lit_robust.batch import Batch
+from lit_robust.cli import main
+from lit_robust.data import DigitsDataModule
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+EPS = 0.15
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory) -> dict[str, torch.nn.Module]:
+    """The quickstart's net, and the same net trained naturally."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+        common = ["fit", "-c", str(QUICKSTART), *quiet, "--trainer.limit_val_batches=0", "--trainer.logger.name"]
+        last = "[{class_path: ModelCheckpoint, init_args: {filename: last}}]"
+        main([*common, "robust", f"--trainer.callbacks={last}"])
+        main([*common, "natural", f"--trainer.callbacks={last}", "--model=Natural", "--trainer.max_epochs=10"])
+    return {
+        name: load_net(folder / "runs" / name / "version_0" / "checkpoints" / "last.ckpt")
+        for name in ("robust", "natural")
+    }
+
+
+@pytest.fixture(scope="module")
+def test_images() -> Batch:
+    return next(iter(DigitsDataModule(eval_batch_size=397).test_dataloader()))
+
+
+@torch.no_grad()
+def accuracy(net, x, y) -> float:
+    return 100 * (net(x).argmax(dim=1) == y).float().mean().item()
+
+
+def test_it_is_robust_where_a_natural_net_is_not(nets, test_images):
+    x, y, _, _ = test_images
+    attack = PGD(EPS, step_size=0.02, steps=20)
+    robust, natural = (accuracy(nets[name], attack(nets[name], x, y), y) for name in ("robust", "natural"))
+    assert accuracy(nets["robust"], x, y) >= 95
+    assert accuracy(nets["natural"], x, y) >= 95
+    assert robust >= 80
+    assert robust >= natural + 40
+
+
+@pytest.mark.parametrize("name", ["robust", "natural"])
+def test_no_net_withstands_a_large_eps(nets, test_images, name):
+    x, y, _, _ = test_images
+    eps = 0.75
+    attack = PGD(eps, step_size=0.02 * eps / EPS, steps=20)
+    assert accuracy(nets[name], attack(nets[name], x, y), y) == 0
+
+
+def test_more_steps_and_a_transfer_attack_find_little_more_than_pgd_20(nets, test_images):
+    x, y, _, _ = test_images
+    net = nets["robust"]
+    pgd20 = accuracy(net, PGD(EPS, step_size=0.02, steps=20)(net, x, y), y)
+    pgd200 = accuracy(net, PGD(EPS, step_size=0.01, steps=100, restarts=2, freeze_misclassified=True)(net, x, y), y)
+    transfer = accuracy(net, PGD(EPS, step_size=0.02, steps=20)(nets["natural"], x, y), y)
+    assert pgd20 - 10 <= pgd200 <= pgd20 + 1
+    assert transfer >= pgd20
