@@ -3,18 +3,24 @@
 The only place that knows everything. Importing a room makes the short names of its classes work in YAML.
 """
 
+import csv
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, loggers
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_robust import __version__, attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.checkpoints import checkpoints_of, read_checkpoint
@@ -26,14 +32,50 @@ from lit_robust.sentences import sentence
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
 #: What YAML may call by its short name, because importing a room is what makes it known.
-NAMES = [name for room in (attacks, callbacks, data, defenses, nets, schedules) for name in room.__all__]
+ROOMS = (attacks, callbacks, data, defenses, nets, schedules, lightning_callbacks, loggers, torch.optim)
+NAMES = [name for room in ROOMS for name in room.__all__]
 
 #: What a user can cause and mend: told in one sentence. Anything else is a defect and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MisconfigurationException)
 
+#: Warnings that are wrong here, or that no user can act on.
+NOISE = (
+    # A resumed run goes on in its own folder on purpose.
+    r"Experiment logs directory .* exists and is not empty",
+    r"Checkpoint directory .* exists and is not empty",
+    # The state after the optimizer's step is what `fit --ckpt_path last` goes on from.
+    r"Using ModelCheckpoint with manual optimization and every_n_train_steps",
+    # Small sets lie on the device, big ones have workers inside their own loader.
+    r"The '.*_dataloader' does not have many workers",
+    # The last batch of an epoch is reported, however few there are.
+    r"The number of training batches .* is smaller than the logging interval",
+    # Lightning 2.6 calls what newer versions of torch deprecate.
+    r".*LeafSpec.*is deprecated",
+)
+
+#: The same where nothing is trained.
+NOISE_OF_EVALUATION = (
+    # Our batches carry their indices.
+    r"Couldn't infer the batch indices fetched from your dataloader",
+    # Callbacks' states matter to a training that goes on, and to nothing else.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    r"The dirpath has changed from",
+)
+
+#: A test ends with our table, which has intervals and all checkpoints; predictions are for callbacks to write.
+DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
+
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, which answers a mistake with one sentence instead of a page of usage."""
+
+    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
+        """Accept for functions, which nets are, what jsonargparse (4.53) says of linked arguments to classes.
+
+        Without this any flag such as ``--model.optimizer.lr`` fails where a file gives the net an argument.
+        """
+        added: list[str] = super().add_function_arguments(*args, **kwargs)
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and where to read on; exit with 2."""
@@ -42,8 +84,7 @@ class Parser(LightningArgumentParser):
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
-        sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({command} --help lists all options)\n")
-        sys.exit(2)
+        _exit(message, f"{command} --help lists all options", code=2)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -51,7 +92,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the file's name: a test beside a training does not overwrite the training's."""
-        self.config_filename = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
+        self.config_filename = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -67,6 +108,16 @@ class RobustCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data say how many classes there are, once."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults(DEFAULTS.get(subcommand, {}))
+        return parser
+
+    def after_instantiate_classes(self) -> None:
+        """Try the log folders before anything costly is done."""
+        for logger in self.trainer.loggers:
+            _check_writable(Path(logger.save_dir or "."))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without the parent's warning about ``sys.argv``, which ``main(args)`` never mixes with ``args``."""
@@ -87,16 +138,34 @@ class RobustCLI(LightningCLI):
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
+        _ignore(*NOISE_OF_EVALUATION)
         self.trainer.validate(ckpt_path=self._optional(ckpt_path), **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
+        _ignore(*NOISE_OF_EVALUATION)
         for path in self._find(ckpt_path).values() if ckpt_path else [None]:
             self.trainer.test(ckpt_path=path and str(path), **kwargs)
 
+    def after_test(self) -> None:
+        """Keep the table that was printed: as ``test.csv`` beside the metrics, and in Weights & Biases."""
+        columns = ["checkpoint", "attack", "accuracy", "low", "high", "n"]
+        rows = [
+            [checkpoint, attack, accuracy.value, *accuracy.interval, accuracy.n]
+            for checkpoint, accuracies in self.model.test_results.items()
+            for attack, accuracy in accuracies.items()
+        ]
+        for logger in self.trainer.loggers if self.trainer.is_global_zero else []:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("test/accuracies", columns, rows)
+            elif isinstance(logger, CSVLogger):
+                with Path(logger.log_dir, "test.csv").open("w", newline="") as file:
+                    csv.writer(file).writerows([columns, *rows])
+
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write class probabilities."""
-        self.trainer.predict(ckpt_path=self._optional(ckpt_path), return_predictions=False, **kwargs)
+        _ignore(*NOISE_OF_EVALUATION)
+        self.trainer.predict(ckpt_path=self._optional(ckpt_path), **kwargs)
 
     def _optional(self, ckpt_path: str | None) -> str | None:
         return ckpt_path and str(self._one(ckpt_path))
@@ -116,19 +185,21 @@ class RobustCLI(LightningCLI):
         else:
             folder, found = Path(ckpt_path).parent, {Path(ckpt_path).stem: Path(ckpt_path)}
         if not found:
-            raise FileNotFoundError(f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}.")
+            raise FileNotFoundError(
+                f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}; train first, or give a .ckpt file."
+            )
         for path in found.values():
             read_checkpoint(path)
         return found
 
     def _go_on_in(self, run: Path) -> None:
         """Log a resumed run into its own folder, and keep the metrics that stand there, which CSVLogger deletes."""
-        logger = self.trainer.logger
-        if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
-            metrics = run / "metrics.csv"
-            if metrics.exists():
-                metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
-            self.trainer.loggers = [CSVLogger(logger.save_dir, name=logger.name, version=run.name)]
+        for logger in self.trainer.loggers:
+            if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
+                metrics = run / "metrics.csv"
+                if metrics.exists():
+                    metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
+                logger._version = run.name
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -138,23 +209,59 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments, those of the process by default.
     """
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     try:
-        RobustCLI(
-            Defense,
-            ImageDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}},
-            seed_everything_default=0,
-            parser_kwargs={"version": __version__},
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-            args=list(args) if args is not None else sys.argv[1:],
-        )
+        with _quiet():
+            RobustCLI(
+                Defense,
+                ImageDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={
+                    "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
+                },
+                seed_everything_default=0,
+                parser_kwargs={"version": __version__},
+                parser_class=Parser,
+                auto_configure_optimizers=False,
+                args=list(args) if args is not None else sys.argv[1:],
+            )
     except USER_ERRORS as error:
         if os.environ.get("LIT_ROBUST_DEBUG"):
             raise
-        sys.exit(f"lit-robust: error: {sentence(str(error), NAMES)}\n(LIT_ROBUST_DEBUG=1 shows where this was raised)")
+        _exit(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
+
+
+def _exit(message: str, hint: str, code: int) -> NoReturn:
+    sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
+    sys.exit(code)
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        why = "may not be written to" if existing.is_dir() else "is no folder"
+        raise PermissionError(f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep noise from the terminal while the command runs; importing this module changes no one's filters."""
+    talker = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    talker.addFilter(_is_no_advertisement)
+    try:
+        with warnings.catch_warnings():
+            _ignore(*NOISE)
+            yield
+    finally:
+        talker.removeFilter(_is_no_advertisement)
+
+
+def _ignore(*messages: str) -> None:
+    for message in messages:
+        warnings.filterwarnings("ignore", message)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()

@@ -1,9 +1,10 @@
-"""Losses of logits, one number per sample, for training and for attacks alike.
+"""Losses of logits, one number per sample, for training and for attacks alike; and norms of a batch's logits.
 
 All compute in float32, whatever precision the net runs in: under float16 a small loss or gradient becomes 0.
 
 Shape:
-    logits, clean_logits: ``(N, C)``;  y, target: ``(N,)`` int64;  every result: ``(N,)`` float32.
+    logits, clean_logits, difference: ``(N, C)``;  y, target: ``(N,)`` int64;  every result: ``(N,)`` float32, of the
+    norms one number.
 """
 
 from collections.abc import Callable
@@ -96,6 +97,34 @@ def bce(logits: Tensor, y: Tensor) -> Tensor:
     _check(logits, y)
     others = _without(logits.float().softmax(dim=1), y).amax(dim=1)
     return ce(logits, y) - (1.0001 - others).log()
+
+
+def nuclear_norm(difference: Tensor) -> Tensor:
+    """The sum of the singular values of a batch of logit differences: NuAT's regulariser (NeurIPS 2021), without 1/N.
+
+    Its gradient is ``U V^T`` of the thin SVD, whose Frobenius norm is ``sqrt(min(N, C))`` however small the matrix is;
+    it is finite at repeated singular values and at 0, where any choice of ``U`` and ``V`` is as good as another.
+
+    Raises:
+        FloatingPointError: If a number is not finite, which the SVD could only call ill-conditioned.
+    """
+    # By SVD: 50 us at 64 x 10 and 370 us at 64 x 100, with the gradient, on a CPU core. The eigenvalues of the smaller
+    # Gram matrix take 70 and 350 us in float64. In float32 they are no faster at 64 x 10, and the gradient is 4 % off.
+    with torch.autocast(difference.device.type, enabled=False):
+        try:
+            norm: Tensor = torch.linalg.matrix_norm(difference.float(), ord="nuc")
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, but not exported to type checkers
+            raise FloatingPointError(
+                "the logits are not finite, so they have no nuclear norm: lower the learning rate, clip gradients "
+                "(gradient_clip_val) or train in bf16-mixed instead of 16-mixed."
+            ) from None
+    return norm
+
+
+def frobenius_norm(difference: Tensor) -> Tensor:
+    """The root of the sum of squares; its gradient at 0 is 0."""
+    norm: Tensor = torch.linalg.vector_norm(difference.float())
+    return norm
 
 
 def _margin(scores: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One sentence out of the page that jsonargparse writes about a mistake.
+"""One sentence out of the page that other packages write about a user's mistake.
 
 jsonargparse says everything that it tried: each type of a union, each way to read a value, each level on the way
 there. What a user needs is the key and the innermost reason, and the name that was probably meant.
@@ -6,55 +6,121 @@ there. What a user needs is the key and the innermost reason, and the name that 
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 #: Lines that tell what was tried, and not why it failed.
 _TRIED = re.compile(
-    r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but|"
-    r"Type typing\.Callable|Parser key \"[^\"]*\"[^:]*:$|Problem with given class_path '[^']*':$"
+    r"$|Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:|Expected a path but|"
+    r"Parser key \"[^\"]*\"[^:]*:$|Problem with given class_path '[^']*':$"
 )
+
+#: What a callable is; what is wrong with this one comes after it.
+_CALLABLE = re.compile(r"Type \S*Callable\[.*\] expects a function or a callable class: ")
+
+#: What other packages say without a remedy, or with one that is wrong here, and what to do.
+_REMEDIES = {
+    r"Invalid learning rate: .*": "the lr of model.optimizer must be 0 or above",
+    r"No supported gpu backend found": "choose the CPU, by -c configs/trainer/cpu.yaml or --trainer.accelerator cpu",
+    r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
+    r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
+    r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
+}
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """Where something is wrong, whose argument it is, what each type that was tried says, and what was given."""
+
+    key: str
+    owner: str
+    reasons: list[str]
+    value: str
 
 
 def sentence(message: str, names: Iterable[str] = ()) -> str:
-    """Condense an error of jsonargparse; any other text comes back as it is.
+    """Condense an error into one line.
 
     Args:
-        message: What jsonargparse says.
+        message: What jsonargparse, another package or this one says.
         names: Short names that a user may have meant.
     """
-    if "\n" not in message and "Parser key" not in message:
-        return _in_words(message, "", "", names)
-    if message.startswith("Problems parsing config"):  # YAML's own words, which name line and column
-        return " ".join(message.split())
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    reasons = [line for line in lines if line and not _TRIED.match(line)]
-    if not reasons:
-        return message
-    before = "\n".join(lines[: lines.index(reasons[0]) + 1] if reasons[0] in lines else lines)
-    key = ".".join(re.findall(r'Parser key "([^"]*)"', before))
-    owner = (re.findall(r"Problem with given class_path '([^']*)'", before) or [""])[-1]
-    reason = re.sub(r'^Parser key "[^"]*":\s*', "", reasons[0])
-    return _in_words(reason, key, owner, names)
+    for pattern, remedy in _REMEDIES.items():
+        if found := re.match(pattern, message):
+            return f"{found[0]}: {remedy}."
+    if re.search(r"Parser key \"|Problem with given class_path '|Does not validate against", message):
+        mistake = _innermost(message)
+    else:
+        mistake = _Mistake("", "", [" ".join(message.split())], "")
+    return _in_words(mistake, names)
 
 
-def _in_words(reason: str, key: str, owner: str, names: Iterable[str]) -> str:
+def _innermost(message: str) -> _Mistake:
+    """Find the first reason and those beside it, up to the value, with which jsonargparse closes a union."""
+    block, _, rest = _CALLABLE.sub("", message).partition("Given value: ")
+    lines = [line.strip().removeprefix("- ") for line in block.splitlines()]
+    told = [number for number, line in enumerate(lines) if not _TRIED.match(line)] or [0]
+    if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]]:
+        told = told[1:]  # the value is of another type of the union, whose reason comes next
+    before = "\n".join(lines[: told[0] + 1])
+    reasons = [re.sub(r'^Parser key "[^"]*":\s*', "", lines[number]) for number in told]
+    reason, _, value = reasons[0].partition(". Got value: ")
+    owner = re.search(r"class_path '([^']*)'", before.rpartition("Parser key")[2]) or re.search(
+        r"class_path='([^']*)'", value
+    )
+    return _Mistake(
+        key=".".join(re.findall(r'Parser key "([^"]*)"', before)),
+        owner=owner[1] if owner else "",
+        reasons=[reason, *reasons[1:]],
+        value=value or rest.split("\n")[0].split(". Got value: ")[0],
+    )
+
+
+def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     """Say in the field's words what jsonargparse says in Python's."""
-    where = f"{key}: " if key else ""
+    reason, owner = mistake.reasons[0], mistake.owner
+    where = f"{mistake.key}: " if mistake.key else ""
     if found := re.match(r"Not of type Magnitude: magnitude=(.*)", reason):
-        return f"{key}={found[1]}"
+        return f"{mistake.key}={found[1]}"
     if found := re.match(r"Expected a dot import path string: (.*)", reason):
-        return f'{where}there is no class "{found[1]}"{_meant(found[1], names)}.'
+        return f'{where}there is no class "{found[1]}" ({_meant(found[1], names) or "others need a dotted path"}).'
     if found := re.match(r"module '(.*)' has no attribute '(.*)'", reason):
-        return f"{where}there is no {found[1]}.{found[2]}{_meant(found[2], names)}."
+        return f"{where}there is no {found[1]}.{found[2]} ({_meant(found[2], names) or 'check its spelling'})."
+    if found := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
+        return f"{where}{found[1].strip() or mistake.value} is no {found[2]}."
+    if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
+        return f"{where}{found[1]} is no {found[2]}."
+    if found := re.match(r"Not a valid subclass of (\w+)", reason):
+        return f"{where}this is no {found[1]}: give its class_path, and its arguments below init_args."
+    if reason.startswith("Option 'class_path' is not accepted"):
+        return f"{where}the arguments of {owner} belong below init_args."
     if found := re.match(r"Option '(.*)' is not accepted", reason):
         return f"{where}{owner or 'the configuration'} has no argument {found[1]!r}: check its spelling."
-    if found := re.match(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.*)", reason):
-        return f"{where}{found[2]} is unknown: choose one of {found[1]}."
-    if found := re.match(r"Expected a <class '(.*)'>\. Got value: (.*)", reason):
-        return f"{where}{found[2]} is not of type {found[1]}."
-    return f"{where}{reason}" if reason.startswith(("File", "Problem")) else reason
+    if found := re.match(r"Subcommand '.*' does not accept option '(.*)'", reason):
+        return f"the configuration has no option {found[1]!r}: check its spelling."
+    if mistake.key and (found := re.match(r"the following arguments are required: (.*)", reason)):
+        return f"{where}{owner or 'this'} needs {found[1]}: give what is missing below its init_args."
+    if found := re.match(r"Problems parsing config: (.*)", reason):
+        place = found[1].replace('"<unicode string>", ', "")
+        return f"the configuration is no valid YAML: {place}."
+    if found := re.match(r"Unexpected config: ?(.*)", reason):
+        return f"the configuration is {found[1][:50]!r}: it must consist of options such as model: and data:."
+    if reason.startswith("unrecognized arguments: "):
+        return f"{reason}: check their spelling."
+    if expected := _expected(mistake):
+        return f"{where}{mistake.value} {expected}."
+    return f"{where}{reason}"
+
+
+def _expected(mistake: _Mistake) -> str:
+    """What the value should have been, over all the types that were tried."""
+    reasons = "\n".join(mistake.reasons)
+    if choices := re.findall(r"^Expected a (?:typing\.)?Literal\[(.*)\]", reasons, re.MULTILINE):
+        return f"is unknown: choose one of {', '.join(choices)}"
+    types = re.findall(r"^Expected a <class '(.*)'>", reasons, re.MULTILINE)
+    return f"is not of type {' or '.join(types)}" if types else ""
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f"did you mean {near[0]}?" if near else ""

@@ -1,16 +1,38 @@
 """Every training method, as the contracts build it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lit_robust.attacks import PGD
-from lit_robust.defenses import PGDAT, Defense, Natural
+from lit_robust.attacks import FGSM, PGD
+from lit_robust.defenses import (
+    AAER,
+    ELLEA,
+    FGSMAT,
+    GAT,
+    NFGSM,
+    PGDAT,
+    RFGSMAT,
+    RMGM,
+    SATR1,
+    SATR3,
+    Defense,
+    FastAT,
+    FreeAT,
+    GradAlign,
+    Natural,
+    NuAT,
+    NuAT2,
+    ZeroGrad,
+)
+from lit_robust.defenses.hybrid import CleanLossDrop, SecondStepGain
 from tests.tiny import CLASSES, TinyNet
 
 EPS = 0.1
 ATTACK = PGD(eps=EPS, step_size=0.05, steps=2)
+ONE_STEP = FGSM(eps=EPS)
 
 
 def sgd(params: Any) -> torch.optim.Optimizer:
@@ -23,9 +45,39 @@ def build(method: Callable[..., Defense], **arguments: Any) -> Defense:
     return method(**(defaults | arguments))
 
 
-#: Name -> (class, its arguments). The contracts run over all of them.
-METHODS: dict[str, tuple[Callable[..., Defense], dict[str, Any]]] = {
-    "Defense": (Defense, {}),
-    "Natural": (Natural, {}),
-    "PGDAT": (PGDAT, {}),
+@dataclass(frozen=True)
+class Method:
+    """A method, its arguments, and how far its adversary may be from the clean image."""
+
+    cls: Callable[..., Defense]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    bound: float = EPS
+
+
+#: The contracts run over all of them.
+METHODS: dict[str, Method] = {
+    "Defense": Method(Defense),
+    "Natural": Method(Natural),
+    "PGDAT": Method(PGDAT),
+    "FGSMAT": Method(FGSMAT, {"attack": ONE_STEP}),
+    "RFGSMAT": Method(RFGSMAT, {"attack": ONE_STEP}),
+    "FastAT": Method(FastAT, {"attack": ONE_STEP}),
+    "FastAT from the previous delta": Method(FastAT, {"attack": ONE_STEP, "delta_init": "previous"}),
+    "NFGSM": Method(NFGSM, {"attack": ONE_STEP}, bound=3 * EPS),
+    "FreeAT": Method(FreeAT, {"attack": ONE_STEP, "m": 2}),
+    "FreeAT in the image box": Method(FreeAT, {"attack": ONE_STEP, "m": 2, "clip_delta": "image"}),
+    "GradAlign": Method(GradAlign, {"attack": ONE_STEP}),
+    "RMGM": Method(RMGM, {"attack": ONE_STEP, "lam": 0.5}),
+    "SATR1": Method(SATR1, {"attack": ONE_STEP}),
+    "SATR3": Method(SATR3, {"attack": ONE_STEP, "alpha": 0.02}, bound=EPS + 0.02),
+    "ELLEA": Method(ELLEA, {"attack": ONE_STEP, "lam_max": 10.0}),
+    "ZeroGrad": Method(ZeroGrad, {"attack": ONE_STEP}),
+    "AAER": Method(AAER, {"attack": ONE_STEP}),
+    "AAER on NFGSM": Method(AAER, {"attack": ONE_STEP, "base": "nfgsm"}, bound=3 * EPS),
+    "GAT": Method(GAT, {"attack": ONE_STEP}),
+    "GAT guided in every batch": Method(GAT, {"attack": ONE_STEP, "attack_alternate": False}),
+    "NuAT": Method(NuAT, {"attack": ONE_STEP}),
+    "NuAT-H": Method(NuAT, {"attack": ONE_STEP, "two_step": CleanLossDrop(every=0.3, drop=0.1, warm_up=0.5)}),
+    "NuAT-H by the second step's gain": Method(NuAT, {"attack": ONE_STEP, "two_step": SecondStepGain(gain=0.05)}),
+    "NuAT2": Method(NuAT2, {"attack": ONE_STEP}),
 }

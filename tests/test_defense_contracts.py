@@ -6,14 +6,18 @@ from torch import nn
 
 from lit_robust.defenses.base import Defense
 from lit_robust.threats import Linf
-from tests.methods import EPS, METHODS, build
+from tests.methods import METHODS, Method, build
 from tests.tiny import TinyNet, images, loader, trainer
 
 
 @pytest.fixture(params=METHODS)
-def defense(request) -> Defense:
-    method, arguments = METHODS[request.param]
-    return build(method, **arguments)
+def method(request) -> Method:
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def defense(method) -> Defense:
+    return build(method.cls, **method.arguments)
 
 
 def attached(defense: Defense, tmp_path) -> Defense:
@@ -36,11 +40,11 @@ def test_one_batch_moves_every_parameter(defense, tmp_path):
     assert all(not torch.equal(before[name], parameter) for name, parameter in defense.named_parameters())
 
 
-def test_the_adversary_is_in_the_threat_set(defense, tmp_path):
+def test_the_adversary_is_in_the_threat_set(method, defense, tmp_path):
     batch = images()
     x_adv = adversary_of(attached(defense, tmp_path).perturb(batch))
     assert x_adv.shape == batch.x.shape
-    assert torch.equal(Linf(EPS + 1e-6).project(x_adv, batch.x), x_adv)
+    assert torch.equal(Linf(method.bound + 1e-6).project(x_adv, batch.x), x_adv)
 
 
 def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, tmp_path):

@@ -3,6 +3,7 @@
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.attacks.base import Attack
 from lit_robust.attacks.fgsm import FGSM, RFGSM
+from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
 
-__all__ = ["FGSM", "PGD", "RFGSM", "Attack", "AutoAttack"]
+__all__ = ["FGSM", "PGD", "RFGSM", "Attack", "AutoAttack", "FrobeniusNorm", "NuclearNorm"]

@@ -1,6 +1,6 @@
 """What all training methods share: one batch is one `perturb`, one `loss` and one update."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses.checks import check_first_batch
 from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
 from lit_robust.defenses.rates import LearningRate
+from lit_robust.defenses.resume import check_weights_fit, end_the_epoch
 from lit_robust.defenses.tally import Tally
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import derive_seed, run_seed
@@ -127,15 +128,19 @@ class Defense(LightningModule):
         """One batch: perturb, loss, weighted mean, update."""
         batch = self.receive(batch)
         if self.adversarial:
-            # A compiled graph computes every gradient that it could: without this, the parameters' in attacks too.
-            with frozen(self.net) if self.compiled else nullcontext():
-                x_adv = self.perturb(batch)
-            self.optimize(lambda: self.mean(self.loss(batch, x_adv), batch))
+            self.adversarial_step(batch)
         else:
             self.optimize(lambda: self.mean(self.natural_loss(batch), batch))
         if self.trainer.is_last_batch:
             average_buffers(self.net)
             self._log_training(batch_idx, on_epoch=True)
+
+    def adversarial_step(self, batch: Batch) -> None:
+        """What one batch is while there is an adversary; Free training alone makes something else of it."""
+        # A compiled graph computes every gradient that it could: without this, the parameters' in attacks too.
+        with frozen(self.net) if self.compiled else nullcontext():
+            x_adv = self.perturb(batch)
+        self.optimize(lambda: self.mean(self.loss(batch, x_adv), batch))
 
     def optimize(self, closure: Callable[[], Tensor]) -> None:
         """One step of the optimizer on the closure's scalar loss."""
@@ -156,6 +161,14 @@ class Defense(LightningModule):
 
     # The clock: what happens around a batch.
 
+    def on_train_start(self) -> None:
+        """Go on with what a checkpoint held, on the device; report the epoch of which it had seen every batch."""
+        self.rank_state = {name: value.to(self.device) for name, value in self.rank_state.items()}
+        self.tally.sums = {name: entry.to(self.device) for name, entry in self.tally.sums.items()}
+        if self.trainer.is_last_batch and self.tally.sums:
+            self._log_training(self.trainer.fit_loop.batch_idx, on_epoch=True)
+            self.tally.reset()
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, where torch's own is used, the scheduler that ``rate`` steps."""
         return self.rate.configure(self.net.parameters())
@@ -174,6 +187,8 @@ class Defense(LightningModule):
         """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
         torch.manual_seed(derive_seed(run_seed(), "train", self.current_epoch, batch_idx, self.global_rank))
         self.batch_idx = batch_idx
+        if self.trainer.fit_loop.total_batch_idx > 0:
+            self.rate.batch_done()  # now and not at its end, where callbacks save before the module's turn comes
         self.rate.set(self.time)
 
     @property
@@ -187,8 +202,7 @@ class Defense(LightningModule):
             nn.utils.clip_grad_norm_(self.net.parameters(), self.gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Step torch's scheduler; report now and then, because logging costs as much as a small net's forward."""
-        self.rate.batch_done()
+        """Report now and then, because logging costs as much as a small net's forward."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of the trainer's connectors
         if (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
             self._log_training(batch_idx, on_epoch=False)
@@ -197,7 +211,8 @@ class Defense(LightningModule):
 
     def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
         values = self.tally.means(self.current_epoch, batch_idx)
-        values |= {"adversarial": float(self.adversarial), "lr": self.rate.current}
+        updates = float(self.trainer.global_step)
+        values |= {"adversarial": float(self.adversarial), "lr": self.rate.current, "updates": updates}
         for name, value in values.items():
             self.log(
                 f"train/{name}",
@@ -262,7 +277,7 @@ class Defense(LightningModule):
         """Add how the net was built, for ``load_net``, and what an exact resume needs beside weights."""
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "recipe", None),
-            "tally": self.tally.state_dict(),
+            "tally": gather_over_ranks(self.tally.sums),
             "ranks": gather_over_ranks(self.rank_state),
         }
 
@@ -270,24 +285,12 @@ class Defense(LightningModule):
         """Refuse the weights of another net in one sentence, and go on where the checkpoint stands."""
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         state = checkpoint.get("lit_robust", {})
-        self.tally.load_state_dict(state.get("tally", {}))
-        ranks = state.get("ranks", [])
-        self.rank_state = ranks[self.global_rank] if len(ranks) == world_size() else {}
+        self.tally.sums = self._of_this_rank(state.get("tally", []))
+        self.rank_state = self._of_this_rank(state.get("ranks", []))
+        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
 
-
-def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of weights.
-
-    Raises:
-        ValueError: At the first tensor that is missing, unknown or of another shape.
-    """
-    for key in [*own, *other]:
-        mine, theirs = (tuple(side[key].shape) if key in side else None for side in (own, other))
-        if mine != theirs:
-            raise ValueError(
-                f"the checkpoint holds another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} here; "
-                "build the net that was trained (its configuration is saved beside the checkpoint's folder)."
-            )
+    def _of_this_rank(self, states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return states[self.global_rank] if len(states) == world_size() else {}
 
 
 def _like(attack: Attack, steps: int, share: float, init: Literal["zero", "uniform"]) -> PGD:

@@ -82,10 +82,16 @@ class LearningRate:
         """Step a scheduler of torch that counts epochs, with the metric that it monitors.
 
         Raises:
-            ValueError: If a plateau scheduler monitors what is not logged.
+            ValueError: If a plateau scheduler monitors what is not logged, or goes on from a checkpoint of the end of a
+                validation, which keeps no metrics.
         """
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             monitor = getattr(self.torch_scheduler, "monitor", "val/acc/robust")
+            if not metrics:
+                raise ValueError(
+                    f"the scheduler monitors {monitor}, but nothing is logged yet: resume from a checkpoint of the "
+                    "epoch's end, of a ModelCheckpoint with save_on_train_epoch_end: true."
+                )
             if monitor not in metrics:
                 raise ValueError(f"the scheduler monitors {monitor}, which is not among {sorted(metrics)}.")
             self.torch_scheduler.step(metrics[monitor])

@@ -43,11 +43,3 @@ class Tally:
     def reset(self) -> None:
         """Start an epoch."""
         self.sums = {}
-
-    def state_dict(self) -> dict[str, list[float]]:
-        """The sums so far, so that a run resumed in mid-epoch reports what an uninterrupted one does."""
-        return {name: entry.tolist() for name, entry in self.sums.items()}
-
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Take up the sums of a checkpoint."""
-        self.sums = {name: torch.tensor(entry) for name, entry in state.items()}

@@ -1,0 +1,98 @@
+"""Attacks that drive a batch's logits away from the clean ones, measured by a norm of the matrix of differences."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import losses
+from lit_robust.attacks.base import EPS, Attack, check_count, crafting, pixel_magnitude
+from lit_robust.attacks.pgd import PGD
+from lit_robust.losses import SampleLoss
+from lit_robust.magnitudes import Magnitude
+
+
+@dataclass(frozen=True)
+class _MatrixNorm(Attack):
+    eps: Magnitude = EPS
+    step_size: Magnitude | None = None
+    steps: int = 1
+    init_size: Magnitude | None = None
+    loss: SampleLoss | None = losses.ce
+    lam: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "step_size", "init_size"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, pixel_magnitude(getattr(self, name), name, "linf"))
+        check_count(self.steps, "steps", least=0)
+        if not self.lam > 0:
+            raise ValueError(f"lam={self.lam} must be above 0; without the norm this is a PGD.")
+
+    @abstractmethod
+    def norm_of(self, difference: Tensor) -> Tensor:
+        """Measure the differences ``(N, C)`` by one number."""
+
+    def as_pgd(self, objective: SampleLoss) -> PGD:
+        """The same search of another objective."""
+        step_size = self.eps if self.step_size is None else self.step_size
+        init_size = self.eps / 2 if self.init_size is None else self.init_size
+        return PGD(self.eps, step_size, self.steps, init="rademacher", init_size=init_size, loss=objective)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the clean logits, then climb."""
+        with crafting(x, y) as (x, y):
+            with torch.no_grad():
+                clean_logits = net(x)
+
+            def objective(logits: Tensor, y: Tensor) -> Tensor:
+                share = self.lam * self.norm_of(logits - clean_logits) / len(y)
+                return share.expand(len(y)) if self.loss is None else self.loss(logits, y) + share
+
+            return self.as_pgd(objective)(net, x, y)
+
+
+@dataclass(frozen=True)
+class NuclearNorm(_MatrixNorm):
+    """The attack of NuAT (Sriramanan et al., NeurIPS 2021): a nuclear norm couples the images of a batch.
+
+        max_{|x' - x| <= eps}  sum_i CE(f(x'_i), y_i) + lam |f(x') - f(x)|_*,     (N, C) logits
+
+    One step of eps from plus or minus eps/2 in each pixel, as NuAT trains; or K steps. The norm rewards logits that
+    change in many directions, so the errors that it finds are spread over more classes than the Frobenius norm's.
+
+    Different from the paper's formula: as in the authors' code the cross-entropy is a sum, not a mean, beside the whole
+    norm; the sign step does not see their common factor. The result of an image depends on its batch.
+
+    Args:
+        eps: The bound in L-infinity, in units of [0, 1].
+        step_size: The length of a step; ``eps`` by default. The number of steps of the norms' comparison in NuAT's
+            slides is not given; ``steps=10, step_size="2/255"`` would be usual.
+        steps: How many steps.
+        init_size: The magnitude of the Rademacher start; by default ``eps/2``, the code's 4/255 for CIFAR-10.
+        loss: The loss per sample that is maximised along with the norm; None for the norm alone.
+        lam: The norm's weight. The code's lambda grows from 0 to between 4 and 4.5 in the course of a training.
+
+    Raises:
+        ValueError: If a magnitude is above 1, or ``lam`` not above 0.
+    """
+
+    def norm_of(self, difference: Tensor) -> Tensor:
+        """The sum of singular values."""
+        return losses.nuclear_norm(difference)
+
+
+@dataclass(frozen=True)
+class FrobeniusNorm(_MatrixNorm):
+    """The attack that NuAT's slides compare ``NuclearNorm`` with: the same with a Frobenius norm.
+
+        max_{|x' - x| <= eps}  sum_i CE(f(x'_i), y_i) + lam |f(x') - f(x)|_F
+
+    As |A|_F <= |A|_* <= sqrt(rank A) |A|_F, the two differ most where the rank is full. From the same random state both
+    start at the same point. Arguments and errors are those of ``NuclearNorm``.
+    """
+
+    def norm_of(self, difference: Tensor) -> Tensor:
+        """The root of the sum of squares."""
+        return losses.frobenius_norm(difference)

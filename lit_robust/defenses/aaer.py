@@ -1,0 +1,87 @@
+"""AAER: single-step training that holds down the samples which a step makes easier."""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.attacks import PGD
+from lit_robust.attacks.base import check_choice
+from lit_robust.batch import Batch
+from lit_robust.defenses.distributed import sum_over_ranks
+from lit_robust.defenses.single_step import SingleStep
+
+Base = Literal["fast", "nfgsm"]
+
+
+class AAER(SingleStep):
+    """AAER (Lin et al., NeurIPS 2023, arXiv:2404.08154), on Fast AT (RS-AAER) or N-FGSM (N-AAER).
+
+        z0, CE0 at the random start, without a gradient;  z1, CE1 at the adversarial image
+        AB = {i: CE0_i > CE1_i},  the abnormal samples;   V_S = mean_{i in S} |z0_i - z1_i|^2
+        min_theta  mean CE1 + lam1 |AB|/N ( lam2 mean_AB(CE0 - CE1) + lam3 max(V_AB - V_rest, 0) )
+
+    Without abnormal samples, or without others, the regulariser is 0. V_rest is a constant, as in the authors' code.
+    So is CE1 in the lam2 term there, which therefore changes the reported loss and no weight; ``detach_ce=False`` lets
+    it act. Means are over all ranks. ``train/abnormal`` is |AB|/N.
+
+    Args:
+        base: The start and the step: U(-eps, eps), 1.25 eps and the projection of Fast AT, or U(-2 eps, 2 eps), eps
+            and none of N-FGSM.
+        lam1: Weight of the regulariser; the authors' 1.
+        lam2: 2.5 for RS-AAER at 8/255 on CIFAR-10, 1.5 for N-AAER.
+        lam3: 1.5 and 0.15.
+        detach_ce: Follows the code.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        base: Base = "fast",
+        lam1: float = 1.0,
+        lam2: float = 2.5,
+        lam3: float = 1.5,
+        detach_ce: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        check_choice(base, "base", get_args(Base))
+        self.base = base
+        self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
+        self.detach_ce = detach_ce
+
+    def one_step(self) -> PGD:
+        """The base's step."""
+        eps = self.attack.eps
+        if self.base == "fast":
+            return PGD(eps, step_size=min(1.25 * eps, 1.0), steps=1)
+        return PGD(min(3 * eps, 1.0), step_size=eps, steps=1, init_size=min(2 * eps, 1.0))
+
+    def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The adversary, and the logits at its start."""
+        attack = self.one_step()
+        start = attack.start(batch.x)
+        gradient, z0 = self.gradient_at(start, batch.y)
+        return attack.step(batch.x, start, gradient, 0), z0
+
+    def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy on the adversary, and what the abnormal samples add to it."""
+        images, z0 = x_adv
+        z1 = self.observe("robust", self.net(images), batch).float()
+        ce0, ce1 = losses.ce(z0, batch.y), losses.ce(z1, batch.y)
+        abnormal = ce0 > ce1.detach()
+        variation = (z0.float() - z1).square().sum(dim=1)
+        v_abnormal, v_rest, both = mean_variations(variation.detach(), abnormal, batch.weight)
+        self.tally.add("abnormal", abnormal, batch.weight)
+        drop = ce0 - (ce1.detach() if self.detach_ce else ce1)
+        excess = (variation - v_rest) * (v_abnormal > v_rest)
+        return ce1 + self.lam1 * both * abnormal * (self.lam2 * drop + self.lam3 * excess)
+
+
+def mean_variations(variation: Tensor, abnormal: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the abnormal samples over all ranks, that of the others, and whether there are both."""
+    groups = torch.stack([weight * abnormal, weight * ~abnormal])
+    sums = sum_over_ranks(torch.stack([groups @ variation, groups.sum(dim=1)]))
+    v_abnormal, v_rest = sums[0] / sums[1].clamp_min(torch.finfo(sums.dtype).tiny)
+    return v_abnormal, v_rest, (sums[1] > 0).all()

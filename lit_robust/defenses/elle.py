@@ -1,0 +1,77 @@
+"""ELLE-A: single-step training that keeps the loss linear, and does so only when it stops being so."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.batch import Batch
+from lit_robust.defenses.distributed import sum_over_ranks
+from lit_robust.defenses.fast import NFGSM
+from lit_robust.threats import Linf
+
+
+class ELLEA(NFGSM):
+    """ELLE-A (Abad Rocamora et al., ICLR 2024, arXiv:2401.11618).
+
+        x_a, x_b = x + U(-eps, eps) each,  t ~ U(0, 1),  x_c = (1 - t) x_a + t x_b
+        R = E[ (CE(f(x_c), y) - (1 - t) CE(f(x_a), y) - t CE(f(x_b), y))^2 ]
+        min_theta  E[ CE(f(x'), y) ] + lam R
+
+    The running weight ``lam`` starts at 0. After each batch it becomes ``lam_max`` if R lies more than two standard
+    deviations above the mean of all R before (and there are more than two), and 0.99 lam otherwise. ``train/lam`` and
+    ``train/linearity_error`` are their means. ``x'`` is FGSM by default, and N-FGSM with ``k=2``, the authors'
+    second base.
+
+    As in the authors' code the triplet is not clipped to [0, 1], and goes through the net in one forward. Different:
+    their code calls ``optimizer.step()`` twice for each gradient, which we take for a slip; they clip neither the
+    noise nor ``x'`` to [0, 1], and here images stay images. R is the mean over all ranks.
+
+    Args:
+        lam_max: The weight when it is switched on; 4000 in all of the authors' scripts.
+        k: N-FGSM's noise in units of eps.
+    """
+
+    def __init__(self, *args: Any, lam_max: float = 4000.0, k: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, k=k, **kwargs)
+        self.lam_max = lam_max
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Choose lam by the batches before this one, and craft the adversary."""
+        history = self.rank_state.get("elle", batch.x.new_zeros(4)).to(batch.x.device)
+        if "elle_error" in self.rank_state:
+            history = adapted(history, self.rank_state.pop("elle_error").to(batch.x.device), self.lam_max)
+        self.rank_state["elle"] = history
+        x_adv: Tensor = super().perturb(batch)
+        return x_adv
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Cross-entropy on the adversary, and the squared error of linear interpolation."""
+        error, lam = self.squared_error(batch), self.rank_state["elle"][0]
+        total, weight = sum_over_ranks(torch.stack([(error * batch.weight).sum(), batch.weight.sum()]))
+        self.rank_state["elle_error"] = total / weight
+        self.tally.add("linearity_error", error, batch.weight)
+        self.tally.add("lam", lam.expand_as(error), batch.weight)
+        return super().loss(batch, x_adv) + lam * error
+
+    def squared_error(self, batch: Batch) -> Tensor:
+        """How far from linear each sample's loss is between two random points, ``(N,)``."""
+        ball = Linf(self.attack.eps)
+        x_a, x_b = ball.random_start(batch.x), ball.random_start(batch.x)
+        t = torch.rand_like(batch.x[:, 0, 0, 0])
+        x_c = torch.lerp(x_a, x_b, t.view(-1, 1, 1, 1))
+        ce_a, ce_b, ce_c = losses.ce(self.net(torch.cat([x_a, x_b, x_c])), batch.y.repeat(3)).chunk(3)
+        return (ce_c - torch.lerp(ce_a, ce_b, t)).square()
+
+
+def adapted(history: Tensor, error: Tensor, lam_max: float) -> Tensor:
+    """The next ``(lam, n, mean, sum of squared deviations)``, of which the last three describe all R so far.
+
+    All on the device: the host never waits.
+    """
+    lam, n, mean, deviations = history
+    high = (n > 2) & (error > mean + 2 * (deviations / n.clamp_min(1)).sqrt())
+    change = error - mean
+    mean = mean + change / (n + 1)
+    return torch.stack([torch.where(high, lam_max, 0.99 * lam), n + 1, mean, deviations + change * (error - mean)])

@@ -1,0 +1,66 @@
+"""Free adversarial training: every backward pass serves the net and the perturbation."""
+
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from lit_robust.attacks.base import check_choice, check_count
+from lit_robust.batch import Batch
+from lit_robust.defenses.single_step import SingleStep
+from lit_robust.threats import Linf
+
+ClipDelta = Literal["ball", "image"]
+
+
+class FreeAT(SingleStep):
+    """Free-m (Shafahi et al., NeurIPS 2019, arXiv:1904.12843), algorithm 1; ATF in the NuAT tables.
+
+        delta = 0 once; it stays from batch to batch and from epoch to epoch
+        m times a batch:   L = CE(f(clip(x + delta, 0, 1)), y), and one backward pass for both gradients
+                           theta <- SGD(grad_theta L)
+                           delta <- clip( delta + eps sign grad_delta L, -eps, eps )
+
+    Both gradients are taken at the old theta and delta, so the order of the two updates does not matter. The forward
+    pass is the one that trains, so ``attack_bn_mode`` plays no role, and a batch costs m natural steps. A batch is m
+    steps of the optimizer: ``max_steps`` and ``train/updates`` count them all, and a ``Schedule`` moves on with each
+    replay, as the rate of Wong et al.'s code does; a scheduler of torch that counts steps counts batches. The authors
+    divide the epochs by m to train at equal cost, here ``max_epochs`` is what it says: epochs of data.
+
+    Args:
+        m: How often a batch is replayed.
+        clip_delta: ``ball`` is the authors' code: delta is clipped to eps alone and the image to [0, 1] in the forward
+            pass, so pixels that are clipped there have no gradient and wait. ``image`` is Wong et al.'s code
+            (arXiv:2001.03994): delta is clipped to the image box too. Theirs lets a batch's first forward see images
+            outside the box, because delta was clipped to the images before; here delta is clipped to the new ones
+            first.
+    """
+
+    def __init__(self, *args: Any, m: int = 8, clip_delta: ClipDelta = "ball", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_count(m, "m", least=1)
+        check_choice(clip_delta, "clip_delta", get_args(ClipDelta))
+        self.m = m
+        self.clip_delta = clip_delta
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """The images under the perturbation that is left from before."""
+        return (batch.x + self.recall(batch.x)).clamp(0, 1)
+
+    def adversarial_step(self, batch: Batch) -> None:
+        """Replay the batch m times."""
+        for replay in range(self.m):
+            self.rate.set(self.time + replay / (self.m * self.trainer.num_training_batches))
+            self.replay(batch)
+
+    def replay(self, batch: Batch) -> None:
+        """Update the net and the perturbation by one backward pass."""
+        x, delta, eps = batch.x, self.recall(batch.x), self.attack.eps
+        x_adv = self.perturb(batch).requires_grad_()
+        self.optimize(lambda: self.mean(self.loss(batch, x_adv), batch))
+        assert x_adv.grad is not None
+        step = eps * x_adv.grad.sign()  # torch's sign of NaN is 0: a gradient that overflows in float16 moves nothing
+        x_adv = x_adv.detach()
+        if self.clip_delta == "image":
+            self.remember(Linf(eps).project(x_adv + step, x) - x)
+        else:
+            self.remember((delta + step * (x_adv == x + delta)).clamp(-eps, eps))

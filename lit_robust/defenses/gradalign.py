@@ -1,0 +1,66 @@
+"""GradAlign: FGSM training that keeps the gradient the same around each image."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.batch import Batch
+from lit_robust.defenses.distributed import sum_over_ranks
+from lit_robust.defenses.single_step import SingleStep
+from lit_robust.threats import Linf
+
+
+class GradAlign(SingleStep):
+    """GradAlign (Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617), on FGSM.
+
+        min_theta  E[ CE(f(x'), y) + lam (1 - cos(grad CE(f(x), y), grad CE(f(x + eta), y))) ],   eta ~ U(-eps, eps)
+
+    ``x'`` is FGSM from the clean image. That is what the authors' launch scripts run: their alpha of 1.25 eps,
+    clipped to eps, makes no difference from a start at 0. As in their code the clean gradient is the attack's and has
+    no graph, ``x + eta`` may leave [0, 1], and samples whose gradient vanishes are left out of the cosine's mean.
+    ``train/cosine`` is that mean.
+
+    The gradient of a gradient exists in no compiled graph, so with ``compile`` the second one is computed without it.
+
+    Args:
+        lam: Weight of the alignment. The scripts for CIFAR-10 use 0.02 * 10 ** (255 eps / 8): 0.2 at 8/255, 2.0 at
+            16/255.
+    """
+
+    def __init__(self, *args: Any, lam: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lam = lam
+
+    def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """FGSM's images, and the gradient at the clean ones."""
+        gradient, _ = self.gradient_at(batch.x, batch.y)
+        eps = self.attack.eps
+        return Linf(eps).project(batch.x + eps * gradient.sign(), batch.x), gradient
+
+    def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy on FGSM's images, and the misalignment."""
+        images, gradient = x_adv
+        return super().loss(batch, images) + self.lam * self.misalignment(batch, gradient)
+
+    def misalignment(self, batch: Batch, gradient: Tensor) -> Tensor:
+        """``(N,)`` numbers whose weighted mean over all ranks is 1 - the mean cosine of the samples that have one."""
+        x_eta = Linf(self.attack.eps).random_start(batch.x).requires_grad_()
+        with torch.compiler.set_stance("force_eager"):
+            loss = losses.ce(self.net(x_eta), batch.y).sum()
+            (other,) = torch.autograd.grad(loss, x_eta, create_graph=True)
+        lengths = _length(gradient) * _length(other)
+        exists = lengths > 0
+        cosine = (gradient * other).flatten(1).sum(dim=1) / torch.where(exists, lengths, 1.0)
+        weight = batch.weight * exists
+        self.tally.add("cosine", cosine, weight)
+        counted, total = sum_over_ranks(torch.stack([weight.sum(), batch.weight.sum()]))
+        share = (counted / total).clamp_min(torch.finfo(counted.dtype).tiny)
+        misaligned: Tensor = torch.where(exists, 1 - cosine, 0.0) / share
+        return misaligned
+
+
+def _length(gradient: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return length

@@ -1,0 +1,140 @@
+"""R-MGM, which is SAT-R2, and its siblings SAT-R1 and SAT-R3: regularisers that unmask gradients."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.attacks import PGD
+from lit_robust.attacks.base import check_count, network_mode, pixel_magnitude
+from lit_robust.batch import Batch
+from lit_robust.defenses.distributed import sum_over_ranks
+from lit_robust.defenses.single_step import SingleStep
+from lit_robust.magnitudes import Magnitude
+
+#: The random step, and SAT-R3's small one, of the authors' scripts for CIFAR-10.
+ALPHA = Magnitude("2/255")
+
+
+class SATR(SingleStep):
+    """What the three have in common: BatchNorm is in eval mode in the attack, and the loss forwards a pair at once."""
+
+    def __init__(
+        self, *args: Any, lam: float, attack_bn_mode: Literal["eval", "train"] = "eval", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+        self.lam = lam
+
+    def logits_of(self, pair: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits of both adversaries from one forward; the first is what is trained on."""
+        first, second = self.net(torch.cat(pair)).split([len(images) for images in pair])
+        return self.observe("robust", first, batch).float(), second.float()
+
+
+class RMGM(SATR):
+    """R-MGM (Vivek and Babu, CVPRW 2019, doi 10.1109/CVPRW.2019.00014), SAT-R2 in arXiv:2002.00614.
+
+        x1 = clip( x + eps sign grad CE(f(x), y), 0, 1 )
+        x2 = clip( x0 + eps sign grad CE(f(x0), y), 0, 1 ),     x0 = x + alpha sign N(0, I)
+        min_theta  E[ CE(f(x1), y) + lam |f(x1) - f(x2)|^2 ]
+
+    Logits are compared. As in the authors' code (SAT-Rx, ``reg_utils.py``) ``x0`` is not clipped and ``x2`` is clipped
+    to [0, 1] alone, so it may be ``eps + alpha`` away from ``x``.
+
+    Args:
+        lam: 25 for CIFAR-10 (WideResNet-28-10), 5 for MNIST.
+        alpha: The random step: 2/255 for CIFAR-10, 0.01 for MNIST.
+    """
+
+    def __init__(self, *args: Any, lam: float = 25.0, alpha: Magnitude = ALPHA, **kwargs: Any) -> None:
+        super().__init__(*args, lam=lam, **kwargs)
+        self.alpha = pixel_magnitude(alpha, "alpha", "linf")
+
+    def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """FGSM's images and R-FGSM's, by one pass over both."""
+        noise = self.alpha * torch.randn_like(batch.x).sign()
+        start = torch.cat([batch.x, batch.x + noise])
+        gradient, _ = self.gradient_at(start, torch.cat([batch.y, batch.y]))
+        x1, x2 = (start + self.attack.eps * gradient.sign()).clamp(0, 1).chunk(2)
+        return x1, x2
+
+    def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy on FGSM's images, and the squared distance of the logits."""
+        z1, z2 = self.logits_of(x_adv, batch)
+        return losses.ce(z1, batch.y) + self.lam * (z1 - z2).square().sum(dim=1)
+
+
+class SATR1(SATR):
+    """SAT-R1 (Vivek and Babu, arXiv:2002.00614): one sample a batch shows what an iterative attack finds.
+
+        min_theta  E[ CE(f(x1), y) ] + lam |f(x1_B) - f(x2_B)|^2
+
+    ``x1`` is FGSM, ``x2_B`` is I-FGSM (``steps`` steps of eps/steps) on the batch's last sample alone, as in the
+    authors' code. Under DDP every rank has a last sample, and the term is their mean.
+
+    Args:
+        lam: 0.2 for CIFAR-10 and MNIST.
+        steps: Of I-FGSM: 3 for CIFAR-10, 10 for MNIST.
+    """
+
+    def __init__(self, *args: Any, lam: float = 0.2, steps: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, lam=lam, **kwargs)
+        check_count(steps, "steps", least=1)
+        self.steps = steps
+
+    def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """FGSM's images, and I-FGSM's last."""
+        eps = self.attack.eps
+        iterative = PGD(eps, step_size=eps / self.steps, steps=self.steps, init="zero")
+        with network_mode(self.net, self.attack_bn_mode):
+            return self.attack(self.net, batch.x, batch.y), iterative(self.net, batch.x[-1:], batch.y[-1:])
+
+    def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy on FGSM's images, to which each sample adds the last one's distance."""
+        z1, z2 = self.logits_of(x_adv, batch)
+        return losses.ce(z1, batch.y) + self.lam * (z1[-1] - z2[0]).square().sum()
+
+
+class SATR3(SATR):
+    """SAT-R3 (Vivek and Babu, arXiv:2002.00614): a small step must not raise the loss more than a large one.
+
+        x0 = clip( x + alpha sign N(0, I), 0, 1 ),     x(e) = clip( x0 + e sign grad CE(f(x0), y), 0, 1 )
+        min_theta  L(eps) + lam max( L(eps_low) - tau L(eps), 0 ),     L(e) = E[ CE(f(x(e)), y) ]
+
+    As in the authors' code the maximum is of the batch's means, and ``x(eps)`` may be ``eps + alpha`` away from ``x``.
+
+    Args:
+        lam: 1 for CIFAR-10 and MNIST.
+        tau: 0.6 for CIFAR-10, 0.4 for MNIST.
+        eps_low: The small step, 2/255 for CIFAR-10.
+        alpha: The random step, 2/255 for CIFAR-10.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        lam: float = 1.0,
+        tau: float = 0.6,
+        eps_low: Magnitude = ALPHA,
+        alpha: Magnitude = ALPHA,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, lam=lam, **kwargs)
+        self.tau = tau
+        self.eps_low = pixel_magnitude(eps_low, "eps_low", "linf")
+        self.alpha = pixel_magnitude(alpha, "alpha", "linf")
+
+    def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The large step and the small one along the same gradient."""
+        start = (batch.x + self.alpha * torch.randn_like(batch.x).sign()).clamp(0, 1)
+        direction = self.gradient_at(start, batch.y)[0].sign()
+        large, small = ((start + size * direction).clamp(0, 1) for size in (self.attack.eps, self.eps_low))
+        return large, small
+
+    def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy after the large step, and the excess of the small step's where its mean is positive."""
+        z_large, z_small = self.logits_of(x_adv, batch)
+        large = losses.ce(z_large, batch.y)
+        excess = losses.ce(z_small, batch.y) - self.tau * large
+        return large + self.lam * excess * (sum_over_ranks((excess * batch.weight).sum()) > 0)

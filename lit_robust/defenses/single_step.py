@@ -1,0 +1,72 @@
+"""What the methods whose attack is a single gradient step have in common."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.attacks import FGSM, Attack
+from lit_robust.attacks.base import crafting, input_gradient, network_mode
+from lit_robust.batch import Batch
+from lit_robust.defenses.base import Defense
+
+
+class SingleStep(Defense):
+    """Adversarial training with one gradient step in L-infinity, which each method starts and bounds in its own way.
+
+    ``attack`` is an ``FGSM`` for all of them, so one attack fragment serves the whole family: its ``eps`` is the
+    paper's, and whatever else a paper varies (alpha, k, m, ...) is an argument of the method. BatchNorm is in train
+    mode while the step is computed, as in the code of Wong et al. (arXiv:2001.03994) and of those who built on it.
+
+    Raises:
+        TypeError: If ``attack`` is not an ``FGSM``.
+        ValueError: If it is one in L2.
+    """
+
+    attack: FGSM
+
+    def __init__(self, *args: Any, attack_bn_mode: Literal["eval", "train"] = "train", **kwargs: Any) -> None:
+        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+        name = type(self).__name__
+        if not isinstance(self.attack, FGSM):
+            raise TypeError(
+                f"{name} takes its single step itself and needs only the bound: give attack=FGSM(eps=...), "
+                f"not {type(self.attack).__name__}."
+            )
+        if self.attack.norm != "linf":
+            raise ValueError(f'{name} is a method for L-infinity: give FGSM(norm="linf"), or train PGDAT on this one.')
+
+    def one_step(self) -> Attack:
+        """The step in full, at this moment's ``eps``."""
+        return self.attack
+
+    def perturb(self, batch: Batch) -> Any:
+        """Take the step."""
+        with network_mode(self.net, self.attack_bn_mode):
+            return self.one_step()(self.net, batch.x, batch.y)
+
+    def gradient_at(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the cross-entropy in the images, and the logits there, both without a graph."""
+        with network_mode(self.net, self.attack_bn_mode), crafting(x, y) as (x, y):
+            logits = self.net(x.requires_grad_())
+            return input_gradient(losses.ce(logits, y), x), logits.detach()
+
+    # A perturbation that outlives its batch: Free's, and Fast's where it starts from the previous one.
+
+    def recall(self, x: Tensor) -> Tensor:
+        """The perturbation that earlier batches have left in the rows of this one, 0 where there was none.
+
+        It is clipped to ``eps`` here, because a schedule may have lowered ``eps`` since.
+        """
+        delta = self.rank_state.get("delta")
+        if delta is None or delta.shape[1:] != x.shape[1:]:
+            return torch.zeros_like(x)
+        delta = delta[: len(x)].to(x.device).clamp(-self.attack.eps, self.attack.eps)
+        return torch.cat([delta, torch.zeros_like(x[len(delta) :])])
+
+    def remember(self, delta: Tensor) -> None:
+        """Leave a perturbation to the next batch; rows that a short batch does not have stay as they were."""
+        before = self.rank_state.get("delta", delta)
+        kept = before[len(delta) :].to(delta.device) if before.shape[1:] == delta.shape[1:] else delta[:0]
+        self.rank_state["delta"] = torch.cat([delta, kept])

@@ -1,0 +1,211 @@
+"""What two ranks find out for tests/test_ranks.py: `torchrun --nproc-per-node 2 -m tests.ranks FOLDER`.
+
+One launch runs all scenarios, because importing the stack takes longer than they do, in one process group: Lightning
+starts it with the first Trainer and leaves it running for the next one.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
+
+from lit_robust.callbacks import EMAWeights
+from lit_robust.data.resident import ResidentDataModule
+from lit_robust.defenses import PGDAT, Defense, Natural
+from tests.methods import ATTACK, METHODS, build
+from tests.tiny import CLASSES, SHAPE, images
+
+#: Odd, and no multiple of any batch.
+TRAIN, TEST = 21, 13
+#: Finds the same adversary in every process.
+EXACT = replace(ATTACK, init="zero")
+#: Of the training images: a mean over ranks of each rank's weighted mean is another number.
+WEIGHTS = torch.arange(TRAIN) ** 2 + 0.5
+
+Finding = dict[str, Any]
+
+
+class Data(ResidentDataModule):
+    """The tiny images as bytes, all of them to train on."""
+
+    num_classes, image_shape = CLASSES, SHAPE
+
+    def __init__(self, batch_size: int = 4, **kwargs: Any) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=5, val_size=0, **kwargs)
+
+    def _arrays(self, train):
+        batch = images(TRAIN) if train else images(TEST, seed=1)
+        return (255 * batch.x).byte(), batch.y
+
+
+def weighted(batch_size: int) -> Data:
+    data = Data(batch_size)
+    data.select(torch.arange(TRAIN), WEIGHTS)
+    return data
+
+
+def linear() -> nn.Module:
+    """A net without BatchNorm, always the same."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+
+
+class Drifting(PGDAT):
+    """Scales its loss by a number that each rank keeps of what it has seen."""
+
+    def loss(self, batch, x_adv):
+        before = self.rank_state.get("drift", torch.zeros(()))
+        self.rank_state["drift"] = before + batch.index.float().mean() / TRAIN
+        return super().loss(batch, x_adv) * (1 + self.rank_state["drift"])
+
+
+class Seen(Callback):
+    """Which image counted how much, by epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, list[tuple[int, float]]] = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pairs = zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
+        self.epochs.setdefault(trainer.current_epoch, []).extend(pairs)
+
+
+class Save(Checkpoint):
+    """Saves after the first epoch, or after a batch of it."""
+
+    def __init__(self, path: Path, batch_idx: int | None = None) -> None:
+        self.path, self.batch_idx = path, batch_idx
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (0, self.batch_idx):
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if self.batch_idx is None and trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(module: LightningModule, data: Data, *callbacks: Callback, ckpt_path: Path | None = None) -> Trainer:
+    """Two epochs on as many ranks as there are."""
+    seed_everything(7, verbose=False)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_epochs=2,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def method(name: str, folder: Path) -> Finding:
+    """A method's run, and the run that resumes it after its first epoch."""
+    make, path, seen = METHODS[name], folder / f"{name}.ckpt", Seen()
+    whole, rest = (build(make.cls, **make.arguments) for _ in range(2))
+    fit(whole, Data(), seen, Save(path))
+    fit(rest, Data(), ckpt_path=path)
+    return {"weights": whole.state_dict(), "resumed": rest.state_dict(), "seen": seen.epochs}
+
+
+def state_of_a_rank(folder: Path) -> Finding:
+    whole, rest = build(Drifting), build(Drifting)
+    fit(whole, Data(), Save(folder / "state.ckpt"))
+    fit(rest, Data(), ckpt_path=folder / "state.ckpt")
+    return {
+        "weights": whole.state_dict(),
+        "resumed": rest.state_dict(),
+        "state": whole.rank_state,
+        "resumed state": rest.rank_state,
+    }
+
+
+def averages(folder: Path) -> Finding:
+    def run(*callbacks: Callback, **kwargs: Any) -> dict[str, torch.Tensor]:
+        module = build(PGDAT)
+        fit(module, Data(), EMAWeights(0.9, extra={"fast": 0.5}), *callbacks, **kwargs)
+        fast = {f"fast.{key}": value for key, value in vars(module)["averaged"]["fast"].state_dict().items()}
+        return module.state_dict() | fast
+
+    whole = run(Save(folder / "averages.ckpt"))
+    return {"weights": whole, "resumed": run(ckpt_path=folder / "averages.ckpt")}
+
+
+def unequal_weights(folder: Path) -> Finding:
+    module = build(PGDAT, net=linear(), attack=EXACT)
+    trainer = fit(module, weighted(batch_size=8 // int(os.environ.get("WORLD_SIZE", "1"))))
+    return {"weights": module.state_dict(), "loss": float(trainer.callback_metrics["train/loss"])}
+
+
+def metrics(folder: Path) -> Finding:
+    """Of a net that does not move."""
+    module = build(Natural, net=linear(), optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
+    return {"loss": float(fit(module, Data()).callback_metrics["train/loss"])}
+
+
+def metrics_after_a_stop(folder: Path) -> Finding:
+    def run(*callbacks: Callback, **kwargs: Any) -> list[float]:
+        losses: list[float] = []
+
+        class Book(Callback):
+            def on_train_epoch_end(self, trainer, pl_module):
+                losses.append(float(trainer.callback_metrics["train/loss"]))
+
+        fit(build(Natural, net=linear()), Data(), Book(), *callbacks, **kwargs)
+        return losses
+
+    whole = run(Save(folder / "metrics.ckpt", batch_idx=1))
+    return {"losses": whole, "resumed": run(ckpt_path=folder / "metrics.ckpt")}
+
+
+def under_attack() -> Defense:
+    weak, strong = replace(EXACT, eps=0.1), replace(EXACT, eps=0.2, step_size=0.1)
+    return build(Natural, test_attacks={"weak": weak, "strong": strong})
+
+
+def evaluation(folder: Path) -> Finding:
+    module = under_attack()
+    fit(module, Data()).test(module, Data(), verbose=False)
+    return {"weights": module.state_dict(), "results": module.test_results["these weights"]}
+
+
+SCENARIOS: dict[str, Callable[[Path], Finding]] = {
+    "state of a rank": state_of_a_rank,
+    "averages": averages,
+    "unequal weights": unequal_weights,
+    "metrics": metrics,
+    "metrics after a stop": metrics_after_a_stop,
+    "evaluation": evaluation,
+}
+
+
+def explained(scenario: Callable[..., Finding], *arguments: Any) -> Finding:
+    """What a scenario finds, or why it could not be run: the others are run all the same."""
+    try:
+        return scenario(*arguments)
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    findings = {name: explained(method, name, place) for name in METHODS}
+    findings |= {name: explained(scenario, place) for name, scenario in SCENARIOS.items()}
+    torch.save(findings, place / f"{os.environ['RANK']}.pt")

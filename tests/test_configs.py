@@ -1,0 +1,324 @@
+"""Every YAML file below configs/ goes through the command line."""
+
+import contextlib
+import functools
+import inspect
+import pickle
+import struct
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lit_robust import attacks, callbacks, defenses
+from lit_robust.cli import main
+from lit_robust.defenses import Defense
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = sorted((CONFIGS / "recipes").rglob("*.yaml"))
+
+#: One batch of a narrow net; nothing is written.
+BRIEFLY = [
+    "--trainer.fast_dev_run=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true",
+    "--data.batch_size=4", "--data.eval_batch_size=4",
+]  # fmt: skip
+
+
+def fragments(folder):
+    return sorted((CONFIGS / folder).glob("*.yaml"))
+
+
+def name_of(path):
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+@functools.cache
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+PGD = {"init_args": {"steps": 7}}
+
+
+def flags_of(*paths):
+    return [part for path in paths for part in ("-c", str(CONFIGS / path) if isinstance(path, str) else str(path))]
+
+
+def composed(data="digits", net="digits_cnn", defense="pgdat", attack="digits_pgd7", callback=None, trainer="cpu"):
+    """The fragments in the order of DESIGN 4."""
+    parts = {"data": data, "net": net, "defense": defense, "attack": attack, "callback": callback, "trainer": trainer}
+    return flags_of("base.yaml", *(f"{room}/{part}.yaml" for room, part in parts.items() if part))
+
+
+def parsed(capsys, *flags):
+    """What a command line comes to."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *flags, "--print_config"])
+    said = capsys.readouterr()
+    assert stop.value.code == 0, said.err
+    return yaml.safe_load(said.out)
+
+
+# Tiny data in the real sets' formats.
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, 40, 28, 28) + bytes(40 * 784))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, 40) + bytes(range(10)) * 4)
+    write_cifar(root / "cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", 10)
+    write_cifar(root / "cifar-100-python", ["train", "test"], "fine_labels", 100)
+    with contextlib.suppress(ImportError):
+        from scipy.io import savemat
+
+        for part in ("train", "test"):
+            savemat(root / f"{part}_32x32.mat", {"X": np.zeros((32, 32, 3, 40), np.uint8), "y": np.full((40, 1), 10)})
+    for folder, classes in (("imagenette2-160", 10), ("imagenet100", 100), ("my_images", 2)):
+        for part, n in (("train", 3), ("val", 1)):
+            for label in range(classes):
+                (root / folder / part / f"n{label:08}").mkdir(parents=True)
+                for i in range(n):
+                    Image.new("RGB", (8, 8)).save(root / folder / part / f"n{label:08}" / f"{i}.png")
+    return root
+
+
+def write_cifar(folder, names, key, classes):
+    folder.mkdir()
+    batch = {"data": np.zeros((2 * classes, 3072), np.uint8), key: [*range(classes)] * 2}
+    for name in names:
+        (folder / name).write_bytes(pickle.dumps(batch))
+    for meta in ("meta", "batches.meta"):
+        (folder / meta).write_bytes(pickle.dumps({"label_names": [], "fine_label_names": []}))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(data_root, tmp_path, monkeypatch):
+    """An empty working directory, and the tiny data for whatever asks for real ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_ROBUST_DATA", str(data_root))
+    for module in ("cifar", "svhn"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: True)
+
+
+def fits_the_tiny_data(data):
+    """Flags that cut a data module down to the tiny files; its validation set is one image a class."""
+    folders = ["--data.image_size=32", "--data.num_workers=0"] if data.startswith("Image") else []
+    return [f"--data.val_size={100 if '100' in data else 10}", *folders]
+
+
+def narrow(net):
+    """Flags that make a net fast; those of MNIST and ImageNet have no width."""
+    if "imagenet" in net or not any(family in net for family in ("digits", "vgg", "resnet")):
+        return []
+    return [f"--model.net.width={16 if 'wide' in net else 4}"]
+
+
+def one_step(arguments):
+    """Flags that leave one step of iterative attacks."""
+    names = [name for name in ("attack", "val_attack") if "steps" in arguments.get(name, {}).get("init_args", {})]
+    return [f"--model.{name}.steps=1" for name in names]
+
+
+# Recipes.
+
+
+def code_of(path):
+    """The classes and functions that a recipe runs."""
+    if isinstance(path, Path):
+        return code_of(read(path))
+    if isinstance(path, list):
+        return set().union(*map(code_of, path))
+    if isinstance(path, dict):
+        return set().union({path["class_path"]} if "class_path" in path else (), *map(code_of, path.values()))
+    return set()
+
+
+@functools.cache
+def representatives():
+    """Recipes that together run all the code that recipes run."""
+    chosen, seen = set(), set()
+    for path in sorted(RECIPES, key=lambda path: -len(code_of(path))):
+        if code_of(path) - seen:
+            chosen.add(path)
+            seen |= code_of(path)
+    return chosen
+
+
+@pytest.mark.parametrize("path", [CONFIGS / "quickstart.yaml", *RECIPES], ids=name_of)
+def test_a_recipe_runs_alone(path, capsys):
+    """Where another recipe runs the same code with other numbers, those are read and checked, and nothing is trained."""
+    config = read(path)
+    arguments, data = config["model"]["init_args"], config["data"]["class_path"]
+    if path in RECIPES and path not in representatives():
+        assert parsed(capsys, *flags_of(path))["model"]["class_path"].endswith(f".{config['model']['class_path']}")
+        return
+    narrowed = narrow(arguments["net"]["class_path"])
+    main(["fit", *flags_of(path), *BRIEFLY, *fits_the_tiny_data(data), *narrowed, *one_step(arguments)])
+
+
+def test_every_recipe_logs_into_a_folder_of_its_own():
+    names = [read(path)["trainer"]["logger"]["init_args"]["name"] for path in RECIPES]
+    assert len(set(names)) == len(names)
+
+
+def test_recipes_state_every_part_that_decides_their_numbers():
+    for path in RECIPES:
+        config = read(path)
+        assert {"seed_everything", "trainer", "data", "model"} <= config.keys(), path
+        parts = {"net", "attack", "val_attack", "test_attacks", "optimizer", "attack_bn_mode"}
+        assert parts <= config["model"]["init_args"].keys(), path
+
+
+# Fragments.
+
+
+@pytest.mark.parametrize("path", fragments("defense"), ids=name_of)
+def test_a_defense_fragment_trains(path):
+    attack = "digits_pgd7" if path.stem in ("pgdat", "natural") else "digits_fgsm"
+    main(["fit", *composed(defense=path.stem, attack=attack), *BRIEFLY, "--model.net.width=4"])
+
+
+@pytest.mark.parametrize("path", fragments("attack"), ids=name_of)
+def test_an_attack_fragment_trains_and_is_what_is_trained_with(path, capsys):
+    data, net = {"digits": ("digits", "digits_cnn"), "mnist": ("mnist", "fast_cnn")}.get(
+        path.stem.split("_")[0], ("cifar10", "resnet18")
+    )
+    base = [] if "attack" in read(path)["model"]["init_args"] else ["cifar_pgd10"]
+    flags = [*composed(data, net, attack=None), *flags_of(*(f"attack/{name}.yaml" for name in base), path)]
+    arguments = parsed(capsys, *flags)["model"]["init_args"]
+    stated = read(path)["model"]["init_args"]
+    assert list(arguments["test_attacks"]) == list(stated["test_attacks"])
+    for name in stated.keys() - {"test_attacks"}:
+        assert as_text(stated[name]["init_args"]).items() <= as_text(arguments[name]["init_args"]).items()
+    main(["fit", *flags, *BRIEFLY, *fits_the_tiny_data(data), *narrow(net), *one_step(stated)])
+
+
+def as_text(arguments):
+    return {name: str(value) for name, value in arguments.items()}
+
+
+@pytest.mark.parametrize("path", fragments("data"), ids=name_of)
+def test_a_data_fragment_trains(path, data_root):
+    if path.stem == "svhn":
+        pytest.importorskip("scipy")
+    data = read(path)["data"]["class_path"]
+    flags = [f"--data.root={data_root / 'my_images'}", "--data.val_size=2"] if path.stem == "image_folder" else []
+    classes = {"cifar100": 100, "imagenet100": 100, "image_folder": 2}.get(path.stem, 10)
+    net = {"digits": "digits_cnn", "mnist": "fast_cnn"}.get(path.stem, "resnet18")
+    flags = [*fits_the_tiny_data(data), *flags, *narrow(net), f"--model.net.num_classes={classes}"]
+    main(["fit", *composed(path.stem, net), *BRIEFLY, *flags, *one_step({"attack": PGD, "val_attack": PGD})])
+
+
+@pytest.mark.parametrize("path", fragments("net"), ids=name_of)
+def test_a_net_fragment_names_a_net_that_can_be_built(path, capsys):
+    net = parsed(capsys, *composed("cifar10", path.stem))["model"]["init_args"]["net"]
+    room, _, name = net["class_path"].rpartition(".")
+    assert room == "lit_robust.nets"
+    assert name == path.stem
+    with torch.device("meta"):
+        built = getattr(__import__(room, fromlist=[name]), name)(**net["init_args"] or {})
+    assert built.head.out_features == 10
+
+
+@pytest.mark.parametrize("path", fragments("callback"), ids=name_of)
+def test_a_callback_fragment_trains(path, capsys):
+    ramp = read(path)["trainer"].get("callbacks+", [{}])[0].get("init_args", {}).get("attribute")
+    defense, attack = ("nuat", "digits_fgsm") if ramp else ("pgdat", "digits_pgd7")
+    flags = composed(defense=defense, attack=attack, callback=path.stem)
+    base, more = read(CONFIGS / "base.yaml")["trainer"]["callbacks"], read(path)["trainer"].get("callbacks+", [])
+    found = [callback["class_path"].rpartition(".")[2] for callback in parsed(capsys, *flags)["trainer"]["callbacks"]]
+    assert found == [callback["class_path"] for callback in [*base, *more]]
+    if path.stem != "wandb":  # test_cli.py has it
+        main(["fit", *flags, *BRIEFLY, "--model.net.width=4"])
+
+
+@pytest.mark.parametrize("path", fragments("trainer"), ids=name_of)
+def test_a_trainer_fragment_is_understood(path, capsys):
+    trainer = parsed(capsys, *composed(trainer=path.stem))["trainer"]
+    assert read(path)["trainer"].items() <= trainer.items()
+
+
+# Traps of composition.
+
+
+def test_an_attack_fragment_after_a_defense_keeps_its_class_and_arguments(capsys):
+    config = parsed(capsys, *composed(defense="natural"))["model"]
+    assert config["class_path"] == "lit_robust.defenses.Natural"
+    assert config["init_args"]["attack_bn_mode"] == "eval"
+    assert float(config["init_args"]["attack"]["init_args"]["eps"]) == 0.15
+    assert config["init_args"]["optimizer"]["init_args"]["lr"] == 0.1
+
+
+def test_callbacks_of_several_files_and_of_the_shell_are_appended(capsys):
+    flags = composed(callback="examples") + flags_of("callback/save_steps.yaml")
+    config = parsed(capsys, *flags, "--trainer.callbacks+=LearningRateMonitor")
+    names = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
+    assert names == ["ModelCheckpoint"] * 2 + ["AdversarialExamples", "ModelCheckpoint", "LearningRateMonitor"]
+
+
+def test_the_test_attacks_of_a_later_file_replace_those_of_an_earlier_one(capsys):
+    flags = composed("cifar10", "resnet18", attack="cifar_pgd10") + flags_of("attack/autoattack_v1.yaml")
+    arguments = parsed(capsys, *flags)["model"]["init_args"]
+    assert list(arguments["test_attacks"]) == ["autoattack_v1"]
+    assert arguments["attack"]["init_args"]["steps"] == 10
+
+
+def test_fractions_survive_the_composition(capsys):
+    arguments = parsed(capsys, *composed("cifar10", "resnet18", attack="cifar_l2_pgd10"))["model"]["init_args"]
+    assert arguments["attack"]["init_args"]["eps"] == "128/255"
+    assert arguments["test_attacks"]["autoattack"]["init_args"]["eps"] == "128/255"
+
+
+def nodes(tree, position=()):
+    """Where a file names a class, which one, and the arguments that it states; lists and test_attacks are replaced whole."""
+    if isinstance(tree, dict):
+        if "class_path" in tree:
+            yield position, tree["class_path"], set(tree.get("init_args") or {})
+        for key, value in tree.items():
+            if key == "init_args":
+                yield from nodes(value, position)
+            elif key != "test_attacks":
+                yield from nodes(value, (*position, key))
+
+
+def own_arguments(name):
+    rooms = (attacks, callbacks, defenses)
+    cls = next((getattr(room, name) for room in rooms if hasattr(room, name)), None)
+    return set(inspect.signature(cls).parameters) if cls else set()
+
+
+def carried_over(fragment, everything):
+    """Arguments that a class of a fragment would inherit from another class, because some file states them there."""
+    stated = defaultdict(set)
+    for tree in everything:
+        for position, _, arguments in nodes(tree):
+            stated[position] |= arguments
+    # Parts that every method takes are meant to be carried over: fragments of their own give them.
+    parts = set(inspect.signature(Defense).parameters) - {"attack_bn_mode"}
+    missing = set()
+    for position, name, arguments in nodes(fragment):
+        missing |= (stated[position] & own_arguments(name)) - arguments - (parts if position == ("model",) else set())
+    return missing
+
+
+@pytest.mark.parametrize("path", [*fragments("attack"), *fragments("defense")], ids=name_of)
+def test_a_fragment_states_all_that_another_class_could_leave_behind(path):
+    assert not carried_over(read(path), [read(other) for other in CONFIGS.rglob("*.yaml")])
+
+
+def test_the_search_for_what_is_left_behind_finds_it():
+    def fragment(**arguments):
+        return {"model": {"init_args": {"attack": {"class_path": "PGD", "init_args": arguments}}}}
+
+    assert carried_over(fragment(eps=1, steps=1), [fragment(eps=0, momentum=1)]) == {"momentum"}
+    assert carried_over({"model": {"class_path": "PGDAT"}}, [{"model": {"class_path": "Natural", "init_args": {
+        "attack_bn_mode": "eval", "net": {}, "lam": 1}}}]) == {"attack_bn_mode"}  # fmt: skip

@@ -1,0 +1,204 @@
+"""Free training, against its algorithm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
+
+from lit_robust.attacks import FGSM
+from lit_robust.defenses import FreeAT, Natural
+from lit_robust.schedules import Cyclic
+from tests.formulas import gradient, in_float64, smooth_net
+from tests.methods import EPS, ONE_STEP, build
+from tests.tiny import TinyNet, images, loader, trainer
+
+LR = 0.2
+
+
+def plain_sgd(params):
+    return torch.optim.SGD(params, lr=LR)
+
+
+def free(net, m=3, **arguments):
+    return build(FreeAT, **({"net": net, "m": m, "attack": ONE_STEP, "optimizer": plain_sgd} | arguments))
+
+
+def algorithm(net, batches, m, clip_delta, eps=EPS, dtype=torch.float64):
+    """Free-m by hand: the perturbation that it ends with; the net is trained in place."""
+    parameters = list(net.parameters())
+    delta = torch.zeros(8, 3, 8, 8, dtype=dtype)
+    for batch in batches:
+        x, y, n = batch.x.to(dtype), batch.y, len(batch.x)
+        for _ in range(m):
+            if clip_delta == "image":
+                delta[:n] = (x + delta[:n]).clamp(0, 1) - x
+            shift = delta[:n].clone().requires_grad_()
+            loss = F.cross_entropy(net((x + shift).clamp(0, 1) if clip_delta == "ball" else x + shift), y)
+            *grads, step = torch.autograd.grad(loss, [*parameters, shift])
+            with torch.no_grad():
+                for parameter, grad in zip(parameters, grads, strict=True):
+                    parameter -= LR * grad
+            delta[:n] = (delta[:n] + eps * step.sign()).clamp(-eps, eps)
+            if clip_delta == "image":
+                delta[:n] = (x + delta[:n]).clamp(0, 1) - x
+    return delta
+
+
+def batches_of(batch, size=8):
+    return [type(batch)(*parts) for parts in zip(*(part.split(size) for part in batch), strict=True)]
+
+
+@pytest.mark.parametrize("clip_delta", ["ball", "image"])
+@pytest.mark.parametrize("net", [smooth_net, TinyNet])
+def test_three_batches_are_the_algorithm_with_one_perturbation_for_all(tmp_path, net, clip_delta):
+    data = images(20)  # the last batch is short
+    exact = in_float64(net())
+    defense = free(net(), clip_delta=clip_delta)
+    trainer(tmp_path, max_epochs=1).fit(defense, loader(data))
+    delta = algorithm(exact, batches_of(data), m=3, clip_delta=clip_delta)
+    torch.testing.assert_close(defense.rank_state["delta"], delta.float(), rtol=0, atol=1e-6)
+    for mine, theirs in zip(defense.net.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.float(), rtol=0, atol=1e-5)
+
+
+def test_the_conventions_of_clipping_differ_where_images_are_black_or_white(tmp_path):
+    data = images(8)
+    data = data._replace(x=data.x.round())
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    direction = gradient(in_float64(linear), data.x, data.y).sign().float()
+    deltas = {}
+    for clip_delta in ("ball", "image"):
+        defense = free(linear, m=2, clip_delta=clip_delta, optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
+        trainer(tmp_path, max_epochs=1).fit(defense, loader(data))
+        deltas[clip_delta] = defense.rank_state["delta"]
+    outwards = direction == 2 * data.x - 1  # from black to blacker
+    torch.testing.assert_close(deltas["ball"], EPS * direction)
+    torch.testing.assert_close(deltas["image"], EPS * direction * ~outwards)
+
+
+def test_one_replay_from_no_perturbation_is_a_natural_step(tmp_path):
+    nets = []
+    for method, arguments in ((FreeAT, {"m": 1}), (Natural, {})):
+        defense = build(method, net=TinyNet(), attack=ONE_STEP, optimizer=plain_sgd, **arguments)
+        trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
+        nets.append(defense.net)
+    for mine, theirs in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+
+def test_updates_and_epochs_of_data_are_both_logged(tmp_path):
+    fitted = trainer(tmp_path, max_epochs=2, log_every_n_steps=1)
+    fitted.fit(free(TinyNet(), m=4), loader(images(24)))
+    assert fitted.global_step == fitted.callback_metrics["train/updates"] == 2 * 3 * 4
+    assert fitted.current_epoch == 2
+
+
+def test_a_batch_without_an_adversary_is_one_update_and_leaves_the_perturbation(tmp_path):
+    defense = free(TinyNet(), m=4)
+    defense.adversarial = False
+    fitted = trainer(tmp_path, max_epochs=1)
+    fitted.fit(defense, loader(images(24)))
+    assert fitted.global_step == 3
+    assert defense.rank_state == {}
+
+
+def test_a_resumed_run_goes_on_with_the_perturbation(tmp_path):
+    whole = free(TinyNet())
+    trainer(tmp_path, max_epochs=2).fit(whole, loader(images(20)))
+    half = trainer(tmp_path, max_epochs=1)
+    half.fit(free(TinyNet()), loader(images(20)))
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    rest = free(TinyNet(seed=5))
+    trainer(tmp_path, max_epochs=2).fit(rest, loader(images(20)), ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(whole.rank_state["delta"], rest.rank_state["delta"])
+    assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), rest.net.parameters(), strict=True))
+
+
+def test_replays_in_bf16_see_the_weights_of_the_update_before(tmp_path):
+    data, net = images(8), smooth_net()
+    defense = free(smooth_net(), m=3)
+    trainer(tmp_path, max_epochs=1, precision="bf16-mixed").fit(defense, loader(data))
+    delta = torch.zeros_like(data.x)
+    for _ in range(3):
+        x_adv = (data.x + delta).clamp(0, 1).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):  # a new one for each forward
+            logits = net(x_adv)
+        *grads, step = torch.autograd.grad(F.cross_entropy(logits.float(), data.y), [*net.parameters(), x_adv])
+        with torch.no_grad():
+            for parameter, grad in zip(net.parameters(), grads, strict=True):
+                parameter -= LR * grad
+            delta = (delta + EPS * step.sign() * (x_adv == data.x + delta)).clamp(-EPS, EPS)
+    torch.testing.assert_close(defense.rank_state["delta"], delta, rtol=0, atol=1e-6)
+    for mine, theirs in zip(defense.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+
+def test_samples_of_weight_0_leave_the_net_and_their_perturbation_alone(tmp_path):
+    data, nets = images(8), []
+    weight = torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0])
+    for batch in (data._replace(weight=weight), type(data)(*(part[:5] for part in data))):
+        defense = free(smooth_net())
+        trainer(tmp_path, max_epochs=1).fit(defense, DataLoader([batch], batch_size=None))
+        nets.append(defense)
+    for mine, theirs in zip(*(defense.net.parameters() for defense in nets), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+    assert not nets[0].rank_state["delta"][5:].any()
+
+
+def test_the_learning_rate_moves_on_with_each_replay(tmp_path):
+    class Rates(Callback):
+        seen = ()
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.seen = (*self.seen, optimizer.param_groups[0]["lr"])
+
+    rates = Rates()
+    defense = free(smooth_net(), m=4, lr_scheduler=Cyclic(up=1, down=1))
+    trainer(tmp_path, max_epochs=2, callbacks=[rates]).fit(defense, loader(images(16)))
+    ramp = [LR * update / 8 for update in range(8)]
+    assert rates.seen == pytest.approx([*ramp, LR, *reversed(ramp[1:])])
+
+
+def test_a_gradient_that_overflowed_moves_no_pixel_and_poisons_none(tmp_path):
+    class Overflow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = smooth_net()
+
+        def forward(self, x):
+            if x.requires_grad:
+                x.register_hook(lambda grad: grad.index_fill(0, torch.tensor([0]), torch.nan))
+            return self.net(x)
+
+    defense = free(Overflow(), m=1)
+    trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
+    assert not defense.rank_state["delta"][0].any()
+    assert defense.rank_state["delta"][1:].any()
+
+
+def test_class_ordered_batches_are_forgotten_the_more_the_oftener_they_are_replayed(tmp_path):
+    """The report's fear: after m replays of one class the net knows little else."""
+    data = images(64)
+    order = data.y.argsort()
+    ordered = type(data)(*(part[order] for part in data))
+    accuracy = {}
+    for m in (1, 8):
+        for name, batch in (("mixed", data), ("ordered", ordered)):
+            defense = free(smooth_net(), m=m, attack=FGSM(eps=0.05))
+            trainer(tmp_path, max_epochs=2).fit(defense, loader(batch, batch_size=16))
+            accuracy[name, m] = (defense.net(data.x).argmax(dim=1) == data.y).float().mean().item()
+    assert accuracy["mixed", 8] > 0.95
+    assert accuracy["ordered", 8] < 0.5 < accuracy["mixed", 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"m": 0}, "m=0 must be an integer, at least 1"),
+        ({"clip_delta": "box"}, 'clip_delta="box" is unknown: choose ball or image'),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        free(TinyNet(), **arguments)

@@ -1,0 +1,138 @@
+"""Two ranks train one net, on every image once, and measure what one process measures."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_robust import losses
+from tests import ranks
+from tests.methods import METHODS
+from tests.tiny import images, trainer
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    """What each of the two ranks found: name of the scenario -> (rank 0's finding, rank 1's)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    shared = {  # as torchrun sets them
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+        "OMP_NUM_THREADS": "1",
+    }
+    workers = []
+    for rank in ("0", "1"):
+        with (folder / f"{rank}.txt").open("w") as log:
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.ranks", str(folder)],
+                    cwd=REPOSITORY,
+                    env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [worker.wait(timeout=300) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert codes == [0, 0], (folder / "0.txt").read_text() + (folder / "1.txt").read_text()
+    zero, one = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
+    return {name: (zero[name], one[name]) for name in zero}
+
+
+def of(findings, name):
+    """Both ranks' findings, or why there are none."""
+    for finding in findings[name]:
+        assert "error" not in finding, finding["error"]
+    return findings[name]
+
+
+def assert_equal(mine, theirs):
+    """Every tensor to the bit; integer buffers count a rank's own batches."""
+    assert mine.keys() == theirs.keys()
+    assert [key for key in mine if mine[key].is_floating_point() and not torch.equal(mine[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_both_ranks_end_with_the_same_weights_and_buffers(findings, name):
+    zero, one = of(findings, name)
+    assert_equal(zero["weights"], one["weights"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_of_two_ranks_resumed_between_epochs_equals_the_uninterrupted_one(findings, name):
+    for finding in of(findings, name):
+        assert_equal(finding["resumed"], finding["weights"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_image_counts_once_an_epoch_over_both_ranks_and_padding_not_at_all(findings, name):
+    seen = [finding["seen"] for finding in of(findings, name)]
+    for epoch in range(2):
+        assert len(seen[0][epoch]) == len(seen[1][epoch]) == 11
+        pairs = seen[0][epoch] + seen[1][epoch]
+        assert sorted(index for index, weight in pairs if weight == 1) == list(range(ranks.TRAIN))
+        assert sum(weight for _, weight in pairs) == ranks.TRAIN
+
+
+def test_state_of_a_rank_goes_through_a_checkpoint_rank_by_rank(findings):
+    zero, one = of(findings, "state of a rank")
+    for finding in (zero, one):
+        assert_equal(finding["resumed"], finding["weights"])
+        assert_equal(finding["resumed state"], finding["state"])
+    assert not torch.equal(zero["state"]["drift"], one["state"]["drift"])
+
+
+def test_averages_are_equal_on_both_ranks_and_after_a_resume(findings):
+    zero, one = of(findings, "averages")
+    assert_equal(zero["weights"], one["weights"])
+    for finding in (zero, one):
+        assert_equal(finding["resumed"], finding["weights"])
+
+
+def test_two_ranks_with_half_a_batch_each_train_as_one_process_with_the_whole_batch(findings, tmp_path):
+    alone = ranks.unequal_weights(tmp_path)
+    for finding in of(findings, "unequal weights"):
+        torch.testing.assert_close(finding["weights"], alone["weights"], rtol=0, atol=1e-6)
+        assert finding["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_training_metrics_are_means_over_both_ranks(findings):
+    batch = images(ranks.TRAIN)
+    logits = ranks.linear()((255 * batch.x).byte() / 255)
+    for finding in of(findings, "metrics"):
+        assert finding["loss"] == pytest.approx(losses.ce(logits, batch.y).mean().item(), rel=1e-5)
+
+
+def test_training_metrics_of_an_epoch_that_was_stopped_are_those_of_both_ranks_whole_epoch(findings):
+    for finding in of(findings, "metrics after a stop"):
+        assert finding["resumed"] == finding["losses"]
+
+
+def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):
+    zero, one = of(findings, "evaluation")
+    assert zero["results"] == one["results"]
+    assert {accuracy.n for accuracy in zero["results"].values()} == {ranks.TEST}
+    alone = ranks.under_attack()
+    alone.load_state_dict(zero["weights"])
+    trainer(tmp_path).test(alone, ranks.Data(), verbose=False)
+    assert alone.test_results["these weights"] == zero["results"]
+    assert len({accuracy.value for accuracy in zero["results"].values()}) > 1  # else it could not tell

@@ -1,0 +1,308 @@
+"""A run that is stopped and resumed is the run that was not stopped, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.loggers.logger import Logger
+
+from lit_robust.callbacks import AttributeRamp, EMAWeights
+from lit_robust.cli import main
+from lit_robust.data.resident import ResidentDataModule
+from lit_robust.defenses import PGDAT, Defense
+from lit_robust.schedules import Cyclic, Linear, PerEpoch, PiecewiseLinear
+from tests.methods import METHODS, build
+from tests.tiny import CLASSES, SHAPE, TinyNet, images, trainer
+
+#: Where a run of three epochs of three batches is stopped, by the names of `SaveAtStops`.
+STOPS = {
+    "in the first epoch": "0-1",
+    "in mid-epoch": "1-0",
+    "after an epoch's last batch": "1-last",
+    "after validation": "1-validated",
+    "between epochs": "1",
+}
+
+
+class TinyData(ResidentDataModule):
+    """The tiny images as bytes, 22 of them to train on, cropped and mirrored."""
+
+    num_classes, image_shape = CLASSES, SHAPE
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=8, val_size=8, augment=True)
+
+    def _arrays(self, train):
+        batch = images(30) if train else images(16, seed=1)
+        return (255 * batch.x).byte(), batch.y
+
+
+class SaveAtStops(Checkpoint):
+    """Saves where a run is to be stopped, in the hooks and in the order of a ModelCheckpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps: dict[str, int] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._save(trainer, f"{trainer.current_epoch}-{'last' if trainer.is_last_batch else batch_idx}")
+
+    def on_validation_end(self, trainer, pl_module):
+        self._save(trainer, f"{trainer.current_epoch}-validated")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self._save(trainer, str(trainer.current_epoch))
+
+    def _save(self, trainer, name):
+        if name in STOPS.values():
+            self.steps[name] = trainer.fit_loop.total_batch_idx
+            trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+
+
+class Rows(Logger):
+    """Keeps what is logged."""
+
+    name = version = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class SelectTwoThirds(Callback):
+    """A coreset: 16 weighted images from the second epoch on."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            data = trainer.datamodule
+            index = torch.cat([batch.index for batch in data.plain_train_dataloader()])
+            data.select(index[:16], torch.arange(16) + 0.5)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A composition of parts."""
+
+    method: Callable[..., Defense] = PGDAT
+    arguments: dict[str, Any] = field(default_factory=dict)
+    callbacks: Callable[[], list[Callback]] = list
+
+
+def decay(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.8)
+
+
+def plateau(optimizer):
+    return ReduceLROnPlateau(optimizer, monitor="train/loss", patience=0, threshold=1.0, factor=0.5)
+
+
+METHOD_SETUPS = {name: Setup(method.cls, method.arguments) for name, method in METHODS.items()}
+PLATEAU = Setup(arguments={"lr_scheduler": plateau})
+PART_SETUPS = {
+    "torch's scheduler by step": Setup(arguments={"lr_scheduler": decay, "lr_interval": "step"}),
+    "torch's scheduler by epoch": Setup(arguments={"lr_scheduler": decay}),
+    "torch's plateau scheduler": PLATEAU,
+    "schedules of rate and momentum": Setup(
+        arguments={"lr_scheduler": Cyclic(up=1, down=2), "momentum": PiecewiseLinear(times=[0, 3], values=[0.9, 0.5])}
+    ),
+    "Adam and clipping": Setup(arguments={"optimizer": torch.optim.Adam, "gradient_clip_val": 0.1}),
+    "averages": Setup(callbacks=lambda: [EMAWeights(0.9, extra={"fast": 0.5})]),
+    "a coreset": Setup(callbacks=lambda: [SelectTwoThirds()]),
+}
+#: Not stopped after an epoch's last batch: Lightning would forget that the ramps have logged their epoch.
+EVERYTHING = {
+    "averages, ramps and a coreset": Setup(
+        callbacks=lambda: [
+            EMAWeights(0.9, start_epoch=1),
+            AttributeRamp("attack.eps", PerEpoch(Linear(0.02, 0.1, 0, 3))),
+            AttributeRamp("attack.step_size", Linear(0.01, 0.05, 0, 3)),
+            SelectTwoThirds(),
+        ]
+    ),
+}
+
+
+class Run(NamedTuple):
+    """What is left of a run: its last checkpoint, what it logged, and where it could be stopped."""
+
+    end: dict[str, Any]
+    rows: list[tuple[int, dict[str, float]]]
+    stops: SaveAtStops
+
+
+def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
+    """Three epochs; with a stop, only what comes after it, in another module and another random state."""
+    fresh = stop is None
+    torch.set_num_threads(1)
+    seed_everything(7, verbose=False)
+    torch.manual_seed(0 if fresh else 99)
+    rows, stops = Rows(), SaveAtStops(folder)
+    run = trainer(
+        folder,
+        max_epochs=3,
+        callbacks=[*setup.callbacks(), *([stops] if fresh else [])],
+        logger=rows,
+        log_every_n_steps=7,  # at no stop: a batch is logged after its checkpoint
+        enable_checkpointing=fresh,
+    )
+    module = build(setup.method, **(setup.arguments | {"net": TinyNet(seed=0 if fresh else 5)}))
+    run.fit(module, TinyData(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
+    run.save_checkpoint(folder / "end.ckpt")
+    return Run(torch.load(folder / "end.ckpt", weights_only=True), rows.rows, stops)
+
+
+def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
+    """Where two nested values differ in a bit."""
+    if isinstance(mine, dict) and isinstance(theirs, dict) and mine.keys() == theirs.keys():
+        return [d for key in mine for d in differences(mine[key], theirs[key], f"{path}/{key}")]
+    if isinstance(mine, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(mine) == len(theirs):
+        pairs = zip(mine, theirs, strict=True)
+        return [d for place, pair in enumerate(pairs) for d in differences(*pair, f"{path}/{place}")]
+    if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        return [] if torch.equal(mine, theirs) else [path]
+    return [] if mine == theirs else [f"{path}: {mine} {theirs}"]
+
+
+@pytest.fixture(scope="module")
+def whole(request, tmp_path_factory):
+    """A setup, and its run that nobody stopped."""
+    setup = request.param
+    return setup, fit(setup, tmp_path_factory.mktemp("whole"))
+
+
+def specified(setups: dict[str, Setup], *stops: str) -> Any:
+    """Every setup with every stop."""
+    cases = [(setup, STOPS[stop]) for setup in setups.values() for stop in stops]
+    names = [f"{name}, {stop}" for name in setups for stop in stops]
+    return pytest.mark.parametrize(("whole", "stop"), cases, ids=names, indirect=["whole"])
+
+
+def assert_the_same(whole: tuple[Setup, Run], stop: str) -> None:
+    setup, run = whole
+    rest = fit(setup, run.stops.folder, stop)
+    # Weights, buffers, optimizer, schedulers, averages, state of ranks, selection, and the loops' progress.
+    assert differences(rest.end, run.end) == []
+    step = run.stops.steps[stop]
+    later = [row for row in run.rows if row[0] > step or (row[0] == step and stop.endswith("last"))]
+    assert differences(rest.rows, later) == []
+
+
+@specified(METHOD_SETUPS, "in mid-epoch", "between epochs")
+def test_every_method_resumes_as_if_it_had_not_been_stopped(whole, stop):
+    assert_the_same(whole, stop)
+
+
+@specified(PART_SETUPS, "in the first epoch", "in mid-epoch", "after an epoch's last batch", "between epochs")
+def test_every_part_resumes_as_if_it_had_not_been_stopped(whole, stop):
+    assert_the_same(whole, stop)
+
+
+@specified(EVERYTHING, "in the first epoch", "in mid-epoch", "after validation", "between epochs")
+def test_parts_together_resume_as_if_they_had_not_been_stopped(whole, stop):
+    assert_the_same(whole, stop)
+
+
+def test_a_plateau_scheduler_refuses_a_checkpoint_of_validations_end_which_lacks_its_metric(tmp_path):
+    fit(PLATEAU, tmp_path)
+    with pytest.raises(ValueError, match=r"nothing is logged yet: resume from .* save_on_train_epoch_end: true"):
+        fit(PLATEAU, tmp_path, STOPS["after validation"])
+
+
+DIGITS = """
+seed_everything: 7
+trainer:
+  accelerator: cpu
+  devices: 1
+  max_epochs: 3
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger: {class_path: CSVLogger, init_args: {save_dir: runs, name: run}}
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {filename: last, save_on_train_epoch_end: true, enable_version_counter: false}
+    - class_path: EMAWeights
+      init_args: {decay: 0.9}
+data:
+  class_path: DigitsDataModule
+  init_args: {batch_size: 32, train_size: 640, augment: true}
+model:
+  class_path: PGDAT
+  init_args:
+    net: {class_path: lit_robust.nets.digits_cnn}
+    attack: {class_path: PGD, init_args: {eps: 0.15, step_size: 0.05, steps: 3}}
+    optimizer: {class_path: torch.optim.Adam, init_args: {lr: 5.0e-3}}
+"""  # 20 batches an epoch
+EVERY_21_STEPS = """
+trainer:
+  callbacks+:
+    - class_path: ModelCheckpoint
+      init_args: {filename: last, every_n_train_steps: 21, enable_version_counter: false}
+"""
+LAST = Path("runs/run/version_0/checkpoints/last.ckpt")
+
+
+def command(folder: Path, *configs: str) -> list[str]:
+    """Training into a folder, with configurations that are written there."""
+    folder.mkdir(exist_ok=True)
+    arguments = ["fit"]
+    for number, config in enumerate(configs):
+        (folder / f"{number}.yaml").write_text(config)
+        arguments += ["-c", str(folder / f"{number}.yaml")]
+    return [*arguments, "--trainer.logger.init_args.save_dir", str(folder / "runs")]
+
+
+def kill_when_written(arguments: list[str], checkpoint: Path, times: int) -> None:
+    """Run the command line until the checkpoint has been written so often, and kill it as a dying machine does."""
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "lit_robust", *arguments], env=one_thread)
+    versions = set()
+    while len(versions) < times and process.poll() is None:
+        if checkpoint.exists():
+            versions.add(checkpoint.stat().st_mtime_ns)
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    torch.set_num_threads(1)
+    main(command(folder, DIGITS))
+    return torch.load(folder / LAST, weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    ("configs", "writes", "steps"),
+    [([DIGITS], 1, {20, 40}), ([DIGITS, EVERY_21_STEPS], 2, {21, 42})],
+    ids=["with epoch checkpoints", "with step checkpoints"],
+)
+def test_a_killed_process_that_goes_on_from_its_last_checkpoint_ends_with_the_same_weights(
+    tmp_path, uninterrupted, configs, writes, steps
+):
+    arguments = command(tmp_path, *configs)
+    kill_when_written(arguments, tmp_path / LAST, writes)
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] in steps
+    main([*arguments, "--ckpt_path", "last"])
+    end = torch.load(tmp_path / LAST, weights_only=True)
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "global_step"):
+        assert differences(end[part], uninterrupted[part]) == []
