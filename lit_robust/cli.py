@@ -36,7 +36,15 @@ ROOMS = (attacks, callbacks, data, defenses, nets, schedules, lightning_callback
 NAMES = [name for room in ROOMS for name in room.__all__]
 
 #: What a user can cause and mend: told in one sentence. Anything else is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MisconfigurationException)
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    FloatingPointError,
+    MisconfigurationException,
+    torch.OutOfMemoryError,
+)
 
 #: Warnings that are wrong here, or that no user can act on.
 NOISE = (

@@ -24,6 +24,7 @@ _REMEDIES = {
     r"No supported gpu backend found": "choose the CPU, by -c configs/trainer/cpu.yaml or --trainer.accelerator cpu",
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
+    r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
 }
 
@@ -45,6 +46,8 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
         message: What jsonargparse, another package or this one says.
         names: Short names that a user may have meant.
     """
+    if "Original Traceback (most recent call last)" in message:  # in a loader's worker: the last line is the error
+        message = message.strip().splitlines()[-1].partition(": ")[2]
     for pattern, remedy in _REMEDIES.items():
         if found := re.match(pattern, message):
             return f"{found[0]}: {remedy}."
@@ -99,7 +102,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     if found := re.match(r"Subcommand '.*' does not accept option '(.*)'", reason):
         return f"the configuration has no option {found[1]!r}: check its spelling."
     if mistake.key and (found := re.match(r"the following arguments are required: (.*)", reason)):
-        return f"{where}{owner or 'this'} needs {found[1]}: give what is missing below its init_args."
+        return f"{where}{owner or 'this'} needs {found[1]} below init_args."
     if found := re.match(r"Problems parsing config: (.*)", reason):
         place = found[1].replace('"<unicode string>", ', "")
         return f"the configuration is no valid YAML: {place}."

@@ -21,7 +21,11 @@ trainer:
   callbacks:
     - class_path: ModelCheckpoint
       init_args:
-        {filename: best, monitor: val/acc/robust, mode: max, save_on_train_epoch_end: true, enable_version_counter: false}
+        filename: best
+        monitor: val/acc/robust
+        mode: max
+        save_on_train_epoch_end: true
+        enable_version_counter: false
     - class_path: ModelCheckpoint
       init_args: {filename: last, save_on_train_epoch_end: true, enable_version_counter: false}
 data:

@@ -21,7 +21,9 @@ from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 def own_net(num_classes: int = 10, width: int = 2) -> nn.Sequential:
     """A net of the user's own."""
-    return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(36 * width, num_classes))
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(36 * width, num_classes)
+    )
 
 
 class ColourDigits(DigitsDataModule):
@@ -96,7 +98,9 @@ def test_a_net_of_ones_own_comes_back_when_it_is_given(tmp_path):
     x, other = images().x, TinyNet(seed=1)
     assert load_net(tmp_path / "a.ckpt", net=other) is other
     assert torch.equal(other(x), trained(x))
-    with pytest.raises(ValueError, match=r"does not say how its net was built: pass the net, load_net\(path, net=...\)"):
+    with pytest.raises(
+        ValueError, match=r"does not say how its net was built: pass the net, load_net\(path, net=...\)"
+    ):
         load_net(tmp_path / "a.ckpt")
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lit_robust import __version__
 from lit_robust.cli import RobustCLI, main
-from tests.front_door import TINY, lit
+from tests.front_door import lit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUN = Path("runs/tiny/version_0")
@@ -75,7 +75,14 @@ def test_fit_writes_configuration_metrics_and_the_best_and_last_checkpoint(here)
 
 def test_metric_keys_are_grouped_by_split(here):
     keys = set(rows(RUN / "metrics.csv")[0]) - {"epoch", "step"}
-    assert keys >= {"train/loss", "train/acc/robust", "train/adversarial", "train/lr", "val/acc/clean", "val/acc/robust"}
+    assert keys >= {
+        "train/loss",
+        "train/acc/robust",
+        "train/adversarial",
+        "train/lr",
+        "val/acc/clean",
+        "val/acc/robust",
+    }
     assert all(key.startswith(("train/", "val/")) for key in keys)
 
 
@@ -86,8 +93,8 @@ def test_the_saved_configuration_runs_again_and_gives_the_same_net(here):
 
 
 def test_fractions_are_saved_as_they_were_written(empty):
-    lit("fit", "--trainer.max_epochs", 0, "--model.attack.step_size", "9/255",
-        "--model.test_attacks.wide", '{"class_path": "PGD", "init_args": {"eps": "10/255", "init_size": "1/255"}}')  # fmt: skip
+    wide = "{class_path: PGD, init_args: {eps: 10/255, init_size: 1/255}}"
+    lit("fit", "--trainer.max_epochs", 0, "--model.attack.step_size", "9/255", "--model.test_attacks.wide", wide)
     model = yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]
     assert (model["attack"]["init_args"]["eps"], model["attack"]["init_args"]["step_size"]) == ("38/255", "9/255")
     assert model["test_attacks"]["pgd2"]["init_args"]["eps"] == "38/255"
@@ -180,17 +187,27 @@ def test_one_checkpoint_is_meant_by_its_file_or_by_best_or_last(path, column, he
     assert table_of(capsys.readouterr().out)[0] == [column, "n"]
 
 
-def test_what_stands_beside_the_checkpoint_is_what_runs(here, capsys):
+@pytest.mark.parametrize("path", ["last", RUN / "checkpoints/last.ckpt"])  # Lightning lays over what a file holds
+def test_what_stands_beside_the_checkpoint_is_what_is_tested(path, here):
     old = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]
     assert list(old["test_attacks"]) == ["pgd2"]
     attacks = (
         "{none: {class_path: PGD, init_args: {eps: 0, step_size: 0}},"
         " all: {class_path: PGD, init_args: {eps: 1, step_size: 1, steps: 3, init: zero}}}"
     )
-    lit("test", "--ckpt_path", "last", "--model.test_attacks", attacks, "--data.test_size", 200)
+    lit("test", "--ckpt_path", path, "--model.test_attacks", attacks, "--data.test_size", 200)
     accuracy = {row["attack"]: float(row["accuracy"]) for row in rows("runs/tiny/version_1/test.csv")}
     assert list(accuracy) == ["clean", "none", "all", "worst"]
     assert accuracy["none"] == accuracy["clean"] > accuracy["all"] == accuracy["worst"]
+
+
+def test_what_stands_beside_the_checkpoint_is_what_is_trained_with(here):
+    path = RUN / "checkpoints/last.ckpt"
+    lit("fit", "--ckpt_path", path, "--trainer.max_epochs", 2, "--model.attack.eps", "2/255", "--model", "Natural")
+    config = yaml.safe_load((RUN / "config.yaml").read_text())["model"]
+    assert config["class_path"] == "lit_robust.defenses.Natural"
+    assert config["init_args"]["attack"]["init_args"]["eps"] == "2/255"
+    assert "train/acc/clean" in rows(RUN / "metrics.csv")[0]  # what Natural observes, and PGDAT does not
 
 
 def test_a_test_uses_the_weights_of_the_checkpoint(here):
@@ -312,7 +329,3 @@ def test_private_names_of_lightning_that_we_rely_on_are_there():
     logger = CSVLogger("runs", name="tiny")
     logger._version = "version_7"
     assert (logger.version, logger.log_dir) == ("version_7", "runs/tiny/version_7")
-
-
-def test_the_tiny_configuration_is_complete():
-    assert set(yaml.safe_load(TINY)) == {"seed_everything", "trainer", "data", "model"}

@@ -12,6 +12,7 @@ from torch import nn
 from lit_robust import losses, schedules
 from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights
+from lit_robust.cli import main
 from lit_robust.defenses import NuAT, NuAT2
 from lit_robust.defenses.hybrid import CleanLossDrop, EvenShare, Memory, SecondStepGain, second_step_gain
 from tests.methods import EPS, ONE_STEP, build
@@ -100,6 +101,13 @@ class TestNuAT:
         defense = build(NuAT, attack=ONE_STEP, lam=4.5).eval()
         values = [defense.mean(defense.loss(b, x_adv), b) for b in (batch._replace(weight=c * weight) for c in (1, 37))]
         torch.testing.assert_close(*values)
+
+    def test_a_batch_of_padding_alone_adds_nothing(self):
+        batch = images(8)._replace(weight=torch.zeros(8))
+        defense = build(NuAT, attack=ONE_STEP, lam=4.5).train()
+        penalty = defense.penalty(defense.net(images(8, seed=1).x), defense.net(batch.x), batch.weight)
+        assert penalty.item() == 0
+        assert all(torch.isfinite(gradient).all() for gradient in gradients(defense.net, penalty))
 
     def test_a_batch_moves_batch_norm_three_times_and_costs_three_passes_and_a_forward(self, tmp_path):
         defense = build(NuAT, attack=ONE_STEP)
@@ -191,6 +199,14 @@ class TestNuAT2WA:
         assert not any(module.training for module in average.modules())
         assert all(parameter.grad is None for parameter in average.parameters())
         assert int(average.body[1].num_batches_tracked) == int(defense.net.body[1].num_batches_tracked)
+
+    def test_with_compile_the_average_is_compiled_too(self, tmp_path, monkeypatch):
+        compiled = []
+        monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+        defense = build(NuAT2, attack=ONE_STEP, attack_average="fast", compile=True)
+        callbacks = [EMAWeights(0.9, extra={"fast": 0.5})]
+        trainer(tmp_path, max_epochs=1, callbacks=callbacks).fit(defense, loader(images(8)))
+        assert [net is defense.averaged["fast"] for net in compiled] == [False, True]
 
     @pytest.mark.parametrize(
         ("callbacks", "message"),
@@ -359,7 +375,8 @@ class TestHybrid:
             make()
 
 
-RECIPES = Path(__file__).parent.parent / "configs" / "recipes" / "nuat"
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = CONFIGS / "recipes" / "nuat"
 
 
 def schedule_of(node):
@@ -441,6 +458,26 @@ class TestRecipes:
         assert [imagenet.lam(89.9), imagenet.lam(90), imagenet.rate(59.9), imagenet.rate(60)] == pytest.approx(
             [20, 140, 0.1, 0.01]
         )
+
+
+@pytest.mark.parametrize(
+    ("defense", "callbacks", "arguments"),
+    [
+        ("nuat_h", ["nuat_ramp", "ema"], []),
+        ("nuat2", ["nuat_ramp", "ema_fast"], ["--model.attack_average=fast"]),
+        ("gat", ["gat_ramp", "ema"], []),
+    ],
+)
+def test_fragments_compose_with_ramp_and_average(defense, callbacks, arguments, tmp_path):
+    pytest.importorskip("sklearn")
+    names = ["base", "data/digits", "net/digits_cnn", f"defense/{defense}", "attack/digits_fgsm", "trainer/cpu"]
+    names += [f"callback/{name}" for name in callbacks]
+    limits = [f"--trainer.{key}={value}" for key, value in (("max_epochs", 2), ("limit_train_batches", 2))]
+    files = [argument for name in names for argument in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    main(["fit", *files, *limits, *arguments, f"--trainer.logger.save_dir={tmp_path}"])
+    best, last = (tmp_path / "run" / "version_0" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    assert best.exists()
+    assert last.exists()
 
 
 def forwards(defense, tmp_path):

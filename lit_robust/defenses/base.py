@@ -34,9 +34,9 @@ class Defense(LightningModule):
     ``adversarial`` is false a batch is a step of plain cross-entropy on clean images and calls neither, so a delayed
     start works on every method.
 
-    Optimization is manual, with exactly one optimizer step a batch; gradients are those of the weighted mean over
-    all ranks, and all random numbers of a batch are seeded from (seed, epoch, batch, rank), which makes a resumed run
-    equal to an uninterrupted one.
+    Optimization is manual, with one optimizer step a batch (FreeAT takes m); gradients are those of the weighted mean
+    over all ranks, and all random numbers of a batch are seeded from (seed, epoch, batch, rank), which makes a resumed
+    run equal to an uninterrupted one.
 
     Args:
         net: Returns logits ``(N, num_classes)`` for images in [0, 1]; normalisation is inside it.

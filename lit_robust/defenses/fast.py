@@ -58,7 +58,8 @@ class FastAT(SingleStep):
     ``schedules.CyclicMomentum``.
 
     Args:
-        alpha: The step; the paper's 1.25 eps by default. At 2 eps the Free-vs-Fast report's nets overfit catastrophically.
+        alpha: The step; the paper's 1.25 eps by default. At 2 eps the nets of the Free-vs-Fast report overfit
+            catastrophically.
         delta_init: Where the step starts, by the names of the authors' option.
     """
 

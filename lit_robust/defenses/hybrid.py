@@ -93,7 +93,7 @@ class Detector(Trigger):
     Args:
         every: How often it looks, in epochs.
         duration: For how long there are second steps, in epochs; an alert goes on while the rule keeps firing.
-        extra_epochs: What second steps may cost in all: the 5 of "50+5".
+        extra_epochs: What second steps may cost in all: the 5 of "50+5". Then it only watches.
 
     Raises:
         ValueError: If one is not above 0.
@@ -133,7 +133,7 @@ class Detector(Trigger):
     def look(self, memory: Memory, method: GAT, batch: Batch) -> None:
         """Measure and judge, if the moment has come."""
         period = max(1, round(self.every * method.trainer.num_training_batches))
-        if method.batch_idx % period == 0 and memory.spent < self.extra_epochs:
+        if method.batch_idx % period == 0:
             value = self.measure(memory, method, batch)
             if value is not None:
                 self.judge(memory, method.time, value)
@@ -258,6 +258,4 @@ class Hybrid:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the memory of a checkpoint."""
-        self.memory = Memory(
-            **{name: list(value) if isinstance(value, list) else value for name, value in state.items()}
-        )
+        self.memory = Memory(**state)

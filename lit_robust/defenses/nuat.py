@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -46,8 +47,10 @@ class NuAT(GAT):
         """The nuclear norm over N, one number for the batch, which is added to every sample's."""
         difference = logits.float() - clean_logits.float()
         if weight is not None:
-            # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term at its level.
-            difference = difference * (weight / weight.mean()).sqrt().unsqueeze(1)
+            # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term at its level. It is
+            # 0 where a rank's batch is all padding.
+            copies = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
+            difference = difference * copies.sqrt().unsqueeze(1)
         return losses.nuclear_norm(difference) / len(difference)
 
     def steps(self) -> list[tuple[nn.Module, float]]:
