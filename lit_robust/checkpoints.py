@@ -8,6 +8,8 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
+from lit_robust import nets
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of Lightning's onto the CPU; only tensors and plain values are ever unpickled.
@@ -36,16 +38,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     """Give back the trained net of a checkpoint as a plain module in eval mode, on the CPU.
 
-    The net is built again as the checkpoint says: nets of ``lit_robust.nets`` say how they were built, and so does the
-    command line's configuration. Averaged weights are what a run with ``EMAWeights`` saves, so they are what comes.
+    A net of ``lit_robust.nets`` is built again as the checkpoint says, whether the run came from the command line or
+    from Python. Any other net must be given: building what a file names would import, and so run, code of its choice.
+    Averaged weights are what a run with ``EMAWeights`` saves, so they are what comes.
 
     Args:
         path: A .ckpt file.
-        net: The net to load the weights into; needed where it is your own class and was built in Python.
+        net: The net to load the weights into; needed where it is not one of ``lit_robust.nets``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be used, or does not say how its net was built, or ``net`` is another net.
+        ValueError: If the file cannot be used, does not say how its net was built, or ``net`` is another net.
     """
     checkpoint = read_checkpoint(path)
     weights = {
@@ -55,7 +58,8 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another net than {type(net).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} holds the weights of another net than {type(net).__name__}: {reason}") from error
     return net.eval().requires_grad_(False)
 
 
@@ -63,16 +67,20 @@ def _build(checkpoint: dict[str, Any], path: str | Path) -> nn.Module:
     recipe = checkpoint.get("lit_robust", {}).get("net") or checkpoint.get("hyper_parameters", {}).get("net")
     if recipe is None:
         raise ValueError(f"{path} does not say how its net was built: pass the net, load_net(path, net=...).")
-    # jsonargparse checks that the class is a net before anything of it runs; importing by hand would run whatever
-    # a checkpoint from elsewhere names.
+    room, _, name = str(recipe.get("class_path") if isinstance(recipe, dict) else recipe).rpartition(".")
+    if room != nets.__name__ or name not in nets.__all__:
+        raise ValueError(
+            f"{path} names the net {room}.{name}, which is none of {nets.__name__}: pass the net, "
+            "load_net(path, net=...)."
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "net")
     try:
         built = parser.instantiate(parser.parse_object({"net": recipe}))
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"{path} names a net that cannot be built: {recipe} ({error}).") from error
-    net: nn.Module = built.net
-    return net
+    rebuilt: nn.Module = built.net
+    return rebuilt
 
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:

@@ -99,15 +99,29 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the run's metrics, by stage, and shows it to Weights & Biases."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the file's name: a test beside a training does not overwrite the training's."""
-        self.config_filename = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
-        super().setup(trainer, pl_module, stage)
+        """Write the file under a name by which a test beside a training does not overwrite the training's."""
+        folder = _run_folder(trainer)  # which the ranks agree upon, so all of them ask
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
+        self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True)
+        self.save_config(trainer, pl_module, stage)
+        self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the configuration to Weights & Biases, where it is searched and compared."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.config.as_dict())
+
+
+def _run_folder(trainer: Trainer) -> Path:
+    """Where a run keeps its files: the logger's folder, and for Weights & Biases the one with its checkpoints."""
+    if isinstance(trainer.logger, WandbLogger):
+        _ = trainer.logger.experiment  # only a run that has begun has an id
+        return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 class RobustCLI(LightningCLI):
@@ -152,6 +166,8 @@ class RobustCLI(LightningCLI):
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
         _ignore(*NOISE_OF_EVALUATION)
+        if ckpt_path is None:
+            warnings.warn("no --ckpt_path: the net is tested with the weights that it is built with.", stacklevel=2)
         for path in self._find(ckpt_path).values() if ckpt_path else [None]:
             self.trainer.test(ckpt_path=path and str(path), **kwargs)
 
@@ -203,6 +219,11 @@ class RobustCLI(LightningCLI):
     def _go_on_in(self, run: Path) -> None:
         """Log a resumed run into its own folder, and keep the metrics that stand there, which CSVLogger deletes."""
         for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger) and logger.version is None:
+                raise ValueError(
+                    "--ckpt_path goes on with a run, and Weights & Biases needs to know which: add "
+                    f"--trainer.logger.init_args.id {run.name} --trainer.logger.init_args.resume allow."
+                )
             if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
                 metrics = run / "metrics.csv"
                 if metrics.exists():

@@ -249,12 +249,21 @@ def test_rademacher_starts_are_corners_of_the_ball():
 
 @pytest.mark.parametrize("init", ["uniform", "gaussian", "rademacher"])
 def test_starts_are_projected_unless_told_otherwise(init):
-    x, y = torch.zeros(8, *SHAPE), torch.zeros(8, dtype=torch.int64)
+    x = torch.zeros(8, *SHAPE)
     attack = PGD(0.1, steps=0, init=init, init_size=0.3)
-    start = attack(smooth_net(), x, y)
+    start = attack.start(x)
     assert start.min() >= 0
     assert start.max() <= 0.1 + 1e-6
-    assert replace(attack, clip_init=False)(smooth_net(), x, y).min() < -0.1
+    assert replace(attack, clip_init=False).start(x).min() < -0.1
+
+
+def test_a_sample_that_never_moves_from_an_unprojected_start_comes_back_into_the_threat_set():
+    x, y = torch.zeros(8, *SHAPE), torch.zeros(8, dtype=torch.int64)
+    for steps, freeze in ((0, False), (3, True)):
+        attack = PGD(0.1, steps=steps, init="gaussian", init_size=0.5, clip_init=False, freeze_misclassified=freeze)
+        x_adv = attack(smooth_net(), x, y)
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 0.1 + 1e-6
 
 
 # Restarts.

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import torchvision
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -70,20 +71,20 @@ def test_a_net_trained_by_the_command_line_comes_back(empty):
     assert net(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_a_net_that_is_named_by_its_dotted_path_comes_back(empty):
+def test_a_net_of_the_users_own_must_be_given_because_naming_it_would_run_its_module(empty):
     lit("fit", "--model.net", "tests.test_checkpoints.own_net", "--model.net.width", 3)
     path = empty / "runs/tiny/version_0/checkpoints/last.ckpt"
-    net = load_net(str(path))
-    assert holds(net, weights_of(path))
+    with pytest.raises(ValueError, match=r"own_net, which is none of lit_robust\.nets: pass the net"):
+        load_net(path)
+    assert holds(load_net(str(path), own_net(width=3)), weights_of(path))
 
 
-def test_torchvisions_nets_are_given_by_dotted_path(empty):
+def test_torchvisions_nets_train_by_dotted_path(empty):
     lit("fit", "--model.net", "torchvision.models.resnet18", "--model.net.num_classes", 10,
         "--data", "tests.test_checkpoints.ColourDigits", "--data.train_size", 8, "--data.val_size", 8)  # fmt: skip
     path = empty / "runs/tiny/version_0/checkpoints/last.ckpt"
-    net = load_net(path)
-    assert type(net).__module__ == "torchvision.models.resnet"
-    assert holds(net, weights_of(path))
+    net = torchvision.models.resnet18(num_classes=10)
+    assert holds(load_net(path, net), weights_of(path))
 
 
 def test_our_nets_come_back_from_python_with_all_arguments(tmp_path):

@@ -143,7 +143,6 @@ def test_a_second_logger_stays_when_a_run_is_resumed(here):
     assert rows("elsewhere/tiny/version_0/metrics.csv")[0]["epoch"] == rows(RUN / "metrics.csv")[0]["epoch"] == "1"
 
 
-@pytest.mark.xfail(strict=True, reason="without a Schedule the rate of the checkpoint's optimizer stays (rates.py)")
 def test_a_learning_rate_given_beside_the_checkpoint_is_what_a_resumed_run_goes_on_with(here):
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--model.optimizer.lr", 0.25)
     assert {float(row["train/lr"]) for row in rows(RUN / "metrics.csv") if row["train/lr"]} == {0.25}
@@ -272,6 +271,9 @@ def test_weights_and_biases_gets_metrics_configuration_pictures_and_the_table_an
     assert [path for path in Path("runs").rglob("*.png") if "media" in path.parts]
     assert Path("runs/lit_robust/abc/checkpoints/last.ckpt").exists()
     wandb.finish()
+    assert Path("runs/lit_robust/abc/config.yaml").exists()
+    with pytest.raises(SystemExit):  # it would become a run of its own
+        lit("fit", *log[:4], "--ckpt_path", "last")
     again = [*log, "--trainer.logger.resume", "allow", "--ckpt_path", "last"]
     lit("fit", *again, "--trainer.max_epochs", 2)
     assert wandb.run.id == "abc"

@@ -225,6 +225,9 @@ def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, 
         ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose "eval" or "train"'),
         ({"gradient_clip_val": 0}, "gradient_clip_val=0 must be above 0, or null"),
         ({"lr_interval": "batch"}, 'lr_interval="batch" is unknown'),
+        ({"attack": PGD(targeted=True)}, "attack is targeted, and its targets would be the true labels"),
+        ({"test_attacks": {"a": PGD(targeted=True)}}, "a is targeted"),
+        ({"test_attacks": {"worst": PGD()}}, 'names an attack "worst", as a row of every table is called'),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, message):
@@ -266,3 +269,37 @@ def test_predict_gives_probabilities(tmp_path):
     (first, *_) = trainer(tmp_path).predict(defense, loader(images(8)))
     assert first.shape == (8, CLASSES)
     assert torch.allclose(first.sum(1), torch.ones(8))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    defense = build(Natural)
+    fitted = fit(defense, tmp_path)
+    fitted.save_checkpoint(tmp_path / "a.ckpt")
+    with torch.no_grad():
+        defense.net.head.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"net\.head\.bias is no longer finite, so no checkpoint was written"):
+        fitted.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]["net.head.bias"].isfinite().all()
+
+
+def test_a_test_runs_in_float32_whatever_the_precision_of_the_training(tmp_path):
+    seen = []
+    defense = build(Natural)
+    defense.net.register_forward_hook(lambda net, inputs, logits: seen.append((net.training, logits.dtype)))
+    fitted = fit(defense, tmp_path, precision="bf16-mixed")
+    assert (True, torch.bfloat16) in seen
+    seen.clear()
+    fitted.test(defense, loader(images(16)), verbose=False)
+    assert {dtype for _, dtype in seen[1:]} == {torch.float32}  # the first is the check of the first batch
+
+
+def test_an_attacks_draws_do_not_depend_on_which_other_attacks_are_there(tmp_path):
+    net = TinyNet()
+    results = []
+    for others in ({}, {"first": PGD(eps=0.02, steps=3)}):
+        defense = build(Natural, net=net, test_attacks={**others, "random": PGD(eps=0.3, steps=0)})
+        crafted = []
+        defense.net.register_forward_pre_hook(lambda net, args, crafted=crafted: crafted.append(args[0].clone()))
+        trainer(tmp_path).test(defense, loader(images(16)), verbose=False)
+        results.append(crafted[-1])
+    assert torch.equal(*results)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_robust.attacks import PGD
+from lit_robust.attacks import FGSM, PGD
 from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
 from lit_robust.batch import Batch
 
@@ -53,7 +53,7 @@ def test_a_sample_survives_the_worst_case_only_if_it_survives_every_attack_and_i
         net[2].bias.copy_(torch.tensor([-2.0, 2.0]))  # class 0 where the mean pixel is above a half
     x = torch.tensor([0.55, 0.65, 0.75, 0.45]).view(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous()
     y = torch.zeros(4, dtype=torch.int64)
-    attacks = {"weak": PGD(eps=0.1, step_size=0.1, steps=1), "strong": PGD(eps=0.2, step_size=0.2, steps=1)}
+    attacks = {"weak": FGSM(eps=0.1), "strong": FGSM(eps=0.2)}
     correct = surviving(net, attacks, Batch(x, y, y, torch.ones(4)))
     assert list(correct) == rows_of(attacks) == ["clean", "weak", "strong", "worst"]
     assert correct["clean"].tolist() == [True, True, True, False]

@@ -37,10 +37,19 @@ def mnist(tmp_path_factory) -> Path:
         patch.chdir(folder)
         torch.set_num_threads(2)
         main(
-            ["fit", *compose("data/mnist", "net/fast_cnn", "defense/pgdat", "attack/mnist_pgd40")]
-            + ["--trainer.max_epochs=1", "--model.optimizer=Adam", "--model.optimizer.lr=2e-3"]
-            + [f"--model.attack.eps={EPS}", "--model.attack.step_size=0.08", "--model.attack.steps=5"]
-            + [f"--model.val_attack.eps={EPS}", "--model.val_attack.steps=5", "--model.val_attack.step_size=0.08"]
+            [
+                "fit",
+                *compose("data/mnist", "net/fast_cnn", "defense/pgdat", "attack/mnist_pgd40"),
+                "--trainer.max_epochs=1",
+                "--model.optimizer=Adam",
+                "--model.optimizer.lr=2e-3",
+                f"--model.attack.eps={EPS}",
+                "--model.attack.step_size=0.08",
+                "--model.attack.steps=5",
+                f"--model.val_attack.eps={EPS}",
+                "--model.val_attack.steps=5",
+                "--model.val_attack.step_size=0.08",
+            ]
         )
     return folder / "runs" / "run" / "version_0"
 
@@ -60,8 +69,15 @@ def test_an_epoch_of_mnist_is_trained_and_a_thousand_images_are_attacked(mnist, 
     monkeypatch.chdir(tmp_path)
     attacks = f"{{pgd40: {{class_path: PGD, init_args: {{eps: {EPS}, step_size: 0.01, steps: 40}}}}}}"
     main(
-        ["test", "-c", str(mnist / "config.yaml"), "--ckpt_path", str(mnist), "--data.test_size=1000"]
-        + [f"--model.test_attacks={attacks}"]
+        [
+            "test",
+            "-c",
+            str(mnist / "config.yaml"),
+            "--ckpt_path",
+            str(mnist),
+            "--data.test_size=1000",
+            f"--model.test_attacks={attacks}",
+        ]
     )
     table = rows(capsys.readouterr().out)
     assert {name: int(words[-1]) for name, words in table.items()} == {"clean": 1000, "pgd40": 1000}
@@ -117,7 +133,14 @@ def test_the_wide_nets_take_a_step_at_batch_8(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(2)
     main(
-        ["fit", *compose("data/cifar10", f"net/{net}", "defense/pgdat", "attack/cifar_pgd10")]
-        + ["--trainer.fast_dev_run=1", "--data.batch_size=8", "--data.eval_batch_size=8", "--model.attack.steps=1"]
-        + ["--model.val_attack.steps=1", "--trainer.limit_val_batches=0"]
+        [
+            "fit",
+            *compose("data/cifar10", f"net/{net}", "defense/pgdat", "attack/cifar_pgd10"),
+            "--trainer.fast_dev_run=1",
+            "--data.batch_size=8",
+            "--data.eval_batch_size=8",
+            "--model.attack.steps=1",
+            "--model.val_attack.steps=1",
+            "--trainer.limit_val_batches=0",
+        ]
     )

@@ -68,7 +68,7 @@ class AutoAttack(Attack):
     norm: Norm = "linf"
     version: Version = "standard"
     seed: int = 0
-    batch_size: int = 250
+    batch_size: int = 256
 
     def __post_init__(self) -> None:
         check_choice(self.norm, "norm", get_args(Norm))

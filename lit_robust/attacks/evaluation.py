@@ -25,7 +25,10 @@ def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> di
     """
     correct = {CLEAN: _is_correct(net, batch.x, batch.y)}
     for name, attack in attacks.items():
-        correct[name] = _is_correct(net, attack(net, batch.x, batch.y), batch.y)
+        with torch.random.fork_rng([batch.x.device] if batch.x.is_cuda else []):
+            torch.manual_seed(torch.initial_seed())  # an attack's draws do not depend on which others are there
+            x_adv = attack(net, batch.x, batch.y)
+        correct[name] = _is_correct(net, x_adv, batch.y)
     if len(attacks) > 1:
         correct[WORST] = torch.stack(list(correct.values())).all(dim=0)
     return correct

@@ -124,7 +124,8 @@ class PGD(Attack):
                         break
                     x_next = torch.where(_like_images(moves, x), x_next, x_adv)
                 x_adv = x_next
-        return x_adv.detach()
+        # A start that was not projected may be where a sample has stayed.
+        return x_adv.detach() if self.clip_init else self.threat.project(x_adv.detach(), x)
 
     # The verbs: what other iterative attacks override. A returned function may keep state, for one run.
 

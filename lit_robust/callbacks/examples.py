@@ -121,7 +121,7 @@ class AdversarialExamples(Callback):
     ) -> None:
         """Draw the first batch."""
         if batch_idx == dataloader_idx == 0:
-            self._draw(trainer, pl_module, batch, "test", f"step={trainer.global_step}")
+            self._draw(trainer, pl_module, batch, "test", Path(str(trainer.ckpt_path or "these weights")).stem)
 
     def _draw(self, trainer: Trainer, module: LightningModule, batch: Any, split: str, when: str) -> None:
         if not trainer.is_global_zero:

@@ -15,10 +15,10 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import frozen, network_mode
 from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
 from lit_robust.batch import Batch, as_batch
-from lit_robust.defenses.checks import check_first_batch
+from lit_robust.defenses.checks import check_attacks, check_first_batch
 from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
 from lit_robust.defenses.rates import LearningRate
-from lit_robust.defenses.resume import check_weights_fit, end_the_epoch
+from lit_robust.defenses.resume import check_weights_finite, check_weights_fit, end_the_epoch
 from lit_robust.defenses.tally import Tally
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import derive_seed, run_seed
@@ -84,6 +84,9 @@ class Defense(LightningModule):
             raise ValueError(f'attack_bn_mode="{attack_bn_mode}" is unknown: choose "eval" or "train".')
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val={gradient_clip_val} must be above 0, or null for no clipping.")
+        val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
+        test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
+        check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.automatic_optimization = False
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         if compile:
@@ -96,8 +99,8 @@ class Defense(LightningModule):
         self.channels_last = channels_last
         self.compiled = compile
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
-        self.val_attacks = {"robust": val_attack or _like(attack, steps=7, share=1 / 7, init="zero")}
-        self.test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
+        self.val_attacks = {"robust": val_attack}
+        self.test_attacks = test_attacks
         self.val_survivors = Survivors(rows_of(self.val_attacks))
         self.test_survivors = Survivors(rows_of(self.test_attacks))
         #: Filled by `test`: the accuracies by the name of the tested checkpoint.
@@ -236,7 +239,7 @@ class Defense(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count who survives the validation attack."""
         batch = self.receive(batch)
-        self.val_survivors.update(surviving(self.net, self.val_attacks, batch), batch.weight)
+        self.val_survivors.update(self._surviving(self.val_attacks, batch), batch.weight)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
@@ -247,9 +250,10 @@ class Defense(LightningModule):
         self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count who survives which attack."""
+        """Count who survives which attack; in float32, because bfloat16's coarse logits flatter a net."""
         batch = self.receive(batch)
-        self.test_survivors.update(surviving(self.net, self.test_attacks, batch), batch.weight)
+        with torch.autocast(self.device.type, enabled=False):
+            self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>`` and print the table of all checkpoints tested so far."""
@@ -264,6 +268,10 @@ class Defense(LightningModule):
         probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
         return probabilities
 
+    def _surviving(self, attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
+        with frozen(self.net) if self.compiled else nullcontext():
+            return surviving(self.net, attacks, batch)
+
     def _log_accuracies(self, split: str, survivors: Survivors) -> dict[str, Accuracy]:
         accuracies = survivors.accuracies()
         survivors.reset()
@@ -274,7 +282,13 @@ class Defense(LightningModule):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how the net was built, for ``load_net``, and what an exact resume needs beside weights."""
+        """Add how the net was built, for ``load_net``, and what an exact resume needs beside weights.
+
+        Raises:
+            FloatingPointError: If loss or weights are no longer finite; the checkpoint before stays what it was.
+        """
+        self.tally.means(self.current_epoch, self.batch_idx)
+        check_weights_finite(dict(self.named_parameters()))
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "recipe", None),
             "tally": gather_over_ranks(self.tally.sums),

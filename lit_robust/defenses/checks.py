@@ -1,9 +1,12 @@
 """What a net and its images must be for a robust accuracy to mean anything."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import network_mode
+from lit_robust.attacks.base import Attack, network_mode
+from lit_robust.attacks.evaluation import CLEAN, WORST
 from lit_robust.batch import Batch
 
 
@@ -28,6 +31,24 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
             f"labels run from {labels[0]} to {labels[1]}, but num_classes={num_classes}: set it to the data's classes."
         )
     _check_logits(_try_net(net, batch.x[:2]), num_classes)
+
+
+def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Attack]) -> None:
+    """Refuse attacks that would not measure what their row says.
+
+    Raises:
+        ValueError: If an attack is targeted, for it would be given the true labels as its targets, or if a test attack
+            has the name of a row that every table has.
+    """
+    for name in test_attacks:
+        if name in (CLEAN, WORST):
+            raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
+    for name, attack in {**attacks, **test_attacks}.items():
+        if getattr(attack, "targeted", False):
+            raise ValueError(
+                f"{name} is targeted, and its targets would be the true labels, which helps the net: set "
+                "targeted: false (AdversarialExamples draws targeted pictures)."
+            )
 
 
 def _try_net(net: nn.Module, x: Tensor) -> Tensor:

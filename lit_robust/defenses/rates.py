@@ -66,8 +66,8 @@ class LearningRate:
     def set(self, time: float) -> None:
         """Apply the schedules at a moment in fractional epochs."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            if isinstance(self.scheduler, Schedule):
-                group["lr"] = base * self.scheduler(time)
+            if self.torch_scheduler is None:
+                group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
             if self.momentum is not None and "betas" in group:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:

@@ -24,6 +24,20 @@ def end_the_epoch(fit_loop: dict[str, Any]) -> None:
         validation["is_last_batch"] = False
 
 
+def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse to write weights that no training can go on from.
+
+    Raises:
+        FloatingPointError: At the first tensor that holds NaN or infinity.
+    """
+    for key, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise FloatingPointError(
+                f"{key} is no longer finite, so no checkpoint was written and the one before is intact: resume from it "
+                "with a lower learning rate or clipped gradients (gradient_clip_val)."
+            )
+
+
 def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     """Compare names and shapes of weights.
 

@@ -32,8 +32,8 @@ class Tally:
         if not math.isfinite(means.get("loss", 0.0)):
             raise FloatingPointError(
                 f"the training loss is {means['loss']} in epoch {epoch} by batch {batch_idx}: lower the learning rate, "
-                "clip gradients (gradient_clip_val) or train in bf16-mixed instead of 16-mixed; the last checkpoint is "
-                "intact."
+                "clip gradients (gradient_clip_val) or train in bf16-mixed instead of 16-mixed; the checkpoint before "
+                "is intact."
             )
         return means
 
