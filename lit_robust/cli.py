@@ -21,6 +21,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import __version__, attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.checkpoints import checkpoints_of, read_checkpoint
@@ -167,7 +168,7 @@ class RobustCLI(LightningCLI):
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
         _ignore(*NOISE_OF_EVALUATION)
         if ckpt_path is None:
-            warnings.warn("no --ckpt_path: the net is tested with the weights that it is built with.", stacklevel=2)
+            rank_zero_info("No --ckpt_path: the net is tested with the weights that it is built with.")
         for path in self._find(ckpt_path).values() if ckpt_path else [None]:
             self.trainer.test(ckpt_path=path and str(path), **kwargs)
 

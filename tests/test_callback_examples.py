@@ -115,8 +115,8 @@ class TestWhenItDraws:
         runner.fit(module, loader(), loader())
         assert drawn(tmp_path / "examples") == ["val-epoch=0-step=1.png", "val-epoch=1-step=2.png"]
         runner.test(module, loader(), verbose=False)
-        assert "test-step=2.png" in drawn(tmp_path / "examples")
-        height, width, _ = imread(tmp_path / "examples" / "test-step=2.png").shape
+        assert "test-these weights.png" in drawn(tmp_path / "examples")
+        height, width, _ = imread(tmp_path / "examples" / "test-these weights.png").shape
         assert 800 < width < 900
         assert 550 < height < 750
 
@@ -151,7 +151,7 @@ class TestWhenItDraws:
     def test_with_a_real_attack_inside_inference_mode(self, tmp_path: Path):
         runner = trainer(tmp_path, AdversarialExamples(PGD(eps=0.1, steps=2)), inference_mode=True)
         runner.test(Plain(), loader(), verbose=False)
-        assert drawn(tmp_path) == ["test-step=0.png"]
+        assert drawn(tmp_path) == ["test-these weights.png"]
 
     def test_on_rank_zero_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(Trainer, "is_global_zero", property(lambda self: False))
