@@ -21,6 +21,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file.")
+    with path.open("rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):  # neither a zip archive nor a pickle
+            raise ValueError(f"{path} is no checkpoint: give a .ckpt file that a training has written.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -85,6 +88,8 @@ def _build(checkpoint: dict[str, Any], path: str | Path) -> nn.Module:
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:
     """Find the ``last`` and ``best`` checkpoint of the newest run below a folder, in this order."""
-    newest = max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
-    found = {name: newest.parent / f"{name}.ckpt" for name in ("last", "best")} if newest else {}
+    names = ("last", "best")
+    named = (path for path in folder.rglob("*.ckpt") if path.stem in names)
+    newest = max(named, key=lambda path: path.stat().st_mtime, default=None)
+    found = {name: newest.parent / f"{name}.ckpt" for name in names} if newest else {}
     return {name: path for name, path in found.items() if path.exists()}

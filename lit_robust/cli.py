@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import __version__, attacks, callbacks, data, defenses, nets, schedules
+from lit_robust.callbacks.folder import run_folder
 from lit_robust.checkpoints import checkpoints_of, read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
@@ -56,6 +57,8 @@ NOISE = (
     r"Using ModelCheckpoint with manual optimization and every_n_train_steps",
     # Small sets lie on the device, big ones have workers inside their own loader.
     r"The '.*_dataloader' does not have many workers",
+    # val_size: 0 asks for no validation.
+    r"Total length of `list` across ranks is zero",
     # The last batch of an epoch is reported, however few there are.
     r"The number of training batches .* is smaller than the logging interval",
     # Lightning 2.6 calls what newer versions of torch deprecate.
@@ -100,9 +103,12 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the run's metrics, by stage, and shows it to Weights & Biases."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file under a name by which a test beside a training does not overwrite the training's."""
-        folder = _run_folder(trainer)  # which the ranks agree upon, so all of them ask
-        if self.already_saved or not trainer.is_global_zero:
+        """Write the file under a name by which a test beside a training does not overwrite the training's.
+
+        Without a logger a run has no folder of its own, and in the user's there may be another config.yaml.
+        """
+        folder = run_folder(trainer)  # which the ranks agree upon, so all of them ask
+        if self.already_saved or not trainer.is_global_zero or not trainer.loggers:
             return
         folder.mkdir(parents=True, exist_ok=True)
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
@@ -115,14 +121,6 @@ class SaveConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.config.as_dict())
-
-
-def _run_folder(trainer: Trainer) -> Path:
-    """Where a run keeps its files: the logger's folder, and for Weights & Biases the one with its checkpoints."""
-    if isinstance(trainer.logger, WandbLogger):
-        _ = trainer.logger.experiment  # only a run that has begun has an id
-        return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 class RobustCLI(LightningCLI):
@@ -138,7 +136,17 @@ class RobustCLI(LightningCLI):
         return parser
 
     def after_instantiate_classes(self) -> None:
-        """Try the log folders before anything costly is done."""
+        """Try the log folders before anything costly is done, and let no written class count go unheard.
+
+        Raises:
+            ValueError: If ``num_classes`` is not the data's, whose link would overwrite it.
+        """
+        written = self._get(self.config, "model").init_args.get("num_classes")
+        if written is not None and written != self.datamodule.num_classes:
+            raise ValueError(
+                f"model.num_classes={written}, but {type(self.datamodule).__name__} has {self.datamodule.num_classes} "
+                "classes: leave it out, it is the data's."
+            )
         for logger in self.trainer.loggers:
             _check_writable(Path(logger.save_dir or "."))
 
@@ -167,9 +175,8 @@ class RobustCLI(LightningCLI):
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
         _ignore(*NOISE_OF_EVALUATION)
-        if ckpt_path is None:
-            rank_zero_info("No --ckpt_path: the net is tested with the weights that it is built with.")
-        for path in self._find(ckpt_path).values() if ckpt_path else [None]:
+        warnings.filterwarnings("always", module="(py)?autoattack")  # a doubt about each checkpoint, in the same words
+        for path in self._find(ckpt_path).values() if ckpt_path else [self._optional(None)]:
             self.trainer.test(ckpt_path=path and str(path), **kwargs)
 
     def after_test(self) -> None:
@@ -184,15 +191,22 @@ class RobustCLI(LightningCLI):
             if isinstance(logger, WandbLogger):
                 logger.log_table("test/accuracies", columns, rows)
             elif isinstance(logger, CSVLogger):
-                with Path(logger.log_dir, "test.csv").open("w", newline="") as file:
+                path = Path(logger.log_dir, "test.csv")
+                with path.open("w", newline="") as file:
                     csv.writer(file).writerows([columns, *rows])
+                rank_zero_info(f"The table is kept in {path}.")
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Write class probabilities."""
+        """Write each image's prediction, by a ``PredictionWriter`` if no other writer is among the callbacks."""
         _ignore(*NOISE_OF_EVALUATION)
+        writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+        if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
+            writers.append(callbacks.PredictionWriter())
         self.trainer.predict(ckpt_path=self._optional(ckpt_path), **kwargs)
 
     def _optional(self, ckpt_path: str | None) -> str | None:
+        if ckpt_path is None:
+            rank_zero_info("No --ckpt_path: the net has the weights that it is built with.")
         return ckpt_path and str(self._one(ckpt_path))
 
     def _one(self, ckpt_path: str) -> Path:
@@ -227,7 +241,7 @@ class RobustCLI(LightningCLI):
                 )
             if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
                 metrics = run / "metrics.csv"
-                if metrics.exists():
+                if metrics.exists() and self.trainer.is_global_zero:
                     metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
                 logger._version = run.name
 

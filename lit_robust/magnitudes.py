@@ -18,8 +18,8 @@ def magnitude(value: float | str, name: str = "magnitude") -> float:
         ValueError: If the text is neither, divides by zero, or the number is negative or not finite.
     """
     try:
-        numerator, _, denominator = str(value).partition("/")
-        number = float(numerator) / float(denominator or 1)
+        numerator, slash, denominator = str(value).partition("/")
+        number = float(numerator) / (float(denominator) if slash else 1)
     except (ValueError, ZeroDivisionError):
         number = math.nan
     if not math.isfinite(number) or number < 0:

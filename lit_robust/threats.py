@@ -79,8 +79,8 @@ class L2(Threat):
         return x + direction * (length / _length(direction))
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        """Divide by the norm plus 1e-10, as in Wong et al.'s code; a gradient of 0 gives no step."""
-        return gradient / (_length(gradient) + 1e-10)
+        """Divide by the norm plus 1e-10, as in Wong et al.'s code; a gradient of 0 or NaN gives no step."""
+        return (gradient / (_length(gradient) + 1e-10)).nan_to_num(0, 0, 0)
 
 
 def threat(norm: Norm, eps: float | Tensor) -> Threat:

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Two workers share two cores; fixtures of modules are set up before those of tests, so it is said here too.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> Iterator[None]:

@@ -18,9 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from lit_robust.callbacks import EMAWeights
+from lit_robust.callbacks import DelayedStart, EMAWeights, StopAfterDrop, SwitchRule
 from lit_robust.data.resident import ResidentDataModule
-from lit_robust.defenses import PGDAT, Defense, Natural
+from lit_robust.defenses import AWP, PGDAT, CustomizedAT, Defense, Natural
 from tests.methods import ATTACK, METHODS, build
 from tests.tiny import CLASSES, SHAPE, images
 
@@ -94,7 +94,9 @@ class Save(Checkpoint):
             trainer.save_checkpoint(self.path)
 
 
-def fit(module: LightningModule, data: Data, *callbacks: Callback, ckpt_path: Path | None = None) -> Trainer:
+def fit(
+    module: LightningModule, data: Data, *callbacks: Callback, ckpt_path: Path | None = None, max_epochs: int = 2
+) -> Trainer:
     """Two epochs on as many ranks as there are."""
     seed_everything(7, verbose=False)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,7 +104,7 @@ def fit(module: LightningModule, data: Data, *callbacks: Callback, ckpt_path: Pa
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        max_epochs=2,
+        max_epochs=max_epochs,
         limit_val_batches=0,
         callbacks=list(callbacks),
         logger=False,
@@ -135,6 +137,18 @@ def state_of_a_rank(folder: Path) -> Finding:
     }
 
 
+def eps_by_image(folder: Path) -> Finding:
+    """Of one epoch after another, and of a run that is resumed in the middle of the first one."""
+
+    def run(*callbacks: Callback, **kwargs: Any) -> dict[str, torch.Tensor]:
+        module = build(CustomizedAT, net=linear(), attack=EXACT, noise="uniform", revert="succeeded")
+        fit(module, Data(batch_size=8 // int(os.environ.get("WORLD_SIZE", "1"))), *callbacks, **kwargs)
+        return {"eps": module.rank_state["numbers"], **module.state_dict()}
+
+    whole = run(Save(folder / "eps.ckpt", batch_idx=1))
+    return {"end": whole, "resumed": run(ckpt_path=folder / "eps.ckpt")}
+
+
 def averages(folder: Path) -> Finding:
     def run(*callbacks: Callback, **kwargs: Any) -> dict[str, torch.Tensor]:
         module = build(PGDAT)
@@ -146,10 +160,14 @@ def averages(folder: Path) -> Finding:
     return {"weights": whole, "resumed": run(ckpt_path=folder / "averages.ckpt")}
 
 
-def unequal_weights(folder: Path) -> Finding:
-    module = build(PGDAT, net=linear(), attack=EXACT)
+def unequal_weights(folder: Path, **arguments: Any) -> Finding:
+    module = build(PGDAT, net=linear(), attack=EXACT, **arguments)
     trainer = fit(module, weighted(batch_size=8 // int(os.environ.get("WORLD_SIZE", "1"))))
     return {"weights": module.state_dict(), "loss": float(trainer.callback_metrics["train/loss"])}
+
+
+def perturbed_weights(folder: Path) -> Finding:
+    return unequal_weights(folder, weight_perturbation=AWP(gamma=0.1))
 
 
 def metrics(folder: Path) -> Finding:
@@ -173,6 +191,41 @@ def metrics_after_a_stop(folder: Path) -> Finding:
     return {"losses": whole, "resumed": run(ckpt_path=folder / "metrics.ckpt")}
 
 
+class LevelledOff(SwitchRule):
+    """The last loss is below a half."""
+
+    def __call__(self, losses):
+        return losses[-1] < 0.5
+
+
+class OneSided(LightningModule):
+    """No Defense: each rank logs a loss of its own, and nobody reduces it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.adversarial, self.epochs = linear(), True, {}
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [3])]
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.epochs[self.current_epoch] = self.adversarial
+
+    def training_step(self, batch, batch_idx):
+        losses = [[0.9, 0.4, 0.7], [0.7, 0.9, 0.2]][self.global_rank]
+        value = losses[min(self.current_epoch, 2)]
+        self.log("loss", value, on_step=False, on_epoch=True, sync_dist=False, batch_size=1)
+        return nn.functional.cross_entropy(self.net(batch.x), batch.y)
+
+
+def delayed_start(folder: Path) -> Finding:
+    """Rank 0 alone would switch after epoch 1, rank 1 after epoch 2; the mean of both after epoch 2."""
+    module, delay = OneSided(), DelayedStart(LevelledOff(), latest_epoch=7, monitor="loss")
+    trainer = fit(module, Data(), delay, StopAfterDrop(2), max_epochs=8)
+    return {"losses": delay.losses, "switch": delay.switch_epoch, "epochs": module.epochs, "end": trainer.current_epoch}
+
+
 def under_attack() -> Defense:
     weak, strong = replace(EXACT, eps=0.1), replace(EXACT, eps=0.2, step_size=0.1)
     return build(Natural, test_attacks={"weak": weak, "strong": strong})
@@ -186,10 +239,13 @@ def evaluation(folder: Path) -> Finding:
 
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "state of a rank": state_of_a_rank,
+    "eps by image": eps_by_image,
     "averages": averages,
     "unequal weights": unequal_weights,
+    "perturbed weights": perturbed_weights,
     "metrics": metrics,
     "metrics after a stop": metrics_after_a_stop,
+    "delayed start": delayed_start,
     "evaluation": evaluation,
 }
 

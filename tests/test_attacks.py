@@ -15,6 +15,7 @@ from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD, RFGSM, Attack, AutoAttack
 from lit_robust.attacks.base import crafting, frozen, network_mode
 from lit_robust.magnitudes import Magnitude
+from tests.tiny import named
 
 SHAPE = (1, 4, 4)
 ALL_LOSSES = [losses.ce, losses.margin, losses.probability_margin, losses.dlr, losses.bce]
@@ -346,7 +347,9 @@ def test_a_sample_that_becomes_correct_again_moves_again():
 # Cost.
 
 
-@pytest.mark.parametrize("extra", [{}, {"momentum": 0.9}, {"loss": losses.kl, "compare_with": "clean_logits"}], ids=str)
+@pytest.mark.parametrize(
+    "extra", [{}, {"momentum": 0.9}, {"loss": losses.kl, "compare_with": "clean_logits"}], ids=named
+)
 def test_pgd_is_one_forward_and_one_backward_a_step(extra, monkeypatch):
     net, (x, y) = Counting(smooth_net()), data()
     backwards, grad = [], torch.autograd.grad
@@ -366,7 +369,7 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("attack", [attack for attack in ATTACKS if getattr(attack, "restarts", 1) == 1], ids=repr)
+@pytest.mark.parametrize("attack", [attack for attack in ATTACKS if getattr(attack, "restarts", 1) == 1], ids=named)
 def test_the_host_never_waits_while_training(attack):
     net, (x, y) = smooth_net(), data()
     with NoHostSync():
@@ -399,7 +402,7 @@ def test_the_check_for_host_syncs_can_fail():
 
 
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_every_attack_stays_in_its_set_in_every_gradient_mode(attack, mode):
     net = smooth_net()
     with mode():
@@ -431,7 +434,7 @@ def test_crafting_hands_back_tensors_that_a_graph_may_hold():
         assert same.data_ptr() == x.data_ptr()  # no copy where none is needed
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_parameters_get_no_gradient_and_keep_the_one_they_have(attack):
     net, (x, y) = conv_net(), data()
     attack(net, x, y)
@@ -442,7 +445,7 @@ def test_parameters_get_no_gradient_and_keep_the_one_they_have(attack):
     assert all((parameter.grad == 1).all() and parameter.requires_grad for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_the_images_of_the_caller_stay_as_they_are(attack):
     net, (x, y) = smooth_net(), data()
     before = x.clone()
@@ -451,7 +454,7 @@ def test_the_images_of_the_caller_stay_as_they_are(attack):
     assert x.grad is None
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_attacks_keep_the_memory_format(attack):
     net, x, y = (
         conv_net().to(memory_format=torch.channels_last),

@@ -35,6 +35,17 @@ def softmax_net(num_classes: int = 10) -> nn.Sequential:
     return nn.Sequential(digits_cnn(num_classes, width=4), nn.Softmax(dim=1))
 
 
+class NaNNet(nn.Module):
+    """A net whose weights have been lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.lost = nn.Parameter(torch.full((10,), torch.nan))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lost.expand(len(x), 10)
+
+
 # Broken files.
 
 
@@ -164,6 +175,10 @@ FLAGS = {
         "--model.net torchvision.models.resnet18",
         "the net (ResNet) cannot read images of shape 1x8x8: choose a net for this data set (...).",
     ),
+    "a net that returns NaN": (
+        "--model.net tests.test_bad_inputs.NaNNet",
+        "the net returns NaN or infinite logits, ...",
+    ),
     "probabilities for logits": (
         "--model.net tests.test_bad_inputs.softmax_net",
         "the net returns probabilities, but losses and attacks need logits: remove its softmax, ...",
@@ -193,6 +208,31 @@ FLAGS = {
     "resuming no run": (
         "--ckpt_path last",
         "--ckpt_path last: there is no such checkpoint in runs/tiny; train first, or give a .ckpt file.",
+    ),
+    "misspelt monitor": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/acc/robst",
+        "EarlyStopping monitors val/acc/robst, but validation logs val/acc/clean, val/acc/robust: correct the name.",
+    ),
+    "monitor without validation": (
+        "--data.val_size 0",
+        "ModelCheckpoint monitors val/acc/robust, but there is no validation: hold images out "
+        "(data.init_args.val_size), or remove the monitor to keep the last checkpoint alone.",
+    ),
+    "monitor of a validation that is switched off": (
+        "--trainer.limit_val_batches 0",
+        "ModelCheckpoint monitors val/acc/robust, but there is no validation: hold images out ...",
+    ),
+    "precision that rounds images": (
+        "--trainer.precision bf16-true",
+        "trainer.precision=bf16-true rounds images to steps as coarse as an eps: use bf16-mixed.",
+    ),
+    "class count that is not the data's": (
+        "--model.num_classes 5",
+        "model.num_classes=5, but DigitsDataModule has 10 classes: leave it out, it is the data's.",
+    ),
+    "another file as checkpoint": (
+        "--ckpt_path tiny.yaml",
+        "tiny.yaml is no checkpoint: give a .ckpt file that a training has written.",
     ),
     "resuming no file": ("--ckpt_path nowhere.ckpt", "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
 }

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_robust.attacks import PGD, Attack
 from lit_robust.callbacks import examples
-from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, describe, draw
+from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, describe, draw, spread
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,36 @@ class TestWhenItDraws:
         assert media.read_bytes() == (tmp_path / "examples" / "val-epoch=0-step=1.png").read_bytes()
 
 
+class TestWhichImagesItDraws:
+    @pytest.mark.parametrize(
+        ("y", "n", "chosen"),
+        [
+            ([0, 0, 0, 1, 1, 2], 3, [0, 1, 2]),
+            ([7, 4, 7, 4, 4], 4, [4, 7, 4, 7]),
+            ([3, 3], 8, [3, 3]),
+            ([*range(100), *range(100)], 4, [0, 25, 50, 75]),
+            ([*range(10)], 8, [*range(8)]),
+        ],
+    )
+    def test_of_every_class_in_turn_and_of_very_many_classes_some_far_apart(
+        self, y: list[int], n: int, chosen: list[int]
+    ):
+        assert torch.tensor(y)[spread(torch.tensor(y), n)].tolist() == chosen
+
+    def test_each_is_drawn_at_most_once_and_the_first_ones_of_a_class_first(self):
+        assert spread(torch.tensor([1, 0, 1, 0, 0]), 8).tolist() == [1, 0, 3, 2, 4]
+
+    def test_a_batch_that_is_sorted_by_class_shows_both(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        seen: list[Examples] = []
+        monkeypatch.setattr(examples, "draw", lambda *args: seen.append(args[0]) or draw(*args))
+        x, y = torch.linspace(0.1, 0.9, 6).view(6, 1, 1, 1).expand(6, 1, 4, 4), torch.tensor([0, 0, 0, 0, 1, 1])
+        sorted_by_class = DataLoader(TensorDataset(x, y), batch_size=6)
+        callback = AdversarialExamples(Brighten(), num_images=2)
+        trainer(tmp_path, callback).validate(Plain(), sorted_by_class, verbose=False)
+        assert seen[0].labels.tolist() == [0, 1]
+        assert torch.equal(seen[0].clean, x[[0, 4]])
+
+
 class TestWhatItLeavesBehind:
     def test_flags_gradients_and_random_numbers_are_as_before(self):
         net = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), Threshold())
@@ -221,10 +251,10 @@ class TestThePicture:
             self.example(), "PGD(eps=8/255)", class_names=["dark", "a_really_very_bright_thing"], target=1
         ).axes[0]
         texts = {text.get_text(): text.get_color() for text in axes.texts}
-        assert {"PGD(eps=8/255)", "dark", "a really very …"} <= texts.keys()
-        assert "correct: 2 of 2 clean, 1 of 2 adversarial; target: a really very …" in texts
-        assert texts["dark  98%"] == texts["a really very …  75%"] == texts["a really very …  60%"] == "black"
-        assert texts["a really very …  90%"] == "crimson"
+        assert {"PGD(eps=8/255)", "dark", "a really very b…"} <= texts.keys()
+        assert "correct: 2 of 2 clean, 1 of 2 adversarial; target: a really very b…" in texts
+        assert texts["dark  98%"] == texts["a really very b…  75%"] == texts["a really very b…  60%"] == "black"
+        assert texts["a really very b…  90%"] == "crimson"
 
     def test_keeps_the_proportions_of_images(self):
         left, right, lower, upper = draw(self.example(), "").axes[0].images[0].get_extent()
@@ -244,7 +274,7 @@ class TestThePicture:
 
     def test_headline_writes_attacks_as_the_field_does(self):
         assert describe(Brighten(8 / 255, share=0.031)) == "Brighten(eps=8/255, share=0.031)"
-        assert describe(Brighten(0.2, targeted=True, name="x")) == "Brighten(eps=0.2, targeted=True, share=0.2, name=x)"
+        assert describe(Brighten(0.2, targeted=True, name="x")) == "Brighten(eps=0.2, targeted=True, name=x)"
 
     def test_opinions_are_the_nets_on_both_images(self):
         x = torch.tensor([0.3, 0.45]).view(2, 1, 1, 1).expand(2, 1, 4, 4)

@@ -151,12 +151,17 @@ def test_fgsm_gap_measures_both_attacks():
 
 
 @pytest.mark.parametrize(
-    ("before", "fgsm", "pgd", "verdict"),
-    [(0.4, 0.8, 0.3, True), (0.4, 0.5, 0.3, False), (0.2, 0.8, 0.3, False)],
-    ids=["gap and fall", "fall without gap", "gap without fall"],
+    ("before", "now", "verdict"),
+    [
+        ((0.5, 0.4), (0.8, 0.3), True),
+        ((0.2, 0.1), (0.6, 0.15), True),
+        ((0.5, 0.4), (0.4, 0.2), False),
+        ((0.8, 0.3), (0.8, 0.2), False),
+    ],
+    ids=["it opens while PGD falls", "it opens where PGD was never withstood", "fall without gap", "open before"],
 )
-def test_fgsm_gap_wants_a_gap_that_opens_while_pgd_falls(before, fgsm, pgd, verdict):
-    previous, current = {"acc/fgsm": 0.5, "acc/pgd": before}, {"acc/fgsm": fgsm, "acc/pgd": pgd}
+def test_fgsm_gap_tells_once_when_the_gap_opens(before, now, verdict):
+    previous, current = (dict(zip(("acc/fgsm", "acc/pgd"), values, strict=True)) for values in (before, now))
     assert FGSMGap(margin=0.3).overfits(previous, current) is verdict
 
 

@@ -148,6 +148,20 @@ def test_a_learning_rate_given_beside_the_checkpoint_is_what_a_resumed_run_goes_
     assert {float(row["train/lr"]) for row in rows(RUN / "metrics.csv") if row["train/lr"]} == {0.25}
 
 
+def test_weight_decay_and_momentum_given_beside_the_checkpoint_count_too(here):
+    settings = ["--model.optimizer.weight_decay", 0.125, "--model.optimizer.momentum", 0.75]
+    lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *settings)
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], group["momentum"]) == (0.125, 0.75)
+
+
+def test_a_run_without_a_logger_leaves_a_configuration_of_the_users_alone(empty):
+    Path("config.yaml").write_text("mine")
+    lit("fit", "--trainer.logger", "false")
+    assert Path("config.yaml").read_text() == "mine"
+
+
 # Testing.
 
 
@@ -230,7 +244,7 @@ def test_validate_measures_the_held_out_images(here):
 
 
 def test_predict_writes_a_row_an_image(here):
-    lit("predict", "--ckpt_path", "last", "--trainer.callbacks+=PredictionWriter", "--data.eval_batch_size", 10)
+    lit("predict", "--ckpt_path", "last", "--data.eval_batch_size", 10)
     written = rows("runs/tiny/version_1/predictions.csv")
     assert [int(row["index"]) for row in written] == list(range(32))
     assert all(0.1 <= float(row["probability"]) <= 1 for row in written)
@@ -272,6 +286,7 @@ def test_weights_and_biases_gets_metrics_configuration_pictures_and_the_table_an
     assert Path("runs/lit_robust/abc/checkpoints/last.ckpt").exists()
     wandb.finish()
     assert Path("runs/lit_robust/abc/config.yaml").exists()
+    assert [*Path("runs/lit_robust/abc/examples").glob("*.png")]  # and not beside another run's
     with pytest.raises(SystemExit):  # it would become a run of its own
         lit("fit", *log[:4], "--ckpt_path", "last")
     again = [*log, "--trainer.logger.resume", "allow", "--ckpt_path", "last"]

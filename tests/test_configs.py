@@ -19,6 +19,7 @@ from PIL import Image
 from lit_robust import attacks, callbacks, defenses
 from lit_robust.cli import main
 from lit_robust.defenses import Defense
+from lit_robust.defenses.single_step import SingleStep
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "recipes").rglob("*.yaml"))
@@ -199,7 +200,8 @@ def test_recipes_state_every_part_that_decides_their_numbers():
 
 @pytest.mark.parametrize("path", fragments("defense"), ids=name_of)
 def test_a_defense_fragment_trains(path):
-    attack = "digits_pgd7" if path.stem in ("pgdat", "natural") else "digits_fgsm"
+    method = getattr(defenses, read(path)["model"].get("class_path", "PGDAT"))  # base.yaml's, of a part for any method
+    attack = "digits_fgsm" if issubclass(method, SingleStep) else "digits_pgd7"
     train_composed(composed(defense=path.stem, attack=attack), attack=attack)
 
 
@@ -246,12 +248,13 @@ def test_a_net_fragment_names_a_net_that_can_be_built(path, capsys):
 @pytest.mark.parametrize("path", fragments("callback"), ids=name_of)
 def test_a_callback_fragment_trains(path, capsys):
     ramp = read(path)["trainer"].get("callbacks+", [{}])[0].get("init_args", {}).get("attribute")
-    defense, attack = ("nuat", "digits_fgsm") if ramp else ("pgdat", "digits_pgd7")
+    ramped = {"lam": ("nuat", "digits_fgsm"), "tau": ("friendlyat", "digits_pgd7"), "c": ("dynamicat", "digits_pgd7")}
+    defense, attack = ramped.get(ramp, ("pgdat", "digits_pgd7"))
     flags = composed(defense=defense, attack=attack, callback=path.stem)
     base, more = read(CONFIGS / "base.yaml")["trainer"]["callbacks"], read(path)["trainer"].get("callbacks+", [])
     found = [callback["class_path"].rpartition(".")[2] for callback in parsed(capsys, *flags)["trainer"]["callbacks"]]
     assert found == [callback["class_path"] for callback in [*base, *more]]
-    if path.stem != "wandb":  # test_cli.py has it
+    if path.stem not in ("wandb", "adversarial_training"):  # test_cli.py and the callback's own tests have them
         train_composed(flags, attack=attack)
 
 

@@ -1,9 +1,12 @@
 """The data sets: what they read, split, select and refuse, and what Lightning makes of them."""
 
+import multiprocessing
 import pickle
+import shutil
 import struct
 import sys
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import nn
+from torchvision import datasets
 
 from lit_robust import data
-from lit_robust.data.splits import first_of_each_class, hold_out, place_in_class
+from lit_robust.data.splits import Split, hold_out, in_turns, place_in_class
 
 # Lightning 2.6's own use of a name that newer versions of PyTorch deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
@@ -69,6 +73,10 @@ def parts(batches):
     return [torch.cat(part) for part in zip(*batches, strict=True)]
 
 
+def own(root, **kwargs):
+    return data.ImageFolderDataModule(str(root), **{"image_size": 8, "num_workers": 0} | kwargs)
+
+
 def digits(**kwargs):
     pytest.importorskip("sklearn")
     return data.DigitsDataModule(**{"val_size": 100, "batch_size": 100} | kwargs)
@@ -79,7 +87,7 @@ def digits(**kwargs):
 
 def test_cifar10_is_read_in_file_order_with_positions_on_disk(cifar10):
     dm = data.CIFAR10DataModule(str(cifar10), val_size=10, augment=False, batch_size=7)
-    assert (dm.num_classes, dm.image_shape) == (10, (3, 32, 32))
+    assert (dm.num_classes, dm.image_shape, dm.class_names) == (10, (3, 32, 32), list("abcdefghij"))
     seen = []
     for batches, size in ((dm.train_dataloader(), 40), (dm.val_dataloader(), 10), (dm.test_dataloader(), 13)):
         x, y, index, weight = parts(batches)
@@ -109,11 +117,12 @@ def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
     folder.mkdir()
     write_cifar(folder / "train", range(200), "fine_labels", 100)
     write_cifar(folder / "test", range(5), "fine_labels", 100)
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": []}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"{i}th" for i in range(100)]}))
     dm = data.CIFAR100DataModule(str(tmp_path), val_size=20)
     assert (dm.num_classes, dm.image_shape) == (100, (3, 32, 32))
     _, y, index, _ = parts(dm.train_dataloader())
     assert torch.equal(y, index % 100)
+    assert dm.class_names[99] == "99th"
 
 
 def test_mnist_is_read_with_one_channel_and_not_augmented(mnist):
@@ -142,7 +151,7 @@ def test_svhn_is_read_and_its_class_ten_is_zero(tmp_path, monkeypatch):
 
 def test_digits_are_sixteenths_and_both_sets_are_all_of_them():
     dm = digits()
-    assert (dm.num_classes, dm.image_shape) == (10, (1, 8, 8))
+    assert (dm.num_classes, dm.image_shape, dm.class_names) == (10, (1, 8, 8), list("0123456789"))
     train, val, test = (parts(b) for b in (dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader()))
     assert [len(part[1]) for part in (train, val, test)] == [1300, 100, 397]
     assert train[0].max() == 1
@@ -179,8 +188,9 @@ def test_without_scipy_svhn_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_an_image_folder_knows_its_classes_before_setup_and_labels_them_alphabetically(folders):
-    dm = data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0, augment=False, batch_size=5)
+    dm = own(folders, augment=False, batch_size=5, val_size=0)
     assert (dm.num_classes, dm.image_shape) == (3, (3, 8, 8))
+    assert dm.class_names == ["ant", "bee", "cat"]
     x, y, index, weight = parts(dm.train_dataloader())
     assert (x.dtype, x.shape) == (torch.float32, (12, 3, 8, 8))
     assert torch.equal(y, index // 4)
@@ -188,17 +198,43 @@ def test_an_image_folder_knows_its_classes_before_setup_and_labels_them_alphabet
     assert torch.equal(x[:, 2], torch.ones(12, 8, 8))
     assert torch.equal(weight, torch.ones(12))
     x, y, index, _ = parts(dm.test_dataloader())
-    assert index.tolist() == list(range(6))
     assert torch.equal(y, index // 2)
     assert dm.val_dataloader() == []
 
 
-def test_a_test_folder_takes_the_place_of_val(folders):
+def test_classes_take_turns_in_evaluation_because_files_are_sorted_by_class(folders):
+    dm = own(folders, val_size=5)
+    assert parts(dm.test_dataloader())[2].tolist() == [0, 2, 4, 1, 3, 5]
+    assert parts(dm.val_dataloader())[1][:3].tolist() == [0, 1, 2]
+    assert parts(dm.plain_train_dataloader())[1][:3].tolist() == [0, 1, 2]
+
+
+def test_validation_images_are_a_tenth_by_default_and_never_those_of_the_test_set(tmp_path):
+    write_folders(tmp_path, ["ant", "bee"], train=12, val=2)
+    dm = own(tmp_path)
+    assert parts(dm.val_dataloader())[1].tolist() == [0, 1, 0]  # 3 of 24, in the proportions of the classes
+    assert len(parts(dm.train_dataloader())[1]) == 21
+    (tmp_path / "val").rename(tmp_path / "test")
+    assert torch.equal(parts(own(tmp_path).val_dataloader())[2], parts(dm.val_dataloader())[2])
+    assert not torch.equal(parts(own(tmp_path, split_seed=1).val_dataloader())[2], parts(dm.val_dataloader())[2])
+
+
+def test_beside_a_test_folder_val_is_what_is_validated_on_unless_a_size_is_given(folders):
     (folders / "val").rename(folders / "test")
     write_folders(folders / "other", ["ant", "bee", "cat"], val=5)
     (folders / "other" / "val").rename(folders / "val")
-    dm = data.ImageFolderDataModule(str(folders), num_workers=0, image_size=8)
+    dm = own(folders, eval_batch_size=4)
     assert len(parts(dm.test_dataloader())[1]) == 6
+    x, y, index, _ = parts(dm.val_dataloader())
+    assert sorted(index.tolist()) == list(range(12, 27))  # they come after those of train
+    assert torch.equal(x[:, 0, 0, 0], 10 * (index - 12) / 255)
+    assert torch.equal(y, (index - 12) // 5)
+    assert sorted(parts(dm.train_dataloader())[2].tolist()) == list(range(12))
+    with pytest.raises(ValueError, match="12 among them, that are not among the 12 training images"):
+        dm.select([12])
+    dm = own(folders, val_size=2)
+    assert [len(parts(batches)[1]) for batches in (dm.train_dataloader(), dm.val_dataloader())] == [10, 2]
+    assert own(folders, val_size=0).val_dataloader() == []
 
 
 def test_evaluation_sees_the_middle_of_the_picture(tmp_path):
@@ -206,8 +242,7 @@ def test_evaluation_sees_the_middle_of_the_picture(tmp_path):
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, 24:40] = 255
     Image.fromarray(picture).save(tmp_path / "val" / "ant" / "0.png")
-    dm = data.ImageFolderDataModule(str(tmp_path), image_size=14, num_workers=0)
-    x = next(iter(dm.test_dataloader())).x[0, 0]  # short side 32 -> 16, middle 14 of 32 columns
+    (x, *_), *_ = next(iter(own(tmp_path, image_size=14).test_dataloader())).x  # 64 x 32 -> 32 x 16, its middle 14
     assert torch.equal(x[:, 4:10], torch.ones(14, 6))
     assert torch.equal(x[:, :2], torch.zeros(14, 2))
     assert torch.equal(x[:, 12:], torch.zeros(14, 2))
@@ -221,8 +256,7 @@ def test_folder_augmentation_depends_on_seed_epoch_and_image_not_on_workers_or_o
         Image.fromarray(noise).save(path)
 
     def epoch(number, workers, batch_size=3):
-        dm = data.ImageFolderDataModule(str(tmp_path), image_size=8, num_workers=workers, batch_size=batch_size)
-        walk = dm.train_dataloader()
+        walk = own(tmp_path, num_workers=workers, batch_size=batch_size, val_size=0).train_dataloader()
         walk.set_epoch(number)
         x, _, index, _ = parts(walk)
         return x[index.argsort()], index
@@ -238,50 +272,93 @@ def test_folder_augmentation_depends_on_seed_epoch_and_image_not_on_workers_or_o
 
 
 def test_folder_loading_draws_nothing_from_the_global_random_numbers(folders):
-    dm = data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0)
+    dm = own(folders)
     state = torch.get_rng_state()
     list(dm.train_dataloader())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_broken_picture_is_named(folders):
-    (folders / "val" / "bee" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image"):
-        list(data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0).test_dataloader())
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
 
 
-def test_a_cut_off_picture_is_named(folders):
+def workers_at(walk):
+    """The processes that are there after an epoch."""
+    assert list(walk)
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_workers_stay_from_epoch_to_epoch_and_are_told_seed_and_selection_of_each(folders):
+    before = {process.pid for process in multiprocessing.active_children()}
+    here, there = (own(folders, num_workers=n, batch_size=2, val_size=2) for n in (0, 2))
+    plain, walk = here.train_dataloader(), there.train_dataloader()
+    few = parts(here.plain_train_dataloader())[2][:3]
+    for epoch, selection in enumerate([None, None, few, None]):
+        for dm, batches in ((here, plain), (there, walk)):
+            dm.select(selection)
+            batches.set_epoch(epoch)
+        assert same(walk, plain)
+        assert len(plain) == (5 if selection is None else 2)
+    pids = workers_at(walk) - before
+    assert len(pids) == 2
+    assert workers_at(walk) - before == pids
+    assert workers_at(there.train_dataloader()) - before == pids  # one that Lightning loads anew
+    assert len(workers_at(there.val_dataloader()) - before) == 4
+    assert len(workers_at(there.plain_train_dataloader()) - before) == 4
+
+
+def test_workers_whose_epoch_was_broken_off_start_the_next_one_afresh(folders):
+    walk, plain = (own(folders, num_workers=n, batch_size=1).train_dataloader() for n in (2, 0))
+    next(iter(walk))
+    assert same(walk, plain)
+    walk.load_state_dict({"epoch": 3, "batches": 4})
+    plain.load_state_dict({"epoch": 3, "batches": 4})
+    assert same(walk, plain)
+
+
+def test_two_walks_at_once_do_not_take_each_others_images(folders):
+    walk, plain = (own(folders, num_workers=n, batch_size=2).train_dataloader() for n in (1, 0))
+    first = iter(walk)
+    begun = next(first)
+    assert same(walk, plain)
+    assert same([begun, *first], plain)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kept", [0, 10, 2000])
+def test_a_broken_picture_is_named(folders, kept, num_workers):
     path = folders / "val" / "bee" / "1.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image"):
-        list(data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0).test_dataloader())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image \([^\n]*\): repair or remove it\.$"):
+        list(own(folders, num_workers=num_workers).test_dataloader())
 
 
 def test_image_folders_that_do_not_fit_are_refused_at_construction(tmp_path, folders):
-    def construct(root, **kwargs):
-        return data.ImageFolderDataModule(str(root), num_workers=0, **kwargs)
-
-    with pytest.raises(FileNotFoundError, match="nowhere/train has no class folders"):
-        construct(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere/train has no class folders: it must hold one folder of"):
+        own(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="val_size=12 leaves no image of 12 to train on"):
-        construct(folders, val_size=12)
+        own(folders, val_size=12)
     (folders / "val" / "cat" / "0.png").unlink()
     (folders / "val" / "cat" / "1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"val has classes without images: .*cat"):
-        construct(folders)
+        own(folders)
     (folders / "val" / "cat").rmdir()
-    with pytest.raises(FileNotFoundError, match="val has no folder for 1 of the classes, cat among them"):
-        construct(folders)
+    with pytest.raises(FileNotFoundError, match="val has no folder for 1 of the 3 classes, cat among them"):
+        own(folders)
     (folders / "val" / "dog").mkdir()
     with pytest.raises(ValueError, match="val has classes that train lacks, dog among them"):
-        construct(folders)
+        own(folders)
+    shutil.rmtree(folders / "val")
+    with pytest.raises(FileNotFoundError, match="val has no class folders: it must hold one folder of images"):
+        own(folders)
 
 
 def test_imagenette_lies_where_torchvision_puts_it(tmp_path):
     write_folders(tmp_path / "imagenette2-160", [f"n{i}" for i in range(10)])
     dm = data.ImagenetteDataModule(str(tmp_path), val_size=10, num_workers=0, image_size=8)
     assert (dm.num_classes, dm.image_shape) == (10, (3, 8, 8))
+    assert list(dm.class_names) == [names[0] for names in datasets.Imagenette._WNID_TO_CLASS.values()]
     assert [len(parts(b)[1]) for b in (dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader())] == [
         30,
         10,
@@ -296,23 +373,31 @@ def test_imagenet100_takes_the_classes_of_a_list_from_a_larger_set(tmp_path):
     dm = data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs)
     assert dm.num_classes == 2
     x, y, _, _ = parts(dm.test_dataloader())
-    assert y.tolist() == [0, 0, 1, 1]
-    assert (x[:, 0, 0, 0] * 25.5).round().tolist() == [2, 3, 0, 1]  # n1 was written second, n3 first
-    (tmp_path / "classes.txt").write_text("n3\nn9\n")
-    with pytest.raises(FileNotFoundError, match="has no folder for 1 of the classes, n9 among them"):
+    assert y.tolist() == [0, 1, 0, 1]
+    assert (x[:, 0, 0, 0] * 25.5).round().tolist() == [2, 0, 3, 1]  # n1 was written second, n3 first
+    assert dm.class_names == ["n1", "n3"]
+    (tmp_path / "classes.txt").write_text("n3 third class\n\nn9\n")
+    with pytest.raises(FileNotFoundError, match="train has no folder for 1 of the 2 classes, n9 among them"):
         data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs).setup()
 
 
 def test_imagenet100_has_a_hundred_classes_unless_a_list_says_otherwise(tmp_path):
     assert data.ImageNet100DataModule().num_classes == 100
-    write_folders(tmp_path, ["n1", "n2"])
-    with pytest.raises(ValueError, match="train has 2 classes, not 100: name them in class_list"):
-        data.ImageNet100DataModule(str(tmp_path), folder=".", val_size=0).setup()
-    with pytest.raises(FileNotFoundError, match="class_list='nothing' cannot be read"):
-        data.ImageNet100DataModule(class_list="nothing")
+    for n in (99, 2):
+        write_folders(tmp_path / str(n), [f"n{i}" for i in range(n)], train=1, val=1)
+        with pytest.raises(ValueError, match=f"{n}/train has {n} classes, not 100: name those to take in class_list"):
+            data.ImageNet100DataModule(str(tmp_path), folder=str(n)).setup()
     (tmp_path / "twice.txt").write_text("n1\nn1\n")
-    with pytest.raises(ValueError, match="must name at least one class, and each only once"):
-        data.ImageNet100DataModule(class_list=str(tmp_path / "twice.txt"))
+    (tmp_path / "blank.txt").write_text("\n")
+    (tmp_path / "classes.tar").write_bytes(b"\xff\xfe")
+    for name, message in (
+        ("nothing.txt", "nothing.txt' cannot be read: give a file with one wnid a line"),
+        ("classes.tar", "classes.tar' cannot be read"),
+        ("twice.txt", "must name at least one class, and each only once"),
+        ("blank.txt", "must name at least one class"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            data.ImageNet100DataModule(class_list=str(tmp_path / name))
 
 
 # Splits and budgets.
@@ -325,14 +410,23 @@ def test_random_holds_out_another_part_for_another_seed():
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("split", ["random", "first", "first_per_class", "permutation_first", "permutation_last"])
+@pytest.mark.parametrize("split", get_args(Split))
 def test_a_split_is_a_partition_in_file_order(split):
-    labels = torch.randint(3, (60,))
+    labels = torch.arange(3).repeat(20)[torch.randperm(60)]
     train, val = hold_out(labels, 9, split, seed=0)
     assert len(val) == 9
     assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(60))
     assert torch.equal(train, train.sort().values)
     assert torch.equal(val, val.sort().values)
+
+
+def test_stratified_holds_out_each_class_in_its_proportion_and_another_part_for_another_seed():
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor([100, 50, 9, 1]))
+    train, val = hold_out(labels, 16, "stratified", seed=0)
+    assert torch.bincount(labels[val]).tolist() == [10, 5, 1]
+    assert torch.bincount(labels[train]).tolist() == [90, 45, 8, 1]
+    assert torch.equal(hold_out(labels, 16, "stratified", seed=0)[1], val)
+    assert not torch.equal(hold_out(labels, 16, "stratified", seed=1)[1], val)
 
 
 def test_first_is_the_first_images():
@@ -373,10 +467,13 @@ def test_budgets_take_the_first_images_but_every_class_where_files_are_sorted(ci
     assert sorted(parts(dm.train_dataloader())[2].tolist()) == list(range(10, 16))
     assert len(parts(dm.val_dataloader())[1]) == 10
     assert parts(dm.test_dataloader())[2].tolist() == [0, 1, 2, 3]
-    dm = data.ImageFolderDataModule(str(folders), train_size=7, test_size=3, image_size=8, num_workers=0)
+    dm = own(folders, val_size=0, train_size=7, test_size=3)
     assert sorted(parts(dm.train_dataloader())[2].tolist()) == [0, 1, 2, 4, 5, 8, 9]
     assert parts(dm.test_dataloader())[1].tolist() == [0, 1, 2]
-    assert first_of_each_class(torch.tensor([0, 0, 0, 1]), 3).tolist() == [0, 1, 3]
+
+
+def test_in_turns_every_class_comes_before_any_comes_again():
+    assert in_turns(torch.tensor([0, 0, 0, 1, 2, 2])).tolist() == [0, 3, 4, 1, 5, 2]
 
 
 # What is refused.
@@ -478,7 +575,7 @@ def test_a_selection_is_what_the_next_epoch_trains_on_and_none_returns_to_everyt
 
 
 def test_folders_deliver_selected_weights_too(folders):
-    dm = data.ImageFolderDataModule(str(folders), image_size=8, num_workers=0, batch_size=2)
+    dm = own(folders, batch_size=2, val_size=0)
     dm.select([11, 0, 5], [1.5, 2.5, 3.5])
     _, _, index, weight = parts(dm.train_dataloader())
     assert dict(zip(index.tolist(), weight.tolist(), strict=True)) == {11: 1.5, 0: 2.5, 5: 3.5}
@@ -513,10 +610,7 @@ def test_selections_that_make_no_sense_are_refused(cifar10, indices, weights, me
 def test_the_trainers_ranks_share_every_set(cifar10, folders, world):
     for dm, sizes in (
         (data.CIFAR10DataModule(str(cifar10), val_size=11, batch_size=4, eval_batch_size=3), (39, 11, 13)),
-        (
-            data.ImageFolderDataModule(str(folders), val_size=5, batch_size=2, image_size=8, num_workers=0),
-            (7, 5, 6),
-        ),
+        (own(folders, val_size=5, batch_size=2), (7, 5, 6)),
     ):
         ranks = []
         for rank in range(world):
@@ -648,7 +742,7 @@ def test_a_run_resumed_between_epochs_goes_on_with_a_whole_epoch(tmp_path, at_tr
 
 def test_worker_loaders_resume_exactly_in_mid_epoch_too(tmp_path, folders):
     def dm():
-        return data.ImageFolderDataModule(str(folders), image_size=8, num_workers=1, batch_size=2, val_size=3)
+        return own(folders, num_workers=1, batch_size=2, val_size=3)
 
     path = str(tmp_path / "middle.ckpt")
     whole = fit(dm(), Save(path, 1, 1), max_epochs=2)

@@ -90,6 +90,12 @@ def test_metrics_are_logged_when_lightning_writes_them(tmp_path):
     assert {"train/acc/robust", "train/lr", "val/acc/clean", "val/acc/robust"} <= set(head)
 
 
+def test_the_generalisation_gap_is_robust_training_minus_robust_validation_accuracy(tmp_path):
+    fitted = fit(build(PGDAT), tmp_path, epochs=2)
+    logged = {key: value.item() for key, value in fitted.callback_metrics.items()}
+    assert logged["val/gap/robust"] == pytest.approx(logged["train/acc/robust"] - logged["val/acc/robust"], abs=1e-6)
+
+
 def test_validation_and_test_count_survivors_of_their_attacks(tmp_path):
     defense = build(PGDAT, val_attack=FGSM(eps=0.05), test_attacks={"fgsm": FGSM(eps=0.05), "pgd": ATTACK})
     fitted = fit(defense, tmp_path, epochs=3)
@@ -101,7 +107,10 @@ def test_validation_and_test_count_survivors_of_their_attacks(tmp_path):
     expected = (defense.net(x_adv).argmax(1) == batch.y).float().mean().item()
     assert result["fgsm"].value == expected
     assert result["worst"].value <= min(result["fgsm"].value, result["pgd"].value)
-    assert fitted.callback_metrics["test/acc/worst"].item() == pytest.approx(result["worst"].value)
+    logged = {key: value.item() for key, value in fitted.callback_metrics.items()}
+    assert logged["test/acc/worst"] == pytest.approx(result["worst"].value)
+    assert (logged["test/low/worst"], logged["test/high/worst"]) == pytest.approx(result["worst"].interval)
+    assert logged["test/n"] == 16
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])

@@ -7,7 +7,7 @@ from torch import nn
 from lit_robust.defenses.base import Defense
 from lit_robust.threats import Linf
 from tests.methods import METHODS, Method, build
-from tests.tiny import TinyNet, images, loader, trainer
+from tests.tiny import TinyNet, images, indexed, trainer
 
 
 @pytest.fixture(params=METHODS)
@@ -22,7 +22,7 @@ def defense(method) -> Defense:
 
 def attached(defense: Defense, tmp_path) -> Defense:
     """A defense that a trainer has begun with: one epoch of nothing."""
-    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, loader(images()))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
     return defense
 
 
@@ -36,7 +36,7 @@ def flags_of(net: nn.Module) -> list[bool]:
 
 def test_one_batch_moves_every_parameter(defense, tmp_path):
     before = {name: parameter.clone() for name, parameter in defense.named_parameters()}
-    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, loader(images()))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
     assert all(not torch.equal(before[name], parameter) for name, parameter in defense.named_parameters())
 
 
@@ -59,7 +59,7 @@ def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, tmp_p
 
 def test_a_checkpoint_gives_the_same_logits_back(defense, tmp_path):
     fitted = trainer(tmp_path, max_epochs=1)
-    fitted.fit(defense, loader(images()))
+    fitted.fit(defense, indexed(images()))
     fitted.save_checkpoint(tmp_path / "a.ckpt")
     other = TinyNet(seed=1)
     weights = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
@@ -73,7 +73,7 @@ def test_before_a_delayed_start_a_batch_costs_exactly_a_natural_step(defense, tm
         calls = []
         method.net.register_forward_hook(lambda *_: calls.append(1))
         method.adversarial = False
-        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(method, loader(images()))
+        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(method, indexed(images()))
         return len(calls), method.net.state_dict()
 
     natural = build(Defense)
@@ -84,12 +84,12 @@ def test_before_a_delayed_start_a_batch_costs_exactly_a_natural_step(defense, tm
 
 def test_a_step_runs_in_bf16_mixed(defense, tmp_path):
     fitted = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", limit_train_batches=1)
-    fitted.fit(defense, loader(images()))
+    fitted.fit(defense, indexed(images()))
     assert all(torch.isfinite(parameter).all() for parameter in defense.parameters())
     assert all(parameter.dtype == torch.float32 for parameter in defense.parameters())
 
 
 def test_one_batch_is_one_step_of_the_optimizer(defense, tmp_path):
     fitted = trainer(tmp_path, max_epochs=2)
-    fitted.fit(defense, loader(images(24), batch_size=8))
+    fitted.fit(defense, indexed(images(24), batch_size=8))
     assert fitted.global_step == 2 * 3 * getattr(defense, "m", 1)

@@ -101,6 +101,16 @@ def test_state_of_a_rank_goes_through_a_checkpoint_rank_by_rank(findings):
     assert not torch.equal(zero["state"]["drift"], one["state"]["drift"])
 
 
+def test_the_eps_of_an_image_is_the_same_on_both_ranks_after_a_resume_and_in_one_process(findings, tmp_path):
+    zero, one = of(findings, "eps by image")
+    assert_equal(zero["end"], one["end"])
+    for finding in (zero, one):
+        assert_equal(finding["resumed"], finding["end"])
+    alone = ranks.eps_by_image(tmp_path)["end"]
+    torch.testing.assert_close(zero["end"], alone, rtol=0, atol=1e-5)
+    assert len(alone["eps"].unique()) > 2  # else it could not tell who has seen an image
+
+
 def test_averages_are_equal_on_both_ranks_and_after_a_resume(findings):
     zero, one = of(findings, "averages")
     assert_equal(zero["weights"], one["weights"])
@@ -108,9 +118,10 @@ def test_averages_are_equal_on_both_ranks_and_after_a_resume(findings):
         assert_equal(finding["resumed"], finding["weights"])
 
 
-def test_two_ranks_with_half_a_batch_each_train_as_one_process_with_the_whole_batch(findings, tmp_path):
-    alone = ranks.unequal_weights(tmp_path)
-    for finding in of(findings, "unequal weights"):
+@pytest.mark.parametrize("name", ["unequal weights", "perturbed weights"])
+def test_two_ranks_with_half_a_batch_each_train_as_one_process_with_the_whole_batch(name, findings, tmp_path):
+    alone = ranks.SCENARIOS[name](tmp_path)
+    for finding in of(findings, name):
         torch.testing.assert_close(finding["weights"], alone["weights"], rtol=0, atol=1e-6)
         assert finding["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
@@ -125,6 +136,14 @@ def test_training_metrics_are_means_over_both_ranks(findings):
 def test_training_metrics_of_an_epoch_that_was_stopped_are_those_of_both_ranks_whole_epoch(findings):
     for finding in of(findings, "metrics after a stop"):
         assert finding["resumed"] == finding["losses"]
+
+
+def test_both_ranks_switch_and_stop_together_by_the_mean_of_their_losses(findings):
+    for finding in of(findings, "delayed start"):
+        assert finding["losses"] == pytest.approx([0.8, 0.65, 0.45])
+        assert finding["switch"] == 3
+        assert finding["epochs"] == {0: False, 1: False, 2: False, 3: True, 4: True}
+        assert finding["end"] == 5
 
 
 def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):

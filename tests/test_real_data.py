@@ -35,7 +35,6 @@ def mnist(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mnist")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        torch.set_num_threads(2)
         main(
             [
                 "fit",
@@ -130,7 +129,6 @@ def test_two_batches_of_every_data_set_go_through_fit_and_test(data, net, option
 @pytest.mark.parametrize("net", ["wide_resnet28_10", "wide_resnet32_10", "wide_resnet34_10"])
 def test_the_wide_nets_take_a_step_at_batch_8(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(2)
     main(
         [
             "fit",

@@ -32,7 +32,7 @@ EVERY_KIND = [
     Staircase([0, 60, 90], [1, 0.1, 0.005]),
     Linear(0, "8/255", 0, 5),
     Cosine(1, 0, 5, 30),
-    PeriodicCosine(0, 0.6, 0.4, 100),
+    PeriodicCosine(0, 0.6, 0.4, [100]),
     MultiStep([75, 90]),
     Cyclic(15, 15),
     CyclicStep(40, 50, 80),
@@ -150,10 +150,20 @@ class TestValues:
             assert kind(0.1, 0.9, 2, 7)(4.5) == pytest.approx(0.5)
 
     def test_pas_climbs_half_a_cosine_up_to_its_cap_and_starts_again(self):
-        eps = PeriodicCosine(0, "16/255", "8/255", 50)
-        assert [eps(0), eps(50), eps(100)] == [0, 0, 0]
+        eps = PeriodicCosine(0, "16/255", "8/255", [50, 100])
+        assert [eps(0), eps(50)] == [0, 0]
         assert eps(10) == eps(60) == pytest.approx(8 / 255 * (1 - math.cos(math.pi / 5)))
         assert [eps(t) for t in (25, 30, 49.9)] == pytest.approx([8 / 255] * 3)
+
+    def test_pas_has_cycles_of_any_length_and_holds_its_cap_after_the_last(self):
+        eps = PeriodicCosine(0, "16/255", "8/255", [100, 150, 200])
+        assert [eps(t) for t in (0, 100, 150)] == [0, 0, 0]
+        assert eps(20) == eps(110) == pytest.approx(eps(160)) == pytest.approx(8 / 255 * (1 - math.cos(math.pi / 5)))
+        assert [eps(t) for t in (200, 1000)] == [8 / 255] * 2
+
+    def test_pas_without_a_cap_is_one_cosine(self):
+        eps = PeriodicCosine(0.1, 0.6, 0.6, [100])
+        assert [eps(t) for t in range(101)] == pytest.approx([Cosine(0.1, 0.6, 0, 100)(t) for t in range(101)])
 
     def test_a_warm_up_and_steps_multiply(self):
         rate = Product([Linear(0, 1, 0, 5), MultiStep([30, 60, 80])])
@@ -238,8 +248,9 @@ class TestBadArguments:
             (lambda: Linear(0, "8/0", 0, 5), "stop=8/0 is not a magnitude"),
             (lambda: Linear(0, math.nan, 0, 5), "stop=nan is not a number"),
             (lambda: Cosine(1, 0, 30, 5), "end=5.0 must come after begin=30.0"),
-            (lambda: PeriodicCosine(0.5, 0.6, 0.4, 10), "low=0.5 must not exceed"),
-            (lambda: PeriodicCosine(0, 0.6, 0.4, 0), "period=0.0 must be above 0"),
+            (lambda: PeriodicCosine(0.5, 0.6, 0.4, [10]), "low=0.5 must not exceed"),
+            (lambda: PeriodicCosine(0, 0.6, 0.4, [0, 10]), r"ends=\[0.0, 10.0\] must be above 0"),
+            (lambda: PeriodicCosine(0, 0.6, 0.4, [10, 5]), r"ends=\[10.0, 5.0\] must be at least one time"),
             (lambda: Cyclic(-1, 5), "up=-1.0 must be above 0"),
             (lambda: Cyclic(1, 0), "down=0.0 must be above 0"),
             (lambda: CyclicStep(20, 20, 40), "until=40.0 must come before the triangle ends at 40.0"),

@@ -94,6 +94,7 @@ def test_steepest_steps_maximise_a_linear_function_over_the_unit_ball():
 def test_a_gradient_of_zero_gives_no_step():
     for threat_set in (Linf(0.1), L2(0.1)):
         assert threat_set.steepest_step(torch.zeros(2, 1, 2, 2)).count_nonzero() == 0
+        assert threat_set.steepest_step(torch.full((2, 1, 2, 2), torch.nan)).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("kind", [Linf, L2])

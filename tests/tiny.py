@@ -1,5 +1,6 @@
 """The smallest things that train: a net with BatchNorm, and learnable images of its size."""
 
+import re
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ def loader(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
     return DataLoader(list(zip(batch.x, batch.y, strict=True)), batch_size=batch_size)  # type: ignore[arg-type]  # a list is a map-style data set
 
 
+def indexed(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
+    """The same with index and weight."""
+    return DataLoader([Batch(*row) for row in zip(*batch, strict=True)], batch_size=batch_size)  # type: ignore[arg-type]
+
+
 def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
     """A silent trainer on the CPU that writes nothing unless it is asked to."""
     quiet: dict[str, Any] = {
@@ -57,3 +63,8 @@ def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
         "num_sanity_val_steps": 0,
     }
     return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **(quiet | kwargs))
+
+
+def named(value: object) -> str:
+    """How a test is called after a value: without addresses, which differ from one worker to the next."""
+    return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", str(value))

@@ -2,8 +2,21 @@
 
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.attacks.base import Attack
+from lit_robust.attacks.curriculum import CurriculumFGSM, CurriculumPGD
 from lit_robust.attacks.fgsm import FGSM, RFGSM
+from lit_robust.attacks.friendly import FriendlyPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
 
-__all__ = ["FGSM", "PGD", "RFGSM", "Attack", "AutoAttack", "FrobeniusNorm", "NuclearNorm"]
+__all__ = [
+    "FGSM",
+    "PGD",
+    "RFGSM",
+    "Attack",
+    "AutoAttack",
+    "CurriculumFGSM",
+    "CurriculumPGD",
+    "FriendlyPGD",
+    "FrobeniusNorm",
+    "NuclearNorm",
+]

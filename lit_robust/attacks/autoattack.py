@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust.attacks.base import EPS, Attack, check_choice, check_count, crafting, frozen, pixel_magnitude
 from lit_robust.magnitudes import Magnitude
@@ -26,6 +27,9 @@ VERSIONS: dict[str, dict[str, int]] = {
     "plus": {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 1, "fab-t": 1},
     "rand": {"apgd-ce": 1, "apgd-dlr": 1},
 }
+
+#: How often an attack looks at an image in one of its restarts, at most (FAB: about), with 9 targets: for time left.
+LOOKS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 200, "fab-t": 1800, "square": 5000}
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +52,9 @@ class AutoAttack(Attack):
 
     The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
     Where a net has fewer than 10 classes, the targeted attacks aim at all wrong ones. The package's doubts (a
-    randomised net, outputs that are probabilities, zero gradients, ...) come as Python warnings, progress
-    goes to the logger ``lit_robust`` at level INFO. The net should be in eval mode.
+    randomised net, outputs that are probabilities, zero gradients, ...) come as Python warnings. A terminal
+    gets a bar with the time left, the logger ``lit_robust`` a line an attack at level INFO. The net should be
+    in eval mode.
 
     Args:
         eps: The bound, in units of [0, 1].
@@ -77,24 +82,34 @@ class AutoAttack(Attack):
         check_count(self.seed, "seed", least=0)
         check_count(self.batch_size, "batch_size", least=1)
 
+    def check_installed(self) -> None:
+        """Fail at once if neither package is installed."""
+        _Package()
+
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Run the version's attacks on whoever is left."""
         package = _Package()
+        bar = tqdm(desc="AutoAttack", unit=" images", unit_scale=True, leave=False, disable=None)
 
         def predict(images: Tensor) -> Tensor:
+            bar.update(len(images))
             logits: Tensor = net(images).float()
             return logits
 
         # FAB calls `backward`: on a net that is not frozen it would leave gradients on the parameters.
-        with crafting(x, y) as (x, y), frozen(net), torch.no_grad(), _own_random_state():
+        with bar, crafting(x, y) as (x, y), frozen(net), torch.no_grad(), _own_random_state():
             x_adv, x = x.clone(), x.contiguous()  # the package reads images through `view`
             classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
             unbroken = torch.cat([predict(images).argmax(dim=1) == labels for images, labels in parts])
             accuracy, begin = {"clean": unbroken.float().mean().item()}, time.perf_counter()
+            left = dict(VERSIONS[self.version])
             for name, restarts in VERSIONS[self.version].items():
                 if not unbroken.any():
                     break
+                bar.set_description(f"AutoAttack, {name}", refresh=False)
+                bar.total = bar.n + int(unbroken.sum()) * sum(LOOKS[later] * left[later] for later in left)
+                del left[name]
                 attack = self._build(package, name, restarts, predict, classes)
                 for rows in torch.split(unbroken.nonzero().squeeze(1), self.batch_size):
                     found = attack.perturb(x[rows], y[rows])

@@ -38,6 +38,13 @@ class Attack(ABC):
             x and the result: ``(N, C, H, W)`` float32 in [0, 1];  y: ``(N,)`` int64.
         """
 
+    def check_installed(self) -> None:  # noqa: B027  # most attacks need nothing
+        """Fail at once if the attack needs a package that is missing.
+
+        Raises:
+            ImportError: With what to install.
+        """
+
 
 @contextmanager
 def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

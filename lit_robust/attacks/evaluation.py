@@ -36,8 +36,8 @@ def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> di
 
 @torch.no_grad()
 def _is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    predicted: Tensor = net(x).argmax(dim=1)
-    return predicted == y
+    logits: Tensor = net(x)
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)  # NaN is no answer, not class 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Callbacks that fit any LightningModule which has what they state they need."""
 
+from lit_robust.callbacks.adversarial_training import AdversarialTraining
+from lit_robust.callbacks.delayed_start import DelayedStart, Plateau, SwitchRule
+from lit_robust.callbacks.early_stop import StopAfterDrop
 from lit_robust.callbacks.ema import EMAWeights
 from lit_robust.callbacks.examples import AdversarialExamples
 from lit_robust.callbacks.overfitting import (
@@ -11,15 +14,22 @@ from lit_robust.callbacks.overfitting import (
 )
 from lit_robust.callbacks.predictions import PredictionWriter
 from lit_robust.callbacks.ramp import AttributeRamp
+from lit_robust.callbacks.robust_accuracy import RobustAccuracy
 
 __all__ = [
     "AdversarialExamples",
+    "AdversarialTraining",
     "AttributeRamp",
     "CatastrophicOverfittingMonitor",
+    "DelayedStart",
     "EMAWeights",
     "FGSMGap",
     "GradientCosineDrop",
     "OverfittingRule",
     "PGDDrop",
+    "Plateau",
     "PredictionWriter",
+    "RobustAccuracy",
+    "StopAfterDrop",
+    "SwitchRule",
 ]

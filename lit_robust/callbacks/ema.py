@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 from lit_robust.schedules import Schedule
 
 
-@runtime_checkable
 class HasNet(Protocol):
     """What ``EMAWeights`` needs of a module: the extra averages are copies of its ``net``."""
 
@@ -222,8 +221,9 @@ def _check_trainer(trainer: Any, me: EMAWeights) -> None:
 
 
 def _fitting(module: object) -> HasNet:
-    if isinstance(module, HasNet) and isinstance(module.net, nn.Module):
-        return module
+    # From Python 3.12 on, `isinstance(module, HasNet)` does not see what a torch module finds in its `__getattr__`.
+    if isinstance(getattr(module, "net", None), nn.Module):
+        return cast(HasNet, module)
     raise TypeError(
         f"EMAWeights averages module.net, which {type(module).__name__} lacks: name the nn.Module that "
         "returns its logits so."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_robust.attacks.base import Attack, network_mode
 from lit_robust.batch import as_batch
+from lit_robust.callbacks.folder import run_folder
 from lit_robust.seeds import derive_seed, run_seed
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ class HasNet(Protocol):
 class AdversarialExamples(Callback):
     """Draws clean images, magnified perturbations and adversarial images, with what the net takes them for.
 
-    A picture has a row for each of the first images of the first validation batch. They are the same every
-    time as long as the loader does not shuffle, and so is the attack's random start. It is saved as a PNG;
-    every ``WandbLogger`` gets it as ``val/examples``. A test is drawn likewise, as ``test/examples``.
+    A picture has a row for each of some images of the first validation batch, of as many classes as there are in
+    it. They are the same every time as long as the loader does not shuffle, and so is the attack's random start. It
+    is saved as a PNG; every ``WandbLogger`` gets it as ``val/examples``. A test is drawn likewise, as
+    ``test/examples``. Classes are called by the data module's ``class_names``, if it has any.
 
     Only rank zero draws, right after the batch, while averaged weights are in place if there are any. Nothing
     of it remains in the training: neither in modes and gradients nor in the random numbers.
@@ -91,8 +93,8 @@ class AdversarialExamples(Callback):
             )
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
-        # Here, because log_dir is agreed upon by all ranks.
-        self._folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "examples")
+        # Here, because the run's folder is agreed upon by all ranks.
+        self._folder = Path(self.dirpath or run_folder(trainer) / "examples")
 
     def on_validation_batch_end(
         self,
@@ -127,8 +129,9 @@ class AdversarialExamples(Callback):
         if not trainer.is_global_zero:
             return
         net = cast(HasNet, module).net
-        x, y = (part[: self.num_images] for part in as_batch(batch)[:2])
-        examples = craft(net, self.attack, x, y, self.target)
+        x, y = as_batch(batch)[:2]
+        chosen = spread(y, self.num_images)
+        examples = craft(net, self.attack, x[chosen], y[chosen], self.target)
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         figure = draw(examples, describe(self.attack), self.magnification, names, self.target)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +140,18 @@ class AdversarialExamples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)
+
+
+def spread(y: Tensor, n: int) -> Tensor:
+    """Choose ``n`` samples, or all if there are fewer: classes take turns; of very many, only some that lie far apart.
+
+    Shape:
+        y: ``(N,)``;  returned: positions, at most ``(n,)``.
+    """
+    earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # samples of the same class
+    in_turns = (earlier * (y.max() + 1) + y).argsort()
+    step = max(1, int((earlier == 0).sum()) // n)
+    return in_turns[: n * step : step]
 
 
 class Examples(NamedTuple):
@@ -177,19 +192,15 @@ def _probabilities(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def describe(attack: Attack) -> str:
-    """Write an attack as the field does, ``PGD(eps=8/255, steps=10)``: its numbers, and what is not usual."""
+    """Write an attack as the field does, ``PGD(eps=8/255, steps=10)``: how far, how often, and what is not usual."""
     arguments: tuple[Field[Any], ...] = fields(attack) if is_dataclass(attack) else ()
     values = [(argument, getattr(attack, argument.name)) for argument in arguments]
     shown = [
         f"{argument.name}={_text(value)}"
         for argument, value in values
-        if _is_number(value) or value != argument.default
+        if value != argument.default or (argument.name in ("eps", "step_size", "steps") and value is not None)
     ]
     return f"{type(attack).__name__}({', '.join(shown)})"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _text(value: Any) -> str:
@@ -245,7 +256,7 @@ def draw(
         axes.text(left + CELL / 2, top - 0.06, head, ha="center", size=9, color="dimgray")
     for row, label in enumerate(examples.labels.tolist()):
         upper = top + row * (high + CAPTION)
-        axes.text(LABEL - GAP, upper + high / 2, _name(label, class_names), ha="right", va="center", size=9)
+        axes.text(LABEL - GAP, upper + high / 2, _name(label, class_names), ha="right", va="center", size=8.5)
         _show(axes, examples.clean[row], columns[0], upper)
         _show(axes, 0.5 + magnification * delta[row], columns[1], upper)
         _show(axes, examples.adversarial[row], columns[2], upper)
@@ -256,7 +267,7 @@ def draw(
             predicted = int(opinion.argmax())
             style: dict[str, Any] = {"color": "black"} if predicted == label else {"color": "crimson", "weight": "bold"}
             caption = f"{_name(predicted, class_names)}  {float(opinion[predicted]):.0%}"
-            axes.text(left + CELL / 2, upper + high + 0.04, caption, ha="center", va="top", size=8.5, **style)
+            axes.text(left + CELL / 2, upper + high + 0.04, caption, ha="center", va="top", size=8, **style)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     return figure
@@ -295,4 +306,4 @@ def _name(label: int, class_names: Sequence[str] | None) -> str:
     if class_names is None or not 0 <= label < len(class_names):
         return str(label)
     text = str(class_names[label]).replace("_", " ")
-    return text if len(text) <= 15 else f"{text[:14]}…"
+    return text if len(text) <= 16 else f"{text[:15]}…"

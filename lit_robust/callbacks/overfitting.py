@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,6 @@ PGD5 = PGD(eps=8 / 255, step_size=2 / 255, steps=5)
 SINGLE_STEP = FGSM(eps=8 / 255)
 
 
-@runtime_checkable
 class HasNet(Protocol):
     """What ``CatastrophicOverfittingMonitor`` needs of a module: a net from images in [0, 1] to logits."""
 
@@ -72,9 +71,10 @@ class PGDDrop(OverfittingRule):
 
 @dataclass(frozen=True)
 class FGSMGap(OverfittingRule):
-    """The signature of catastrophic overfitting: the net withstands a single step, and PGD ever less.
+    """The signature of catastrophic overfitting: the net withstands a single step, and not PGD.
 
-    The accuracy under the single step exceeds that under PGD by more than ``margin``, while the latter falls.
+    The accuracy under the single step exceeds that under PGD by more than ``margin``, and did not in the epoch before.
+    So a net is reported once, when the gap opens, also where PGD had never been withstood before.
 
     Args:
         single_step: The attack that the net learns to deceive; its ``eps`` should be the one trained with.
@@ -94,9 +94,9 @@ class FGSMGap(OverfittingRule):
         }
 
     def overfits(self, previous: Mapping[str, float], current: Mapping[str, float]) -> bool:
-        """Compare the attacks, and PGD's accuracies."""
-        gap = current["acc/fgsm"] - current["acc/pgd"]
-        return gap > self.margin and current["acc/pgd"] < previous["acc/pgd"]
+        """Compare the gaps."""
+        before, now = (values["acc/fgsm"] - values["acc/pgd"] for values in (previous, current))
+        return before <= self.margin < now
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,9 @@ def _gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _fitting(module: object) -> HasNet:
-    if isinstance(module, HasNet) and isinstance(module.net, nn.Module):
-        return module
+    # From Python 3.12 on, `isinstance(module, HasNet)` does not see what a torch module finds in its `__getattr__`.
+    if isinstance(getattr(module, "net", None), nn.Module):
+        return cast(HasNet, module)
     raise TypeError(
         f"CatastrophicOverfittingMonitor attacks module.net, which {type(module).__name__} lacks: name the "
         "nn.Module that returns its logits so."

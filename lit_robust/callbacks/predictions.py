@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
+
+from lit_robust.batch import as_batch
+from lit_robust.callbacks.folder import run_folder
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -35,7 +37,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append a batch's rows; padding is left out."""
-        probabilities: Tensor = prediction
+        probabilities, batch = prediction, as_batch(batch)
         confidence, predicted = probabilities.max(dim=1)
         columns = (batch.index, batch.y, predicted, confidence, batch.weight)
         rows = [row[:4] for row in zip(*(column.tolist() for column in columns), strict=True) if row[4] > 0]
@@ -46,6 +48,6 @@ class PredictionWriter(BasePredictionWriter):
             writer.writerows([*row[:3], f"{row[3]:.6f}"] for row in rows)
 
     def _file(self, trainer: Trainer) -> Path:
-        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.csv")
+        path = Path(self.path or run_folder(trainer) / "predictions.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")

@@ -1,7 +1,8 @@
 """What all data sets share: splits, budgets, weighted subsets and the loaders that Lightning asks for."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -25,11 +26,11 @@ class ImageDataModule(LightningDataModule, ABC):
     Args:
         batch_size: Training images in a batch, per rank.
         eval_batch_size: The same for validation and test.
-        val_size: Training images held out for validation; with 0 there is no validation, and no checkpoint
-            can be chosen by it.
-        split: Which images those are: ``random``, or as a paper does it, ``first`` (SAT),
-            ``first_per_class`` (NuAT, GAT on CIFAR-10), ``permutation_first`` (Rice et al.),
-            ``permutation_last`` (GAT on MNIST).
+        val_size: Training images held out for validation: a tenth, at most 1,000, by default. With 0 there is no
+            validation, and no checkpoint can be chosen by it.
+        split: Which images those are: ``random``, or ``stratified``, which takes from each class its share, or as
+            a paper does it, ``first`` (SAT), ``first_per_class`` (NuAT, GAT on CIFAR-10), ``permutation_first``
+            (Rice et al.), ``permutation_last`` (GAT on MNIST).
         split_seed: Seed of the split.
         train_size: Train on the first so many of the images that are not held out, for budgets; None for all.
         test_size: Test on the first so many, for budgets; None for all.
@@ -49,7 +50,7 @@ class ImageDataModule(LightningDataModule, ABC):
         *,
         batch_size: int = 128,
         eval_batch_size: int = 256,
-        val_size: int = 1000,
+        val_size: int | None = None,
         split: Split = "random",
         split_seed: int = 0,
         train_size: int | None = None,
@@ -70,9 +71,9 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise ValueError(f"{name}={value} must be at least {least}.")
         if split not in get_args(Split):
             raise ValueError(f"split={split!r} is not one of {', '.join(get_args(Split))}.")
-        if split == "first_per_class" and val_size % self.num_classes:
+        if split == "first_per_class" and (val_size or 0) % self.num_classes:
             raise ValueError(f"val_size={val_size} does not divide evenly among {self.num_classes} classes.")
-        if self.train_images is not None and val_size >= self.train_images:
+        if self.train_images is not None and (val_size or 0) >= self.train_images:
             raise ValueError(f"val_size={val_size} leaves no image of {self.train_images} to train on: take fewer.")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -89,6 +90,11 @@ class ImageDataModule(LightningDataModule, ABC):
     @abstractmethod
     def num_classes(self) -> int:
         """Number of classes."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What pictures call the classes, by label; reads the data where the names lie there."""
+        return [str(label) for label in range(self.num_classes)]
 
     @property
     @abstractmethod
@@ -113,20 +119,25 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._selected is not None:
             return
         train_labels, test_labels = self._read()
-        train, self._val = hold_out(train_labels, self.val_size, self.split, self.split_seed)
-        self._train = train[self._budget("train_size", train_labels[train], self.train_size)]
-        self._test = self._budget("test_size", test_labels, self.test_size)
+        train, val = self._hold_out(train_labels)
+        self._train = train[self._first("train_size", train_labels[train], self.train_size)]
+        self._val = val[self._order(train_labels[val])]
+        self._test = self._first("test_size", test_labels, self.test_size)
         self._selected = Samples.once(self._train)
 
-    def _budget(self, name: str, labels: Tensor, size: int | None) -> Tensor:
-        size = len(labels) if size is None else size
-        if size > len(labels):
-            raise ValueError(f"{name}={size} is more than the {len(labels)} images there are.")
-        return self._first(labels, size)
+    def _hold_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the images to train on and of those to validate on, among those of the training set."""
+        size = min(1000, math.ceil(len(labels) / 10)) if self.val_size is None else self.val_size
+        return hold_out(labels, size, self.split, self.split_seed)
 
-    def _first(self, labels: Tensor, size: int) -> Tensor:
-        """Positions of the first ``size`` images; to be overridden where files are sorted by class."""
-        return torch.arange(size)
+    def _first(self, name: str, labels: Tensor, size: int | None) -> Tensor:
+        if size is not None and size > len(labels):
+            raise ValueError(f"{name}={size} is more than the {len(labels)} images there are.")
+        return self._order(labels)[:size]
+
+    def _order(self, labels: Tensor) -> Tensor:
+        """In which order images are gone through and budgets cut; overridden where files are sorted by class."""
+        return torch.arange(len(labels))
 
     def select(self, indices: Tensor | None, weights: Tensor | None = None) -> None:
         """Train on a weighted subset from the next epoch on; ``select(None)`` returns to the whole set.
@@ -187,7 +198,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def val_dataloader(self) -> Iterable[Batch]:
         """The images held out; an empty list with ``val_size=0``."""
         self.setup()
-        return self._walk(Samples.once(self._val), train=True) if self.val_size else []
+        return self._walk(Samples.once(self._val), train=True) if len(self._val) else []
 
     def test_dataloader(self) -> Iterable[Batch]:
         """The test set."""

@@ -2,6 +2,7 @@
 
 import os
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,7 +94,14 @@ class CIFAR10DataModule(TorchvisionDataModule):
 
     def _open(self, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         data = self._source(self.root, train=train, download=download)
+        self._names: list[str] = data.classes
         return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """From ``airplane`` to ``truck``, as the files name them."""
+        self.setup()
+        return self._names
 
     _source = datasets.CIFAR10
 

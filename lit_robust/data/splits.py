@@ -12,7 +12,8 @@ from torch import Tensor
 #: ``first_per_class``: the first images of each class in file order (NuAT, GAT on CIFAR-10: 100 a class).
 #: ``permutation_first``: the head of NumPy's permutation of ``split_seed`` (Rice et al.: 1,000, seed 0).
 #: ``permutation_last``: its tail (GAT on MNIST: 10,000, seed 0).
-Split = Literal["random", "first", "first_per_class", "permutation_first", "permutation_last"]
+#: ``stratified``: as ``random``, but from each class its share.
+Split = Literal["random", "first", "first_per_class", "permutation_first", "permutation_last", "stratified"]
 
 
 def hold_out(labels: Tensor, val_size: int, split: Split, seed: int) -> tuple[Tensor, Tensor]:
@@ -49,10 +50,9 @@ def place_in_class(labels: Tensor) -> Tensor:
     return place
 
 
-def first_of_each_class(labels: Tensor, size: int) -> Tensor:
-    """Positions, in file order, of ``size`` images: the first ones of every class, in equal parts."""
-    turn = place_in_class(labels) * (int(labels.max()) + 1) + labels
-    return torch.argsort(turn)[:size].sort().values
+def in_turns(labels: Tensor) -> Tensor:
+    """Positions of all images: the first one of every class, then the second ones, and so on."""
+    return torch.argsort(place_in_class(labels), stable=True)
 
 
 def _random(labels: Tensor, val_size: int, seed: int) -> Tensor:
@@ -82,10 +82,18 @@ def _permutation_last(labels: Tensor, val_size: int, seed: int) -> Tensor:
     return _permutation(len(labels), seed)[len(labels) - val_size :]
 
 
+def _stratified(labels: Tensor, val_size: int, seed: int) -> Tensor:
+    order = _random(labels, len(labels), seed)
+    # How much of its class an image completes: the n-th of N stands for (n - 1/2) / N.
+    share = (place_in_class(labels[order]) + 0.5) / torch.bincount(labels)[labels[order]]
+    return order[torch.argsort(share, stable=True)[:val_size]]
+
+
 _RULES: dict[Split, Callable[[Tensor, int, int], Tensor]] = {
     "random": _random,
     "first": _first,
     "first_per_class": _first_per_class,
     "permutation_first": _permutation_first,
     "permutation_last": _permutation_last,
+    "stratified": _stratified,
 }

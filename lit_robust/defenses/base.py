@@ -5,27 +5,27 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import Attack
 from lit_robust.attacks.base import frozen, network_mode
-from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
-from lit_robust.batch import Batch, as_batch
-from lit_robust.defenses.checks import check_attacks, check_first_batch
+from lit_robust.batch import Batch
+from lit_robust.defenses.checks import check_monitors
 from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
+from lit_robust.defenses.evaluated import Evaluated
 from lit_robust.defenses.rates import LearningRate
 from lit_robust.defenses.resume import check_weights_finite, check_weights_fit, end_the_epoch
 from lit_robust.defenses.tally import Tally
+from lit_robust.defenses.weight_perturbation import AWP, as_awp, perturbed_weights
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import derive_seed, run_seed
-from lit_robust.threats import Norm
 
 
-class Defense(LightningModule):
+class Defense(Evaluated):
     """Adversarial training with a cross-entropy on what ``attack`` finds; every method starts from here.
 
         min_theta  E  loss(theta; x, y, perturb(x, y))
@@ -51,6 +51,7 @@ class Defense(LightningModule):
         val_attack: The attack behind ``val/acc/robust``, by which the best checkpoint is chosen; by default 7 steps of
             eps/7 from the clean image, the selection of NuAT's and GAT's code, at the training attack's eps.
         test_attacks: The attacks of ``test`` by name; PGD-20 at the training attack's eps by default.
+        weight_perturbation: Takes the gradient of each update at nearby weights where the loss is worse, see ``AWP``.
         gradient_clip_val: Clips the norm of the gradient; Lightning's own option refuses manual optimization.
         channels_last: Keeps images and weights in the memory format that GPUs (and most CPUs) are faster with.
         compile: Compiles the net with ``torch.compile``.
@@ -69,48 +70,32 @@ class Defense(LightningModule):
         attack_bn_mode: Literal["eval", "train"] = "eval",
         val_attack: Attack | None = None,
         test_attacks: dict[str, Attack] | None = None,
+        weight_perturbation: AWP | None = None,
         gradient_clip_val: float | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(net, num_classes, attack, val_attack, test_attacks, channels_last, compile)
         if _given_hyperparameters.get() is not None:
             # Built by the command line: keep the configuration, so that `load_from_checkpoint` can build it again.
             # Built in Python: arguments are live objects, which a checkpoint that is safe to load cannot hold.
             self.save_hyperparameters(logger=False)
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes} leaves nothing to classify: it must be at least 2.")
         if attack_bn_mode not in ("eval", "train"):
             raise ValueError(f'attack_bn_mode="{attack_bn_mode}" is unknown: choose "eval" or "train".')
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val={gradient_clip_val} must be above 0, or null for no clipping.")
-        val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
-        test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
-        check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.automatic_optimization = False
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        if compile:
-            self.net.compile()
-        self.num_classes = num_classes
         self.attack = attack
         self.adversarial = True
         self.attack_bn_mode = attack_bn_mode
+        self.weight_perturbation = as_awp(weight_perturbation)
         self.gradient_clip_val = gradient_clip_val
-        self.channels_last = channels_last
-        self.compiled = compile
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
-        self.val_attacks = {"robust": val_attack}
-        self.test_attacks = test_attacks
-        self.val_survivors = Survivors(rows_of(self.val_attacks))
-        self.test_survivors = Survivors(rows_of(self.test_attacks))
-        #: Filled by `test`: the accuracies by the name of the tested checkpoint.
-        self.test_results: dict[str, dict[str, Accuracy]] = {}
         self.tally = Tally()
         #: Index in its epoch of the batch in training.
         self.batch_idx = 0
         #: Tensors that belong to one rank and outlive a batch; a checkpoint holds every rank's, ``load_net`` none.
         self.rank_state: dict[str, Tensor] = {}
-        self._checked_stages: set[Any] = set()
 
     # The method: what the papers differ in.
 
@@ -149,7 +134,8 @@ class Defense(LightningModule):
         """One step of the optimizer on the closure's scalar loss."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        self.manual_backward(closure())
+        with perturbed_weights(self, closure):
+            self.manual_backward(closure())
         optimizer.step()
 
     def mean(self, values: Tensor, batch: Batch) -> Tensor:
@@ -165,7 +151,14 @@ class Defense(LightningModule):
     # The clock: what happens around a batch.
 
     def on_train_start(self) -> None:
-        """Go on with what a checkpoint held, on the device; report the epoch of which it had seen every batch."""
+        """Go on with what a checkpoint held, on the device; report the epoch of which it had seen every batch.
+
+        Raises:
+            ValueError: If a callback waits for a validation that there is not.
+        """
+        if not _validates(self.trainer):
+            check_monitors(self.trainer, logged=())
+        self.rate.insist()
         self.rank_state = {name: value.to(self.device) for name, value in self.rank_state.items()}
         self.tally.sums = {name: entry.to(self.device) for name, entry in self.tally.sums.items()}
         if self.trainer.is_last_batch and self.tally.sums:
@@ -175,16 +168,6 @@ class Defense(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, where torch's own is used, the scheduler that ``rate`` steps."""
         return self.rate.configure(self.net.parameters())
-
-    def receive(self, raw: Any) -> Batch:
-        """Give every batch the same type and memory format, and check the first one of a stage."""
-        batch = as_batch(raw)
-        if self.channels_last:
-            batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
-        if self.trainer.state.stage not in self._checked_stages:
-            check_first_batch(self.net, batch, self.num_classes)
-            self._checked_stages.add(self.trainer.state.stage)
-        return batch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
@@ -214,6 +197,8 @@ class Defense(LightningModule):
 
     def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
         values = self.tally.means(self.current_epoch, batch_idx)
+        if on_epoch:
+            self.epoch_means = values
         updates = float(self.trainer.global_step)
         values |= {"adversarial": float(self.adversarial), "lr": self.rate.current, "updates": updates}
         for name, value in values.items():
@@ -230,55 +215,6 @@ class Defense(LightningModule):
         """Step a torch scheduler that counts epochs."""
         self.rate.epoch_done(self.trainer.callback_metrics)
 
-    # Evaluation: attacks find gradients by themselves, also under Lightning's inference mode.
-
-    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Draw the same random starts in every epoch."""
-        torch.manual_seed(derive_seed(run_seed(), "evaluate", batch_idx, self.global_rank))
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count who survives the validation attack."""
-        batch = self.receive(batch)
-        self.val_survivors.update(self._surviving(self.val_attacks, batch), batch.weight)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val/acc/clean`` and ``val/acc/robust``."""
-        self._log_accuracies("val", self.val_survivors)
-
-    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Draw the same random starts in every test."""
-        self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count who survives which attack; in float32, because bfloat16's coarse logits flatter a net."""
-        batch = self.receive(batch)
-        with torch.autocast(self.device.type, enabled=False):
-            self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)
-
-    def on_test_epoch_end(self) -> None:
-        """Log ``test/acc/<attack>`` and print the table of all checkpoints tested so far."""
-        checkpoint = str(self.trainer.ckpt_path or "")
-        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
-        self.test_results[name] = self._log_accuracies("test", self.test_survivors)
-        if self.trainer.is_global_zero:
-            print(f"\n{table(self.test_results)}\n")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the class probabilities ``(N, num_classes)``."""
-        probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
-        return probabilities
-
-    def _surviving(self, attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
-        with frozen(self.net) if self.compiled else nullcontext():
-            return surviving(self.net, attacks, batch)
-
-    def _log_accuracies(self, split: str, survivors: Survivors) -> dict[str, Accuracy]:
-        accuracies = survivors.accuracies()
-        survivors.reset()
-        for name, accuracy in accuracies.items():
-            self.log(f"{split}/acc/{name}", accuracy.value, prog_bar=split == "val", batch_size=1)
-        return accuracies
-
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,7 +224,7 @@ class Defense(LightningModule):
             FloatingPointError: If loss or weights are no longer finite; the checkpoint before stays what it was.
         """
         self.tally.means(self.current_epoch, self.batch_idx)
-        check_weights_finite(dict(self.named_parameters()))
+        check_weights_finite(self.net.state_dict())
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "recipe", None),
             "tally": gather_over_ranks(self.tally.sums),
@@ -307,10 +243,6 @@ class Defense(LightningModule):
         return states[self.global_rank] if len(states) == world_size() else {}
 
 
-def _like(attack: Attack, steps: int, share: float, init: Literal["zero", "uniform"]) -> PGD:
-    """PGD in the threat set of another attack, with steps of a share of its eps."""
-    eps: float | None = getattr(attack, "eps", None)
-    norm: Norm = getattr(attack, "norm", "linf")
-    if eps is None:
-        raise ValueError(f"{type(attack).__name__} has no eps: state val_attack and test_attacks yourself.")
-    return PGD(eps=eps, step_size=share * eps, steps=steps, norm=norm, init=init)
+def _validates(trainer: Trainer) -> bool:
+    """Whether the run has images to validate on; those of a later epoch only, which are not loaded yet, count."""
+    return trainer.limit_val_batches > 0 and (trainer.val_dataloaders is None or any(trainer.num_val_batches))

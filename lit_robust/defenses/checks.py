@@ -1,6 +1,7 @@
 """What a net and its images must be for a robust accuracy to mean anything."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,32 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
             )
 
 
+def check_monitors(trainer: Any, logged: Collection[str]) -> None:
+    """Refuse callbacks that wait for a metric of the validation that never comes; Lightning says so an epoch later.
+
+    Args:
+        trainer: Whose callbacks are asked.
+        logged: The keys that one validation logs; none where there is no validation.
+
+    Raises:
+        ValueError: If a callback's ``monitor`` is another ``val/`` key.
+    """
+    for callback in trainer.callbacks:
+        monitor = str(getattr(callback, "monitor", None))
+        if monitor.startswith("val/") and monitor not in logged:
+            known = ", ".join(key for key in sorted(logged) if key.startswith("val/"))
+            raise ValueError(
+                f"{type(callback).__name__} monitors {monitor}, "
+                + (f"but validation logs {known}: correct the name." if known else _NO_VALIDATION)
+            )
+
+
+_NO_VALIDATION = (
+    "but there is no validation: hold images out (data.init_args.val_size), or remove the monitor to keep the last "
+    "checkpoint alone."
+)
+
+
 def _try_net(net: nn.Module, x: Tensor) -> Tensor:
     try:
         with network_mode(net, "eval"), torch.no_grad():
@@ -71,6 +98,11 @@ def _check_logits(logits: Tensor, num_classes: int) -> None:
             f"give the net num_classes={num_classes}."
         )
     logits = logits.float()
+    if not bool(logits.isfinite().all()):
+        raise ValueError(
+            "the net returns NaN or infinite logits, whose accuracy would be that of guessing: its weights or its "
+            "normalisation are broken, take an earlier checkpoint."
+        )
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits), device=logits.device)):
         raise ValueError(
             "the net returns probabilities, but losses and attacks need logits: remove its softmax, or every attack "

@@ -34,12 +34,20 @@ class FreeAT(SingleStep):
             (arXiv:2001.03994): delta is clipped to the image box too. Theirs lets a batch's first forward see images
             outside the box, because delta was clipped to the images before; here delta is clipped to the new ones
             first.
+
+    Raises:
+        ValueError: If there is a ``weight_perturbation``.
     """
 
     def __init__(self, *args: Any, m: int = 8, clip_delta: ClipDelta = "ball", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_count(m, "m", least=1)
         check_choice(clip_delta, "clip_delta", get_args(ClipDelta))
+        if self.weight_perturbation is not None:
+            raise ValueError(
+                "FreeAT cannot perturb weights, for each of its gradients serves weights and images at once: set "
+                "weight_perturbation=None, or train PGDAT with it."
+            )
         self.m = m
         self.clip_delta = clip_delta
 

@@ -9,6 +9,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust.schedules import Schedule
 
+#: What a checkpoint's optimizer would bring along, and the user has set. Other entries of a group may be its state.
+SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
+
 
 class LearningRate:
     """Drives one optimizer by a ``Schedule`` of fractional epochs, or by a scheduler of torch.
@@ -46,6 +49,7 @@ class LearningRate:
         self.optimizer = self.make_optimizer(params)
         # Kept here and not in the optimizer, whose state a checkpoint overwrites: what the user asks for now counts.
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.settings = [{key: group[key] for key in SETTINGS if key in group} for group in self.optimizer.param_groups]
         if self.momentum is not None and not self.optimizer.param_groups[0].keys() & {"momentum", "betas"}:
             raise ValueError(
                 f"momentum is scheduled, but {type(self.optimizer).__name__} has none: remove the schedule."
@@ -62,6 +66,12 @@ class LearningRate:
     def current(self) -> float:
         """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def insist(self) -> None:
+        """Put the user's settings over a checkpoint's; a scheduler of torch may have changed all but weight decay."""
+        for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
+            decay = {key: value for key, value in settings.items() if key == "weight_decay"}
+            group.update(settings if self.torch_scheduler is None else decay)
 
     def set(self, time: float) -> None:
         """Apply the schedules at a moment in fractional epochs."""

@@ -1,0 +1,103 @@
+"""PGD whose images may be only so difficult: the inner maximisation of SAT, and its single-step form."""
+
+import math
+from copy import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import losses
+from lit_robust.attacks.base import EPS, Attack, crafting, input_gradient, pixel_magnitude
+from lit_robust.attacks.difficulty import Difficulty
+from lit_robust.attacks.pgd import PGD, Movers
+from lit_robust.magnitudes import Magnitude
+from lit_robust.threats import Linf
+
+
+@dataclass(frozen=True)
+class CurriculumPGD(PGD):
+    """SAT's inner maximisation (Sitawarin et al., AISec 2021, arXiv:2003.09347): PGD under a bound on difficulty.
+
+        max_{|x' - x| <= eps}  L(f(x'), y)   subject to   psi(x') <= lam
+
+    A step moves the samples with ``psi <= lam`` at the point before it. So the last step may overshoot, as in the
+    authors' code, and in eval mode a sample that has stopped stays, for neither its image nor the net changes. No pass
+    is saved: the others go on. With ``lam`` at the metric's maximum (1 for most) it is PGD.
+
+    ``AttributeRamp("attack.lam", ...)`` lets any method that takes a PGD train with it.
+
+    Args:
+        psi: The metric, see ``lit_robust.attacks.difficulty``.
+        lam: The bound, the paper's lambda.
+
+    Raises:
+        TypeError: If ``psi`` is no Difficulty.
+        ValueError: If ``lam`` is no number, or the attack is targeted, which no metric is meant for.
+    """
+
+    psi: Difficulty = field(kw_only=True)
+    lam: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.psi, Difficulty):
+            raise TypeError(f"psi={self.psi!r} is no Difficulty: give one of lit_robust.attacks.difficulty.")
+        if math.isnan(self.lam):
+            raise ValueError(f"lam={self.lam} bounds nothing: give a number.")
+        if self.targeted:
+            raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
+
+    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """One run, by a copy whose movers know the net, which some metrics read."""
+        knowing = copy(self)
+        object.__setattr__(knowing, "movers", lambda x, y: self.easy_enough(net, x, y))
+        return super(CurriculumPGD, knowing).run(net, x, y)
+
+    def easy_enough(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers:
+        """Say who takes a step; with ``freeze_misclassified`` only samples that are still classified correctly."""
+        measure, unbroken = self.psi.begin(self, net, x, y), super().movers(x, y)
+
+        def movers(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+            moves = measure(x_adv, logits, gradient) <= self.lam
+            return moves if unbroken is None else moves & unbroken(x_adv, logits, gradient)
+
+        return movers
+
+
+@dataclass(frozen=True)
+class CurriculumFGSM(Attack):
+    """P-SAT's single step (the authors' code; not in the slides): as long as it takes psi to reach ``lam``, if linear.
+
+        x0 = clip(x + U(-eps, eps)),     psi = max_{j != y} p_j - p_y at x0
+        x' = P( x0 + a sign grad psi ),     a = clip( relu(lam - psi) / (|grad psi|_1 + 1e-9), 0, bound )
+
+    Ball and longest step are the ``bound`` of 1.25 eps, so ``x'`` may be that far away from ``x``, as in that code.
+
+    Args:
+        eps: The start's radius, in units of [0, 1].
+        lam: Where psi shall get to, at most 1.
+
+    Raises:
+        ValueError: If ``eps`` is above 1, or ``lam`` no number.
+    """
+
+    eps: Magnitude = EPS
+    lam: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+        if math.isnan(self.lam):
+            raise ValueError(f"lam={self.lam} bounds nothing: give a number.")
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Draw the start and take the step."""
+        bound = 1.25 * self.eps
+        with crafting(x, y) as (x, y):
+            x_adv = PGD(self.eps).start(x).requires_grad_()
+            psi = losses.probability_margin(net(x_adv), y)
+            gradient = input_gradient(psi, x_adv)
+            with torch.no_grad():
+                slope = gradient.abs().sum(dim=tuple(range(1, x.ndim)), keepdim=True)
+                length = (self.lam - psi).relu().view_as(slope) / (slope + 1e-9)
+                return Linf(bound).project(x_adv + length.clamp(max=bound) * gradient.sign(), x)

@@ -1,0 +1,151 @@
+"""Adversarial training of a module that was written without it."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_robust.attacks.base import Attack, check_choice, frozen, network_mode
+from lit_robust.callbacks.view import Channels, Key, View
+from lit_robust.seeds import derive_seed, run_seed
+
+#: What a module is lent while it trains: the attributes by which a Defense is driven.
+LENT = ("adversarial", "attack")
+
+
+class AdversarialTraining(Callback):
+    """Trains any LightningModule on adversarial images (Madry et al., ICLR 2018, arXiv:1706.06083).
+
+        min_theta  E  L(theta; x', y),     x' = attack(f_theta, x, y)     with the module's own L
+
+    ``training_step`` gets a batch whose images are adversarial, and is the user's in everything else: automatic or
+    manual optimization, any loss, metrics, logging. A batch that the loader gave is never written to, and all other
+    stages see it as it is. A batch is attacked once, also where an optimizer evaluates its closure several times.
+
+    The attack runs under the trainer's precision, against the bare module under DDP, and leaves nothing behind: no
+    gradient, no mode, none of the module's random numbers. Its own are seeded from (seed, epoch, batch, rank), so a
+    resumed run sees the same adversaries. Weights must be whole on every device, as with ``ddp``.
+
+    While it trains, the module is lent two attributes: ``adversarial``, which ``DelayedStart`` drives (while it is
+    false the module gets the loader's batch itself), and ``attack``, where ``AttributeRamp("attack.eps", ...)`` finds
+    it. The callbacks that drive them come after this one. The module's class, its methods and its checkpoints stay
+    as they are.
+
+    Args:
+        attack: The adversary.
+        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        y: The same for the labels that are attacked; None for the net's own predictions.
+        net: The sub-module that turns images into logits, such as ``"model"`` or ``"encoder.head"``; None for the
+            module itself. A result with the attribute ``logits`` will do.
+        mean: What the data pipeline subtracts from pixels, one number or one for each channel, if it normalises. The
+            attack acts on pixels in [0, 1] all the same.
+        std: What it divides them by then.
+        attack_bn_mode: The net's mode (BatchNorm, dropout) while it is attacked. ``train`` is PGDAT's, and lets every
+            step of the attack move BatchNorm's statistics.
+
+    Raises:
+        ValueError: If the attack is targeted, the module is attacked already, or pixels, labels or net do not fit, in
+            the first batch.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        x: Key = 0,
+        y: Key | None = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+        attack_bn_mode: Literal["eval", "train"] = "eval",
+    ) -> None:
+        check_choice(attack_bn_mode, "attack_bn_mode", ("eval", "train"))
+        if getattr(attack, "targeted", False):
+            raise ValueError("attack is targeted, and its targets would be the true labels: set targeted: false.")
+        self.attack = attack
+        self.view = View(x, y, net, mean, std)
+        self.attack_bn_mode = attack_bn_mode
+        self._installed = self._checked = False
+        self._x_adv: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Come between the loader and the module's ``training_step``.
+
+        That is done in the strategy, which calls it: the module can still be copied and pickled.
+        """
+        if stage != "fit":
+            return
+        _check_alone(trainer, self)
+        _check_not_attacked(pl_module)
+        for name, value in zip(LENT, (True, self.attack), strict=True):
+            setattr(pl_module, name, value)
+        step = trainer.strategy.training_step
+
+        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            return step(self._attacked(trainer, pl_module, batch), *args, **kwargs)
+
+        trainer.strategy.training_step = training_step  # type: ignore[method-assign]
+        self._installed, self._checked = True, False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Forget the adversary of the batch before."""
+        self._x_adv = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave trainer and module as they were."""
+        if self._installed:
+            vars(trainer.strategy).pop("training_step", None)
+            for name in LENT:
+                delattr(pl_module, name)
+        self._installed, self._x_adv = False, None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do so too when training breaks off."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def _attacked(self, trainer: Trainer, module: Any, batch: Any) -> Any:
+        with trainer.precision_plugin.train_step_context():
+            if not self._checked:  # also where the adversary comes later: no one should learn of it in epoch 50
+                self.view.check(module, batch)
+                self._checked = True
+            if not module.adversarial:
+                return batch
+            if self._x_adv is None:
+                self._x_adv = self._perturb(trainer, module, batch)
+        return self.view.exchanged(batch, self._x_adv)
+
+    def _perturb(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
+        x, y, net = self.view.pixels(batch), self.view.labels(batch), self.view.logits_net(module)
+        place = trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_rank
+        # Compiled nets compute every gradient that they could, the parameters' too, unless these are frozen.
+        with (
+            torch.random.fork_rng([x.device] if x.is_cuda else []),
+            frozen(net),
+            network_mode(net, self.attack_bn_mode),
+        ):
+            torch.manual_seed(derive_seed(run_seed(), "adversarial training", *place))
+            if y is None:
+                with torch.no_grad():
+                    y = net(x).argmax(dim=1)
+            attack: Attack = module.attack
+            return attack(net, x, y)
+
+
+def _check_alone(trainer: Any, me: AdversarialTraining) -> None:
+    if any(isinstance(other, AdversarialTraining) and other is not me for other in trainer.callbacks):
+        raise ValueError("two AdversarialTraining callbacks would attack each other's images: keep one.")
+
+
+def _check_not_attacked(module: LightningModule) -> None:
+    name = type(module).__name__
+    if callable(getattr(module, "perturb", None)):
+        raise ValueError(
+            f"{name} finds adversarial images itself (it has perturb), and AdversarialTraining would attack them once "
+            "more: leave this callback out, or train a module that knows nothing of attacks."
+        )
+    for lent in LENT:
+        if hasattr(module, lent):
+            raise ValueError(
+                f"{name} has an attribute {lent} of its own, by which other callbacks would drive AdversarialTraining: "
+                "rename it."
+            )

@@ -1,0 +1,212 @@
+"""Delayed adversarial training: natural epochs until the loss has levelled off."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_robust.attacks.base import check_count
+from lit_robust.callbacks.drop import first_drop
+
+
+@runtime_checkable
+class HasAdversarial(Protocol):
+    """What ``DelayedStart`` needs of a module: it trains naturally while this is false."""
+
+    adversarial: bool
+
+
+class SwitchRule(ABC):
+    """When natural training has done its part; a subclass is a frozen dataclass, and keeps nothing in mind."""
+
+    @abstractmethod
+    def __call__(self, losses: Sequence[float]) -> bool:
+        """Judge the mean natural losses of all epochs so far, the last one included."""
+
+
+@dataclass(frozen=True)
+class Plateau(SwitchRule):
+    """The loss falls, from one window of epochs to the next, by less than a share of the first epoch's loss.
+
+        mean( L[-2W:-W] ) - mean( L[-W:] )  <  drop L[0]
+
+    The test in the DAT paper is not known to us: **this one is ours**. It is relative to the first epoch's loss because
+    relative to the present one it never fires while the loss falls geometrically, be it by 1.5 % an epoch. A loss that
+    rises has levelled off, too.
+
+    Args:
+        window: W, in epochs: the smoothing.
+        drop: The share.
+        min_epochs: How many epochs are natural at least; 2 W are needed anyway.
+
+    Raises:
+        ValueError: If the window or ``min_epochs`` is below 1, or ``drop`` is not a number from 0 to 1.
+    """
+
+    window: int = 5
+    drop: float = 0.01
+    min_epochs: int = 10
+
+    def __post_init__(self) -> None:
+        check_count(self.window, "window", least=1)
+        check_count(self.min_epochs, "min_epochs", least=1)
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop={self.drop} must be from 0 to 1: it is a share of the first epoch's loss.")
+
+    def __call__(self, losses: Sequence[float]) -> bool:
+        """Compare the last two windows."""
+        if len(losses) < max(self.min_epochs, 2 * self.window):
+            return False
+        before, last = losses[-2 * self.window : -self.window], losses[-self.window :]
+        return fmean(before) - fmean(last) < self.drop * losses[0]
+
+
+class DelayedStart(Callback):
+    """DAT, delayed adversarial training (Gupta, Dube and Verma, CVPRW 2020, arXiv:2002.04237), on any method.
+
+        min_theta  E CE(f(x), y)                        in the epochs before s
+        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or whatever the method's objective is
+
+    Epoch s comes when ``rule`` says that the natural loss has levelled off, and at the latest when the learning rate
+    drops for the first time: the epoch that starts with the dropped rate is adversarial. The switch is made once and
+    for all, between epochs, and changes nothing else: momentum, BatchNorm's statistics and the schedules, which count
+    natural epochs too, go on, and the loss jumps. ``module.adversarial`` is what is switched. The first s epochs cost
+    what natural training costs.
+
+    It is said in one line when s is settled, and logged as ``train/switch_epoch``. The losses and s are in the
+    checkpoint; ranks see the mean of their losses, so that they switch together. A ``fast_dev_run`` is natural.
+
+    Args:
+        rule: Judges the losses.
+        latest_epoch: The epoch that is adversarial in any case, counted from 0. By default the first whose learning
+            rate has dropped; it has to be given where no drop can be foreseen (see ``first_drop``): triangles and
+            cosines have none.
+        at_epoch: Epoch s itself; then there is nothing to be judged.
+        monitor: The name by which the module logs its training loss, with ``on_epoch=True``.
+
+    Raises:
+        TypeError: If the module has no boolean ``adversarial``.
+        ValueError: If training would end before it becomes adversarial, no drop can be foreseen, or the loss is not
+            logged.
+    """
+
+    def __init__(
+        self,
+        rule: SwitchRule = Plateau(),
+        latest_epoch: int | None = None,
+        at_epoch: int | None = None,
+        monitor: str = "train/loss",
+    ) -> None:
+        if latest_epoch is not None and at_epoch is not None:
+            raise ValueError(f"at_epoch={at_epoch} leaves nothing for latest_epoch={latest_epoch} to bound: drop one.")
+        if not isinstance(rule, SwitchRule):
+            raise TypeError(f"rule={rule!r} is no SwitchRule: give a Plateau, or a subclass of your own.")
+        given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
+        self._given = {name: epoch for name, epoch in given.items() if epoch is not None}
+        for name, epoch in self._given.items():
+            check_count(epoch, name, least=0)
+        self.rule = rule
+        self.latest_epoch = latest_epoch
+        self.at_epoch = at_epoch
+        self.monitor = monitor
+        #: The mean loss of each natural epoch.
+        self.losses: list[float] = []
+        #: The first adversarial epoch, once it is settled.
+        self.switch_epoch: int | None = None
+        self._deadline, self._deadline_name = math.inf, ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the module and start from nothing; a checkpoint is read after this."""
+        if stage != "fit":
+            return
+        _fitting(pl_module)
+        epochs = trainer.max_epochs or -1
+        for name, epoch in self._given.items():
+            if 0 < epochs <= epoch and not _is_trial(trainer):
+                raise ValueError(f"{name}={epoch} is not before max_epochs={epochs}: nothing would be adversarial.")
+        self.losses, self.switch_epoch = [], None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out which epoch is adversarial in any case."""
+        if self._given:
+            [(name, self._deadline)] = self._given.items()
+            self._deadline_name = f"{name}={self._deadline}"
+        elif _is_trial(trainer):
+            self._deadline = math.inf
+        else:
+            remedy = "give DelayedStart latest_epoch, the epoch that is adversarial in any case, or at_epoch"
+            self._deadline = first_drop(trainer, pl_module, remedy)
+            self._deadline_name = "the learning rate drops"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Be where a checkpoint stands, also in the middle of an epoch."""
+        self._settle(trainer.current_epoch)
+        self._switch(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switch, if it is time."""
+        self._switch(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the epoch's loss, and report what is settled."""
+        if self.switch_epoch is None and self.at_epoch is None:
+            self.losses.append(self._loss(trainer, pl_module))
+        self._settle(trainer.current_epoch + 1)
+        if self.switch_epoch is not None:
+            epoch = float(self.switch_epoch)
+            pl_module.log("train/switch_epoch", epoch, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def _settle(self, epoch: int) -> None:
+        """Decide whether the epoch to come is the first adversarial one."""
+        if self.switch_epoch is not None:
+            return
+        if epoch >= self._deadline:
+            reason = self._deadline_name
+        elif self.losses and self.rule(self.losses):
+            reason = f"{self.monitor} has levelled off at {self.losses[-1]:.4g} by {self.rule}"
+        else:
+            return
+        self.switch_epoch = epoch
+        rank_zero_info(f"training is adversarial from epoch {epoch} on: {reason}.")
+
+    def _switch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _fitting(pl_module).adversarial = self.switch_epoch is not None and trainer.current_epoch >= self.switch_epoch
+
+    def _loss(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        """The epoch's mean, over all ranks, whether the module's is or not."""
+        metrics = trainer.callback_metrics
+        if not metrics:
+            raise ValueError(
+                f"DelayedStart monitors {self.monitor}, but nothing is logged yet: log it with on_epoch=True, and "
+                "resume from a checkpoint of the epoch's end, of a ModelCheckpoint with save_on_train_epoch_end: true."
+            )
+        if self.monitor not in metrics:
+            raise ValueError(f"DelayedStart monitors {self.monitor}, which is not among {sorted(metrics)}.")
+        mine = metrics[self.monitor].detach().to(pl_module.device, copy=True)  # what reduces it writes into it
+        return float(trainer.strategy.reduce(mine, reduce_op="mean"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses so far, and what is settled."""
+        return {"losses": list(self.losses), "switch_epoch": self.switch_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint ends."""
+        self.losses, self.switch_epoch = list(state_dict["losses"]), state_dict["switch_epoch"]
+
+
+def _is_trial(trainer: Any) -> bool:
+    return bool(trainer.fast_dev_run)
+
+
+def _fitting(module: object) -> HasAdversarial:
+    if isinstance(module, HasAdversarial) and isinstance(module.adversarial, bool):
+        return module
+    raise TypeError(
+        f"DelayedStart switches module.adversarial, which {type(module).__name__} lacks: let it train naturally while "
+        "that is false, or list AdversarialTraining, which lends it, before DelayedStart."
+    )

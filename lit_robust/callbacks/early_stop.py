@@ -1,0 +1,53 @@
+"""The end of training shortly after the learning rate has dropped, where robust accuracy peaks."""
+
+import math
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_robust.attacks.base import check_count
+from lit_robust.callbacks.drop import first_drop
+
+
+class StopAfterDrop(Callback):
+    """Ends training some epochs after the first drop of the learning rate: "RAT early stop" and "DAT early stop".
+
+    The slides of DAT (Gupta, Dube and Verma, CVPRW 2020, arXiv:2002.04237) cut training where robust accuracy peaks.
+    Their criterion is not known to us: the published times imply that 11 to 17 epochs are trained with the dropped
+    rate, so 15 are here. The best checkpoint by ``val/acc/robust`` is the other remedy, at the full cost.
+
+    The end depends on nothing but the schedule, so all ranks stop together and a resumed run stops where an
+    uninterrupted one does. The last epoch is a whole one, with its validation and checkpoints; the trainer's
+    ``min_epochs`` is respected.
+
+    Args:
+        epochs: How many are trained with the dropped rate.
+
+    Raises:
+        ValueError: If it is below 1, or no drop can be foreseen (see ``first_drop``).
+    """
+
+    def __init__(self, epochs: int = 15) -> None:
+        check_count(epochs, "epochs", least=1)
+        self.epochs = epochs
+        self._end = math.inf
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Foresee the end."""
+        self._end = math.inf
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of the trainer's connectors
+            remedy = "set trainer.max_epochs where training is to end, and leave StopAfterDrop out"
+            self._end = first_drop(trainer, pl_module, remedy) + self.epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a run alone that is resumed after its end."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch >= self._end
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop after the last epoch."""
+        if trainer.current_epoch + 1 >= self._end:
+            trainer.should_stop = True
+            last = trainer.current_epoch
+            rank_zero_info(
+                f"training stops after epoch {last}, the {self.epochs} epochs since the learning rate's drop."
+            )

@@ -1,0 +1,161 @@
+"""Robust accuracy of a module that was written without it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_robust.attacks.base import Attack, frozen
+from lit_robust.attacks.evaluation import CLEAN, WORST, Accuracy, Survivors, rows_of, surviving, table
+from lit_robust.batch import Batch
+from lit_robust.callbacks.view import Channels, Key, View
+from lit_robust.seeds import derive_seed, run_seed
+
+
+class RobustAccuracy(Callback):
+    """Measures any LightningModule under attacks, in validation and test.
+
+    ``val/acc/<name>`` and ``test/acc/<name>`` are logged for each attack, ``clean`` for none and, where there are
+    several, ``worst`` for the samples that withstand all of them. They are there for a ModelCheckpoint or an
+    EarlyStopping of the same run to monitor. A test prints them with their 95 % intervals.
+
+    Each batch is attacked before the module sees it, in float32 and in the mode that the module is in; gradients work
+    under Lightning's inference mode too. Nothing is left behind, the module's random numbers included. Random starts
+    are the same in every epoch. All ranks are counted; of a ``Batch`` of ours, samples of weight 0 are not. (The
+    samples that Lightning's own sampler repeats to make ranks equally long are counted twice: test on one device.)
+
+    On a Defense it adds attacks of other names to those that the Defense measures itself.
+
+    Args:
+        attacks: Attacks by name.
+        test_attacks: Those of a test, if they are others: stronger ones.
+        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        y: The same for the labels.
+        net: The sub-module that turns images into logits; None for the module itself.
+        mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
+        std: What it divides them by then.
+
+    Raises:
+        ValueError: If an attack is targeted or has the name of another row, or pixels, labels or net do not fit, in
+            the first batch.
+    """
+
+    def __init__(
+        self,
+        attacks: dict[str, Attack],
+        test_attacks: dict[str, Attack] | None = None,
+        x: Key = 0,
+        y: Key = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+    ) -> None:
+        self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
+        for of_split in self.attacks.values():
+            _check_attacks(of_split)
+        self.view = View(x, y, net, mean, std)
+        #: What was measured last, with n and its interval, by split and name.
+        self.accuracies: dict[str, dict[str, Accuracy]] = {}
+        self._survivors: dict[int, Survivors] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that no row is logged twice, which Lightning would take the mean of."""
+        _check_alone(trainer, self)
+        for split, attacks in self.attacks.items():
+            if twice := _own_rows(pl_module, split) & set(attacks):
+                name = min(twice)
+                raise ValueError(f'{type(pl_module).__name__} logs {split}/acc/{name} itself: rename "{name}" here.')
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._survivors = {}
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count who survives; before the module's own step, which may change the batch."""
+        self._measure("val", trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log ``val/acc/<name>``."""
+        self._report("val", pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._survivors = {}
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count who survives."""
+        self._measure("test", trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log ``test/acc/<name>`` and print the table."""
+        columns = self._report("test", pl_module)
+        if trainer.is_global_zero and any(columns.values()):
+            print(f"\n{table(columns)}\n")
+
+    def _measure(
+        self, split: str, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, loader: int
+    ) -> None:
+        if loader not in self._survivors:
+            self.view.check(module, batch)
+            self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
+        x, y, net = self.view.pixels(batch), _class_labels(self.view, batch), self.view.logits_net(module)
+        weight = batch.weight if isinstance(batch, Batch) else torch.ones_like(y, dtype=torch.float32)
+        with torch.random.fork_rng([x.device] if x.is_cuda else []), frozen(net):
+            torch.manual_seed(derive_seed(run_seed(), "evaluate", batch_idx, trainer.global_rank))
+            correct = surviving(net, self.attacks[split], Batch(x, y, torch.full_like(y, -1), weight))
+        self._survivors[loader].update(correct, weight)
+
+    def _report(self, split: str, module: LightningModule) -> dict[str, dict[str, Accuracy]]:
+        """Log what was counted; the accuracies of each loader, under the suffix that Lightning gives it."""
+        several = len(self._survivors) > 1
+        columns = {
+            f"/dataloader_idx_{loader}" if several else "": survivors.accuracies()
+            for loader, survivors in sorted(self._survivors.items())
+        }
+        self.accuracies[split] = {f"{name}{suffix}": a for suffix, rows in columns.items() for name, a in rows.items()}
+        for name, accuracy in self.accuracies[split].items():
+            if name not in _own_rows(module, split):
+                module.log(
+                    f"{split}/acc/{name}",
+                    accuracy.value,
+                    prog_bar=split == "val",
+                    sync_dist=True,
+                    add_dataloader_idx=False,
+                    batch_size=1,
+                )
+        return {suffix.removeprefix("/") or type(module).__name__: rows for suffix, rows in columns.items()}
+
+
+def _own_rows(module: LightningModule, split: str) -> set[str]:
+    """The rows that the module logs itself, as a Defense does."""
+    attacks = getattr(module, f"{split}_attacks", None)
+    return set(rows_of(attacks)) if isinstance(attacks, Mapping) else set()
+
+
+def _class_labels(view: View, batch: Any) -> Tensor:
+    y = view.labels(batch)
+    if y is None or y.ndim != 1 or y.is_floating_point():
+        found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
+        raise ValueError(f"y={view.y!r} finds {found}, but an accuracy needs class labels (N,), integers.")
+    return y
+
+
+def _check_alone(trainer: Any, me: RobustAccuracy) -> None:
+    if any(isinstance(other, RobustAccuracy) and other is not me for other in trainer.callbacks):
+        raise ValueError("two RobustAccuracy callbacks would log the same rows: give all attacks to one.")
+
+
+def _check_attacks(attacks: Mapping[str, Attack]) -> None:
+    if not attacks:
+        raise ValueError('attacks={} measures nothing: give attacks by name, {"pgd20": PGD(steps=20)}.')
+    for name, attack in attacks.items():
+        if name in (CLEAN, WORST):
+            raise ValueError(f'attacks names an attack "{name}", as a row of every table is called: rename it.')
+        if getattr(attack, "targeted", False):
+            raise ValueError(f"{name} is targeted, and its targets would be the true labels: set targeted: false.")

@@ -1,0 +1,265 @@
+"""Where a module and batches that know nothing of attacks keep what an attack needs."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cache
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_robust.attacks.base import network_mode
+
+#: An index, a key or the name of a field; a path of them is joined by dots.
+Key = int | str
+#: One number, or one for each channel.
+Channels = float | Sequence[float]
+
+#: Half a grey level: what rounding may do to pixels that were normalised.
+TOLERANCE = 0.5 / 255
+
+
+class View:
+    """Finds images, labels and logits, and stands between pixels in [0, 1] and what the net reads.
+
+    A batch is a tuple, list, mapping, named tuple or dataclass, or any nesting of them. It is never written to.
+
+    Args:
+        x: Where a batch keeps its images: ``0``, ``"image"``, or a path such as ``"views.0"``.
+        y: Where it keeps their labels; None if there are none.
+        net: The path of the sub-module that returns logits, such as ``"model"``; None for the module itself.
+        mean: What the data pipeline subtracts from pixels in [0, 1]; None if it leaves them there.
+        std: What it divides them by then.
+
+    Raises:
+        ValueError: If only one of ``mean`` and ``std`` is given, or they make no sense.
+    """
+
+    def __init__(
+        self,
+        x: Key = 0,
+        y: Key | None = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+    ) -> None:
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean={mean} and std={std} undo a normalisation together: give both, or neither.")
+        self.x = x
+        self.y = y
+        self.net = net
+        self.mean = (0.0,) if mean is None else _numbers(mean)
+        self.std = (1.0,) if std is None else _numbers(std)
+        self.normalised = mean is not None
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std={std} must be above 0: it is what images are divided by.")
+        self._unpack = False
+
+    def pixels(self, batch: Any) -> Tensor:
+        """The images of a batch, in [0, 1]."""
+        x = self._tensor(batch, self.x, "x")
+        if not self.normalised:
+            return x
+        mean, std = self._statistics(x)
+        return (x * std + mean).clamp(0, 1)  # for the sake of rounding; `check` has refused what lies farther off
+
+    def labels(self, batch: Any) -> Tensor | None:
+        """The labels of a batch, if it has any."""
+        return None if self.y is None else self._tensor(batch, self.y, "y")
+
+    def exchanged(self, batch: Any, x_adv: Tensor) -> Any:
+        """A batch like this one with other pixels; an image that did not change stays exactly as it was."""
+        x = self._tensor(batch, self.x, "x")
+        if self.normalised:
+            x_adv = x + (x_adv - self.pixels(batch)) / self._statistics(x)[1]
+        return _exchanged(batch, _path(batch, self.x), x_adv)
+
+    def logits_net(self, module: LightningModule) -> nn.Module:
+        """What attacks are given: from pixels to logits. It is the user's own net unless that is neither."""
+        try:
+            net: nn.Module = module.get_submodule(self.net or "")
+        except AttributeError:
+            parts = ", ".join(name for name, _ in module.named_children())
+            raise ValueError(
+                f'net="{self.net}" is no sub-module of {type(module).__name__}: name the one that returns logits '
+                f"(it has: {parts or 'none'})."
+            ) from None
+        return _Adapter(net, self) if self.normalised or self._unpack else net
+
+    @torch.no_grad()
+    def check(self, module: LightningModule, batch: Any) -> None:
+        """Refuse, before anything is trained or measured, what no attack could make sense of.
+
+        It costs one forward of two images and one synchronisation with the device.
+
+        Raises:
+            ValueError: If the batch has no such images or labels, pixels leave [0, 1], or the net returns no
+                logits for them.
+        """
+        x, y = self._tensor(batch, self.x, "x"), self.labels(batch)
+        channels = x.shape[1] if x.ndim > 1 else 1
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise ValueError(f"{name}={list(values)} has {len(values)} numbers for images of {channels} channels.")
+        if y is not None and (y.ndim == 0 or len(y) != len(x)):
+            raise ValueError(f"y={self.y!r} finds labels of shape {tuple(y.shape)} for {len(x)} images.")
+        self._check_pixels(x)
+        logits = self._try(module, self.pixels(batch)[:2])
+        if logits.ndim == 2:
+            _check_logits(logits, y)
+
+    def _check_pixels(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x={self.x!r} finds images of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert "
+                "them and divide by 255 in the data pipeline."
+            )
+        mean, std = self._statistics(x)
+        low, high = _range(x * std + mean)
+        given = f"mean={list(self.mean)} and std={list(self.std)}"
+        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
+            remedy = "if the data pipeline normalises, give its mean and std; otherwise normalise inside the net"
+            if self.normalised:
+                remedy = f"{given} are not what the data pipeline normalises with"
+            raise ValueError(
+                f"pixels run from {low:.4g} to {high:.4g}, but an attack's eps is in units of [0, 1]: {remedy}."
+            )
+        as_they_are = _range(x)
+        if (low, high) != as_they_are and as_they_are[0] >= 0 and as_they_are[1] <= 1:
+            raise ValueError(
+                f"images run from {as_they_are[0]:.4g} to {as_they_are[1]:.4g} as they come, so the data pipeline does "
+                f"not normalise them with {given}: leave mean and std out."
+            )
+
+    def _try(self, module: LightningModule, x: Tensor) -> Tensor:
+        net = self.logits_net(module)
+        name = type(module).__name__ if self.net is None else f"{type(module).__name__}.{self.net}"
+        parts = ", ".join(child for child, _ in module.named_children())
+        remedy = f"set net to the sub-module that turns images into logits ({type(module).__name__} has: {parts})"
+        try:
+            with network_mode(net, "eval"):
+                found = net(x)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{name} cannot be called with images alone ({reason}): {remedy}.") from error
+        self._unpack |= not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor)
+        found = found.logits if self._unpack and not isinstance(found, Tensor) else found
+        if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
+            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
+        return found
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (x.ndim - 2))
+        mean, std = (_on(values, x.device, x.dtype).view(shape) for values in (self.mean, self.std))
+        return mean, std
+
+    def _tensor(self, batch: Any, key: Key, name: str) -> Tensor:
+        found = batch
+        try:
+            for step in _path(batch, key):
+                found = _part(found, step)
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError):
+            raise ValueError(f"{name}={key!r} finds nothing in {_described(batch)}: {_REMEDY}.") from None
+        if not isinstance(found, Tensor):
+            raise ValueError(
+                f"{name}={key!r} finds no tensor in {_described(batch)}, but {_described(found)}: {_REMEDY}."
+            )
+        return found
+
+
+class _Adapter(nn.Module):
+    """Reads pixels where the user's net reads normalised ones, and hands on the logits alone."""
+
+    def __init__(self, net: nn.Module, view: View) -> None:
+        super().__init__()
+        self.net = net
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.view.normalised:
+            mean, std = self.view._statistics(x)
+            x = (x - mean) / std
+        found: Any = self.net(x)
+        logits: Tensor = found if isinstance(found, Tensor) else found.logits
+        return logits
+
+
+_REMEDY = 'give an index, a key or the name of a field, or a path of them such as "views.0"'
+
+
+def _path(batch: Any, key: Key) -> tuple[Key, ...]:
+    """The steps to a place in a batch; a key that holds dots itself is one step."""
+    whole = isinstance(key, int) or (isinstance(batch, Mapping) and key in batch)
+    return (key,) if whole else tuple(str(key).split("."))
+
+
+def _part(owner: Any, step: Key) -> Any:
+    if isinstance(owner, Mapping):
+        return owner[step]
+    if isinstance(owner, Sequence) and not (isinstance(step, str) and hasattr(owner, step)):
+        return owner[int(step)]
+    return getattr(owner, str(step))
+
+
+def _exchanged(owner: Any, path: Sequence[Key], value: Any) -> Any:
+    """A shallow copy along the path, with another value at its end."""
+    step, *rest = path
+    if rest:
+        value = _exchanged(_part(owner, step), rest, value)
+    if isinstance(owner, tuple):
+        fields: Sequence[str] = getattr(owner, "_fields", ())  # of a named tuple
+        parts = [*owner]
+        parts[fields.index(str(step)) if step in fields else int(step)] = value
+        return type(owner)(*parts) if fields else tuple(parts)
+    other = copy(owner)
+    if isinstance(owner, Mapping):
+        other[step] = value
+    elif isinstance(owner, Sequence):
+        other[int(step)] = value
+    else:
+        object.__setattr__(other, str(step), value)  # a dataclass may be frozen
+    return other
+
+
+def _described(batch: Any) -> str:
+    kind = type(batch).__name__
+    if isinstance(batch, Mapping):
+        return f"a {kind} with the keys {', '.join(map(repr, batch))}"
+    fields = getattr(batch, "_fields", None) or getattr(batch, "__dataclass_fields__", None)
+    if fields:
+        return f"a {kind} with the fields {', '.join(fields)}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {kind} of {len(batch)}"
+    return f"a {kind}"
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
+
+
+def _numbers(values: Channels) -> tuple[float, ...]:
+    return tuple(map(float, values)) if isinstance(values, Sequence) else (float(values),)
+
+
+@cache
+def _on(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Made once: a copy to the device in every step would wait for it."""
+    with torch.inference_mode(False):  # gradients pass through it later
+        return torch.tensor(values, device=device, dtype=dtype)
+
+
+def _check_logits(logits: Tensor, y: Tensor | None) -> None:
+    logits = logits.float()
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits), device=logits.device)):
+        raise ValueError(
+            "the net returns probabilities, but losses and attacks need logits: set net to the sub-module before the "
+            "softmax, or every attack looks weaker than it is."
+        )
+    if y is None or y.ndim != 1 or y.is_floating_point() or logits.shape[1] == 1:
+        return  # soft labels, or a loss of the user's own
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"labels run from {low} to {high}, but the net returns {logits.shape[1]} logits an image.")

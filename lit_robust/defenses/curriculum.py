@@ -1,0 +1,164 @@
+"""Curriculum adversarial training: attacks of more and more steps, as the net learns to withstand them."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_robust.attacks import PGD
+from lit_robust.attacks.base import check_count, network_mode
+from lit_robust.attacks.evaluation import Survivors, rows_of
+from lit_robust.batch import Batch
+from lit_robust.defenses.base import Defense
+
+#: What a run remembers; the same on every rank.
+STATE = ("k", "learned", "best", "stale")
+
+
+class CurriculumAT(Defense):
+    """CAT (Cai et al., IJCAI 2018, arXiv:1805.04807): PGD of k steps, k growing from 0 to the attack's ``steps``.
+
+        min_theta  E  CE(f(x'), y),     x' = PGD of j steps in part j of the batch, which has k + 1 equal ones from 0 on
+        k <- k + 1  after an epoch in which the training accuracy was above expect_acc
+
+    With ``patience`` k grows only when, besides, so many validations have brought no new best accuracy under k steps,
+    which is ``val/acc/k_steps``. ``AttributeRamp("k", ...)`` sets k by the epoch instead. It is logged as ``train/k``.
+
+    From the authors' code: the parts ("batch mixing", their CAT; their BASIC is ``batch_mixing=False,
+    attack_bn_mode="eval"``), of which the last takes what is left over; BatchNorm in train mode while they are
+    attacked; and steps of 2 eps/j U(1, 10/j), one number for each part, so that ``attack.step_size`` is not used. A
+    step above 2 eps ends on the ball's surface as one of 2 eps does, and is cut to that. In validation steps are
+    2 eps/k. Their random start is not clipped to [0, 1], as in ``PGD(clip_init=False)``.
+
+    Different from it: where there are fewer images than parts, all are attacked with k steps and not left out; when k
+    grows, training goes on with the last weights, not the best (which theirs returns to with ``patience``); and images
+    are not quantised to 16 levels in validation, which hides small perturbations.
+
+    Args:
+        *args: The arguments of ``Defense``; ``attack`` is a PGD with the last k as its steps: 7 for CIFAR-10 and 40 for
+            MNIST in the code.
+        batch_mixing: Whether the batch is divided.
+        expect_acc: The accuracy to exceed, on what is trained on; in the code 0.95, and 0.9 with ``patience``.
+        patience: How many validations; with 0 none is needed. 10 in the code.
+        **kwargs: The arguments of ``Defense``.
+
+    Raises:
+        TypeError: If ``attack`` is no PGD.
+        ValueError: If an argument is out of range, or there is no validation to be patient with.
+    """
+
+    attack: PGD
+
+    def __init__(
+        self,
+        *args: Any,
+        batch_mixing: bool = True,
+        expect_acc: float = 0.95,
+        patience: int = 0,
+        attack_bn_mode: Literal["eval", "train"] = "train",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+        if not isinstance(self.attack, PGD):
+            raise TypeError(
+                f"CurriculumAT gives PGD more and more steps: set attack=PGD(eps=..., steps=...), "
+                f"not {type(self.attack).__name__}."
+            )
+        if not 0 <= expect_acc < 1:
+            raise ValueError(f"expect_acc={expect_acc} is an accuracy to exceed: choose 0 <= expect_acc < 1.")
+        check_count(patience, "patience", least=0)
+        self.batch_mixing = batch_mixing
+        self.expect_acc = expect_acc
+        self.patience = patience
+        self.restart()
+        if patience:
+            self.val_attacks["k_steps"] = self.with_steps(0)
+            self.val_survivors = Survivors(rows_of(self.val_attacks))
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Attack one part of the batch after the other."""
+        n, k = len(batch.x), int(self.k)
+        each = n // (k + 1) if self.batch_mixing else 0
+        sizes = [each] * k + [n - k * each]
+        parts = enumerate(zip(torch.split(batch.x, sizes), torch.split(batch.y, sizes), strict=True))
+        with network_mode(self.net, self.attack_bn_mode):
+            return torch.cat([self.with_steps(j, random=True)(self.net, x, y) for j, (x, y) in parts if len(x)])
+
+    def with_steps(self, j: int, random: bool = False) -> PGD:
+        """The attack with j steps, of a random size if so; with none it leaves the images alone."""
+        if j == 0:
+            return replace(self.attack, steps=0, init="zero")
+        longest = 2 * self.attack.eps
+        size = longest / j * (1 + (10 / j - 1) * float(torch.rand(())) if random else 1)  # drawn on the host
+        cut = min(size, longest) if self.attack.norm == "l2" else min(size, longest, 1.0)
+        return replace(self.attack, steps=j, step_size=cut)
+
+    # The curriculum.
+
+    def restart(self) -> None:
+        """Begin without an attack."""
+        #: How many steps there are now; a ramp sets floats.
+        self.k: float = 0
+        #: The training accuracy of the last epoch.
+        self.learned = 0.0
+        #: The best validation accuracy at this k, and how many validations there have been since.
+        self.best, self.stale = -1.0, 0
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier fit."""
+        super().setup(stage)
+        if stage == "fit":
+            self.restart()
+
+    def on_train_start(self) -> None:
+        """Refuse to wait for validations that do not come."""
+        super().on_train_start()
+        run = self.trainer  # which has not loaded its validation images yet where only a later epoch needs them
+        validates = run.enable_validation and (run.val_dataloaders is None or any(run.num_val_batches))
+        if self.patience and not validates:
+            raise ValueError(
+                f"patience={self.patience} counts validations, but there is none: hold images out "
+                "(data.init_args.val_size), or set patience=0."
+            )
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Cross-entropy on all parts."""
+        self.tally.add("k", torch.full_like(batch.weight, self.k), batch.weight)
+        return super().loss(batch, x_adv)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch; after the last one of an epoch see how much of it was learned."""
+        super().training_step(batch, batch_idx)
+        if self.trainer.is_last_batch:
+            self.learned = self.epoch_means.get("acc/robust", 0.0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Attack with k steps, too."""
+        super().on_validation_epoch_start()
+        if self.patience:
+            self.val_attacks["k_steps"] = self.with_steps(int(self.k))
+
+    def on_validation_epoch_end(self) -> None:
+        """Count the validations since the best."""
+        super().on_validation_epoch_end()
+        if self.patience and not self.trainer.sanity_checking:
+            accuracy = float(self.trainer.callback_metrics["val/acc/k_steps"])
+            self.best, self.stale = (accuracy, 0) if accuracy > self.best else (self.best, self.stale + 1)
+
+    def on_train_epoch_end(self) -> None:
+        """Add a step when the net has learned enough and is getting no better."""
+        super().on_train_epoch_end()
+        if self.k < self.attack.steps and self.learned > self.expect_acc and self.stale >= self.patience:
+            self.k, self.best, self.stale = self.k + 1, -1.0, 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add where the curriculum stands."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lit_robust"]["curriculum"] = {name: getattr(self, name) for name in STATE}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().on_load_checkpoint(checkpoint)
+        for name, value in checkpoint.get("lit_robust", {}).get("curriculum", {}).items():
+            setattr(self, name, value)

@@ -1,0 +1,137 @@
+"""Customized adversarial training: every image has a bound and a soft label of its own."""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.attacks import PGD
+from lit_robust.attacks.base import check_choice, crafting, input_gradient, network_mode, pixel_magnitude
+from lit_robust.batch import Batch
+from lit_robust.defenses.per_image import PerImage
+from lit_robust.magnitudes import Magnitude
+from lit_robust.threats import threat
+
+Revert = Literal["failed", "succeeded"]
+Noise = Literal["dirichlet", "uniform"]
+
+#: The bound of the authors' code, to which its other numbers belong.
+CODE_EPS = 0.035
+
+
+class CustomizedAT(PerImage):
+    """CAT (Cheng et al., 2020, arXiv:2002.06789): eps by image, and a label as uncertain as that eps is large.
+
+        eps_i <- min(eps_i + eta, eps),  from 0, whenever the image is seen
+        q_i = (1 - c eps_i) onehot(y_i) + c eps_i Dirichlet(1, ..., 1)
+        x' = argmax_{|x' - x| <= eps_i}  CE(f(x'), q_i) - w eps_i max(z_y - max_{j != y} z_j + kappa, 0),     z = f(x')
+        eps_i <- eps_i - eta  where the attack failed; then q_i is drawn anew
+        min_theta  E[ CE(f(x'), q_i) + w eps_i max(max_{j != y} z_j - z_y + kappa, 0) ]
+
+    This is the authors' code (version 2), at ``PGD(eps=0.035, step_size=0.007, steps=10, init="zero")``: of ``attack``
+    eps, step, steps, norm and start are used. BatchNorm is in eval mode while it runs, and one more forward tells where
+    it failed. The code takes eta back there, so eps grows on the images that the net loses; the opposite, which lets it
+    grow where the net withstands, is ``revert="succeeded"``. Which one the authors mean is not known.
+
+    ``train/eps`` is the mean of the eps. Left out is the code's version 1, which sets eps_i to the distance of what was
+    found.
+
+    Args:
+        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        eta: The growth. This, ``smoothing`` and ``margin_weight`` are by default the code's 0.0025, 10 and 128 at
+            eps = 0.035, in proportion at another.
+        smoothing: The paper's c; with 0 labels stay hard.
+        margin_weight: The w above. The code sums this term over its batches of 128 and averages the cross-entropy,
+            which makes 128; with 0 there is no such term.
+        kappa: How far the margin term reaches.
+        revert: Where eta is taken back: where the attack failed, or where it succeeded.
+        noise: What a label is mixed with: ``dirichlet``, or its mean, ``uniform`` (in the code, too).
+        **kwargs: The arguments of ``Defense``.
+
+    Raises:
+        TypeError: If ``attack`` is no PGD.
+        ValueError: If an argument is out of range, or as in ``PerImage``.
+    """
+
+    attack: PGD
+
+    def __init__(
+        self,
+        *args: Any,
+        eta: Magnitude | None = None,
+        smoothing: float | None = None,
+        margin_weight: float | None = None,
+        kappa: float = 10.0,
+        revert: Revert = "failed",
+        noise: Noise = "dirichlet",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.attack, PGD):
+            raise TypeError(
+                f"CustomizedAT takes PGD's steps in a ball for each image: set attack=PGD(eps=..., step_size=..., "
+                f"steps=...), not {type(self.attack).__name__}."
+            )
+        check_choice(revert, "revert", get_args(Revert))
+        check_choice(noise, "noise", get_args(Noise))
+        eps = self.attack.eps
+        if not eps > 0:
+            raise ValueError(f"attack.eps={eps} is how far each image's eps may grow: it must be above 0.")
+        scale = eps / CODE_EPS
+        self.eta = 0.0025 * scale if eta is None else pixel_magnitude(eta, "eta", self.attack.norm)
+        self.smoothing = 10 / scale if smoothing is None else smoothing
+        self.margin_weight = 128 / scale if margin_weight is None else margin_weight
+        self.kappa = kappa
+        self.revert = revert
+        self.noise = noise
+        if not 0 < self.eta <= eps:
+            raise ValueError(f"eta={self.eta:g} must be above 0 and at most attack.eps={eps:g}.")
+        if not 0 <= self.smoothing * eps <= 1:
+            raise ValueError(
+                f"smoothing={self.smoothing:g} times attack.eps={eps:g} is a share of the label: "
+                f"choose a smoothing from 0 to {1 / eps:.4g}."
+            )
+        if not self.margin_weight >= 0:
+            raise ValueError(f"margin_weight={self.margin_weight} must be 0 (no margin term) or above.")
+
+    def perturb(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Let eps grow, attack within it, and take eta back; the adversary, the soft labels and the eps to train on."""
+        grown = (self.recall(batch) + self.eta).clamp(max=self.attack.eps)
+        x_adv, fooled = self.search(batch, grown)
+        eps = torch.where(fooled == (self.revert == "succeeded"), (grown - self.eta).clamp_min(0), grown)
+        self.remember(batch, eps)
+        return x_adv, self.labels(batch.y, eps), eps
+
+    def search(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """PGD in the ball of each image, and whom it has fooled."""
+        ball = threat(self.attack.norm, eps.view(-1, *[1] * (batch.x.ndim - 1)))
+        labels = self.labels(batch.y, eps)
+        with network_mode(self.net, self.attack_bn_mode), crafting(batch.x, batch.y) as (x, y):
+            x_adv = ball.project(self.attack.start(x), x)
+            for _ in range(self.attack.steps):
+                logits = self.net(x_adv.requires_grad_())
+                safe = (self.kappa - losses.margin(logits, y)).clamp_min(0)
+                objective = losses.ce(logits, labels) - self.margin_weight * eps * safe
+                step = self.attack.step_size * ball.steepest_step(input_gradient(objective, x_adv))
+                x_adv = ball.project(x_adv.detach() + step, x)
+            with torch.no_grad():
+                return x_adv, self.net(x_adv).argmax(dim=1) != y
+
+    def labels(self, y: Tensor, eps: Tensor) -> Tensor:
+        """Soft labels ``(N, num_classes)``."""
+        truth = F.one_hot(y, self.num_classes).float()
+        noise = torch.ones_like(truth)
+        if self.noise == "dirichlet":
+            noise = noise.exponential_()  # what torch.distributions draws too, but it waits for the device to check it
+        share = (self.smoothing * eps).unsqueeze(1)
+        return (1 - share) * truth + share * noise / noise.sum(dim=1, keepdim=True)
+
+    def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Cross-entropy with the soft labels, and the margin term."""
+        images, labels, eps = x_adv
+        logits = self.observe("robust", self.net(images), batch)
+        self.tally.add("eps", eps, batch.weight)
+        unsafe = (self.kappa + losses.margin(logits, batch.y)).clamp_min(0)
+        return losses.ce(logits, labels) + self.margin_weight * eps * unsafe

@@ -1,0 +1,164 @@
+"""What a net is measured by: Lightning's steps of validation, test and prediction."""
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import frozen
+from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
+from lit_robust.batch import Batch, as_batch
+from lit_robust.defenses.checks import check_attacks, check_first_batch, check_monitors
+from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.threats import Norm
+
+
+class Evaluated(LightningModule):
+    """A net and the attacks that tell how robust it is; they find gradients under Lightning's inference mode too.
+
+    Args:
+        net: Returns logits ``(N, num_classes)`` for images in [0, 1].
+        num_classes: The number of classes.
+        attack: The adversary whose threat set the default attacks search.
+        val_attack: The attack behind ``val/acc/robust``; by default 7 steps of eps/7 from the clean image.
+        test_attacks: The attacks of ``test`` by name; PGD-20 by default.
+        channels_last: Keeps images and weights in that memory format.
+        compile: Compiles the net.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        val_attack: Attack | None,
+        test_attacks: dict[str, Attack] | None,
+        channels_last: bool,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes} leaves nothing to classify: it must be at least 2.")
+        val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
+        test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
+        check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        if compile:
+            self.net.compile()
+        self.num_classes = num_classes
+        self.channels_last = channels_last
+        self.compiled = compile
+        self.val_attacks = {"robust": val_attack}
+        self.test_attacks = test_attacks
+        self.val_survivors = Survivors(rows_of(self.val_attacks))
+        self.test_survivors = Survivors(rows_of(self.test_attacks))
+        #: Filled by `test`: the accuracies by the name of the tested checkpoint.
+        self.test_results: dict[str, dict[str, Accuracy]] = {}
+        #: The training metrics of the last whole epoch, by name.
+        self.epoch_means: dict[str, float] = {}
+        self._checked_stages: set[Any] = set()
+
+    def setup(self, stage: str) -> None:
+        """Miss a package now and not in the middle of an evaluation, and see that the precision leaves pixels alone.
+
+        Raises:
+            ImportError: If an attack needs a package that is not installed.
+            ValueError: If images would be rounded.
+        """
+        if str(self.trainer.precision) in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} rounds images to steps as coarse as an eps: use "
+                f"{str(self.trainer.precision).replace('true', 'mixed')}."
+            )
+        for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
+            attack.check_installed()
+
+    def receive(self, raw: Any) -> Batch:
+        """Give every batch the same type and memory format, and check the first one of a stage."""
+        batch = as_batch(raw)
+        if self.channels_last:
+            batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
+        if self.trainer.state.stage not in self._checked_stages:
+            check_first_batch(self.net, batch, self.num_classes)
+            self._checked_stages.add(self.trainer.state.stage)
+        return batch
+
+    # Validation.
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Draw the same random starts in every epoch."""
+        torch.manual_seed(derive_seed(run_seed(), "evaluate", batch_idx, self.global_rank))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count who survives the validation attack."""
+        batch = self.receive(batch)
+        self.val_survivors.update(self._surviving(self.val_attacks, batch), batch.weight)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/acc/clean``, ``val/acc/robust`` and the generalisation gap ``val/gap/robust``.
+
+        The gap is the robust accuracy of the epoch's training batches, each under the training's attack and before its
+        update, minus ``val/acc/robust``; methods that never see logits of their adversary have none.
+        """
+        accuracies = self._log_accuracies("val", self.val_survivors)
+        if "robust" in accuracies and "acc/robust" in self.epoch_means:
+            gap = self.epoch_means["acc/robust"] - accuracies["robust"].value
+            self.log("val/gap/robust", gap, batch_size=1)
+
+    def on_validation_end(self) -> None:
+        """Before the training starts, see whether what callbacks monitor is there."""
+        if self.trainer.sanity_checking:
+            check_monitors(self.trainer, logged=self.trainer.callback_metrics)
+
+    # Test.
+
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Draw the same random starts in every test."""
+        self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count who survives which attack; in float32, because bfloat16's coarse logits flatter a net."""
+        batch = self.receive(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/acc/<attack>``, its 95 % interval and n, and print the table of all checkpoints tested so far."""
+        checkpoint = str(self.trainer.ckpt_path or "")
+        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
+        accuracies = self.test_results[name] = self._log_accuracies("test", self.test_survivors)
+        for attack, accuracy in accuracies.items():
+            low, high = accuracy.interval
+            self.log_dict({f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}, batch_size=1)
+        if self.trainer.is_global_zero:
+            print(f"\n{table(self.test_results)}\n")
+
+    # Prediction.
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the class probabilities ``(N, num_classes)``."""
+        probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
+        return probabilities
+
+    def _surviving(self, attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
+        with frozen(self.net) if self.compiled else nullcontext():
+            return surviving(self.net, attacks, batch)
+
+    def _log_accuracies(self, split: str, survivors: Survivors) -> dict[str, Accuracy]:
+        accuracies = survivors.accuracies()
+        survivors.reset()
+        for name, accuracy in accuracies.items():
+            self.log(f"{split}/acc/{name}", accuracy.value, prog_bar=split == "val", batch_size=1)
+        return accuracies
+
+
+def _like(attack: Attack, steps: int, share: float, init: Literal["zero", "uniform"]) -> PGD:
+    """PGD in the threat set of another attack, with steps of a share of its eps."""
+    eps: float | None = getattr(attack, "eps", None)
+    norm: Norm = getattr(attack, "norm", "linf")
+    if eps is None:
+        raise ValueError(f"{type(attack).__name__} has no eps: state val_attack and test_attacks yourself.")
+    return PGD(eps=eps, step_size=share * eps, steps=steps, norm=norm, init=init)

@@ -1,0 +1,114 @@
+"""What the methods that remember a number of each training image have in common."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_robust.batch import Batch, as_batch
+from lit_robust.defenses.base import Defense
+from lit_robust.defenses.distributed import gather_over_ranks, world_size
+
+
+class PerImage(Defense):
+    """Adversarial training with a number for each image, which is 0 at first and is known by ``Batch.index``.
+
+    The table is the same on every rank when an epoch starts. Within it a rank writes down what it learns of its own
+    images, and after the epoch's last batch the ranks exchange that. Images of weight 0, which only fill a rank up,
+    are another rank's and not written. A checkpoint holds the tables of all ranks, so a run resumes exactly; it may be
+    resumed on another number of ranks, too.
+
+    Raises:
+        ValueError: If the training's images have no index, or it is not known how many there are.
+    """
+
+    def recall(self, batch: Batch) -> Tensor:
+        """The numbers of a batch's images, ``(N,)``."""
+        return self.rank_state["numbers"][batch.index]
+
+    def remember(self, batch: Batch, numbers: Tensor) -> None:
+        """Write down the ``(N,)`` numbers of a batch's images."""
+        table, changed, exists = self.rank_state["numbers"], self.rank_state["changed"], batch.weight > 0
+        table[batch.index] = torch.where(exists, numbers, table[batch.index])
+        changed[batch.index] |= exists
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch; the first one of an epoch is checked, after the last one all ranks know what each has learned."""
+        if batch_idx == 0:
+            check_index(as_batch(batch).index, images=len(self.rank_state["numbers"]))
+        super().training_step(batch, batch_idx)
+        if self.trainer.is_last_batch:
+            merged = merge(gather_over_ranks(self.rank_state))
+            self.rank_state = {name: value.to(self.device) for name, value in merged.items()}
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier fit."""
+        super().setup(stage)
+        if stage == "fit":
+            self.rank_state = {}
+
+    def on_train_start(self) -> None:
+        """Make room for all images, also when an epoch is resumed."""
+        super().on_train_start()
+        self.make_room()
+
+    def on_train_epoch_start(self) -> None:
+        """Make room, because a callback may have selected other images."""
+        super().on_train_epoch_start()
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Lengthen the table to the images of the training's loader."""
+        n = images_in(self.trainer.train_dataloader)
+        for name, dtype in (("numbers", torch.float32), ("changed", torch.bool)):
+            known = self.rank_state.get(name, torch.zeros(0, dtype=dtype, device=self.device))
+            self.rank_state[name] = torch.cat([known, known.new_zeros(max(n - len(known), 0))])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the table over from another number of ranks, too."""
+        super().on_load_checkpoint(checkpoint)
+        states = checkpoint.get("lit_robust", {}).get("ranks", [])
+        if len(states) not in (0, world_size()) and all("numbers" in state for state in states):
+            self.rank_state = merge(states)
+
+
+def merge(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One table from those of all ranks: the number of the rank that changed it, the mean if several have."""
+    numbers, changed = (torch.stack([state[name] for state in states]) for name in ("numbers", "changed"))
+    times = changed.sum(dim=0)
+    means = (numbers * changed).sum(dim=0) / times.clamp_min(1)
+    return {"numbers": torch.where(times > 0, means, numbers[0]), "changed": torch.zeros_like(changed[0])}
+
+
+def images_in(loader: Any) -> int:
+    """One more than the largest index that a loader can give.
+
+    Raises:
+        ValueError: If there is no knowing.
+    """
+    if hasattr(loader, "samples"):  # one of lit_robust.data, whose indices count the images that are held out, too
+        return int(loader.samples.indices.max()) + 1
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        raise ValueError(
+            f"this method remembers a number of each image, but {type(loader).__name__} does not tell how many there "
+            "are: give a DataLoader of a dataset that has a length."
+        ) from None
+
+
+def check_index(index: Tensor, images: int) -> None:
+    """Refuse images that nothing can be remembered of.
+
+    Raises:
+        ValueError: If they have no index, or one that is not below the number of images.
+    """
+    low, high = int(index.min()), int(index.max())
+    if low < 0:
+        raise ValueError(
+            "this method knows an image by its index, which the training's loader does not give: let it yield "
+            "lit_robust.batch.Batch(x, y, index, weight)."
+        )
+    if high >= images:
+        raise ValueError(f"a batch has the index {high}, but there are {images} images: let indices count from 0.")

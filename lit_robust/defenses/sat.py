@@ -1,0 +1,163 @@
+"""Curricula of difficulty: P-SAT and H-SAT, which smooth the loss by easier adversaries at first, and Dynamic AT."""
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lit_robust.attacks import FGSM, PGD, Attack, CurriculumFGSM, CurriculumPGD
+from lit_robust.attacks.base import network_mode
+from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness, ProbabilityGap, Sharpness
+from lit_robust.batch import Batch
+from lit_robust.defenses.base import Defense
+
+
+class _Bounded(Defense):
+    """What the methods here have in common: PGD with a bound on difficulty, which a ramp may move between batches."""
+
+    @abstractmethod
+    def inner(self) -> Attack:
+        """The bounded attack, at this moment's ``eps`` and bound."""
+
+    def bounded_pgd(self, psi: Difficulty, lam: float) -> CurriculumPGD:
+        """The method's PGD under a bound."""
+        if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
+            raise TypeError(
+                f"{type(self).__name__} bounds PGD by a rule of its own: set attack=PGD(eps=..., step_size=..., "
+                f"steps=...), not {type(self.attack).__name__}."
+            )
+        return CurriculumPGD(**vars(self.attack), psi=psi, lam=lam)
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Search among the images that are easy enough."""
+        with network_mode(self.net, self.attack_bn_mode):
+            return self.inner()(self.net, batch.x, batch.y)
+
+
+class PSAT(_Bounded):
+    """P-SAT (Sitawarin et al., AISec 2021, arXiv:2003.09347; ATES in its first versions), on softmax gaps.
+
+        min_theta  E  max_{|x' - x| <= eps}  CE(f(x'), y)   subject to   max_{j != y} p_j(x') - p_y(x') <= lam
+
+    PGD, of which each sample stops where the gap has passed ``lam``: 0 at its first misclassified point, 1 never, which
+    is plain adversarial training. ``lam`` is a plain number and the code's grows, on CIFAR-10 ``AttributeRamp("lam",
+    PerEpoch(Linear(0, 0.4, 29, 69)))``, on MNIST ``Staircase([0, 30, 45, 60], [0, 1/3, 2/3, 1])``. These are the
+    defaults of the authors' repository; the values behind each table are not published.
+
+    As in the authors' code (chawins/adv-exp) BatchNorm is in eval mode in the attack, and the last step may overshoot
+    ``lam``. Evaluation attacks without a bound. A batch costs what PGD's does.
+
+    Args:
+        *args: The arguments of ``Defense``; ``attack`` is a PGD, or an FGSM for the code's single-step form, see
+            ``CurriculumFGSM``.
+        lam: The paper's lambda, in [-1, 1]; the default is the code's last for CIFAR-10.
+        **kwargs: The arguments of ``Defense``.
+
+    Raises:
+        TypeError: If ``attack`` is neither a plain PGD nor an FGSM.
+        ValueError: If ``lam`` is no number, or the FGSM is one in L2.
+    """
+
+    attack: PGD | FGSM
+
+    def __init__(self, *args: Any, lam: float = 0.4, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lam = lam
+        if isinstance(self.attack, FGSM) and self.attack.norm != "linf":
+            raise ValueError('the single-step form of PSAT is one in L-infinity: give FGSM(norm="linf"), or a PGD.')
+        self.inner()  # refuses what it cannot take now, not in the first batch
+
+    def inner(self) -> Attack:
+        """PGD, or the single step."""
+        if isinstance(self.attack, FGSM):
+            return CurriculumFGSM(self.attack.eps, lam=self.lam)
+        return self.bounded_pgd(ProbabilityGap(), self.lam)
+
+
+class HSAT(_Bounded):
+    """H-SAT (Sitawarin et al., AISec 2021, arXiv:2003.09347): P-SAT with the sharpness of the loss for difficulty.
+
+        min_theta  E  max_{|x' - x| <= eps}  CE(f(x'), y)   subject to   psi_H(x') <= lam
+
+    ``psi_H`` stands for the largest eigenvalue of the Hessian of the loss in the weights. The paper's approximations of
+    it and its values of ``lam`` are not published, so these are ours: ``LastLayerSharpness``, in closed form from the
+    logits, and ``PowerIteration``, which makes an attack about five times as expensive. Both are in [0, 1], and
+    ``lam`` should rise from 0, where nobody moves, to 1, which is plain adversarial training. (At 0.5 the closed form
+    binds no sample of a net that is not sure of anything yet.) As in P-SAT BatchNorm is in eval mode in the attack.
+
+    Args:
+        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        lam: The paper's lambda, in [0, 1].
+        psi: The approximation; ``LastLayerSharpness()`` by default.
+        **kwargs: The arguments of ``Defense``.
+
+    Raises:
+        TypeError: If ``attack`` is no plain PGD, or the net cannot be measured by ``psi``.
+        ValueError: If ``lam`` is no number.
+    """
+
+    attack: PGD
+
+    def __init__(self, *args: Any, lam: float = 0.5, psi: Sharpness | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lam = lam
+        self.psi = psi or LastLayerSharpness()
+        self.inner()
+        self.psi.check(self.net)
+
+    def inner(self) -> CurriculumPGD:
+        """PGD bounded by the sharpness."""
+        return self.bounded_pgd(self.psi, self.lam)
+
+
+class DynamicAT(_Bounded):
+    """Dynamic adversarial training (Wang et al., ICML 2019): PGD that converges better and better.
+
+        min_theta  E  CE(f(x'), y),     x' by PGD steps as long as FOSC(x') >= c
+        FOSC(x') = eps |grad CE|_1 - <x' - x, grad CE>,     0 where PGD has converged
+
+    ``c`` is a plain number that falls to 0, where this is plain adversarial training: ``AttributeRamp("c",
+    PerEpoch(Linear(0.5, 0, 0, 80)))``, which ends at epoch 80 of 100 in P-SAT's code for CIFAR-10, at 30 of 70 for
+    MNIST and at 100 of 120 in the authors' own.
+
+    This follows P-SAT's code (arXiv:2003.09347), where Dynamic AT is a baseline: x is the clean image, each step is
+    tested, BatchNorm is in eval mode in the attack, and a sample at exactly ``c`` moves (the authors' stops). The
+    authors' code (YisenWang/dynamic_adv_training) is ``origin="start", weight_by_loss=True``; it computes the weights
+    in a forward of their own in inference mode, here they are those of the update's forward.
+
+    Args:
+        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        c: The paper's threshold; the default is both codes' first.
+        origin: What FOSC measures from, see ``attacks.difficulty.FOSC``.
+        weight_by_loss: Whether each sample's loss is weighted by its own value, from the second epoch on.
+        **kwargs: The arguments of ``Defense``.
+
+    Raises:
+        TypeError: If ``attack`` is no plain PGD.
+        ValueError: If ``c`` is no number, or there is no such origin.
+    """
+
+    attack: PGD
+
+    def __init__(
+        self,
+        *args: Any,
+        c: float = 0.5,
+        origin: Literal["image", "start"] = "image",
+        weight_by_loss: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.c = c
+        self.fosc = FOSC(origin)
+        self.weight_by_loss = weight_by_loss
+        self.inner()
+
+    def inner(self) -> CurriculumPGD:
+        """PGD bounded by how well it has converged."""
+        return self.bounded_pgd(self.fosc, -self.c)
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Cross-entropy on adversarial images, times its own value if it is weighted by it."""
+        values = super().loss(batch, x_adv)
+        return values * values.detach() if self.weight_by_loss and self.current_epoch > 0 else values

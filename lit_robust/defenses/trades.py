@@ -1,0 +1,70 @@
+"""TRADES: a clean loss, and how far an adversary can drive the prediction away from the clean one."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from lit_robust import losses
+from lit_robust.attacks import PGD
+from lit_robust.attacks.base import network_mode
+from lit_robust.batch import Batch
+from lit_robust.defenses.base import Defense
+
+
+class TRADES(Defense):
+    """TRADES (Zhang et al., ICML 2019, arXiv:1901.08573).
+
+        min_theta  E[ CE(f(x), y) + beta max_{|x' - x| <= eps} KL(p(x) || p(x')) ],      p = softmax f
+
+    The maximum is searched by PGD on the KL divergence from ``x + 0.001 N(0, I)``, which is not clipped before the
+    first step: at ``x`` itself the gradient is 0. So ``attack`` is a PGD (or a variant, as ``FriendlyPGD``) that is
+    given this objective and this start, whatever its own are. The gradient of the update goes through both
+    distributions. ``PGD(norm="l2")`` makes it TRADES in L2, where the authors' step is 2 eps / steps.
+
+    As in the authors' code, BatchNorm is in eval mode while the attack runs and in train mode in the update, and the
+    KL is a sum over classes and a mean over the batch. Different from it: its update computes f(x) a second time, so
+    that BatchNorm's statistics move by x, x' and x, here by x' and x; its attack computes f(x) in every step; in L2 it
+    clips to [0, 1] before the ball, here after, and a sample without a gradient takes no step.
+
+    Args:
+        *args: The arguments of ``Defense``; ``attack`` is a PGD, see above.
+        beta: Weight of the KL, the paper's 1/lambda: 6 for CIFAR-10, 1 for MNIST in the authors' scripts.
+        **kwargs: The arguments of ``Defense``.
+
+    Raises:
+        TypeError: If ``attack`` is no PGD.
+        ValueError: If ``beta`` is negative.
+    """
+
+    attack: PGD
+
+    def __init__(self, *args: Any, beta: float = 6.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        name = type(self).__name__
+        if not isinstance(self.attack, PGD):
+            raise TypeError(
+                f"{name} gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., steps=...), "
+                f"not {type(self.attack).__name__}."
+            )
+        if not beta >= 0:
+            raise ValueError(f"beta={beta} must be 0 ({name} without its KL term) or above.")
+        self.beta = beta
+
+    def inner(self) -> PGD:
+        """The inner maximisation, at this moment's ``eps``."""
+        near = replace(self.attack, init="gaussian", init_size=0.001, clip_init=False)
+        return replace(near, loss=losses.kl, compare_with="clean_logits")
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Search it."""
+        with network_mode(self.net, self.attack_bn_mode):
+            return self.inner()(self.net, batch.x, batch.y)
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Cross-entropy on clean images, and the divergence."""
+        logits = self.observe("robust", self.net(x_adv), batch)
+        clean_logits = self.observe("clean", self.net(batch.x), batch)
+        divergence = losses.kl(logits, clean_logits)
+        self.tally.add("kl", divergence, batch.weight)
+        return losses.ce(clean_logits, batch.y) + self.beta * divergence

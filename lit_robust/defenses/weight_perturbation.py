@@ -1,0 +1,115 @@
+"""Adversarial weight perturbation: each update's gradient is that of nearby weights where the loss is worse."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust.defenses.distributed import sum_over_ranks
+from lit_robust.defenses.tally import Tally
+
+
+@dataclass(frozen=True)
+class AWP:
+    """Adversarial weight perturbation (Wu et al., NeurIPS 2020, arXiv:2004.05884), on top of any method but FreeAT.
+
+        v_l = |w_l| g_l / |g_l|  for each tensor l,     g = grad_w L(w)
+        w <- SGD( w, grad L(w + gamma v) )
+
+    ``L`` is the method's own loss of the batch, whose adversary is crafted once, at w. Tensors of one dimension
+    (biases, BatchNorm's) stay as they are; |.| is the Euclidean norm of a whole tensor. ``loss`` is called twice a
+    batch: once for g, which leaves no trace, and once at w + gamma v, which moves BatchNorm's statistics and counts in
+    the metrics. The weights are back bit for bit before gradients are clipped and the optimizer steps. Under several
+    ranks g is the gradient over all of them. While there is no adversary, weights are not perturbed either.
+
+    As in the authors' code, both passes are in train mode. Different from it: they find g by a step of a second net,
+    whose rate cancels; they step at w + gamma v and take gamma v off afterwards, so that weight decay acts there, and
+    here at w; they leave out tensors whose names lack "weight". In 16-mixed the gradient scaler does not see g, of
+    which small entries become 0; bf16-mixed has no such limit.
+
+    Args:
+        gamma: The relative size of the perturbation: 0.005 for TRADES and 0.01 for PGD training in the authors' code.
+        warm_up: How many epochs are trained without it. The code for TRADES begins with its epoch 10, counted from 1.
+
+    Raises:
+        ValueError: If an argument is negative.
+    """
+
+    gamma: float = 0.005
+    warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "warm_up"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"AWP's {name}={getattr(self, name)} must be 0 or above.")
+
+    @contextmanager
+    def perturbed(self, net: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:
+        """Raise the loss by moving the net's weights, and put them back afterwards."""
+        weights = [weight for weight in net.parameters() if weight.requires_grad and weight.ndim > 1]
+        with kept(net.buffers()):
+            # Not by `backward`: it would leave gradients on the parameters, and set off the reduction of DDP's.
+            gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
+        with kept(weights):
+            with torch.no_grad():
+                for weight, gradient in zip(weights, map(sum_over_ranks, gradients), strict=True):
+                    weight.add_(self.gamma * weight.norm() / (gradient.norm() + 1e-20) * gradient)
+            yield
+
+
+class Perturbable(Protocol):
+    """What ``perturbed_weights`` needs of a Defense."""
+
+    net: nn.Module
+    tally: Tally
+    adversarial: bool
+    weight_perturbation: AWP | None
+
+    @property
+    def time(self) -> float:
+        """Fractional epochs."""
+
+
+@contextmanager
+def perturbed_weights(defense: Perturbable, closure: Callable[[], Tensor]) -> Iterator[None]:
+    """Let a backward pass see the perturbed weights, if there are to be any."""
+    awp = defense.weight_perturbation
+    if awp is None or not defense.adversarial or defense.time < awp.warm_up:
+        yield
+        return
+
+    def uncounted() -> Tensor:
+        sums = dict(defense.tally.sums)
+        loss = closure()
+        defense.tally.sums = sums
+        return loss
+
+    with awp.perturbed(defense.net, uncounted):
+        yield
+
+
+def as_awp(weight_perturbation: Any) -> AWP | None:
+    """Refuse, in Python, what the command line would refuse.
+
+    Raises:
+        TypeError: If it is neither an AWP nor None.
+    """
+    if weight_perturbation is None or isinstance(weight_perturbation, AWP):
+        return weight_perturbation
+    raise TypeError(f"weight_perturbation={weight_perturbation!r} is no AWP: write AWP(gamma=0.005), or None.")
+
+
+@contextmanager
+def kept(tensors: Any) -> Iterator[None]:
+    """Whatever happens to tensors inside, give them back their values bit for bit."""
+    tensors = list(tensors)
+    copies = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, copy in zip(tensors, copies, strict=True):
+                tensor.copy_(copy)

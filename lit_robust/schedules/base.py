@@ -1,0 +1,111 @@
+"""What a schedule is, where one drops, and what several kinds need."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from lit_robust.magnitudes import Magnitude, magnitude
+
+#: What a schedule passes through: any number, or ``8/255``. Magnitude comes first: jsonargparse saves a value
+#: by the first type of a union that takes it, and float would take a Magnitude, which YAML cannot hold.
+Value = Magnitude | float
+
+
+class Schedule(ABC):
+    """A pure function of time in fractional epochs, written down as a value.
+
+    A subclass is a frozen dataclass. Whatever its numbers come as (YAML, NumPy, ``"8/255"``), it keeps and
+    returns plain floats, for a checkpoint that is safe to load holds nothing else.
+    """
+
+    @abstractmethod
+    def __call__(self, time: float) -> float:
+        """Give the value at a moment."""
+
+    def __post_init__(self) -> None:
+        """Turn the arguments into plain, hashable values.
+
+        Raises:
+            TypeError: If one is no number.
+            ValueError: If one is NaN, or a fraction that cannot be read.
+        """
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, _plain(name, value))
+
+
+def drops(schedule: Schedule, epochs: int) -> list[int]:
+    """List the epochs at whose start the learning rate has dropped: jumped to a half or less within an epoch.
+
+    A gradual decline is no drop: triangles and cosines have none, although their last epochs halve the rate
+    again and again. Nor is a jump to 0, after which nothing is learned, nor a step of an epoch-wise decline,
+    which falls at most twice as far as the step before it.
+
+    Args:
+        schedule: The learning rate's.
+        epochs: How many are trained; what would drop after the last of them does not.
+    """
+    values = [schedule(float(epoch)) for epoch in range(epochs)]
+    falls = [0.0, *(before - now for before, now in pairwise(values))]
+    return [
+        epoch
+        for epoch in range(1, epochs)
+        if 0 < values[epoch] <= values[epoch - 1] / 2
+        and falls[epoch] > 2 * falls[epoch - 1]
+        and _jumps_down(schedule, epoch - 1, epoch)
+    ]
+
+
+def _jumps_down(schedule: Schedule, left: float, right: float) -> bool:
+    """Whether the value halves at the one moment that bisection for the steepest fall ends at."""
+    while left < (middle := (left + right) / 2) < right:
+        if schedule(left) - schedule(middle) > schedule(middle) - schedule(right):
+            right = middle
+        else:
+            left = middle
+    return schedule(right) <= schedule(left) / 2
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, str):
+        return magnitude(value, name)
+    if isinstance(value, Iterable):
+        return tuple(_plain(name, item) for item in value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={value!r} is not a number.") from None
+    if math.isnan(number):
+        raise ValueError(f"{name}={value!r} is not a number.")
+    return number
+
+
+def check_positive(**arguments: float) -> None:
+    """Refuse numbers that are not above 0."""
+    for name, value in arguments.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be above 0.")
+
+
+def check_increasing(name: str, times: Sequence[float]) -> None:
+    """Refuse times that do not follow each other."""
+    if not times or any(later <= earlier for earlier, later in pairwise(times)):
+        raise ValueError(f"{name}={list(times)} must be at least one time, each later than the one before.")
+
+
+def share(time: float, begin: float, end: float) -> float:
+    """How much of the way from ``begin`` to ``end`` is done, in [0, 1]."""
+    return min(max((time - begin) / (end - begin), 0.0), 1.0)
+
+
+def wave(share: float) -> float:
+    """Half a cosine wave from 0 at 0 to 1 at 1."""
+    return (1 - math.cos(math.pi * share)) / 2
+
+
+def blend(start: float, stop: float, share: float) -> float:
+    """The value a share of the way from ``start`` to ``stop``."""
+    return (1 - share) * start + share * stop  # in this form exact at both ends

@@ -1,0 +1,260 @@
+"""Trains what ``cpu_budget.yaml`` lists on MNIST within minutes a row, attacks it, and prints a table.
+
+    python scripts/cpu_budget.py single_step                     # all rows of a set, as far as they are not done
+    python scripts/cpu_budget.py single_step --rows gat nuat     # some of them
+    python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
+
+A row that is done, with this configuration, data and version, is skipped, and so is each of its attacks. One that was
+killed goes on from the checkpoint of its last whole epoch, in runs/cpu_budget. The result is written after each row and
+attack, as a whole or not at all, so several processes may work on different rows of a set at once. First every row is
+trained and attacked by PGD-40, then the other attacks have their turn, AutoAttack at last.
+
+Nothing is chosen on test images: ``last`` is the last checkpoint, ``best`` the best of the epochs on validation images.
+"""
+
+import argparse
+import json
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from cpu_budget_parts import Diary, Transfer
+from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, read, rounded, table, versions
+
+from lit_robust import load_net
+from lit_robust.attacks import AutoAttack
+from lit_robust.attacks.evaluation import Accuracy, surviving
+from lit_robust.batch import Batch
+from lit_robust.cli import Parser, RobustCLI
+from lit_robust.data import ImageDataModule
+from lit_robust.defenses import Defense
+from lit_robust.seeds import derive_seed
+
+HERE = Path(__file__).parent
+ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu_budget")
+
+#: AutoAttack sees the first so many test images only.
+AUTOATTACK_IMAGES = 500
+#: What a row is attacked by as soon as it is trained, its best checkpoint too; the others follow when all rows are.
+FIRST_ATTACK = "pgd40"
+#: The first attack crafted on the nets of the set's ``transfer`` instead, the stronger one counting for each image.
+TRANSFER = "transfer"
+
+# From rows to configurations.
+
+
+def merged(base: Any, over: Any) -> Any:
+    """Lay a configuration over another; ``callbacks+`` comes before the base's callbacks."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    result = dict(base)
+    for key, value in over.items():
+        name = key.removesuffix("+")
+        result[name] = value + base.get(name, []) if key.endswith("+") else merged(base.get(name), value)
+    return result
+
+
+def filled(tree: Any, eps: float, epochs: int) -> Any:
+    """Put numbers where the text says EPS and EPOCHS."""
+    if isinstance(tree, dict):
+        return {key: filled(value, eps, epochs) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [filled(value, eps, epochs) for value in tree]
+    found = re.fullmatch(r"(?:([\d.]+)\*)?(EPS|EPOCHS)(?:/([\d.]+))?", tree) if isinstance(tree, str) else None
+    if found is None:
+        return tree
+    times, name, over = found.groups()
+    number = (eps if name == "EPS" else epochs) * float(times or 1) / float(over or 1)
+    return int(number) if name == "EPOCHS" and number == int(number) else round(number, 6)
+
+
+def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """The rows of a set: ``config``, as the command line takes it, ``eps``, ``epochs`` and ``passes``, by name.
+
+    A set with ``seeds`` has each row once for each of them.
+    """
+    chosen, rows = text["sets"][name], {}
+    for row, said in chosen["rows"].items():
+        numbers = {key: said.get(key, chosen.get(key)) for key in ("eps", "epochs", "passes")}
+        over = {key: value for key, value in said.items() if key not in numbers}
+        config = filled(merged(text["base"], over), numbers["eps"], numbers["epochs"])
+        for seed in chosen.get("seeds", [config["seed_everything"]]):
+            label = f"{row}@{seed}" if "seeds" in chosen else row
+            rows[label] = numbers | {"config": config | {"seed_everything": seed}}
+    return rows
+
+
+# From configurations to nets.
+
+
+def built(config: Mapping[str, Any], folder: Path) -> RobustCLI:
+    """Trainer, model and data of a configuration, as ``lit-robust`` would build them; its checkpoints go there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return RobustCLI(
+        Defense,
+        ImageDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        run=False,
+        args=["-c", str(path), f"--trainer.default_root_dir={folder}"],
+    )
+
+
+def train(cli: RobustCLI, folder: Path) -> list[dict[str, float]]:
+    """Train, from the last checkpoint on if there is one, and give the diary back."""
+    last = checkpoint(folder, "last")
+    (diary,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Diary))
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.exists() else None)
+    return diary.epochs
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """Where Lightning writes it."""
+    return folder / "checkpoints" / f"{name}.ckpt"
+
+
+def test_images(data: ImageDataModule) -> Batch:
+    """All images that are tested, as one batch."""
+    return Batch(*(torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)))
+
+
+def accuracy(net: torch.nn.Module, name: str, attack: Any, images: Batch) -> dict[str, list[float]]:
+    """Percent of the images that survive without and with an attack, with the bounds of the 95 % Wilson interval."""
+    torch.manual_seed(derive_seed("cpu_budget", name))
+    parts = (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True))
+    found = [surviving(net, {name: attack}, part) for part in parts]
+    result = {}
+    for which in found[0]:
+        survivors = torch.cat([part[which] for part in found])
+        share = Accuracy(survivors.float().mean().item(), len(survivors))
+        result[which] = [round(100 * number, 2) for number in (share.value, *share.interval)] + [share.n]
+    return result
+
+
+# The work.
+
+
+class Work:
+    """The rows of one set, and what is done about one of them.
+
+    Args:
+        name: The set's.
+        text: What ``cpu_budget.yaml`` says.
+    """
+
+    def __init__(self, name: str, text: Mapping[str, Any]) -> None:
+        self.name = name
+        self.rows = rows_of(text, name)
+        self.transfer = text["sets"][name].get("transfer", [])
+        self.path = RESULTS / f"cpu_{name}.json"
+
+    def folder(self, row: str) -> Path:
+        """Where a row's checkpoints are."""
+        return RUNS / self.name / row
+
+    def train(self, row: str) -> None:
+        """Train a row, unless it is done, and keep its diary."""
+        said = self.rows[row]
+        cli = built(said["config"], self.folder(row))
+        record = {"config": said["config"], "md5": md5_of(cli.datamodule), "versions": versions()}
+        record = json.loads(json.dumps(record))
+        before = read(self.path).get("rows", {}).get(row)
+        if before is not None and key_of(before) == key_of(record) and checkpoint(self.folder(row), "last").exists():
+            return
+        # A checkpoint that another configuration has left behind would be gone on with.
+        marker = self.folder(row) / "key.json"
+        key = json.dumps(key_of(record))
+        if marker.exists() and marker.read_text() != key:
+            for path in self.folder(row).glob("checkpoints/*.ckpt"):
+                path.unlink()
+        marker.write_text(key)
+        print(f"{row}: training", flush=True)
+        begin = time.perf_counter()
+        epochs = train(cli, self.folder(row))
+        record |= {"eps": said["eps"], "epochs": said["epochs"], "passes": said["passes"]}
+        record |= {"commit": commit(), "code": code_of(cli.model, cli.datamodule, *cli.trainer.callbacks)}
+        record |= {"hardware": hardware(), "seconds_with_validation": round(time.perf_counter() - begin, 1)}
+        record |= {"diary": rounded(epochs), "last": {}, "best": {}}
+        with opened(self.path) as results:
+            results.setdefault("rows", {})[row] = record
+            results["rows"] = {name: results["rows"][name] for name in self.rows if name in results["rows"]}
+
+    def test(self, row: str, names: Collection[str]) -> None:
+        """Attack a row's checkpoints by those of these attacks that are not done."""
+        config, done = self.rows[row]["config"], read(self.path)["rows"][row]
+        missing = [
+            (which, name)
+            for which in ("last", "best")
+            for name in names
+            if name not in done[which] and (which == "last" or name == FIRST_ATTACK)
+        ]
+        if not missing:
+            return
+        cli = built(config, self.folder(row))
+        images, attacks = test_images(cli.datamodule), dict(cli.model.test_attacks)
+        attacks[TRANSFER] = Transfer(attacks[FIRST_ATTACK], [load_net(path) for path in self.sources(row)])
+        for which, name in missing:
+            costly = isinstance(attacks[name], AutoAttack)
+            seen = Batch(*(part[:AUTOATTACK_IMAGES] for part in images)) if costly else images
+            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], seen)
+            with opened(self.path) as results:
+                results["rows"][row][which] |= {name: found[name]} | ({} if costly else {"clean": found["clean"]})
+            print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
+
+    def attacks(self, row: str) -> list[list[str]]:
+        """The names of a row's attacks: the first, those that follow, and those of which a row takes minutes."""
+        said = self.rows[row]["config"]["model"]["init_args"]["test_attacks"]
+        costly = [name for name, attack in said.items() if attack["class_path"].endswith("AutoAttack")]
+        cheap = [name for name in said if name not in (FIRST_ATTACK, *costly)]
+        return [[FIRST_ATTACK], cheap + [TRANSFER] * bool(self.sources(row)), costly]
+
+    def sources(self, row: str) -> list[Path]:
+        """The checkpoints whose nets a row is attacked through, none until all of them are trained."""
+        paths = [checkpoint(self.folder(name), "last") for name in self.transfer if name != row]
+        return paths if all(path.exists() for path in paths) else []
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = yaml.safe_load(ROWS.read_text())
+    parser.add_argument("set", choices=list(text["sets"]))
+    parser.add_argument("--rows", nargs="+", help="only these, all by default")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; with 1, CPU seconds compare best")
+    parser.add_argument("--table", action="store_true", help="only print what there is")
+    asked = parser.parse_args(args)
+    work = Work(asked.set, text)
+    unknown = set(asked.rows or ()) - set(work.rows)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(work.rows)}")
+    if not asked.table:
+        torch.set_num_threads(asked.threads)
+        # Weight decay drives dead weights into denormal numbers, on which a pass takes up to eight times as long.
+        torch.set_flush_denormal(True)
+        logging.disable(logging.INFO)  # Lightning's, for each of the trainers
+        chosen = asked.rows or list(work.rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for row in chosen:
+                work.train(row)
+                work.test(row, work.attacks(row)[0])
+            for turn in (1, 2):
+                for row in chosen:
+                    work.test(row, work.attacks(row)[turn])
+    print(table(read(work.path)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

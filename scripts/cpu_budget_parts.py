@@ -1,0 +1,144 @@
+"""What the configurations of ``cpu_budget.yaml`` name beside lit_robust's own parts: data, a diary, and a transfer."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from lit_robust.attacks import FGSM, Attack
+from lit_robust.attacks.evaluation import surviving
+from lit_robust.batch import Batch
+from lit_robust.data import MNISTDataModule
+from lit_robust.data.loaders import Samples
+from lit_robust.magnitudes import Magnitude
+
+
+class FirstImages(MNISTDataModule):
+    """MNIST's first ``train_size`` training images to train on, and those that come next to validate on.
+
+    Args:
+        train_size: How many there are to train on.
+        next_size: How many follow to validate on.
+        **kwargs: Arguments of ``MNISTDataModule``.
+    """
+
+    def __init__(self, train_size: int = 20_000, next_size: int = 1_000, **kwargs: Any) -> None:
+        super().__init__(train_size=train_size, val_size=0, **kwargs)
+        self.next_size = next_size
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        """The images right after those that are trained on."""
+        self.setup()
+        first = len(self._train)
+        return self._walk(Samples.once(torch.arange(first, first + self.next_size)), train=True)
+
+
+class Diary(Callback):
+    """Writes down, for each epoch, its seconds, its passes and every metric; and measures FGSM on validation images.
+
+    Seconds are those of the training batches alone, without validation, monitor and checkpoint: ``seconds`` is the time
+    on the wall, ``cpu_seconds`` what the process spent on all its threads, which other processes do not touch.
+
+    Passes are counted on the nets that the method calls, its own and its averages: ``forwards`` and ``backwards`` of
+    the epoch's batches, weighted by their samples, so that a pass over half a batch is half a pass. A backward is one
+    arrival of a gradient at the logits, whatever it is a gradient of; that of a double backward (GradAlign) arrives
+    twice, and the passes through the gradient's own graph are not seen.
+
+    Args:
+        eps: The bound of FGSM.
+    """
+
+    def __init__(self, eps: Magnitude) -> None:
+        self.attack = FGSM(eps)
+        self.epochs: list[dict[str, float]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Count on the class of the net, so that copies of it are counted too."""
+        self._net_class = type(pl_module.net)
+        self._counts: list[float] | None = None
+        self._hook = register_module_forward_hook(self._count)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Count no more."""
+        self._hook.remove()
+
+    def _count(self, module: nn.Module, inputs: Any, logits: Tensor) -> None:
+        counts = self._counts
+        if counts is None or not isinstance(module, self._net_class):
+            return
+        share = len(logits) / self._batch_size
+        counts[0] += share
+
+        def count(gradient: Tensor) -> None:
+            counts[1] += share
+
+        if logits.requires_grad:
+            logits.register_hook(count)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clocks."""
+        self._passes = [0.0, 0.0]
+        self._begin = time.perf_counter(), time.process_time()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start counting."""
+        self._batch_size, self._counts = len(batch.x), self._passes
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop counting, and with the last batch the clocks."""
+        self._counts = None
+        if trainer.is_last_batch:
+            self._seconds = time.perf_counter() - self._begin[0], time.process_time() - self._begin[1]
+            self._fgsm: list[Tensor] = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Measure FGSM, in the mode and with the weights of the validation."""
+        self._fgsm.append(surviving(pl_module.net, {"fgsm": self.attack}, batch)["fgsm"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch down; the monitors come before this callback and have logged theirs."""
+        batches = trainer.num_training_batches
+        entry = {"seconds": self._seconds[0], "cpu_seconds": self._seconds[1]}
+        entry |= {"forwards": self._passes[0] / batches, "backwards": self._passes[1] / batches}
+        entry |= {"val/acc/fgsm": torch.cat(self._fgsm).float().mean().item()}
+        names = sorted(name for name in trainer.callback_metrics if not name.endswith(("_step", "_epoch")))
+        entry |= {name: float(trainer.callback_metrics[name]) for name in names}
+        self.epochs.append(entry)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is written down, so that a resumed run's diary is whole."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on writing."""
+        self.epochs = state_dict["epochs"]
+
+
+class Transfer(Attack):
+    """An attack on other nets: an image is broken if one of them is, in the eyes of the net that is given.
+
+    Args:
+        attack: What crafts the images.
+        sources: The nets that they are crafted on; the worst of them counts for each image.
+    """
+
+    def __init__(self, attack: Attack, sources: Sequence[nn.Module]) -> None:
+        self.attack, self.sources = attack, sources
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Craft on the sources, keep what deceives the net."""
+        x_adv = x
+        for source in self.sources:
+            found = self.attack(source, x, y)
+            with torch.no_grad():
+                broken = net(found).argmax(dim=1) != y
+            x_adv = torch.where(broken.view(-1, 1, 1, 1), found, x_adv)
+        return x_adv

@@ -1,0 +1,298 @@
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lit_robust.attacks import PGD
+from lit_robust.attacks.base import crafting, input_gradient
+from lit_robust.batch import Batch
+from lit_robust.callbacks.view import View
+from tests.tiny import CLASSES, TinyNet, images
+
+X, Y = images(8)[:2]
+OTHER = torch.rand_like(X)
+EXTRA = object()
+
+
+class Pair(NamedTuple):
+    image: Tensor
+    label: Tensor
+    extra: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    image: Tensor
+    label: Tensor
+    extra: Any
+
+
+class Fields:
+    """A batch of one's own making, whose constructor takes something else."""
+
+    def __init__(self, path: str) -> None:
+        self.image, self.label, self.extra = X, Y, EXTRA
+
+
+class Classifier(LightningModule):
+    """A user's module, with a net inside and one inside that."""
+
+    def __init__(self, net: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = net or TinyNet()
+        self.scale = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+#: A batch, where it keeps its images and labels, and how to get at the three parts of it.
+BATCHES = {
+    "tuple": ((X, Y, EXTRA), 0, 1),
+    "list": ([X, Y, EXTRA], 0, 1),
+    "labels first": ([Y, X, EXTRA], 1, 0),
+    "from the end": ((EXTRA, Y, X), -1, -2),
+    "Batch": (Batch(X, Y, torch.arange(8), torch.ones(8)), 0, 1),
+    "dictionary": ({"image": X, "label": Y, "extra": EXTRA}, "image", "label"),
+    "keys that are numbers": ({0: X, 1: Y, 2: EXTRA}, 0, 1),
+    "keys with dots": ({"input.jpg": X, "input.cls": Y, "extra": EXTRA}, "input.jpg", "input.cls"),
+    "ordered dictionary": (OrderedDict(image=X, label=Y, extra=EXTRA), "image", "label"),
+    "mapping of another library": (UserDict(image=X, label=Y, extra=EXTRA), "image", "label"),
+    "named tuple by name": (Pair(X, Y, EXTRA), "image", "label"),
+    "named tuple by index": (Pair(X, Y, EXTRA), 0, 1),
+    "frozen dataclass": (Sample(X, Y, EXTRA), "image", "label"),
+    "object": (Fields("somewhere"), "image", "label"),
+    "dictionary in a list": ([{"image": X, "extra": EXTRA}, Y], "0.image", 1),
+    "tuple in a dictionary": ({"views": (X, EXTRA), "label": Y}, "views.0", "label"),
+    "deep": (({"in": [Pair(X, Y, EXTRA)]},), "0.in.0.image", "0.in.0.label"),
+}
+
+
+def leaves(batch):
+    """All that a batch holds, by place."""
+    if isinstance(batch, (tuple, list)):
+        return {f"{i}/{place}": leaf for i, part in enumerate(batch) for place, leaf in leaves(part).items()}
+    if isinstance(batch, (dict, UserDict)):
+        return {f"{key}/{place}": leaf for key, part in batch.items() for place, leaf in leaves(part).items()}
+    if isinstance(batch, Fields):
+        return vars(batch)
+    if isinstance(batch, Sample):
+        return {name: getattr(batch, name) for name in batch.__slots__}
+    return {"": batch}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_images_are_exchanged_in_a_batch_like_the_one_that_came_which_stays_as_it_was(name):
+    batch, x, y = BATCHES[name]
+    before, view = leaves(batch), View(x, y)
+    assert view.pixels(batch) is X
+    assert view.labels(batch) is Y
+    other = view.exchanged(batch, OTHER)
+    assert type(other) is type(batch)
+    assert view.pixels(other) is OTHER
+    after = leaves(other)
+    assert {place for place in before if after[place] is not before[place]} == {
+        place for place in before if before[place] is X
+    }
+    assert all(leaf is before[place] for place, leaf in leaves(batch).items())
+
+
+def test_there_may_be_no_labels():
+    assert View(y=None).labels((X,)) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "x", "message"),
+    [
+        ({"img": X}, 0, r"x=0 finds nothing in a dict with the keys 'img': give an index, a key"),
+        ({"img": X}, "image", r"x='image' finds nothing in a dict with the keys 'img'"),
+        ([Y], 1, r"x=1 finds nothing in a list of 1"),
+        (Pair(X, Y, 0), "images", r"x='images' finds nothing in a Pair with the fields image, label, extra"),
+        (Sample(X, Y, 0), "images", r"x='images' finds nothing in a Sample with the fields image, label, extra"),
+        (X, 0, r"x=0 finds nothing in a Tensor"),
+        ({"views": [X, X]}, "views", r"x='views' finds no tensor in a dict with the keys 'views', but a list of 2"),
+    ],
+)
+def test_where_there_are_no_images_is_one_sentence_that_says_what_there_is(batch, x, message):
+    with pytest.raises(ValueError, match=message):
+        View(x).pixels(batch)
+
+
+def test_the_users_own_net_is_attacked_where_it_can_be():
+    module = Classifier()
+    assert View().logits_net(module) is module
+    assert View(net="model").logits_net(module) is module.model
+    assert View(net="model.head").logits_net(module) is module.model.head
+
+
+# Normalised images.
+
+MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.25, 0.1]
+
+
+def normalised(x, mean=MEAN, std=STD):
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (x - mean) / std
+
+
+@pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), (0.5, 0.5), ([0.5], 0.5), (0, 1 / 255)], ids=str)
+def test_attacks_get_pixels_and_a_net_of_pixels(mean, std):
+    module = Classifier().eval()
+    view = View(net="model", mean=mean, std=std)
+    batch = normalised(X, mean, std), Y
+    torch.testing.assert_close(view.pixels(batch), X)
+    assert view.pixels(batch).min() >= 0
+    assert view.pixels(batch).max() <= 1
+    torch.testing.assert_close(view.logits_net(module)(X), module.model(batch[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_an_attack_on_normalised_images_is_the_attack_on_pixels_with_the_normalisation_in_the_net():
+    class Inside(nn.Module):
+        def forward(self, x):
+            return module.model(normalised(x))
+
+    module, attack = Classifier().eval(), PGD(eps=0.1, step_size=0.05, steps=3, init="zero")
+    view = View(net="model", mean=MEAN, std=STD)
+    batch = normalised(X), Y
+    x_adv = attack(view.logits_net(module), view.pixels(batch), Y)
+    torch.testing.assert_close(x_adv, attack(Inside(), X, Y), rtol=0, atol=1e-5)
+    assert (x_adv - X).abs().max() <= 0.1 + 1e-6
+    torch.testing.assert_close(view.exchanged(batch, x_adv)[0], normalised(x_adv), rtol=0, atol=1e-4)
+
+
+def test_a_pixel_that_does_not_move_stays_exactly_what_the_pipeline_made_of_it():
+    view, batch = View(mean=MEAN, std=STD), (normalised(X), Y)
+    x_adv = view.pixels(batch).clone()
+    x_adv[:, :, 0, 0] = 0.5
+    same = view.exchanged(batch, x_adv)[0] == batch[0]
+    assert same[:, :, 1:].all()
+    assert not same[:, :, 0, 0].any()
+
+
+def test_gradients_pass_through_the_normalisation_when_it_was_first_used_in_inference_mode():
+    view, module = View(mean=[0.11, 0.12, 0.13], std=[0.9, 0.8, 0.7]), Classifier()
+    with torch.inference_mode():
+        batch = normalised(X, [0.11, 0.12, 0.13], [0.9, 0.8, 0.7]), Y
+        with crafting(view.pixels(batch), Y) as (x, y):
+            x.requires_grad_()
+            logits = view.logits_net(module)(x)
+            assert input_gradient(nn.functional.cross_entropy(logits, y, reduction="none"), x).abs().sum() > 0
+
+
+# What is refused before anything is trained or measured.
+
+
+class Softmax(TinyNet):
+    def forward(self, x):
+        return super().forward(x).softmax(dim=1)
+
+
+class Pooled(TinyNet):
+    def forward(self, x):
+        return super().forward(x).mean()
+
+
+class Twice(TinyNet):
+    def forward(self, x):
+        return [super().forward(x)] * 2
+
+
+class Labelled(TinyNet):
+    def forward(self, x, y):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "batch", "message"),
+    [
+        ({}, (normalised(X), Y), r"pixels run from -5\.9.*, but an attack's eps is in units of \[0, 1\]: if the data"),
+        ({}, (255 * X, Y), r"pixels run from .* to 25\d.*normalises, give its mean and std"),
+        ({}, (X / 0 * 0, Y), r"pixels run from nan to nan"),
+        ({"mean": 0.5, "std": 0.5}, (normalised(X), Y), r"mean=\[0\.5\] and std=\[0\.5\] are not what the data"),
+        ({"mean": MEAN, "std": STD}, (X, Y), r"images run from .* as they come, .*: leave mean and std out"),
+        ({"mean": [0.1, 0.2], "std": 1}, (X, Y), r"mean=\[0\.1, 0\.2\] has 2 numbers for images of 3 channels"),
+        ({}, ((255 * X).byte(), Y), r"x=0 finds images of torch\.uint8, but attacks move floating-point pixels"),
+        ({}, (X, Y[:3]), r"y=1 finds labels of shape \(3,\) for 8 images"),
+        ({}, (X, Y + 1), r"labels run from 1 to 4, but the net returns 4 logits an image"),
+        ({}, (X, Y - 1), r"labels run from -1 to 2"),
+        ({"net": "net"}, (X, Y), r'net="net" is no sub-module of Classifier: .* \(it has: model, scale\)'),
+        ({"net": "scale"}, (X, Y), r"Classifier\.scale cannot be called with images alone \(RuntimeError: .*: set"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        View(**arguments).check(Classifier(), batch)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Softmax(), r"the net returns probabilities, .* set net to the sub-module before the softmax"),
+        (Pooled(), r"Classifier returns a tensor of shape \(\) for 2 images instead of logits: set net to the"),
+        (Twice(), r"Classifier returns list for 2 images instead of logits"),
+        (Labelled(), r"Classifier cannot be called with images alone \(TypeError: .*missing 1 required"),
+    ],
+)
+def test_what_returns_no_logits_is_refused(net, message):
+    with pytest.raises(ValueError, match=message):
+        View().check(Classifier(net), (X, Y))
+
+
+def test_a_module_without_forward_needs_the_name_of_its_net():
+    class NoForward(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = TinyNet()
+
+    with pytest.raises(ValueError, match=r"NoForward cannot be .* \(NoForward has: model\)"):
+        View().check(NoForward(), (X, Y))
+    View(net="model").check(NoForward(), (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": 0.5}, r"mean=0\.5 and std=None undo a normalisation together: give both, or neither"),
+        ({"std": 0.5}, r"give both, or neither"),
+        ({"mean": 0.5, "std": [0.5, 0]}, r"std=\[0\.5, 0\] must be above 0"),
+    ],
+)
+def test_half_a_normalisation_is_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        View(**arguments)
+
+
+def test_a_check_leaves_no_trace():
+    module = Classifier()
+    module.model.body.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    View().check(module, (X, Y))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert (module.training, module.model.body.training, module.model.head.training) == (True, False, True)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("y", [torch.rand(8, CLASSES), torch.rand(8), None], ids=["soft", "numbers", "none"])
+def test_labels_that_are_no_classes_are_the_attacks_affair(y):
+    View(y=None if y is None else 1).check(Classifier(), (X, y))
+
+
+class Output(TinyNet):
+    """As large libraries of nets return logits."""
+
+    def forward(self, x):
+        return SimpleNamespace(logits=super().forward(x), hidden_states=None)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"mean": 0.5, "std": 0.5}], ids=["pixels", "normalised"])
+def test_logits_may_be_an_attribute_of_what_the_net_returns(arguments):
+    module, view = Classifier(Output()).eval(), View(**arguments)
+    x = 2 * X - 1 if arguments else X
+    view.check(module, (x, Y))
+    torch.testing.assert_close(view.logits_net(module)(X), TinyNet.forward(module.model, x))

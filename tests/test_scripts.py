@@ -1,0 +1,303 @@
+"""The scripts that make committed results, on data that train in a second."""
+
+import inspect
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
+
+from lit_robust.attacks import PGD
+from lit_robust.attacks.evaluation import Accuracy
+from lit_robust.defenses import Defense
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+TINY = """
+base:
+  seed_everything: 0
+  trainer:
+    accelerator: cpu
+    devices: 1
+    max_epochs: EPOCHS
+    logger: false
+    enable_progress_bar: false
+    enable_model_summary: false
+    num_sanity_val_steps: 0
+    callbacks:
+      - class_path: CatastrophicOverfittingMonitor
+        init_args: {rule: {class_path: lit_robust.callbacks.PGDDrop, init_args: {threshold: 1.0}}}
+      - {class_path: cpu_budget_parts.Diary, init_args: {eps: EPS}}
+      - class_path: ModelCheckpoint
+        init_args: {filename: best, monitor: val/acc/robust, mode: max, enable_version_counter: false}
+      - class_path: ModelCheckpoint
+        init_args: {filename: last, save_on_train_epoch_end: true, enable_version_counter: false}
+  data:
+    class_path: DigitsDataModule
+    init_args: {batch_size: 32, val_size: 20, train_size: 128, test_size: 64, augment: false}
+  model:
+    class_path: Natural
+    init_args:
+      net: {class_path: lit_robust.nets.digits_cnn, init_args: {width: 8}}
+      attack: {class_path: FGSM, init_args: {eps: EPS}}
+      optimizer: {class_path: torch.optim.Adam, init_args: {lr: 5.0e-3}}
+      val_attack: {class_path: PGD, init_args: {eps: EPS, step_size: EPS/2, steps: 2}}
+      test_attacks:
+        pgd40: {class_path: PGD, init_args: {eps: EPS, step_size: EPS/2, steps: 2}}
+sets:
+  tiny:
+    eps: 0.1
+    epochs: 3
+    transfer: [natural]
+    rows:
+      natural: {passes: 1}
+      freeat: {passes: 3, model: {class_path: FreeAT, init_args: {m: 3}}}
+  costs:
+    eps: 0.1
+    epochs: 1
+    rows:
+      fgsmat: {passes: 2, model: {class_path: FGSMAT}}
+      pgdat:
+        passes: 4
+        model:
+          class_path: PGDAT
+          init_args: {attack: {class_path: PGD, init_args: {eps: EPS, step_size: EPS, steps: 3}}}
+      rmgm: {passes: 4, model: {class_path: RMGM}}
+      gat: {passes: 3.333, model: {class_path: GAT}}
+      nuat2: {passes: 4.333, model: {class_path: NuAT2}}
+      nuat2_wa:
+        passes: 4.333
+        trainer: {callbacks+: [{class_path: EMAWeights, init_args: {extra: {fast: 0.9}}}]}
+        model: {class_path: NuAT2, init_args: {attack_average: fast}}
+  seeds:
+    eps: 0.1
+    epochs: 1
+    seeds: [0, 1]
+    rows:
+      natural: {passes: 1}
+"""
+
+
+@pytest.fixture
+def budget(monkeypatch, tmp_path):
+    """The script, with the tiny rows and its files in a folder of their own."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import cpu_budget
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.yaml").write_text(TINY)
+    monkeypatch.setattr(cpu_budget, "ROWS", tmp_path / "rows.yaml")
+    monkeypatch.setattr(cpu_budget, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(cpu_budget, "RUNS", tmp_path / "runs")
+    yield cpu_budget
+    for name in ("cpu_budget", "cpu_budget_parts", "cpu_budget_results"):
+        sys.modules.pop(name, None)
+
+
+def results(name="tiny"):
+    return json.loads(Path(f"results/cpu_{name}.json").read_text())["rows"]
+
+
+def change(before, after):
+    path = Path("rows.yaml")
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+
+
+# Rows are data.
+
+
+def test_a_row_is_laid_over_the_base(budget):
+    base = {"trainer": {"callbacks": ["diary"], "max_epochs": 1}, "model": {"class_path": "A", "init_args": {"lam": 1}}}
+    over = {"trainer": {"callbacks+": ["ramp"]}, "model": {"class_path": "B", "init_args": {"m": 2}}}
+    assert budget.merged(base, over) == {
+        "trainer": {"callbacks": ["ramp", "diary"], "max_epochs": 1},
+        "model": {"class_path": "B", "init_args": {"lam": 1, "m": 2}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("EPS", 0.2), ("EPS/4", 0.05), ("2.5*EPS", 0.5), ("EPOCHS", 15), ("2*EPOCHS/3", 10), ("0.9*EPOCHS", 13.5)],
+)
+def test_eps_and_epochs_stand_for_numbers(budget, text, number):
+    filled = budget.filled({"a": [text, "EPSILON"]}, eps=0.2, epochs=15)["a"]
+    assert filled == [number, "EPSILON"]
+    assert isinstance(filled[0], type(number))
+
+
+def test_a_set_may_have_its_rows_once_for_each_seed(budget):
+    rows = budget.rows_of(yaml.safe_load(TINY), "seeds")
+    assert {name: row["config"]["seed_everything"] for name, row in rows.items()} == {"natural@0": 0, "natural@1": 1}
+
+
+def test_every_row_that_is_committed_is_understood(budget):
+    """A slip in the last row would otherwise be met after an hour."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Defense, "model")
+    parser.add_argument("--callbacks", type=list[Callback])
+    text = yaml.safe_load((SCRIPTS / "cpu_budget.yaml").read_text())
+    common = text["base"]["trainer"]["callbacks"]
+    for name in text["sets"]:
+        work = budget.Work(name, text)
+        assert set(work.transfer) <= work.rows.keys()
+        for said in work.rows.values():
+            callbacks = said["config"]["trainer"]["callbacks"]
+            own = callbacks if said is next(iter(work.rows.values())) else callbacks[: -len(common)]
+            model = budget.merged(said["config"]["model"], {"init_args": {"num_classes": 10}})
+            arguments = parser.parse_object({"model": model, "callbacks": own}).as_dict()["model"]["init_args"]
+            attacks = [arguments["attack"], arguments["val_attack"], *arguments["test_attacks"].values()]
+            assert all(attack["init_args"]["eps"] >= said["eps"] for attack in attacks)
+            assert not carried_over(said["config"]["model"]["init_args"]["optimizer"], arguments["optimizer"])
+
+
+def carried_over(stated, resolved):
+    """What neither the row nor the class says of an optimizer, but the one that a method has by default."""
+    defaults = inspect.signature(getattr(torch.optim, stated["class_path"].split(".")[-1])).parameters
+    mine = resolved["init_args"].keys() - stated["init_args"].keys()
+    return {name for name in mine if str(resolved["init_args"][name]) != str(defaults[name].default)}
+
+
+# A run.
+
+
+def test_a_result_says_what_it_comes_from(budget, capsys):
+    budget.main(["tiny"])
+    rows = results()
+    assert list(rows) == ["natural", "freeat"]
+    row = rows["freeat"]
+    assert row["config"] == budget.rows_of(yaml.safe_load(TINY), "tiny")["freeat"]["config"]
+    assert row["md5"].keys() == {"train", "val", "test"}
+    assert row["versions"]["torch"] == torch.__version__
+    assert row["hardware"]["threads"] == 1
+    assert row["last"].keys() == {"clean", "pgd40", "transfer"}
+    assert row["best"].keys() == {"clean", "pgd40"}
+    diary = row["diary"]
+    assert {len(numbers) for numbers in diary.values()} == {3}
+    named = {"seconds", "cpu_seconds", "val/acc/robust", "val/acc/fgsm", "monitor/acc/pgd", "train/loss"}
+    assert named <= diary.keys()
+    table = capsys.readouterr().out.splitlines()[-6:-2]
+    assert [line.split(" | ")[0] for line in table] == ["| row", "| ---", "| natural", "| freeat"]
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_an_accuracy_comes_with_its_wilson_interval(budget):
+    budget.main(["tiny", "--rows", "natural"])
+    value, low, high, n = results()["natural"]["last"]["pgd40"]
+    expected = Accuracy(value / 100, n)
+    assert n == 64
+    assert [low, high] == pytest.approx([100 * bound for bound in expected.interval], abs=0.02)
+
+
+def test_what_is_done_is_not_done_again(budget, capsys):
+    budget.main(["tiny", "--rows", "natural"])
+    before = Path("results/cpu_tiny.json").read_text()
+    capsys.readouterr()
+    budget.main(["tiny", "--rows", "natural"])
+    assert "natural: training" not in capsys.readouterr().out
+    assert Path("results/cpu_tiny.json").read_text() == before
+
+
+def test_an_attack_that_is_added_is_all_that_is_done(budget, capsys):
+    budget.main(["tiny", "--rows", "natural"])
+    before = results()["natural"]["last"]
+    capsys.readouterr()
+    change("      test_attacks:\n", "      test_attacks:\n        fgsm: {class_path: FGSM, init_args: {eps: EPS}}\n")
+    budget.main(["tiny", "--rows", "natural"])
+    assert "natural: training" not in capsys.readouterr().out
+    after = results()["natural"]["last"]
+    assert after.keys() - before.keys() == {"fgsm"}
+    assert all(after[name] == value for name, value in before.items())
+
+
+def test_a_row_that_says_something_else_is_trained_anew(budget):
+    budget.main(["tiny", "--rows", "natural"])
+    before = results()["natural"]
+    change("lr: 5.0e-3", "lr: 1.0e-2")
+    budget.main(["tiny", "--rows", "natural"])
+    after = results()["natural"]
+    assert after["diary"]["train/loss"] != before["diary"]["train/loss"]
+    assert len(after["diary"]["train/loss"]) == 3
+
+
+def test_a_row_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(budget, monkeypatch):
+    budget.main(["tiny", "--rows", "freeat"])
+    whole = results()["freeat"]
+    shutil.rmtree("results")
+    shutil.rmtree("runs")
+    start, began = budget.Diary.on_train_batch_start, []
+
+    def killed(diary, trainer, module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (2, 1):
+            raise InterruptedError
+        start(diary, trainer, module, batch, batch_idx)
+
+    def watched(diary, trainer, module, batch, batch_idx):
+        began.append((trainer.current_epoch, batch_idx))
+        start(diary, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(budget.Diary, "on_train_batch_start", killed)
+    with pytest.raises(InterruptedError):
+        budget.main(["tiny", "--rows", "freeat"])
+    assert not Path("results").exists()
+    monkeypatch.setattr(budget.Diary, "on_train_batch_start", watched)
+    budget.main(["tiny", "--rows", "freeat"])
+    resumed = results()["freeat"]
+    assert began == [(2, batch) for batch in range(4)]
+    for name in ("train/loss", "val/acc/robust", "monitor/acc/pgd", "backwards"):
+        assert resumed["diary"][name] == whole["diary"][name]
+    assert (resumed["last"], resumed["best"]) == (whole["last"], whole["best"])
+
+
+# The diary.
+
+
+@pytest.mark.parametrize("row", ["fgsmat", "pgdat", "rmgm", "gat", "nuat2", "nuat2_wa"])
+def test_the_passes_that_are_counted_are_those_of_the_cost_model(budget, row):
+    work = budget.Work("costs", yaml.safe_load(TINY))
+    cli = budget.built(work.rows[row]["config"], work.folder(row))
+    (epoch,) = budget.train(cli, work.folder(row))
+    passes = epoch["forwards"] / 3 + 2 * epoch["backwards"] / 3
+    assert passes == pytest.approx(work.rows[row]["passes"], abs=0.01)
+
+
+def test_free_passes_once_a_replay(budget):
+    budget.main(["tiny", "--rows", "freeat"])
+    diary = results()["freeat"]["diary"]
+    assert diary["backwards"] == [3] * 3
+    assert diary["forwards"] == pytest.approx([3] * 3, abs=0.02)  # the check of the first batch looks at two images
+
+
+def test_a_transferred_image_is_one_that_deceives_the_net_itself(budget):
+    import cpu_budget_parts
+
+    class Bright(torch.nn.Module):
+        def __init__(self, threshold):
+            super().__init__()
+            self.threshold = threshold
+
+        def forward(self, x):
+            distance = x.flatten(1) - self.threshold
+            return torch.cat([-distance, distance], dim=1)
+
+    x, y = torch.tensor([0.45, 0.48, 0.9]).view(3, 1, 1, 1), torch.tensor([0, 0, 1])
+    attack = PGD(eps=0.1, step_size=0.1, steps=1, init="zero")
+    found = cpu_budget_parts.Transfer(attack, [Bright(0.5)])(Bright(0.57), x, y)
+    assert found.flatten().tolist() == pytest.approx([0.45, 0.58, 0.9])
+
+
+def test_the_first_images_are_trained_on_and_the_next_validated_on(budget, real_data):
+    import cpu_budget_parts
+
+    if not (real_data / "MNIST").is_dir():
+        pytest.skip("no MNIST")
+    data = cpu_budget_parts.FirstImages(train_size=50, next_size=20, root=str(real_data))
+    trained = torch.cat([batch.index for batch in data.train_dataloader()])
+    validated = torch.cat([batch.index for batch in data.val_dataloader()])
+    assert sorted(trained.tolist()) == list(range(50))
+    assert validated.tolist() == list(range(50, 70))
