@@ -224,7 +224,7 @@ class Defense(Evaluated):
             FloatingPointError: If loss or weights are no longer finite; the checkpoint before stays what it was.
         """
         self.tally.means(self.current_epoch, self.batch_idx)
-        check_weights_finite(self.net.state_dict())
+        check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "recipe", None),
             "tally": gather_over_ranks(self.tally.sums),
