@@ -6,6 +6,7 @@ The only place that knows everything. Importing a room makes the short names of 
 import csv
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -103,7 +104,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the run's metrics, by stage, and shows it to Weights & Biases."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file under a name by which a test beside a training does not overwrite the training's.
+        """Write the file under a name by which neither a test nor a resume overwrites what the run began with.
 
         Without a logger a run has no folder of its own, and in the user's there may be another config.yaml.
         """
@@ -112,6 +113,8 @@ class SaveConfig(SaveConfigCallback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
+        if stage == "fit" and self.config.get("ckpt_path") and (folder / name).exists():
+            name = f"config_resumed_{len(list(folder.glob('config_resumed_*.yaml'))) + 1}.yaml"
         self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True)
         self.save_config(trainer, pl_module, stage)
         self.already_saved = True
@@ -176,6 +179,9 @@ class RobustCLI(LightningCLI):
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
         _ignore(*NOISE_OF_EVALUATION)
         warnings.filterwarnings("always", module="(py)?autoattack")  # a doubt about each checkpoint, in the same words
+        for logger in self.trainer.loggers:
+            if isinstance(logger, CSVLogger):  # said now, so that the table is what the terminal ends with
+                rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
         for path in self._find(ckpt_path).values() if ckpt_path else [self._optional(None)]:
             self.trainer.test(ckpt_path=path and str(path), **kwargs)
 
@@ -191,10 +197,8 @@ class RobustCLI(LightningCLI):
             if isinstance(logger, WandbLogger):
                 logger.log_table("test/accuracies", columns, rows)
             elif isinstance(logger, CSVLogger):
-                path = Path(logger.log_dir, "test.csv")
-                with path.open("w", newline="") as file:
+                with Path(logger.log_dir, "test.csv").open("w", newline="") as file:
                     csv.writer(file).writerows([columns, *rows])
-                rank_zero_info(f"The table is kept in {path}.")
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, by a ``PredictionWriter`` if no other writer is among the callbacks."""
@@ -243,7 +247,9 @@ class RobustCLI(LightningCLI):
                 metrics = run / "metrics.csv"
                 if metrics.exists() and self.trainer.is_global_zero:
                     metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
-                logger._version = run.name
+                # A number as it was, because of a string the progress bar shows the last four characters.
+                number = re.fullmatch(r"version_(0|[1-9]\d*)", run.name)
+                logger._version = int(number[1]) if number else run.name
 
 
 def main(args: Sequence[str] | None = None) -> None:

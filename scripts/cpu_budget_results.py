@@ -136,9 +136,17 @@ def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 
 def reports(diary: Mapping[str, list[float]]) -> str:
-    """The epochs, counted from 1, in which a monitor has reported catastrophic overfitting."""
-    flags = diary.get("train/catastrophic_overfitting", [])
-    return ", ".join(str(epoch + 1) for epoch, flag in enumerate(flags) if flag) or "none"
+    """The epochs, counted from 1, in which a monitor has reported catastrophic overfitting, and the rules that said so.
+
+    Older diaries do not have the rules.
+    """
+    flag = "train/catastrophic_overfitting"
+    rules = {key.removeprefix(f"{flag}/"): flags for key, flags in diary.items() if key.startswith(f"{flag}/")}
+    found = []
+    for epoch, reported in enumerate(diary.get(flag, [])):
+        said = ", ".join(name for name, flags in rules.items() if flags[epoch])
+        found += [f"{epoch + 1} ({said})" if said else str(epoch + 1)] * bool(reported)
+    return ", ".join(found) or "none"
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -165,7 +173,7 @@ def table(results: Mapping[str, Any]) -> str:
         "best by validation images. CPU seconds are those that the process spent on the training batches of its "
         f"fastest epoch ({machine['threads']} thread, {machine['processor']}), because other processes stretch the "
         "time on the wall. Passes of a batch are counted: a forward is a third and a backward two; beside them what "
-        "the cost model says. Last, the epochs in which a CatastrophicOverfittingMonitor spoke."
+        "the cost model says. Last, the epochs in which a CatastrophicOverfittingMonitor spoke, and by which rule."
     )
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", legend])
 

@@ -1,9 +1,9 @@
-"""Plot what NuAT-H watched over training, its triggers, and when it took second steps.
+"""Plot the clean cross-entropy of a NuAT-H run, its triggers, and which batches got a second step.
 
     python scripts/plot_hybrid.py runs/nuat_h/version_0/metrics.csv hybrid.png
 
-The watched number is the smoothed clean cross-entropy (CleanLossDrop) or the gain of a second step (SecondStepGain).
-Needs matplotlib (``pip install "lit-robust[plot]"``).
+A trigger is marked where second steps begin: once the budget is spent the detector may still fire, and nothing
+happens. Needs matplotlib (``pip install "lit-robust[plot]"``).
 """
 
 import argparse
@@ -11,33 +11,35 @@ import csv
 from pathlib import Path
 
 
-def read(path: Path, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a metric.
+def read(path: Path, key: str) -> list[tuple[int, str, float]]:
+    """The step, the epoch and the value of each row of a metric.
 
     Raises:
         SystemExit: If the file has no such metric.
     """
     with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get(key)]
+        rows = [(int(row["step"]), row["epoch"], float(row[key])) for row in csv.DictReader(file) if row.get(key)]
     if not rows:
-        raise SystemExit(f"{path} has no {key}: it is logged by NuAT with a detector as two_step.")
-    return [int(row["step"]) for row in rows], [float(row[key]) for row in rows]
+        raise SystemExit(f"{path} has no {key}: it is logged by NuAT with a two_step.")
+    return rows
 
 
 def plot(metrics: Path, picture: Path) -> None:
-    """Draw the curve, a line for each trigger, and the share of second steps below."""
+    """Draw the mean cross-entropy of each epoch with a line for each trigger, and the second steps below."""
     from matplotlib import pyplot as plt
 
-    steps, watched = read(metrics, "train/watched")
-    _, triggers = read(metrics, "train/triggers")
-    fired = [step for step, now, before in zip(steps, triggers, [0.0, *triggers], strict=False) if now > before]
-    figure, (above, below) = plt.subplots(2, sharex=True, height_ratios=[3, 1], figsize=(8, 5), layout="constrained")
-    above.plot(steps, watched)
-    for step in fired:
+    # An epoch's last row is its mean, and replaces those before.
+    epochs = {epoch: (step, value) for step, epoch, value in read(metrics, "train/ce/clean")}
+    changes, _, alert = zip(*read(metrics, "train/alert"), strict=True)
+    triggers = [step for step, on in zip(changes, alert, strict=True) if on]
+    steps, clean = zip(*epochs.values(), strict=True)
+    figure, (above, below) = plt.subplots(2, sharex=True, height_ratios=[4, 1], figsize=(8, 5), layout="constrained")
+    above.plot(steps, clean, marker=".")
+    for step in triggers:
         above.axvline(step, color="tab:red", linewidth=0.8)
-    above.set(ylabel="watched by the detector", title=f"{len(fired)} triggers (red)")
-    below.step(*read(metrics, "train/two_step"), where="pre", color="tab:red")
-    below.set(ylabel="two steps", xlabel="updates", ylim=(-0.05, 1.05))
+    above.set(ylabel="clean cross-entropy, mean of an epoch", title=f"{len(triggers)} triggers (red)")
+    below.fill_between([*changes, steps[-1] + 1], [*alert, alert[-1]], step="post", color="tab:red", linewidth=0)
+    below.set(ylabel="second steps", xlabel="updates", ylim=(0, 1), yticks=[])
     figure.savefig(picture, dpi=150)
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tests start processes that import torch and Lightning: without bytecode each of them compiles for ten seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Two workers share two cores; fixtures of modules are set up before those of tests, so it is said here too.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.attacks.difficulty import LastLayerSharpness, PowerIteration
+from lit_robust.callbacks import EMAWeights
 from lit_robust.defenses import (
     AAER,
     AWP,
@@ -57,11 +59,12 @@ def build(method: Callable[..., Defense], **arguments: Any) -> Defense:
 
 @dataclass(frozen=True)
 class Method:
-    """A method, its arguments, and how far its adversary may be from the clean image."""
+    """A method, its arguments, how far its adversary may be from the clean image, and the callbacks that it needs."""
 
     cls: Callable[..., Defense]
     arguments: dict[str, Any] = field(default_factory=dict)
     bound: float = EPS
+    callbacks: Callable[[], list[Callback]] = list
 
 
 #: The contracts run over all of them.
@@ -90,6 +93,11 @@ METHODS: dict[str, Method] = {
     "NuAT-H": Method(NuAT, {"attack": ONE_STEP, "two_step": CleanLossDrop(every=0.3, drop=0.1, warm_up=0.5)}),
     "NuAT-H by the second step's gain": Method(NuAT, {"attack": ONE_STEP, "two_step": SecondStepGain(gain=0.05)}),
     "NuAT2": Method(NuAT2, {"attack": ONE_STEP}),
+    "NuAT2-WA": Method(
+        NuAT2,
+        {"attack": ONE_STEP, "attack_average": "fast"},
+        callbacks=lambda: [EMAWeights(0.9, extra={"fast": 0.5})],
+    ),
     "CustomizedAT": Method(CustomizedAT),
     "CustomizedAT, eta taken back where the attack succeeded": Method(CustomizedAT, {"revert": "succeeded"}),
     "CurriculumAT": Method(CurriculumAT, {"expect_acc": 0.0}),

@@ -120,8 +120,8 @@ def method(name: str, folder: Path) -> Finding:
     """A method's run, and the run that resumes it after its first epoch."""
     make, path, seen = METHODS[name], folder / f"{name}.ckpt", Seen()
     whole, rest = (build(make.cls, **make.arguments) for _ in range(2))
-    fit(whole, Data(), seen, Save(path))
-    fit(rest, Data(), ckpt_path=path)
+    fit(whole, Data(), *make.callbacks(), seen, Save(path))
+    fit(rest, Data(), *make.callbacks(), ckpt_path=path)
     return {"weights": whole.state_dict(), "resumed": rest.state_dict(), "seen": seen.epochs}
 
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 from dataclasses import replace
 from importlib import import_module
+from io import StringIO
 
 import pytest
 import torch
@@ -286,3 +287,21 @@ def test_the_authors_own_package_is_used_where_only_that_is_installed(monkeypatc
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     monkeypatch.setitem(sys.modules, "pyautoattack.autopgd_base", None)
     assert torch.equal(AutoAttack(0.05)(net, x, y), expected)
+
+
+def test_its_progress_bar_stays_on_one_line_while_rich_draws_lightnings(quick, monkeypatch):
+    pytest.importorskip("rich")
+    from rich.console import Console
+    from rich.file_proxy import FileProxy
+
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    terminal, lines = Terminal(), StringIO()
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=lines), terminal))
+    net, x, y = make()
+    AutoAttack(0.05)(net, x, y)
+    assert "AutoAttack" in terminal.getvalue()
+    assert "\n" not in terminal.getvalue()
+    assert lines.getvalue() == ""

@@ -652,7 +652,6 @@ def robust_accuracy_of_pgdat(tmp_path, seed):
     return 100 * defense.test_results["these weights"]["pgd20"].value
 
 
-@pytest.mark.slow
 def test_a_stranger_comes_within_three_points_of_pgdat(tmp_path):
     theirs, mine = [], []
     for seed in range(3):

@@ -342,7 +342,8 @@ def test_before_the_switch_each_batch_costs_a_natural_step_and_every_method_runs
     method, adversarial = build(METHODS[name].cls, **METHODS[name].arguments), []
     step = method.adversarial_step
     method.adversarial_step = lambda batch: adversarial.append(method.current_epoch) or step(batch)
-    delayed, natural = epochs_of(method, DelayedStart(at_epoch=1)), epochs_of(build(Natural))
+    delayed = epochs_of(method, *METHODS[name].callbacks(), DelayedStart(at_epoch=1))
+    natural = epochs_of(build(Natural))
     batches, check = 2, 1  # the check of the first batch is a forward
     assert delayed.passes[0, "forward"] == natural.passes[0, "forward"] == batches + check
     assert delayed.passes[0, "backward"] == natural.passes[0, "backward"] == batches

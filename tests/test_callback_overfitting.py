@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -8,17 +8,27 @@ from torch.nn import functional as F
 
 from lit_robust.attacks import FGSM, PGD, Attack
 from lit_robust.callbacks import (
+    AbnormalRise,
+    AdversarialTraining,
+    AttributeRamp,
+    Bound,
     CatastrophicOverfittingMonitor,
+    CrossEntropySplit,
+    EMAWeights,
     FGSMGap,
     GradientCosineDrop,
+    LinearityErrorSpike,
     PGDDrop,
 )
 from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
+from lit_robust.schedules import Linear
+from lit_robust.threats import L2, Linf
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 BATCHES = 3
+TRAINED_WITH = FGSM(8 / 255)
 
 
 def batches(weights=None, **share):
@@ -41,9 +51,11 @@ class Net(TinyNet):
 class Classifier(LightningModule):
     """A user's module, not a Defense; what it draws depends on everything that was drawn before."""
 
-    def __init__(self) -> None:
+    def __init__(self, attack: Attack | None = TRAINED_WITH) -> None:
         super().__init__()
         self.net = Net()
+        if attack is not None:
+            self.attack = attack
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
@@ -62,8 +74,16 @@ class Scripted(PGDDrop):
 
     accuracies: tuple[float, ...] = (0.3, 0.5, 0.1, 0.1)
 
-    def measure(self, net, x, y):
+    def measure(self, net, x, y, bound):
         return {"acc/pgd": torch.full((len(x),), self.accuracies[int(net.epoch)])}
+
+
+@dataclass(frozen=True)
+class ScriptedErrors(LinearityErrorSpike):
+    errors: tuple[float, ...] = (1.0, 2.0, 3.0, 3.7)
+
+    def measure(self, net, x, y, bound):
+        return {"linearity_error": torch.full((len(x),), self.errors[int(net.epoch)])}
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,7 @@ def assert_equal(a, b):
 
 PIXELS = torch.tensor([0.1, 0.45, 0.55, 0.9]).view(4, 1, 1, 1)
 CLASSES_OF_PIXELS = torch.tensor([0, 0, 1, 1])
+BOUND = Bound(0.1)
 
 
 class Threshold(nn.Module):
@@ -128,22 +149,39 @@ class Wave(nn.Module):
 
 def test_pgd_drop_measures_the_accuracy_under_its_attack():
     rule = PGDDrop(PGD(eps=0.1, step_size=0.1, steps=2))
-    assert rule.measure(Threshold(), PIXELS, CLASSES_OF_PIXELS)["acc/pgd"].tolist() == [1, 0, 0, 1]
+    assert rule.measure(Threshold(), PIXELS, CLASSES_OF_PIXELS, BOUND)["acc/pgd"].tolist() == [1, 0, 0, 1]
 
 
 def test_pgd_drop_compares_with_the_epoch_before():
     rule = PGDDrop(threshold=0.2)
-    assert rule.overfits({"acc/pgd": 0.5}, {"acc/pgd": 0.29})
-    assert not rule.overfits({"acc/pgd": 0.5}, {"acc/pgd": 0.31})
-    assert not rule.overfits({"acc/pgd": 0.1}, {"acc/pgd": 0.5})
+    assert rule.overfits([{"acc/pgd": 0.1}, {"acc/pgd": 0.5}], {"acc/pgd": 0.29})
+    assert not rule.overfits([{"acc/pgd": 0.9}, {"acc/pgd": 0.5}], {"acc/pgd": 0.31})
+    assert not rule.overfits([{"acc/pgd": 0.1}], {"acc/pgd": 0.5})
 
 
 def test_the_default_is_the_attack_and_threshold_of_the_authors():
-    assert CatastrophicOverfittingMonitor().rule == PGDDrop(PGD(8 / 255, 2 / 255, steps=5), threshold=0.2)
+    assert CatastrophicOverfittingMonitor().rule == PGDDrop(None, threshold=0.2)
+    assert Bound(8 / 255).pgd5() == PGD(8 / 255, 2 / 255, steps=5)
+
+
+@pytest.mark.parametrize(("eps", "correct"), [(0.01, 1), (0.1, 0)])
+@pytest.mark.parametrize("rule", [PGDDrop(), FGSMGap()], ids=["PGDDrop", "FGSMGap"])
+def test_attacks_that_are_left_out_have_the_eps_of_the_training(rule, eps, correct):
+    for values in rule.measure(Threshold(), PIXELS, CLASSES_OF_PIXELS, Bound(eps)).values():
+        assert values.tolist() == [1, correct, correct, 1]
+
+
+def test_they_have_its_norm_too():
+    bound = Bound(0.5, "l2")
+    assert (bound.pgd5().norm, bound.fgsm().norm, bound.ball) == ("l2", "l2", L2(0.5))
+
+
+def test_a_rule_with_an_eps_of_its_own_looks_so_far_in_l_infinity():
+    assert GradientCosineDrop("8/255").within(Bound(0.5, "l2")).ball == Linf(8 / 255)
 
 
 def test_fgsm_gap_measures_both_attacks():
-    measured = FGSMGap(FGSM(eps=0.01), Succeeds()).measure(Threshold(), PIXELS, CLASSES_OF_PIXELS)
+    measured = FGSMGap(FGSM(eps=0.01), Succeeds()).measure(Threshold(), PIXELS, CLASSES_OF_PIXELS, BOUND)
     assert {name: value.tolist() for name, value in measured.items()} == {
         "acc/fgsm": [1] * 4,
         "acc/pgd": [0] * 4,
@@ -162,16 +200,33 @@ def test_fgsm_gap_measures_both_attacks():
 )
 def test_fgsm_gap_tells_once_when_the_gap_opens(before, now, verdict):
     previous, current = (dict(zip(("acc/fgsm", "acc/pgd"), values, strict=True)) for values in (before, now))
-    assert FGSMGap(margin=0.3).overfits(previous, current) is verdict
+    assert FGSMGap(margin=0.3).overfits([previous], current) is verdict
+
+
+def test_the_split_measures_the_cross_entropy_with_and_without_the_attack():
+    measured = CrossEntropySplit().measure(Threshold(), PIXELS, CLASSES_OF_PIXELS, Bound(0.1))
+    margin = torch.tensor([0.4, 0.05, 0.05, 0.4])
+    torch.testing.assert_close(measured["ce/clean"], F.softplus(-2 * margin))
+    torch.testing.assert_close(measured["ce/adversarial"], F.softplus(-2 * (margin - 0.1)))
+
+
+@pytest.mark.parametrize(
+    ("clean", "adversarial", "verdict"),
+    [(0.8, 1.2, True), (0.8, 0.9, False), (1.2, 1.2, False), (0.9, 1.2, False), (0.8, 1.1, False)],
+    ids=["they part", "the rate is divided", "both rise", "clean falls a little", "adversarial rises a little"],
+)
+def test_the_cross_entropies_part_when_the_clean_one_falls_and_the_other_rises(clean, adversarial, verdict):
+    current = {"ce/clean": 0.5 * clean, "ce/adversarial": 2.0 * adversarial}
+    assert CrossEntropySplit(change=0.15).overfits([{"ce/clean": 0.5, "ce/adversarial": 2.0}], current) is verdict
 
 
 def test_the_gradients_of_a_linear_net_all_point_the_same_way():
-    measured = GradientCosineDrop(0.01).measure(Threshold(), PIXELS, CLASSES_OF_PIXELS)
+    measured = GradientCosineDrop(0.01).measure(Threshold(), PIXELS, CLASSES_OF_PIXELS, BOUND)
     torch.testing.assert_close(measured["gradient_cosine"], torch.ones(4))
 
 
 def test_samples_without_a_gradient_have_no_cosine():
-    cosine = GradientCosineDrop(0.01).measure(Saturated(), PIXELS, CLASSES_OF_PIXELS)["gradient_cosine"]
+    cosine = GradientCosineDrop(0.01).measure(Saturated(), PIXELS, CLASSES_OF_PIXELS, BOUND)["gradient_cosine"]
     assert cosine.isnan().tolist() == [True, True, False, False]
 
 
@@ -179,17 +234,83 @@ def test_the_cosine_is_small_where_the_gradient_turns_within_eps():
     x = torch.rand(16, 1, 8, 8)
     rule, y = GradientCosineDrop("8/255"), torch.zeros(16, dtype=torch.int64)
     assert rule.eps == 8 / 255
-    cosine = rule.measure(Wave(), x, y)["gradient_cosine"].mean()
+    cosine = rule.measure(Wave(), x, y, BOUND)["gradient_cosine"].mean()
     assert abs(cosine) < 0.2
-    assert rule.overfits({"gradient_cosine": 0.9}, {"gradient_cosine": float(cosine)})
-    assert not rule.overfits({"gradient_cosine": 0.9}, {"gradient_cosine": 0.5})
+    assert rule.overfits([{"gradient_cosine": 0.9}], {"gradient_cosine": float(cosine)})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "verdict"),
+    [
+        (0.9, 0.44, True),
+        (0.9, 0.46, False),
+        (0.2, -0.1, True),
+        (-0.1, -0.06, False),
+        (-0.1, -0.3, False),
+        (0.02, 0.005, False),
+    ],
+    ids=["below the share", "above it", "below zero", "negative, better", "negative, worse", "noise near zero"],
+)
+def test_a_cosine_falls_only_from_where_it_says_something(before, now, verdict):
+    rule = GradientCosineDrop(factor=0.5, floor=0.1)
+    assert rule.overfits([{"gradient_cosine": before}], {"gradient_cosine": now}) is verdict
+
+
+class Peak(nn.Module):
+    """The loss of class 0 is largest where the pixel is 0.5."""
+
+    def forward(self, x):
+        height = -(x.flatten(1) - 0.5).abs()
+        return torch.cat([-height, height], dim=1)
+
+
+class Parabola(nn.Module):
+    """The loss of class 0 is 40 + 100 x^2, as softplus(z) is z when z is large."""
+
+    def forward(self, x):
+        height = 40 + 100 * x.flatten(1).square()
+        return torch.cat([torch.zeros_like(height), height], dim=1)
+
+
+def test_no_sample_is_abnormal_where_every_step_raises_the_loss():
+    abnormal = AbnormalRise().measure(Threshold(), PIXELS, CLASSES_OF_PIXELS, BOUND)["abnormal"]
+    assert abnormal.tolist() == [0, 0, 0, 0]
+
+
+def test_at_a_peak_of_the_loss_the_five_eighths_that_start_nearest_are_abnormal():
+    # From distance d a step of 1.25 eps ends at 1.25 eps - d, further away if d < 0.625 eps.
+    torch.manual_seed(0)
+    x, y = torch.full((10_000, 1, 1, 1), 0.5), torch.zeros(10_000, dtype=torch.int64)
+    assert AbnormalRise().measure(Peak(), x, y, BOUND)["abnormal"].mean() == pytest.approx(0.625, abs=0.02)
+
+
+def test_abnormal_samples_are_reported_when_their_share_rises():
+    rule = AbnormalRise(rise=0.1)
+    assert rule.overfits([{"abnormal": 0.9}, {"abnormal": 0.02}], {"abnormal": 0.13})
+    assert not rule.overfits([{"abnormal": 0.0}, {"abnormal": 0.02}], {"abnormal": 0.11})
+
+
+def test_the_linearity_error_of_a_parabola_is_that_of_theory():
+    # k^2 E[t^2 (1 - t)^2] E[(x_a - x_b)^4] = k^2 (1/30) (16/15 eps^4)
+    torch.manual_seed(0)
+    x, y = torch.full((50_000, 1, 1, 1), 0.3), torch.zeros(50_000, dtype=torch.int64)
+    error = LinearityErrorSpike(eps=0.1).measure(Parabola(), x, y, Bound(0.5))["linearity_error"]
+    assert error.mean() == pytest.approx(100**2 * 0.1**4 * 8 / 225, rel=0.05)
+
+
+def test_a_linearity_error_spikes_two_deviations_above_the_mean_of_its_history():
+    history = [{"linearity_error": error} for error in (1.0, 2.0, 3.0)]  # 2 and 0.816
+    rule = LinearityErrorSpike()
+    assert rule.overfits(history, {"linearity_error": 3.64})
+    assert not rule.overfits(history, {"linearity_error": 3.63})
+    assert not rule.overfits(history[:2], {"linearity_error": 9.0})
 
 
 # The monitor.
 
 
 def test_it_says_so_in_the_epoch_in_which_it_happens_and_goes_on(tmp_path):
-    message = r"^catastrophic overfitting in epoch 2: acc/pgd 0\.500 -> 0\.100 \(Scripted\); training goes on\.$"
+    message = r"^catastrophic overfitting in epoch 2, says Scripted: acc/pgd 0\.5 -> 0\.1; training goes on\.$"
     with pytest.warns(UserWarning, match=message) as caught:
         run = fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(Scripted()))
     assert sum("overfitting" in str(warning.message) for warning in caught) == 1
@@ -204,13 +325,13 @@ def test_numbers_and_verdict_are_logged(tmp_path):
     seen: list[dict[str, float]] = []
     with pytest.warns(UserWarning, match="in epoch 2"):
         fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(Scripted()), Metrics())
-    assert [values["monitor/acc/pgd"] for values in seen] == pytest.approx([0.3, 0.5, 0.1, 0.1])
+    assert [values["monitor/Scripted/acc/pgd"] for values in seen] == pytest.approx([0.3, 0.5, 0.1, 0.1])
     assert [values["train/catastrophic_overfitting"] for values in seen] == [0, 0, 1, 0]
 
 
 def test_stop_ends_the_training_after_that_epoch(tmp_path):
     states, module = States(), Classifier()
-    with pytest.warns(UserWarning, match=r"in epoch 2: .*; training stops\.$"):
+    with pytest.warns(UserWarning, match=r"in epoch 2, .*; training stops\.$"):
         fit(tmp_path, module, CatastrophicOverfittingMonitor(Scripted(), "stop"), states)
     assert len(states.states) == 3
     assert_equal(module.net.state_dict(), states.states[2])
@@ -224,7 +345,14 @@ def test_restore_also_brings_back_the_last_healthy_weights_and_buffers(tmp_path)
     assert_equal(module.net.state_dict(), states.states[1])
 
 
-RULES = [PGDDrop(), FGSMGap(), GradientCosineDrop()]
+RULES = [
+    PGDDrop(),
+    FGSMGap(),
+    GradientCosineDrop(),
+    AbnormalRise(),
+    LinearityErrorSpike(),
+    CrossEntropySplit(),
+]
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # so few images say anything
@@ -261,48 +389,78 @@ def test_the_measurement_is_in_train_mode_and_leaves_no_gradient(tmp_path, rule)
     assert all(torch.equal(a, b) for a, b in zip(gradients[0], before, strict=True))
 
 
-def test_the_first_batch_of_the_epoch_is_what_is_measured_as_it_was(tmp_path):
+@dataclass(frozen=True)
+class Look(PGDDrop):
+    """Notes every batch that it is asked about."""
+
+    seen: list = field(default_factory=list)
+
+    def measure(self, net, x, y, bound):
+        self.seen.append((x, y, torch.rand(3)))
+        return super().measure(net, x, y, bound)
+
+
+@pytest.mark.parametrize(("asked", "measured"), [(1, 1), (8, 1), (9, 2), (512, BATCHES)])
+def test_so_many_images_are_measured_in_whole_batches_as_far_as_the_epoch_has_them(tmp_path, asked, measured):
+    rule = Look()
+    fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(rule, images=asked), max_epochs=1)
+    first = list(batches())[:measured]
+    assert torch.equal(torch.cat([x for x, _, _ in rule.seen]), torch.cat([batch.x for batch in first]))
+
+
+def test_512_images_are_the_default():
+    assert CatastrophicOverfittingMonitor().images == 512
+    with pytest.raises(ValueError, match="images=0 must be an integer, at least 1"):
+        CatastrophicOverfittingMonitor(images=0)
+
+
+def test_the_mean_is_over_all_of_them(tmp_path):
+    @dataclass(frozen=True)
+    class Numbers(PGDDrop):
+        def measure(self, net, x, y, bound):
+            return {"acc/pgd": torch.full((len(x),), float(torch.equal(x, first)))}
+
+    first = next(iter(batches())).x
+    run = fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(Numbers()), max_epochs=1)
+    assert run.callback_metrics["monitor/Numbers/acc/pgd"] == pytest.approx(1 / BATCHES)
+
+
+def test_batches_are_measured_as_they_were(tmp_path):
     class Overwriting(Classifier):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
             batch[0].zero_()
             return loss
 
-    @dataclass(frozen=True)
-    class Look(PGDDrop):
-        def measure(self, net, x, y):
-            seen.append(x)
-            return super().measure(net, x, y)
-
-    seen: list[torch.Tensor] = []
-    fit(tmp_path, Overwriting(), CatastrophicOverfittingMonitor(Look()), max_epochs=1)
-    assert torch.equal(seen[0], next(iter(batches())).x)
+    rule = Look()
+    fit(tmp_path, Overwriting(), CatastrophicOverfittingMonitor(rule), max_epochs=1)
+    assert torch.equal(rule.seen[0][0], next(iter(batches())).x)
 
 
 def test_padding_and_samples_without_a_number_do_not_count(tmp_path):
     @dataclass(frozen=True)
     class Numbers(PGDDrop):
-        def measure(self, net, x, y):
+        def measure(self, net, x, y, bound):
             return {"acc/pgd": torch.tensor([1.0, 1.0, 0.0, torch.nan, 0.0, 1.0, 1.0, 1.0])}
 
     weights = torch.ones(8 * BATCHES)
     weights[4:8] = 0
-    run = trainer(tmp_path, callbacks=[CatastrophicOverfittingMonitor(Numbers())], max_epochs=1)
+    run = trainer(tmp_path, callbacks=[CatastrophicOverfittingMonitor(Numbers(), images=8)], max_epochs=1)
     run.fit(Classifier(), batches(weights))
-    assert run.callback_metrics["monitor/acc/pgd"] == pytest.approx(2 / 3)
+    assert run.callback_metrics["monitor/Numbers/acc/pgd"] == pytest.approx(2 / 3)
 
 
 def test_batches_may_be_pairs(tmp_path):
     run = trainer(tmp_path, callbacks=[CatastrophicOverfittingMonitor(PGDDrop(Succeeds()))], max_epochs=1)
     run.fit(Classifier(), loader(images(8)))
-    assert "monitor/acc/pgd" in run.callback_metrics
+    assert "monitor/PGDDrop/acc/pgd" in run.callback_metrics
 
 
 def test_a_defense_can_be_monitored(tmp_path):
     module = PGDAT(TinyNet(), CLASSES, PGD(steps=1))
     run = trainer(tmp_path, callbacks=[CatastrophicOverfittingMonitor()], max_epochs=1)
     run.fit(module, batches(), batches())
-    assert "monitor/acc/pgd" in run.callback_metrics
+    assert "monitor/PGDDrop/acc/pgd" in run.callback_metrics
 
 
 class Save(Callback):
@@ -322,7 +480,7 @@ class Save(Callback):
 def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_path, stop):
     def run(module, *others, ckpt_path=None):
         monitor = CatastrophicOverfittingMonitor(Scripted(), "restore")
-        with pytest.warns(UserWarning, match=r"in epoch 2: acc/pgd 0\.500 -> 0\.100"):
+        with pytest.warns(UserWarning, match=r"in epoch 2, says Scripted: acc/pgd 0\.5 -> 0\.1"):
             fit(tmp_path, module, monitor, *others, ckpt_path=ckpt_path)
 
     whole, rest = Classifier(), Classifier()
@@ -331,33 +489,115 @@ def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_p
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
 
 
-def test_a_resumed_epoch_is_judged_by_its_own_first_batch_and_the_same_random_numbers(tmp_path):
-    @dataclass(frozen=True)
-    class Look(PGDDrop):
-        def measure(self, net, x, y):
-            seen.append((x, y, torch.rand(3)))
-            return super().measure(net, x, y)
+def test_a_resumed_run_knows_the_history(tmp_path):
+    message = r"in epoch 3, says ScriptedErrors: linearity_error 3 -> 3\.7"
+    for others, ckpt_path in (([Save(tmp_path / "part.ckpt", 7)], None), ([], tmp_path / "part.ckpt")):
+        with pytest.warns(UserWarning, match=message):
+            fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(ScriptedErrors()), *others, ckpt_path=ckpt_path)
 
-    seen: list[tuple[torch.Tensor, ...]] = []
-    monitor = CatastrophicOverfittingMonitor(Look(threshold=1.0))
+
+def test_a_resumed_epoch_is_judged_by_its_own_first_batches_and_the_same_random_numbers(tmp_path):
+    rule = Look(threshold=1.0)
+    monitor = CatastrophicOverfittingMonitor(rule)
     fit(tmp_path, Classifier(), monitor, Save(tmp_path / "part.ckpt", 2), max_epochs=1)
     fit(tmp_path, Classifier(), monitor, ckpt_path=tmp_path / "part.ckpt", max_epochs=1)
-    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    assert len(rule.seen) == 2 * BATCHES
+    for whole, resumed in zip(rule.seen[:BATCHES], rule.seen[BATCHES:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
-def test_two_monitors_may_run_side_by_side_and_one_verdict_is_enough(tmp_path):
-    monitors = (
-        CatastrophicOverfittingMonitor(Scripted(), "stop"),
-        CatastrophicOverfittingMonitor(GradientCosineDrop(factor=-9.0)),
-    )
-    with pytest.warns(UserWarning, match="in epoch 2"):
+def test_monitors_side_by_side_share_a_verdict_and_have_one_of_their_own(tmp_path):
+    @dataclass(frozen=True)
+    class Robust(PGDDrop):
+        def measure(self, net, x, y, bound):
+            return {"acc/pgd": torch.full((len(x),), 0.75)}
+
+    monitors = CatastrophicOverfittingMonitor(Scripted(), "stop"), CatastrophicOverfittingMonitor(Robust())
+    with pytest.warns(UserWarning, match="in epoch 2, says Scripted"):
         run = fit(tmp_path, Classifier(), *monitors)
-    assert run.callback_metrics["train/catastrophic_overfitting"] == 1
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["train/catastrophic_overfitting"] == 1
+    assert logged["train/catastrophic_overfitting/Scripted"] == 1
+    assert logged["train/catastrophic_overfitting/Robust"] == 0
+    assert logged["monitor/Scripted/acc/pgd"] == pytest.approx(0.1)
+    assert logged["monitor/Robust/acc/pgd"] == 0.75
+
+
+# The bound of the training.
+
+
+@dataclass(frozen=True)
+class Steady(PGDDrop):
+    """A net whose robustness does not change in four epochs, and is gone in the fifth."""
+
+    seen: list = field(default_factory=list)
+
+    def measure(self, net, x, y, bound):
+        self.seen.append(bound)
+        return {"acc/pgd": torch.full((len(x),), 1 - 2.5 * bound.eps if int(net.epoch) < 4 else 0.0)}
+
+
+@dataclass(frozen=True)
+class SteadyAcrossEps(Steady):
+    across_eps = True
+
+
+def ramped(tmp_path, rule):
+    ramp = AttributeRamp("attack.eps", Linear(0, 0.3, 0, 3))
+    return fit(tmp_path, Classifier(PGD(0.3)), ramp, CatastrophicOverfittingMonitor(rule, images=8), max_epochs=5)
+
+
+def test_a_ramp_is_measured_at_the_eps_of_the_moment_and_its_growth_is_no_false_alarm(tmp_path):
+    rule = Steady()
+    with pytest.warns(UserWarning, match="overfitting in epoch 4, says Steady: acc/pgd 0.25 -> 0;") as caught:
+        ramped(tmp_path, rule)
+    assert sum("overfitting" in str(warning.message) for warning in caught) == 1
+    assert [bound.eps for bound in rule.seen] == pytest.approx([0.2 / 3, 0.5 / 3, 0.8 / 3, 0.3, 0.3])
+
+
+def test_a_rule_whose_numbers_mean_the_same_at_every_eps_is_heard_during_the_ramp(tmp_path):
+    with pytest.warns(UserWarning, match="says SteadyAcrossEps") as caught:
+        ramped(tmp_path, SteadyAcrossEps())
+    messages = [str(warning.message) for warning in caught if "overfitting" in str(warning.message)]
+    assert [message.partition(",")[0][-7:] for message in messages] == ["epoch 1", "epoch 2", "epoch 4"]
+    assert [type(rule).__name__ for rule in RULES if rule.across_eps] == ["FGSMGap", "AbnormalRise"]
+
+
+def test_a_rule_with_an_attack_of_its_own_is_not_moved_by_a_ramp(tmp_path):
+    rule = Scripted(PGD(0.1), accuracies=(0.5, 0.1, 0.1, 0.1, 0.1))
+    with pytest.warns(UserWarning, match="overfitting in epoch 1, says Scripted"):
+        ramped(tmp_path, rule)
+
+
+def test_a_norm_is_the_training_s_too(tmp_path):
+    rule = Steady()
+    fit(tmp_path, Classifier(PGD(0.1, norm="l2")), CatastrophicOverfittingMonitor(rule, images=8), max_epochs=1)
+    assert rule.seen == [Bound(0.1, "l2")]
+
+
+def test_a_module_without_a_bound_needs_a_rule_that_has_one(tmp_path):
+    with pytest.raises(ValueError, match=r"PGDDrop measures at the training's eps, but Classifier has no attack\.eps"):
+        fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor())
+    rule = PGDDrop(Succeeds())
+    run = fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor(rule), max_epochs=1)
+    assert run.callback_metrics["monitor/PGDDrop/acc/pgd"] == 0
+
+
+def test_a_bound_that_is_lent_is_found_by_a_monitor_that_comes_after(tmp_path):
+    lender = AdversarialTraining(PGD(0.1, 0.05, steps=1), net="net")
+    rule = Steady()
+    fit(tmp_path, Classifier(attack=None), lender, CatastrophicOverfittingMonitor(rule, images=8), max_epochs=1)
+    assert rule.seen == [Bound(0.1)]
+    with pytest.raises(ValueError, match="list AdversarialTraining, which lends an attack, before the monitor"):
+        fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor(), lender)
+
+
+# Ranks, averages and misuse.
 
 
 @dataclass(frozen=True)
 class PerRank(PGDDrop):
-    def measure(self, net, x, y):
+    def measure(self, net, x, y, bound):
         rank = torch.distributed.get_rank()
         return {"acc/pgd": torch.full((len(x),), float(rank) if int(net.epoch) < 1 else 0.0)}
 
@@ -372,7 +612,7 @@ class Shares(Classifier):
         return batches(rank=self.global_rank, world=2)
 
     def on_train_epoch_end(self):
-        self.logged.append(float(self.trainer.callback_metrics["monitor/acc/pgd"]))
+        self.logged.append(float(self.trainer.callback_metrics["monitor/PerRank/acc/pgd"]))
 
     def on_train_end(self):
         torch.save(self.logged, f"{self.global_rank}.pt")
@@ -402,6 +642,12 @@ def test_a_module_without_net_is_refused(tmp_path):
     module.net, module.model = None, module.net
     with pytest.raises(TypeError, match=r"attacks module\.net, which Classifier lacks"):
         CatastrophicOverfittingMonitor().setup(trainer(tmp_path), module, "fit")
+
+
+def test_weights_that_an_average_would_replace_are_not_restored(tmp_path):
+    with pytest.raises(ValueError, match='action="restore" would be undone by EMAWeights'):
+        fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(action="restore"), EMAWeights(0.9))
+    fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(action="stop"), EMAWeights(0.9), max_epochs=1)
 
 
 def test_an_unknown_action_is_refused():

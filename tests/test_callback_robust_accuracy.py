@@ -3,7 +3,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -116,6 +122,17 @@ def test_what_is_measured_is_kept_with_its_interval_and_printed_after_a_test(tmp
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["large", "50.0", "[18.8,", "81.2]", "6"] in lines
     assert ["worst", "50.0", "[18.8,", "81.2]", "6"] in lines
+
+
+@pytest.mark.parametrize("bar", [RichProgressBar, TQDMProgressBar])
+def test_what_a_test_prints_ends_with_the_table(bar, tmp_path, capsys):
+    if bar is RichProgressBar:
+        pytest.importorskip("rich")
+    run = trainer(tmp_path, callbacks=[RobustAccuracy(EXACT), bar()], enable_progress_bar=True)
+    run.test(Classifier(), pixels(), verbose=False)
+    output = capsys.readouterr().out
+    assert "Testing" in output
+    assert output.rstrip().splitlines()[-1].startswith("worst")
 
 
 def test_a_single_attack_has_no_worst_case(tmp_path):

@@ -134,6 +134,27 @@ def test_a_run_resumed_twice_keeps_all_metrics_and_equals_an_uninterrupted_one(h
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
+def test_a_resume_keeps_the_configuration_that_the_run_began_with_and_saves_its_own(here):
+    first = (RUN / "config.yaml").read_text()
+    for epochs in (2, 3):
+        lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", epochs)
+    assert (RUN / "config.yaml").read_text() == first
+    resumed = [yaml.safe_load((RUN / f"config_resumed_{number}.yaml").read_text()) for number in (1, 2)]
+    assert [config["trainer"]["max_epochs"] for config in resumed] == [2, 3]
+
+
+def test_the_progress_bar_calls_a_resumed_run_by_its_number(here, capsys):
+    bar = ["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=TQDMProgressBar"]
+    lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *bar)
+    assert "v_num=0," in capsys.readouterr().out
+
+
+def test_other_data_than_the_checkpoints_are_told_of_and_trained_on(here):
+    with pytest.warns(UserWarning, match=r"other data .*\(train_images=64 became 32, split_seed=0 became 1\)"):
+        lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--data.train_size", 32, "--data.split_seed", 1)
+    assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["lit_robust"]["data"]["train_images"] == 32
+
+
 def test_a_second_logger_stays_when_a_run_is_resumed(here):
     Path("two.yaml").write_text(
         "trainer: {logger: [{class_path: CSVLogger, init_args: {save_dir: runs, name: tiny}},"
@@ -185,6 +206,24 @@ def test_the_table_is_kept_beside_the_metrics(here):
     assert Path("runs/tiny/version_1/config_test.yaml").exists()
 
 
+def test_the_metrics_of_a_test_say_where_in_the_training_each_checkpoint_was_written(here):
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    torch.save(checkpoint | {"epoch": 7, "global_step": 16}, RUN / "checkpoints/last.ckpt")
+    lit("test", "--ckpt_path", "runs/tiny")
+    written = rows("runs/tiny/version_1/metrics.csv")
+    assert [(float(row["epoch"]), int(row["step"])) for row in written] == [(7, 16), (0, 2)]
+
+
+@pytest.mark.parametrize("bar", ["RichProgressBar", "TQDMProgressBar"])
+def test_the_terminal_ends_with_the_table(bar, here, capsys):
+    if bar == "RichProgressBar":
+        pytest.importorskip("rich")
+    lit("test", "--ckpt_path", "last", "--trainer.enable_progress_bar", "true", f"--trainer.callbacks+={bar}")
+    output = capsys.readouterr().out
+    assert "Testing" in output
+    assert output.rstrip().splitlines()[-1] == table_of(output)[1]["pgd2"]
+
+
 @pytest.mark.parametrize(
     ("path", "column"),
     [
@@ -217,7 +256,7 @@ def test_what_stands_beside_the_checkpoint_is_what_is_tested(path, here):
 def test_what_stands_beside_the_checkpoint_is_what_is_trained_with(here):
     path = RUN / "checkpoints/last.ckpt"
     lit("fit", "--ckpt_path", path, "--trainer.max_epochs", 2, "--model.attack.eps", "2/255", "--model", "Natural")
-    config = yaml.safe_load((RUN / "config.yaml").read_text())["model"]
+    config = yaml.safe_load((RUN / "config_resumed_1.yaml").read_text())["model"]
     assert config["class_path"] == "lit_robust.defenses.Natural"
     assert config["init_args"]["attack"]["init_args"]["eps"] == "2/255"
     assert "train/acc/clean" in rows(RUN / "metrics.csv")[0]  # what Natural observes, and PGDAT does not
@@ -344,5 +383,6 @@ def test_private_names_of_lightning_that_we_rely_on_are_there():
         assert callable(getattr(LightningCLI, name))
         assert getattr(RobustCLI, name) is not getattr(LightningCLI, name)
     logger = CSVLogger("runs", name="tiny")
-    logger._version = "version_7"
-    assert (logger.version, logger.log_dir) == ("version_7", "runs/tiny/version_7")
+    for version, folder in ((7, "version_7"), ("mine", "mine")):
+        logger._version = version
+        assert (logger.version, logger.log_dir) == (version, f"runs/tiny/{folder}")

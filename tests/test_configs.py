@@ -175,11 +175,16 @@ def representatives():
 def test_a_recipe_runs_alone(path, monkeypatch):
     """All are built; where another recipe runs the same code with other numbers, nothing is trained."""
     arguments, data = read(path)["model"]["init_args"], read(path)["data"]["class_path"]
-    trained = []
-    if path in RECIPES and path not in representatives():
-        monkeypatch.setattr(Trainer, "fit", lambda self, model, **_: trained.append(type(model).__name__))
+    reached, train = [], Trainer.fit
+
+    def fit(self, model, **keywords):
+        reached.append(type(model).__name__)
+        if path not in RECIPES or path in representatives():
+            train(self, model, **keywords)
+
+    monkeypatch.setattr(Trainer, "fit", fit)
     train_briefly(flags_of(path), arguments, data)
-    assert trained in ([], [read(path)["model"]["class_path"]])
+    assert reached == [read(path)["model"]["class_path"]]
 
 
 def test_every_recipe_logs_into_a_folder_of_its_own():
@@ -203,6 +208,43 @@ def test_a_defense_fragment_trains(path):
     method = getattr(defenses, read(path)["model"].get("class_path", "PGDAT"))  # base.yaml's, of a part for any method
     attack = "digits_fgsm" if issubclass(method, SingleStep) else "digits_pgd7"
     train_composed(composed(defense=path.stem, attack=attack), attack=attack)
+
+
+#: The ramp that goes with a method, if it has one of its own.
+RAMPS = {
+    "dynamicat": "sat_ramp_dynamicat",
+    "friendlyat": "friendly_ramp",
+    "gat": "gat_ramp",
+    "hsat": "sat_ramp_hsat",
+    "nuat": "nuat_ramp",
+    "nuat_h": "nuat_ramp",
+    "nuat2": "nuat_wa_ramp",
+    "psat": "sat_ramp",
+}
+
+
+@pytest.mark.parametrize("path", fragments("defense"), ids=name_of)
+def test_a_method_takes_a_ramp_an_average_and_the_monitor_at_once(path, tmp_path):
+    method = getattr(defenses, read(path)["model"].get("class_path", "PGDAT"))
+    ramp, average = RAMPS.get(path.stem, "eps_linear"), "ema_fast" if path.stem == "nuat2" else "ema"
+    attack = "digits_fgsm" if issubclass(method, SingleStep) else "digits_pgd7"
+    callbacks = flags_of(*(f"callback/{name}.yaml" for name in (ramp, average, "overfitting_monitor")))
+    limits = {"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 1, "log_every_n_steps": 1}
+    brief = {
+        "trainer": limits | {"logger": {"init_args": {"save_dir": str(tmp_path)}}},
+        "data": {"init_args": {"batch_size": 8, "eval_batch_size": 8}},
+    }
+    if average == "ema_fast":
+        brief["model"] = {"init_args": {"attack_average": "fast"}}
+    Path("brief.yaml").write_text(yaml.safe_dump(brief))
+    main(["fit", *composed(defense=path.stem, attack=attack), *callbacks, *flags_of(Path("brief.yaml"))])
+    attribute = read(CONFIGS / "callback" / f"{ramp}.yaml")["trainer"]["callbacks+"][0]["init_args"]["attribute"]
+    logged = next(tmp_path.glob("**/metrics.csv")).read_text().splitlines()[0].split(",")
+    assert f"train/{attribute}" in logged
+    assert any(key.startswith("monitor/") for key in logged)
+    for name in ("best", "last"):
+        checkpoint = torch.load(next(tmp_path.glob(f"**/{name}.ckpt")), weights_only=True)
+        assert "current_model_state" in checkpoint, "the weights beside their average"
 
 
 @pytest.mark.parametrize("path", fragments("attack"), ids=name_of)

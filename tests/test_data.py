@@ -376,6 +376,9 @@ def test_imagenet100_takes_the_classes_of_a_list_from_a_larger_set(tmp_path):
     assert y.tolist() == [0, 1, 0, 1]
     assert (x[:, 0, 0, 0] * 25.5).round().tolist() == [2, 0, 3, 1]  # n1 was written second, n3 first
     assert dm.class_names == ["n1", "n3"]
+    (tmp_path / "classes.txt").write_text("n3 giant panda, panda\nn1\tant\nn2\n")
+    dm = data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs)
+    assert dm.class_names == ["ant", "n2", "giant panda"]
     (tmp_path / "classes.txt").write_text("n3 third class\n\nn9\n")
     with pytest.raises(FileNotFoundError, match="train has no folder for 1 of the 2 classes, n9 among them"):
         data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs).setup()

@@ -1,7 +1,10 @@
 """What holds for every training method."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from lit_robust.defenses.base import Defense
@@ -20,9 +23,15 @@ def defense(method) -> Defense:
     return build(method.cls, **method.arguments)
 
 
-def attached(defense: Defense, tmp_path) -> Defense:
+@pytest.fixture
+def run(method, tmp_path) -> Callable[..., Trainer]:
+    """Makes a trainer with the callbacks that the method needs."""
+    return lambda **arguments: trainer(tmp_path, callbacks=method.callbacks(), **arguments)
+
+
+def attached(defense: Defense, run) -> Defense:
     """A defense that a trainer has begun with: one epoch of nothing."""
-    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
+    run(max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
     return defense
 
 
@@ -34,21 +43,21 @@ def flags_of(net: nn.Module) -> list[bool]:
     return [module.training for module in net.modules()]
 
 
-def test_one_batch_moves_every_parameter(defense, tmp_path):
+def test_one_batch_moves_every_parameter(defense, run):
     before = {name: parameter.clone() for name, parameter in defense.named_parameters()}
-    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
+    run(max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
     assert all(not torch.equal(before[name], parameter) for name, parameter in defense.named_parameters())
 
 
-def test_the_adversary_is_in_the_threat_set(method, defense, tmp_path):
+def test_the_adversary_is_in_the_threat_set(method, defense, run):
     batch = images()
-    x_adv = adversary_of(attached(defense, tmp_path).perturb(batch))
+    x_adv = adversary_of(attached(defense, run).perturb(batch))
     assert x_adv.shape == batch.x.shape
     assert torch.equal(Linf(method.bound + 1e-6).project(x_adv, batch.x), x_adv)
 
 
-def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, tmp_path):
-    attached(defense, tmp_path).zero_grad()
+def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, run):
+    attached(defense, run).zero_grad()
     defense.train()
     defense.net.body[1].eval()  # a frozen BatchNorm must stay frozen
     flags = flags_of(defense.net)
@@ -57,8 +66,8 @@ def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, tmp_p
     assert all(parameter.grad is None for parameter in defense.parameters())
 
 
-def test_a_checkpoint_gives_the_same_logits_back(defense, tmp_path):
-    fitted = trainer(tmp_path, max_epochs=1)
+def test_a_checkpoint_gives_the_same_logits_back(defense, run, tmp_path):
+    fitted = run(max_epochs=1)
     fitted.fit(defense, indexed(images()))
     fitted.save_checkpoint(tmp_path / "a.ckpt")
     other = TinyNet(seed=1)
@@ -68,12 +77,12 @@ def test_a_checkpoint_gives_the_same_logits_back(defense, tmp_path):
     assert torch.equal(other.eval()(x), defense.net.eval()(x))
 
 
-def test_before_a_delayed_start_a_batch_costs_exactly_a_natural_step(defense, tmp_path):
+def test_before_a_delayed_start_a_batch_costs_exactly_a_natural_step(defense, run):
     def step_of(method: Defense) -> tuple[int, dict[str, torch.Tensor]]:
         calls = []
         method.net.register_forward_hook(lambda *_: calls.append(1))
         method.adversarial = False
-        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(method, indexed(images()))
+        run(max_epochs=1, limit_train_batches=1).fit(method, indexed(images()))
         return len(calls), method.net.state_dict()
 
     natural = build(Defense)
@@ -82,14 +91,14 @@ def test_before_a_delayed_start_a_batch_costs_exactly_a_natural_step(defense, tm
     assert all(torch.equal(weights[key], natural_weights[key]) for key in natural_weights)
 
 
-def test_a_step_runs_in_bf16_mixed(defense, tmp_path):
-    fitted = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", limit_train_batches=1)
+def test_a_step_of_each_of_two_epochs_runs_in_bf16_mixed(defense, run):
+    fitted = run(max_epochs=2, precision="bf16-mixed", limit_train_batches=1)
     fitted.fit(defense, indexed(images()))
     assert all(torch.isfinite(parameter).all() for parameter in defense.parameters())
     assert all(parameter.dtype == torch.float32 for parameter in defense.parameters())
 
 
-def test_one_batch_is_one_step_of_the_optimizer(defense, tmp_path):
-    fitted = trainer(tmp_path, max_epochs=2)
+def test_one_batch_is_one_step_of_the_optimizer(defense, run):
+    fitted = run(max_epochs=2)
     fitted.fit(defense, indexed(images(24), batch_size=8))
     assert fitted.global_step == 2 * 3 * getattr(defense, "m", 1)

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from lit_robust.attacks import FGSM, PGD
+from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import FGSMAT, NFGSM, PGDAT, RFGSMAT, FastAT, ZeroGrad
+from lit_robust.schedules import Linear
 from lit_robust.threats import Linf
 from tests.formulas import Passes, assert_same_batch, gradient, in_float64, one_batch, smooth_net
 from tests.methods import EPS, METHODS, ONE_STEP, build
@@ -102,6 +104,21 @@ def test_a_lower_eps_applies_to_a_carried_perturbation_too():
     defense.remember(torch.full((2, 3, 8, 8), EPS))
     defense.attack = FGSM(eps=EPS / 2)
     assert defense.recall(torch.rand(2, 3, 8, 8)).max().item() == pytest.approx(EPS / 2)
+
+
+def test_while_a_ramp_holds_eps_below_alpha_the_random_step_of_rfgsm_is_eps(tmp_path):
+    moved = []
+
+    class Spy(RFGSMAT):
+        def perturb(self, batch):
+            x_adv = super().perturb(batch)
+            moved.append((x_adv - batch.x).abs().max().item())
+            return x_adv
+
+    ramp = AttributeRamp("attack.eps", Linear(0, EPS, 0, 4))
+    defense = build(Spy, attack=ONE_STEP, alpha=EPS / 2)
+    trainer(tmp_path, max_epochs=5, callbacks=[ramp]).fit(defense, loader(images(8)))
+    assert moved == pytest.approx([0, EPS / 4, EPS / 2, 3 * EPS / 4, EPS])
 
 
 @pytest.mark.parametrize("k", [0.0, 0.5, 2.0])

@@ -115,10 +115,20 @@ def forwards(defense, tmp_path):
     return seen[1:]  # the first is the check of the first batch
 
 
-@pytest.mark.parametrize(("reference", "updates"), [("train", 3), ("eval", 2)])
-def test_a_batch_costs_a_clean_forward_one_attack_pass_and_two_training_passes(reference, updates, tmp_path):
-    defense = build(GAT, attack=ONE_STEP, reference_bn_mode=reference)
-    assert forwards(defense, tmp_path) == [(reference, False), ("eval", True), ("train", True), ("train", True)]
+@pytest.mark.parametrize(
+    ("reference", "guided", "clean", "updates"),
+    [
+        ("train", True, [("train", False)], 3),
+        ("train", False, [("train", False)], 3),  # for BatchNorm, as in the authors' code
+        ("eval", True, [("eval", False)], 2),
+        ("eval", False, [], 2),
+    ],
+)
+def test_a_batch_costs_a_clean_forward_one_attack_pass_and_two_training_passes(
+    reference, guided, clean, updates, tmp_path
+):
+    defense = build(GAT, attack=ONE_STEP, reference_bn_mode=reference, attack_alternate=not guided)
+    assert forwards(defense, tmp_path) == [*clean, ("eval", True), ("train", True), ("train", True)]
     assert int(defense.net.body[1].num_batches_tracked) == updates
 
 
@@ -154,7 +164,7 @@ def test_alpha_is_the_random_step_and_half_of_eps_by_default_which_a_ramp_may_ch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lam": -1.0}, "lam=-1.0 must be 0"),
+        ({"lam": -1.0}, "lam=-1.0 must be 0 or above"),
         ({"reference_bn_mode": "both"}, 'reference_bn_mode="both" is unknown'),
         ({"alpha": 4}, "alpha=4.0 is above 1, .* did you mean 4/255"),
     ],

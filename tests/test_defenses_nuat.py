@@ -12,7 +12,6 @@ from torch import nn
 from lit_robust import losses, schedules
 from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights
-from lit_robust.cli import main
 from lit_robust.defenses import NuAT, NuAT2
 from lit_robust.defenses.hybrid import CleanLossDrop, EvenShare, Memory, SecondStepGain, second_step_gain
 from tests.methods import EPS, ONE_STEP, build
@@ -200,6 +199,11 @@ class TestNuAT2WA:
         assert all(parameter.grad is None for parameter in average.parameters())
         assert int(average.body[1].num_batches_tracked) == int(defense.net.body[1].num_batches_tracked)
 
+    @pytest.mark.parametrize("arguments", [{"two_step": None}, {"attack_alternate": True}])
+    def test_what_nuat_alone_decides_is_refused(self, arguments):
+        with pytest.raises(TypeError, match="NuAT2 guides the first of two steps in each batch: leave out two_step"):
+            build(NuAT2, attack=ONE_STEP, **arguments)
+
     def test_with_compile_the_average_is_compiled_too(self, tmp_path, monkeypatch):
         compiled = []
         monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
@@ -283,8 +287,9 @@ class TestCleanLossDrop:
 
         defense = build(Net, attack=ONE_STEP, lam=0.0, two_step=Spy(every=0.5))
         trainer(tmp_path, max_epochs=2).fit(defense, loader(images(32)))  # 4 batches an epoch: looks before 0 and 2
-        assert [time for time, _ in watched] == [0.5, 1.5]
-        assert [value for _, value in watched] == pytest.approx([sum(clean[0:2]) / 2, sum(clean[4:6]) / 2], rel=1e-5)
+        assert [time for time, _ in watched] == [0.5, 1.0, 1.5]  # the second one at the end of the first epoch
+        means = [sum(clean[i : i + 2]) / 2 for i in (0, 2, 4)]
+        assert [value for _, value in watched] == pytest.approx(means, rel=1e-5)
 
 
 class TestSecondStepGain:
@@ -309,7 +314,7 @@ class TestHybrid:
     def test_on_alert_the_attack_is_nuat2s_and_otherwise_nuats(self):
         defense = build(NuAT, attack=ONE_STEP, lam=4.0, two_step=EvenShare(0.5), attack_alternate=False)
         assert defense.steps() == [(defense.net, 4.0)]
-        defense.hybrid.alert = True
+        defense.hybrid.memory.alert = True
         assert defense.steps() == [(defense.net, 4.0), (defense.net, 0.0)]
 
     def test_an_even_share_is_spread_over_the_epochs(self, tmp_path):
@@ -353,21 +358,31 @@ class TestHybrid:
             trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
             assert defense.hybrid.memory.spent == pytest.approx(1.0)
 
-    def test_what_is_watched_and_the_triggers_are_logged_at_every_look(self, tmp_path):
+    def test_what_is_watched_and_the_triggers_are_logged_at_every_look_and_the_alert_when_it_changes(self, tmp_path):
         logger = CSVLogger(tmp_path, name="run", version=0)
-        defense = build(NuAT, attack=ONE_STEP, two_step=SecondStepGain(every=0.5, gain=1e-6))
+        rule = SecondStepGain(every=0.5, duration=0.25, gain=0, extra_epochs=0.5)  # always fires, pays for 2 batches
+        defense = build(NuAT, attack=ONE_STEP, two_step=rule)
         trainer(tmp_path, max_epochs=2, logger=logger, log_every_n_steps=50).fit(defense, loader(images(32)))
         with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row["train/watched"]]
-        assert [int(row["step"]) for row in rows] == [0, 2, 4, 6]
-        assert [float(row["train/triggers"]) for row in rows] == [1, 2, 3, 4]
+            rows = list(csv.DictReader(file))
+        logged = {
+            key: [(int(row["step"]), float(row[key])) for row in rows if row[key]]
+            for key in ("train/triggers", "train/alert")
+        }
+        assert logged["train/triggers"] == [(0, 1), (2, 2), (4, 3), (6, 4)]
+        assert logged["train/alert"] == [(0, 1), (1, 0), (2, 1), (3, 0)]
 
     @pytest.mark.parametrize(
         ("make", "message"),
         [
             (lambda: EvenShare(1.5), r"share=1.5 must be in \[0, 1\]"),
-            (lambda: CleanLossDrop(every=0), "every=0 must be above 0 epochs"),
-            (lambda: SecondStepGain(extra_epochs=-1), "extra_epochs=-1 must be above 0 epochs"),
+            (lambda: CleanLossDrop(every=0), "every=0 must be above 0"),
+            (lambda: CleanLossDrop(smoothing=0), "smoothing=0 must be above 0"),
+            (lambda: CleanLossDrop(window=-1), "window=-1 must be above 0"),
+            (lambda: CleanLossDrop(warm_up=-1), "warm_up=-1 must be 0 or above"),
+            (lambda: CleanLossDrop(drop=-3), "drop=-3 is the share .* choose 0 < drop < 1"),
+            (lambda: SecondStepGain(extra_epochs=-1), "extra_epochs=-1 must be above 0"),
+            (lambda: SecondStepGain(gain=-1), "gain=-1 must be 0 or above"),
         ],
     )
     def test_arguments_that_make_no_sense_are_refused(self, make, message):
@@ -375,8 +390,7 @@ class TestHybrid:
             make()
 
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = CONFIGS / "recipes" / "nuat"
+RECIPES = Path(__file__).parent.parent / "configs" / "recipes" / "nuat"
 
 
 def schedule_of(node):
@@ -428,6 +442,28 @@ class TestRecipes:
         assert [row.lam(e + 0.5) for e in range(100)] == pytest.approx([0.04 * e for e in range(100)])
         assert row.momentum(25) == pytest.approx(0.8)
 
+    @pytest.mark.parametrize(("row", "epochs"), [("mnist_lenet_gat", 50), ("imagenet100_resnet18", 120)])
+    def test_nuat_wa_on_other_data_grows_lambda_to_4_over_all_epochs_too(self, row, epochs):
+        recipe = Recipe(f"{row}_nuat_wa")
+        assert recipe.epochs == epochs
+        assert [recipe.lam(e + 0.5) for e in range(epochs)] == pytest.approx([4 * e / epochs for e in range(epochs)])
+
+    @pytest.mark.parametrize(
+        ("rows", "attack"),
+        [
+            ("cifar10_*", {"eps": "8/255", "step_size": "8/1785", "steps": 7, "init": "zero"}),
+            ("mnist_*", {"eps": 0.3, "step_size": "0.3/40", "steps": 40, "init": "zero"}),
+            (
+                "imagenet100_*_gat",
+                {"eps": "8/255", "step_size": "1/255", "steps": 20, "init": "uniform", "clip_init": False},
+            ),
+        ],
+    )
+    def test_the_best_checkpoint_is_chosen_by_the_attack_of_gats_code_for_the_data(self, rows, attack):
+        for path in RECIPES.glob(f"{rows}.yaml"):
+            val_attack = yaml.safe_load(path.read_text())["model"]["init_args"]["val_attack"]
+            assert val_attack == {"class_path": "PGD", "init_args": attack | {"norm": "linf"}}, path
+
     def test_nuat2(self):
         row = Recipe("cifar10_wrn34_10_nuat2")
         assert row.epochs == 55
@@ -458,26 +494,6 @@ class TestRecipes:
         assert [imagenet.lam(89.9), imagenet.lam(90), imagenet.rate(59.9), imagenet.rate(60)] == pytest.approx(
             [20, 140, 0.1, 0.01]
         )
-
-
-@pytest.mark.parametrize(
-    ("defense", "callbacks", "arguments"),
-    [
-        ("nuat_h", ["nuat_ramp", "ema"], []),
-        ("nuat2", ["nuat_ramp", "ema_fast"], ["--model.attack_average=fast"]),
-        ("gat", ["gat_ramp", "ema"], []),
-    ],
-)
-def test_fragments_compose_with_ramp_and_average(defense, callbacks, arguments, tmp_path):
-    pytest.importorskip("sklearn")
-    names = ["base", "data/digits", "net/digits_cnn", f"defense/{defense}", "attack/digits_fgsm", "trainer/cpu"]
-    names += [f"callback/{name}" for name in callbacks]
-    limits = [f"--trainer.{key}={value}" for key, value in (("max_epochs", 2), ("limit_train_batches", 2))]
-    files = [argument for name in names for argument in ("-c", str(CONFIGS / f"{name}.yaml"))]
-    main(["fit", *files, *limits, *arguments, f"--trainer.logger.save_dir={tmp_path}"])
-    best, last = (tmp_path / "run" / "version_0" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    assert best.exists()
-    assert last.exists()
 
 
 def forwards(defense, tmp_path):

@@ -310,6 +310,14 @@ def test_the_regularisers_are_reported(tmp_path):
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [
+        (GradAlign, {"lam": -1}, "lam=-1 must be 0 or above, and finite"),
+        (RMGM, {"lam": -1}, "lam=-1 must be"),
+        (SATR1, {"lam": math.nan}, "lam=nan must be"),
+        (SATR3, {"tau": -1}, "tau=-1 must be"),
+        (ELLEA, {"lam_max": -5}, "lam_max=-5 must be"),
+        (ELLEA, {"lam_max": math.inf}, "lam_max=inf must be"),
+        (AAER, {"lam1": -1}, "lam1=-1 must be"),
+        (AAER, {"lam3": -1}, "lam3=-1 must be"),
         (RMGM, {"alpha": 2}, r"alpha=2.0 is above 1.* did you mean 2/255"),
         (SATR1, {"steps": 0}, "steps=0 must be an integer, at least 1"),
         (SATR3, {"eps_low": "2/0"}, r"eps_low=2/0 is not a magnitude"),

@@ -7,6 +7,7 @@ import torch
 
 from lit_robust import load_net
 from lit_robust.attacks import PGD
+from lit_robust.attacks.autoattack import VERSIONS
 from lit_robust.batch import Batch
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule
@@ -16,20 +17,22 @@ EPS = 0.15
 
 
 @pytest.fixture(scope="module")
-def nets(tmp_path_factory) -> dict[str, torch.nn.Module]:
-    """The quickstart's net, and the same net trained naturally."""
+def folder(tmp_path_factory) -> Path:
+    """Where the quickstart's ``fit`` has run, and before it the same with natural training."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-        common = ["fit", "-c", str(QUICKSTART), *quiet, "--trainer.limit_val_batches=0", "--trainer.logger.name"]
-        last = "[{class_path: ModelCheckpoint, init_args: {filename: last}}]"
-        main([*common, "robust", f"--trainer.callbacks={last}"])
-        main([*common, "natural", f"--trainer.callbacks={last}", "--model=Natural", "--trainer.max_epochs=10"])
-    return {
-        name: load_net(folder / "runs" / name / "version_0" / "checkpoints" / "last.ckpt")
-        for name in ("robust", "natural")
-    }
+        fit = ["fit", "-c", str(QUICKSTART), *quiet]
+        main([*fit, "--trainer.logger.name=natural", "--model=Natural", "--trainer.max_epochs=10"])
+        main(fit)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def nets(folder) -> dict[str, torch.nn.Module]:
+    last = Path("version_0", "checkpoints", "last.ckpt")
+    return {kind: load_net(folder / name / last) for kind, name in (("robust", "quickstart"), ("natural", "natural"))}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,15 @@ def test_images() -> Batch:
 @torch.no_grad()
 def accuracy(net, x, y) -> float:
     return 100 * (net(x).argmax(dim=1) == y).float().mean().item()
+
+
+def test_its_test_ends_with_the_table_and_a_picture(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setitem(VERSIONS, "standard", {"apgd-ce": 1})  # a quarter of AutoAttack
+    main(["test", "-c", str(QUICKSTART), "--ckpt_path", "last"])
+    table = [line.split()[0] for line in capsys.readouterr().out.rstrip().splitlines()[-4:]]
+    assert table == ["clean", "pgd20", "autoattack", "worst"]
+    assert list(folder.glob("quickstart/**/test-*.png"))
 
 
 def test_it_is_robust_where_a_natural_net_is_not(nets, test_images):

@@ -113,7 +113,7 @@ def plateau(optimizer):
     return ReduceLROnPlateau(optimizer, monitor="train/loss", patience=0, threshold=1.0, factor=0.5)
 
 
-METHOD_SETUPS = {name: Setup(method.cls, method.arguments) for name, method in METHODS.items()}
+METHOD_SETUPS = {name: Setup(method.cls, method.arguments, method.callbacks) for name, method in METHODS.items()}
 PLATEAU = Setup(arguments={"lr_scheduler": plateau})
 PART_SETUPS = {
     "torch's scheduler by step": Setup(arguments={"lr_scheduler": decay, "lr_interval": "step"}),

@@ -179,7 +179,7 @@ def test_a_result_says_what_it_comes_from(budget, capsys):
     assert row["best"].keys() == {"clean", "pgd40"}
     diary = row["diary"]
     assert {len(numbers) for numbers in diary.values()} == {3}
-    named = {"seconds", "cpu_seconds", "val/acc/robust", "val/acc/fgsm", "monitor/acc/pgd", "train/loss"}
+    named = {"seconds", "cpu_seconds", "val/acc/robust", "val/acc/fgsm", "monitor/PGDDrop/acc/pgd", "train/loss"}
     assert named <= diary.keys()
     table = capsys.readouterr().out.splitlines()[-6:-2]
     assert [line.split(" | ")[0] for line in table] == ["| row", "| ---", "| natural", "| freeat"]
@@ -249,9 +249,19 @@ def test_a_row_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(budget, mo
     budget.main(["tiny", "--rows", "freeat"])
     resumed = results()["freeat"]
     assert began == [(2, batch) for batch in range(4)]
-    for name in ("train/loss", "val/acc/robust", "monitor/acc/pgd", "backwards"):
+    for name in ("train/loss", "val/acc/robust", "monitor/PGDDrop/acc/pgd", "backwards"):
         assert resumed["diary"][name] == whole["diary"][name]
     assert (resumed["last"], resumed["best"]) == (whole["last"], whole["best"])
+
+
+def test_the_table_says_in_which_epoch_which_rule_spoke(budget):
+    from cpu_budget_results import reports
+
+    flag = "train/catastrophic_overfitting"
+    rules = {f"{flag}/PGDDrop": [0, 0, 1], f"{flag}/FGSMGap": [0, 1, 1]}
+    assert reports(rules | {flag: [0, 1, 1]}) == "2 (FGSMGap), 3 (PGDDrop, FGSMGap)"
+    assert reports({flag: [0, 1, 1]}) == "2, 3"  # as older results have it
+    assert reports({flag: [0, 0, 0]}) == reports({}) == "none"
 
 
 # The diary.

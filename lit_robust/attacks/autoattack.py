@@ -89,7 +89,9 @@ class AutoAttack(Attack):
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Run the version's attacks on whoever is left."""
         package = _Package()
-        bar = tqdm(desc="AutoAttack", unit=" images", unit_scale=True, leave=False, disable=None)
+        # Rich, which draws Lightning's bar, would make of each state of this one a line that stays.
+        terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        bar = tqdm(desc="AutoAttack", file=terminal, unit=" images", unit_scale=True, leave=False, disable=None)
 
         def predict(images: Tensor) -> Tensor:
             bar.update(len(images))

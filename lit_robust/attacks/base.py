@@ -1,5 +1,6 @@
 """What an attack is, and what every attack needs."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +140,17 @@ def check_count(value: int, name: str, least: int) -> None:
         valid = False
     if not valid:
         raise ValueError(f"{name}={value!r} must be an integer, at least {least}.")
+
+
+def check_not_negative(**arguments: float) -> None:
+    """Check weights and bounds, of which 0 switches something off.
+
+    Raises:
+        ValueError: If one is below 0, infinite or no number.
+    """
+    for name, value in arguments.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value} must be 0 or above, and finite.")
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:

@@ -5,10 +5,14 @@ from lit_robust.callbacks.delayed_start import DelayedStart, Plateau, SwitchRule
 from lit_robust.callbacks.early_stop import StopAfterDrop
 from lit_robust.callbacks.ema import EMAWeights
 from lit_robust.callbacks.examples import AdversarialExamples
-from lit_robust.callbacks.overfitting import (
-    CatastrophicOverfittingMonitor,
+from lit_robust.callbacks.overfitting import CatastrophicOverfittingMonitor
+from lit_robust.callbacks.overfitting_rules import (
+    AbnormalRise,
+    Bound,
+    CrossEntropySplit,
     FGSMGap,
     GradientCosineDrop,
+    LinearityErrorSpike,
     OverfittingRule,
     PGDDrop,
 )
@@ -17,14 +21,18 @@ from lit_robust.callbacks.ramp import AttributeRamp
 from lit_robust.callbacks.robust_accuracy import RobustAccuracy
 
 __all__ = [
+    "AbnormalRise",
     "AdversarialExamples",
     "AdversarialTraining",
     "AttributeRamp",
+    "Bound",
     "CatastrophicOverfittingMonitor",
+    "CrossEntropySplit",
     "DelayedStart",
     "EMAWeights",
     "FGSMGap",
     "GradientCosineDrop",
+    "LinearityErrorSpike",
     "OverfittingRule",
     "PGDDrop",
     "Plateau",

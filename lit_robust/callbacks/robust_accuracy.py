@@ -59,6 +59,7 @@ class RobustAccuracy(Callback):
         #: What was measured last, with n and its interval, by split and name.
         self.accuracies: dict[str, dict[str, Accuracy]] = {}
         self._survivors: dict[int, Survivors] = {}
+        self._columns: dict[str, dict[str, Accuracy]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no row is logged twice, which Lightning would take the mean of."""
@@ -93,10 +94,15 @@ class RobustAccuracy(Callback):
         self._measure("test", trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log ``test/acc/<name>`` and print the table."""
-        columns = self._report("test", pl_module)
-        if trainer.is_global_zero and any(columns.values()):
-            print(f"\n{table(columns)}\n")
+        """Log ``test/acc/<name>``."""
+        self._columns = self._report("test", pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the table of a test, below the progress bar."""
+        if stage == "test" and trainer.is_global_zero and any(self._columns.values()):
+            if trainer.progress_bar_callback:
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # whose turn would come after ours
+            print(f"\n{table(self._columns)}\n")
 
     def _measure(
         self, split: str, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, loader: int

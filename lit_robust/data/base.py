@@ -139,6 +139,20 @@ class ImageDataModule(LightningDataModule, ABC):
         """In which order images are gone through and budgets cut; overridden where files are sorted by class."""
         return torch.arange(len(labels))
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the training images from others at no cost; a checkpoint keeps it."""
+        self.setup()
+        return {
+            "data": type(self).__name__,
+            "num_classes": self.num_classes,
+            "image_shape": list(self.image_shape),
+            "train_images": len(self._train),
+            "val_images": len(self._val),
+            "split": self.split,
+            "split_seed": self.split_seed,
+        }
+
     def select(self, indices: Tensor | None, weights: Tensor | None = None) -> None:
         """Train on a weighted subset from the next epoch on; ``select(None)`` returns to the whole set.
 

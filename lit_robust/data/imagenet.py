@@ -1,5 +1,6 @@
 """ImageNet-100, Imagenette and the user's own folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,8 @@ class ImageNet100DataModule(FolderDataModule):
         root: The folder with the data sets; by default the environment's ``LIT_ROBUST_DATA``, else ``data``.
         folder: Where under ``root`` the images are; ``.`` for ``root`` itself.
         class_list: A file with one wnid a line: take these classes (however many) from a larger ImageNet.
-            Without it, the folder must have exactly a hundred.
+            Without it, the folder must have exactly a hundred. What follows a wnid, up to a comma, is the class's
+            name (as in ImageNet's ``LOC_synset_mapping.txt``); a class without one is called by its wnid.
         **kwargs: Arguments of :class:`~lit_robust.data.folders.FolderDataModule` and
             :class:`~lit_robust.data.ImageDataModule`.
 
@@ -60,7 +62,7 @@ class ImageNet100DataModule(FolderDataModule):
         class_list: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self._listed = None if class_list is None else _wnids(Path(class_list))
+        self._listed = None if class_list is None else _names_by_wnid(Path(class_list))
         super().__init__(Path(data_root(root)) / folder, **kwargs)
 
     @property
@@ -68,9 +70,14 @@ class ImageNet100DataModule(FolderDataModule):
         """100, or what the class list has."""
         return 100 if self._listed is None else len(self._listed)
 
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Those of the class list, or the names of the folders."""
+        return self._classes() if self._listed is None else list(self._listed.values())
+
     def _classes(self) -> list[str]:
         if self._listed is not None:
-            return self._listed
+            return list(self._listed)
         found = super()._classes()
         if len(found) != 100:
             raise ValueError(
@@ -140,13 +147,14 @@ class ImagenetteDataModule(FolderDataModule):
 _IMAGENETTE = {"160px": "imagenette2-160", "320px": "imagenette2-320", "full": "imagenette2"}
 
 
-def _wnids(path: Path) -> list[str]:
+def _names_by_wnid(path: Path) -> dict[str, str]:
     try:
-        wnids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         raise FileNotFoundError(
             f"class_list={str(path)!r} cannot be read: give a file with one wnid a line."
         ) from error
-    if not wnids or len(set(wnids)) != len(wnids):
+    names = {wnid: (rest[0] if rest else wnid).split(",")[0].strip() for wnid, *rest in sorted(lines)}
+    if not names or len(names) != len(lines):
         raise ValueError(f"class_list={str(path)!r} must name at least one class, and each only once.")
-    return sorted(wnids)
+    return names

@@ -18,7 +18,7 @@ from lit_robust.defenses.checks import check_monitors
 from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
 from lit_robust.defenses.evaluated import Evaluated
 from lit_robust.defenses.rates import LearningRate
-from lit_robust.defenses.resume import check_weights_finite, check_weights_fit, end_the_epoch
+from lit_robust.defenses.resume import check_weights_finite, check_weights_fit, end_the_epoch, warn_of_other_data
 from lit_robust.defenses.tally import Tally
 from lit_robust.defenses.weight_perturbation import AWP, as_awp, perturbed_weights
 from lit_robust.schedules import Schedule
@@ -96,6 +96,7 @@ class Defense(Evaluated):
         self.batch_idx = 0
         #: Tensors that belong to one rank and outlive a batch; a checkpoint holds every rank's, ``load_net`` none.
         self.rank_state: dict[str, Tensor] = {}
+        self._trained_on: dict[str, Any] = {}
 
     # The method: what the papers differ in.
 
@@ -158,6 +159,7 @@ class Defense(Evaluated):
         """
         if not _validates(self.trainer):
             check_monitors(self.trainer, logged=())
+        warn_of_other_data(self._fingerprint(), self._trained_on)
         self.rate.insist()
         self.rank_state = {name: value.to(self.device) for name, value in self.rank_state.items()}
         self.tally.sums = {name: entry.to(self.device) for name, entry in self.tally.sums.items()}
@@ -229,15 +231,21 @@ class Defense(Evaluated):
             "net": getattr(self.net, "recipe", None),
             "tally": gather_over_ranks(self.tally.sums),
             "ranks": gather_over_ranks(self.rank_state),
+            "data": self._fingerprint(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another net in one sentence, and go on where the checkpoint stands."""
+        super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         state = checkpoint.get("lit_robust", {})
         self.tally.sums = self._of_this_rank(state.get("tally", []))
         self.rank_state = self._of_this_rank(state.get("ranks", []))
+        self._trained_on = state.get("data", {})
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})
 
     def _of_this_rank(self, states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return states[self.global_rank] if len(states) == world_size() else {}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_robust import losses
+from lit_robust.attacks.base import check_not_negative
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.fast import NFGSM
@@ -31,10 +32,14 @@ class ELLEA(NFGSM):
     Args:
         lam_max: The weight when it is switched on; 4000 in all of the authors' scripts.
         k: N-FGSM's noise in units of eps.
+
+    Raises:
+        ValueError: If one is negative.
     """
 
     def __init__(self, *args: Any, lam_max: float = 4000.0, k: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, k=k, **kwargs)
+        check_not_negative(lam_max=lam_max)
         self.lam_max = lam_max
 
     def perturb(self, batch: Batch) -> Tensor:

@@ -57,6 +57,8 @@ class Evaluated(LightningModule):
         self.test_survivors = Survivors(rows_of(self.test_attacks))
         #: Filled by `test`: the accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
+        #: The epoch and the step that the checkpoint loaded last was written in.
+        self.loaded_at: dict[str, float] = {}
         #: The training metrics of the last whole epoch, by name.
         self.epoch_means: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
@@ -126,15 +128,25 @@ class Evaluated(LightningModule):
             self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/acc/<attack>``, its 95 % interval and n, and print the table of all checkpoints tested so far."""
+        """Log ``test/acc/<attack>``, its 95 % interval and n, beside the epoch and step of the checkpoint."""
         checkpoint = str(self.trainer.ckpt_path or "")
         name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
         accuracies = self.test_results[name] = self._log_accuracies("test", self.test_survivors)
         for attack, accuracy in accuracies.items():
             low, high = accuracy.interval
             self.log_dict({f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}, batch_size=1)
-        if self.trainer.is_global_zero:
+        if checkpoint:
+            self.log_dict(self.loaded_at, batch_size=1)  # Lightning's own count of both is 0 in a test
+
+    def teardown(self, stage: str) -> None:
+        """Print the table of all checkpoints tested so far; here, because progress bars are drawn until now."""
+        if stage == "test" and self.trainer.is_global_zero and self.test_results:
             print(f"\n{table(self.test_results)}\n")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember where in its training the checkpoint was written."""
+        places = {"epoch": "epoch", "step": "global_step"}
+        self.loaded_at = {name: float(checkpoint[key]) for name, key in places.items() if key in checkpoint}
 
     # Prediction.
 

@@ -31,17 +31,22 @@ class RFGSMAT(SingleStep):
 
     Args:
         alpha: The random step; eps/2 by default. This default and the use of Tramer's form are ours: the recipe
-            behind the rows called R-FGSM-AT in the NuAT and GAT tables is not published.
+            behind the rows called R-FGSM-AT in the NuAT and GAT tables is not published. While a ramp holds eps below
+            alpha, the random step is eps and leaves no other.
+
+    Raises:
+        ValueError: If ``alpha`` is above the attack's eps.
     """
 
     def __init__(self, *args: Any, alpha: Magnitude | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
-        self.one_step()  # refuses an alpha above eps now, not in the first batch
+        RFGSM(self.attack.eps, self.alpha, variant="tramer")  # refuses an alpha above eps
 
     def one_step(self) -> Attack:
-        """Tramer's step."""
-        return RFGSM(self.attack.eps, self.alpha, variant="tramer")
+        """Tramer's step, at most as far as eps is by now."""
+        eps = self.attack.eps
+        return RFGSM(eps, None if self.alpha is None else min(self.alpha, eps), variant="tramer")
 
 
 class FastAT(SingleStep):

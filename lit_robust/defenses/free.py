@@ -29,8 +29,7 @@ class FreeAT(SingleStep):
     Args:
         m: How often a batch is replayed.
         clip_delta: ``ball`` is the authors' code: delta is clipped to eps alone and the image to [0, 1] in the forward
-            pass, so pixels that are clipped there have no gradient and wait. Where many are black or white that costs
-            robustness (scikit-learn's digits, m = 4: 64 % against 83 % under PGD-20). ``image`` is Wong et al.'s code
+            pass, so pixels that are clipped there have no gradient and wait. ``image`` is Wong et al.'s code
             (arXiv:2001.03994): delta is clipped to the image box too. Theirs lets a batch's first forward see images
             outside the box, because delta was clipped to the images before; here delta is clipped to the new ones
             first.

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_choice, crafting, input_gradient, network_mode, pixel_magnitude
+from lit_robust.attacks.base import (
+    check_choice,
+    check_not_negative,
+    crafting,
+    input_gradient,
+    network_mode,
+    pixel_magnitude,
+)
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import Magnitude
@@ -51,8 +58,7 @@ class GAT(SingleStep):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
-        if not lam >= 0:
-            raise ValueError(f"lam={lam} must be 0 (plain cross-entropy on clean images) or above.")
+        check_not_negative(lam=lam)
         check_choice(reference_bn_mode, "reference_bn_mode", ("eval", "train"))
         self.lam = lam
         self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
@@ -78,8 +84,10 @@ class GAT(SingleStep):
         """Climb from a random start; samples' weights play no part."""
         attack, steps = self.one_step(), self.steps()
         with crafting(batch.x, batch.y) as (x, y):
-            with network_mode(self.net, self.reference_bn_mode), torch.no_grad():
-                clean_logits = steps[0][0](x)
+            # In train mode it moves BatchNorm's statistics, so it is run where nothing is guided, too.
+            if self.reference_bn_mode == "train" or any(lam for _, lam in steps):
+                with network_mode(self.net, self.reference_bn_mode), torch.no_grad():
+                    clean_logits = steps[0][0](x)
             x_adv = attack.start(x)
             with network_mode(self.net, self.attack_bn_mode):
                 for k, (net, lam) in enumerate(steps):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_robust import losses
+from lit_robust.attacks.base import check_not_negative
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
@@ -27,10 +28,14 @@ class GradAlign(SingleStep):
     Args:
         lam: Weight of the alignment. The scripts for CIFAR-10 use 0.02 * 10 ** (255 eps / 8): 0.2 at 8/255, 2.0 at
             16/255.
+
+    Raises:
+        ValueError: If ``lam`` is negative.
     """
 
     def __init__(self, *args: Any, lam: float = 0.2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_not_negative(lam=lam)
         self.lam = lam
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:

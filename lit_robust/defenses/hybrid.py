@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from lit_robust import losses
-from lit_robust.attacks.base import crafting, input_gradient, network_mode
+from lit_robust.attacks.base import check_not_negative, crafting, input_gradient, network_mode
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.gat import GAT
+from lit_robust.schedules.base import check_positive
 
 
 @dataclass
@@ -38,7 +39,10 @@ class Memory:
     spent: float = 0.0
     triggers: int = 0
     batches: int = 0
-    #: Sum and weight of this epoch's clean cross-entropies at the last look.
+    #: Whether the batch at hand gets a second step; None before the first.
+    alert: bool | None = None
+    #: Sum and weight of this epoch's clean cross-entropies at the last look; before the first one of the epoch, minus
+    #: those that the epoch before left over.
     seen: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
     def note(self, time: float, value: float, since: float) -> None:
@@ -60,13 +64,16 @@ class Trigger(ABC):
     def look(self, memory: Memory, method: GAT, batch: Batch) -> None:
         """Measure what the rule depends on, before it is asked."""
 
+    def end_epoch(self, memory: Memory, method: GAT) -> None:  # noqa: B027  # most rules need nothing
+        """Take along what the method forgets with an epoch."""
+
 
 @dataclass(frozen=True)
 class EvenShare(Trigger):
     """Second steps evenly spread, as an ablation: does it matter when they are taken?
 
     Args:
-        share: Of all batches; 0.1 of 50 epochs costs what "50+5" does.
+        share: Of all batches; 0.1 of 50 epochs costs the 5 that we read in "50+5".
 
     Raises:
         ValueError: If it is not in [0, 1].
@@ -93,7 +100,7 @@ class Detector(Trigger):
     Args:
         every: How often it looks, in epochs.
         duration: For how long there are second steps, in epochs; an alert goes on while the rule keeps firing.
-        extra_epochs: What second steps may cost in all: the 5 of "50+5". Then it only watches.
+        extra_epochs: What second steps may cost in all, which we read as the 5 of "50+5". Then it only watches.
 
     Raises:
         ValueError: If one is not above 0.
@@ -107,9 +114,7 @@ class Detector(Trigger):
     window = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("every", "duration", "extra_epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0 epochs.")
+        check_positive(every=self.every, duration=self.duration, extra_epochs=self.extra_epochs)
 
     @abstractmethod
     def measure(self, memory: Memory, method: GAT, batch: Batch) -> float | None:
@@ -137,9 +142,7 @@ class Detector(Trigger):
             value = self.measure(memory, method, batch)
             if value is not None:
                 self.judge(memory, method.time, value)
-                seen = {"train/watched": memory.values[-1], "train/triggers": float(memory.triggers)}
-                for logger in method.loggers:  # at once: `self.log` keeps only what falls on its own steps
-                    logger.log_metrics(seen, step=method.global_step)
+                _log(method, watched=memory.values[-1], triggers=memory.triggers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +168,22 @@ class CleanLossDrop(Detector):
     smoothing: float = 0.13
     warm_up: float = 5.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(window=self.window, smoothing=self.smoothing)
+        check_not_negative(warm_up=self.warm_up)
+        if not 0 < self.drop < 1:
+            raise ValueError(f"drop={self.drop} is the share of the loss that may be lost: choose 0 < drop < 1.")
+
     def measure(self, memory: Memory, method: GAT, batch: Batch) -> float | None:
-        """The mean over the batches since the last look in this epoch."""
-        if method.batch_idx == 0:
-            memory.seen = [0.0, 0.0]
-        entry = method.tally.sums.get("ce/clean")
-        if entry is None:
-            return None
-        before, memory.seen = memory.seen, sum_over_ranks(entry).tolist()
+        """The mean over the batches since the last look."""
+        before, memory.seen = memory.seen, _clean(method)
         total, weight = (now - then for now, then in zip(memory.seen, before, strict=True))
         return total / weight if weight > 0 else None
+
+    def end_epoch(self, memory: Memory, method: GAT) -> None:
+        """Leave the batches since the last look to the next one, for the method's sums start again at 0."""
+        memory.seen = [then - now for now, then in zip(_clean(method), memory.seen, strict=True)]
 
     def judge(self, memory: Memory, time: float, value: float) -> None:
         """Judge the moving average."""
@@ -205,6 +214,10 @@ class SecondStepGain(Detector):
 
     gain: float = 0.2
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(gain=self.gain)
+
     def measure(self, memory: Memory, method: GAT, batch: Batch) -> float:
         """The difference, over the batches of all ranks."""
         return _mean_over_ranks(second_step_gain(method, batch), batch.weight)
@@ -212,6 +225,18 @@ class SecondStepGain(Detector):
     def fires(self, memory: Memory) -> bool:
         """Compare the last one with the bound."""
         return memory.values[-1] > self.gain
+
+
+def _clean(method: GAT) -> list[float]:
+    """Sum and weight of this epoch's clean cross-entropies, over all ranks."""
+    entry = method.tally.sums.get("ce/clean")
+    return [0.0, 0.0] if entry is None else sum_over_ranks(entry).tolist()
+
+
+def _log(method: GAT, **values: float) -> None:
+    """Log at once: `self.log` keeps only what falls on its own steps."""
+    for logger in method.loggers:
+        logger.log_metrics({f"train/{name}": float(value) for name, value in values.items()}, step=method.global_step)
 
 
 def second_step_gain(method: GAT, batch: Batch) -> Tensor:
@@ -241,16 +266,26 @@ class Hybrid:
     def reset(self) -> None:
         """Forget everything."""
         self.memory = Memory()
-        #: Whether the batch at hand gets a second step.
-        self.alert = False
 
     def begin_batch(self, method: GAT, batch: Batch) -> None:
-        """Decide about a batch, and count what it costs; ``train/two_step`` is the share of batches so far."""
-        self.trigger.look(self.memory, method, batch)
-        self.alert = self.trigger.alert(self.memory, method.time)
-        self.memory.batches += 1
-        self.memory.spent += self.alert / method.trainer.num_training_batches
-        method.tally.add("two_step", torch.full_like(batch.weight, float(self.alert)), batch.weight)
+        """Decide about a batch, and count what it costs.
+
+        ``train/alert`` is the decision, logged with the first batch and whenever it changes; ``train/two_step`` is the
+        share of this epoch's batches so far.
+        """
+        memory = self.memory
+        self.trigger.look(memory, method, batch)
+        before, alert = memory.alert, self.trigger.alert(memory, method.time)
+        if alert != before:
+            _log(method, alert=alert)
+        memory.alert = alert
+        memory.batches += 1
+        memory.spent += alert / method.trainer.num_training_batches
+        method.tally.add("two_step", torch.full_like(batch.weight, float(alert)), batch.weight)
+
+    def end_epoch(self, method: GAT) -> None:
+        """Tell the trigger before the method's sums are reset."""
+        self.trigger.end_epoch(self.memory, method)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the memory, as plain values."""

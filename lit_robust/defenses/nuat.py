@@ -55,7 +55,7 @@ class NuAT(GAT):
 
     def steps(self) -> list[tuple[nn.Module, float]]:
         """GAT's, or while the hybrid is on alert, NuAT2's."""
-        if self.hybrid is not None and self.hybrid.alert:
+        if self.hybrid is not None and self.hybrid.memory.alert:
             return [(self.net, self.lam), (self.net, 0.0)]
         return super().steps()
 
@@ -72,6 +72,12 @@ class NuAT(GAT):
         if self.hybrid is not None:
             self.hybrid.begin_batch(self, batch)
         return super().perturb(batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Let the hybrid take along what it has not looked at yet."""
+        super().training_step(batch, batch_idx)
+        if self.hybrid is not None and self.trainer.is_last_batch:
+            self.hybrid.end_epoch(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the hybrid remembers."""
@@ -108,6 +114,7 @@ class NuAT2(NuAT):
         **kwargs: The arguments of ``Defense``, and ``alpha`` and ``attack_bn_mode`` of ``GAT``.
 
     Raises:
+        TypeError: If ``two_step`` or ``attack_alternate`` is given, of which there is no choice here.
         ValueError: If nothing keeps the average.
     """
 
@@ -119,6 +126,10 @@ class NuAT2(NuAT):
         reference_bn_mode: Literal["eval", "train"] = "eval",
         **kwargs: Any,
     ) -> None:
+        if not kwargs.keys().isdisjoint(("two_step", "attack_alternate")):
+            raise TypeError(
+                "NuAT2 guides the first of two steps in each batch: leave out two_step and attack_alternate."
+            )
         super().__init__(
             *args,
             lam=lam,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 
@@ -51,3 +52,13 @@ def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) ->
                 f"the checkpoint holds another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} here; "
                 "build the net that was trained (its configuration is saved beside the checkpoint's folder)."
             )
+
+
+def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Say it once if a training goes on with other data; without a fingerprint on both sides nothing is known."""
+    changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
+    if own and other and changes:
+        rank_zero_warn(
+            f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
+            "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
+        )

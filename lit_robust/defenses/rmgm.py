@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_count, network_mode, pixel_magnitude
+from lit_robust.attacks.base import check_count, check_not_negative, network_mode, pixel_magnitude
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
@@ -18,12 +18,17 @@ ALPHA = Magnitude("2/255")
 
 
 class SATR(SingleStep):
-    """What the three have in common: BatchNorm is in eval mode in the attack, and the loss forwards a pair at once."""
+    """What the three have in common: BatchNorm is in eval mode in the attack, and the loss forwards a pair at once.
+
+    Raises:
+        ValueError: If a weight is negative.
+    """
 
     def __init__(
         self, *args: Any, lam: float, attack_bn_mode: Literal["eval", "train"] = "eval", **kwargs: Any
     ) -> None:
         super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+        check_not_negative(lam=lam)
         self.lam = lam
 
     def logits_of(self, pair: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
@@ -121,6 +126,7 @@ class SATR3(SATR):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, lam=lam, **kwargs)
+        check_not_negative(tau=tau)
         self.tau = tau
         self.eps_low = pixel_magnitude(eps_low, "eps_low", "linf")
         self.alpha = pixel_magnitude(alpha, "alpha", "linf")

@@ -48,7 +48,8 @@ def wide_resnet34_10(
 
     46,160,474 parameters for 10 classes. TRADES' own file holds 2,102,112 more, in a stage that is never
     used. NuAT's net of this name is another: its convolutions have biases, the stride is that of a block's
-    second one, and shortcuts read the block's input. Weights start as those of ``wide_resnet28_10``.
+    second one, shortcuts read the block's input, and the last BatchNorm has momentum 0.9. Weights start as
+    those of ``wide_resnet28_10``.
 
     Args:
         num_classes: The number of logits.
