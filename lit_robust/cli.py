@@ -9,9 +9,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import torch
@@ -166,6 +167,9 @@ class RobustCLI(LightningCLI):
         """Train, or go on where a checkpoint stands, in its folder."""
         if ckpt_path is not None:
             path = self._one(ckpt_path)
+            if _epochs_of(read_checkpoint(path)) >= (self.trainer.max_epochs or 0) > 0:
+                rank_zero_info(f"{path} is the end of a training: raise --trainer.max_epochs to go on, or test it.")
+                return
             self._go_on_in(path.parent.parent)
             ckpt_path = str(path)
         self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
@@ -179,10 +183,11 @@ class RobustCLI(LightningCLI):
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
         _ignore(*NOISE_OF_EVALUATION)
         warnings.filterwarnings("always", module="(py)?autoattack")  # a doubt about each checkpoint, in the same words
+        paths = list(self._find(ckpt_path).values()) if ckpt_path else [self._optional(None)]
         for logger in self.trainer.loggers:
             if isinstance(logger, CSVLogger):  # said now, so that the table is what the terminal ends with
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
-        for path in self._find(ckpt_path).values() if ckpt_path else [self._optional(None)]:
+        for path in paths:
             self.trainer.test(ckpt_path=path and str(path), **kwargs)
 
     def after_test(self) -> None:
@@ -288,10 +293,20 @@ def _exit(message: str, hint: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _epochs_of(checkpoint: Mapping[str, Any]) -> int:
+    """How many epochs were trained and validated."""
+    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    return int(fit_loop.get("epoch_progress", {}).get("current", {}).get("processed", 0))
+
+
 def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        why = "may not be written to" if existing.is_dir() else "is no folder"
+    why = "" if existing.is_dir() else "is no folder"
+    try:
+        TemporaryFile(dir=existing).close() if existing.is_dir() else None  # what os.access says is no proof
+    except OSError:
+        why = "may not be written to"
+    if why:
         raise PermissionError(f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger.")
 
 

@@ -93,6 +93,8 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"{where}{found[1].strip() or mistake.value} is no {found[2]}."
     if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
         return f"{where}{found[1]} is no {found[2]}."
+    if found := re.match(r"Expected an instantiatable class, but (\S+) is abstract", reason):
+        return f"{where}this {found[1].rpartition('.')[2]} has no class yet: give its class_path before its arguments."
     if found := re.match(r"Not a valid subclass of (\w+)", reason):
         return f"{where}this is no {found[1]}: give its class_path, and its arguments below init_args."
     if reason.startswith("Option 'class_path' is not accepted"):

@@ -111,6 +111,10 @@ FLAGS = {
         "model.lr_scheduler: this needs step_size below init_args.",
     ),
     # Numbers.
+    "arguments of no class": (
+        "--model.val_attack.steps 3",
+        "model.val_attack: this Attack has no class yet: give its class_path before its arguments.",
+    ),
     "8 for 8/255": (
         "--model.attack.eps 8",
         "eps=8.0 is above 1, but pixels are in [0, 1]: did you mean 8/255?",
@@ -165,7 +169,7 @@ FLAGS = {
     ),
     "seven classes for ten": (
         "--model.net.num_classes 7",
-        "the net returns a tensor of shape (2, 7) for 2 images, but num_classes=10: give the net num_classes=10.",
+        "the net returns a tensor of shape (2, 7) for 2 images, but num_classes=10: give the net num_classes=10 ...",
     ),
     "too small images": (
         "--model.net lit_robust.nets.small_cnn",
@@ -185,7 +189,7 @@ FLAGS = {
     ),
     "bytes for pixels": (
         "--data tests.test_bad_inputs.Bytes",
-        "pixels run from 0 to 16, but every eps here is in units of [0, 1]: ... normalise inside the net.",
+        "pixels run from 0 to 16, but every eps here is in units of [0, 1]: divide them by 255.",
     ),
     # Files.
     "no such configuration": ("-c nowhere.yaml", "config: File does not exist: '...nowhere.yaml'"),
@@ -395,7 +399,8 @@ class Intruder:
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_the_checkpoint_of_another_net_is_refused(command, good, tmp_path, capsys):
-    says = refusal(capsys, command, "-c", tiny(tmp_path), "--ckpt_path", good, "--model.net.width", 8)
+    more = ["--trainer.max_epochs", 2] if command == "fit" else []
+    says = refusal(capsys, command, "-c", tiny(tmp_path), "--ckpt_path", good, "--model.net.width", 8, *more)
     assert re.search(r"another net: .* is \(4, 1, 3, 3\) there and \(8, 1, 3, 3\) here; build the net", says)
 
 

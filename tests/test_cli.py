@@ -183,6 +183,12 @@ def test_a_run_without_a_logger_leaves_a_configuration_of_the_users_alone(empty)
     assert Path("config.yaml").read_text() == "mine"
 
 
+def test_a_training_that_is_done_is_left_as_it_is(here):
+    files = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
+    lit("fit", "--ckpt_path", "last")
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == files
+
+
 # Testing.
 
 
@@ -193,6 +199,7 @@ def test_a_run_is_tested_with_its_last_and_best_checkpoint_in_one_table(here, ca
     assert columns == ["last", "best", "n"]
     assert list(table) == ["clean", "pgd2"]
     assert all(line.count("[") == 2 and line.endswith(" 32") for line in table.values())
+    assert "\npgd2 is PGD(eps=38/255, step_size=0.05, steps=2)\n" in output  # so that no one mistakes its eps
     assert "Test metric" not in output  # Lightning's own table
 
 
@@ -327,7 +334,7 @@ def test_weights_and_biases_gets_metrics_configuration_pictures_and_the_table_an
     assert Path("runs/lit_robust/abc/config.yaml").exists()
     assert [*Path("runs/lit_robust/abc/examples").glob("*.png")]  # and not beside another run's
     with pytest.raises(SystemExit):  # it would become a run of its own
-        lit("fit", *log[:4], "--ckpt_path", "last")
+        lit("fit", *log[:4], "--ckpt_path", "last", "--trainer.max_epochs", 2)
     again = [*log, "--trainer.logger.resume", "allow", "--ckpt_path", "last"]
     lit("fit", *again, "--trainer.max_epochs", 2)
     assert wandb.run.id == "abc"

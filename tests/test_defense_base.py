@@ -198,7 +198,7 @@ def test_a_nan_loss_stops_the_run_before_anything_is_saved(tmp_path):
     ("change", "message"),
     [
         ({"x": images().x * 2 - 1}, r"pixels run from -0.9999 to .*, but every eps here is in units of \[0, 1\]"),
-        ({"x": images().x * 255}, "normalise inside the net"),
+        ({"x": images().x * 255}, "divide them by 255"),
         ({"y": images().y + 3}, "labels run from 3 to 6, but num_classes=4"),
         ({"x": images().x[:, :1]}, "cannot read images of shape 1x8x8: choose a net for this data set"),
     ],
@@ -236,6 +236,7 @@ def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, 
         ({"lr_interval": "batch"}, 'lr_interval="batch" is unknown'),
         ({"attack": PGD(targeted=True)}, "attack is targeted, and its targets would be the true labels"),
         ({"test_attacks": {"a": PGD(targeted=True)}}, "a is targeted"),
+        ({"attack": PGD(0.1, step_size=0)}, "step_size=0 of attack never leaves its start: give 0.025 or so"),
         ({"test_attacks": {"worst": PGD()}}, 'names an attack "worst", as a row of every table is called'),
     ],
 )

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,32 @@ class Survivors(Metric):
 def rows_of(attacks: Mapping[str, Attack]) -> list[str]:
     """The names that ``surviving`` reports for these attacks."""
     return [CLEAN, *attacks, *([WORST] if len(attacks) > 1 else [])]
+
+
+def describe(attack: Attack) -> str:
+    """Write an attack as the field does, ``PGD(eps=8/255, steps=10)``: how far, how often, and what is not usual."""
+    arguments: tuple[Field[Any], ...] = fields(attack) if is_dataclass(attack) else ()
+    values = [(argument, getattr(attack, argument.name)) for argument in arguments]
+    shown = [
+        f"{argument.name}={_text(value)}"
+        for argument, value in values
+        if value != argument.default or (argument.name in ("eps", "step_size", "steps") and value is not None)
+    ]
+    return f"{type(attack).__name__}({', '.join(shown)})"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return getattr(value, "__name__", None) or str(value)
+    levels = round(value * 255)
+    if float(f"{value:.3g}") != value and levels / 255 == value:
+        return f"{levels}/255"
+    return f"{value:.3g}"
+
+
+def legend(attacks: Mapping[str, Attack]) -> str:
+    """Say what each row's attack is, a line each, for the terminal."""
+    return "\n".join(f"{name} is {describe(attack)}" for name, attack in attacks.items())
 
 
 def table(columns: Mapping[str, Mapping[str, Accuracy]]) -> str:

@@ -99,6 +99,17 @@ class PGD(Attack):
             raise TypeError(f"loss={self.loss!r} is no function: give one such as lit_robust.losses.ce.")
         if not self.momentum >= 0:
             raise ValueError(f"momentum={self.momentum} must be 0 (none) or above.")
+        if (self.loss is losses.kl) != (self.compare_with == "clean_logits"):
+            if self.loss is losses.kl:
+                raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')
+            if self.loss in (losses.ce, losses.margin, losses.probability_margin, losses.dlr):
+                raise ValueError(
+                    f'loss={self.loss.__name__} needs labels: set compare_with="label" (clean_logits is for kl).'
+                )
+        if self.loss is losses.kl and self.init == "zero":
+            raise ValueError(
+                'init="zero" starts where kl has no gradient, and never moves: choose "gaussian" or "uniform".'
+            )
         if self.targeted and self.compare_with == "clean_logits":
             raise ValueError('compare_with="clean_logits" has no target to reach: set targeted=False.')
 

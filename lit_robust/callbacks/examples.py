@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import Field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -14,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_robust.attacks.base import Attack, network_mode
+from lit_robust.attacks.evaluation import describe
 from lit_robust.batch import as_batch
 from lit_robust.callbacks.folder import run_folder
 from lit_robust.seeds import derive_seed, run_seed
@@ -189,27 +189,6 @@ def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | No
 def _probabilities(net: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = net(x)
     return logits.float().softmax(dim=1)
-
-
-def describe(attack: Attack) -> str:
-    """Write an attack as the field does, ``PGD(eps=8/255, steps=10)``: how far, how often, and what is not usual."""
-    arguments: tuple[Field[Any], ...] = fields(attack) if is_dataclass(attack) else ()
-    values = [(argument, getattr(attack, argument.name)) for argument in arguments]
-    shown = [
-        f"{argument.name}={_text(value)}"
-        for argument, value in values
-        if value != argument.default or (argument.name in ("eps", "step_size", "steps") and value is not None)
-    ]
-    return f"{type(attack).__name__}({', '.join(shown)})"
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, float):
-        return getattr(value, "__name__", None) or str(value)
-    levels = round(value * 255)
-    if float(f"{value:.3g}") != value and levels / 255 == value:
-        return f"{levels}/255"
-    return f"{value:.3g}"
 
 
 # The picture's measures, in inches.

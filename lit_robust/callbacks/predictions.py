@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust.batch import as_batch
 from lit_robust.callbacks.folder import run_folder
@@ -46,6 +47,10 @@ class PredictionWriter(BasePredictionWriter):
             if batch_idx == 0:
                 writer.writerow(["index", "label", "predicted", "probability"])
             writer.writerows([*row[:3], f"{row[3]:.6f}"] for row in rows)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the file is."""
+        rank_zero_info(f"The predictions are in {self._file(trainer)}.")
 
     def _file(self, trainer: Trainer) -> Path:
         path = Path(self.path or run_folder(trainer) / "predictions.csv")

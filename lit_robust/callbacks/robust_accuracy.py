@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_robust.attacks.base import Attack, frozen
-from lit_robust.attacks.evaluation import CLEAN, WORST, Accuracy, Survivors, rows_of, surviving, table
+from lit_robust.attacks.evaluation import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch
 from lit_robust.callbacks.view import Channels, Key, View
 from lit_robust.seeds import derive_seed, run_seed
@@ -102,7 +102,7 @@ class RobustAccuracy(Callback):
         if stage == "test" and trainer.is_global_zero and any(self._columns.values()):
             if trainer.progress_bar_callback:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # whose turn would come after ours
-            print(f"\n{table(self._columns)}\n")
+            print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n")
 
     def _measure(
         self, split: str, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, loader: int

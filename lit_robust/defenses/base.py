@@ -49,7 +49,8 @@ class Defense(Evaluated):
         momentum: A Schedule of SGD's momentum (or Adam's first beta), absolute; None leaves the optimizer's.
         attack_bn_mode: The net's mode while the adversary is crafted. Published methods differ, see each one.
         val_attack: The attack behind ``val/acc/robust``, by which the best checkpoint is chosen; by default 7 steps of
-            eps/7 from the clean image, the selection of NuAT's and GAT's code for CIFAR-10, at the training attack's eps.
+            eps/7 from the clean image, the selection of NuAT's and GAT's code for CIFAR-10, at the training attack's
+            eps.
         test_attacks: The attacks of ``test`` by name; PGD-20 at the training attack's eps by default.
         weight_perturbation: Takes the gradient of each update at nearby weights where the loss is worse, see ``AWP``.
         gradient_clip_val: Clips the norm of the gradient; Lightning's own option refuses manual optimization.

@@ -22,9 +22,9 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     """
     low, high = batch.x.min().item(), batch.x.max().item()
     if not (low >= 0 and high <= 1):  # also true of NaN
+        remedy = "divide them by 255" if low >= 0 else "give the images as they are and normalise inside the net"
         raise ValueError(
-            f"pixels run from {low:.4g} to {high:.4g}, but every eps here is in units of [0, 1]: "
-            "give the images as they are and normalise inside the net."
+            f"pixels run from {low:.4g} to {high:.4g}, but every eps here is in units of [0, 1]: {remedy}."
         )
     labels = int(batch.y.min()), int(batch.y.max())
     if labels[0] < 0 or labels[1] >= num_classes:
@@ -38,8 +38,8 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
     """Refuse attacks that would not measure what their row says.
 
     Raises:
-        ValueError: If an attack is targeted, for it would be given the true labels as its targets, or if a test attack
-            has the name of a row that every table has.
+        ValueError: If an attack is targeted, for it would be given the true labels as its targets, if its steps have no
+            length, or if a test attack has the name of a row that every table has.
     """
     for name in test_attacks:
         if name in (CLEAN, WORST):
@@ -50,6 +50,9 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
                 f"{name} is targeted, and its targets would be the true labels, which helps the net: set "
                 "targeted: false (AdversarialExamples draws targeted pictures)."
             )
+        eps, step_size, steps = (getattr(attack, argument, None) for argument in ("eps", "step_size", "steps"))
+        if eps and steps and step_size == 0:
+            raise ValueError(f"step_size=0 of {name} never leaves its start: give {2.5 * eps / steps:.3g} or so.")
 
 
 def check_monitors(trainer: Any, logged: Collection[str]) -> None:
@@ -95,7 +98,7 @@ def _check_logits(logits: Tensor, num_classes: int) -> None:
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise ValueError(
             f"the net returns a tensor of shape {tuple(logits.shape)} for 2 images, but num_classes={num_classes}: "
-            f"give the net num_classes={num_classes}."
+            f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})."
         )
     logits = logits.float()
     if not bool(logits.isfinite().all()):

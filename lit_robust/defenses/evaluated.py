@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import frozen
-from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
+from lit_robust.attacks.evaluation import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses.checks import check_attacks, check_first_batch, check_monitors
 from lit_robust.seeds import derive_seed, run_seed
@@ -141,7 +141,7 @@ class Evaluated(LightningModule):
     def teardown(self, stage: str) -> None:
         """Print the table of all checkpoints tested so far; here, because progress bars are drawn until now."""
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
-            print(f"\n{table(self.test_results)}\n")
+            print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember where in its training the checkpoint was written."""
