@@ -7,6 +7,8 @@ import pytest
 
 from lit_robust.cli import main
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+
 #: 64 training images of scikit-learn's digits, two batches an epoch, one epoch, runs/tiny.
 TINY = """
 seed_everything: 0
@@ -63,3 +65,16 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
     assert hint.startswith("(")
     assert hint.endswith(")")
     return error
+
+
+def compose(*fragments: str) -> list[str]:
+    """The flags of a configuration of fragments, without noise on the terminal."""
+    names = ["base", *fragments, "trainer/cpu"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    return [word for name in names for word in ("-c", str(CONFIGS / f"{name}.yaml"))] + quiet
+
+
+def rows(printed: str) -> dict[str, list[str]]:
+    """The rows of a test's table by name, in words."""
+    lines = [line.split() for line in printed.splitlines()]
+    return {words[0]: words[1:] for words in lines if len(words) > 3 and words[1][0].isdigit()}

@@ -1,4 +1,4 @@
-"""The main job on real images, from the command line; skipped where there are none (see LIT_ROBUST_DATA)."""
+"""The main job on real MNIST, from the command line; skipped where there is none (see LIT_ROBUST_DATA)."""
 
 from pathlib import Path
 
@@ -11,22 +11,11 @@ from lit_robust.attacks.autoattack import VERSIONS
 from lit_robust.batch import Batch
 from lit_robust.cli import main
 from lit_robust.data import MNISTDataModule
+from tests.front_door import compose, rows
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 EPS = 0.2
 
 pytestmark = pytest.mark.usefixtures("real_data")
-
-
-def compose(*fragments: str) -> list[str]:
-    names = ["base", *fragments, "trainer/cpu"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    return [word for name in names for word in ("-c", str(CONFIGS / f"{name}.yaml"))] + quiet
-
-
-def rows(printed: str) -> dict[str, list[str]]:
-    lines = [line.split() for line in printed.splitlines()]
-    return {words[0]: words[1:] for words in lines if len(words) > 3 and words[1][0].isdigit()}
 
 
 @pytest.fixture(scope="module")
@@ -109,43 +98,3 @@ def test_no_robustness_is_left_at_a_large_eps(mnist, thousand):
     net = load_net(mnist / "checkpoints" / "last.ckpt")
     x, y, _, _ = thousand
     assert accuracy(net, PGD(0.8, step_size=0.1, steps=50)(net, x, y), y) == 0
-
-
-@pytest.mark.parametrize(
-    ("data", "net", "options"),
-    [
-        ("cifar10", "resnet18", ["--data.train_size=64"]),
-        ("imagenette", "imagenet_resnet18", ["--data.image_size=64", "--data.num_workers=0", "--data.val_size=10"]),
-        (
-            "imagenet100",
-            "imagenet_resnet18",
-            ["--model.net.num_classes=100", "--data.image_size=64", "--data.num_workers=0", "--data.val_size=100"],
-        ),
-    ],
-)
-def test_two_batches_of_every_data_set_go_through_fit_and_test(data, net, options, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    attacks = "{pgd2: {class_path: PGD, init_args: {steps: 2}}}"
-    arguments = compose(f"data/{data}", f"net/{net}", "defense/pgdat", "attack/cifar_pgd10") + options
-    arguments += ["--data.batch_size=4", "--data.eval_batch_size=4", "--model.attack.steps=2"]
-    arguments += [f"--trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
-    main(["fit", *arguments, "--trainer.max_epochs=1"])
-    main(["test", *arguments, "--ckpt_path=last", f"--model.test_attacks={attacks}"])
-    assert {name: int(words[-1]) for name, words in rows(capsys.readouterr().out).items()} == {"clean": 8, "pgd2": 8}
-
-
-@pytest.mark.parametrize("net", ["wide_resnet28_10", "wide_resnet32_10", "wide_resnet34_10"])
-def test_the_wide_nets_take_a_step_at_batch_8(net, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main(
-        [
-            "fit",
-            *compose("data/cifar10", f"net/{net}", "defense/pgdat", "attack/cifar_pgd10"),
-            "--trainer.fast_dev_run=1",
-            "--data.batch_size=8",
-            "--data.eval_batch_size=8",
-            "--model.attack.steps=1",
-            "--model.val_attack.steps=1",
-            "--trainer.limit_val_batches=0",
-        ]
-    )
