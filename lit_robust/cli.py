@@ -4,13 +4,11 @@ The only place that knows everything. Importing a room makes the short names of 
 """
 
 import csv
-import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
@@ -31,6 +29,7 @@ from lit_robust.checkpoints import checkpoints_of, read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.magnitudes import Magnitude
+from lit_robust.noise import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.sentences import sentence
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
@@ -48,32 +47,6 @@ USER_ERRORS = (
     FloatingPointError,
     MisconfigurationException,
     torch.OutOfMemoryError,
-)
-
-#: Warnings that are wrong here, or that no user can act on.
-NOISE = (
-    # A resumed run goes on in its own folder on purpose.
-    r"Experiment logs directory .* exists and is not empty",
-    r"Checkpoint directory .* exists and is not empty",
-    # The state after the optimizer's step is what `fit --ckpt_path last` goes on from.
-    r"Using ModelCheckpoint with manual optimization and every_n_train_steps",
-    # Small sets lie on the device, big ones have workers inside their own loader.
-    r"The '.*_dataloader' does not have many workers",
-    # val_size: 0 asks for no validation.
-    r"Total length of `list` across ranks is zero",
-    # The last batch of an epoch is reported, however few there are.
-    r"The number of training batches .* is smaller than the logging interval",
-    # Lightning 2.6 calls what newer versions of torch deprecate.
-    r".*LeafSpec.*is deprecated",
-)
-
-#: The same where nothing is trained.
-NOISE_OF_EVALUATION = (
-    # Our batches carry their indices.
-    r"Couldn't infer the batch indices fetched from your dataloader",
-    # Callbacks' states matter to a training that goes on, and to nothing else.
-    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
-    r"The dirpath has changed from",
 )
 
 #: A test ends with our table, which has intervals and all checkpoints; predictions are for callbacks to write.
@@ -176,12 +149,12 @@ class RobustCLI(LightningCLI):
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
-        _ignore(*NOISE_OF_EVALUATION)
+        ignore(*NOISE_OF_EVALUATION)
         self.trainer.validate(ckpt_path=self._optional(ckpt_path), **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
-        _ignore(*NOISE_OF_EVALUATION)
+        ignore(*NOISE_OF_EVALUATION)
         warnings.filterwarnings("always", module="(py)?autoattack")  # a doubt about each checkpoint, in the same words
         paths = list(self._find(ckpt_path).values()) if ckpt_path else [self._optional(None)]
         for logger in self.trainer.loggers:
@@ -207,7 +180,7 @@ class RobustCLI(LightningCLI):
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, by a ``PredictionWriter`` if no other writer is among the callbacks."""
-        _ignore(*NOISE_OF_EVALUATION)
+        ignore(*NOISE_OF_EVALUATION)
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
@@ -265,7 +238,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
-        with _quiet():
+        with quiet():
             RobustCLI(
                 Defense,
                 ImageDataModule,
@@ -301,32 +274,10 @@ def _epochs_of(checkpoint: Mapping[str, Any]) -> int:
 
 def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    why = "" if existing.is_dir() else "is no folder"
     try:
-        TemporaryFile(dir=existing).close() if existing.is_dir() else None  # what os.access says is no proof
-    except OSError:
-        why = "may not be written to"
-    if why:
-        raise PermissionError(f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep noise from the terminal while the command runs; importing this module changes no one's filters."""
-    talker = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    talker.addFilter(_is_no_advertisement)
-    try:
-        with warnings.catch_warnings():
-            _ignore(*NOISE)
-            yield
-    finally:
-        talker.removeFilter(_is_no_advertisement)
-
-
-def _ignore(*messages: str) -> None:
-    for message in messages:
-        warnings.filterwarnings("ignore", message)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
+        TemporaryFile(dir=existing).close()  # what os.access says is no proof
+    except OSError as error:
+        why = "may not be written to" if existing.is_dir() else "is no folder"
+        raise PermissionError(
+            f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
+        ) from error

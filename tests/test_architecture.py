@@ -25,6 +25,7 @@ MAY_KNOW = {
     "analysis": PURE | {"attacks", "nets"},
     "checkpoints": {"nets"},
     "sentences": set(),
+    "noise": set(),
     "__init__": {"checkpoints"},
     "__main__": {"cli"},
 }

@@ -45,12 +45,12 @@ def images(n: int = 24, seed: int = 0) -> Batch:
 
 def loader(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
     """Yields the images in order, as a loader of the user's own would: without index and weight."""
-    return DataLoader(list(zip(batch.x, batch.y, strict=True)), batch_size=batch_size)  # type: ignore[arg-type]  # a list is a map-style data set
+    return DataLoader(list(zip(batch.x, batch.y, strict=True)), batch_size=batch_size)
 
 
 def indexed(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
     """The same with index and weight."""
-    return DataLoader([Batch(*row) for row in zip(*batch, strict=True)], batch_size=batch_size)  # type: ignore[arg-type]
+    return DataLoader([Batch(*row) for row in zip(*batch, strict=True)], batch_size=batch_size)
 
 
 def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:

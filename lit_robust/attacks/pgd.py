@@ -24,6 +24,8 @@ from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
 Reference = Literal["label", "clean_logits"]
+#: Losses that take logits for soft labels or refuse them only when the attack runs.
+OF_LABELS = (losses.ce, losses.margin, losses.probability_margin, losses.dlr)
 
 #: ``(x_adv, logits of x_adv, number of the step) -> (N,)``, what is maximised.
 Objective = Callable[[Tensor, Tensor, int], Tensor]
@@ -99,13 +101,12 @@ class PGD(Attack):
             raise TypeError(f"loss={self.loss!r} is no function: give one such as lit_robust.losses.ce.")
         if not self.momentum >= 0:
             raise ValueError(f"momentum={self.momentum} must be 0 (none) or above.")
-        if (self.loss is losses.kl) != (self.compare_with == "clean_logits"):
-            if self.loss is losses.kl:
-                raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')
-            if self.loss in (losses.ce, losses.margin, losses.probability_margin, losses.dlr):
-                raise ValueError(
-                    f'loss={self.loss.__name__} needs labels: set compare_with="label" (clean_logits is for kl).'
-                )
+        if self.loss is losses.kl and self.compare_with == "label":
+            raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')
+        if self.loss in OF_LABELS and self.compare_with == "clean_logits":
+            raise ValueError(
+                f'loss={self.loss.__name__} needs labels: set compare_with="label" (clean_logits is for kl).'
+            )
         if self.loss is losses.kl and self.init == "zero":
             raise ValueError(
                 'init="zero" starts where kl has no gradient, and never moves: choose "gaussian" or "uniform".'

@@ -84,7 +84,7 @@ class AdversarialTraining(Callback):
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return step(self._attacked(trainer, pl_module, batch), *args, **kwargs)
 
-        trainer.strategy.training_step = training_step  # type: ignore[method-assign]
+        trainer.strategy.training_step = training_step  # type: ignore[method-assign]  # wrapped for this fit
         self._installed, self._checked = True, False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
