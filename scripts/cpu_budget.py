@@ -78,13 +78,15 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set: ``config``, as the command line takes it, ``eps``, ``epochs`` and ``passes``, by name.
 
-    A set with ``seeds`` has each row once for each of them.
+    A set with ``seeds`` has each row once for each of them, and one with ``attacks`` is tested by no others.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
         numbers = {key: said.get(key, chosen.get(key)) for key in ("eps", "epochs", "passes")}
         over = {key: value for key, value in said.items() if key not in numbers}
         config = filled(merged(text["base"], over), numbers["eps"], numbers["epochs"])
+        attacks = config["model"]["init_args"]["test_attacks"]
+        config["model"]["init_args"]["test_attacks"] = {key: attacks[key] for key in chosen.get("attacks", attacks)}
         for seed in chosen.get("seeds", [config["seed_everything"]]):
             label = f"{row}@{seed}" if "seeds" in chosen else row
             rows[label] = numbers | {"config": config | {"seed_everything": seed}}
