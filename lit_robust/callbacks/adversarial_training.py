@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_robust.attacks.base import Attack, check_choice, frozen, network_mode
 from lit_robust.callbacks.view import Channels, Key, View
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import seed
 
 #: What a module is lent while it trains: the attributes by which a Defense is driven.
 LENT = ("adversarial", "attack")
@@ -123,7 +123,7 @@ class AdversarialTraining(Callback):
             frozen(net),
             network_mode(net, self.attack_bn_mode),
         ):
-            torch.manual_seed(derive_seed(run_seed(), "adversarial training", *place))
+            seed(x.device, "adversarial training", *place)
             if y is None:
                 with torch.no_grad():
                     y = net(x).argmax(dim=1)

@@ -16,7 +16,7 @@ from lit_robust.attacks.base import Attack, network_mode
 from lit_robust.attacks.evaluation import describe
 from lit_robust.batch import as_batch
 from lit_robust.callbacks.folder import run_folder
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,7 +176,7 @@ def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | No
         ValueError: If there is no class ``target``.
     """
     with network_mode(net, "eval"), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        torch.manual_seed(derive_seed(run_seed(), "examples"))
+        seed(x.device, "examples")
         clean = _probabilities(net, x)
         if target is not None and not 0 <= target < clean.shape[1]:
             raise ValueError(f"target={target} is not one of the net's {clean.shape[1]} classes.")

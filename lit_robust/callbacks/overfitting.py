@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_robust.attacks.base import check_count, network_mode
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
 
@@ -142,8 +142,8 @@ class CatastrophicOverfittingMonitor(Callback):
         """The rule's means over the batches of all ranks; batch by batch, as the training sees them."""
         net, device = _fitting(pl_module).net, pl_module.device
         batches = [Batch(*(part.to(device) for part in batch)) for batch in self._batches]
-        seed = derive_seed(run_seed(), "monitor", trainer.current_epoch, trainer.global_rank)
-        with _untouched(net, seed, device):
+        with _untouched(net, device):
+            seed(device, "monitor", trainer.current_epoch, trainer.global_rank)
             measured = [self.rule.measure(net, batch.x, batch.y, bound) for batch in batches]
         values = {name: torch.cat([numbers[name] for numbers in measured]) for name in measured[0]}
         return _means(values, torch.cat([batch.weight for batch in batches]) > 0, trainer)
@@ -179,11 +179,10 @@ class CatastrophicOverfittingMonitor(Callback):
 
 
 @contextmanager
-def _untouched(net: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Train mode and seeded random numbers inside; flags, buffers and random numbers as before outside."""
+def _untouched(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Train mode inside; flags, buffers and random numbers as before outside."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     with network_mode(net, "train"), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from lit_robust.attacks.base import Attack, frozen
 from lit_robust.attacks.evaluation import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch
 from lit_robust.callbacks.view import Channels, Key, View
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import seed
 
 
 class RobustAccuracy(Callback):
@@ -113,7 +113,7 @@ class RobustAccuracy(Callback):
         x, y, net = self.view.pixels(batch), _class_labels(self.view, batch), self.view.logits_net(module)
         weight = batch.weight if isinstance(batch, Batch) else torch.ones_like(y, dtype=torch.float32)
         with torch.random.fork_rng([x.device] if x.is_cuda else []), frozen(net):
-            torch.manual_seed(derive_seed(run_seed(), "evaluate", batch_idx, trainer.global_rank))
+            seed(x.device, "evaluate", batch_idx, trainer.global_rank)
             correct = surviving(net, self.attacks[split], Batch(x, y, torch.full_like(y, -1), weight))
         self._survivors[loader].update(correct, weight)
 

@@ -22,7 +22,7 @@ from lit_robust.defenses.resume import check_weights_finite, check_weights_fit, 
 from lit_robust.defenses.tally import Tally
 from lit_robust.defenses.weight_perturbation import AWP, as_awp, perturbed_weights
 from lit_robust.schedules import Schedule
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import seed
 
 
 class Defense(Evaluated):
@@ -174,7 +174,7 @@ class Defense(Evaluated):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
-        torch.manual_seed(derive_seed(run_seed(), "train", self.current_epoch, batch_idx, self.global_rank))
+        seed(self.device, "train", self.current_epoch, batch_idx, self.global_rank)
         self.batch_idx = batch_idx
         if self.trainer.fit_loop.total_batch_idx > 0:
             self.rate.batch_done()  # now and not at its end, where callbacks save before the module's turn comes

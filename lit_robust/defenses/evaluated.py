@@ -12,7 +12,7 @@ from lit_robust.attacks.base import frozen
 from lit_robust.attacks.evaluation import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses.checks import check_attacks, check_first_batch, check_monitors
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 
 
@@ -92,7 +92,7 @@ class Evaluated(LightningModule):
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every epoch."""
-        torch.manual_seed(derive_seed(run_seed(), "evaluate", batch_idx, self.global_rank))
+        seed(self.device, "evaluate", batch_idx, self.global_rank)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count who survives the validation attack."""
