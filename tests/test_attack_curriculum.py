@@ -514,6 +514,7 @@ def test_the_single_step_follows_psi_as_far_as_lambda_in_float64(lam):
         (lambda: CurriculumPGD(psi=Steps(), lam=float("nan")), ValueError, "lam=nan bounds nothing: give a number"),
         (lambda: CurriculumPGD(psi=Steps(), lam=1, targeted=True), ValueError, "set targeted=False, or use PGD"),
         (lambda: CurriculumFGSM(8, lam=0.0), ValueError, r"eps=8.0 is above 1.*did you mean 8/255\?"),
+        (lambda: CurriculumPGD(psi=Steps(), lam="1"), ValueError, "lam='1' bounds nothing: give a number"),
         (lambda: CurriculumFGSM(lam=float("nan")), ValueError, "lam=nan bounds nothing: give a number"),
         (lambda: FOSC(origin="zero"), ValueError, 'origin="zero" is unknown: choose image or start'),
         (lambda: PowerIteration(iterations=1.5), ValueError, "iterations=1.5 must be an integer, at least 0"),

@@ -363,11 +363,21 @@ data: {init_args: {train_size: 64, batch_size: 32, val_size: 20}}
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.mark.parametrize(("defense", "updates"), [("nuat", 2), ("rmgm", 2), ("freeat", 2 * 8)])
-def test_a_yaml_puts_it_on_a_method(tmp_path, monkeypatch, defense, updates):
+@pytest.mark.parametrize(
+    ("defense", "attack", "updates"),
+    [
+        ("nuat", "digits_fgsm", 2),
+        ("rmgm", "digits_fgsm", 2),
+        ("freeat", "digits_fgsm", 2 * 8),
+        ("trades", "digits_pgd7", 2),
+        ("psat", "digits_pgd7", 2),
+        ("customizedat", "digits_pgd7", 2),
+    ],
+)
+def test_a_yaml_puts_it_on_a_method(tmp_path, monkeypatch, defense, attack, updates):
     monkeypatch.chdir(tmp_path)
     Path("delayed.yaml").write_text(DELAYED)
-    parts = ["base", "data/digits", "net/digits_cnn", f"defense/{defense}", "attack/digits_fgsm", "trainer/cpu"]
+    parts = ["base", "data/digits", "net/digits_cnn", f"defense/{defense}", f"attack/{attack}", "trainer/cpu"]
     files = [str(CONFIGS / f"{part}.yaml") for part in parts] + ["delayed.yaml"]
     main(["fit", *(word for file in files for word in ("-c", file))])
     with Path("runs/run/version_0/metrics.csv").open() as file:

@@ -400,6 +400,11 @@ def test_a_module_without_net_is_refused(tmp_path):
         fit(tmp_path, module, EMAWeights())
 
 
+def test_a_schedule_that_leaves_the_range_of_decays_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a scheduled decay=1\.\d+ must be in \[0, 1\)"):
+        fit(tmp_path, Classifier(), EMAWeights(Linear(0.9, 1.5, 0, 1)))
+
+
 def test_a_checkpoint_of_weights_only_is_refused(tmp_path):
     with pytest.raises(ValueError, match="save_weights_only=True"):
         fit(tmp_path, Classifier(), EMAWeights(), ModelCheckpoint(tmp_path, save_weights_only=True))

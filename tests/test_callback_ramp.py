@@ -12,7 +12,7 @@ from lit_robust.callbacks import AttributeRamp
 from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
-from lit_robust.schedules import Linear, PerEpoch
+from lit_robust.schedules import Linear, PerEpoch, Staircase
 from tests.tiny import CLASSES, TinyNet, images, trainer
 
 BATCHES = 4
@@ -89,6 +89,13 @@ def test_a_path_replaces_frozen_values_and_leaves_the_old_ones_alone(tmp_path):
     assert [value for _, value in module.seen] == [eps(batch / BATCHES) for batch in range(2 * BATCHES)]
     assert before == PGD()
     assert module.attack == PGD(eps=eps(1.75))
+
+
+def test_an_integer_stays_one(tmp_path):
+    """Such as a number of steps or of replays, for which 2.0 is no number."""
+    module = Classifier()
+    fit(tmp_path, module, AttributeRamp("attack.steps", Staircase([0, 1], [2, 4])))
+    assert repr(module.attack.steps) == "4"
 
 
 @pytest.mark.parametrize("path", ["regulariser.weight", "regulariser.part.strength", "regulariser.part.attack.eps"])

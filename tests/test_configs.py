@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import math
 import pickle
 import struct
 from collections import defaultdict
@@ -185,6 +186,66 @@ def test_a_recipe_runs_alone(path, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", fit)
     train_briefly(flags_of(path), arguments, data)
     assert reached == [read(path)["model"]["class_path"]]
+
+
+#: The rows of the sources' tables that these methods make, by data and net.
+NUAT = "normal rfgsm_at fbf r_mgm gat nuat nuat_wa pgd_at trades"
+SAT = "madry trades dynamic hsat psat"
+TABLES = {
+    "dat": {
+        "mnist_cnn": "natural rat dat",
+        "cifar10_resnet18": "natural rat dat rat_early_stop dat_early_stop",
+        "cifar10_resnet50": "natural rat",
+        "cifar10_wrn28_10": "natural rat dat rat_early_stop dat_early_stop",
+        "cifar100_resnet50": "natural rat dat",
+    },
+    "nuat": {
+        "cifar10_resnet18": f"{NUAT} fgsm_at atf gat_wa trades_wa awp",
+        "cifar10_wrn34_10": "fbf gat gat_wa nuat nuat_wa nuat2 nuat2_wa nuat_h_50_5 nuat_wa_h_25_2 nuat_wa_h_60_6 "
+        "nuat_wa_h_80_32 pgd trades awp",
+        "mnist_lenet_gat": NUAT,
+        "imagenet100_resnet18": NUAT,
+    },
+    "free_fast": {
+        "cifar10_wrn32_10": "free2 free4 free8 free10 pgd7",
+        "cifar100_wrn32_10": "free8 pgd7",
+        "cifar10_preact_resnet18": "fast",
+        "fvf_preact_resnet18": "free2 free4 free8 free10 fast_alpha10_batch128 fast_alpha10_batch256 "
+        "fast_alpha16_batch128 fast_alpha16_batch256 free8_cyclic_fp32 free8_multistep_fp32 free8_multistep_mixed "
+        "fast_cyclic_fp32 fast_multistep_fp32 fast_multistep_mixed",
+        "fvf_wrn32_10": "free8 fast",
+        "fvf_resnet50": "free8 fast",
+    },
+    "sat": {
+        "mnist03_sat_cnn": f"{SAT} cat",
+        "mnist045_sat_cnn": f"{SAT} cat",
+        "cifar10_preact_resnet18": f"{SAT} cat",
+        "cifar10_vgg16": f"{SAT} cat",
+        "cifar10_wrn34_10": "psat",
+        "cifar100_preact_resnet18": f"{SAT} cat",
+        "cifar100_vgg16": f"{SAT} cat",
+        "cifar100_wrn34_10": "psat",
+        "imagenette16_resnet18": SAT,
+        "imagenette24_resnet18": SAT,
+    },
+}
+
+
+@pytest.mark.parametrize("source", TABLES)
+def test_every_row_of_a_sources_tables_has_its_recipe(source):
+    rows = {f"{setting}_{row}" for setting, names in TABLES[source].items() for row in names.split()}
+    assert {path.stem for path in RECIPES if path.parent.name == source} == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "m"),
+    [("cifar10", f"free{m}", m) for m in (2, 4, 8, 10)]
+    + [("cifar100", "free8", 8), ("cifar10", "pgd7", 1), ("cifar100", "pgd7", 1)],
+)
+def test_frees_epochs_make_the_80000_iterations_of_its_code(data, row, m):
+    trainer = read(CONFIGS / f"recipes/free_fast/{data}_wrn32_10_{row}.yaml")["trainer"]
+    iterations_an_epoch = m * math.ceil(49_000 / 128)
+    assert abs(trainer["max_epochs"] * iterations_an_epoch - 80_000) <= iterations_an_epoch / 2
 
 
 def test_every_recipe_logs_into_a_folder_of_its_own():

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lit_robust.attacks import PGD
+from lit_robust.attacks import PGD, FriendlyPGD
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, CustomizedAT
 from lit_robust.defenses.per_image import merge
@@ -272,6 +272,13 @@ def test_ranks_tables_are_merged_by_who_has_seen_an_image():
     ("arguments", "error", "message"),
     [
         ({"attack": ONE_STEP}, TypeError, r"set attack=PGD\(eps=..., step_size=..., steps=...\), not FGSM"),
+        ({"attack": FriendlyPGD(0.1, 0.05, steps=1)}, TypeError, "not FriendlyPGD"),
+        (
+            {"attack": PGD(0.1, 0.05, steps=1, momentum=0.9, restarts=3)},
+            ValueError,
+            "leave out momentum, restarts of attack",
+        ),
+        ({"kappa": float("nan")}, ValueError, "kappa=nan must be 0 or above, and finite"),
         ({"attack": PGD(eps=0.0)}, ValueError, r"attack\.eps=0\.0 is how far"),
         ({"eta": 0.0}, ValueError, r"eta=0 must be above 0 and at most attack\.eps=0\.1"),
         ({"eta": 0.2}, ValueError, r"eta=0\.2 must be above 0 and at most"),

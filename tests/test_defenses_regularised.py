@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lit_robust.batch import Batch
 from lit_robust.defenses import AAER, ELLEA, FGSMAT, NFGSM, RMGM, SATR1, SATR3, FastAT, GradAlign
 from lit_robust.defenses.elle import adapted
 from tests.formulas import assert_same_batch, gradient, in_float64, one_batch, smooth_net
@@ -138,6 +139,15 @@ def test_satr1_compares_the_last_sample_under_one_step_and_under_three(net):
     close(result[0][1], x2)
     z = exact.train()(torch.cat([x1, x2]))
     assert_formula(exact, result, F.cross_entropy(z[:-1], batch.y) + LAM * ((z[-2] - z[-1]) ** 2).sum())
+
+
+def test_satr1s_last_sample_is_no_padding():
+    batch = images()
+    real = Batch(*(part[:-2] for part in batch))
+    padded = batch._replace(weight=torch.tensor([1.0] * (len(batch.y) - 2) + [0.0] * 2))
+    alone, beside = (one_batch(build(SATR1, net=smooth_net(), attack=ONE_STEP, lam=LAM), b) for b in (real, padded))
+    close(beside[0][1], alone[0][1])
+    close(beside[1][:-2], alone[1])
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.6, 100.0])

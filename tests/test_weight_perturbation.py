@@ -258,6 +258,7 @@ def test_kept_tensors_are_the_same_tensors():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: AWP(gamma=float("inf")), ValueError, "AWP's gamma=inf must be 0 or above, and finite"),
         (lambda: AWP(gamma=-0.1), ValueError, "AWP's gamma=-0.1 must be 0 or above"),
         (lambda: AWP(warm_up=float("nan")), ValueError, "AWP's warm_up=nan must be 0 or above"),
         (lambda: build(PGDAT, weight_perturbation=0.005), TypeError, "weight_perturbation=0.005 is no AWP: write AWP"),

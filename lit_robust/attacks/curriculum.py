@@ -3,6 +3,7 @@
 import math
 from copy import copy
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,7 @@ class CurriculumPGD(PGD):
         super().__post_init__()
         if not isinstance(self.psi, Difficulty):
             raise TypeError(f"psi={self.psi!r} is no Difficulty: give one of lit_robust.attacks.difficulty.")
-        if math.isnan(self.lam):
-            raise ValueError(f"lam={self.lam} bounds nothing: give a number.")
+        _check_number(self.lam)
         if self.targeted:
             raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
 
@@ -87,8 +87,7 @@ class CurriculumFGSM(Attack):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
-        if math.isnan(self.lam):
-            raise ValueError(f"lam={self.lam} bounds nothing: give a number.")
+        _check_number(self.lam)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
@@ -101,3 +100,8 @@ class CurriculumFGSM(Attack):
                 slope = gradient.abs().sum(dim=tuple(range(1, x.ndim)), keepdim=True)
                 length = (self.lam - psi).relu().view_as(slope) / (slope + 1e-9)
                 return Linf(bound).project(x_adv + length.clamp(max=bound) * gradient.sign(), x)
+
+
+def _check_number(lam: float) -> None:
+    if not isinstance(lam, Real) or math.isnan(lam):
+        raise ValueError(f"lam={lam!r} bounds nothing: give a number.")

@@ -47,7 +47,7 @@ class _MatrixNorm(Attack):
                 clean_logits = net(x)
 
             def objective(logits: Tensor, y: Tensor) -> Tensor:
-                share = self.lam * self.norm_of(logits - clean_logits) / len(y)
+                share = self.lam * self.norm_of(logits.float() - clean_logits.float()) / len(y)
                 return share.expand(len(y)) if self.loss is None else self.loss(logits, y) + share
 
             return self.as_pgd(objective)(net, x, y)

@@ -198,11 +198,15 @@ def _average_over_ranks(buffers: Iterable[Tensor], trainer: Trainer) -> None:
 
 
 def _at(decay: float | Schedule, time: float) -> float:
-    return decay(time) if isinstance(decay, Schedule) else decay
+    return _in_range("a scheduled decay", decay(time)) if isinstance(decay, Schedule) else decay
 
 
 def _checked(name: str, decay: float | Schedule) -> float | Schedule:
-    if not isinstance(decay, Schedule) and not 0 <= decay < 1:
+    return decay if isinstance(decay, Schedule) else _in_range(name, decay)
+
+
+def _in_range(name: str, decay: float) -> float:
+    if not 0 <= decay < 1:
         raise ValueError(f"{name}={decay} must be in [0, 1); 0.9998 forgets half in 3465 steps.")
     return decay
 

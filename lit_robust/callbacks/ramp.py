@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -46,6 +47,7 @@ class AttributeRamp(Callback):
             raise TypeError(f"schedule={schedule!r} is not one of lit_robust.schedules.")
         self.attribute = attribute
         self.schedule = schedule
+        self._was_integer = False
 
     @property
     def state_key(self) -> str:
@@ -57,6 +59,7 @@ class AttributeRamp(Callback):
         if stage != "fit":
             return
         _check_number(pl_module, self.attribute)
+        self._was_integer = isinstance(attrgetter(self.attribute)(pl_module), int)
         _check_alone(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +86,8 @@ class AttributeRamp(Callback):
 
     def _set(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> float:
         value = float(self.schedule(_time(trainer, batch_idx)))
-        _assign(pl_module, self.attribute.split("."), value)
+        whole = self._was_integer and value.is_integer()  # such as attack.steps, which may be nothing else
+        _assign(pl_module, self.attribute.split("."), int(value) if whole else value)
         return value
 
 

@@ -1,5 +1,6 @@
 """Customized adversarial training: every image has a bound and a soft label of its own."""
 
+from dataclasses import fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -8,7 +9,14 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_choice, crafting, input_gradient, network_mode, pixel_magnitude
+from lit_robust.attacks.base import (
+    check_choice,
+    check_not_negative,
+    crafting,
+    input_gradient,
+    network_mode,
+    pixel_magnitude,
+)
 from lit_robust.batch import Batch
 from lit_robust.defenses.per_image import PerImage
 from lit_robust.magnitudes import Magnitude
@@ -17,6 +25,8 @@ from lit_robust.threats import threat
 Revert = Literal["failed", "succeeded"]
 Noise = Literal["dirichlet", "uniform"]
 
+#: What it uses of its attack.
+USED = ("eps", "step_size", "steps", "norm", "init", "init_size", "clip_init")
 #: The bound of the authors' code, to which its other numbers belong.
 CODE_EPS = 0.035
 
@@ -51,8 +61,8 @@ class CustomizedAT(PerImage):
         **kwargs: The arguments of ``Defense``.
 
     Raises:
-        TypeError: If ``attack`` is no PGD.
-        ValueError: If an argument is out of range, or as in ``PerImage``.
+        TypeError: If ``attack`` is no plain PGD.
+        ValueError: If ``attack`` has options that are not used, an argument is out of range, or as in ``PerImage``.
     """
 
     attack: PGD
@@ -69,10 +79,16 @@ class CustomizedAT(PerImage):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.attack, PGD):
+        if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
             raise TypeError(
                 f"CustomizedAT takes PGD's steps in a ball for each image: set attack=PGD(eps=..., step_size=..., "
                 f"steps=...), not {type(self.attack).__name__}."
+            )
+        unused = [field.name for field in fields(PGD) if field.name not in USED]
+        lost = [name for name in unused if getattr(self.attack, name) != getattr(PGD, name)]
+        if lost:
+            raise ValueError(
+                f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack."
             )
         check_choice(revert, "revert", get_args(Revert))
         check_choice(noise, "noise", get_args(Noise))
@@ -93,8 +109,7 @@ class CustomizedAT(PerImage):
                 f"smoothing={self.smoothing:g} times attack.eps={eps:g} is a share of the label: "
                 f"choose a smoothing from 0 to {1 / eps:.4g}."
             )
-        if not self.margin_weight >= 0:
-            raise ValueError(f"margin_weight={self.margin_weight} must be 0 (no margin term) or above.")
+        check_not_negative(margin_weight=self.margin_weight, kappa=self.kappa)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Let eps grow, attack within it, and take eta back; the adversary, the soft labels and the eps to train on."""

@@ -160,7 +160,8 @@ class CleanLossDrop(Detector):
         drop: The share of the loss that may be lost in a window.
         window: How long that is, in epochs.
         smoothing: The time constant of the moving average, in epochs; 0.13 are 100 of NuAT's 766 batches.
-        warm_up: How long it stays silent, in epochs, because in the beginning every loss falls fast.
+        warm_up: How long it stays silent, in epochs, because in the beginning every loss falls fast; the default is
+            meant for about 50 epochs.
     """
 
     drop: float = 0.15

@@ -70,6 +70,11 @@ class RMGM(SATR):
         return losses.ce(z1, batch.y) + self.lam * (z1 - z2).square().sum(dim=1)
 
 
+def last_of(batch: Batch) -> Tensor:
+    """Where the last sample is that is no padding, ``(1,)``; the host does not wait for the device."""
+    return batch.weight.cumsum(dim=0).argmax(dim=0, keepdim=True)  # the first of equal sums
+
+
 class SATR1(SATR):
     """SAT-R1 (Vivek and Babu, arXiv:2002.00614): one sample a batch shows what an iterative attack finds.
 
@@ -93,12 +98,13 @@ class SATR1(SATR):
         eps = self.attack.eps
         iterative = PGD(eps, step_size=eps / self.steps, steps=self.steps, init="zero")
         with network_mode(self.net, self.attack_bn_mode):
-            return self.attack(self.net, batch.x, batch.y), iterative(self.net, batch.x[-1:], batch.y[-1:])
+            last = last_of(batch)
+            return self.attack(self.net, batch.x, batch.y), iterative(self.net, batch.x[last], batch.y[last])
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy on FGSM's images, to which each sample adds the last one's distance."""
         z1, z2 = self.logits_of(x_adv, batch)
-        return losses.ce(z1, batch.y) + self.lam * (z1[-1] - z2[0]).square().sum()
+        return losses.ce(z1, batch.y) + self.lam * (z1[last_of(batch)] - z2).square().sum()
 
 
 class SATR3(SATR):

@@ -1,6 +1,8 @@
 """Curricula of difficulty: P-SAT and H-SAT, which smooth the loss by easier adversaries at first, and Dynamic AT."""
 
 from abc import abstractmethod
+from math import inf
+from numbers import Real
 from typing import Any, Literal
 
 from torch import Tensor
@@ -34,6 +36,16 @@ class _Bounded(Defense):
             return self.inner()(self.net, batch.x, batch.y)
 
 
+def check_bound(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a bound that the metric never reaches, at the start as well as where a ramp has led.
+
+    Raises:
+        ValueError: If it is out of range, or no number.
+    """
+    if not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must be a number from {low:g} to {high:g}, as what it bounds is.")
+
+
 class PSAT(_Bounded):
     """P-SAT (Sitawarin et al., AISec 2021, arXiv:2003.09347; ATES in its first versions), on softmax gaps.
 
@@ -55,7 +67,7 @@ class PSAT(_Bounded):
 
     Raises:
         TypeError: If ``attack`` is neither a plain PGD nor an FGSM.
-        ValueError: If ``lam`` is no number, or the FGSM is one in L2.
+        ValueError: If ``lam`` is out of range, be it by a ramp, or the FGSM is one in L2.
     """
 
     attack: PGD | FGSM
@@ -69,6 +81,7 @@ class PSAT(_Bounded):
 
     def inner(self) -> Attack:
         """PGD, or the single step."""
+        check_bound("lam", self.lam, -1, 1)
         if isinstance(self.attack, FGSM):
             return CurriculumFGSM(self.attack.eps, lam=self.lam)
         return self.bounded_pgd(ProbabilityGap(), self.lam)
@@ -93,7 +106,7 @@ class HSAT(_Bounded):
 
     Raises:
         TypeError: If ``attack`` is no plain PGD, or the net cannot be measured by ``psi``.
-        ValueError: If ``lam`` is no number.
+        ValueError: If ``lam`` is out of range, be it by a ramp.
     """
 
     attack: PGD
@@ -107,6 +120,7 @@ class HSAT(_Bounded):
 
     def inner(self) -> CurriculumPGD:
         """PGD bounded by the sharpness."""
+        check_bound("lam", self.lam, 0, 1)
         return self.bounded_pgd(self.psi, self.lam)
 
 
@@ -134,7 +148,7 @@ class DynamicAT(_Bounded):
 
     Raises:
         TypeError: If ``attack`` is no plain PGD.
-        ValueError: If ``c`` is no number, or there is no such origin.
+        ValueError: If ``c`` is negative, be it by a ramp, or there is no such origin.
     """
 
     attack: PGD
@@ -155,6 +169,7 @@ class DynamicAT(_Bounded):
 
     def inner(self) -> CurriculumPGD:
         """PGD bounded by how well it has converged."""
+        check_bound("c", self.c, 0, inf)
         return self.bounded_pgd(self.fosc, -self.c)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:

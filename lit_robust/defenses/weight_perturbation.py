@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 import torch
@@ -43,8 +44,8 @@ class AWP:
 
     def __post_init__(self) -> None:
         for name in ("gamma", "warm_up"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"AWP's {name}={getattr(self, name)} must be 0 or above.")
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"AWP's {name}={getattr(self, name)} must be 0 or above, and finite.")
 
     @contextmanager
     def perturbed(self, net: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:
