@@ -175,9 +175,10 @@ class Work:
         before = read(self.path).get("rows", {}).get(row)
         if before is not None and key_of(before) == key_of(record) and checkpoint(self.folder(row), "last").exists():
             return
-        # A checkpoint that another configuration has left behind would be gone on with.
+        code = code_of(cli.model, cli.datamodule, *cli.trainer.callbacks)
+        # A checkpoint that another configuration or other code has left behind would be gone on with.
         marker = self.folder(row) / "key.json"
-        key = json.dumps(key_of(record))
+        key = json.dumps([key_of(record), code])
         if marker.exists() and marker.read_text() != key:
             for path in self.folder(row).glob("checkpoints/*.ckpt"):
                 path.unlink()
@@ -186,7 +187,7 @@ class Work:
         begin = time.perf_counter()
         epochs = train(cli, self.folder(row))
         record |= {"eps": said["eps"], "epochs": said["epochs"], "passes": said["passes"]}
-        record |= {"commit": commit(), "code": code_of(cli.model, cli.datamodule, *cli.trainer.callbacks)}
+        record |= {"commit": commit(), "code": code}
         record |= {"hardware": hardware(), "seconds_with_validation": round(time.perf_counter() - begin, 1)}
         record |= {"diary": rounded(epochs), "last": {}, "best": {}}
         with opened(self.path) as results:

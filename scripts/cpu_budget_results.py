@@ -136,16 +136,13 @@ def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 
 def reports(diary: Mapping[str, list[float]]) -> str:
-    """The epochs, counted from 1, in which a monitor has reported catastrophic overfitting, and the rules that said so.
-
-    Older diaries do not have the rules.
-    """
+    """The epochs, counted from 1, in which a monitor has reported overfitting, and the rules that said so."""
     flag = "train/catastrophic_overfitting"
     rules = {key.removeprefix(f"{flag}/"): flags for key, flags in diary.items() if key.startswith(f"{flag}/")}
     found = []
-    for epoch, reported in enumerate(diary.get(flag, [])):
+    for epoch, reported in enumerate(diary[flag]):
         said = ", ".join(name for name, flags in rules.items() if flags[epoch])
-        found += [f"{epoch + 1} ({said})" if said else str(epoch + 1)] * bool(reported)
+        found += [f"{epoch + 1} ({said})"] * bool(reported)
     return ", ".join(found) or "none"
 
 
@@ -158,24 +155,57 @@ def table(results: Mapping[str, Any]) -> str:
     known = [name for record in rows.values() for name in record["config"]["model"]["init_args"]["test_attacks"]]
     columns = [name for name in dict.fromkeys(["clean", *known, *found]) if name in found]
     heads = ["row", *(f"{name} ({found[name]})" for name in columns), "best: pgd40"]
-    heads += ["CPU s an epoch", "forwards", "backwards", "passes", "model", "reported in epoch"]
+    heads += ["CPU s an epoch", "in all", "forwards", "backwards", "passes", "model", "reported in epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name, record in rows.items():
         diary, last = record["diary"], record["last"]
         cells = [cell(last.get(column)) for column in columns] + [cell(record["best"].get("pgd40"))]
         forwards, backwards = (mean(diary[key]) for key in ("forwards", "backwards"))
         passes = forwards / 3 + 2 * backwards / 3
-        cells += [f"{min(diary['cpu_seconds']):.1f}", f"{forwards:.2f}", f"{backwards:.2f}", f"{passes:.2f}"]
-        lines.append([name, *cells, f"{record['passes']:.3g}", reports(diary)])
+        cells += [f"{min(diary['cpu_seconds']):.1f}", f"{sum(diary['cpu_seconds']):.0f}"]
+        cells += [f"{forwards:.2f}", f"{backwards:.2f}", f"{passes:.2f}"]
+        lines.append([name, *cells, f"{record['passes']:.3g}" if record["passes"] else "", reports(diary)])
     machine = next(iter(rows.values()))["hardware"]
     legend = (
         "Percent of so many first test images that survive, with 95 % Wilson intervals; the last checkpoint, and the "
         "best by validation images. CPU seconds are those that the process spent on the training batches of its "
-        f"fastest epoch ({machine['threads']} thread, {machine['processor']}), because other processes stretch the "
-        "time on the wall. Passes of a batch are counted: a forward is a third and a backward two; beside them what "
-        "the cost model says. Last, the epochs in which a CatastrophicOverfittingMonitor spoke, and by which rule."
+        f"fastest epoch and of all ({machine['threads']} thread, {machine['processor']}), because other processes "
+        "stretch the time on the wall. Passes of a batch are counted: a forward is a third and a backward two; beside "
+        "them what the cost model says. Last, the epochs in which a CatastrophicOverfittingMonitor spoke, and by "
+        "which rule."
     )
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", legend])
+    return "\n\n".join([markdown(lines), legend, *over_seeds(rows)])
+
+
+def over_seeds(rows: Mapping[str, Any]) -> list[str]:
+    """Rows that were trained from several seeds in one line each, if there are any."""
+    groups: dict[str, list[Any]] = {}
+    for name, record in rows.items():
+        row, _, seed = name.partition("@")
+        if seed:
+            groups.setdefault(row, []).append(record)
+    if not groups:
+        return []
+    heads = ["row", "seeds", "clean", "pgd40", "training loss at the end", "CPU s in all", "adversarial from epoch"]
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    for row, records in groups.items():
+        diaries = [record["diary"] for record in records]
+        accuracies = [[record["last"][name][0] for record in records] for name in ("clean", "pgd40")]
+        costs = [[diary["train/loss"][-1] for diary in diaries], [sum(diary["cpu_seconds"]) for diary in diaries]]
+        starts = [str(diary["train/adversarial"].index(1.0) + 1) for diary in diaries]
+        cells = [spread(values, digits) for values, digits in zip(accuracies + costs, (1, 1, 3, 0), strict=True)]
+        lines.append([row, str(len(records)), *cells, ", ".join(starts)])
+    return [markdown(lines), "The mean over the seeds, and the least and the greatest."]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, least and greatest."""
+    return f"{mean(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table in Markdown; its second line is the rule below the heads."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def cell(found: list[float] | None) -> str:

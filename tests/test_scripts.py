@@ -227,6 +227,18 @@ def test_a_row_that_says_something_else_is_trained_anew(budget):
     assert len(after["diary"]["train/loss"]) == 3
 
 
+def test_what_other_code_has_trained_is_trained_anew_and_never_called_this_codes(budget, monkeypatch):
+    trained = []
+    for code in ("this", "this", "other"):
+        monkeypatch.setattr(budget, "code_of", lambda *parts, code=code: code)
+        budget.main(["tiny", "--rows", "natural"])
+        trained.append(results()["natural"])
+        shutil.rmtree("results")
+    times = [record["diary"]["cpu_seconds"] for record in trained]
+    assert times[0] == times[1] != times[2]
+    assert [record["code"] for record in trained] == ["this", "this", "other"]
+
+
 def test_a_row_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(budget, monkeypatch):
     budget.main(["tiny", "--rows", "freeat"])
     whole = results()["freeat"]
@@ -262,8 +274,27 @@ def test_the_table_says_in_which_epoch_which_rule_spoke(budget):
     flag = "train/catastrophic_overfitting"
     rules = {f"{flag}/PGDDrop": [0, 0, 1], f"{flag}/FGSMGap": [0, 1, 1]}
     assert reports(rules | {flag: [0, 1, 1]}) == "2 (FGSMGap), 3 (PGDDrop, FGSMGap)"
-    assert reports({flag: [0, 1, 1]}) == "2, 3"  # as older results have it
-    assert reports({flag: [0, 0, 0]}) == reports({}) == "none"
+    assert reports({flag: [0, 0, 0]}) == "none"
+
+
+def test_rows_of_several_seeds_are_put_together_in_a_table_of_their_own(budget):
+    from cpu_budget_results import over_seeds
+
+    def record(clean, cpu, adversarial):
+        diary = {"train/loss": [2.0, clean / 100], "cpu_seconds": [1.0, cpu], "train/adversarial": adversarial}
+        return {"diary": diary, "last": {"clean": [clean, 0, 100, 9], "pgd40": [50.0, 0, 100, 9]}}
+
+    rows = {
+        "dat@0": record(90.0, 4.0, [0.0, 1.0]),
+        "dat@1": record(80.0, 2.0, [1.0, 1.0]),
+        "natural": record(1.0, 1.0, []),
+    }
+    table, legend = over_seeds(rows)
+    assert table.splitlines()[2:] == [
+        "| dat | 2 | 85.0 (80.0-90.0) | 50.0 (50.0-50.0) | 0.850 (0.800-0.900) | 4 (3-5) | 2, 1 |"
+    ]
+    assert "least and the greatest" in legend
+    assert over_seeds({"natural": rows["natural"]}) == []
 
 
 # The diary.
