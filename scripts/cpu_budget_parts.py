@@ -80,7 +80,8 @@ class Diary(Callback):
             logits.register_hook(count)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks."""
+        """Start the clocks, and remember what earlier epochs have logged: the trainer keeps it."""
+        self._before = dict(trainer.callback_metrics)
         self._passes = [0.0, 0.0]
         self._begin = time.perf_counter(), time.process_time()
 
@@ -109,8 +110,9 @@ class Diary(Callback):
         entry = {"seconds": self._seconds[0], "cpu_seconds": self._seconds[1]}
         entry |= {"forwards": self._passes[0] / batches, "backwards": self._passes[1] / batches}
         entry |= {"val/acc/fgsm": torch.cat(self._fgsm).float().mean().item()}
-        names = sorted(name for name in trainer.callback_metrics if not name.endswith(("_step", "_epoch")))
-        entry |= {name: float(trainer.callback_metrics[name]) for name in names}
+        for name, value in sorted(trainer.callback_metrics.items()):
+            if value is not self._before.get(name) and not name.endswith(("_step", "_epoch")):
+                entry[name] = float(value)
         self.epochs.append(entry)
 
     def state_dict(self) -> dict[str, Any]:

@@ -125,11 +125,10 @@ def key_of(record: Mapping[str, Any]) -> Any:
 
 
 def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
-    """The diary, number by number; JSON has no NaN (the cosine of gradients that vanish)."""
-    return {
-        name: [None if math.isnan(epoch[name]) else float(f"{epoch[name]:.4g}") for epoch in epochs]
-        for name in epochs[0]
-    }
+    """The diary, number by number, and None where an epoch has none or NaN (the cosine of gradients that vanish)."""
+    names = dict.fromkeys(name for epoch in epochs for name in epoch)
+    table = {name: [epoch.get(name, math.nan) for epoch in epochs] for name in names}
+    return {name: [None if math.isnan(x) else float(f"{x:.4g}") for x in row] for name, row in table.items()}
 
 
 # The table.

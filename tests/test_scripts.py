@@ -80,6 +80,14 @@ sets:
     seeds: [0, 1]
     rows:
       natural: {passes: 1}
+  delayed:
+    eps: 0.1
+    epochs: 2
+    rows:
+      dat:
+        passes: null
+        trainer: {callbacks+: [{class_path: DelayedStart, init_args: {at_epoch: 1}}]}
+        model: {class_path: FGSMAT}
 """
 
 
@@ -307,6 +315,15 @@ def test_the_passes_that_are_counted_are_those_of_the_cost_model(budget, row):
     (epoch,) = budget.train(cli, work.folder(row))
     passes = epoch["forwards"] / 3 + 2 * epoch["backwards"] / 3
     assert passes == pytest.approx(work.rows[row]["passes"], abs=0.01)
+
+
+def test_an_epoch_has_the_numbers_that_it_has_logged_itself(budget):
+    budget.main(["delayed"])
+    diary = results("delayed")["dat"]["diary"]
+    assert diary["train/adversarial"] == [0, 1]
+    assert [value is None for value in diary["train/acc/clean"]] == [False, True]
+    assert [value is None for value in diary["train/acc/robust"]] == [True, False]
+    assert None not in diary["train/loss"] + diary["val/acc/robust"] + diary["train/lr"]
 
 
 def test_free_passes_once_a_replay(budget):
