@@ -1,0 +1,77 @@
+"""What scripts/results holds: that it was made by what stands here, and that it shows what it is meant to show."""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import yaml
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+RESULTS = {
+    path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/*.json")
+}
+ROWS = [(name, row) for name, rows in RESULTS.items() for row in rows]
+#: The first test images that each attack has seen.
+SEEN = {"autoattack": 500}
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(name, row, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from cpu_budget import rows_of
+
+    record = RESULTS[name][row]
+    assert {"md5", "hardware", "versions", "commit", "code"} <= record.keys()
+    assert not record["commit"].endswith("+"), "made by code that no commit holds"
+    said = rows_of(yaml.safe_load((SCRIPTS / "cpu_budget.yaml").read_text()), name)[row]
+    assert record["config"] == said["config"]
+    assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
+    assert all(n == SEEN.get(attack, 1000) for attack, (*_, n) in record["last"].items())
+
+
+@pytest.mark.parametrize("row", RESULTS["single_step"])
+def test_every_single_step_method_has_been_attacked_in_every_way(row):
+    """Gradients that only look flat would show in one of these."""
+    last = {attack: accuracy for attack, (accuracy, *_) in RESULTS["single_step"][row]["last"].items()}
+    assert last["autoattack"] <= last["pgd40"] + 3  # of other images
+    assert last["pgd100"] <= last["pgd40"] + 1
+    assert last["pgd20_at_1.5_eps"] < last["pgd40"] + 1
+    assert last["pgd20_at_2.5_eps"] == 0
+
+
+def test_the_readmes_table_is_the_results():
+    section = (SCRIPTS.parent / "README.md").read_text().partition("## On two CPU cores")[2].partition("\n## ")[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    assert [cells[0].strip("`") for cells in table] == list(RESULTS["single_step"])
+    for row, *cells in table:
+        record = RESULTS["single_step"][row.strip("`")]
+        last, diary = record["last"], record["diary"]
+        accuracies = [f"{last[attack][0]:.1f}" for attack in ("clean", "pgd40", "autoattack")]
+        passes = mean(diary["forwards"]) / 3 + 2 * mean(diary["backwards"]) / 3
+        assert cells == [*accuracies, f"{passes:.2f}", f"{sum(diary['cpu_seconds']):.0f}"]
+
+
+@pytest.mark.parametrize(
+    "row", ["fastat_random", "fastat_previous", "nfgsm", "freeat_2", "freeat_4", "gradalign", "gat", "nuat"]
+)
+def test_the_methods_of_the_papers_reach_60_percent_in_three_minutes(row):
+    record = RESULTS["single_step"][row]
+    assert record["last"]["pgd40"][0] >= 60
+    assert sum(record["diary"]["cpu_seconds"]) <= 180
+
+
+@pytest.mark.parametrize("row", RESULTS["single_step"])
+def test_the_monitors_are_silent_where_nothing_overfits(row):
+    assert not any(RESULTS["single_step"][row]["diary"]["train/catastrophic_overfitting"])
+
+
+@pytest.mark.parametrize("row", RESULTS["overfitting"])
+def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_part(row):
+    """It sees PGD-5 on training images; what it is judged by is PGD-10 on validation images."""
+    diary = RESULTS["overfitting"][row]["diary"]
+    gaps = [fgsm - pgd for fgsm, pgd in zip(diary["val/acc/fgsm"], diary["val/acc/robust"], strict=True)]
+    reported = diary["train/catastrophic_overfitting"].index(1)
+    assert gaps[reported] == max(gaps[: reported + 1])
+    assert gaps[reported] > 0.3
+    assert RESULTS["overfitting"][row]["last"]["autoattack"][0] < 30
