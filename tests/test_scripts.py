@@ -355,7 +355,7 @@ def test_the_first_images_are_trained_on_and_the_next_validated_on(budget, real_
     import cpu_budget_parts
 
     if not (real_data / "MNIST").is_dir():
-        pytest.skip("no MNIST")
+        pytest.skip(f"no MNIST in {real_data}")
     data = cpu_budget_parts.FirstImages(train_size=50, next_size=20, root=str(real_data))
     trained = torch.cat([batch.index for batch in data.train_dataloader()])
     validated = torch.cat([batch.index for batch in data.val_dataloader()])

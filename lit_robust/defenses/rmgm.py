@@ -72,7 +72,8 @@ class RMGM(SATR):
 
 def last_of(batch: Batch) -> Tensor:
     """Where the last sample is that is no padding, ``(1,)``; the host does not wait for the device."""
-    return batch.weight.cumsum(dim=0).argmax(dim=0, keepdim=True)  # the first of equal sums
+    places = torch.arange(len(batch.weight), device=batch.weight.device)
+    return (places * (batch.weight > 0)).argmax(dim=0, keepdim=True)
 
 
 class SATR1(SATR):

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lit_robust.attacks.base import check_not_negative
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.tally import Tally
 
@@ -43,9 +43,7 @@ class AWP:
     warm_up: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "warm_up"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"AWP's {name}={getattr(self, name)} must be 0 or above, and finite.")
+        check_not_negative(**{"AWP's gamma": self.gamma, "AWP's warm_up": self.warm_up})
 
     @contextmanager
     def perturbed(self, net: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:
