@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -307,6 +308,15 @@ def test_a_closure_that_is_evaluated_several_times_sees_one_adversary(tmp_path):
     assert given == {id(x_adv) for *_, x_adv in attack.calls}
 
 
+@pytest.mark.filterwarnings("ignore:.*num_workers")
+def test_tuners_which_silence_all_callbacks_see_each_batchs_own_adversary(tmp_path):
+    module, loader = Classifier(), dictionaries()
+    run = trainer(tmp_path, max_epochs=1, callbacks=[AdversarialTraining(EXACT, **HERE)], enable_checkpointing=True)
+    Tuner(run).lr_find(module, loader, num_training=BATCHES, early_stop_threshold=None)
+    assert len(module.seen) == BATCHES
+    assert distances(module, loader) == pytest.approx([EPS] * BATCHES)
+
+
 @pytest.mark.filterwarnings("ignore:.*bfloat16")
 def test_the_attack_runs_under_the_trainers_precision(tmp_path):
     class Dtypes(TinyNet):
@@ -586,6 +596,24 @@ def test_arguments_that_make_no_sense_are_refused():
         AdversarialTraining(PGD(targeted=True))
     with pytest.raises(ValueError, match='attack_bn_mode="test" is unknown: choose eval or train'):
         AdversarialTraining(ATTACK, attack_bn_mode="test")
+    with pytest.raises(ValueError, match="step_size=0 of attack never leaves its start"):
+        AdversarialTraining(PGD(step_size=0, init="zero"))
+    with pytest.raises(TypeError, match="attack='PGD' is no attack: give one of"):
+        AdversarialTraining("PGD")
+
+
+def test_pixels_that_the_precision_would_round_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"precision=bf16-true rounds images .* use bf16-mixed"):
+        fit(tmp_path, Classifier(), AdversarialTraining(ATTACK, **HERE), precision="bf16-true")
+
+
+def test_labels_may_be_of_any_integers(tmp_path):
+    module, batch = Classifier(), images(8)
+    short = as_they_are({"image": batch.x, "label": batch.y.to(torch.int32)})
+    module.loss = lambda logits, y: F.cross_entropy(logits, y.long())
+    fit(tmp_path, module, AdversarialTraining(EXACT, **HERE), loader=short, max_epochs=1)
+    assert module.seen[0]["label"].dtype == torch.int32  # the batch keeps its own
+    assert float((module.seen[0]["image"] - batch.x).abs().max()) == pytest.approx(EPS)
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "after a delay"])

@@ -179,7 +179,8 @@ def fit(tmp_path, module, *callbacks, max_epochs=6, ckpt_path=None, **kwargs):
 
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr(delayed_start, "rank_zero_info", lines.append)
+    for level in ("rank_zero_info", "rank_zero_warn"):
+        monkeypatch.setattr(delayed_start, level, lines.append)
     return lines
 
 
@@ -248,6 +249,12 @@ def test_the_epoch_that_starts_with_the_dropped_rate_is_adversarial(tmp_path, mo
     assert lines == ["training is adversarial from epoch 3 on: the learning rate drops."]
 
 
+def test_where_the_rate_drops_before_the_latest_epoch_the_drop_counts(tmp_path):
+    module = Classifier(scheduler=MILESTONES["torch's by epoch"]())
+    fit(tmp_path, module, DelayedStart(latest_epoch=5, monitor="loss"))
+    assert module.adversarial_epochs == [3, 4, 5]
+
+
 @pytest.mark.parametrize("name", ["torch's by epoch", "torch's, nested"])
 def test_the_drop_is_foreseen_for_a_module_that_is_no_defense(tmp_path, name):
     module = Classifier(scheduler=MILESTONES[name]())
@@ -262,6 +269,42 @@ def test_foreseeing_the_drop_leaves_the_scheduler_alone(tmp_path):
         return [rate for *_, rate in watch.batches]
 
     assert rates(DelayedStart(monitor="loss")) == rates()
+
+
+def test_foreseeing_the_drop_does_not_copy_the_module(tmp_path):
+    class Own(Classifier):
+        def rate_of(self, epoch):
+            return 0.1 if epoch >= 3 else 1.0
+
+    module = Own()
+    module.scheduler = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, module.rate_of)
+    module.held = module.net.head.weight * 2  # of which torch refuses to make a copy
+    fit(tmp_path, module, DelayedStart(monitor="loss"))
+    assert module.adversarial_epochs == [3, 4, 5]
+
+
+@pytest.mark.parametrize("adversarial", [True, False])
+def test_after_the_training_the_module_is_what_it_was(tmp_path, adversarial):
+    module = Classifier()
+    module.adversarial = adversarial
+    fit(tmp_path, module, DelayedStart(at_epoch=1, monitor="loss"), max_epochs=2)
+    assert module.adversarial is adversarial
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, module, DelayedStart(at_epoch=1, monitor="loss"), Breaks(), max_epochs=2)
+    assert module.adversarial is adversarial
+
+
+class Breaks(Callback):
+    def on_train_batch_end(self, *args):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 5, "max_epochs": 9}, {"max_steps": 5, "max_epochs": -1}])
+def test_a_training_that_ends_before_the_switch_says_so(tmp_path, monkeypatch, limit):
+    lines = said(monkeypatch)
+    fit(tmp_path, Classifier(), DelayedStart(at_epoch=8), **limit)
+    (line,) = lines
+    assert "was natural throughout: the switch was to come in epoch 8 at the latest." in line
 
 
 @pytest.mark.parametrize(
@@ -473,6 +516,24 @@ def test_a_run_resumed_while_natural_remembers_its_losses_and_obeys_what_is_aske
     assert resumed.losses == delay.losses[:switch]
 
 
+def test_a_switch_that_is_settled_but_not_made_yet_is_settled_anew(tmp_path, monkeypatch):
+    path = tmp_path / "two.ckpt"  # after epoch 1, when epoch 2 was to be the first adversarial one
+    fit(tmp_path, Classifier(), DelayedStart(at_epoch=2), SaveAfterTwo(path), enable_checkpointing=True)
+    for at_epoch, expected in ((4, [4, 5]), (2, [2, 3, 4, 5]), (1, [2, 3, 4, 5])):
+        module = Classifier()
+        fit(tmp_path, module, DelayedStart(at_epoch=at_epoch), ckpt_path=path)
+        assert module.adversarial_epochs == expected
+
+
+def test_a_switch_that_is_made_stands(tmp_path, monkeypatch):
+    lines, path = said(monkeypatch), tmp_path / "two.ckpt"
+    fit(tmp_path, Classifier(), DelayedStart(at_epoch=1), SaveAfterTwo(path), enable_checkpointing=True)
+    module = Classifier()
+    fit(tmp_path, module, DelayedStart(at_epoch=4), ckpt_path=path)
+    assert module.adversarial_epochs == [2, 3, 4, 5]
+    assert lines[-1] == "training has been adversarial since epoch 1: at_epoch=4 is too late."
+
+
 EIGHT_EPOCHS = """
 trainer:
   max_epochs: 8
@@ -514,6 +575,12 @@ def by_batches(optimizer):
     return {"scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [4]), "interval": "step"}
 
 
+class ByHand(Classifier):
+    """Steps its scheduler itself, nobody knows when."""
+
+    automatic_optimization = False
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -524,9 +591,14 @@ def by_batches(optimizer):
         lambda: build(PGDAT, lr_scheduler=MultiStep([3], factor=0.6)),
         lambda: build(PGDAT, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)),
         lambda: Classifier(scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)),
+        lambda: Classifier(scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)),
         lambda: Classifier(scheduler=by_batches),
+        lambda: ByHand(scheduler=lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [4])),
     ],
-    ids=["constant", "triangle", "cosine", "too late", "too small", "plateau", "torch's cosine", "by batches"],
+    ids=[
+        *["constant", "triangle", "cosine", "too late", "too small", "plateau", "torch's cosine", "a short cosine"],
+        *["by batches", "by hand"],
+    ],
 )
 def test_without_a_drop_that_can_be_foreseen_the_latest_epoch_must_be_given(tmp_path, module):
     with pytest.raises(
@@ -551,6 +623,17 @@ def test_a_module_that_cannot_be_switched_is_refused(tmp_path):
 def test_a_loss_that_is_not_logged_is_refused_with_what_there_is(tmp_path):
     with pytest.raises(ValueError, match=r"monitors train/loss, which is not among \['loss'\]"):
         fit(tmp_path, Classifier(), DelayedStart(latest_epoch=3))
+
+
+def test_a_loss_that_is_logged_by_step_alone_is_refused(tmp_path):
+    class ByStep(Classifier):
+        def training_step(self, batch, batch_idx):
+            loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+    with pytest.raises(ValueError, match=r"loss, which is logged by step, .*: log it with on_epoch=True"):
+        fit(tmp_path, ByStep(), DelayedStart(latest_epoch=3, monitor="loss"))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_it_says_so_in_one_line(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(early_stop, "rank_zero_info", lines.append)
     fit(tmp_path, MultiStep([3]), StopAfterDrop(2))
-    assert lines == ["training stops after epoch 4, the 2 epochs since the learning rate's drop."]
+    assert lines == ["training stops after epoch 4, 2 epochs since the learning rate's drop."]
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -72,8 +72,11 @@ def test_the_last_epoch_is_validated_and_saved_and_a_run_at_its_end_trains_no_mo
     assert longer.current_epoch == 7
 
 
-def test_min_epochs_is_respected(tmp_path):
+def test_min_epochs_is_respected(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(early_stop, "rank_zero_info", lines.append)
     assert fit(tmp_path, MultiStep([3]), StopAfterDrop(1), min_epochs=6).current_epoch == 6
+    assert lines == ["training stops after epoch 5, 3 epochs since the learning rate's drop."]
 
 
 def test_dat_early_stop_is_natural_then_adversarial_then_over(tmp_path):

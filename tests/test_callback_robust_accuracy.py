@@ -344,7 +344,7 @@ def test_two_ranks_count_every_image_once(tmp_path, monkeypatch):
         ({"worst": ATTACK}, r'attacks names an attack "worst"'),
         (
             {"pgd": PGD(targeted=True)},
-            r"pgd is targeted, and its targets would be the true labels: set targeted: false",
+            r"pgd is targeted, and its targets would be the true labels, which helps the net: set targeted: false",
         ),
     ],
 )
@@ -359,6 +359,35 @@ def test_a_row_that_a_defense_logs_itself_is_refused(tmp_path):
     run = trainer(tmp_path, callbacks=[RobustAccuracy({"robust": ATTACK}, net="net")])
     with pytest.raises(ValueError, match=r'PGDAT logs val/acc/robust itself: rename "robust" here'):
         run.validate(PGDAT(TinyNet(), CLASSES, ATTACK), loader(images()))
+
+
+class LogsItself(Classifier):
+    def validation_step(self, batch, batch_idx):
+        self.log("val/acc/robust", 0.9)
+
+
+def test_a_row_that_a_users_module_logs_itself_is_refused_and_not_written_over(tmp_path):
+    run = trainer(tmp_path, callbacks=[RobustAccuracy({"robust": ATTACK}, net="net")])
+    with pytest.raises(ValueError, match=r'LogsItself logs val/acc/robust itself: rename "robust" here'):
+        run.validate(LogsItself(), pixels())
+
+
+def test_pixels_that_the_precision_would_round_are_refused(tmp_path):
+    run = trainer(tmp_path, precision="bf16-true", callbacks=[RobustAccuracy({"robust": ATTACK}, net="net")])
+    with pytest.raises(ValueError, match=r"precision=bf16-true rounds images .* use bf16-mixed"):
+        run.validate(Classifier(), pixels())
+
+
+def test_labels_may_be_of_any_integers(tmp_path):
+    callback = RobustAccuracy({"robust": ATTACK}, net="net")
+    short = DataLoader(list(zip(PIXELS, BRIGHT.to(torch.uint8), strict=True)), batch_size=6)
+    trainer(tmp_path, callbacks=[callback]).validate(Classifier(), short, verbose=False)
+    assert callback.accuracies["val"]["clean"].n == 6
+
+
+def test_attacks_that_have_no_names_are_refused():
+    with pytest.raises(ValueError, match=r"attacks=\[PGD\(.*\)\] measures nothing: give attacks by name"):
+        RobustAccuracy([ATTACK])
 
 
 def test_two_of_them_are_refused(tmp_path):

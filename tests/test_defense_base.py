@@ -90,12 +90,6 @@ def test_metrics_are_logged_when_lightning_writes_them(tmp_path):
     assert {"train/acc/robust", "train/lr", "val/acc/clean", "val/acc/robust"} <= set(head)
 
 
-def test_the_generalisation_gap_is_robust_training_minus_robust_validation_accuracy(tmp_path):
-    fitted = fit(build(PGDAT), tmp_path, epochs=2)
-    logged = {key: value.item() for key, value in fitted.callback_metrics.items()}
-    assert logged["val/gap/robust"] == pytest.approx(logged["train/acc/robust"] - logged["val/acc/robust"], abs=1e-6)
-
-
 def test_validation_and_test_count_survivors_of_their_attacks(tmp_path):
     defense = build(PGDAT, val_attack=FGSM(eps=0.05), test_attacks={"fgsm": FGSM(eps=0.05), "pgd": ATTACK})
     fitted = fit(defense, tmp_path, epochs=3)

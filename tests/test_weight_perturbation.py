@@ -272,3 +272,11 @@ def test_kept_tensors_are_the_same_tensors():
 def test_arguments_that_make_no_sense_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_training_of_one_dimensional_tensors_alone_is_refused(tmp_path):
+    net = TinyNet()
+    for weight in net.parameters():
+        weight.requires_grad_(weight.ndim == 1)
+    with pytest.raises(ValueError, match="of more than one dimension, of which this net trains none: leave"):
+        fit(awp(net=net), tmp_path)

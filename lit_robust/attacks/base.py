@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from operator import index
 from typing import Literal
 
@@ -142,6 +143,39 @@ def check_count(value: int, name: str, least: int) -> None:
         raise ValueError(f"{name}={value!r} must be an integer, at least {least}.")
 
 
+def check_precision(precision: str) -> None:
+    """Refuse a trainer's precision that rounds pixels to steps as coarse as an eps.
+
+    Raises:
+        ValueError: If it is one of bfloat16's or float16's that leave no float32.
+    """
+    if precision in ("16-true", "bf16-true"):
+        raise ValueError(
+            f"trainer.precision={precision} rounds images to steps as coarse as an eps: use "
+            f"{precision.replace('true', 'mixed')}."
+        )
+
+
+def check_attack(name: str, attack: Attack) -> None:
+    """Refuse an attack that would find nothing, or the wrong thing.
+
+    Raises:
+        TypeError: If it cannot be called.
+        ValueError: If it is targeted, for it would be given the true labels as its targets, or its steps have no
+            length.
+    """
+    if not callable(attack):
+        raise TypeError(f"{name}={attack!r} is no attack: give one of lit_robust.attacks, such as PGD(steps=10).")
+    if getattr(attack, "targeted", False):
+        raise ValueError(
+            f"{name} is targeted, and its targets would be the true labels, which helps the net: set "
+            "targeted: false (AdversarialExamples draws targeted pictures)."
+        )
+    eps, step_size, steps = (getattr(attack, argument, None) for argument in ("eps", "step_size", "steps"))
+    if eps and steps and step_size == 0:
+        raise ValueError(f"step_size=0 of {name} never leaves its start: give {2.5 * eps / steps:.3g} or so.")
+
+
 def check_not_negative(**arguments: float) -> None:
     """Check weights and bounds, of which 0 switches something off.
 
@@ -149,8 +183,8 @@ def check_not_negative(**arguments: float) -> None:
         ValueError: If one is below 0, infinite or no number.
     """
     for name, value in arguments.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value} must be 0 or above, and finite.")
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r} must be 0 or above, and finite.")
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_robust.attacks.base import Attack, check_choice, frozen, network_mode
+from lit_robust.attacks.base import Attack, check_attack, check_choice, check_precision, frozen, network_mode
 from lit_robust.callbacks.view import Channels, Key, View
 from lit_robust.seeds import seed
 
@@ -60,13 +60,12 @@ class AdversarialTraining(Callback):
         attack_bn_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         check_choice(attack_bn_mode, "attack_bn_mode", ("eval", "train"))
-        if getattr(attack, "targeted", False):
-            raise ValueError("attack is targeted, and its targets would be the true labels: set targeted: false.")
+        check_attack("attack", attack)
         self.attack = attack
         self.view = View(x, y, net, mean, std)
         self.attack_bn_mode = attack_bn_mode
         self._installed = self._checked = False
-        self._x_adv: Tensor | None = None
+        self._found: tuple[Any, int, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Come between the loader and the module's ``training_step``.
@@ -75,6 +74,7 @@ class AdversarialTraining(Callback):
         """
         if stage != "fit":
             return
+        check_precision(str(trainer.precision))
         _check_alone(trainer, self)
         _check_not_attacked(pl_module)
         for name, value in zip(LENT, (True, self.attack), strict=True):
@@ -87,17 +87,13 @@ class AdversarialTraining(Callback):
         trainer.strategy.training_step = training_step  # type: ignore[method-assign]  # wrapped for this fit
         self._installed, self._checked = True, False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Forget the adversary of the batch before."""
-        self._x_adv = None
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
         if self._installed:
             vars(trainer.strategy).pop("training_step", None)
             for name in LENT:
                 delattr(pl_module, name)
-        self._installed, self._x_adv = False, None
+        self._installed, self._found = False, None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do so too when training breaks off."""
@@ -110,9 +106,14 @@ class AdversarialTraining(Callback):
                 self._checked = True
             if not module.adversarial:
                 return batch
-            if self._x_adv is None:
-                self._x_adv = self._perturb(trainer, module, batch)
-        return self.view.exchanged(batch, self._x_adv)
+            return self.view.exchanged(batch, self._adversary(trainer, module, batch))
+
+    def _adversary(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
+        """Found once a batch, however often it is asked for; hooks do not tell, which Lightning's tuners silence."""
+        now = trainer.fit_loop.total_batch_idx
+        if self._found is None or self._found[0] is not batch or self._found[1] != now:
+            self._found = batch, now, self._perturb(trainer, module, batch)
+        return self._found[2]
 
     def _perturb(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
         x, y, net = self.view.pixels(batch), self.view.labels(batch), self.view.logits_net(module)

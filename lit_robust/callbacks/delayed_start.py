@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust.attacks.base import check_count
-from lit_robust.callbacks.drop import first_drop
+from lit_robust.callbacks.drop import first_drop, no_drop
 
 
 @runtime_checkable
@@ -75,24 +75,27 @@ class DelayedStart(Callback):
     Epoch s comes when ``rule`` says that the natural loss has levelled off, and at the latest when the learning rate
     drops for the first time: the epoch that starts with the dropped rate is adversarial. The switch is made once and
     for all, between epochs, and changes nothing else: momentum, BatchNorm's statistics and the schedules, which count
-    natural epochs too, go on, and the loss jumps. ``module.adversarial`` is what is switched. The first s epochs cost
-    what natural training costs.
+    natural epochs too, go on, and the loss jumps. ``module.adversarial`` is what is switched, and after the training it
+    is what it was before. The first s epochs cost what natural training costs.
 
     It is said in one line when s is settled, and logged as ``train/switch_epoch``. The losses and s are in the
-    checkpoint; ranks see the mean of their losses, so that they switch together. A ``fast_dev_run`` is natural.
+    checkpoint; ranks see the mean of their losses, so that they switch together. A resumed run obeys what it is given,
+    but a switch that has been made stands. (Of an epoch that is resumed in its middle, Lightning's own means hold the
+    batches since then; those of a Defense hold all.) A ``fast_dev_run`` is natural.
 
     Args:
         rule: Judges the losses.
-        latest_epoch: The epoch that is adversarial in any case, counted from 0. By default the first whose learning
-            rate has dropped; it has to be given where no drop can be foreseen (see ``first_drop``): triangles and
-            cosines have none.
+        latest_epoch: An epoch that is adversarial in any case, as the first whose learning rate has dropped is,
+            counted from 0. It has to be given where no drop can be foreseen (see ``first_drop``): triangles and cosines
+            have none.
         at_epoch: Epoch s itself; then there is nothing to be judged.
-        monitor: The name by which the module logs its training loss, with ``on_epoch=True``.
+        monitor: The name by which the module logs its training loss, with ``on_epoch=True``, which in a
+            ``training_step`` is not Lightning's default.
 
     Raises:
         TypeError: If the module has no boolean ``adversarial``.
         ValueError: If training would end before it becomes adversarial, no drop can be foreseen, or the loss is not
-            logged.
+            logged, or only by step.
     """
 
     def __init__(
@@ -119,12 +122,13 @@ class DelayedStart(Callback):
         #: The first adversarial epoch, once it is settled.
         self.switch_epoch: int | None = None
         self._deadline, self._deadline_name = math.inf, ""
+        self._before = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the module and start from nothing; a checkpoint is read after this."""
         if stage != "fit":
             return
-        _fitting(pl_module)
+        self._before = _fitting(pl_module).adversarial
         epochs = trainer.max_epochs or -1
         for name, epoch in self._given.items():
             if 0 < epochs <= epoch and not _is_trial(trainer):
@@ -133,18 +137,25 @@ class DelayedStart(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out which epoch is adversarial in any case."""
-        if self._given:
-            [(name, self._deadline)] = self._given.items()
-            self._deadline_name = f"{name}={self._deadline}"
-        elif _is_trial(trainer):
-            self._deadline = math.inf
-        else:
-            remedy = "give DelayedStart latest_epoch, the epoch that is adversarial in any case, or at_epoch"
-            self._deadline = first_drop(trainer, pl_module, remedy)
-            self._deadline_name = "the learning rate drops"
+        deadlines: dict[str, float] = {f"{name}={epoch}": epoch for name, epoch in self._given.items()}
+        if self.at_epoch is None and not _is_trial(trainer):
+            drop = first_drop(trainer, pl_module)
+            if drop is not None:
+                deadlines["the learning rate drops"] = drop
+            if not deadlines:
+                remedy = "give DelayedStart latest_epoch, the epoch that is adversarial in any case, or at_epoch"
+                raise no_drop(trainer, remedy)
+        deadlines = deadlines or {"": math.inf}
+        self._deadline_name = min(deadlines, key=lambda name: deadlines[name])
+        self._deadline = deadlines[self._deadline_name]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be where a checkpoint stands, also in the middle of an epoch."""
+        made = self.switch_epoch
+        if made is not None and made >= trainer.fit_loop.epoch_progress.current.started:
+            self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
+        elif made is not None and self.at_epoch is not None and made != self.at_epoch:
+            rank_zero_info(f"training has been adversarial since epoch {made}: at_epoch={self.at_epoch} is too late.")
         self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
@@ -160,6 +171,23 @@ class DelayedStart(Callback):
         if self.switch_epoch is not None:
             epoch = float(self.switch_epoch)
             pl_module.log("train/switch_epoch", epoch, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if there never was an adversary: a limit of steps or another callback may end the training early."""
+        if not _fitting(pl_module).adversarial and not _is_trial(trainer):
+            rank_zero_warn(
+                f"training ends after {trainer.current_epoch} epochs and was natural throughout: the switch was to "
+                f"come in epoch {self._deadline:g} at the latest."
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was, for a training without a delay."""
+        if stage == "fit" and hasattr(pl_module, "adversarial"):
+            _fitting(pl_module).adversarial = self._before
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do so too when training breaks off."""
+        self.teardown(trainer, pl_module, "fit")
 
     def _settle(self, epoch: int) -> None:
         """Decide whether the epoch to come is the first adversarial one."""
@@ -183,10 +211,16 @@ class DelayedStart(Callback):
         if not metrics:
             raise ValueError(
                 f"DelayedStart monitors {self.monitor}, but nothing is logged yet: log it with on_epoch=True, and "
-                "resume from a checkpoint of the epoch's end, of a ModelCheckpoint with save_on_train_epoch_end: true."
+                "resume from a checkpoint of the epoch's end, of a ModelCheckpoint with save_on_train_epoch_end: true, "
+                "or give at_epoch, which asks for no loss."
             )
         if self.monitor not in metrics:
             raise ValueError(f"DelayedStart monitors {self.monitor}, which is not among {sorted(metrics)}.")
+        if _by_step_alone(trainer, self.monitor):
+            raise ValueError(
+                f"DelayedStart monitors {self.monitor}, which is logged by step, so that the last batch would stand "
+                "for the epoch: log it with on_epoch=True."
+            )
         mine = metrics[self.monitor].detach().to(pl_module.device, copy=True)  # what reduces it writes into it
         return float(trainer.strategy.reduce(mine, reduce_op="mean"))
 
@@ -197,6 +231,12 @@ class DelayedStart(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint ends."""
         self.losses, self.switch_epoch = list(state_dict["losses"]), state_dict["switch_epoch"]
+
+
+def _by_step_alone(trainer: Any, name: str) -> bool:
+    """Whether a metric has no mean over the epoch; Lightning tells it nowhere but in its own records."""
+    found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
+    return bool(found) and not any(meta.on_epoch for meta in found)
 
 
 def _is_trial(trainer: Any) -> bool:

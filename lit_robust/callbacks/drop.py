@@ -13,31 +13,40 @@ from lit_robust.schedules import Schedule, Staircase, drops
 ENDLESS = 1000
 
 
-def first_drop(trainer: Trainer, pl_module: LightningModule, remedy: str) -> int:
+def first_drop(trainer: Trainer, pl_module: LightningModule) -> int | None:
     """The first epoch whose learning rate has dropped: by a factor of 2 or more, at once, as ``schedules.drops`` says.
+
+    None if no drop can be foreseen.
 
     Foreseen are the ``Schedule`` of a module that has it as ``module.rate.scheduler``, as all methods here do, and the
     one scheduler of torch that takes a step an epoch, by a rehearsal on a copy; not a ``ReduceLROnPlateau``, a
-    scheduler that counts batches, one of several, and rates that are set by hand. Ask in ``on_fit_start``, when
+    scheduler that counts batches, one of several, and what the module moves by hand. Ask in ``on_fit_start``, when
     schedulers exist and have not been resumed yet.
 
     Args:
         trainer: Knows how many epochs there are.
         pl_module: What is trained.
-        remedy: What a user can do without a drop.
-
-    Raises:
-        ValueError: If no drop can be foreseen.
     """
-    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else ENDLESS
+    epochs = _epochs(trainer)
     rate = _foreseen(trainer, pl_module, epochs)
-    found = drops(rate, epochs) if rate is not None else []
-    if not found:
-        raise ValueError(
-            "no drop of the learning rate (by a factor of 2 or more at once, by a schedule that counts epochs) can be "
-            f"foreseen in {epochs} epochs: {remedy}."
-        )
-    return found[0]
+    return next(iter(drops(rate, epochs)), None) if rate is not None else None
+
+
+def no_drop(trainer: Trainer, remedy: str) -> ValueError:
+    """The error of a callback that needs one.
+
+    Args:
+        trainer: Knows how many epochs there are.
+        remedy: What a user can do without a drop.
+    """
+    return ValueError(
+        "no drop of the learning rate (by a factor of 2 or more at once, by a schedule that counts epochs) can be "
+        f"foreseen in {_epochs(trainer)} epochs: {remedy}."
+    )
+
+
+def _epochs(trainer: Trainer) -> int:
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else ENDLESS
 
 
 def _foreseen(trainer: Trainer, module: LightningModule, epochs: int) -> Schedule | None:
@@ -45,19 +54,24 @@ def _foreseen(trainer: Trainer, module: LightningModule, epochs: int) -> Schedul
     if isinstance(schedule, Schedule):
         return schedule
     configs = trainer.lr_scheduler_configs
+    if not (module.automatic_optimization or hasattr(module, "rate")):
+        return None  # its own code steps the scheduler, whenever it wants to
     if len(configs) != 1 or configs[0].interval != "epoch" or configs[0].frequency != 1:
         return None
     scheduler = configs[0].scheduler
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         return None
-    return _rehearsed(scheduler, epochs)
+    return _rehearsed(scheduler, module, epochs)
 
 
-def _rehearsed(scheduler: LRScheduler, epochs: int) -> Staircase:
-    """The rates that a scheduler would set; its copies, nested ones too, drive a stand-in for the optimizer."""
+def _rehearsed(scheduler: LRScheduler, module: LightningModule, epochs: int) -> Staircase:
+    """The rates that a scheduler would set; its copies, nested ones too, drive a stand-in for the optimizer.
+
+    The module is not copied, be the rate a method of it or not.
+    """
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=0.0)
     stand_in.param_groups = [dict(group) for group in scheduler.optimizer.param_groups]
-    copied = deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
+    copied = deepcopy(scheduler, {id(scheduler.optimizer): stand_in, id(module): module})
     rates = []
     with warnings.catch_warnings(action="ignore"):  # no step of the optimizer comes before the scheduler's
         for _ in range(epochs):

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust.attacks.base import check_count
-from lit_robust.callbacks.drop import first_drop
+from lit_robust.callbacks.drop import first_drop, no_drop
 
 
 class StopAfterDrop(Callback):
@@ -36,8 +36,11 @@ class StopAfterDrop(Callback):
         """Foresee the end."""
         self._end = math.inf
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of the trainer's connectors
-            remedy = "set trainer.max_epochs where training is to end, and leave StopAfterDrop out"
-            self._end = first_drop(trainer, pl_module, remedy) + self.epochs
+            drop = first_drop(trainer, pl_module)
+            if drop is None:
+                remedy = "set trainer.max_epochs where training is to end, and leave StopAfterDrop out"
+                raise no_drop(trainer, remedy)
+            self._end = drop + self.epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a run alone that is resumed after its end."""
@@ -45,9 +48,10 @@ class StopAfterDrop(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after the last epoch."""
-        if trainer.current_epoch + 1 >= self._end:
-            trainer.should_stop = True
-            last = trainer.current_epoch
-            rank_zero_info(
-                f"training stops after epoch {last}, the {self.epochs} epochs since the learning rate's drop."
-            )
+        done = trainer.current_epoch + 1
+        if done < self._end:
+            return
+        trainer.should_stop = True
+        if done >= (trainer.min_epochs or 0):  # before that, the trainer goes on
+            since = done - int(self._end) + self.epochs
+            rank_zero_info(f"training stops after epoch {done - 1}, {since} epochs since the learning rate's drop.")

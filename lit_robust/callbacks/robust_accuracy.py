@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_robust.attacks.base import Attack, frozen
+from lit_robust.attacks.base import Attack, check_attack, check_precision, frozen
 from lit_robust.attacks.evaluation import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch
 from lit_robust.callbacks.view import Channels, Key, View
@@ -59,11 +59,13 @@ class RobustAccuracy(Callback):
         #: What was measured last, with n and its interval, by split and name.
         self.accuracies: dict[str, dict[str, Accuracy]] = {}
         self._survivors: dict[int, Survivors] = {}
+        self._logged: set[str] = set()
         self._columns: dict[str, dict[str, Accuracy]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no row is logged twice, which Lightning would take the mean of."""
         _check_alone(trainer, self)
+        check_precision(str(trainer.precision))
         for split, attacks in self.attacks.items():
             if twice := _own_rows(pl_module, split) & set(attacks):
                 name = min(twice)
@@ -117,6 +119,12 @@ class RobustAccuracy(Callback):
             correct = surviving(net, self.attacks[split], Batch(x, y, torch.full_like(y, -1), weight))
         self._survivors[loader].update(correct, weight)
 
+    def _check_free(self, key: str, name: str, module: LightningModule) -> None:
+        """Refuse to write over what the module's own step has logged; before the first of ours nobody else has."""
+        if key not in self._logged and key in module.trainer.callback_metrics:
+            raise ValueError(f'{type(module).__name__} logs {key} itself: rename "{name}" here.')
+        self._logged.add(key)
+
     def _report(self, split: str, module: LightningModule) -> dict[str, dict[str, Accuracy]]:
         """Log what was counted; the accuracies of each loader, under the suffix that Lightning gives it."""
         several = len(self._survivors) > 1
@@ -127,6 +135,7 @@ class RobustAccuracy(Callback):
         self.accuracies[split] = {f"{name}{suffix}": a for suffix, rows in columns.items() for name, a in rows.items()}
         for name, accuracy in self.accuracies[split].items():
             if name not in _own_rows(module, split):
+                self._check_free(f"{split}/acc/{name}", name, module)
                 module.log(
                     f"{split}/acc/{name}",
                     accuracy.value,
@@ -158,10 +167,9 @@ def _check_alone(trainer: Any, me: RobustAccuracy) -> None:
 
 
 def _check_attacks(attacks: Mapping[str, Attack]) -> None:
-    if not attacks:
-        raise ValueError('attacks={} measures nothing: give attacks by name, {"pgd20": PGD(steps=20)}.')
+    if not isinstance(attacks, Mapping) or not attacks:
+        raise ValueError(f'attacks={attacks!r} measures nothing: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
     for name, attack in attacks.items():
         if name in (CLEAN, WORST):
             raise ValueError(f'attacks names an attack "{name}", as a row of every table is called: rename it.')
-        if getattr(attack, "targeted", False):
-            raise ValueError(f"{name} is targeted, and its targets would be the true labels: set targeted: false.")
+        check_attack(name, attack)

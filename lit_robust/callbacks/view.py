@@ -16,6 +16,9 @@ Key = int | str
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
 
+#: Integers that labels may come as.
+_SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
 #: Half a grey level: what rounding may do to pixels that were normalised.
 TOLERANCE = 0.5 / 255
 
@@ -66,7 +69,10 @@ class View:
 
     def labels(self, batch: Any) -> Tensor | None:
         """The labels of a batch, if it has any."""
-        return None if self.y is None else self._tensor(batch, self.y, "y")
+        if self.y is None:
+            return None
+        y = self._tensor(batch, self.y, "y")
+        return y.long() if y.dtype in _SHORT else y  # losses index by int64 alone
 
     def exchanged(self, batch: Any, x_adv: Tensor) -> Any:
         """A batch like this one with other pixels; an image that did not change stays exactly as it was."""

@@ -93,6 +93,8 @@ class Defense(Evaluated):
         self.gradient_clip_val = gradient_clip_val
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
         self.tally = Tally()
+        #: The training metrics of the last whole epoch, by name.
+        self.epoch_means: dict[str, float] = {}
         #: Index in its epoch of the batch in training.
         self.batch_idx = 0
         #: Tensors that belong to one rank and outlive a batch; a checkpoint holds every rank's, ``load_net`` none.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import Attack, network_mode
+from lit_robust.attacks.base import Attack, check_attack, network_mode
 from lit_robust.attacks.evaluation import CLEAN, WORST
 from lit_robust.batch import Batch
 
@@ -38,21 +38,14 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
     """Refuse attacks that would not measure what their row says.
 
     Raises:
-        ValueError: If an attack is targeted, for it would be given the true labels as its targets, if its steps have no
-            length, or if a test attack has the name of a row that every table has.
+        TypeError: As ``check_attack``.
+        ValueError: As ``check_attack``, or if a test attack has the name of a row that every table has.
     """
     for name in test_attacks:
         if name in (CLEAN, WORST):
             raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
     for name, attack in {**attacks, **test_attacks}.items():
-        if getattr(attack, "targeted", False):
-            raise ValueError(
-                f"{name} is targeted, and its targets would be the true labels, which helps the net: set "
-                "targeted: false (AdversarialExamples draws targeted pictures)."
-            )
-        eps, step_size, steps = (getattr(attack, argument, None) for argument in ("eps", "step_size", "steps"))
-        if eps and steps and step_size == 0:
-            raise ValueError(f"step_size=0 of {name} never leaves its start: give {2.5 * eps / steps:.3g} or so.")
+        check_attack(name, attack)
 
 
 def check_monitors(trainer: Any, logged: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import frozen
+from lit_robust.attacks.base import check_precision, frozen
 from lit_robust.attacks.evaluation import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses.checks import check_attacks, check_first_batch, check_monitors
@@ -59,8 +59,6 @@ class Evaluated(LightningModule):
         self.test_results: dict[str, dict[str, Accuracy]] = {}
         #: The epoch and the step that the checkpoint loaded last was written in.
         self.loaded_at: dict[str, float] = {}
-        #: The training metrics of the last whole epoch, by name.
-        self.epoch_means: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
 
     def setup(self, stage: str) -> None:
@@ -70,11 +68,7 @@ class Evaluated(LightningModule):
             ImportError: If an attack needs a package that is not installed.
             ValueError: If images would be rounded.
         """
-        if str(self.trainer.precision) in ("16-true", "bf16-true"):
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision} rounds images to steps as coarse as an eps: use "
-                f"{str(self.trainer.precision).replace('true', 'mixed')}."
-            )
+        check_precision(str(self.trainer.precision))
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
 
@@ -100,15 +94,8 @@ class Evaluated(LightningModule):
         self.val_survivors.update(self._surviving(self.val_attacks, batch), batch.weight)
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/acc/clean``, ``val/acc/robust`` and the generalisation gap ``val/gap/robust``.
-
-        The gap is the robust accuracy of the epoch's training batches, each under the training's attack and before its
-        update, minus ``val/acc/robust``; methods that never see logits of their adversary have none.
-        """
-        accuracies = self._log_accuracies("val", self.val_survivors)
-        if "robust" in accuracies and "acc/robust" in self.epoch_means:
-            gap = self.epoch_means["acc/robust"] - accuracies["robust"].value
-            self.log("val/gap/robust", gap, batch_size=1)
+        """Log ``val/acc/clean`` and ``val/acc/robust``."""
+        self._log_accuracies("val", self.val_survivors)
 
     def on_validation_end(self) -> None:
         """Before the training starts, see whether what callbacks monitor is there."""

@@ -20,7 +20,7 @@ class MART(TRADES):
     ``x'`` maximises the cross-entropy, by PGD from TRADES' start. As in the authors' code, BatchNorm is in eval mode
     while the attack runs, the update sees ``x`` before ``x'``, and its gradient goes through all three factors, the
     weight ``1 - p_y(x)`` too. Different from it: it adds 1e-12 to probabilities inside logarithms, so that one which
-    underflows adds at most 28; here logarithms of probabilities are exact.
+    underflows adds at most 28, and 1e-7 to the weight; here logarithms of probabilities are exact.
 
     Args:
         *args: The arguments of ``Defense``; ``attack`` is a PGD.

@@ -36,7 +36,7 @@ class AWP:
         warm_up: How many epochs are trained without it. The code for TRADES begins with its epoch 10, counted from 1.
 
     Raises:
-        ValueError: If an argument is negative.
+        ValueError: If an argument is negative, or in training there is no such tensor.
     """
 
     gamma: float = 0.005
@@ -49,6 +49,11 @@ class AWP:
     def perturbed(self, net: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:
         """Raise the loss by moving the net's weights, and put them back afterwards."""
         weights = [weight for weight in net.parameters() if weight.requires_grad and weight.ndim > 1]
+        if not weights:
+            raise ValueError(
+                "AWP perturbs tensors of more than one dimension, of which this net trains none: leave "
+                "weight_perturbation out."
+            )
         with kept(net.buffers()):
             # Not by `backward`: it would leave gradients on the parameters, and set off the reduction of DDP's.
             gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)

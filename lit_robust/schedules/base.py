@@ -52,7 +52,7 @@ def drops(schedule: Schedule, epochs: int) -> list[int]:
         epoch
         for epoch in range(1, epochs)
         if 0 < values[epoch] <= values[epoch - 1] / 2
-        and falls[epoch] > 2 * falls[epoch - 1]
+        and falls[epoch] > 2.001 * falls[epoch - 1]  # a cosine over 3 epochs falls twice as far, up to rounding
         and _jumps_down(schedule, epoch - 1, epoch)
     ]
 

@@ -1,0 +1,102 @@
+"""The generalisation gap: how much more robust a net is on the images that it was trained on."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lit_robust.attacks.base import Attack, check_count, frozen
+from lit_robust.attacks.evaluation import Survivors, rows_of, surviving
+from lit_robust.batch import Batch
+from lit_robust.seeds import seed
+
+
+@runtime_checkable
+class HasValidationAttack(Protocol):
+    """What ``GeneralizationGap`` needs of a module, as every Defense has it."""
+
+    net: nn.Module
+    val_attacks: dict[str, Attack]
+    val_survivors: Survivors
+
+
+class HasPlainImages(Protocol):
+    """What ``GeneralizationGap`` needs of the data, as those of ``lit_robust.data`` have it."""
+
+    def plain_train_dataloader(self) -> Iterable[Batch]:
+        """The training images as they are and in order, this rank's share of them."""
+
+
+class GeneralizationGap(Callback):
+    """Logs the robust accuracy of training images minus that of validation images, ``val/gap/robust``.
+
+    Both are measured in the validation: under its attack, in its mode and with its weights, averaged ones where
+    ``EMAWeights`` brings them in. The training images are as they are, not augmented, and their own accuracy is
+    ``val/acc/robust_train``. (``train/acc/robust`` cannot take its place. It is under the adversary of the training,
+    which a curriculum keeps weak, of augmented images, and of weights that change meanwhile.) That curricula make the
+    gap smaller is a claim of SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347).
+
+    A validation costs the attack on so many more images. Nothing else changes, and there is no state to resume.
+
+    Args:
+        images: How many training images, the first ones, on all ranks together.
+
+    Raises:
+        TypeError: If the module has no validation attack, or the data do not give their training images plainly.
+        ValueError: If ``images`` is below 1.
+    """
+
+    def __init__(self, images: int = 1000) -> None:
+        check_count(images, "images", least=1)
+        self.images = images
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there is something to compare."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, HasValidationAttack):
+            raise TypeError(
+                f"GeneralizationGap attacks as the validation does, but {type(pl_module).__name__} has no val_attacks: "
+                "train a Defense, or leave it out."
+            )
+        if not hasattr(_data(trainer), "plain_train_dataloader"):
+            raise TypeError(
+                "GeneralizationGap needs the training images as they are: give the trainer a datamodule of "
+                "lit_robust.data, or one with plain_train_dataloader(), which yields Batches."
+            )
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Attack training images before the first batch, when all callbacks have brought their weights in."""
+        if batch_idx == 0 and dataloader_idx == 0 and trainer.state.fn == "fit":
+            self._survivors = self._measure(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Log both, before the module starts counting anew."""
+        if trainer.state.fn == "fit":
+            trained, held_out = (s.accuracies()["robust"] for s in (self._survivors, pl_module.val_survivors))
+            values = {"val/acc/robust_train": trained.value, "val/gap/robust": trained.value - held_out.value}
+            pl_module.log_dict(values, sync_dist=True, batch_size=1)
+
+    def _measure(self, trainer: Trainer, module: HasValidationAttack) -> Survivors:
+        device = trainer.strategy.root_device
+        attacks = {"robust": module.val_attacks["robust"]}
+        survivors = Survivors(rows_of(attacks)).to(device)
+        missing = -(-self.images // trainer.world_size)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), frozen(module.net):
+            for index, batch in enumerate(_data(trainer).plain_train_dataloader()):
+                seed(device, "evaluate", index, trainer.global_rank)
+                few = Batch(*(part[:missing].to(device) for part in batch))
+                survivors.update(surviving(module.net, attacks, few), few.weight)
+                missing -= len(few.x)
+                if missing <= 0:
+                    break
+        return survivors
+
+
+def _data(trainer: Any) -> HasPlainImages:
+    data: HasPlainImages = trainer.datamodule
+    return data
