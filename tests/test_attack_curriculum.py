@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from lit_robust.attacks import PGD, CurriculumFGSM, CurriculumPGD, FriendlyPGD
+from lit_robust.attacks import PGD, CurriculumFGSM, CurriculumPGD, FriendlyPGD, difficulty
 from lit_robust.attacks.difficulty import (
     FOSC,
     AdversarialLoss,
@@ -451,11 +451,21 @@ def test_power_iteration_keeps_the_direction_and_the_median_of_the_start():
     net, x, y, hessians = tiny_and_dense()
     measure = PowerIteration(iterations=25).begin(PGD(), net, x, y)
     v = torch.linalg.eigh(hessians.mean(dim=0)).eigenvectors[:, -1]
-    c = (hessians @ v @ v).clamp_min(0).float()
-    torch.testing.assert_close(measure(x, net(x), x), c / (c + c.median()), rtol=1e-4, atol=1e-5)
+    c = (hessians @ v @ v).float()
+    m = c.abs().median()
+    expected = c.clamp_min(0) / (c.clamp_min(0) + m)
+    torch.testing.assert_close(measure(x, net(x), x), expected, rtol=1e-4, atol=1e-5)
     moved = x + 0.3
     later = curvatures(net, moved, y, sharpest_direction(net, x, y, 25)).clamp_min(0)
-    torch.testing.assert_close(measure(moved, net(moved), moved), later / (later + c.median()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(measure(moved, net(moved), moved), later / (later + m), rtol=1e-4, atol=1e-5)
+
+
+def test_where_most_curvatures_are_negative_the_others_are_no_more_difficult_than_they_are(monkeypatch):
+    found = torch.tensor([-4.0, -2.0, -3.0, 1.0, 0.0])
+    monkeypatch.setattr(difficulty, "sharpest_direction", lambda *args: {"weight": torch.ones(1)})
+    monkeypatch.setattr(difficulty, "curvatures", lambda *args: found)
+    measure = PowerIteration().begin(PGD(), nn.Identity(), found, found)
+    torch.testing.assert_close(measure(found, found, found), torch.tensor([0.0, 0.0, 0.0, 1 / 3, 0.0]))  # the median: 2
 
 
 def test_with_the_features_the_eigenvalue_is_measured_against_the_median_at_the_start():

@@ -8,11 +8,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 from lit_robust.attacks import PGD
-from lit_robust.callbacks import AttributeRamp
+from lit_robust.callbacks import AttributeRamp, ramp
 from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
-from lit_robust.schedules import Linear, PerEpoch, Staircase
+from lit_robust.schedules import Linear, PerEpoch, PeriodicCosine, Staircase
 from tests.tiny import CLASSES, TinyNet, images, trainer
 
 BATCHES = 4
@@ -212,6 +212,56 @@ def test_two_ramps_of_one_attribute_are_refused(tmp_path):
     ramps = AttributeRamp("lam", Linear(0, 1, 0, 2)), AttributeRamp("lam", Linear(0, 2, 0, 2))
     with pytest.raises(ValueError, match="two AttributeRamps drive lam"):
         fit(tmp_path, Classifier(), *ramps)
+
+
+def test_ramps_are_tried_together_before_the_training_and_leave_no_trace_of_it(tmp_path):
+    class Sum(Classifier):
+        def check(self):
+            tried.append((self.lam, self.attack.eps))
+
+    tried, module = [], Sum()
+    ramps = AttributeRamp("lam", Linear(0, 2, 0, 2)), AttributeRamp("attack.eps", Linear(0, 0.1, 0, 2))
+
+    class Untouched(Callback):
+        def on_sanity_check_start(self, trainer, pl_module):
+            assert (pl_module.lam, pl_module.attack.eps) == (4.0, PGD().eps)
+
+    fit(tmp_path, module, *ramps, Untouched(), val=True, num_sanity_val_steps=1)
+    assert torch.tensor(tried).allclose(torch.tensor([(0, 0), (0.5, 0.025), (1, 0.05), (1.5, 0.075)]))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "schedule", "message"),
+    [
+        (
+            "attack.steps",
+            Linear(1, 3, 0, 2),
+            r"steps=1\.5 at epoch 0\.5: steps=1\.5 must be an integer",
+        ),
+        ("attack.eps", Linear(0, 8, 1, 2), r"leads to attack\.eps=4 at epoch 1\.5: eps=4"),
+    ],
+)
+def test_values_that_the_attribute_refuses_are_refused_before_the_training(tmp_path, attribute, schedule, message):
+    module = Classifier()
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, module, AttributeRamp(attribute, schedule))
+    assert module.seen == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (PerEpoch(Linear(0, 0.4, 29, 69)), ["lam is 0 after 2 epochs, but its schedule goes on to 0.4"]),
+        (Staircase([0, 1, 2], [0, 1, 2]), []),
+        (PerEpoch(Linear(0, 4, 0, 2)), []),
+        (PeriodicCosine(0, 1, 1, [1, 2]), []),
+    ],
+)
+def test_a_schedule_that_goes_on_after_the_last_epoch_is_reported(tmp_path, monkeypatch, schedule, expected):
+    lines = []
+    monkeypatch.setattr(ramp, "rank_zero_info", lines.append)
+    fit(tmp_path, Classifier(), AttributeRamp("lam", schedule))
+    assert [line.partition(": scale it to trainer.max_epochs=2")[0] for line in lines] == expected
 
 
 def test_arguments_that_make_no_sense_are_refused():

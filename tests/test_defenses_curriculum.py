@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from lit_robust import losses
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import CurriculumAT, Natural
@@ -37,6 +38,18 @@ def attacks_of(defense, batch) -> list[tuple[PGD, torch.Tensor]]:
     defense.attack = Noted(**vars(defense.attack))
     defense.perturb(batch)
     return seen
+
+
+def test_a_k_that_the_attack_does_not_have_is_refused_before_the_training(tmp_path):
+    run = trainer(tmp_path, max_epochs=2, callbacks=[AttributeRamp("k", Staircase([0, 1], [0, 8]))])
+    with pytest.raises(ValueError, match="k=8 is not among the steps of the attack: choose from 0 to 7"):
+        run.fit(curriculum(), loader(images(8)))
+
+
+def test_with_no_steps_there_is_no_objective(tmp_path):
+    """Not even one that has no gradient at the image."""
+    kl = PGD(eps=EPS, steps=2, loss=losses.kl, compare_with="clean_logits", init="gaussian")
+    trainer(tmp_path, max_epochs=1).fit(curriculum(attack=kl), loader(images(8)))
 
 
 class TestParts:

@@ -8,9 +8,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_robust.attacks import PGD, FriendlyPGD
+from lit_robust.callbacks import AttributeRamp
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, CustomizedAT
 from lit_robust.defenses.per_image import merge
+from lit_robust.schedules import Linear
 from tests.formulas import Passes, assert_same_batch, in_float64, smooth_net
 from tests.methods import ATTACK, EPS, ONE_STEP, build
 from tests.tiny import CLASSES, SHAPE, images, indexed, loader, trainer
@@ -284,7 +286,7 @@ def test_ranks_tables_are_merged_by_who_has_seen_an_image():
         ({"eta": 0.2}, ValueError, r"eta=0\.2 must be above 0 and at most"),
         ({"eta": 2}, ValueError, "did you mean 2/255"),
         ({"smoothing": 11.0}, ValueError, r"smoothing=11 times attack\.eps=0\.1 .* from 0 to 10\."),
-        ({"smoothing": -1.0}, ValueError, "smoothing=-1 times"),
+        ({"smoothing": -1.0}, ValueError, r"smoothing=-1\.0 must be 0 or above"),
         ({"margin_weight": -1.0}, ValueError, r"margin_weight=-1\.0 must be 0"),
         ({"revert": "wrong"}, ValueError, 'revert="wrong" is unknown: choose failed or succeeded'),
         ({"noise": "gauss"}, ValueError, 'noise="gauss" is unknown: choose dirichlet or uniform'),
@@ -293,6 +295,22 @@ def test_ranks_tables_are_merged_by_who_has_seen_an_image():
 def test_arguments_that_make_no_sense_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         build(CustomizedAT, **({"attack": ATTACK} | arguments))
+
+
+def test_a_ramp_of_eps_beyond_the_first_one_is_refused_before_labels_get_negative(tmp_path):
+    defense = build(CustomizedAT, attack=PGD("1/255", "1/255", steps=2, init="zero"))
+    run = trainer(tmp_path, max_epochs=5, callbacks=[AttributeRamp("attack.eps", Linear("1/255", "8/255", 0, 5))])
+    with pytest.raises(ValueError, match=r"at epoch 1\.5: smoothing=89\.25 times attack\.eps=0\.0121569 is a share"):
+        run.fit(defense, indexed(images(N)))
+
+
+def test_a_subset_of_the_users_own_keeps_the_indices_of_the_whole(tmp_path):
+    whole = indexed(images(N)).dataset
+    few = DataLoader(torch.utils.data.Subset(whole, [0, 1, 9, 11]), batch_size=2)
+    defense = build(CustomizedAT)
+    trainer(tmp_path, max_epochs=1).fit(defense, few)
+    assert len(defense.rank_state["numbers"]) == N
+    assert set(defense.rank_state["numbers"].nonzero().flatten().tolist()) <= {0, 1, 9, 11}
 
 
 class Endless(torch.utils.data.IterableDataset):

@@ -132,9 +132,26 @@ def test_a_batch_costs_what_pgds_does_and_the_attack_leaves_batchnorm_alone(meth
 def test_the_ramps_of_the_authors_code_drive_the_bound(method, attribute, schedule, at, tmp_path):
     for epoch, value in at.items():
         assert schedule(epoch) == pytest.approx(value)
-    defense = build(method)
-    trainer(tmp_path, max_epochs=1, callbacks=[AttributeRamp(attribute, schedule)]).fit(defense, loader(images(8)))
-    assert getattr(defense, attribute) == schedule(0)
+    defense = build(method, **{attribute: 0.9})
+    trainer(tmp_path, max_epochs=2, callbacks=[AttributeRamp(attribute, schedule)]).fit(defense, loader(images(8)))
+    assert getattr(defense, attribute) == pytest.approx(schedule(1))
+
+
+@pytest.mark.parametrize(
+    ("method", "attribute", "schedule", "message"),
+    [
+        (PSAT, "lam", Linear(0, 1.5, 0, 3), "leads to lam=1.25 at epoch 2.5: lam=1.25 must be a number from -1 to 1"),
+        (HSAT, "lam", Linear(-1, 1, 0, 3), "leads to lam=-1 at epoch 0: lam=-1.0 must be a number from 0 to 1"),
+        (DynamicAT, "c", Linear(1, -1, 0, 3), "c=-0.333.* must be a number from 0"),
+    ],
+)
+def test_a_bound_that_a_ramp_would_lead_out_of_range_is_refused_before_the_training(
+    method, attribute, schedule, message, tmp_path
+):
+    run = trainer(tmp_path, max_epochs=3, callbacks=[AttributeRamp(attribute, schedule)])
+    with pytest.raises(ValueError, match=message):
+        run.fit(build(method), loader(images(8)))
+    assert run.global_step == 0
 
 
 def test_weighted_by_its_own_value_a_sample_counts_so_from_the_second_epoch_on(tmp_path):
@@ -202,7 +219,7 @@ def test_sharpness_of_the_logits_needs_no_features_and_of_the_features_does():
         (PSAT, {"lam": "0.4"}, ValueError, "lam='0.4' must be a number"),
         (HSAT, {"lam": -0.5}, ValueError, r"lam=-0\.5 must be a number from 0 to 1"),
         (DynamicAT, {"c": -2.0}, ValueError, r"c=-2\.0 must be a number from 0 to inf"),
-        (HSAT, {"psi": "power"}, TypeError, "psi='power' is no Difficulty"),
+        (HSAT, {"psi": "power"}, TypeError, "psi='power' is no Sharpness"),
         (DynamicAT, {"origin": "zero"}, ValueError, 'origin="zero" is unknown: choose image or start'),
     ],
 )

@@ -129,6 +129,8 @@ class Sharpness(Difficulty):
     """H-SAT's metric (arXiv:2003.09347): the largest eigenvalue of the Hessian of the cross-entropy in the weights.
 
     It is too expensive to compute, and the approximations of the paper are not published: both of these are ours.
+    Nor has it a natural scale. What is divided by a median of the batch ranks the images of one batch on one rank: the
+    bound 0.5 lets half of any net's images move, and who that is depends on who else is there.
     """
 
 
@@ -172,7 +174,7 @@ class PowerIteration(Sharpness):
     """The curvature of each sample's loss along the direction of weights in which the batch's is sharpest.
 
         v = top eigenvector of H(X0) by power iteration,     H(X') = 1/N sum_i H_i(x'_i),  H_i = Hessian of CE_i
-        psi_i = c_i / (c_i + m),     c_i = max(v^T H_i(x'_i) v, 0),     m = median of c at the start X0
+        psi_i = c_i / (c_i + m),     c_i = max(v^T H_i(x'_i) v, 0),     m = median of |v^T H_i v| at the start X0
 
     The mean of the ``v^T H_i v`` at the start is the batch's largest eigenvalue once the iteration has converged; each
     is a lower bound of its own sample's. An eigenvector for each sample would take as many copies of the weights. ``v``
@@ -181,7 +183,7 @@ class PowerIteration(Sharpness):
 
     Args:
         iterations: Hessian-vector products, beginning with the gradient of the batch's loss. If the eigenvalue of
-            largest magnitude is negative, as early in training, that is what they find, and psi is about 0.
+            largest magnitude is negative, as early in training, that is what they find, and most psi are 0.
 
     Raises:
         ValueError: If ``iterations`` is not an integer, at least 0.
@@ -212,13 +214,13 @@ def fosc(delta: Tensor, gradient: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def _share_of_start() -> Callable[[Tensor], Tensor]:
-    """``c / (c + m)`` in [0, 1], where m is the median of what it is called with first; negative numbers count as 0."""
+    """``c / (c + m)`` in [0, 1], where m is the median size of what it is called with first; below 0, c counts as 0."""
     median: list[Tensor] = []
 
     def share(values: Tensor) -> Tensor:
-        values = values.clamp_min(0)
         if not median:
-            median.append(values.median().clamp_min(torch.finfo(values.dtype).tiny))
+            median.append(values.abs().median().clamp_min(torch.finfo(values.dtype).tiny))
+        values = values.clamp_min(0)
         return values / (values + median[0])
 
     return share

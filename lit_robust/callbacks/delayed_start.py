@@ -152,7 +152,8 @@ class DelayedStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be where a checkpoint stands, also in the middle of an epoch."""
         made = self.switch_epoch
-        if made is not None and made >= trainer.fit_loop.epoch_progress.current.started:
+        begun: int = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]  # Lightning's type is less
+        if made is not None and made >= begun:
             self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
         elif made is not None and self.at_epoch is not None and made != self.at_epoch:
             rank_zero_info(f"training has been adversarial since epoch {made}: at_epoch={self.at_epoch} is too late.")

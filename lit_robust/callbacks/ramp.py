@@ -1,12 +1,14 @@
 """Attributes of a module as functions of time: lambda, eps, or any other number."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import FrozenInstanceError, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust.schedules import Schedule
 
@@ -31,12 +33,15 @@ class AttributeRamp(Callback):
     ``on_train_batch_start`` finds the new value. After training the last one stays. It is logged as
     ``train/<attribute>``.
 
+    Before training all ramps are tried, twice an epoch: what the module refuses, be it by an error of the attribute
+    or by its method ``check()``, it refuses then. A schedule that goes on after the last epoch is reported in a line.
+
     Args:
         attribute: The attribute's name, or a path such as ``attack.eps``.
         schedule: Its values.
 
     Raises:
-        ValueError: If the module has no such number, or two ramps drive the same one.
+        ValueError: If the module has no such number, refuses its values, or two ramps drive the same one.
         TypeError: If the schedule is not a ``lit_robust.schedules.Schedule``.
     """
 
@@ -62,6 +67,19 @@ class AttributeRamp(Callback):
         self._was_integer = isinstance(attrgetter(self.attribute)(pl_module), int)
         _check_alone(trainer, self)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try all ramps together, once, and see whether this one comes to its end."""
+        epochs = trainer.max_epochs or 0
+        ramps = [callback for callback in _callbacks(trainer) if isinstance(callback, AttributeRamp)]
+        if self is ramps[0]:
+            _rehearse(ramps, pl_module, [half / 2 for half in range(2 * max(epochs, 0))])
+        later = {self.schedule(time) for time in (1e6, 1e7, 1e8)}  # one value, unless it goes up and down for ever
+        if epochs > 0 and len(later) == 1 and not math.isclose(last := self.schedule(float(epochs)), *later):
+            rank_zero_info(
+                f"{self.attribute} is {last:.4g} after {epochs} epochs, but its schedule goes on to {later.pop():.4g}: "
+                f"scale it to trainer.max_epochs={epochs} if it is to get there."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Return to the last batch's value: a resumed run may go on with the end of an epoch."""
         self._set(trainer, pl_module, max(trainer.fit_loop.batch_idx, 0))
@@ -85,10 +103,32 @@ class AttributeRamp(Callback):
             pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, batch_size=1)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> float:
-        value = float(self.schedule(_time(trainer, batch_idx)))
+        return self._set_for(pl_module, _time(trainer, batch_idx))
+
+    def _set_for(self, pl_module: LightningModule, time: float) -> float:
+        value = float(self.schedule(time))
         whole = self._was_integer and value.is_integer()  # such as attack.steps, which may be nothing else
         _assign(pl_module, self.attribute.split("."), int(value) if whole else value)
         return value
+
+
+def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float]) -> None:
+    """Set what the ramps lead to, ask the module whether it can use that, and put the first values back."""
+    before = [attrgetter(ramp.attribute)(module) for ramp in ramps]
+    for time in times:
+        try:
+            for ramp in ramps:
+                ramp._set_for(module, time)
+            getattr(module, "check", lambda: None)()
+        except (ValueError, TypeError) as error:
+            values = ", ".join(f"{ramp.attribute}={ramp.schedule(time):.4g}" for ramp in ramps)
+            raise type(error)(f"AttributeRamp leads to {values} at epoch {time:g}: {error}") from error
+    for ramp, value in zip(ramps, before, strict=True):
+        _assign(module, ramp.attribute.split("."), value)
+
+
+def _callbacks(trainer: Any) -> list[Callback]:
+    return list(trainer.callbacks)
 
 
 def _time(trainer: Trainer, batch_idx: int) -> float:
@@ -114,8 +154,8 @@ def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
     return owner
 
 
-def _check_alone(trainer: Any, me: AttributeRamp) -> None:
-    ramps = [callback for callback in trainer.callbacks if isinstance(callback, AttributeRamp)]
+def _check_alone(trainer: Trainer, me: AttributeRamp) -> None:
+    ramps = [callback for callback in _callbacks(trainer) if isinstance(callback, AttributeRamp)]
     if any(ramp is not me and ramp.attribute == me.attribute for ramp in ramps):
         raise ValueError(
             f"two AttributeRamps drive {me.attribute}: keep one, whose schedule may be a Product of several."

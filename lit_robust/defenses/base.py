@@ -116,6 +116,13 @@ class Defense(Evaluated):
         """The loss of each sample while there is no adversary, ``(N,)``."""
         return losses.ce(self.observe("clean", self.net(batch.x), batch), batch.y)
 
+    def check(self) -> None:
+        """Refuse numbers out of range; ``AttributeRamp`` asks before the training whether its values will do.
+
+        Raises:
+            ValueError: If a number of the method is out of range.
+        """
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: perturb, loss, weighted mean, update."""
         batch = self.receive(batch)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_robust import losses
 from lit_robust.attacks import PGD
 from lit_robust.attacks.base import check_count, network_mode
 from lit_robust.attacks.evaluation import Survivors, rows_of
@@ -76,6 +77,13 @@ class CurriculumAT(Defense):
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.val_survivors = Survivors(rows_of(self.val_attacks))
 
+    def check(self) -> None:
+        """Refuse a k that the attack does not have."""
+        if not 0 <= self.k <= self.attack.steps:
+            raise ValueError(
+                f"k={self.k:g} is not among the steps of the attack: choose from 0 to {self.attack.steps}."
+            )
+
     def perturb(self, batch: Batch) -> Tensor:
         """Attack one part of the batch after the other."""
         n, k = len(batch.x), int(self.k)
@@ -88,7 +96,7 @@ class CurriculumAT(Defense):
     def with_steps(self, j: int, random: bool = False) -> PGD:
         """The attack with j steps, of a random size if so; with none it leaves the images alone."""
         if j == 0:
-            return replace(self.attack, steps=0, init="zero")
+            return replace(self.attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
         longest = 2 * self.attack.eps
         size = longest / j * (1 + (10 / j - 1) * float(torch.rand(())) if random else 1)  # drawn on the host
         cut = min(size, longest) if self.attack.norm == "l2" else min(size, longest, 1.0)

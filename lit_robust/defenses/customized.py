@@ -51,7 +51,7 @@ class CustomizedAT(PerImage):
     Args:
         *args: The arguments of ``Defense``; ``attack`` is a PGD.
         eta: The growth. This, ``smoothing`` and ``margin_weight`` are by default the code's 0.0025, 10 and 128 at
-            eps = 0.035, in proportion at another.
+            eps = 0.035, in proportion at another, which is that of the start: give the last one of a ramp.
         smoothing: The paper's c; with 0 labels stay hard.
         margin_weight: The w above. The code sums this term over its batches of 128 and averages the cross-entropy,
             which makes 128; with 0 there is no such term.
@@ -104,12 +104,16 @@ class CustomizedAT(PerImage):
         self.noise = noise
         if not 0 < self.eta <= eps:
             raise ValueError(f"eta={self.eta:g} must be above 0 and at most attack.eps={eps:g}.")
-        if not 0 <= self.smoothing * eps <= 1:
+        check_not_negative(smoothing=self.smoothing, margin_weight=self.margin_weight, kappa=self.kappa)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse labels that would be negative, at the start as well as where a ramp of eps leads."""
+        if self.smoothing * self.attack.eps > 1 + 1e-9:
             raise ValueError(
-                f"smoothing={self.smoothing:g} times attack.eps={eps:g} is a share of the label: "
-                f"choose a smoothing from 0 to {1 / eps:.4g}."
+                f"smoothing={self.smoothing:g} times attack.eps={self.attack.eps:g} is a share of the label: "
+                f"choose a smoothing from 0 to {1 / self.attack.eps:.4g}."
             )
-        check_not_negative(margin_weight=self.margin_weight, kappa=self.kappa)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Let eps grow, attack within it, and take eta back; the adversary, the soft labels and the eps to train on."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses.base import Defense
@@ -90,7 +91,10 @@ def images_in(loader: Any) -> int:
     if hasattr(loader, "samples"):  # one of lit_robust.data, whose indices count the images that are held out, too
         return int(loader.samples.indices.max()) + 1
     try:
-        return len(loader.dataset)
+        images = loader.dataset
+        while isinstance(images, Subset):  # whose images keep the indices of the whole
+            images = images.dataset
+        return len(images)
     except (AttributeError, TypeError):
         raise ValueError(
             f"this method remembers a number of each image, but {type(loader).__name__} does not tell how many there "

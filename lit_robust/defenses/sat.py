@@ -21,6 +21,10 @@ class _Bounded(Defense):
     def inner(self) -> Attack:
         """The bounded attack, at this moment's ``eps`` and bound."""
 
+    def check(self) -> None:
+        """Refuse what the bounded attack refuses."""
+        self.inner()
+
     def bounded_pgd(self, psi: Difficulty, lam: float) -> CurriculumPGD:
         """The method's PGD under a bound."""
         if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
@@ -77,7 +81,7 @@ class PSAT(_Bounded):
         self.lam = lam
         if isinstance(self.attack, FGSM) and self.attack.norm != "linf":
             raise ValueError('the single-step form of PSAT is one in L-infinity: give FGSM(norm="linf"), or a PGD.')
-        self.inner()  # refuses what it cannot take now, not in the first batch
+        self.check()
 
     def inner(self) -> Attack:
         """PGD, or the single step."""
@@ -115,7 +119,11 @@ class HSAT(_Bounded):
         super().__init__(*args, **kwargs)
         self.lam = lam
         self.psi = psi or LastLayerSharpness()
-        self.inner()
+        if not isinstance(self.psi, Sharpness):
+            raise TypeError(
+                f"psi={psi!r} is no Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT."
+            )
+        self.check()
         self.psi.check(self.net)
 
     def inner(self) -> CurriculumPGD:
@@ -165,7 +173,7 @@ class DynamicAT(_Bounded):
         self.c = c
         self.fosc = FOSC(origin)
         self.weight_by_loss = weight_by_loss
-        self.inner()
+        self.check()
 
     def inner(self) -> CurriculumPGD:
         """PGD bounded by how well it has converged."""
