@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from lit_robust.callbacks import DelayedStart, EMAWeights, StopAfterDrop, SwitchRule
+from lit_robust.callbacks import DelayedStart, EMAWeights, GeneralizationGap, StopAfterDrop, SwitchRule
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, CustomizedAT, Defense, Natural
 from tests.methods import ATTACK, METHODS, build
@@ -95,7 +95,12 @@ class Save(Checkpoint):
 
 
 def fit(
-    module: LightningModule, data: Data, *callbacks: Callback, ckpt_path: Path | None = None, max_epochs: int = 2
+    module: LightningModule,
+    data: Data,
+    *callbacks: Callback,
+    ckpt_path: Path | None = None,
+    max_epochs: int = 2,
+    limit_val_batches: int | None = 0,
 ) -> Trainer:
     """Two epochs on as many ranks as there are."""
     seed_everything(7, verbose=False)
@@ -105,7 +110,8 @@ def fit(
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
         max_epochs=max_epochs,
-        limit_val_batches=0,
+        limit_val_batches=limit_val_batches,
+        num_sanity_val_steps=0,
         callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -207,7 +213,7 @@ class OneSided(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [3])]
+        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [5])]
 
     def on_train_batch_start(self, batch, batch_idx):
         self.epochs[self.current_epoch] = self.adversarial
@@ -221,9 +227,22 @@ class OneSided(LightningModule):
 
 def delayed_start(folder: Path) -> Finding:
     """Rank 0 alone would switch after epoch 1, rank 1 after epoch 2; the mean of both after epoch 2."""
-    module, delay = OneSided(), DelayedStart(LevelledOff(), latest_epoch=7, monitor="loss")
-    trainer = fit(module, Data(), delay, StopAfterDrop(2), max_epochs=8)
+    module, delay = OneSided(), DelayedStart(LevelledOff(), monitor="loss")
+    trainer = fit(module, Data(), delay, StopAfterDrop(1), max_epochs=8)
     return {"losses": delay.losses, "switch": delay.switch_epoch, "epochs": module.epochs, "end": trainer.current_epoch}
+
+
+class Validated(Data):
+    """Validates on the test images."""
+
+    def val_dataloader(self):
+        return self.test_dataloader()
+
+
+def gap(folder: Path) -> Finding:
+    module = build(PGDAT, val_attack=EXACT)
+    trainer = fit(module, Validated(), GeneralizationGap(), limit_val_batches=None)
+    return {"weights": module.state_dict(), "logged": {k: v.item() for k, v in trainer.callback_metrics.items()}}
 
 
 def under_attack() -> Defense:
@@ -246,6 +265,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "metrics": metrics,
     "metrics after a stop": metrics_after_a_stop,
     "delayed start": delayed_start,
+    "gap": gap,
     "evaluation": evaluation,
 }
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from lit_robust import losses
+from lit_robust.attacks.evaluation import surviving
+from lit_robust.defenses import PGDAT
 from tests import ranks
-from tests.methods import METHODS
+from tests.methods import METHODS, build
 from tests.tiny import images, trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -142,8 +144,20 @@ def test_both_ranks_switch_and_stop_together_by_the_mean_of_their_losses(finding
     for finding in of(findings, "delayed start"):
         assert finding["losses"] == pytest.approx([0.8, 0.65, 0.45])
         assert finding["switch"] == 3
-        assert finding["epochs"] == {0: False, 1: False, 2: False, 3: True, 4: True}
-        assert finding["end"] == 5
+        assert finding["epochs"] == {0: False, 1: False, 2: False, 3: True, 4: True, 5: True}
+        assert finding["end"] == 6
+
+
+def test_the_generalisation_gap_counts_every_image_once(findings):
+    zero, one = of(findings, "gap")
+    assert zero["logged"]["val/gap/robust"] == one["logged"]["val/gap/robust"]
+    net = build(PGDAT).net.eval()
+    net.load_state_dict({name.removeprefix("net."): value for name, value in zero["weights"].items()})
+    for name, n, seed in (("val/acc/robust_train", ranks.TRAIN, 0), ("val/acc/robust", ranks.TEST, 1)):
+        batch = images(n, seed)
+        batch = batch._replace(x=(255 * batch.x).byte() / 255)
+        share = surviving(net, {"robust": ranks.EXACT}, batch)["robust"].float().mean().item()
+        assert zero["logged"][name] == pytest.approx(share)
 
 
 def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):
