@@ -1,9 +1,14 @@
 """The rooms of the package, and who may know whom."""
 
 import ast
+import importlib
+import re
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
+
+from lit_robust.defenses import Defense
 
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
 PURE = {"magnitudes", "threats", "losses", "schedules", "batch", "seeds"}
@@ -57,3 +62,32 @@ def test_the_walk_sees_imports_of_both_forms(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("import lit_robust.cli\ndef f():\n    from lit_robust import defenses\n")
     assert rooms_imported_by(file) == {"cli", "defenses"}
+
+
+README = (PACKAGE.parent / "README.md").read_text()
+
+
+def names_in_the_readme() -> list[tuple[str, str]]:
+    """Room and name of each part that the README lists: in paragraphs that name their room, and in two tables."""
+    found = []
+    for room, text in re.findall(r"^\*\*\w+\*\* \(`(lit_robust\.\w+)`\)(.*?)\n\n", README, re.DOTALL | re.MULTILINE):
+        found += [(room, name) for name in re.findall(r"`([A-Za-z]\w+)`", text)]
+    for row in README.partition("\n| method | class |")[2].partition("\n\n")[0].splitlines()[2:]:
+        found += [("lit_robust.defenses", name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[2])]
+    for row in README.partition("\n| callback | does |")[2].partition("\n\n")[0].splitlines()[2:]:
+        found += [("lit_robust.callbacks", name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[1])]
+    elsewhere = {"LIT_ROBUST_DATA"}  # a variable of the environment
+    return [(room, name) for room, name in found if name not in elsewhere]
+
+
+@pytest.mark.parametrize(("room", "name"), sorted(set(names_in_the_readme())))
+def test_what_the_readme_lists_is_there(room, name):
+    assert hasattr(importlib.import_module(room), name)
+
+
+def test_every_defense_and_callback_is_in_the_readme():
+    listed = {name for _, name in names_in_the_readme()}
+    for room, bases in (("defenses", (Defense,)), ("callbacks", (Callback,))):
+        module = importlib.import_module(f"lit_robust.{room}")
+        parts = {name for name in module.__all__ if issubclass(getattr(module, name), bases)}
+        assert parts - {"Defense"} <= listed
