@@ -73,7 +73,8 @@ def names_in_the_readme() -> list[tuple[str, str]]:
     for room, text in re.findall(r"^\*\*\w+\*\* \(`(lit_robust\.\w+)`\)(.*?)\n\n", README, re.DOTALL | re.MULTILINE):
         found += [(room, name) for name in re.findall(r"`([A-Za-z]\w+)`", text)]
     for row in README.partition("\n| method | class |")[2].partition("\n\n")[0].splitlines()[2:]:
-        found += [("lit_robust.defenses", name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[2])]
+        room = "lit_robust.callbacks" if "callback" in row.split("|")[2] else "lit_robust.defenses"
+        found += [(room, name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[2])]
     for row in README.partition("\n| callback | does |")[2].partition("\n\n")[0].splitlines()[2:]:
         found += [("lit_robust.callbacks", name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[1])]
     elsewhere = {"LIT_ROBUST_DATA"}  # a variable of the environment
