@@ -112,6 +112,13 @@ class RobustCLI(LightningCLI):
         parser.set_defaults(DEFAULTS.get(subcommand, {}))
         return parser
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; what it refuses, two callbacks of a kind among it, a user can mend."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
     def after_instantiate_classes(self) -> None:
         """Try the log folders before anything costly is done, and let no written class count go unheard.
 

@@ -24,6 +24,7 @@ _REMEDIES = {
     r"No supported gpu backend found": "choose the CPU, by -c configs/trainer/cpu.yaml or --trainer.accelerator cpu",
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
+    r"Found more than one stateful callback of type `\w+`": "keep one of them",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
 }

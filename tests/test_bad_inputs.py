@@ -242,6 +242,10 @@ FLAGS = {
 }
 
 YAML = {
+    "two callbacks of a kind": (
+        "trainer: {callbacks+: [{class_path: DelayedStart, init_args: {at_epoch: 1}}, {class_path: DelayedStart}]}",
+        "Found more than one stateful callback of type `DelayedStart`: keep one of them.",
+    ),
     "misspelt data": (
         "data: {class_path: DigitDataModule}",
         'data: there is no class "DigitDataModule" (did you mean DigitsDataModule?).',

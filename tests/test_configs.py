@@ -21,6 +21,7 @@ from lit_robust import attacks, callbacks, defenses
 from lit_robust.cli import main
 from lit_robust.defenses import Defense
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.magnitudes import magnitude
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "recipes").rglob("*.yaml"))
@@ -261,6 +262,40 @@ def test_recipes_state_every_part_that_decides_their_numbers():
         assert parts <= config["model"]["init_args"].keys(), path
 
 
+def recipes_of_sat(row):
+    return sorted((CONFIGS / "recipes/sat").glob(f"*_{row}.yaml"))
+
+
+def test_sats_recipes_measure_the_gap_that_its_slides_speak_of():
+    for path in recipes_of_sat("*"):
+        first = read(path)["trainer"]["callbacks"][0]
+        assert first == {"class_path": "GeneralizationGap", "init_args": {"images": 1000}}, path
+
+
+def test_cats_recipes_train_with_the_steps_of_its_code_in_proportion_to_eps():
+    for path in recipes_of_sat("cat"):
+        attack = read(path)["model"]["init_args"]["attack"]["init_args"]
+        assert attack["steps"] == 10, path
+        assert magnitude(attack["step_size"]) == pytest.approx(magnitude(attack["eps"]) * 0.007 / 0.035), path
+
+
+def last_epochs(tree):
+    """Where the schedules of the callbacks end."""
+    if isinstance(tree, list):
+        return [epoch for branch in tree for epoch in last_epochs(branch)]
+    if not isinstance(tree, dict):
+        return []
+    own = [*tree.get("times", []), *tree.get("ends", []), *([tree["end"]] if "end" in tree else [])]
+    return own + last_epochs([*tree.values()])
+
+
+def test_hsats_ramp_ends_with_psats():
+    for path in recipes_of_sat("hsat"):
+        psat = path.with_stem(path.stem.replace("hsat", "psat"))
+        ends = [max(last_epochs(read(recipe)["trainer"]["callbacks"])) for recipe in (path, psat)]
+        assert abs(ends[0] - ends[1]) <= 1, path
+
+
 # Fragments.
 
 
@@ -359,6 +394,13 @@ def test_a_callback_fragment_trains(path, capsys):
     assert found == [callback["class_path"] for callback in [*base, *more]]
     if path.stem not in ("wandb", "adversarial_training"):  # test_cli.py and the callback's own tests have them
         train_composed(flags, attack=attack)
+
+
+def test_a_ramp_brings_the_epochs_that_it_is_for():
+    for path in fragments("callback"):
+        trainer = read(path)["trainer"]
+        if path.stem != "eps_linear":  # it is over early in any training
+            assert max(last_epochs(trainer), default=0) <= trainer.get("max_epochs", 0), path
 
 
 @pytest.mark.parametrize("path", fragments("trainer"), ids=name_of)

@@ -241,7 +241,8 @@ def test_at_beta_0_fat_for_trades_is_trades():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: build(TRADES, beta=-1.0), ValueError, r"beta=-1.0 must be 0 \(TRADES without its KL term\) or above"),
+        (lambda: build(TRADES, beta=-1.0), ValueError, r"beta=-1\.0 must be 0 or above"),
+        (lambda: build(TRADES, beta=float("inf")), ValueError, "beta=inf must be 0 or above, and finite"),
         (lambda: build(MART, beta=float("nan")), ValueError, "beta=nan must be 0"),
         (lambda: build(TRADES, attack=FGSM(EPS)), TypeError, "TRADES gives PGD its own start .*, not FGSM"),
         (lambda: build(MART, attack=FGSM(EPS)), TypeError, "MART gives PGD its own start"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import network_mode
+from lit_robust.attacks.base import check_not_negative, network_mode
 from lit_robust.batch import Batch
 from lit_robust.defenses.base import Defense
 
@@ -41,14 +41,12 @@ class TRADES(Defense):
 
     def __init__(self, *args: Any, beta: float = 6.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        name = type(self).__name__
         if not isinstance(self.attack, PGD):
             raise TypeError(
-                f"{name} gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., steps=...), "
-                f"not {type(self.attack).__name__}."
+                f"{type(self).__name__} gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., "
+                f"steps=...), not {type(self.attack).__name__}."
             )
-        if not beta >= 0:
-            raise ValueError(f"beta={beta} must be 0 ({name} without its KL term) or above.")
+        check_not_negative(beta=beta)
         self.beta = beta
 
     def inner(self) -> PGD:
