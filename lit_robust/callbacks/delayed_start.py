@@ -122,7 +122,7 @@ class DelayedStart(Callback):
         #: The first adversarial epoch, once it is settled.
         self.switch_epoch: int | None = None
         self._deadline, self._deadline_name = math.inf, ""
-        self._before = True
+        self._before: bool | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the module and start from nothing; a checkpoint is read after this."""
@@ -152,7 +152,7 @@ class DelayedStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be where a checkpoint stands, also in the middle of an epoch."""
         made = self.switch_epoch
-        begun: int = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]  # Lightning's type is less
+        begun: int = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
         if made is not None and made >= begun:
             self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
         elif made is not None and self.at_epoch is not None and made != self.at_epoch:
@@ -183,8 +183,9 @@ class DelayedStart(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was, for a training without a delay."""
-        if stage == "fit" and hasattr(pl_module, "adversarial"):
+        if stage == "fit" and self._before is not None and hasattr(pl_module, "adversarial"):
             _fitting(pl_module).adversarial = self._before
+            self._before = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do so too when training breaks off."""
