@@ -600,6 +600,8 @@ def test_arguments_that_make_no_sense_are_refused():
         AdversarialTraining(PGD(step_size=0, init="zero"))
     with pytest.raises(TypeError, match="attack='PGD' is no attack: give one of"):
         AdversarialTraining("PGD")
+    with pytest.raises(TypeError, match=r"attack=PGD is a class: write PGD\(\.\.\.\)"):
+        AdversarialTraining(PGD)
 
 
 def test_pixels_that_the_precision_would_round_are_refused(tmp_path):

@@ -532,6 +532,8 @@ def test_a_switch_that_is_made_stands(tmp_path, monkeypatch):
     fit(tmp_path, module, DelayedStart(at_epoch=4), ckpt_path=path)
     assert module.adversarial_epochs == [2, 3, 4, 5]
     assert lines[-1] == "training has been adversarial since epoch 1: at_epoch=4 is too late."
+    fit(tmp_path, Classifier(), DelayedStart(at_epoch=1), ckpt_path=path)
+    assert lines[-1] == "training has been adversarial since epoch 1."
 
 
 EIGHT_EPOCHS = """
@@ -632,8 +634,10 @@ def test_a_loss_that_is_logged_by_step_alone_is_refused(tmp_path):
             self.log("loss", loss)
             return loss
 
+    steps = Watch()
     with pytest.raises(ValueError, match=r"loss, which is logged by step, .*: log it with on_epoch=True"):
-        fit(tmp_path, ByStep(), DelayedStart(latest_epoch=3, monitor="loss"))
+        fit(tmp_path, ByStep(), steps, DelayedStart(latest_epoch=3, monitor="loss"))
+    assert len(steps.batches) == 1
 
 
 @pytest.mark.parametrize(

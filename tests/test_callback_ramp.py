@@ -11,8 +11,9 @@ from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp, ramp
 from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
-from lit_robust.defenses import PGDAT
+from lit_robust.defenses import GAT, PGDAT, SATR3, TRADES, CustomizedAT, FriendlyAT, NuAT
 from lit_robust.schedules import Linear, PerEpoch, PeriodicCosine, Staircase
+from tests.methods import ONE_STEP, build
 from tests.tiny import CLASSES, TinyNet, images, trainer
 
 BATCHES = 4
@@ -197,6 +198,7 @@ def test_a_defense_crafts_with_the_value_of_the_ramp(tmp_path):
         ("attack.epss", r"finds no epss in PGD: did you mean eps or steps\?"),
         ("atack.eps", r"finds no atack in Classifier: did you mean attack\?"),
         ("beta", r"finds no beta in Classifier: did you mean lam\?"),
+        ("eps", r"finds no eps in Classifier: did you mean lam\?"),
         ("attack", r"drives a number, but attack is PGD\(.*did you mean lam\?"),
         ("attack.norm", r"drives a number, but attack\.norm is 'linf'"),
         ("training", r"drives a number, but training is (True|False)"),
@@ -269,3 +271,28 @@ def test_arguments_that_make_no_sense_are_refused():
         AttributeRamp("attack.", Linear(0, 1, 0, 2))
     with pytest.raises(TypeError, match=r"schedule=0\.5 is not one of lit_robust\.schedules"):
         AttributeRamp("lam", 0.5)
+
+
+def test_an_attack_that_is_lent_too_late_is_refused_with_the_order_to_list(tmp_path):
+    module = Classifier()
+    del module.attack
+    with pytest.raises(ValueError, match="finds no attack in Classifier: if AdversarialTraining lends it, list that"):
+        fit(tmp_path, module, AttributeRamp("attack.eps", Linear(0, 0.1, 0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("method", "attribute", "arguments"),
+    [
+        (TRADES, "beta", {}),
+        (FriendlyAT, "tau", {}),
+        (FriendlyAT, "omega", {}),
+        (CustomizedAT, "kappa", {}),
+        (GAT, "lam", {"attack": ONE_STEP}),
+        (NuAT, "lam", {"attack": ONE_STEP}),
+        (SATR3, "tau", {"attack": ONE_STEP}),
+    ],
+)
+def test_a_method_refuses_before_the_training_what_it_would_refuse_when_built(tmp_path, method, attribute, arguments):
+    down = AttributeRamp(attribute, Staircase([0, 1], [1, -6]))
+    with pytest.raises(ValueError, match=f"leads to {attribute}=-6 at epoch 1: {attribute}=-6(.0)? must be 0 or above"):
+        fit(tmp_path, build(method, **arguments), down)

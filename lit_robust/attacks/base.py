@@ -160,10 +160,12 @@ def check_attack(name: str, attack: Attack) -> None:
     """Refuse an attack that would find nothing, or the wrong thing.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it cannot be called, or is a class.
         ValueError: If it is targeted, for it would be given the true labels as its targets, or its steps have no
             length.
     """
+    if isinstance(attack, type):
+        raise TypeError(f"{name}={attack.__name__} is a class: write {attack.__name__}(...).")
     if not callable(attack):
         raise TypeError(f"{name}={attack!r} is no attack: give one of lit_robust.attacks, such as PGD(steps=10).")
     if getattr(attack, "targeted", False):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import input_gradient
+from lit_robust.attacks.base import check_not_negative, input_gradient
 from lit_robust.attacks.pgd import PGD
 
 
@@ -27,8 +27,8 @@ class FriendlyPGD(PGD):
         omega: The standard deviation of the noise of each step.
 
     Raises:
-        ValueError: If ``tau`` or ``omega`` is negative, or something is asked for that early stopping does not go
-            with: a momentum, a target, ``freeze_misclassified``.
+        ValueError: If ``tau`` or ``omega`` is negative or infinite, or something is asked for that early stopping does
+            not go with: a momentum, a target, ``freeze_misclassified``.
     """
 
     tau: float = 0
@@ -36,9 +36,7 @@ class FriendlyPGD(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tau", "omega"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or above.")
+        check_not_negative(tau=self.tau, omega=self.omega)
         for name in ("momentum", "targeted", "freeze_misclassified"):
             if getattr(self, name):
                 raise ValueError(f"FriendlyPGD stops samples by a rule of its own: leave out {name}, or use PGD.")

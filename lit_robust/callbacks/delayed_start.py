@@ -155,14 +155,23 @@ class DelayedStart(Callback):
         begun: int = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
         if made is not None and made >= begun:
             self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
-        elif made is not None and self.at_epoch is not None and made != self.at_epoch:
-            rank_zero_info(f"training has been adversarial since epoch {made}: at_epoch={self.at_epoch} is too late.")
+        elif made is not None:
+            late = self.at_epoch is not None and made != self.at_epoch
+            remark = f": at_epoch={self.at_epoch} is too late" if late else ""
+            rank_zero_info(f"training has been adversarial since epoch {made}{remark}.")
         self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch, if it is time."""
         self._switch(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """See at once whether the loss will have a mean over the epoch."""
+        if batch_idx == 0 and self.switch_epoch is None and self.at_epoch is None:
+            self._check_mean(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the epoch's loss, and report what is settled."""
@@ -177,8 +186,8 @@ class DelayedStart(Callback):
         """Say so if there never was an adversary: a limit of steps or another callback may end the training early."""
         if not _fitting(pl_module).adversarial and not _is_trial(trainer):
             rank_zero_warn(
-                f"training ends after {trainer.current_epoch} epochs and was natural throughout: the switch was to "
-                f"come in epoch {self._deadline:g} at the latest."
+                f"training ends at step {trainer.global_step} and was natural throughout: the switch was to come in "
+                f"epoch {self._deadline:g} at the latest."
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -218,13 +227,16 @@ class DelayedStart(Callback):
             )
         if self.monitor not in metrics:
             raise ValueError(f"DelayedStart monitors {self.monitor}, which is not among {sorted(metrics)}.")
+        self._check_mean(trainer)
+        mine = metrics[self.monitor].detach().to(pl_module.device, copy=True)  # what reduces it writes into it
+        return float(trainer.strategy.reduce(mine, reduce_op="mean"))
+
+    def _check_mean(self, trainer: Trainer) -> None:
         if _by_step_alone(trainer, self.monitor):
             raise ValueError(
                 f"DelayedStart monitors {self.monitor}, which is logged by step, so that the last batch would stand "
                 "for the epoch: log it with on_epoch=True."
             )
-        mine = metrics[self.monitor].detach().to(pl_module.device, copy=True)  # what reduces it writes into it
-        return float(trainer.strategy.reduce(mine, reduce_op="mean"))
 
     def state_dict(self) -> dict[str, Any]:
         """The losses so far, and what is settled."""

@@ -12,6 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust.schedules import Schedule
 
+#: What every module has of Lightning, and no ramp is for.
+_LIGHTNINGS = set(vars(LightningModule()))
+
 
 class HasAttribute(Protocol):
     """What ``AttributeRamp`` needs of a module: a number at the end of the path ``attribute``."""
@@ -169,6 +172,11 @@ def _check_number(module: HasAttribute, attribute: str) -> None:
         owner, value = value, getattr(value, name, None)
         if not hasattr(owner, name):
             known = _numbers(owner) if name == last else list(_public(owner))
+            if name == "attack" and owner is module:
+                raise ValueError(
+                    f'AttributeRamp("{attribute}") finds no attack in {type(owner).__name__}: if AdversarialTraining '
+                    "lends it, list that callback before the ramp."
+                )
             raise ValueError(
                 f'AttributeRamp("{attribute}") finds no {name} in {type(owner).__name__}: did you mean '
                 f"{_listed(get_close_matches(name, known) or known)}?"
@@ -186,7 +194,8 @@ def _listed(names: list[str]) -> str:
 
 def _public(owner: Any) -> dict[str, Any]:
     inside = getattr(owner, "__dict__", {})
-    return {name: value for name, value in {**inside, **inside.get("_modules", {})}.items() if not name.startswith("_")}
+    found = {**inside, **inside.get("_modules", {})}
+    return {name: value for name, value in found.items() if not name.startswith("_") and name not in _LIGHTNINGS}
 
 
 def _numbers(owner: Any) -> list[str]:

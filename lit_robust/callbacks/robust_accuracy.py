@@ -168,7 +168,8 @@ def _check_alone(trainer: Any, me: RobustAccuracy) -> None:
 
 def _check_attacks(attacks: Mapping[str, Attack]) -> None:
     if not isinstance(attacks, Mapping) or not attacks:
-        raise ValueError(f'attacks={attacks!r} measures nothing: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
+        found = "none" if isinstance(attacks, Mapping) else f"a {type(attacks).__name__}"
+        raise ValueError(f'attacks are {found}: give them by name, {{"pgd20": PGD(steps=20)}}.')
     for name, attack in attacks.items():
         if name in (CLEAN, WORST):
             raise ValueError(f'attacks names an attack "{name}", as a row of every table is called: rename it.')

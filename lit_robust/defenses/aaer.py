@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_choice, check_not_negative
+from lit_robust.attacks.base import check_choice
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
@@ -38,6 +38,8 @@ class AAER(SingleStep):
         ValueError: If a weight is negative, or there is no such base.
     """
 
+    not_negative = ("lam1", "lam2", "lam3")
+
     def __init__(
         self,
         *args: Any,
@@ -50,9 +52,9 @@ class AAER(SingleStep):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_choice(base, "base", get_args(Base))
-        check_not_negative(lam1=lam1, lam2=lam2, lam3=lam3)
         self.base = base
         self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
+        self.check()
         self.detach_ce = detach_ce
 
     def one_step(self) -> PGD:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks import Attack
-from lit_robust.attacks.base import frozen, network_mode
+from lit_robust.attacks.base import check_not_negative, frozen, network_mode
 from lit_robust.batch import Batch
 from lit_robust.defenses.checks import check_monitors
 from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
@@ -116,12 +116,16 @@ class Defense(Evaluated):
         """The loss of each sample while there is no adversary, ``(N,)``."""
         return losses.ce(self.observe("clean", self.net(batch.x), batch), batch.y)
 
+    #: The method's numbers that must be 0 or above.
+    not_negative: tuple[str, ...] = ()
+
     def check(self) -> None:
         """Refuse numbers out of range; ``AttributeRamp`` asks before the training whether its values will do.
 
         Raises:
             ValueError: If a number of the method is out of range.
         """
+        check_not_negative(**{name: value for name, value in vars(self).items() if name in self.not_negative})
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: perturb, loss, weighted mean, update."""

@@ -79,6 +79,7 @@ class CurriculumAT(Defense):
 
     def check(self) -> None:
         """Refuse a k that the attack does not have."""
+        super().check()
         if not 0 <= self.k <= self.attack.steps:
             raise ValueError(
                 f"k={self.k:g} is not among the steps of the attack: choose from 0 to {self.attack.steps}."

@@ -11,7 +11,6 @@ from lit_robust import losses
 from lit_robust.attacks import PGD
 from lit_robust.attacks.base import (
     check_choice,
-    check_not_negative,
     crafting,
     input_gradient,
     network_mode,
@@ -66,6 +65,7 @@ class CustomizedAT(PerImage):
     """
 
     attack: PGD
+    not_negative = ("smoothing", "margin_weight", "kappa")
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ class CustomizedAT(PerImage):
         self.noise = noise
         if not 0 < self.eta <= eps:
             raise ValueError(f"eta={self.eta:g} must be above 0 and at most attack.eps={eps:g}.")
-        check_not_negative(smoothing=self.smoothing, margin_weight=self.margin_weight, kappa=self.kappa)
         self.check()
 
     def check(self) -> None:
         """Refuse labels that would be negative, at the start as well as where a ramp of eps leads."""
+        super().check()
         if self.smoothing * self.attack.eps > 1 + 1e-9:
             raise ValueError(
                 f"smoothing={self.smoothing:g} times attack.eps={self.attack.eps:g} is a share of the label: "

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lit_robust import losses
-from lit_robust.attacks.base import check_not_negative
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.fast import NFGSM
@@ -37,10 +36,12 @@ class ELLEA(NFGSM):
         ValueError: If one is negative.
     """
 
+    not_negative = ("lam_max",)
+
     def __init__(self, *args: Any, lam_max: float = 4000.0, k: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, k=k, **kwargs)
-        check_not_negative(lam_max=lam_max)
         self.lam_max = lam_max
+        self.check()
 
     def perturb(self, batch: Batch) -> Tensor:
         """Choose lam by the batches before this one, and craft the adversary."""

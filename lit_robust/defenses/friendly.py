@@ -44,7 +44,11 @@ class FriendlyAT(Defense):
             )
         self.tau = tau
         self.omega = omega
-        self.inner()  # refuses what it cannot take now, not in the first batch
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what the early-stopped PGD refuses."""
+        self.inner()
 
     def inner(self) -> FriendlyPGD:
         """The early-stopped PGD, at this moment's ``eps`` and ``tau``."""

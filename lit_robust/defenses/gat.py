@@ -9,7 +9,6 @@ from lit_robust import losses
 from lit_robust.attacks import PGD
 from lit_robust.attacks.base import (
     check_choice,
-    check_not_negative,
     crafting,
     input_gradient,
     network_mode,
@@ -47,6 +46,8 @@ class GAT(SingleStep):
         ValueError: If ``lam`` is negative, ``alpha`` is above 1, or there is no such mode.
     """
 
+    not_negative = ("lam",)
+
     def __init__(
         self,
         *args: Any,
@@ -58,9 +59,9 @@ class GAT(SingleStep):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
-        check_not_negative(lam=lam)
         check_choice(reference_bn_mode, "reference_bn_mode", ("eval", "train"))
         self.lam = lam
+        self.check()
         self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lit_robust import losses
-from lit_robust.attacks.base import check_not_negative
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
@@ -33,10 +32,12 @@ class GradAlign(SingleStep):
         ValueError: If ``lam`` is negative.
     """
 
+    not_negative = ("lam",)
+
     def __init__(self, *args: Any, lam: float = 0.2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_not_negative(lam=lam)
         self.lam = lam
+        self.check()
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """FGSM's images, and the gradient at the clean ones."""

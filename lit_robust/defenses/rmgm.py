@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_count, check_not_negative, network_mode, pixel_magnitude
+from lit_robust.attacks.base import check_count, network_mode, pixel_magnitude
 from lit_robust.batch import Batch
 from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
@@ -24,12 +24,14 @@ class SATR(SingleStep):
         ValueError: If a weight is negative.
     """
 
+    not_negative: tuple[str, ...] = ("lam",)
+
     def __init__(
         self, *args: Any, lam: float, attack_bn_mode: Literal["eval", "train"] = "eval", **kwargs: Any
     ) -> None:
         super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
-        check_not_negative(lam=lam)
         self.lam = lam
+        self.check()
 
     def logits_of(self, pair: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits of both adversaries from one forward; the first is what is trained on."""
@@ -123,6 +125,8 @@ class SATR3(SATR):
         alpha: The random step, 2/255 for CIFAR-10.
     """
 
+    not_negative = ("lam", "tau")
+
     def __init__(
         self,
         *args: Any,
@@ -133,8 +137,8 @@ class SATR3(SATR):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, lam=lam, **kwargs)
-        check_not_negative(tau=tau)
         self.tau = tau
+        self.check()
         self.eps_low = pixel_magnitude(eps_low, "eps_low", "linf")
         self.alpha = pixel_magnitude(alpha, "alpha", "linf")
 

@@ -23,6 +23,7 @@ class _Bounded(Defense):
 
     def check(self) -> None:
         """Refuse what the bounded attack refuses."""
+        super().check()
         self.inner()
 
     def bounded_pgd(self, psi: Difficulty, lam: float) -> CurriculumPGD:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_not_negative, network_mode
+from lit_robust.attacks.base import network_mode
 from lit_robust.batch import Batch
 from lit_robust.defenses.base import Defense
 
@@ -38,6 +38,7 @@ class TRADES(Defense):
     """
 
     attack: PGD
+    not_negative = ("beta",)
 
     def __init__(self, *args: Any, beta: float = 6.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,8 +47,8 @@ class TRADES(Defense):
                 f"{type(self).__name__} gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., "
                 f"steps=...), not {type(self.attack).__name__}."
             )
-        check_not_negative(beta=beta)
         self.beta = beta
+        self.check()
 
     def inner(self) -> PGD:
         """The inner maximisation, at this moment's ``eps``."""
