@@ -40,9 +40,14 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
     assert last["pgd20_at_2.5_eps"] == 0
 
 
+def table_below(heading):
+    """The cells of the first table below a heading of the README, without its own two lines."""
+    section = (SCRIPTS.parent / "README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+
+
 def test_the_readmes_table_is_the_results():
-    section = (SCRIPTS.parent / "README.md").read_text().partition("## On two CPU cores")[2].partition("\n## ")[0]
-    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    table = table_below("## On two CPU cores")
     assert [cells[0].strip("`") for cells in table] == list(RESULTS["single_step"])
     for row, *cells in table:
         record = RESULTS["single_step"][row.strip("`")]
@@ -75,3 +80,45 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_part(row):
     assert gaps[reported] == max(gaps[: reported + 1])
     assert gaps[reported] > 0.3
     assert RESULTS["overfitting"][row]["last"]["autoattack"][0] < 30
+
+
+# Who learns the trivial classifier.
+
+TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
+#: The share of the class that is commonest among the first test images, n = 1,000 and 500: what such a net gets right.
+COMMONEST = {"clean": 12.6, "pgd40": 12.6, "autoattack": 13.4}
+#: Clean accuracy and AutoAttack of SAT's slides, on MNIST at eps 0.3 and at 0.45.
+SLIDES = {
+    "madry": "98.07 / 85.47 | 11.22 / 11.22",
+    "trades": "98.98 / 90.70 | 97.36 / 0.00",
+    "dynamic": "98.93 / 92.24 | 97.98 / 65.71",
+    "cat": "99.46 / 0.00 | 99.39 / 0.00",
+    "hsat": "99.01 / 80.71 | 98.35 / 54.10",
+    "psat": "99.16 / 92.00 | 97.87 / 58.50",
+    "madry_with_ramp": "- | -",
+}
+
+
+def accuracies_of(name, row):
+    return {attack: accuracy for attack, (accuracy, *_) in RESULTS[name][row]["last"].items()}
+
+
+@pytest.mark.parametrize("name", TRIVIAL)
+def test_pgd_training_learns_the_trivial_classifier_and_with_a_ramp_of_eps_it_does_not(name):
+    assert accuracies_of(name, "madry") == COMMONEST
+    assert all(accuracy > COMMONEST[attack] + 30 for attack, accuracy in accuracies_of(name, "madry_with_ramp").items())
+
+
+@pytest.mark.parametrize("name", TRIVIAL)
+def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name):
+    assert list(RESULTS[name]) == list(SLIDES)
+    assert all(accuracies_of(name, row).keys() == COMMONEST.keys() for row in SLIDES)
+
+
+def test_the_readmes_table_of_the_trivial_classifier_is_the_results_beside_the_slides():
+    table = table_below("### The trivial classifier")
+    assert [cells[0].strip("`") for cells in table] == list(SLIDES)
+    for row, *cells in table:
+        found = [accuracies_of(name, row.strip("`")) for name in TRIVIAL]
+        own = [" / ".join(f"{accuracies[attack]:.1f}" for attack in COMMONEST) for accuracies in found]
+        assert " | ".join(cells) == " | ".join([*own, SLIDES[row.strip("`")]])
