@@ -122,3 +122,37 @@ def test_the_readmes_table_of_the_trivial_classifier_is_the_results_beside_the_s
         found = [accuracies_of(name, row.strip("`")) for name in TRIVIAL]
         own = [" / ".join(f"{accuracies[attack]:.1f}" for attack in COMMONEST) for accuracies in found]
         assert " | ".join(cells) == " | ".join([*own, SLIDES[row.strip("`")]])
+
+
+# What a delay saves.
+
+
+def means_of(row, read):
+    return mean(read(RESULTS["delayed"][f"{row}@{seed}"]) for seed in range(3))
+
+
+def test_what_the_readme_says_of_a_delay():
+    """Time saved, training loss, clean and PGD-40 accuracy of DAT against RAT, over three seeds."""
+    spent, loss, clean, pgd40 = (
+        [means_of(row, read) for row in ("dat", "rat")]
+        for read in (
+            lambda record: sum(record["diary"]["cpu_seconds"]),
+            lambda record: record["diary"]["train/loss"][-1],
+            lambda record: record["last"]["clean"][0],
+            lambda record: record["last"]["pgd40"][0],
+        )
+    )
+    text = " ".join((SCRIPTS.parent / "README.md").read_text().split())
+    assert f"saves {100 * (1 - spent[0] / spent[1]):.0f} % of the time" in text
+    assert f"({loss[0]:.2f} against {loss[1]:.2f}), and clean accuracy is the same ({clean[0]:.1f} and" in text
+    assert f"PGD-40 leaves less, {pgd40[0]:.1f} against {pgd40[1]:.1f}" in text
+
+
+def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
+    rat, dat = (
+        sorted(RESULTS["delayed"][f"{row}_at_0.2@{seed}"]["last"]["pgd40"][0] for seed in range(3))
+        for row in ("rat", "dat")
+    )
+    text = " ".join((SCRIPTS.parent / "README.md").read_text().split())
+    assert rat[:2] == [COMMONEST["pgd40"]] * 2
+    assert f"(the other: {rat[2]:.1f}); with the delay all three learn ({dat[0]:.1f} to {dat[2]:.1f})" in text
