@@ -1,7 +1,7 @@
 """The generalisation gap: how much more robust a net is on the images that it was trained on."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +13,6 @@ from lit_robust.batch import Batch
 from lit_robust.seeds import seed
 
 
-@runtime_checkable
 class HasValidationAttack(Protocol):
     """What ``GeneralizationGap`` needs of a module, as every Defense has it."""
 
@@ -56,7 +55,8 @@ class GeneralizationGap(Callback):
         """Check that there is something to compare."""
         if stage != "fit":
             return
-        if not isinstance(pl_module, HasValidationAttack):
+        # By name: isinstance with a Protocol does not see sub-modules, as nets are, from Python 3.12 on.
+        if not all(hasattr(pl_module, name) for name in ("net", "val_attacks", "val_survivors")):
             raise TypeError(
                 f"GeneralizationGap attacks as the validation does, but {type(pl_module).__name__} has no val_attacks: "
                 "train a Defense, or leave it out."
