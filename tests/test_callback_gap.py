@@ -2,6 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 
 from lit_robust.attacks import PGD
@@ -76,6 +77,23 @@ def test_the_training_is_what_it_is_without(tmp_path):
         defense, _ = fitted(tmp_path, PSAT, callbacks, attack=PGD(eps=0.1, step_size=0.05, steps=2))
         weights.append(defense.state_dict())
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_both_are_measured_in_the_validations_precision(tmp_path):
+    class Noting(TinyNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            if not self.training:
+                seen[len(x)].append(logits.dtype)
+            return logits
+
+    seen = {8: [], 5: []}  # by their number: validation images come by eight, training images are cut to five
+    run = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", callbacks=[GeneralizationGap(images=5)])
+    defense = build(PGDAT, net=Noting(), val_attack=ATTACK, attack_bn_mode="train")
+    defense._checked_stages |= {RunningStage.TRAINING, RunningStage.VALIDATING}  # which try the net on two images
+    run.fit(defense, datamodule=Data())
+    assert seen[5]
+    assert set(seen[5]) == set(seen[8]) == {torch.bfloat16}
 
 
 def test_a_validation_outside_of_a_training_has_no_gap(tmp_path):

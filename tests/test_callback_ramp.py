@@ -218,7 +218,7 @@ def test_two_ramps_of_one_attribute_are_refused(tmp_path):
 
 def test_ramps_are_tried_together_before_the_training_and_leave_no_trace_of_it(tmp_path):
     class Sum(Classifier):
-        def check(self):
+        def check_numbers(self):
             tried.append((self.lam, self.attack.eps))
 
     tried, module = [], Sum()

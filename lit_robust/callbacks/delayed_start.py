@@ -152,7 +152,8 @@ class DelayedStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be where a checkpoint stands, also in the middle of an epoch."""
         made = self.switch_epoch
-        begun: int = trainer.fit_loop.epoch_progress.current.started  # type: ignore[attr-defined]
+        progress: Any = trainer.fit_loop.epoch_progress.current  # of a type that knows more than Lightning declares
+        begun: int = progress.started
         if made is not None and made >= begun:
             self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
         elif made is not None:

@@ -31,9 +31,9 @@ class HasPlainImages(Protocol):
 class GeneralizationGap(Callback):
     """Logs the robust accuracy of training images minus that of validation images, ``val/gap/robust``.
 
-    Both are measured in the validation: under its attack, in its mode and with its weights, averaged ones where
-    ``EMAWeights`` brings them in. The training images are as they are, not augmented, and their own accuracy is
-    ``val/acc/robust_train``. (``train/acc/robust`` cannot take its place. It is under the adversary of the training,
+    Both are measured in the validation: under its attack, in its mode and precision and with its weights, averaged
+    ones where ``EMAWeights`` brings them in. The training images are as they are, not augmented, and their own accuracy
+    is ``val/acc/robust_train``. (``train/acc/robust`` cannot take its place. It is under the adversary of the training,
     which a curriculum keeps weak, of augmented images, and of weights that change meanwhile.) That curricula make the
     gap smaller is a claim of SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347).
 
@@ -72,7 +72,8 @@ class GeneralizationGap(Callback):
     ) -> None:
         """Attack training images before the first batch, when all callbacks have brought their weights in."""
         if batch_idx == 0 and dataloader_idx == 0 and trainer.state.fn == "fit":
-            self._survivors = self._measure(trainer, pl_module)
+            with trainer.precision_plugin.val_step_context():  # as validation images are measured
+                self._survivors = self._measure(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log both, before the module starts counting anew."""

@@ -37,7 +37,8 @@ class AttributeRamp(Callback):
     ``train/<attribute>``.
 
     Before training all ramps are tried, twice an epoch: what the module refuses, be it by an error of the attribute
-    or by its method ``check()``, it refuses then. A schedule that goes on after the last epoch is reported in a line.
+    or by its method ``check_numbers()``, it refuses then. A schedule that goes on after the last epoch is reported in
+    a line.
 
     Args:
         attribute: The attribute's name, or a path such as ``attack.eps``.
@@ -122,7 +123,7 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
         try:
             for ramp in ramps:
                 ramp._set_for(module, time)
-            getattr(module, "check", lambda: None)()
+            getattr(module, "check_numbers", lambda: None)()
         except (ValueError, TypeError) as error:
             values = ", ".join(f"{ramp.attribute}={ramp.schedule(time):.4g}" for ramp in ramps)
             raise type(error)(f"AttributeRamp leads to {values} at epoch {time:g}: {error}") from error

@@ -54,7 +54,7 @@ class AAER(SingleStep):
         check_choice(base, "base", get_args(Base))
         self.base = base
         self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
-        self.check()
+        self.check_numbers()
         self.detach_ce = detach_ce
 
     def one_step(self) -> PGD:

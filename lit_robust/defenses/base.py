@@ -119,7 +119,7 @@ class Defense(Evaluated):
     #: The method's numbers that must be 0 or above.
     not_negative: tuple[str, ...] = ()
 
-    def check(self) -> None:
+    def check_numbers(self) -> None:
         """Refuse numbers out of range; ``AttributeRamp`` asks before the training whether its values will do.
 
         Raises:

@@ -77,9 +77,9 @@ class CurriculumAT(Defense):
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.val_survivors = Survivors(rows_of(self.val_attacks))
 
-    def check(self) -> None:
+    def check_numbers(self) -> None:
         """Refuse a k that the attack does not have."""
-        super().check()
+        super().check_numbers()
         if not 0 <= self.k <= self.attack.steps:
             raise ValueError(
                 f"k={self.k:g} is not among the steps of the attack: choose from 0 to {self.attack.steps}."

@@ -104,11 +104,11 @@ class CustomizedAT(PerImage):
         self.noise = noise
         if not 0 < self.eta <= eps:
             raise ValueError(f"eta={self.eta:g} must be above 0 and at most attack.eps={eps:g}.")
-        self.check()
+        self.check_numbers()
 
-    def check(self) -> None:
+    def check_numbers(self) -> None:
         """Refuse labels that would be negative, at the start as well as where a ramp of eps leads."""
-        super().check()
+        super().check_numbers()
         if self.smoothing * self.attack.eps > 1 + 1e-9:
             raise ValueError(
                 f"smoothing={self.smoothing:g} times attack.eps={self.attack.eps:g} is a share of the label: "

@@ -41,7 +41,7 @@ class ELLEA(NFGSM):
     def __init__(self, *args: Any, lam_max: float = 4000.0, k: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, k=k, **kwargs)
         self.lam_max = lam_max
-        self.check()
+        self.check_numbers()
 
     def perturb(self, batch: Batch) -> Tensor:
         """Choose lam by the batches before this one, and craft the adversary."""

@@ -44,9 +44,9 @@ class FriendlyAT(Defense):
             )
         self.tau = tau
         self.omega = omega
-        self.check()
+        self.check_numbers()
 
-    def check(self) -> None:
+    def check_numbers(self) -> None:
         """Refuse what the early-stopped PGD refuses."""
         self.inner()
 

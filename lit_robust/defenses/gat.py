@@ -61,7 +61,7 @@ class GAT(SingleStep):
         super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
         check_choice(reference_bn_mode, "reference_bn_mode", ("eval", "train"))
         self.lam = lam
-        self.check()
+        self.check_numbers()
         self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode

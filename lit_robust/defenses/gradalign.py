@@ -37,7 +37,7 @@ class GradAlign(SingleStep):
     def __init__(self, *args: Any, lam: float = 0.2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lam = lam
-        self.check()
+        self.check_numbers()
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """FGSM's images, and the gradient at the clean ones."""

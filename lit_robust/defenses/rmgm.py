@@ -31,7 +31,7 @@ class SATR(SingleStep):
     ) -> None:
         super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
         self.lam = lam
-        self.check()
+        self.check_numbers()
 
     def logits_of(self, pair: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits of both adversaries from one forward; the first is what is trained on."""
@@ -138,7 +138,7 @@ class SATR3(SATR):
     ) -> None:
         super().__init__(*args, lam=lam, **kwargs)
         self.tau = tau
-        self.check()
+        self.check_numbers()
         self.eps_low = pixel_magnitude(eps_low, "eps_low", "linf")
         self.alpha = pixel_magnitude(alpha, "alpha", "linf")
 

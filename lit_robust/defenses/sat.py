@@ -21,9 +21,9 @@ class _Bounded(Defense):
     def inner(self) -> Attack:
         """The bounded attack, at this moment's ``eps`` and bound."""
 
-    def check(self) -> None:
+    def check_numbers(self) -> None:
         """Refuse what the bounded attack refuses."""
-        super().check()
+        super().check_numbers()
         self.inner()
 
     def bounded_pgd(self, psi: Difficulty, lam: float) -> CurriculumPGD:
@@ -82,7 +82,7 @@ class PSAT(_Bounded):
         self.lam = lam
         if isinstance(self.attack, FGSM) and self.attack.norm != "linf":
             raise ValueError('the single-step form of PSAT is one in L-infinity: give FGSM(norm="linf"), or a PGD.')
-        self.check()
+        self.check_numbers()
 
     def inner(self) -> Attack:
         """PGD, or the single step."""
@@ -124,7 +124,7 @@ class HSAT(_Bounded):
             raise TypeError(
                 f"psi={psi!r} is no Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT."
             )
-        self.check()
+        self.check_numbers()
         self.psi.check(self.net)
 
     def inner(self) -> CurriculumPGD:
@@ -174,7 +174,7 @@ class DynamicAT(_Bounded):
         self.c = c
         self.fosc = FOSC(origin)
         self.weight_by_loss = weight_by_loss
-        self.check()
+        self.check_numbers()
 
     def inner(self) -> CurriculumPGD:
         """PGD bounded by how well it has converged."""

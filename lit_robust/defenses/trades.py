@@ -48,7 +48,7 @@ class TRADES(Defense):
                 f"steps=...), not {type(self.attack).__name__}."
             )
         self.beta = beta
-        self.check()
+        self.check_numbers()
 
     def inner(self) -> PGD:
         """The inner maximisation, at this moment's ``eps``."""
