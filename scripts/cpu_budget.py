@@ -30,11 +30,11 @@ from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened
 
 from lit_robust import load_net
 from lit_robust.attacks import AutoAttack
-from lit_robust.attacks.evaluation import Accuracy, surviving
 from lit_robust.batch import Batch
 from lit_robust.cli import Parser, RobustCLI
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
+from lit_robust.measures.accuracy import Accuracy, surviving
 from lit_robust.seeds import derive_seed
 
 HERE = Path(__file__).parent

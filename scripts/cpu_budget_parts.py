@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lit_robust.attacks import FGSM, Attack
-from lit_robust.attacks.evaluation import surviving
 from lit_robust.batch import Batch
 from lit_robust.data import MNISTDataModule
 from lit_robust.data.loaders import Samples
 from lit_robust.magnitudes import Magnitude
+from lit_robust.measures.accuracy import surviving
 
 
 class FirstImages(MNISTDataModule):

@@ -23,10 +23,10 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_robust.attacks import FGSM, PGD
-from lit_robust.attacks.evaluation import surviving
 from lit_robust.batch import Batch
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import FreeAT
+from lit_robust.measures.accuracy import surviving
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Cyclic
 

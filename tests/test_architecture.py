@@ -11,27 +11,29 @@ from lightning.pytorch import Callback
 from lit_robust.defenses import Defense
 
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
-PURE = {"magnitudes", "threats", "losses", "schedules", "batch", "seeds"}
+GROUND = {
+    "threats", "losses", "magnitudes", "batch", "seeds", "require", "guards", "lightning_internals",
+}  # fmt: skip
+BELOW_ATTACKS = GROUND | {"schedules", "nets"}
+BELOW_MEASURES = BELOW_ATTACKS | {"attacks", "data", "selection"}
+BELOW_TRAINING = BELOW_MEASURES | {"measures", "first_batch"}
 
-#: What each room may import besides itself.
+#: What each room may import besides itself; all arrows go from the ground upwards.
 MAY_KNOW = {
-    "magnitudes": set(),
-    "threats": set(),
-    "losses": set(),
-    "schedules": {"magnitudes"},
-    "batch": set(),
-    "seeds": set(),
-    "attacks": PURE,
-    "nets": PURE,
-    "selection": PURE,
-    "data": {"batch", "seeds"},
-    "defenses": PURE | {"attacks", "nets", "selection"},
-    "callbacks": PURE | {"attacks", "selection"},
-    "analysis": PURE | {"attacks", "nets"},
-    "checkpoints": {"nets"},
-    "sentences": set(),
-    "noise": set(),
-    "__init__": {"checkpoints"},
+    **dict.fromkeys(GROUND, GROUND),
+    "schedules": GROUND,
+    "nets": GROUND,
+    "attacks": BELOW_ATTACKS,
+    "data": BELOW_ATTACKS,
+    "selection": BELOW_ATTACKS,
+    "measures": BELOW_MEASURES,
+    "first_batch": BELOW_MEASURES,
+    "training": BELOW_TRAINING,
+    "defenses": BELOW_TRAINING | {"training"},
+    "runs": GROUND | {"nets"},
+    "callbacks": BELOW_TRAINING | {"runs"},
+    "analysis": BELOW_MEASURES | {"measures", "runs"},
+    "__init__": {"runs"},
     "__main__": {"cli"},
 }
 
@@ -40,15 +42,19 @@ def room_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def rooms_imported_by(file: Path) -> set[str]:
-    modules = []
+def modules_imported_by(file: Path) -> list[str]:
+    modules: list[str] = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
             modules += [f"{node.module}.{alias.name}" for alias in node.names]
-    return {module.split(".")[1] for module in modules if module.startswith("lit_robust.")}
+    return modules
+
+
+def rooms_imported_by(file: Path) -> set[str]:
+    return {module.split(".")[1] for module in modules_imported_by(file) if module.startswith("lit_robust.")}
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -56,6 +62,16 @@ def test_arrows_between_rooms_go_one_way(file):
     room = room_of(file)
     if room != "cli":  # the only place that knows everything
         assert rooms_imported_by(file) <= MAY_KNOW[room] | {room}
+
+
+LIGHT = (GROUND - {"seeds", "lightning_internals"}) | {"attacks", "nets"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_an_attack_can_be_used_without_lightning(file):
+    if room_of(file) in LIGHT:
+        packages = {module.partition(".")[0] for module in modules_imported_by(file)}
+        assert not packages & {"lightning", "torchmetrics", "jsonargparse"}
 
 
 def test_the_walk_sees_imports_of_both_forms(tmp_path):

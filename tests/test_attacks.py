@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD, RFGSM, Attack, AutoAttack
-from lit_robust.attacks.base import crafting, frozen, network_mode
+from lit_robust.guards import crafting, frozen, network_mode
 from lit_robust.magnitudes import Magnitude
 from tests.tiny import named
 

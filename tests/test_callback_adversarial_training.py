@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from lit_robust import losses
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import network_mode
 from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights, RobustAccuracy
 from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT, Natural
+from lit_robust.guards import network_mode
 from lit_robust.schedules import Linear
 from tests import stranger
 from tests.front_door import refusal, tiny

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.evaluation import describe
 from lit_robust.callbacks import examples
 from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, draw, spread
+from lit_robust.measures.accuracy import describe
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 
 from lit_robust.attacks import PGD
-from lit_robust.attacks.evaluation import surviving
 from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights, GeneralizationGap
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, PSAT, CurriculumAT, CustomizedAT
+from lit_robust.measures.accuracy import surviving
 from lit_robust.nets import digits_cnn
 from tests.methods import build
 from tests.tiny import TinyNet, images, indexed, trainer

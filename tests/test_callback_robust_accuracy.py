@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.evaluation import Accuracy
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
+from lit_robust.measures.accuracy import Accuracy
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 ATTACK = PGD(eps=0.1, step_size=0.05, steps=2)

@@ -11,8 +11,8 @@ from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch, as_batch
 from lit_robust.defenses import PGDAT, Defense, Natural
-from lit_robust.defenses.distributed import weighted_mean
 from lit_robust.schedules import Cyclic, MultiStep, PiecewiseLinear
+from lit_robust.training.ranks import weighted_mean
 from tests.methods import ATTACK, build, sgd
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lit_robust.defenses.base import Defense
 from lit_robust.threats import Linf
+from lit_robust.training.defense import Defense
 from tests.methods import METHODS, Method, build
 from tests.tiny import TinyNet, images, indexed, trainer
 

@@ -11,8 +11,8 @@ from lit_robust.attacks import PGD, FriendlyPGD
 from lit_robust.callbacks import AttributeRamp
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, CustomizedAT
-from lit_robust.defenses.per_image import merge
 from lit_robust.schedules import Linear
+from lit_robust.training.per_image import merge
 from tests.formulas import Passes, assert_same_batch, in_float64, smooth_net
 from tests.methods import ATTACK, EPS, ONE_STEP, build
 from tests.tiny import CLASSES, SHAPE, images, indexed, loader, trainer

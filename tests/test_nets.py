@@ -12,7 +12,7 @@ from torchvision.models import resnet, vgg
 
 from lit_robust import nets
 from lit_robust.nets.blocks import PreActBlock
-from lit_robust.nets.recipe import recorded
+from lit_robust.nets.builders import recorded
 from lit_robust.nets.wide import Standardize
 
 #: What makes each net small, and the images it reads.

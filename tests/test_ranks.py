@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lit_robust import losses
-from lit_robust.attacks.evaluation import surviving
 from lit_robust.defenses import PGDAT
+from lit_robust.measures.accuracy import surviving
 from tests import ranks
 from tests.methods import METHODS, build
 from tests.tiny import images, trainer

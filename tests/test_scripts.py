@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
 from lit_robust.attacks import PGD
-from lit_robust.attacks.evaluation import Accuracy
 from lit_robust.defenses import Defense
+from lit_robust.measures.accuracy import Accuracy
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

@@ -10,8 +10,8 @@ from lit_robust import losses
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp, EMAWeights
 from lit_robust.defenses import AWP, MART, PGDAT, TRADES, FreeAT, Natural, NuAT
-from lit_robust.defenses.weight_perturbation import kept
 from lit_robust.schedules import Staircase
+from lit_robust.training.weight_perturbation import kept
 from tests.formulas import Passes, in_float64, smooth_net
 from tests.methods import ATTACK, ONE_STEP, build
 from tests.tiny import TinyNet, images, loader, trainer

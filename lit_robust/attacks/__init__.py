@@ -2,7 +2,7 @@
 
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.attacks.base import Attack
-from lit_robust.attacks.curriculum import CurriculumFGSM, CurriculumPGD
+from lit_robust.attacks.curriculum_pgd import CurriculumFGSM, CurriculumPGD
 from lit_robust.attacks.fgsm import FGSM, RFGSM
 from lit_robust.attacks.friendly import FriendlyPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm

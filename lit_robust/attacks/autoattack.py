@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
-from lit_robust.attacks.base import EPS, Attack, check_choice, check_count, crafting, frozen, pixel_magnitude
+from lit_robust.attacks.base import EPS, Attack
+from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_choice, check_count, pixel_magnitude
 from lit_robust.threats import Norm
 
 Version = Literal["standard", "v1", "plus", "rand"]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks.base import check_choice, check_count
 from lit_robust.attacks.hessian import (
     Weights,
     curvatures,
@@ -19,6 +18,7 @@ from lit_robust.attacks.hessian import (
     softmax_eigenvalue,
 )
 from lit_robust.attacks.pgd import PGD
+from lit_robust.require import check_choice, check_count
 from lit_robust.threats import Norm
 
 #: ``(x_adv, logits of x_adv, gradient of the objective) -> (N,)``, how difficult the points are that a run has reached.

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import EPS, Attack, check_choice, pixel_magnitude
+from lit_robust.attacks.base import EPS, Attack
 from lit_robust.attacks.pgd import PGD
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.threats import Norm
 
 Variant = Literal["tramer", "wong", "rmgm"]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import check_not_negative, input_gradient
+from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.pgd import PGD
+from lit_robust.require import check_not_negative
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
 from lit_robust import losses
-from lit_robust.attacks.base import network_mode
+from lit_robust.guards import network_mode
 
 #: A point or a direction in the space of weights: a tensor for each parameter's name.
 Weights = dict[str, Tensor]

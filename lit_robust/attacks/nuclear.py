@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks.base import EPS, Attack, check_count, crafting, pixel_magnitude
+from lit_robust.attacks.base import EPS, Attack
 from lit_robust.attacks.pgd import PGD
+from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_count, pixel_magnitude
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks.base import (
-    EPS,
-    STEP_SIZE,
-    Attack,
-    check_choice,
-    check_count,
-    crafting,
-    input_gradient,
-    pixel_magnitude,
-)
+from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, input_gradient
+from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_choice, check_count, pixel_magnitude
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]

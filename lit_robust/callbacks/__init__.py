@@ -5,7 +5,7 @@ from lit_robust.callbacks.delayed_start import DelayedStart, Plateau, SwitchRule
 from lit_robust.callbacks.early_stop import StopAfterDrop
 from lit_robust.callbacks.ema import EMAWeights
 from lit_robust.callbacks.examples import AdversarialExamples
-from lit_robust.callbacks.gap import GeneralizationGap
+from lit_robust.callbacks.generalization_gap import GeneralizationGap
 from lit_robust.callbacks.overfitting import CatastrophicOverfittingMonitor
 from lit_robust.callbacks.overfitting_rules import (
     AbnormalRise,

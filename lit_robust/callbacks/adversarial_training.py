@@ -6,8 +6,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_robust.attacks.base import Attack, check_attack, check_choice, check_precision, frozen, network_mode
-from lit_robust.callbacks.view import Channels, Key, View
+from lit_robust.attacks.base import Attack, check_attack
+from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.guards import frozen, network_mode, own_random_state
+from lit_robust.require import check_choice, check_precision
 from lit_robust.seeds import seed
 
 #: What a module is lent while it trains: the attributes by which a Defense is driven.
@@ -62,7 +64,7 @@ class AdversarialTraining(Callback):
         check_choice(attack_bn_mode, "attack_bn_mode", ("eval", "train"))
         check_attack("attack", attack)
         self.attack = attack
-        self.view = View(x, y, net, mean, std)
+        self.adapter = Adapter(x, y, net, mean, std)
         self.attack_bn_mode = attack_bn_mode
         self._installed = self._checked = False
         self._found: tuple[Any, int, Tensor] | None = None
@@ -102,11 +104,11 @@ class AdversarialTraining(Callback):
     def _attacked(self, trainer: Trainer, module: Any, batch: Any) -> Any:
         with trainer.precision_plugin.train_step_context():
             if not self._checked:  # also where the adversary comes later: no one should learn of it in epoch 50
-                self.view.check(module, batch)
+                self.adapter.check(module, batch)
                 self._checked = True
             if not module.adversarial:
                 return batch
-            return self.view.exchanged(batch, self._adversary(trainer, module, batch))
+            return self.adapter.exchanged(batch, self._adversary(trainer, module, batch))
 
     def _adversary(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
         """Found once a batch, however often it is asked for; hooks do not tell, which Lightning's tuners silence."""
@@ -116,11 +118,11 @@ class AdversarialTraining(Callback):
         return self._found[2]
 
     def _perturb(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
-        x, y, net = self.view.pixels(batch), self.view.labels(batch), self.view.logits_net(module)
+        x, y, net = self.adapter.pixels(batch), self.adapter.labels(batch), self.adapter.logits_net(module)
         place = trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_rank
         # Compiled nets compute every gradient that they could, the parameters' too, unless these are frozen.
         with (
-            torch.random.fork_rng([x.device] if x.is_cuda else []),
+            own_random_state(x.device),
             frozen(net),
             network_mode(net, self.attack_bn_mode),
         ):

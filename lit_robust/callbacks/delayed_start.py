@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_robust.attacks.base import check_count
-from lit_robust.callbacks.drop import first_drop, no_drop
+from lit_robust.callbacks.rate_drop import first_drop, no_drop
+from lit_robust.require import check_count
 
 
 @runtime_checkable

@@ -12,10 +12,11 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import Attack, network_mode
-from lit_robust.attacks.evaluation import describe
+from lit_robust.attacks.base import Attack
 from lit_robust.batch import as_batch
-from lit_robust.callbacks.folder import run_folder
+from lit_robust.guards import network_mode, own_random_state
+from lit_robust.measures.accuracy import describe
+from lit_robust.runs import run_folder
 from lit_robust.seeds import seed
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | No
     Raises:
         ValueError: If there is no class ``target``.
     """
-    with network_mode(net, "eval"), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with network_mode(net, "eval"), own_random_state(x.device):
         seed(x.device, "examples")
         clean = _probabilities(net, x)
         if target is not None and not 0 <= target < clean.shape[1]:

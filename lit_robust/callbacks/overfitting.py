@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import check_count, network_mode
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
+from lit_robust.guards import network_mode, own_random_state
+from lit_robust.require import check_count
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -182,7 +183,7 @@ class CatastrophicOverfittingMonitor(Callback):
 def _untouched(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Train mode inside; flags, buffers and random numbers as before outside."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with network_mode(net, "train"), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with network_mode(net, "train"), own_random_state(device):
         try:
             yield
         finally:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD, Attack
-from lit_robust.attacks.base import crafting, input_gradient, pixel_magnitude
+from lit_robust.attacks.base import input_gradient
+from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import pixel_magnitude
 from lit_robust.threats import Norm, Threat, threat
 
 #: The means of an epoch by name.

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust.batch import as_batch
-from lit_robust.callbacks.folder import run_folder
+from lit_robust.runs import run_folder
 
 
 class PredictionWriter(BasePredictionWriter):

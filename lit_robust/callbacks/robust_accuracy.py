@@ -7,10 +7,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_robust.attacks.base import Attack, check_attack, check_precision, frozen
-from lit_robust.attacks.evaluation import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
+from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
-from lit_robust.callbacks.view import Channels, Key, View
+from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.guards import frozen, own_random_state
+from lit_robust.measures.accuracy import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
+from lit_robust.require import check_precision
 from lit_robust.seeds import seed
 
 
@@ -55,7 +57,7 @@ class RobustAccuracy(Callback):
         self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
         for of_split in self.attacks.values():
             _check_attacks(of_split)
-        self.view = View(x, y, net, mean, std)
+        self.adapter = Adapter(x, y, net, mean, std)
         #: What was measured last, with n and its interval, by split and name.
         self.accuracies: dict[str, dict[str, Accuracy]] = {}
         self._survivors: dict[int, Survivors] = {}
@@ -110,11 +112,11 @@ class RobustAccuracy(Callback):
         self, split: str, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, loader: int
     ) -> None:
         if loader not in self._survivors:
-            self.view.check(module, batch)
+            self.adapter.check(module, batch)
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
-        x, y, net = self.view.pixels(batch), _class_labels(self.view, batch), self.view.logits_net(module)
+        x, y, net = self.adapter.pixels(batch), _class_labels(self.adapter, batch), self.adapter.logits_net(module)
         weight = batch.weight if isinstance(batch, Batch) else torch.ones_like(y, dtype=torch.float32)
-        with torch.random.fork_rng([x.device] if x.is_cuda else []), frozen(net):
+        with own_random_state(x.device), frozen(net):
             seed(x.device, "evaluate", batch_idx, trainer.global_rank)
             correct = surviving(net, self.attacks[split], Batch(x, y, torch.full_like(y, -1), weight))
         self._survivors[loader].update(correct, weight)
@@ -153,11 +155,11 @@ def _own_rows(module: LightningModule, split: str) -> set[str]:
     return set(rows_of(attacks)) if isinstance(attacks, Mapping) else set()
 
 
-def _class_labels(view: View, batch: Any) -> Tensor:
-    y = view.labels(batch)
+def _class_labels(adapter: Adapter, batch: Any) -> Tensor:
+    y = adapter.labels(batch)
     if y is None or y.ndim != 1 or y.is_floating_point():
         found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
-        raise ValueError(f"y={view.y!r} finds {found}, but an accuracy needs class labels (N,), integers.")
+        raise ValueError(f"y={adapter.y!r} finds {found}, but an accuracy needs class labels (N,), integers.")
     return y
 
 

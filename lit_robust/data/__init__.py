@@ -3,7 +3,7 @@
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.digits import DigitsDataModule
 from lit_robust.data.imagenet import ImageFolderDataModule, ImageNet100DataModule, ImagenetteDataModule
-from lit_robust.data.small import CIFAR10DataModule, CIFAR100DataModule, MNISTDataModule, SVHNDataModule
+from lit_robust.data.torchvision_sets import CIFAR10DataModule, CIFAR100DataModule, MNISTDataModule, SVHNDataModule
 
 __all__ = [
     "CIFAR10DataModule",

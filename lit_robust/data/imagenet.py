@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torchvision.datasets import Imagenette
 
 from lit_robust.data.folders import FolderDataModule
-from lit_robust.data.small import data_root
+from lit_robust.data.torchvision_sets import data_root
 
 
 class ImageFolderDataModule(FolderDataModule):

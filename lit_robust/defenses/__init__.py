@@ -1,8 +1,7 @@
 """One file a family of training methods; each is a LightningModule."""
 
 from lit_robust.defenses.aaer import AAER
-from lit_robust.defenses.base import Defense
-from lit_robust.defenses.curriculum import CurriculumAT
+from lit_robust.defenses.curriculum_at import CurriculumAT
 from lit_robust.defenses.customized import CustomizedAT
 from lit_robust.defenses.elle import ELLEA
 from lit_robust.defenses.fast import FGSMAT, NFGSM, RFGSMAT, FastAT
@@ -17,8 +16,9 @@ from lit_robust.defenses.pgdat import PGDAT
 from lit_robust.defenses.rmgm import RMGM, SATR1, SATR3
 from lit_robust.defenses.sat import HSAT, PSAT, DynamicAT
 from lit_robust.defenses.trades import TRADES
-from lit_robust.defenses.weight_perturbation import AWP
 from lit_robust.defenses.zerograd import ZeroGrad
+from lit_robust.training.defense import Defense
+from lit_robust.training.weight_perturbation import AWP
 
 __all__ = [
     "AAER",

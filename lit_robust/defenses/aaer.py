@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_choice
 from lit_robust.batch import Batch
-from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.require import check_choice
+from lit_robust.training.ranks import sum_over_ranks
 
 Base = Literal["fast", "nfgsm"]
 

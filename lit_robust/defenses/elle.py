@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.batch import Batch
-from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.fast import NFGSM
 from lit_robust.threats import Linf
+from lit_robust.training.ranks import sum_over_ranks
 
 
 class ELLEA(NFGSM):

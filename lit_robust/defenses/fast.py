@@ -5,10 +5,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lit_robust.attacks import PGD, RFGSM, Attack
-from lit_robust.attacks.base import check_choice, pixel_magnitude
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_choice, pixel_magnitude
 
 DeltaInit = Literal["random", "zero", "previous"]
 

@@ -4,9 +4,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lit_robust.attacks.base import check_choice, check_count
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.require import check_choice, check_count
 from lit_robust.threats import Linf
 
 ClipDelta = Literal["ball", "image"]

@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from lit_robust.attacks import PGD, FriendlyPGD
-from lit_robust.attacks.base import network_mode
 from lit_robust.batch import Batch
-from lit_robust.defenses.base import Defense
+from lit_robust.guards import network_mode
+from lit_robust.training.defense import Defense
 
 
 class FriendlyAT(Defense):

@@ -7,16 +7,12 @@ from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import (
-    check_choice,
-    crafting,
-    input_gradient,
-    network_mode,
-    pixel_magnitude,
-)
+from lit_robust.attacks.base import input_gradient
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_choice, pixel_magnitude
 
 
 class GAT(SingleStep):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.batch import Batch
-from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.threats import Linf
+from lit_robust.training.ranks import sum_over_ranks
 
 
 class GradAlign(SingleStep):

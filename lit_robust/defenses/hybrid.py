@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from lit_robust import losses
-from lit_robust.attacks.base import check_not_negative, crafting, input_gradient, network_mode
+from lit_robust.attacks.base import input_gradient
 from lit_robust.batch import Batch
-from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.gat import GAT
-from lit_robust.schedules.base import check_positive
+from lit_robust.guards import crafting, network_mode
+from lit_robust.require import check_not_negative, check_positive
+from lit_robust.training.ranks import sum_over_ranks
 
 
 @dataclass

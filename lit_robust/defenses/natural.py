@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_robust.batch import Batch
-from lit_robust.defenses.base import Defense
+from lit_robust.training.defense import Defense
 
 
 class Natural(Defense):

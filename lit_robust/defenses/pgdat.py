@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from lit_robust.defenses.base import Defense
+from lit_robust.training.defense import Defense
 
 
 class PGDAT(Defense):

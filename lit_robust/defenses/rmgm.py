@@ -7,11 +7,12 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_count, network_mode, pixel_magnitude
 from lit_robust.batch import Batch
-from lit_robust.defenses.distributed import sum_over_ranks
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.guards import network_mode
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import check_count, pixel_magnitude
+from lit_robust.training.ranks import sum_over_ranks
 
 #: The random step, and SAT-R3's small one, of the authors' scripts for CIFAR-10.
 ALPHA = Magnitude("2/255")

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_robust.attacks import FGSM, PGD, Attack, CurriculumFGSM, CurriculumPGD
-from lit_robust.attacks.base import network_mode
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness, ProbabilityGap, Sharpness
 from lit_robust.batch import Batch
-from lit_robust.defenses.base import Defense
+from lit_robust.guards import network_mode
+from lit_robust.training.defense import Defense
 
 
 class _Bounded(Defense):

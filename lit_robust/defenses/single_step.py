@@ -7,9 +7,10 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, Attack
-from lit_robust.attacks.base import crafting, input_gradient, network_mode
+from lit_robust.attacks.base import input_gradient
 from lit_robust.batch import Batch
-from lit_robust.defenses.base import Defense
+from lit_robust.guards import crafting, network_mode
+from lit_robust.training.defense import Defense
 
 
 class SingleStep(Defense):

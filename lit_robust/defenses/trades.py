@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import network_mode
 from lit_robust.batch import Batch
-from lit_robust.defenses.base import Defense
+from lit_robust.guards import network_mode
+from lit_robust.training.defense import Defense
 
 
 class TRADES(Defense):

@@ -3,8 +3,8 @@
 from torch import nn
 from torchvision.models import resnet
 
+from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import IMAGENET_MEAN, IMAGENET_STD, Net, PerChannel
-from lit_robust.nets.recipe import recorded
 
 
 @recorded

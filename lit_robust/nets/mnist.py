@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import Net, PerChannel
-from lit_robust.nets.recipe import recorded
 
 
 @recorded

@@ -7,8 +7,8 @@ from functools import partial
 from torch import nn
 
 from lit_robust.nets.blocks import BasicBlock, Block, Bottleneck, PreActBlock, conv3x3, stages
+from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
-from lit_robust.nets.recipe import recorded
 
 
 @recorded

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
-from lit_robust.nets.recipe import recorded
 
 
 @recorded

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_robust.nets.blocks import Block, PreActBlock, conv3x3, stages
+from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
-from lit_robust.nets.recipe import recorded
 
 
 @recorded

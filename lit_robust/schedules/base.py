@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -81,19 +81,6 @@ def _plain(name: str, value: Any) -> Any:
     if math.isnan(number):
         raise ValueError(f"{name}={value!r} is not a number.")
     return number
-
-
-def check_positive(**arguments: float) -> None:
-    """Refuse numbers that are not above 0."""
-    for name, value in arguments.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be above 0.")
-
-
-def check_increasing(name: str, times: Sequence[float]) -> None:
-    """Refuse times that do not follow each other."""
-    if not times or any(later <= earlier for earlier, later in pairwise(times)):
-        raise ValueError(f"{name}={list(times)} must be at least one time, each later than the one before.")
 
 
 def share(time: float, begin: float, end: float) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_robust.magnitudes import Magnitude
-from lit_robust.schedules.base import Schedule, Value, blend, check_increasing, check_positive, share, wave
+from lit_robust.require import check_increasing, check_positive
+from lit_robust.schedules.base import Schedule, Value, blend, share, wave
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_robust.schedules.base import Schedule, blend, check_increasing, check_positive
+from lit_robust.require import check_increasing, check_positive
+from lit_robust.schedules.base import Schedule, blend
 
 
 @dataclass(frozen=True)

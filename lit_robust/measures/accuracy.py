@@ -9,11 +9,26 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_robust.attacks.base import Attack
+from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
+from lit_robust.guards import own_random_state
 
 #: The rows that every evaluation has beside the named attacks.
 CLEAN, WORST = "clean", "worst"
+
+
+def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Attack]) -> None:
+    """Refuse attacks that would not measure what their row says.
+
+    Raises:
+        TypeError: As ``check_attack``.
+        ValueError: As ``check_attack``, or if a test attack has the name of a row that every table has.
+    """
+    for name in test_attacks:
+        if name in (CLEAN, WORST):
+            raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
+    for name, attack in {**attacks, **test_attacks}.items():
+        check_attack(name, attack)
 
 
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:
@@ -26,7 +41,7 @@ def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> di
     """
     correct = {CLEAN: _is_correct(net, batch.x, batch.y)}
     for name, attack in attacks.items():
-        with torch.random.fork_rng([batch.x.device] if batch.x.is_cuda else []):
+        with own_random_state(batch.x.device):
             torch.manual_seed(torch.initial_seed())  # an attack's draws do not depend on which others are there
             x_adv = attack(net, batch.x, batch.y)
         correct[name] = _is_correct(net, x_adv, batch.y)

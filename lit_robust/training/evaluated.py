@@ -8,12 +8,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import check_precision, frozen
-from lit_robust.attacks.evaluation import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.batch import Batch, as_batch
-from lit_robust.defenses.checks import check_attacks, check_first_batch, check_monitors
+from lit_robust.first_batch import check_first_batch
+from lit_robust.guards import frozen
+from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
+from lit_robust.require import check_precision
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
+from lit_robust.training.monitors import check_monitors
 
 
 class Evaluated(LightningModule):

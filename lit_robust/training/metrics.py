@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lit_robust.defenses.distributed import sum_over_ranks
+from lit_robust.training.ranks import sum_over_ranks
 
 
 class Tally:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from lit_robust.batch import Batch, as_batch
-from lit_robust.defenses.base import Defense
-from lit_robust.defenses.distributed import gather_over_ranks, world_size
+from lit_robust.training.defense import Defense
+from lit_robust.training.ranks import gather_over_ranks, world_size
 
 
 class PerImage(Defense):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from lit_robust.sentences import sentence
+from lit_robust.cli.errors import sentence
 
 LITERAL = """Parser key "model":
   Does not validate against any of the Union subtypes
-  Subtypes: [<class 'lit_robust.defenses.base.Defense'>, <class 'NoneType'>]
+  Subtypes: [<class 'lit_robust.training.defense.Defense'>, <class 'NoneType'>]
   Errors:
     - Problem with given class_path 'lit_robust.defenses.PGDAT':
         Parser key "attack":
@@ -30,7 +30,7 @@ UNION = """Parser key "trainer.precision":
 
 CALLABLE = """Parser key "model":
   Does not validate against any of the Union subtypes
-  Subtypes: [<class 'lit_robust.defenses.base.Defense'>, <class 'NoneType'>]
+  Subtypes: [<class 'lit_robust.training.defense.Defense'>, <class 'NoneType'>]
   Errors:
     - Problem with given class_path 'lit_robust.defenses.PGDAT':
         Parser key "optimizer":

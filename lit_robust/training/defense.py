@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks import Attack
-from lit_robust.attacks.base import check_not_negative, frozen, network_mode
 from lit_robust.batch import Batch
-from lit_robust.defenses.checks import check_monitors
-from lit_robust.defenses.distributed import average_buffers, gather_over_ranks, weighted_mean, world_size
-from lit_robust.defenses.evaluated import Evaluated
-from lit_robust.defenses.rates import LearningRate
-from lit_robust.defenses.resume import check_weights_finite, check_weights_fit, end_the_epoch, warn_of_other_data
-from lit_robust.defenses.tally import Tally
-from lit_robust.defenses.weight_perturbation import AWP, as_awp, perturbed_weights
+from lit_robust.guards import frozen, network_mode
+from lit_robust.require import check_not_negative
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
+from lit_robust.training.evaluated import Evaluated
+from lit_robust.training.metrics import Tally
+from lit_robust.training.monitors import check_monitors
+from lit_robust.training.ranks import average_buffers, gather_over_ranks, weighted_mean, world_size
+from lit_robust.training.rates import LearningRate
+from lit_robust.training.resume import check_weights_finite, check_weights_fit, end_the_epoch, warn_of_other_data
+from lit_robust.training.weight_perturbation import AWP, as_awp, perturbed_weights
 
 
 class Defense(Evaluated):

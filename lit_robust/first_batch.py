@@ -1,14 +1,10 @@
 """What a net and its images must be for a robust accuracy to mean anything."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import Attack, check_attack, network_mode
-from lit_robust.attacks.evaluation import CLEAN, WORST
 from lit_robust.batch import Batch
+from lit_robust.guards import network_mode
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -32,46 +28,6 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
             f"labels run from {labels[0]} to {labels[1]}, but num_classes={num_classes}: set it to the data's classes."
         )
     _check_logits(_try_net(net, batch.x[:2]), num_classes)
-
-
-def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Attack]) -> None:
-    """Refuse attacks that would not measure what their row says.
-
-    Raises:
-        TypeError: As ``check_attack``.
-        ValueError: As ``check_attack``, or if a test attack has the name of a row that every table has.
-    """
-    for name in test_attacks:
-        if name in (CLEAN, WORST):
-            raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
-    for name, attack in {**attacks, **test_attacks}.items():
-        check_attack(name, attack)
-
-
-def check_monitors(trainer: Any, logged: Collection[str]) -> None:
-    """Refuse callbacks that wait for a metric of the validation that never comes; Lightning says so an epoch later.
-
-    Args:
-        trainer: Whose callbacks are asked.
-        logged: The keys that one validation logs; none where there is no validation.
-
-    Raises:
-        ValueError: If a callback's ``monitor`` is another ``val/`` key.
-    """
-    for callback in trainer.callbacks:
-        monitor = str(getattr(callback, "monitor", None))
-        if monitor.startswith("val/") and monitor not in logged:
-            known = ", ".join(key for key in sorted(logged) if key.startswith("val/"))
-            raise ValueError(
-                f"{type(callback).__name__} monitors {monitor}, "
-                + (f"but validation logs {known}: correct the name." if known else _NO_VALIDATION)
-            )
-
-
-_NO_VALIDATION = (
-    "but there is no validation: hold images out (data.init_args.val_size), or remove the monitor to keep the last "
-    "checkpoint alone."
-)
 
 
 def _try_net(net: nn.Module, x: Tensor) -> Tensor:

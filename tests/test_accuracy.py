@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from lit_robust.attacks import FGSM, PGD
-from lit_robust.attacks.evaluation import Accuracy, Survivors, rows_of, surviving, table
 from lit_robust.batch import Batch
+from lit_robust.measures.accuracy import Accuracy, Survivors, rows_of, surviving, table
 
 
 def test_the_interval_is_wilsons():

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import check_not_negative
-from lit_robust.defenses.distributed import sum_over_ranks
-from lit_robust.defenses.tally import Tally
+from lit_robust.require import check_not_negative
+from lit_robust.training.metrics import Tally
+from lit_robust.training.ranks import sum_over_ranks
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from lit_robust import losses
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import check_count, network_mode
-from lit_robust.attacks.evaluation import Survivors, rows_of
 from lit_robust.batch import Batch
-from lit_robust.defenses.base import Defense
+from lit_robust.guards import network_mode
+from lit_robust.measures.accuracy import Survivors, rows_of
+from lit_robust.require import check_count
+from lit_robust.training.defense import Defense
 
 #: What a run remembers; the same on every rank.
 STATE = ("k", "learned", "best", "stale")

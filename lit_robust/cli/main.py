@@ -24,13 +24,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import __version__, attacks, callbacks, data, defenses, nets, schedules
-from lit_robust.callbacks.folder import run_folder
-from lit_robust.checkpoints import checkpoints_of, read_checkpoint
+from lit_robust.cli.errors import sentence
+from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.magnitudes import Magnitude
-from lit_robust.noise import NOISE_OF_EVALUATION, ignore, quiet
-from lit_robust.sentences import sentence
+from lit_robust.runs import checkpoints_of, read_checkpoint, run_folder
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a plain net."""
+"""A run on disk: its folder, its checkpoints, and the plain net in one."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -93,3 +93,13 @@ def checkpoints_of(folder: Path) -> dict[str, Path]:
     newest = max(named, key=lambda path: path.stat().st_mtime, default=None)
     found = {name: newest.parent / f"{name}.ckpt" for name in names} if newest else {}
     return {name: path for name, path in found.items() if path.exists()}
+
+
+def run_folder(trainer: Any) -> Path:
+    """The logger's folder, for Weights & Biases the run's own one, which holds its checkpoints; all ranks must ask."""
+    from lightning.pytorch.loggers import WandbLogger  # only where there is a trainer
+
+    if isinstance(trainer.logger, WandbLogger):
+        _ = trainer.logger.experiment  # only a run that has begun has an id
+        return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
+    return Path(trainer.log_dir or trainer.default_root_dir)

@@ -9,9 +9,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust.attacks import PGD
-from lit_robust.attacks.base import crafting, input_gradient
+from lit_robust.attacks.base import input_gradient
 from lit_robust.batch import Batch
-from lit_robust.callbacks.view import View
+from lit_robust.callbacks.adapter import Adapter
+from lit_robust.guards import crafting
 from tests.tiny import CLASSES, TinyNet, images
 
 X, Y = images(8)[:2]
@@ -89,12 +90,12 @@ def leaves(batch):
 @pytest.mark.parametrize("name", BATCHES)
 def test_images_are_exchanged_in_a_batch_like_the_one_that_came_which_stays_as_it_was(name):
     batch, x, y = BATCHES[name]
-    before, view = leaves(batch), View(x, y)
-    assert view.pixels(batch) is X
-    assert view.labels(batch) is Y
-    other = view.exchanged(batch, OTHER)
+    before, adapter = leaves(batch), Adapter(x, y)
+    assert adapter.pixels(batch) is X
+    assert adapter.labels(batch) is Y
+    other = adapter.exchanged(batch, OTHER)
     assert type(other) is type(batch)
-    assert view.pixels(other) is OTHER
+    assert adapter.pixels(other) is OTHER
     after = leaves(other)
     assert {place for place in before if after[place] is not before[place]} == {
         place for place in before if before[place] is X
@@ -103,7 +104,7 @@ def test_images_are_exchanged_in_a_batch_like_the_one_that_came_which_stays_as_i
 
 
 def test_there_may_be_no_labels():
-    assert View(y=None).labels((X,)) is None
+    assert Adapter(y=None).labels((X,)) is None
 
 
 @pytest.mark.parametrize(
@@ -120,14 +121,14 @@ def test_there_may_be_no_labels():
 )
 def test_where_there_are_no_images_is_one_sentence_that_says_what_there_is(batch, x, message):
     with pytest.raises(ValueError, match=message):
-        View(x).pixels(batch)
+        Adapter(x).pixels(batch)
 
 
 def test_the_users_own_net_is_attacked_where_it_can_be():
     module = Classifier()
-    assert View().logits_net(module) is module
-    assert View(net="model").logits_net(module) is module.model
-    assert View(net="model.head").logits_net(module) is module.model.head
+    assert Adapter().logits_net(module) is module
+    assert Adapter(net="model").logits_net(module) is module.model
+    assert Adapter(net="model.head").logits_net(module) is module.model.head
 
 
 # Normalised images.
@@ -143,12 +144,12 @@ def normalised(x, mean=MEAN, std=STD):
 @pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), (0.5, 0.5), ([0.5], 0.5), (0, 1 / 255)], ids=str)
 def test_attacks_get_pixels_and_a_net_of_pixels(mean, std):
     module = Classifier().eval()
-    view = View(net="model", mean=mean, std=std)
+    adapter = Adapter(net="model", mean=mean, std=std)
     batch = normalised(X, mean, std), Y
-    torch.testing.assert_close(view.pixels(batch), X)
-    assert view.pixels(batch).min() >= 0
-    assert view.pixels(batch).max() <= 1
-    torch.testing.assert_close(view.logits_net(module)(X), module.model(batch[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(adapter.pixels(batch), X)
+    assert adapter.pixels(batch).min() >= 0
+    assert adapter.pixels(batch).max() <= 1
+    torch.testing.assert_close(adapter.logits_net(module)(X), module.model(batch[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_an_attack_on_normalised_images_is_the_attack_on_pixels_with_the_normalisation_in_the_net():
@@ -157,30 +158,30 @@ def test_an_attack_on_normalised_images_is_the_attack_on_pixels_with_the_normali
             return module.model(normalised(x))
 
     module, attack = Classifier().eval(), PGD(eps=0.1, step_size=0.05, steps=3, init="zero")
-    view = View(net="model", mean=MEAN, std=STD)
+    adapter = Adapter(net="model", mean=MEAN, std=STD)
     batch = normalised(X), Y
-    x_adv = attack(view.logits_net(module), view.pixels(batch), Y)
+    x_adv = attack(adapter.logits_net(module), adapter.pixels(batch), Y)
     torch.testing.assert_close(x_adv, attack(Inside(), X, Y), rtol=0, atol=1e-5)
     assert (x_adv - X).abs().max() <= 0.1 + 1e-6
-    torch.testing.assert_close(view.exchanged(batch, x_adv)[0], normalised(x_adv), rtol=0, atol=1e-4)
+    torch.testing.assert_close(adapter.exchanged(batch, x_adv)[0], normalised(x_adv), rtol=0, atol=1e-4)
 
 
 def test_a_pixel_that_does_not_move_stays_exactly_what_the_pipeline_made_of_it():
-    view, batch = View(mean=MEAN, std=STD), (normalised(X), Y)
-    x_adv = view.pixels(batch).clone()
+    adapter, batch = Adapter(mean=MEAN, std=STD), (normalised(X), Y)
+    x_adv = adapter.pixels(batch).clone()
     x_adv[:, :, 0, 0] = 0.5
-    same = view.exchanged(batch, x_adv)[0] == batch[0]
+    same = adapter.exchanged(batch, x_adv)[0] == batch[0]
     assert same[:, :, 1:].all()
     assert not same[:, :, 0, 0].any()
 
 
 def test_gradients_pass_through_the_normalisation_when_it_was_first_used_in_inference_mode():
-    view, module = View(mean=[0.11, 0.12, 0.13], std=[0.9, 0.8, 0.7]), Classifier()
+    adapter, module = Adapter(mean=[0.11, 0.12, 0.13], std=[0.9, 0.8, 0.7]), Classifier()
     with torch.inference_mode():
         batch = normalised(X, [0.11, 0.12, 0.13], [0.9, 0.8, 0.7]), Y
-        with crafting(view.pixels(batch), Y) as (x, y):
+        with crafting(adapter.pixels(batch), Y) as (x, y):
             x.requires_grad_()
-            logits = view.logits_net(module)(x)
+            logits = adapter.logits_net(module)(x)
             assert input_gradient(nn.functional.cross_entropy(logits, y, reduction="none"), x).abs().sum() > 0
 
 
@@ -226,7 +227,7 @@ class Labelled(TinyNet):
 )  # fmt: skip
 def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, message):
     with pytest.raises(ValueError, match=message) as refused:
-        View(**arguments).check(Classifier(), batch)
+        Adapter(**arguments).check(Classifier(), batch)
     assert "\n" not in str(refused.value)
 
 
@@ -241,7 +242,7 @@ def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, messa
 )
 def test_what_returns_no_logits_is_refused(net, message):
     with pytest.raises(ValueError, match=message):
-        View().check(Classifier(net), (X, Y))
+        Adapter().check(Classifier(net), (X, Y))
 
 
 def test_a_module_without_forward_needs_the_name_of_its_net():
@@ -251,8 +252,8 @@ def test_a_module_without_forward_needs_the_name_of_its_net():
             self.model = TinyNet()
 
     with pytest.raises(ValueError, match=r"NoForward cannot be .* \(NoForward has: model\)"):
-        View().check(NoForward(), (X, Y))
-    View(net="model").check(NoForward(), (X, Y))
+        Adapter().check(NoForward(), (X, Y))
+    Adapter(net="model").check(NoForward(), (X, Y))
 
 
 @pytest.mark.parametrize(
@@ -265,14 +266,14 @@ def test_a_module_without_forward_needs_the_name_of_its_net():
 )
 def test_half_a_normalisation_is_refused_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
-        View(**arguments)
+        Adapter(**arguments)
 
 
 def test_a_check_leaves_no_trace():
     module = Classifier()
     module.model.body.eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    View().check(module, (X, Y))
+    Adapter().check(module, (X, Y))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert (module.training, module.model.body.training, module.model.head.training) == (True, False, True)
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -280,7 +281,7 @@ def test_a_check_leaves_no_trace():
 
 @pytest.mark.parametrize("y", [torch.rand(8, CLASSES), torch.rand(8), None], ids=["soft", "numbers", "none"])
 def test_labels_that_are_no_classes_are_the_attacks_affair(y):
-    View(y=None if y is None else 1).check(Classifier(), (X, y))
+    Adapter(y=None if y is None else 1).check(Classifier(), (X, y))
 
 
 class Output(TinyNet):
@@ -292,7 +293,7 @@ class Output(TinyNet):
 
 @pytest.mark.parametrize("arguments", [{}, {"mean": 0.5, "std": 0.5}], ids=["pixels", "normalised"])
 def test_logits_may_be_an_attribute_of_what_the_net_returns(arguments):
-    module, view = Classifier(Output()).eval(), View(**arguments)
+    module, adapter = Classifier(Output()).eval(), Adapter(**arguments)
     x = 2 * X - 1 if arguments else X
-    view.check(module, (x, Y))
-    torch.testing.assert_close(view.logits_net(module)(X), TinyNet.forward(module.model, x))
+    adapter.check(module, (x, Y))
+    torch.testing.assert_close(adapter.logits_net(module)(X), TinyNet.forward(module.model, x))

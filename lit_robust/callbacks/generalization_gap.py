@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lit_robust.attacks.base import Attack, check_count, frozen
-from lit_robust.attacks.evaluation import Survivors, rows_of, surviving
+from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
+from lit_robust.guards import frozen, own_random_state
+from lit_robust.measures.accuracy import Survivors, rows_of, surviving
+from lit_robust.require import check_count
 from lit_robust.seeds import seed
 
 
@@ -87,7 +88,7 @@ class GeneralizationGap(Callback):
         attacks = {"robust": module.val_attacks["robust"]}
         survivors = Survivors(rows_of(attacks)).to(device)
         missing = -(-self.images // trainer.world_size)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), frozen(module.net):
+        with own_random_state(device), frozen(module.net):
             for index, batch in enumerate(_data(trainer).plain_train_dataloader()):
                 seed(device, "evaluate", index, trainer.global_rank)
                 few = Batch(*(part[:missing].to(device) for part in batch))

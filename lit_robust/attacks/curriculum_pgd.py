@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks.base import EPS, Attack, crafting, input_gradient, pixel_magnitude
+from lit_robust.attacks.base import EPS, Attack, input_gradient
 from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
+from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
+from lit_robust.require import pixel_magnitude
 from lit_robust.threats import Linf
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import network_mode
+from lit_robust.guards import network_mode
 
 #: An index, a key or the name of a field; a path of them is joined by dots.
 Key = int | str
@@ -23,7 +23,7 @@ _SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
 TOLERANCE = 0.5 / 255
 
 
-class View:
+class Adapter:
     """Finds images, labels and logits, and stands between pixels in [0, 1] and what the net reads.
 
     A batch is a tuple, list, mapping, named tuple or dataclass, or any nesting of them. It is never written to.
@@ -91,7 +91,7 @@ class View:
                 f'net="{self.net}" is no sub-module of {type(module).__name__}: name the one that returns logits '
                 f"(it has: {parts or 'none'})."
             ) from None
-        return _Adapter(net, self) if self.normalised or self._unpack else net
+        return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
     @torch.no_grad()
     def check(self, module: LightningModule, batch: Any) -> None:
@@ -175,17 +175,17 @@ class View:
         return found
 
 
-class _Adapter(nn.Module):
+class _PixelsToLogits(nn.Module):
     """Reads pixels where the user's net reads normalised ones, and hands on the logits alone."""
 
-    def __init__(self, net: nn.Module, view: View) -> None:
+    def __init__(self, net: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.net = net
-        self.view = view
+        self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.view.normalised:
-            mean, std = self.view._statistics(x)
+        if self.adapter.normalised:
+            mean, std = self.adapter._statistics(x)
             x = (x - mean) / std
         found: Any = self.net(x)
         logits: Tensor = found if isinstance(found, Tensor) else found.logits
