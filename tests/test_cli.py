@@ -17,7 +17,8 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_robust import __version__
-from lit_robust.cli import RobustCLI, main
+from lit_robust.cli import main
+from lit_robust.cli.main import RobustCLI
 from tests.front_door import lit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
