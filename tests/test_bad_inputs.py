@@ -192,7 +192,7 @@ FLAGS = {
         "pixels run from 0 to 16, but every eps here is in units of [0, 1]: divide them by 255.",
     ),
     # Files.
-    "no such configuration": ("-c nowhere.yaml", "config: File does not exist: '...nowhere.yaml'"),
+    "no such configuration": ("-c nowhere.yaml", "-c nowhere.yaml: there is no such file."),
     "no data": (
         "--data MNISTDataModule --data.root nowhere",
         "MNIST cannot be read from root='nowhere' (Dataset not found): set download: true, ...",
@@ -260,7 +260,7 @@ YAML = {
     ),
     "argument beside init_args": (
         "model: {init_args: {attack: {class_path: PGD, steps: 3}}}",
-        "model.attack: the arguments of lit_robust.attacks.PGD belong below init_args.",
+        "model.attack: the arguments of PGD belong below init_args.",
     ),
     "ramp of nothing": (
         "trainer: {callbacks+: [{class_path: AttributeRamp, init_args: {attribute: lamda, schedule: "
@@ -269,10 +269,10 @@ YAML = {
     ),
     "broken YAML": (
         "trainer: {max_epochs: 1\nmodel: [",
-        "the configuration is no valid YAML: while parsing a flow mapping in line 1, column 10 did not find ...",
+        "mistake.yaml is no valid YAML: while parsing a flow mapping in line 1, column 10 did not find ...",
     ),
-    "no mapping": ("hello", "the configuration is 'hello': it must consist of options such as model: and data:."),
-    "empty file": ("", "the configuration is '': it must consist of options such as model: and data:."),
+    "no mapping": ("hello", "mistake.yaml is 'hello': it must consist of options such as model: and data:."),
+    "empty file": ("", "mistake.yaml is '': it must consist of options such as model: and data:."),
 }
 
 EXTRAS = {

@@ -96,6 +96,8 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"{where}{found[1]} is no {found[2]}."
     if found := re.match(r"Expected an instantiatable class, but (\S+) is abstract", reason):
         return f"{where}this {found[1].rpartition('.')[2]} has no class yet: give its class_path before its arguments."
+    if reason.startswith("Not a valid subclass") and (named := re.search(r"'class_path': '([^']*)'", mistake.value)):
+        return f"{where}the arguments of {named[1]} belong below init_args."
     if found := re.match(r"Not a valid subclass of (\w+)", reason):
         return f"{where}this is no {found[1]}: give its class_path, and its arguments below init_args."
     if reason.startswith("Option 'class_path' is not accepted"):
@@ -106,11 +108,6 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"the configuration has no option {found[1]!r}: check its spelling."
     if mistake.key and (found := re.match(r"the following arguments are required: (.*)", reason)):
         return f"{where}{owner or 'this'} needs {found[1]} below init_args."
-    if found := re.match(r"Problems parsing config: (.*)", reason):
-        place = found[1].replace('"<unicode string>", ', "")
-        return f"the configuration is no valid YAML: {place}."
-    if found := re.match(r"Unexpected config: ?(.*)", reason):
-        return f"the configuration is {found[1][:50]!r}: it must consist of options such as model: and data:."
     if reason.startswith("unrecognized arguments: "):
         return f"{reason}: check their spelling."
     if expected := _expected(mistake):

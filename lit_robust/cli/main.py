@@ -16,14 +16,15 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer, loggers
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_robust import __version__, attacks, callbacks, data, defenses, nets, schedules
+from lit_robust import __version__, callbacks
+from lit_robust.cli.config import NAMES, classes_start_afresh, gathered
 from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
@@ -32,10 +33,6 @@ from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import checkpoints_of, read_checkpoint, run_folder
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
-
-#: What YAML may call by its short name, because importing a room is what makes it known.
-ROOMS = (attacks, callbacks, data, defenses, nets, schedules, lightning_callbacks, loggers, torch.optim)
-NAMES = [name for room in ROOMS for name in room.__all__]
 
 #: What a user can cause and mend: told in one sentence. Anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -134,9 +131,13 @@ class RobustCLI(LightningCLI):
             _check_writable(Path(logger.save_dir or "."))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse without the parent's warning about ``sys.argv``, which ``main(args)`` never mixes with ``args``."""
+        """Parse what all files come to, then the flags.
+
+        Without the parent's warning about ``sys.argv``, which ``main(args)`` never mixes with ``args``.
+        """
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        with classes_start_afresh():
+            self.config = parser.parse_args(gathered(args, self.subcommands()))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lays the checkpoint's arguments over what the user wrote. Here what the user writes is what runs.

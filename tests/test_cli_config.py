@@ -1,0 +1,368 @@
+"""The rules by which several configurations become one, a test for each."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import _typehints
+
+from lit_robust.cli import main
+from lit_robust.cli.config import KEPT, found, gathered, load, merged, same
+from tests.front_door import refusal, tiny
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def tree(text):
+    return yaml.safe_load(text)
+
+
+def write(**files):
+    """Write configurations, by their names; ``a__b`` is ``a/b.yaml``."""
+    for name, text in files.items():
+        path = Path(name.replace("__", "/")).with_suffix(".yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def printed(capsys, *args):
+    """What a command line comes to."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *map(str, args), "--print_config"])
+    said = capsys.readouterr()
+    assert stop.value.code == 0, said.err
+    return said.out
+
+
+def model(capsys, *args):
+    return yaml.safe_load(printed(capsys, *args))["model"]
+
+
+# Mappings merge key by key.
+
+
+def test_mappings_merge_key_by_key_and_anything_else_is_replaced():
+    base = tree("trainer: {max_epochs: 1, devices: [0, 1], logger: {class_path: CSVLogger, init_args: {name: a}}}")
+    over = tree("trainer: {max_epochs: 2, devices: [3], logger: false}")
+    assert merged(base, over) == tree("trainer: {max_epochs: 2, devices: [3], logger: false}")
+    assert merged(over, base) == base
+
+
+def test_test_attacks_are_one_value():
+    base = tree("model: {init_args: {test_attacks: {pgd20: {class_path: PGD, init_args: {steps: 20}}}}}")
+    over = tree("model: {init_args: {test_attacks: {fgsm: {class_path: FGSM}}}}")
+    assert merged(base, over) == over
+
+
+def test_merging_leaves_what_is_merged_as_it_is():
+    base, over = tree("a: {b: 1, c+: [1]}"), tree("a: {b: 2, c+: [2]}")
+    assert merged(base, over) == tree("a: {b: 2, c+: [1, 2]}")
+    assert (base, over) == (tree("a: {b: 1, c+: [1]}"), tree("a: {b: 2, c+: [2]}"))
+
+
+# The same class merges, another one replaces.
+
+SGD = "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1, weight_decay: 1}}"
+
+
+@pytest.mark.parametrize("name", ["SGD", "torch.optim.SGD", "torch.optim.sgd.SGD"])
+def test_a_class_is_the_same_by_whatever_name_it_is_imported(name):
+    result = merged(tree(SGD), {"optimizer": {"class_path": name, "init_args": {"lr": 0.2}}})
+    assert result["optimizer"]["init_args"] == {"lr": 0.2, "weight_decay": 1}
+
+
+def test_another_class_replaces_its_node_whole():
+    assert merged(tree(SGD), tree("optimizer: {class_path: Adam}")) == tree("optimizer: {class_path: Adam}")
+
+
+def test_a_class_that_is_only_named_follows_the_same_rule():
+    assert merged(tree(SGD), tree("optimizer: Adam")) == tree("optimizer: {class_path: Adam}")
+    assert merged(tree(SGD), tree("optimizer: SGD"))["optimizer"]["init_args"] == {"lr": 0.1, "weight_decay": 1}
+    adam = tree("optimizer: {class_path: Adam, init_args: {lr: 1}}")
+    assert merged(tree("optimizer: Adam"), tree("optimizer: {init_args: {lr: 1}}")) == adam
+
+
+def test_a_word_that_is_no_class_is_a_value():
+    strategy = tree("strategy: {class_path: lightning.pytorch.strategies.DDPStrategy}")
+    assert merged(strategy, tree("strategy: ddp")) == {"strategy": "ddp"}
+
+
+def test_arguments_may_come_before_their_class():
+    net = tree("net: {init_args: {mean: null}}"), tree("net: {class_path: lit_robust.nets.resnet18}")
+    assert merged(*net) == tree("net: {class_path: lit_robust.nets.resnet18, init_args: {mean: null}}")
+
+
+def test_classes_inside_another_class_go_with_it():
+    delayed = "{class_path: lit_robust.schedules.PerEpoch, init_args: {schedule: {class_path: Linear}}}"
+    assert merged(tree(f"lr_scheduler: {delayed}"), tree("lr_scheduler: {class_path: Cyclic}")) == {
+        "lr_scheduler": {"class_path": "Cyclic"}
+    }
+
+
+def test_a_name_that_cannot_be_imported_is_left_to_the_parser():
+    assert found("Sgd") is found("torch.optim.Sgd") is found("nowhere.Sgd") is None
+    assert same("Sgd", "Sgd")
+    assert not same("Sgd", "nowhere.Sgd")
+
+
+def test_keys_and_names_may_be_anything_that_yaml_has():
+    assert merged(tree("{1: {class_path: 2}}"), tree("{1: {class_path: null, 3: 4}}")) == tree(
+        "1: {class_path: null, 3: 4}"
+    )
+
+
+# What belongs to the run stays.
+
+OF_THE_RUN = [
+    *("net", "attack", "val_attack", "test_attacks", "optimizer", "lr_scheduler", "lr_interval", "momentum"),
+    *("gradient_clip_val", "channels_last", "compile"),
+]
+
+
+def test_another_method_keeps_net_attacks_and_optimization_and_nothing_else():
+    arguments = dict.fromkeys([*OF_THE_RUN, "attack_bn_mode", "weight_perturbation", "lam"], 1)
+    base = {"model": {"class_path": "NuAT", "init_args": arguments}}
+    over = {"model": {"class_path": "lit_robust.defenses.GAT", "init_args": {"alpha": 2}}}
+    stay = dict.fromkeys(OF_THE_RUN, 1)
+    assert merged(base, over)["model"]["init_args"] == stay | {"alpha": 2}
+
+
+def test_another_logger_keeps_the_runs_name_and_folder():
+    base = tree("logger: {class_path: CSVLogger, init_args: {save_dir: runs, name: mine, prefix: x}}")
+    wandb = merged(base, tree("logger: {class_path: WandbLogger}"))["logger"]
+    assert wandb["init_args"] == {"save_dir": "runs", "name": "mine"}
+    mlflow = merged(base, tree("logger: {class_path: MLFlowLogger}"))["logger"]
+    assert mlflow["init_args"] == {"save_dir": "runs"}, "it has no argument name"
+
+
+def test_what_stays_are_arguments_that_these_classes_have():
+    for kind, names in KEPT.items():
+        kinds = [cls for cls in map(found, ("PGDAT", "FreeAT", "CSVLogger", "WandbLogger")) if issubclass(cls, kind)]
+        assert kinds
+        for cls in kinds:
+            merged_with = merged(
+                {"a": {"class_path": "Adam", "init_args": dict.fromkeys(names.split(), 1)}},
+                {"a": {"class_path": cls.__name__}},
+            )
+            assert merged_with["a"]["init_args"].keys() == set(names.split())
+
+
+# Callbacks.
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_callbacks_are_appended_to_the_last_list_in_any_order_of_files(order):
+    files = [tree("trainer: {callbacks: [a, b]}"), tree("trainer: {callbacks+: [c]}"), tree("trainer: {callbacks+: d}")]
+    callbacks = merged(*(files[number] for number in order))["trainer"]["callbacks"]
+    assert callbacks == ["a", "b", *("cd" if order.index(1) < order.index(2) else "dc")]
+
+
+def test_a_later_list_replaces_the_list_and_not_what_is_appended():
+    files = tree("{callbacks: [a], callbacks+: [b]}"), tree("callbacks: [c]")
+    assert merged(*files) == tree("callbacks: [c, b]")
+
+
+def test_callbacks_without_a_list_are_appended_to_the_parsers():
+    assert merged(tree("callbacks+: [a]"), tree("callbacks+: [b]")) == tree("callbacks+: [a, b]")
+
+
+# Files.
+
+
+def test_a_file_is_laid_over_what_it_extends_in_order():
+    write(one="{a: 1, b: 1, c: 1}", two="{b: 2, c: 2}", three="extends: [one.yaml, two.yaml]\nc: 3")
+    assert load("three.yaml") == {"a": 1, "b": 2, "c": 3}
+
+
+def test_paths_are_relative_to_the_file_that_names_them(monkeypatch):
+    write(base="a: 1", papers__setting="extends: [../base.yaml]", papers__rows__row="extends: [../setting.yaml]")
+    assert load("papers/rows/row.yaml") == {"a": 1}
+    monkeypatch.chdir("papers/rows")
+    assert load("row.yaml") == {"a": 1}
+    assert load(str(Path("row.yaml").absolute())) == {"a": 1}
+
+
+def test_yaml_in_place_of_a_file_is_read_in_the_working_directory():
+    write(base="a: 1")
+    assert load("{extends: [base.yaml], b: 2}") == {"a": 1, "b": 2}
+
+
+def test_a_part_may_lie_in_a_file_of_its_own_beside_its_configuration():
+    write(parts__all="model: mine.yaml", parts__mine="{class_path: NuAT, init_args: {lam: 7}}")
+    assert load("parts/all.yaml") == tree("model: {class_path: NuAT, init_args: {lam: 7}}")
+
+
+def test_files_are_read_as_jsonargparse_reads_them():
+    write(numbers="{a: 1e-3, b: '1e-3', c: 2024-01-01, d: .inf}")
+    assert load("numbers.yaml") == {"a": 0.001, "b": "1e-3", "c": "2024-01-01", "d": float("inf")}
+    _, text = gathered(["-c", "numbers.yaml"], ())
+    assert load(text) == load("numbers.yaml")
+
+
+MISTAKES = {
+    "a missing file": (
+        {"row": "# A comment.\nextends:\n  - base.yaml\n  - no.yaml\n", "base": "a: 1"},
+        "row.yaml, line 4: extends no.yaml, but there is no such file (paths are relative to this one).",
+    ),
+    "a missing file of another file": (
+        {"row": "extends: [papers/setting.yaml]", "papers__setting": "extends: [base.yaml]", "base": "a: 1"},
+        "papers/setting.yaml, line 1: extends base.yaml, but there is no such file (paths are relative to this one).",
+    ),
+    "a file that extends itself": (
+        {"row": "\nextends: [row.yaml]"},
+        "row.yaml, line 2: extends row.yaml, which comes back to this file: remove one of the two.",
+    ),
+    "a cycle": (
+        {"row": "extends: [a.yaml]", "a": "extends: [b.yaml]", "b": "\n\nextends: [row.yaml]"},
+        "b.yaml, line 3: extends row.yaml, which comes back to this file: remove one of the two.",
+    ),
+    "no list": ({"row": "extends: a.yaml"}, "row.yaml: extends='a.yaml' must be a list of paths."),
+    "broken YAML of another file": (
+        {"row": "extends: [a.yaml]", "a": "a: 1\nb: [1\nc: 2\n"},
+        "a.yaml is no valid YAML: while parsing a flow sequence in line 2, column 4",
+    ),
+    "a tag of Python": (
+        {"row": "a: !!python/object/apply:os.getcwd []"},
+        "row.yaml is no valid YAML: could not determine a constructor for the tag",
+    ),
+    "another file that is no configuration": (
+        {"row": "extends: [a.yaml]", "a": "- 1"},
+        "a.yaml is '- 1': it must consist of options such as model: and data:.",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_with_file_and_line(mistake, capsys):
+    files, expected = MISTAKES[mistake]
+    write(**files)
+    assert refusal(capsys, "fit", "-c", "row.yaml").startswith(expected)
+
+
+def test_a_file_may_be_extended_twice_without_being_a_cycle():
+    write(base="a: 1", one="extends: [base.yaml]", two="extends: [base.yaml]", row="extends: [one.yaml, two.yaml]")
+    assert load("row.yaml") == {"a": 1}
+
+
+# The command line.
+
+
+@pytest.mark.parametrize("given", [["-c", "a.yaml"], ["--config", "a.yaml"], ["--config=a.yaml"], ["-c=a.yaml"]])
+def test_files_come_before_flags_wherever_they_stand(given):
+    write(a="{a: 1, b: 1}", b="b: 2")
+    args = gathered(["--seed_everything", "3", "fit", "--x", "1", *given, "--y=2", "-c", "b.yaml"], ("fit",))
+    assert args[:4] == ["--seed_everything", "3", "fit", "-c"]
+    assert args[5:] == ["--x", "1", "--y=2"]
+    assert load(args[4]) == {"a": 1, "b": 2}
+
+
+def test_files_before_a_command_are_the_commands_parsers_own():
+    write(a="fit: {trainer: {max_epochs: 7}}", b="trainer: {log_every_n_steps: 9}")
+    args = gathered(["-c", "a.yaml", "fit", "-c", "b.yaml"], ("fit", "test"))
+    assert [load(args[number]) for number in (1, 4)] == [load("a.yaml"), load("b.yaml")]
+
+
+def test_a_file_without_a_name_is_left_to_the_parser(capsys):
+    assert gathered(["fit", "-c"], ("fit",)) == ["fit", "-c"]
+    assert refusal(capsys, "fit", "-c") == "argument -c/--config: expected one argument"
+
+
+def test_flags_beat_files_wherever_they_stand(capsys):
+    write(later="{trainer: {max_epochs: 5}, model: {init_args: {attack: {init_args: {steps: 9}}}}}")
+    flags = ["--trainer.max_epochs", 4, "--model.attack.steps", 3]
+    config = yaml.safe_load(printed(capsys, *flags, "-c", tiny(Path()), "-c", "later.yaml"))
+    assert config["trainer"]["max_epochs"] == 4
+    assert config["model"]["init_args"]["attack"]["init_args"]["steps"] == 3
+
+
+def test_a_configuration_for_all_commands_may_stand_before_one(capsys):
+    write(every="fit: {trainer: {max_epochs: 7}}")
+    with pytest.raises(SystemExit):
+        main(["-c", "every.yaml", "fit", "-c", tiny(Path()), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 1  # tiny's, which comes later
+
+
+ADAM = torch.optim.Adam([torch.zeros(1)]).defaults
+
+
+@pytest.mark.parametrize(
+    "adam",
+    [
+        ["--model.optimizer", "Adam"],
+        ["--model.optimizer=torch.optim.Adam"],
+        ["--model.optimizer", "{class_path: Adam}"],
+        ["--model.init_args.optimizer", "Adam"],
+        ["-c", "{model: {init_args: {optimizer: {class_path: Adam}}}}"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("file", ["tiny", "no optimizer"])
+def test_another_optimizer_starts_from_its_own_defaults(adam, file, capsys):
+    """Over another file's and over the method's own, which is SGD with lr 0.1 and weight decay."""
+    path = Path(tiny(Path()))
+    if file == "no optimizer":
+        path.write_text("\n".join(line for line in path.read_text().splitlines() if "optimizer" not in line))
+    optimizer = model(capsys, "-c", path, *adam)["init_args"]["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.Adam"
+    assert (optimizer["init_args"]["lr"], optimizer["init_args"]["weight_decay"]) == (ADAM["lr"], ADAM["weight_decay"])
+
+
+def test_a_flag_that_names_the_same_class_changes_nothing(capsys):
+    before = model(capsys, "-c", tiny(Path()))
+    assert before["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+    assert model(capsys, "-c", tiny(Path()), "--model", "PGDAT", "--model.optimizer", "SGD") == before
+
+
+def test_arguments_given_behind_a_class_are_the_new_ones(capsys):
+    flags = ["--model.optimizer", "Adam", "--model.optimizer.lr", "1e-4"]
+    assert model(capsys, "-c", tiny(Path()), *flags)["init_args"]["optimizer"]["init_args"]["lr"] == 1e-4
+
+
+def test_another_method_on_the_command_line_keeps_what_a_file_would_keep(capsys):
+    numbers = "{lam: 7, attack_bn_mode: train, weight_perturbation: {gamma: 0.01}, gradient_clip_val: 3}"
+    nuat = f"{{model: {{class_path: NuAT, init_args: {numbers}}}}}"
+    named = model(capsys, "-c", tiny(Path()), "-c", nuat, "--model", "GAT")
+    assert named == model(capsys, "-c", tiny(Path()), "-c", nuat, "-c", "{model: {class_path: GAT}}")
+    assert named["init_args"]["gradient_clip_val"] == 3
+    assert named["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+    assert named["init_args"]["net"]["init_args"]["width"] == 4
+    own = model(capsys, "-c", tiny(Path()), "--model", "GAT")["init_args"]
+    for name in ("lam", "attack_bn_mode", "weight_perturbation"):
+        assert named["init_args"][name] == own[name] != yaml.safe_load(numbers)[name]
+
+
+def test_other_data_on_the_command_line_start_from_their_own_defaults(capsys):
+    data = yaml.safe_load(printed(capsys, "-c", tiny(Path()), "--data", "MNISTDataModule"))["data"]
+    assert data["class_path"] == "lit_robust.data.MNISTDataModule"
+    assert data["init_args"]["val_size"] != 20
+    assert data["init_args"]["train_size"] is None
+
+
+def test_another_logger_on_the_command_line_keeps_the_runs_name_and_folder(capsys):
+    config = yaml.safe_load(printed(capsys, "-c", tiny(Path()), "--trainer.logger", "TensorBoardLogger"))
+    arguments = config["trainer"]["logger"]["init_args"]
+    assert (arguments["save_dir"], arguments["name"]) == ("runs", "tiny")
+
+
+def test_what_is_printed_is_the_whole_configuration_and_comes_to_itself(capsys):
+    recipe = CONFIGS / "recipes/nuat/cifar10_resnet18_gat_wa.yaml"
+    whole = printed(capsys, "-c", recipe)
+    assert "extends" not in whole
+    Path("mine.yaml").write_text(whole)
+    assert printed(capsys, "-c", "mine.yaml") == whole
+
+
+def test_jsonargparse_asks_what_stays_where_we_answer():
+    """Each command hangs the answer in and takes it away; without the function it would go unheard."""
+    asked = _typehints.discard_init_args_on_class_path_change
+    assert asked.__module__ == "jsonargparse._typehints"
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", tiny(Path()), "--data.batch_size", "0"])
+    assert _typehints.discard_init_args_on_class_path_change is asked
