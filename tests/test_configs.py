@@ -1,13 +1,11 @@
-"""Every YAML file below configs/ goes through the command line."""
+"""Every YAML file below configs/ goes through the command line, those that recipes share as parts of recipes."""
 
 import contextlib
 import functools
 import gc
-import inspect
 import math
 import pickle
 import struct
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +15,25 @@ import yaml
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from lit_robust import attacks, callbacks, defenses
+from lit_robust import defenses
 from lit_robust.cli import main
-from lit_robust.defenses import Defense
+from lit_robust.cli.config import load, merged
+from lit_robust.cli.main import RobustCLI
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import magnitude
+from tests.recipe_digests import CONFIGS, LIST, RECIPES, digests, name_of
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = sorted((CONFIGS / "recipes").rglob("*.yaml"))
+SETTINGS = sorted((CONFIGS / "recipes").rglob("_*.yaml"))
 
 
 def fragments(folder):
     return sorted((CONFIGS / folder).glob("*.yaml"))
 
 
-def name_of(path):
-    return str(path.relative_to(CONFIGS).with_suffix(""))
-
-
 @functools.cache
 def read(path):
-    return yaml.safe_load(path.read_text())
+    """What a file and all that it extends come to."""
+    return merged(load(str(path)))
 
 
 def flags_of(*paths):
@@ -106,8 +102,10 @@ def _no_rubbish_in_what_is_imported():
 
 @pytest.fixture(autouse=True)
 def _elsewhere(data_root, tmp_path, monkeypatch):
-    """An empty working directory, and the tiny data for whatever asks for real ones."""
+    """An empty working directory, the tiny data for whatever asks for real ones, and no parser but that of ``fit``."""
     monkeypatch.chdir(tmp_path)
+    fit = {"fit": RobustCLI.subcommands()["fit"]}
+    monkeypatch.setattr(RobustCLI, "subcommands", staticmethod(lambda: fit))
     monkeypatch.setenv("LIT_ROBUST_DATA", str(data_root))
     for module in ("cifar", "svhn"):
         monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: True)
@@ -249,9 +247,9 @@ def test_frees_epochs_make_the_80000_iterations_of_its_code(data, row, m):
     assert abs(trainer["max_epochs"] * iterations_an_epoch - 80_000) <= iterations_an_epoch / 2
 
 
-def test_every_recipe_logs_into_a_folder_of_its_own():
-    names = [read(path)["trainer"]["logger"]["init_args"]["name"] for path in RECIPES]
-    assert len(set(names)) == len(names)
+def test_every_recipe_logs_into_a_folder_that_is_called_as_it_is():
+    for path in RECIPES:
+        assert read(path)["trainer"]["logger"]["init_args"]["name"] == f"{path.parent.name}_{path.stem}"
 
 
 def test_recipes_state_every_part_that_decides_their_numbers():
@@ -262,14 +260,41 @@ def test_recipes_state_every_part_that_decides_their_numbers():
         assert parts <= config["model"]["init_args"].keys(), path
 
 
+def test_a_recipe_is_a_comment_and_what_is_its_own():
+    lines = [line.strip() for path in CONFIGS.rglob("*.yaml") for line in path.read_text().splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 2600
+    for path in RECIPES:
+        assert path.read_text().startswith("# "), path
+        assert "\nextends:" in path.read_text(), path
+
+
+def extended_by(paths):
+    """The files that files extend, and those that these extend."""
+    named = [(path, name) for path in paths for name in yaml.safe_load(path.read_text()).get("extends", [])]
+    found = {(path.parent / name).resolve() for path, name in named}
+    return found | extended_by(found) if found else found
+
+
+def test_every_setting_is_a_recipes():
+    assert SETTINGS
+    assert set(SETTINGS) <= extended_by(RECIPES)
+
+
+def test_no_recipe_has_moved():
+    """What it comes to, whatever the versions of other packages; a fragment or a setting that is changed moves many."""
+    found, kept = digests(), LIST.read_text()
+    moved = {line.split()[0] for line in set(found.splitlines()) ^ set(kept.splitlines())}
+    assert found == kept, f"{', '.join(sorted(moved))}: where that is meant, python -m tests.recipe_digests"
+
+
 def recipes_of_sat(row):
     return sorted((CONFIGS / "recipes/sat").glob(f"*_{row}.yaml"))
 
 
 def test_sats_recipes_measure_the_gap_that_its_slides_speak_of():
     for path in recipes_of_sat("*"):
-        first = read(path)["trainer"]["callbacks"][0]
-        assert first == {"class_path": "GeneralizationGap", "init_args": {"images": 1000}}, path
+        gap = {"class_path": "GeneralizationGap", "init_args": {"images": 1000}}
+        assert read(path)["trainer"]["callbacks"].count(gap) == 1, path
 
 
 def test_cats_recipes_train_with_the_steps_of_its_code_in_proportion_to_eps():
@@ -438,49 +463,3 @@ def test_fractions_survive_the_composition(capsys):
     arguments = parsed(capsys, *composed("cifar10", "resnet18", attack="cifar_l2_pgd10"))["model"]["init_args"]
     assert arguments["attack"]["init_args"]["eps"] == "128/255"
     assert arguments["test_attacks"]["autoattack"]["init_args"]["eps"] == "128/255"
-
-
-def nodes(tree, position=()):
-    """Where a file names a class, which one, and what it states; lists and test_attacks are replaced whole."""
-    if isinstance(tree, dict):
-        if "class_path" in tree:
-            yield position, tree["class_path"], set(tree.get("init_args") or {})
-        for key, value in tree.items():
-            if key == "init_args":
-                yield from nodes(value, position)
-            elif key != "test_attacks":
-                yield from nodes(value, (*position, key))
-
-
-def own_arguments(name):
-    rooms = (attacks, callbacks, defenses)
-    cls = next((getattr(room, name) for room in rooms if hasattr(room, name)), None)
-    return set(inspect.signature(cls).parameters) if cls else set()
-
-
-def carried_over(fragment, everything):
-    """Arguments that a class of a fragment would inherit from another class, because some file states them there."""
-    stated = defaultdict(set)
-    for tree in everything:
-        for position, _, arguments in nodes(tree):
-            stated[position] |= arguments
-    # Parts that every method takes are meant to be carried over: fragments of their own give them.
-    parts = set(inspect.signature(Defense).parameters) - {"attack_bn_mode"}
-    missing = set()
-    for position, name, arguments in nodes(fragment):
-        missing |= (stated[position] & own_arguments(name)) - arguments - (parts if position == ("model",) else set())
-    return missing
-
-
-@pytest.mark.parametrize("path", [*fragments("attack"), *fragments("defense")], ids=name_of)
-def test_a_fragment_states_all_that_another_class_could_leave_behind(path):
-    assert not carried_over(read(path), [read(other) for other in CONFIGS.rglob("*.yaml")])
-
-
-def test_the_search_for_what_is_left_behind_finds_it():
-    def fragment(**arguments):
-        return {"model": {"init_args": {"attack": {"class_path": "PGD", "init_args": arguments}}}}
-
-    assert carried_over(fragment(eps=1, steps=1), [fragment(eps=0, momentum=1)]) == {"momentum"}
-    assert carried_over({"model": {"class_path": "PGDAT"}}, [{"model": {"class_path": "Natural", "init_args": {
-        "attack_bn_mode": "eval", "net": {}, "lam": 1}}}]) == {"attack_bn_mode"}  # fmt: skip

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lit_robust import losses, schedules
+from lit_robust.attacks import PGD
 from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights
+from lit_robust.cli.config import load, merged
 from lit_robust.defenses import NuAT, NuAT2
 from lit_robust.defenses.hybrid import CleanLossDrop, EvenShare, Memory, SecondStepGain, second_step_gain
 from tests.methods import EPS, ONE_STEP, build
@@ -405,7 +406,7 @@ class Recipe:
     """Rate, momentum and lambda of a recipe at a moment in fractional epochs."""
 
     def __init__(self, row: str) -> None:
-        config = yaml.safe_load((RECIPES / f"{row}.yaml").read_text())
+        config = merged(load(str(RECIPES / f"{row}.yaml")))
         model = config["model"]["init_args"]
         ramp = next(c for c in config["trainer"]["callbacks"] if c["class_path"] == "AttributeRamp")["init_args"]
         assert ramp["attribute"] == "lam"
@@ -461,8 +462,9 @@ class TestRecipes:
     )
     def test_the_best_checkpoint_is_chosen_by_the_attack_of_gats_code_for_the_data(self, rows, attack):
         for path in RECIPES.glob(f"{rows}.yaml"):
-            val_attack = yaml.safe_load(path.read_text())["model"]["init_args"]["val_attack"]
-            assert val_attack == {"class_path": "PGD", "init_args": attack | {"norm": "linf"}}, path
+            val_attack = merged(load(str(path)))["model"]["init_args"]["val_attack"]
+            assert val_attack["class_path"] == "PGD", path
+            assert PGD(**val_attack["init_args"]) == PGD(**attack, norm="linf"), path
 
     def test_nuat2(self):
         row = Recipe("cifar10_wrn34_10_nuat2")
