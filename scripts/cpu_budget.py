@@ -31,7 +31,8 @@ from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened
 from lit_robust import load_net
 from lit_robust.attacks import AutoAttack
 from lit_robust.batch import Batch
-from lit_robust.cli import Parser, RobustCLI
+from lit_robust.cli.config import load, merged
+from lit_robust.cli.main import Parser, RobustCLI
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving
@@ -48,17 +49,6 @@ FIRST_ATTACK = "pgd40"
 TRANSFER = "transfer"
 
 # From rows to configurations.
-
-
-def merged(base: Any, over: Any) -> Any:
-    """Lay a configuration over another; ``callbacks+`` comes before the base's callbacks."""
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    result = dict(base)
-    for key, value in over.items():
-        name = key.removesuffix("+")
-        result[name] = value + base.get(name, []) if key.endswith("+") else merged(base.get(name), value)
-    return result
 
 
 def filled(tree: Any, eps: float, epochs: int) -> Any:
@@ -232,7 +222,7 @@ class Work:
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    text = yaml.safe_load(ROWS.read_text())
+    text = load(str(ROWS))
     parser.add_argument("set", choices=list(text["sets"]))
     parser.add_argument("--rows", nargs="+", help="only these, all by default")
     parser.add_argument("--threads", type=int, default=1, help="of torch; with 1, CPU seconds compare best")

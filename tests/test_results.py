@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-import yaml
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 RESULTS = {
@@ -19,12 +18,12 @@ SEEN = {"autoattack": 500}
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(name, row, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    from cpu_budget import rows_of
+    from cpu_budget import load, rows_of
 
     record = RESULTS[name][row]
     assert {"md5", "hardware", "versions", "commit", "code"} <= record.keys()
     assert not record["commit"].endswith("+"), "made by code that no commit holds"
-    said = rows_of(yaml.safe_load((SCRIPTS / "cpu_budget.yaml").read_text()), name)[row]
+    said = rows_of(load(str(SCRIPTS / "cpu_budget.yaml")), name)[row]
     assert record["config"] == said["config"]
     assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
     assert all(n == SEEN.get(attack, 1000) for attack, (*_, n) in record["last"].items())
