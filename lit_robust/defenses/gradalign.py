@@ -1,14 +1,16 @@
 """GradAlign: FGSM training that keeps the gradient the same around each image."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust import losses
+from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.threats import Linf
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -34,8 +36,16 @@ class GradAlign(SingleStep):
 
     not_negative = ("lam",)
 
-    def __init__(self, *args: Any, lam: float = 0.2, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 0.2,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
         self.lam = lam
         self.check_numbers()
 
@@ -60,7 +70,7 @@ class GradAlign(SingleStep):
         exists = lengths > 0
         cosine = (gradient * other).flatten(1).sum(dim=1) / torch.where(exists, lengths, 1.0)
         weight = batch.weight * exists
-        self.tally.add("cosine", cosine, weight)
+        self.seen["cosine"] = torch.where(exists, cosine, torch.nan)
         counted, total = sum_over_ranks(torch.stack([weight.sum(), batch.weight.sum()]))
         share = (counted / total).clamp_min(torch.finfo(counted.dtype).tiny)
         misaligned: Tensor = torch.where(exists, 1 - cosine, 0.0) / share
