@@ -20,7 +20,7 @@ from lit_robust.measures.masking import second_step_gain
 from lit_robust.training.memory import Memory
 from lit_robust.training.ranks import weighted_mean
 from tests.methods import EPS, ONE_STEP, build
-from tests.tiny import TinyNet, images, loader, trainer
+from tests.tiny import TinyNet, images, indexed, loader, trainer
 
 
 def tiny(batch, trained: bool, seed: int = 0) -> nn.Module:
@@ -305,14 +305,16 @@ class TestCleanLossDrop:
         class Net(NuAT):
             def loss(self, batch, x_adv):
                 values = super().loss(batch, x_adv)
-                clean.append(values.mean().item())  # lambda is 0
+                clean.append([(values * batch.weight).sum().item(), batch.weight.sum().item()])  # lambda is 0
                 return values
 
         defense = build(Net, attack=ONE_STEP, lam=0.0, two_step=Spy(every=0.5))
-        trainer(tmp_path, max_epochs=2).fit(defense, loader(images(32)))  # 4 batches an epoch: looks before 0 and 2
+        batch = images(32)._replace(weight=torch.arange(32) % 5 / 2)
+        trainer(tmp_path, max_epochs=2).fit(defense, indexed(batch))  # 4 batches an epoch: looks before 0 and 2
         assert watched[0] == (0.0, None)  # there is nothing yet
         assert [time for time, _ in watched[1:]] == [0.5, 1.0, 1.5]  # the second one reaches into the epoch before
-        means = [sum(clean[i : i + 2]) / 2 for i in (0, 2, 4)]
+        sums = [torch.tensor(clean[i : i + 2]).sum(dim=0) for i in (0, 2, 4)]
+        means = [(total / weight).item() for total, weight in sums]
         assert [value for _, value in watched[1:]] == pytest.approx(means, rel=1e-5)
         assert defense.memory.values["times"] == [1.0, 1.5]  # reaches back one window
 

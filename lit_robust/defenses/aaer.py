@@ -10,6 +10,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import fast_step, nfgsm_step
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.measures.masking import abnormal
 from lit_robust.require import check_choice
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
@@ -79,13 +80,13 @@ class AAER(SingleStep):
         images, z0 = x_adv
         z1: Tensor = self.net(images).float()
         ce0, ce1 = losses.ce(z0, batch.y), losses.ce(z1, batch.y)
-        abnormal = ce0 > ce1.detach()
+        easier = abnormal(ce0, ce1)
         variation = (z0.float() - z1).square().sum(dim=1)
-        v_abnormal, v_rest, both = mean_variations(variation.detach(), abnormal, batch.weight)
-        self.seen |= {"robust": z1, "abnormal": abnormal.float()}
+        v_abnormal, v_rest, both = mean_variations(variation.detach(), easier, batch.weight)
+        self.seen |= {"robust": z1, "abnormal": easier.float()}
         drop = ce0 - (ce1.detach() if self.detach_ce else ce1)
         excess = (variation - v_rest) * (v_abnormal > v_rest)
-        return ce1 + self.lam1 * both * abnormal * (self.lam2 * drop + self.lam3 * excess)
+        return ce1 + self.lam1 * both * easier * (self.lam2 * drop + self.lam3 * excess)
 
 
 def mean_variations(variation: Tensor, abnormal: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

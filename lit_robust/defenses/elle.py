@@ -5,10 +5,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import NFGSM
+from lit_robust.measures.masking import linearity_error
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
@@ -65,21 +65,13 @@ class ELLEA(NFGSM):
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on the adversary, and the squared error of linear interpolation."""
-        error, lam = self.squared_error(batch), self.memory.tensors["elle"][0]
+        error = linearity_error(self.net, batch.x, batch.y, Linf(self.attack.eps))
+        lam = self.memory.tensors["elle"][0]
         total, weight = sum_over_ranks(torch.stack([(error * batch.weight).sum(), batch.weight.sum()]))
         self.memory.tensors["elle_error"] = total / weight
         ce = super().loss(batch, x_adv)
         self.seen |= {"linearity_error": error, "lam": lam.expand_as(error)}
         return ce + lam * error
-
-    def squared_error(self, batch: Batch) -> Tensor:
-        """How far from linear each sample's loss is between two random points, ``(N,)``."""
-        ball = Linf(self.attack.eps)
-        x_a, x_b = ball.random_start(batch.x), ball.random_start(batch.x)
-        t = torch.rand_like(batch.x[:, 0, 0, 0])
-        x_c = torch.lerp(x_a, x_b, t.view(-1, 1, 1, 1))
-        ce_a, ce_b, ce_c = losses.ce(self.net(torch.cat([x_a, x_b, x_c])), batch.y.repeat(3)).chunk(3)
-        return (ce_c - torch.lerp(ce_a, ce_b, t)).square()
 
 
 def adapted(history: Tensor, error: Tensor, lam_max: float) -> Tensor:

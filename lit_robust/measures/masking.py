@@ -109,10 +109,10 @@ def second_step_gain(net: nn.Module, x: Tensor, y: Tensor, attack: PGD) -> Tenso
         attack: Gives the start and the step; its own number of steps is ignored.
     """
     with crafting(x, y) as (x, y):
-        x_adv = attack.start(x)
+        x_adv = attack.start(net, x)
         for k in range(2):
             first, gradient = ce_and_gradient(net, x_adv, y)
-            x_adv = attack.step(x, x_adv, gradient, k)
+            x_adv = attack.step(net, x, x_adv, gradient, k)
         with torch.no_grad():
             return losses.ce(net(x_adv), y) - first
 
