@@ -8,9 +8,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_robust.attacks import Attack
 from lit_robust.schedules import Schedule
+from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
 
 BNMode = Literal["eval", "train"]
+
+#: ``rates.sgd`` as a configuration.
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
 
 
 class EvaluatedArguments(TypedDict, total=False):
@@ -72,6 +76,8 @@ def compose_signature(cls: type) -> None:
             for one in inherited
             if one.name not in taken and (handed_on is None or one.name in handed_on)
         ]
+    # On the command line a default is a configuration, whose arguments flags can change one by one.
+    explicit = [one.replace(default=SGD) if one.default is sgd else one for one in explicit]
     init.__signature__ = own.replace(parameters=explicit)
     init.__doc__ = _documentation(cls, [parameter.name for parameter in explicit[1:]])
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,7 +18,7 @@ from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import EpochMeans
 from lit_robust.training.monitors import check_monitors, validates
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
-from lit_robust.training.rates import LearningRate
+from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.resume import end_the_epoch
 
 
@@ -32,7 +31,7 @@ class Trained(Evaluated):
     module's own: as callbacks (``configure_callbacks``) they run in another order, and resumed runs differ.
 
     Args:
-        optimizer: Makes the optimizer from the parameters.
+        optimizer: Makes the optimizer from the parameters; SGD(lr=0.1, momentum=0.9, weight_decay=5e-4) by default.
         lr_scheduler: A ``lit_robust.schedules.Schedule``, whose value at each moment in fractional epochs multiplies
             the optimizer's ``lr``, or any scheduler of torch.
         lr_interval: When a scheduler of torch takes its step; a Schedule needs none.
@@ -46,7 +45,7 @@ class Trained(Evaluated):
         num_classes: int,
         attack: Attack,
         *,
-        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        optimizer: OptimizerCallable = sgd,
         lr_scheduler: Schedule | LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         momentum: Schedule | None = None,
