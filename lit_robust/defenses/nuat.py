@@ -3,7 +3,6 @@
 from typing import Literal, Unpack
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust import losses
@@ -13,18 +12,7 @@ from lit_robust.defenses.gat import GAT, GATArguments
 from lit_robust.defenses.hybrid import MEMORY, Trigger
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
-from lit_robust.training.arguments import TrainingArguments
-
-
-def nuclear_penalty(logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The nuclear norm of the differences over N, one number for the batch, which is added to every sample's loss."""
-    difference = logits.float() - clean_logits.float()
-    if weight is not None:
-        # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term at its level. It is
-        # 0 where a rank's batch is all padding.
-        copies = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
-        difference = difference * copies.sqrt().unsqueeze(1)
-    return losses.nuclear_norm(difference) / len(difference)
+from lit_robust.training.arguments import DefenseArguments
 
 
 class NuAT(GAT):
@@ -52,7 +40,7 @@ class NuAT(GAT):
         two_step: Makes it NuAT-H: when to take NuAT2's second attack step. The authors' rule is not published.
     """
 
-    penalty = staticmethod(nuclear_penalty)
+    penalty = staticmethod(losses.nuclear_penalty)
 
     def __init__(
         self,
@@ -108,13 +96,6 @@ class NuAT(GAT):
             logger.log_metrics({f"train/{name}": float(value) for name, value in values.items()}, step=self.global_step)
 
 
-class NuAT2Arguments(TrainingArguments, total=False):
-    """What NuAT2 hands on to NuAT."""
-
-    alpha: Magnitude | None
-    attack_bn_mode: Literal["eval", "train"]
-
-
 class NuAT2(NuAT):
     """NuAT2 (the same paper): two attack steps of full size, the first one guided by the nuclear norm.
 
@@ -146,15 +127,23 @@ class NuAT2(NuAT):
         *,
         lam: float = 4.0,
         attack_average: str | None = None,
+        alpha: Magnitude | None = None,
         reference_bn_mode: Literal["eval", "train"] = "eval",
-        **kwargs: Unpack[NuAT2Arguments],
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
         if not kwargs.keys().isdisjoint(("two_step", "attack_alternate")):
             raise TypeError(
                 "NuAT2 guides the first of two steps in each batch: leave out two_step and attack_alternate."
             )
         super().__init__(
-            net, num_classes, attack, lam=lam, attack_alternate=False, reference_bn_mode=reference_bn_mode, **kwargs
+            net,
+            num_classes,
+            attack,
+            lam=lam,
+            alpha=alpha,
+            attack_alternate=False,
+            reference_bn_mode=reference_bn_mode,
+            **kwargs,
         )
         self.attack_average = attack_average
 
@@ -162,9 +151,21 @@ class NuAT2(NuAT):
         """Find the average."""
         super().on_fit_start()
         if self.attack_average is not None:
-            average = average_of(self, self.attack_average)
+            average = self.average()
             if self.compiled:
                 average.compile()  # a copy of a compiled net is not
+
+    def average(self) -> nn.Module:
+        """The extra average of ``EMAWeights`` that is attacked."""
+        name, averages = self.attack_average, getattr(self, "averaged", {})
+        if name not in averages:
+            known = f", which keeps {', '.join(averages)}" if averages else ""
+            raise ValueError(
+                f'attack_average="{name}" is no average of EMAWeights{known}: add the callback '
+                f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
+            )
+        average: nn.Module = averages[name]
+        return average
 
     def adversary(self) -> PGD:
         """A guided step and an unguided one."""
@@ -174,23 +175,7 @@ class NuAT2(NuAT):
         """Both steps, the first one on the average from the second epoch on."""
         if self.attack_average is None or self.current_epoch < 1:
             return super().perturb(batch)
-        average = average_of(self, self.attack_average)  # in eval mode, like its clean logits
+        # The average is in eval mode, also for its clean logits.
         with crafting(batch.x, batch.y) as (x, y), network_mode(self.net, self.attack_bn_mode):
-            x1 = self.climb(self.lam, reference_bn_mode="eval").run(average, x, y)
+            x1 = self.climb(self.lam, reference_bn_mode="eval").run(self.average(), x, y)
             return self.single_step().run(self.net, x, y, x1)
-
-
-def average_of(module: LightningModule, name: str) -> nn.Module:
-    """The extra average of ``EMAWeights`` that has this name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    averages: dict[str, nn.Module] = getattr(module, "averaged", {})
-    if name not in averages:
-        known = f", which keeps {', '.join(averages)}" if averages else ""
-        raise ValueError(
-            f'attack_average="{name}" is no average of EMAWeights{known}: add the callback '
-            f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
-        )
-    return averages[name]
