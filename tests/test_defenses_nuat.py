@@ -393,6 +393,12 @@ class TestHybrid:
             trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
             assert defense.memory.values["spent"] == pytest.approx(1.0)
 
+    def test_a_second_fit_does_not_know_what_the_first_one_watched(self, tmp_path):
+        defense = build(NuAT, attack=ONE_STEP, two_step=CleanLossDrop(every=0.3))
+        for _ in range(2):
+            trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
+            assert defense.memory.values["times"] == pytest.approx([1 / 3, 2 / 3])
+
     def test_what_is_watched_and_the_triggers_are_logged_at_every_look_and_the_alert_when_it_changes(self, tmp_path):
         logger = CSVLogger(tmp_path, name="run", version=0)
         rule = SecondStepGain(every=0.5, duration=0.25, gain=0, extra_epochs=0.5)  # always fires, pays for 2 batches

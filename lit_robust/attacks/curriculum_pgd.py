@@ -7,13 +7,12 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, Attack, input_gradient
 from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import pixel_magnitude
 from lit_robust.threats import Linf
 
 
@@ -43,8 +42,7 @@ class CurriculumPGD(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.psi, Difficulty):
-            raise TypeError(f"psi={self.psi!r} is no Difficulty: give one of lit_robust.attacks.difficulty.")
+        require.instance("psi", self.psi, Difficulty, "give one of lit_robust.attacks.difficulty")
         _check_number(self.lam)
         if self.targeted:
             raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
@@ -81,7 +79,7 @@ class CurriculumFGSM(Attack):
     lam: float = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps))
         _check_number(self.lam)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks.base import EPS, Attack, within_box
 from lit_robust.attacks.pgd import PGD
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.threats import Norm
 
 Variant = Literal["tramer", "wong", "rmgm"]
@@ -33,8 +33,8 @@ class FGSM(Attack):
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        check_choice(self.norm, "norm", get_args(Norm))
-        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", self.norm))
+        require.one_of("norm", self.norm, get_args(Norm))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps, self.norm))
 
     @cached_property
     def pgd(self) -> PGD:
@@ -75,10 +75,10 @@ class RFGSM(Attack):
     variant: Variant = "tramer"
 
     def __post_init__(self) -> None:
-        check_choice(self.variant, "variant", get_args(Variant))
-        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+        require.one_of("variant", self.variant, get_args(Variant))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps))
         if self.alpha is not None:
-            object.__setattr__(self, "alpha", pixel_magnitude(self.alpha, "alpha", "linf"))
+            object.__setattr__(self, "alpha", require.pixels("alpha", self.alpha))
         if self.variant == "tramer" and self.alpha is not None and self.alpha > self.eps:
             raise ValueError(f"alpha={self.alpha} is above eps={self.eps} and leaves no step: choose a smaller one.")
 

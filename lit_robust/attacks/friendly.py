@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.pgd import PGD
-from lit_robust.require import check_not_negative
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class FriendlyPGD(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(tau=self.tau, omega=self.omega)
+        require.number("tau", self.tau, least=0)
+        require.number("omega", self.omega, least=0)
         for name in ("momentum", "targeted", "freeze_misclassified"):
             if getattr(self, name):
                 raise ValueError(f"FriendlyPGD stops samples by a rule of its own: leave out {name}, or use PGD.")

@@ -7,12 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, Attack
 from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_count, pixel_magnitude
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,9 @@ class _MatrixNorm(Attack):
     def __post_init__(self) -> None:
         for name in ("eps", "step_size", "init_size"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, pixel_magnitude(getattr(self, name), name, "linf"))
-        check_count(self.steps, "steps", least=0)
-        if not self.lam > 0:
-            raise ValueError(f"lam={self.lam} must be above 0; without the norm this is a PGD.")
+                object.__setattr__(self, name, require.pixels(name, getattr(self, name)))
+        require.integer("steps", self.steps, least=0)
+        require.number("lam", self.lam, above=0, hint="without the norm this is a PGD")
 
     @abstractmethod
     def norm_of(self, difference: Tensor) -> Tensor:

@@ -8,12 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, input_gradient
 from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, check_count, pixel_magnitude
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
@@ -82,19 +81,18 @@ class PGD(Attack):
     freeze_misclassified: bool = False
 
     def __post_init__(self) -> None:
-        check_choice(self.norm, "norm", get_args(Norm))
-        check_choice(self.init, "init", get_args(Init))
-        check_choice(self.compare_with, "compare_with", get_args(Reference))
+        require.one_of("norm", self.norm, get_args(Norm))
+        require.one_of("init", self.init, get_args(Init))
+        require.one_of("compare_with", self.compare_with, get_args(Reference))
         for name in ("eps", "step_size"):
-            object.__setattr__(self, name, pixel_magnitude(getattr(self, name), name, self.norm))
+            object.__setattr__(self, name, require.pixels(name, getattr(self, name), self.norm))
         if self.init_size is not None:
-            object.__setattr__(self, "init_size", pixel_magnitude(self.init_size, "init_size", self.norm))
-        check_count(self.steps, "steps", least=0)
-        check_count(self.restarts, "restarts", least=1)
+            object.__setattr__(self, "init_size", require.pixels("init_size", self.init_size, self.norm))
+        require.integer("steps", self.steps, least=0)
+        require.integer("restarts", self.restarts, least=1)
         if not callable(self.loss):
             raise TypeError(f"loss={self.loss!r} is no function: give one such as lit_robust.losses.ce.")
-        if not self.momentum >= 0:
-            raise ValueError(f"momentum={self.momentum} must be 0 (none) or above.")
+        require.number("momentum", self.momentum, least=0)
         if self.loss is losses.kl and self.compare_with == "label":
             raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')
         if self.loss in OF_LABELS and self.compare_with == "clean_logits":
@@ -202,6 +200,24 @@ class PGD(Attack):
         """Whether the last points are broken, and their losses."""
         logits = net(x_adv)
         return self.broken(logits, y), self.objective(net, x, y)(x_adv, logits, self.steps)
+
+
+def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -> PGD:
+    """The attack of a method that makes another PGD of it.
+
+    Args:
+        owner: The method, whose class is named.
+        attack: What it was given.
+        does: What it does with PGD.
+        exactly: Refuse subclasses, too, whose rules would get lost.
+
+    Raises:
+        TypeError: If the attack is no PGD.
+    """
+    if isinstance(attack, PGD) and (type(attack) is PGD or not exactly):
+        return attack
+    name, given = type(owner).__name__, type(attack).__name__
+    raise TypeError(f"{name} {does}: set attack=PGD(eps=..., step_size=..., steps=...), not {given}.")
 
 
 def _l1_normalised(gradient: Tensor) -> Tensor:

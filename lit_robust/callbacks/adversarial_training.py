@@ -6,10 +6,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.guards import frozen, network_mode, own_random_state
-from lit_robust.require import check_choice, check_precision
 from lit_robust.seeds import seed
 
 #: What a module is lent while it trains: the attributes by which a Defense is driven.
@@ -61,7 +61,7 @@ class AdversarialTraining(Callback):
         std: Channels | None = None,
         attack_bn_mode: Literal["eval", "train"] = "eval",
     ) -> None:
-        check_choice(attack_bn_mode, "attack_bn_mode", ("eval", "train"))
+        require.one_of("attack_bn_mode", attack_bn_mode, ("eval", "train"))
         check_attack("attack", attack)
         self.attack = attack
         self.adapter = Adapter(x, y, net, mean, std)
@@ -76,7 +76,7 @@ class AdversarialTraining(Callback):
         """
         if stage != "fit":
             return
-        check_precision(str(trainer.precision))
+        require.fine_precision(str(trainer.precision))
         _check_alone(trainer, self)
         _check_not_attacked(pl_module)
         for name, value in zip(LENT, (True, self.attack), strict=True):

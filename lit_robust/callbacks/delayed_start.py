@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_robust import require
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
-from lit_robust.require import check_count
 
 
 @runtime_checkable
@@ -53,8 +53,8 @@ class Plateau(SwitchRule):
     min_epochs: int = 10
 
     def __post_init__(self) -> None:
-        check_count(self.window, "window", least=1)
-        check_count(self.min_epochs, "min_epochs", least=1)
+        require.integer("window", self.window, least=1)
+        require.integer("min_epochs", self.min_epochs, least=1)
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop={self.drop} must be from 0 to 1: it is a share of the first epoch's loss.")
 
@@ -112,7 +112,7 @@ class DelayedStart(Callback):
         given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
         self._given = {name: epoch for name, epoch in given.items() if epoch is not None}
         for name, epoch in self._given.items():
-            check_count(epoch, name, least=0)
+            require.integer(name, epoch, least=0)
         self.rule = rule
         self.latest_epoch = latest_epoch
         self.at_epoch = at_epoch

@@ -5,8 +5,8 @@ import math
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_robust import require
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
-from lit_robust.require import check_count
 
 
 class StopAfterDrop(Callback):
@@ -28,7 +28,7 @@ class StopAfterDrop(Callback):
     """
 
     def __init__(self, epochs: int = 15) -> None:
-        check_count(epochs, "epochs", least=1)
+        require.integer("epochs", epochs, least=1)
         self.epochs = epochs
         self._end = math.inf
 

@@ -8,12 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import FGSM, PGD, Attack
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.measures import masking
-from lit_robust.require import pixel_magnitude
 from lit_robust.threats import Norm, Threat, threat
 
 #: The means of an epoch by name.
@@ -153,7 +152,7 @@ class _WithinBound(OverfittingRule):
 
     def __post_init__(self) -> None:
         if self.eps is not None:
-            object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+            object.__setattr__(self, "eps", require.pixels("eps", self.eps))
 
     def within(self, bound: Bound) -> Bound:
         """How far it looks, at a moment of the training."""

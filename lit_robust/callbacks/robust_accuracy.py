@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.require import check_precision
 from lit_robust.seeds import seed
 
 
@@ -67,7 +67,7 @@ class RobustAccuracy(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no row is logged twice, which Lightning would take the mean of."""
         _check_alone(trainer, self)
-        check_precision(str(trainer.precision))
+        require.fine_precision(str(trainer.precision))
         for split, attacks in self.attacks.items():
             if twice := _own_rows(pl_module, split) & set(attacks):
                 name = min(twice)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples
 from lit_robust.data.splits import Split, hold_out
@@ -67,10 +68,9 @@ class ImageDataModule(LightningDataModule, ABC):
             ("train_size", train_size, 1),
             ("test_size", test_size, 1),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
-        if split not in get_args(Split):
-            raise ValueError(f"split={split!r} is not one of {', '.join(get_args(Split))}.")
+            if value is not None:
+                require.integer(name, value, least)
+        require.one_of("split", split, get_args(Split))
         if split == "first_per_class" and (val_size or 0) % self.num_classes:
             raise ValueError(f"val_size={val_size} does not divide evenly among {self.num_classes} classes.")
         if self.train_images is not None and (val_size or 0) >= self.train_images:

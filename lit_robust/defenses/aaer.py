@@ -5,13 +5,12 @@ from typing import Literal, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import fast_step, nfgsm_step
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.measures.masking import abnormal
-from lit_robust.require import check_choice
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
 
@@ -57,7 +56,7 @@ class AAER(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        check_choice(base, "base", get_args(Base))
+        require.one_of("base", base, get_args(Base))
         self.base = base
         self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
         self.check_numbers()

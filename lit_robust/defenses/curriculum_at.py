@@ -6,13 +6,13 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import within_box
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.accuracy import Survivors, rows_of
-from lit_robust.require import check_count
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 from lit_robust.training.monitors import validates
@@ -64,14 +64,9 @@ class CurriculumAT(Defense):
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
-        if not isinstance(self.attack, PGD):
-            raise TypeError(
-                f"CurriculumAT gives PGD more and more steps: set attack=PGD(eps=..., steps=...), "
-                f"not {type(self.attack).__name__}."
-            )
-        if not 0 <= expect_acc < 1:
-            raise ValueError(f"expect_acc={expect_acc} is an accuracy to exceed: choose 0 <= expect_acc < 1.")
-        check_count(patience, "patience", least=0)
+        check_pgd(self, self.attack, "gives PGD more and more steps")
+        require.number("expect_acc", expect_acc, least=0, below=1, hint="it is an accuracy to exceed")
+        require.integer("patience", patience, least=0)
         self.batch_mixing = batch_mixing
         self.expect_acc = expect_acc
         self.patience = patience
@@ -95,10 +90,7 @@ class CurriculumAT(Defense):
     def check_numbers(self) -> None:
         """Refuse a k that the attack does not have."""
         super().check_numbers()
-        if not 0 <= self.k <= self.attack.steps:
-            raise ValueError(
-                f"k={self.k:g} is not among the steps of the attack: choose from 0 to {self.attack.steps}."
-            )
+        require.number("k", self.k, least=0, most=self.attack.steps, hint="the attack has no more steps")
 
     def adversary(self) -> PGD:
         """The attack with k steps."""

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import input_gradient
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.threats import threat
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.per_image import PerImage
@@ -78,31 +78,24 @@ class CustomizedAT(PerImage):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
-            raise TypeError(
-                f"CustomizedAT takes PGD's steps in a ball for each image: set attack=PGD(eps=..., step_size=..., "
-                f"steps=...), not {type(self.attack).__name__}."
-            )
+        check_pgd(self, self.attack, "takes PGD's steps in a ball for each image", exactly=True)
         unused = [field.name for field in fields(PGD) if field.name not in USED]
         lost = [name for name in unused if getattr(self.attack, name) != getattr(PGD, name)]
         if lost:
             raise ValueError(
                 f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack."
             )
-        check_choice(revert, "revert", get_args(Revert))
-        check_choice(noise, "noise", get_args(Noise))
-        eps = self.attack.eps
-        if not eps > 0:
-            raise ValueError(f"attack.eps={eps} is how far each image's eps may grow: it must be above 0.")
+        require.one_of("revert", revert, get_args(Revert))
+        require.one_of("noise", noise, get_args(Noise))
+        eps = require.number("attack.eps", self.attack.eps, above=0, hint="it is how far each image's eps may grow")
         scale = eps / CODE_EPS
-        self.eta = 0.0025 * scale if eta is None else pixel_magnitude(eta, "eta", self.attack.norm)
+        self.eta = 0.0025 * scale if eta is None else require.pixels("eta", eta, self.attack.norm)
         self.smoothing = 10 / scale if smoothing is None else smoothing
         self.margin_weight = 128 / scale if margin_weight is None else margin_weight
         self.kappa = kappa
         self.revert = revert
         self.noise = noise
-        if not 0 < self.eta <= eps:
-            raise ValueError(f"eta={self.eta:g} must be above 0 and at most attack.eps={eps:g}.")
+        require.number("eta", self.eta, above=0, most=eps, hint="it may not exceed attack.eps")
         self.check_numbers()
 
     def check_numbers(self) -> None:

@@ -4,12 +4,12 @@ from typing import Literal, Unpack, get_args
 
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import PGD, RFGSM, Attack
 from lit_robust.attacks.base import made_once, within_box
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.training.arguments import DefenseArguments
 
 DeltaInit = Literal["random", "zero", "previous"]
@@ -68,7 +68,7 @@ class RFGSMAT(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
+        self.alpha = alpha and require.pixels("alpha", alpha)
         RFGSM(self.attack.eps, self.alpha, variant="tramer")  # refuses an alpha above eps
 
     def adversary(self) -> RFGSM:
@@ -107,8 +107,8 @@ class FastAT(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        check_choice(delta_init, "delta_init", get_args(DeltaInit))
-        self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
+        require.one_of("delta_init", delta_init, get_args(DeltaInit))
+        self.alpha = alpha and require.pixels("alpha", alpha)
         self.delta_init = delta_init
 
     def adversary(self) -> PGD:
@@ -155,9 +155,7 @@ class NFGSM(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        if not k >= 0:
-            raise ValueError(f"k={k} is how many eps of noise are added: it must not be negative.")
-        self.k = k
+        self.k = require.number("k", k, least=0, hint="it is the noise in units of eps")
 
     def adversary(self) -> PGD:
         """The noise and the step."""

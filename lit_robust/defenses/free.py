@@ -4,10 +4,10 @@ from typing import Literal, Unpack, get_args
 
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
-from lit_robust.require import check_choice, check_count
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import DefenseArguments
 
@@ -51,8 +51,8 @@ class FreeAT(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        check_count(m, "m", least=1)
-        check_choice(clip_delta, "clip_delta", get_args(ClipDelta))
+        require.integer("m", m, least=1)
+        require.one_of("clip_delta", clip_delta, get_args(ClipDelta))
         if self.weight_perturbation is not None:
             raise ValueError(
                 "FreeAT cannot perturb weights, for each of its gradients serves weights and images at once: set "

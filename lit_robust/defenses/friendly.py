@@ -6,6 +6,7 @@ from torch import nn
 
 from lit_robust.attacks import PGD, Attack, FriendlyPGD
 from lit_robust.attacks.base import arguments_of, made_once
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
 
@@ -51,11 +52,7 @@ class FriendlyAT(Defense):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        if type(self.attack) is not PGD:
-            raise TypeError(
-                f"FriendlyAT stops PGD early: set attack=PGD(eps=..., step_size=..., steps=...), "
-                f"not {type(self.attack).__name__}."
-            )
+        check_pgd(self, self.attack, "stops PGD early", exactly=True)
         self.tau = tau
         self.omega = omega
         self.check_numbers()

@@ -4,14 +4,13 @@ from typing import Literal, Unpack
 
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once
 from lit_robust.attacks.guided import GuidedPGD, Penalty
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.training.arguments import TrainingArguments
 
 
@@ -89,10 +88,10 @@ class GAT(SingleStep):
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
-        check_choice(reference_bn_mode, "reference_bn_mode", ("eval", "train"))
+        require.one_of("reference_bn_mode", reference_bn_mode, ("eval", "train"))
         self.lam = lam
         self.check_numbers()
-        self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
+        self.alpha = alpha and require.pixels("alpha", alpha)
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode
 

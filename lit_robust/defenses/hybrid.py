@@ -6,18 +6,19 @@ not published. **All rules here are ours**: two detectors of gradient masking, a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
-from lit_robust.require import check_not_negative, check_positive
 from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger
-from lit_robust.training.ranks import sum_over_ranks
+from lit_robust.training.ranks import sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     from lit_robust.defenses.nuat import NuAT
@@ -46,12 +47,14 @@ class CleanLossDrop(Detector):
     smoothing: float = 0.13
     warm_up: float = 5.0
 
+    watches_clean_loss = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(window=self.window, smoothing=self.smoothing)
-        check_not_negative(warm_up=self.warm_up)
-        if not 0 < self.drop < 1:
-            raise ValueError(f"drop={self.drop} is the share of the loss that may be lost: choose 0 < drop < 1.")
+        require.number("window", self.window, above=0)
+        require.number("smoothing", self.smoothing, above=0)
+        require.number("warm_up", self.warm_up, least=0)
+        require.number("drop", self.drop, above=0, below=1, hint="it is the share of the loss that may be lost")
 
     def alert(self, method: "NuAT", batch: Batch) -> bool:
         """Add what the batch before has shown; then look if the moment has come."""
@@ -94,7 +97,7 @@ class SecondStepGain(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(gain=self.gain)
+        require.number("gain", self.gain, least=0)
 
     def measure(self, method: "NuAT", batch: Batch) -> float:
         """The difference, over the batches of all ranks."""
@@ -105,6 +108,13 @@ class SecondStepGain(Detector):
     def fires(self, times: list[float], values: list[float]) -> bool:
         """Compare the last one with the bound."""
         return values[-1] > self.gain
+
+
+def shared_out(ranks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The sums of another number of ranks, in equal shares, for detectors add them up again."""
+    names = {name for tensors in ranks for name in tensors}
+    sums = {name: torch.stack([tensors[name] for tensors in ranks if name in tensors]).sum(dim=0) for name in names}
+    return {name: total / world_size() for name, total in sums.items()}
 
 
 def _mean_over_ranks(total_and_weight: Tensor) -> float:

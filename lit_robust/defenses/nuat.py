@@ -9,7 +9,7 @@ from lit_robust import losses
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.gat import GAT, GATArguments
-from lit_robust.defenses.hybrid import MEMORY, Trigger
+from lit_robust.defenses.hybrid import MEMORY, Trigger, shared_out
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
 from lit_robust.training.arguments import DefenseArguments
@@ -55,7 +55,7 @@ class NuAT(GAT):
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.two_step = two_step
         if two_step is not None:
-            self.memory.declare(**MEMORY)
+            self.memory.declare(shared_out, **MEMORY)
 
     def adversary(self) -> PGD:
         """GAT's, or with an alert of the hybrid, NuAT2's."""
@@ -80,9 +80,10 @@ class NuAT(GAT):
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on clean images, and the penalty; a trigger may want to know the former."""
         values = super().loss(batch, x_adv)
-        if self.two_step is not None:
+        if self.two_step is not None and self.two_step.watches_clean_loss:
             clean = self.seen["ce/clean"].detach() * batch.weight
             self.memory.tensors["last_clean"] = torch.stack([clean.sum(), batch.weight.sum()])
+        if self.two_step is not None:
             self.seen["two_step"] = torch.full_like(batch.weight, float(self.memory.values["alert"]))
         return values
 

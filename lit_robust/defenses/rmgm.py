@@ -5,14 +5,13 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.guards import network_mode
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_count, pixel_magnitude
 from lit_robust.training.arguments import DefenseArguments, TrainingArguments
 from lit_robust.training.ranks import sum_over_ranks
 
@@ -82,7 +81,7 @@ class RMGM(SATR):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
-        self.alpha = pixel_magnitude(alpha, "alpha", "linf")
+        self.alpha = require.pixels("alpha", alpha)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """FGSM's images and R-FGSM's, by one pass over both."""
@@ -128,7 +127,7 @@ class SATR1(SATR):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
-        check_count(steps, "steps", least=1)
+        require.integer("steps", steps, least=1)
         self.steps = steps
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -176,8 +175,8 @@ class SATR3(SATR):
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.tau = tau
         self.check_numbers()
-        self.eps_low = pixel_magnitude(eps_low, "eps_low", "linf")
-        self.alpha = pixel_magnitude(alpha, "alpha", "linf")
+        self.eps_low = require.pixels("eps_low", eps_low)
+        self.alpha = require.pixels("alpha", alpha)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The large step and the small one along the same gradient."""

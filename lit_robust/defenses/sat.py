@@ -1,14 +1,14 @@
 """Curricula of difficulty: P-SAT and H-SAT, which smooth the loss by easier adversaries at first, and Dynamic AT."""
 
-from math import inf
-from numbers import Real
 from typing import Literal, Unpack
 
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import FGSM, PGD, Attack, CurriculumFGSM, CurriculumPGD
 from lit_robust.attacks.base import arguments_of, made_once
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness, ProbabilityGap, Sharpness
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
@@ -36,22 +36,7 @@ class _Bounded(Defense):
 
     def bounded_pgd(self, psi: Difficulty, lam: float) -> CurriculumPGD:
         """The method's PGD under a bound."""
-        if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
-            raise TypeError(
-                f"{type(self).__name__} bounds PGD by a rule of its own: set attack=PGD(eps=..., step_size=..., "
-                f"steps=...), not {type(self.attack).__name__}."
-            )
-        return bounded(self.attack, psi, lam)
-
-
-def check_bound(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a bound that the metric never reaches, at the start as well as where a ramp has led.
-
-    Raises:
-        ValueError: If it is out of range, or no number.
-    """
-    if not isinstance(value, Real) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a number from {low:g} to {high:g}, as what it bounds is.")
+        return bounded(check_pgd(self, self.attack, "bounds PGD by a rule of its own", exactly=True), psi, lam)
 
 
 class PSAT(_Bounded):
@@ -96,7 +81,7 @@ class PSAT(_Bounded):
 
     def adversary(self) -> Attack:
         """PGD, or the single step."""
-        check_bound("lam", self.lam, -1, 1)
+        require.number("lam", self.lam, least=-1, most=1)
         if isinstance(self.attack, FGSM):
             return bounded_step(self.attack.eps, self.lam)
         return self.bounded_pgd(ProbabilityGap(), self.lam)
@@ -138,16 +123,13 @@ class HSAT(_Bounded):
         super().__init__(net, num_classes, attack, **kwargs)
         self.lam = lam
         self.psi = psi or LastLayerSharpness()
-        if not isinstance(self.psi, Sharpness):
-            raise TypeError(
-                f"psi={psi!r} is no Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT."
-            )
+        require.instance("psi", self.psi, Sharpness, "give LastLayerSharpness() or PowerIteration(), or train PSAT")
         self.check_numbers()
         self.psi.check(self.net)
 
     def adversary(self) -> CurriculumPGD:
         """PGD bounded by the sharpness."""
-        check_bound("lam", self.lam, 0, 1)
+        require.number("lam", self.lam, least=0, most=1)
         return self.bounded_pgd(self.psi, self.lam)
 
 
@@ -198,7 +180,7 @@ class DynamicAT(_Bounded):
 
     def adversary(self) -> CurriculumPGD:
         """PGD bounded by how well it has converged."""
-        check_bound("c", self.c, 0, inf)
+        require.number("c", self.c, least=0, finite=False)
         return self.bounded_pgd(self.fosc, -self.c)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class SingleStep(Defense):
         name = type(self).__name__
         if not isinstance(self.attack, FGSM):
             raise TypeError(
-                f"{name} takes its single step itself and needs only the bound: give attack=FGSM(eps=...), "
+                f"{name} takes its single step itself and needs only the bound: set attack=FGSM(eps=...), "
                 f"not {type(self.attack).__name__}."
             )
         if self.attack.norm != "linf":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_robust import losses
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once
-from lit_robust.attacks.pgd import Reference
+from lit_robust.attacks.pgd import Reference, check_pgd
 from lit_robust.batch import Batch
 from lit_robust.losses import SampleLoss
 from lit_robust.training.arguments import DefenseArguments
@@ -59,11 +59,7 @@ class TRADES(Defense):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        if not isinstance(self.attack, PGD):
-            raise TypeError(
-                f"{type(self).__name__} gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., "
-                f"steps=...), not {type(self.attack).__name__}."
-            )
+        check_pgd(self, self.attack, "gives PGD its own start and objective")
         self.beta = beta
         self.check_numbers()
 

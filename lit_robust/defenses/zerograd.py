@@ -6,6 +6,7 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once, within_box
 from lit_robust.defenses.single_step import SingleStep
@@ -63,9 +64,7 @@ class ZeroGrad(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        if not 0 <= q < 1:
-            raise ValueError(f"q={q} is the share of the gradient that is ignored: choose 0 <= q < 1.")
-        self.q = q
+        self.q = require.number("q", q, least=0, below=1, hint="it is the share of the gradient that is ignored")
 
     def adversary(self) -> ZeroGradStep:
         """A step of twice eps, so that it ends on the ball's surface wherever it starts."""

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.require import check_positive
 
 #: When a detector looked and what it saw, no further back than it compares; when the alert ends; what second steps have
 #: cost so far, in epochs; how many alerts and batches there have been; whether the last batch had a second step.
@@ -25,6 +25,9 @@ class Trigger(ABC):
 
     Of the method it reads ``memory``, ``time``, ``batch_idx`` and ``trainer``, and calls ``log_now``.
     """
+
+    #: Whether the method must leave its clean cross-entropy in ``memory.tensors``.
+    watches_clean_loss = False
 
     @abstractmethod
     def alert(self, method: Any, batch: Batch) -> bool:
@@ -45,8 +48,7 @@ class EvenShare(Trigger):
     share: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share={self.share} must be in [0, 1].")
+        require.number("share", self.share, least=0, most=1)
 
     def alert(self, method: Any, batch: Batch) -> bool:
         """Whether the share of the batches, with this one, reaches another whole number."""
@@ -75,7 +77,9 @@ class Detector(Trigger):
     window = 0.0
 
     def __post_init__(self) -> None:
-        check_positive(every=self.every, duration=self.duration, extra_epochs=self.extra_epochs)
+        require.number("every", self.every, above=0)
+        require.number("duration", self.duration, above=0)
+        require.number("extra_epochs", self.extra_epochs, above=0)
 
     @abstractmethod
     def measure(self, method: Any, batch: Batch) -> float | None:

@@ -6,11 +6,10 @@ from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.guards import frozen, network_mode
-from lit_robust.require import check_choice, check_not_negative
 from lit_robust.training.arguments import TrainedArguments
 from lit_robust.training.ranks import weighted_mean
 from lit_robust.training.trained import Trained
@@ -46,7 +45,7 @@ class Defense(Trained):
         **kwargs: Unpack[TrainedArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        check_choice(attack_bn_mode, "attack_bn_mode", ("eval", "train"))
+        require.one_of("attack_bn_mode", attack_bn_mode, ("eval", "train"))
         self.attack_bn_mode = attack_bn_mode
         self.weight_perturbation = as_awp(weight_perturbation)
         #: What ``loss`` leaves for the metrics: numbers ``(N,)`` by name, and logits ``(N, C)``, of which the accuracy
@@ -85,7 +84,9 @@ class Defense(Trained):
         Raises:
             ValueError: If a number of the method is out of range.
         """
-        check_not_negative(**{name: value for name, value in vars(self).items() if name in self.not_negative})
+        for name in self.not_negative:
+            if name in vars(self):  # a base checks before its subclasses have set theirs
+                require.number(name, getattr(self, name), least=0)
 
     # The update.
 

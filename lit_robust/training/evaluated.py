@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
-from lit_robust.require import check_precision
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
@@ -51,8 +51,7 @@ class Evaluated(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes} leaves nothing to classify: it must be at least 2.")
+        require.integer("num_classes", num_classes, least=2)
         val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
         test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
@@ -80,7 +79,7 @@ class Evaluated(LightningModule):
             ImportError: If an attack needs a package that is not installed.
             ValueError: If images would be rounded.
         """
-        check_precision(str(self.trainer.precision))
+        require.fine_precision(str(self.trainer.precision))
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
 

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lit_robust import require
 from lit_robust.schedules import Schedule
 
 #: What a checkpoint's optimizer would bring along, and the user has set. Other entries of a group may be its state.
@@ -38,14 +39,9 @@ class LearningRate:
         interval: Literal["epoch", "step"],
         momentum: Schedule | None,
     ) -> None:
-        if interval not in ("epoch", "step"):
-            raise ValueError(f'lr_interval="{interval}" is unknown: choose "epoch" or "step".')
-        self.make_optimizer, self.scheduler, self.interval, self.momentum = (
-            optimizer,
-            scheduler,
-            interval,
-            momentum,
-        )
+        require.one_of("lr_interval", interval, ("epoch", "step"))
+        self.make_optimizer, self.scheduler = optimizer, scheduler
+        self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
 

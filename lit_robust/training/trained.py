@@ -8,6 +8,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.schedules import Schedule
@@ -57,8 +58,8 @@ class Trained(Evaluated):
             # Built by the command line: keep the configuration, so that `load_from_checkpoint` can build it again.
             # Built in Python: arguments are live objects, which a checkpoint that is safe to load cannot hold.
             self.save_hyperparameters(logger=False)
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"gradient_clip_val={gradient_clip_val} must be above 0, or null for no clipping.")
+        if gradient_clip_val is not None:
+            require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null is no clipping")
         self.automatic_optimization = False
         self.adversarial = True
         self.gradient_clip_val = gradient_clip_val
