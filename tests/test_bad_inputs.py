@@ -173,11 +173,11 @@ FLAGS = {
     ),
     "too small images": (
         "--model.net lit_robust.nets.small_cnn",
-        "the net (Net) cannot read images of shape 1x8x8: choose a net for this data set (...).",
+        "the net (Net) cannot read images of shape 1x8x8 (...): choose a net for this data set.",
     ),
     "grey images for a colour net": (
         "--model.net torchvision.models.resnet18",
-        "the net (ResNet) cannot read images of shape 1x8x8: choose a net for this data set (...).",
+        "the net (ResNet) cannot read images of shape 1x8x8 (...): choose a net for this data set.",
     ),
     "a net that returns NaN": (
         "--model.net tests.test_bad_inputs.NaNNet",
