@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
 from lightning.pytorch.loggers import CSVLogger
@@ -20,6 +20,7 @@ from torch import nn
 import lit_robust
 from lit_robust import lightning_internals as internals
 from lit_robust.cli.main import RobustCLI
+from lit_robust.seeds import run_seed
 from tests.tiny import TinyNet, images, loader, trainer
 
 PACKAGE = Path(lit_robust.__file__).parent
@@ -418,6 +419,11 @@ def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_i
     ours, theirs = (kind(Hyper, args=args, **SILENT) for kind in (Ours, Theirs))
     assert (ours.model.width, ours.asked["verbose"]) == (2, False)
     assert (theirs.model.width, theirs.asked["verbose"]) == (3, True)  # what it would be without
+
+
+def test_the_seed_of_a_run_is_where_seed_everything_leaves_it():
+    seed_everything(7)
+    assert run_seed() == 7
 
 
 # What Lightning no longer has is told when it is needed.
