@@ -31,7 +31,7 @@ from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened
 from lit_robust import load_net
 from lit_robust.attacks import AutoAttack
 from lit_robust.batch import Batch
-from lit_robust.cli import Parser, RobustCLI
+from lit_robust.cli.main import Parser, RobustCLI
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving

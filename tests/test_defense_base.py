@@ -229,7 +229,7 @@ def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, 
     ("arguments", "message"),
     [
         ({"num_classes": 1}, "num_classes=1 leaves nothing to classify"),
-        ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose "eval" or "train"'),
+        ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose eval or train'),
         ({"gradient_clip_val": 0}, "gradient_clip_val=0 must be above 0, or null"),
         ({"lr_interval": "batch"}, 'lr_interval="batch" is unknown'),
         ({"attack": PGD(targeted=True)}, "attack is targeted, and its targets would be the true labels"),

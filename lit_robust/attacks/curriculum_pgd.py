@@ -1,7 +1,6 @@
 """PGD whose images may be only so difficult: the inner maximisation of SAT, and its single-step form."""
 
 import math
-from copy import copy
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -50,21 +49,15 @@ class CurriculumPGD(PGD):
         if self.targeted:
             raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
 
-    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """One run, by a copy whose movers know the net, which some metrics read."""
-        knowing = copy(self)
-        object.__setattr__(knowing, "movers", lambda x, y: self.easy_enough(net, x, y))
-        return super(CurriculumPGD, knowing).run(net, x, y)
+    def movers(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers:
+        """Samples that are easy enough; with ``freeze_misclassified`` only those still classified correctly."""
+        measure, unbroken = self.psi.begin(self, net, x, y), super().movers(net, x, y)
 
-    def easy_enough(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers:
-        """Say who takes a step; with ``freeze_misclassified`` only samples that are still classified correctly."""
-        measure, unbroken = self.psi.begin(self, net, x, y), super().movers(x, y)
+        def easy_enough(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+            easy = measure(x_adv, logits, gradient) <= self.lam
+            return easy if unbroken is None else easy & unbroken(x_adv, logits, gradient)
 
-        def movers(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-            moves = measure(x_adv, logits, gradient) <= self.lam
-            return moves if unbroken is None else moves & unbroken(x_adv, logits, gradient)
-
-        return movers
+        return easy_enough
 
 
 @dataclass(frozen=True)
@@ -93,9 +86,9 @@ class CurriculumFGSM(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
-        bound = 1.25 * self.eps
+        bound, ball = 1.25 * self.eps, Linf(self.eps)
         with crafting(x, y) as (x, y):
-            x_adv = PGD(self.eps).start(x).requires_grad_()
+            x_adv = ball.project(ball.random_start(x), x).requires_grad_()
             psi = losses.probability_margin(net(x_adv), y)
             gradient = input_gradient(psi, x_adv)
             with torch.no_grad():

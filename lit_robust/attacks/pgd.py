@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -112,17 +113,17 @@ class PGD(Attack):
         with crafting(x, y) as (x, y):
             return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
 
-    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """One run from one start."""
-        objective, movers = self.objective(net, x, y), self.movers(x, y)
-        x_adv, velocity = self.start(x), x.new_zeros(())
+    def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:
+        """One run, from where an earlier one has ended (``x_adv``) or from a start of its own; inside ``crafting``."""
+        objective, movers = self.objective(net, x, y), self.movers(net, x, y)
+        x_adv, velocity = self.start(net, x) if x_adv is None else x_adv, x.new_zeros(())
         for k in range(self.steps):
             x_adv.requires_grad_()
             logits = net(x_adv)
             gradient = input_gradient(objective(x_adv, logits, k), x_adv)
             with torch.no_grad():
                 velocity = self.momentum * velocity + _l1_normalised(gradient) if self.momentum else gradient
-                x_next = self.step(x, x_adv, velocity, k)
+                x_next = self.step(net, x, x_adv, velocity, k)
                 if movers is not None:
                     moves = movers(x_adv, logits, gradient)
                     if self.freeze_misclassified and not moves.any():
@@ -134,12 +135,12 @@ class PGD(Attack):
 
     # The verbs: what other iterative attacks override. A returned function may keep state, for one run.
 
-    @property
+    @cached_property
     def threat(self) -> Threat:
         """The set that is searched."""
         return threat(self.norm, self.eps)
 
-    def start(self, x: Tensor) -> Tensor:
+    def start(self, net: nn.Module, x: Tensor) -> Tensor:
         """Draw the first point of a run; a new tensor."""
         size = self.init_size
         if size is None:
@@ -162,13 +163,13 @@ class PGD(Attack):
                 reference = net(x)
         return lambda x_adv, logits, k: sign * self.loss(logits, reference)
 
-    def movers(self, x: Tensor, y: Tensor) -> Movers | None:
-        """Say who takes a step; None if all samples take all steps."""
+    def movers(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers | None:
+        """Say which samples take a step; None if all of them take all steps."""
         if not self.freeze_misclassified:
             return None
         return lambda x_adv, logits, gradient: ~self.broken(logits, y)
 
-    def step(self, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
+    def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
         """Take a step along a gradient, and come back into the threat set."""
         threat = self.threat
         return threat.project(x_adv + self.step_size * threat.steepest_step(direction), x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
 from lit_robust.guards import network_mode, own_random_state
-from lit_robust.require import check_count
+from lit_robust.require import check_choice, check_count
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -67,8 +67,7 @@ class CatastrophicOverfittingMonitor(Callback):
     """
 
     def __init__(self, rule: OverfittingRule = FAST_AT, action: Action = "warn", images: int = 512) -> None:
-        if action not in get_args(Action):
-            raise ValueError(f'action="{action}" is unknown: choose warn, stop or restore.')
+        check_choice(action, "action", get_args(Action))
         check_count(images, "images", least=1)
         self.rule = rule
         self.action = action

@@ -13,6 +13,11 @@ from lit_robust.schedules import Schedule
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
 
 
+def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
+    """The default optimizer: SGD with rate 0.1, momentum 0.9 and weight decay 5e-4, the usual one for CIFAR."""
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
 class LearningRate:
     """Drives one optimizer by a ``Schedule`` of fractional epochs, or by a scheduler of torch.
 

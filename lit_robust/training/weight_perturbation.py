@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust.require import check_not_negative
-from lit_robust.training.metrics import Tally
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -68,7 +67,6 @@ class Perturbable(Protocol):
     """What ``perturbed_weights`` needs of a Defense."""
 
     net: nn.Module
-    tally: Tally
     adversarial: bool
     weight_perturbation: AWP | None
 
@@ -85,13 +83,7 @@ def perturbed_weights(defense: Perturbable, closure: Callable[[], Tensor]) -> It
         yield
         return
 
-    def uncounted() -> Tensor:
-        sums = dict(defense.tally.sums)
-        loss = closure()
-        defense.tally.sums = sums
-        return loss
-
-    with awp.perturbed(defense.net, uncounted):
+    with awp.perturbed(defense.net, closure):
         yield
 
 
