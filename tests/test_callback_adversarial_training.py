@@ -1,6 +1,6 @@
 import copy
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ class Watched(PGD):
 
 
 def watched(attack=ATTACK, **kwargs):
-    return Watched(**(vars(attack) | kwargs), calls=[])
+    values = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    return Watched(**(values | kwargs), calls=[])
 
 
 def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, seed=0, loader=None, **kwargs):
