@@ -1,8 +1,8 @@
-"""All that we know of Lightning's insides, read in Lightning 2.6.6; no other file may touch them.
+"""All that we know of Lightning's insides, read in Lightning 2.6.6.
 
-(But for ``callbacks/ema.py``, which is a subclass of ``WeightAveraging``.)
-Nothing here is public API, so each function says what breaks without it. Where Lightning no longer has what a
-function reads, that function says so in one sentence when it is called; importing this file needs no Lightning at all.
+Nothing here is public API, so each function says what breaks without it, and no other file touches it except
+``callbacks/ema.py``, which is a subclass of ``WeightAveraging``. Where Lightning no longer has what a function reads,
+the function says so in one sentence when it is called; importing this file needs no Lightning at all.
 """
 
 import re
