@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import require
+from lit_robust.callbacks.needs import is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
 
 
@@ -35,7 +36,7 @@ class StopAfterDrop(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Foresee the end."""
         self._end = math.inf
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of the trainer's connectors
+        if not is_trial(trainer):
             drop = first_drop(trainer, pl_module)
             if drop is None:
                 remedy = "set trainer.max_epochs where training is to end, and leave StopAfterDrop out"

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,19 +10,15 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import as_batch
+from lit_robust.callbacks.needs import net_of
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import run_folder
 from lit_robust.seeds import seed
-
-
-class HasNet(Protocol):
-    """What ``AdversarialExamples`` needs of a module: a net from images in [0, 1] to logits."""
-
-    net: nn.Module
 
 
 class AdversarialExamples(Callback):
@@ -56,10 +52,9 @@ class AdversarialExamples(Callback):
         dirpath: str | None = None,
     ) -> None:
         for name, count in (("num_images", num_images), ("every_n_epochs", every_n_epochs)):
-            if count < 1:
-                raise ValueError(f"{name}={count} must be at least 1.")
-        if magnification is not None and not magnification > 0:
-            raise ValueError(f"magnification={magnification} must be above 0, or null for the default.")
+            require.integer(name, count, least=1)
+        if magnification is not None:
+            require.number("magnification", magnification, above=0, hint="null is the default")
         if getattr(attack, "targeted", False) != (target is not None):
             raise ValueError(
                 f"target={target} does not fit {type(attack).__name__}: a targeted attack needs the class "
@@ -79,11 +74,7 @@ class AdversarialExamples(Callback):
             TypeError: If the module has no ``net``.
             ModuleNotFoundError: Without matplotlib.
         """
-        if not isinstance(getattr(pl_module, "net", None), nn.Module):
-            raise TypeError(
-                f"AdversarialExamples attacks module.net, which {type(pl_module).__name__} lacks: "
-                "name the nn.Module that returns its logits so."
-            )
+        net_of(pl_module, "AdversarialExamples attacks")
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
         # Here, because the run's folder is agreed upon by all ranks.
@@ -121,7 +112,7 @@ class AdversarialExamples(Callback):
     def _draw(self, trainer: Trainer, module: LightningModule, batch: Any, split: str, when: str) -> None:
         if not trainer.is_global_zero:
             return
-        net = cast(HasNet, module).net
+        net = net_of(module, "AdversarialExamples attacks")
         x, y = as_batch(batch)[:2]
         chosen = spread(y, self.num_images)
         examples = craft(net, self.attack, x[chosen], y[chosen], self.target)

@@ -13,6 +13,7 @@ from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples
 from lit_robust.data.splits import Split, hold_out
+from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
 
 
@@ -179,11 +180,8 @@ class ImageDataModule(LightningDataModule, ABC):
             weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
             _check_selection(indices, weights, self._train)
             chosen.indices, chosen.weights = indices.clone(), weights.clone()
-        trainer: Any = self.trainer
-        if trainer is not None and trainer.reload_dataloaders_every_n_epochs == 0:
-            # Lightning counts a loader's batches only when it loads it: without this, a longer epoch is cut
-            # off silently and a shorter one is never validated.
-            trainer.reload_dataloaders_every_n_epochs = 1
+        if self.trainer is not None:
+            reload_every_epoch(self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The selection, for a checkpoint."""

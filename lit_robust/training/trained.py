@@ -4,13 +4,20 @@ from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
+from lit_robust.lightning_internals import (
+    batch_in_epoch,
+    batches_begun,
+    built_by_the_command_line,
+    end_the_epoch,
+    fractional_epoch,
+    is_due_for_logging,
+)
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
@@ -20,7 +27,6 @@ from lit_robust.training.metrics import EpochMeans
 from lit_robust.training.monitors import check_monitors, validates
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
-from lit_robust.training.resume import end_the_epoch
 
 
 class Trained(Evaluated):
@@ -54,7 +60,7 @@ class Trained(Evaluated):
         **kwargs: Unpack[EvaluatedArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        if _given_hyperparameters.get() is not None:
+        if built_by_the_command_line():
             # Built by the command line: keep the configuration, so that `load_from_checkpoint` can build it again.
             # Built in Python: arguments are live objects, which a checkpoint that is safe to load cannot hold.
             self.save_hyperparameters(logger=False)
@@ -100,19 +106,19 @@ class Trained(Evaluated):
         self.memory.to(self.device)
         self.metrics.to(self.device)
         if self.trainer.is_last_batch and self.metrics.sums:
-            self._log_training(self.trainer.fit_loop.batch_idx, on_epoch=True)
+            self._log_training(batch_in_epoch(self.trainer), on_epoch=True)
             self.metrics.reset()
 
     @property
     def time(self) -> float:
         """Fractional epochs since the start of training: what every schedule is a function of."""
-        return float(self.current_epoch + self.batch_idx / self.trainer.num_training_batches)
+        return fractional_epoch(self.trainer, self.batch_idx)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
         seed(self.device, "train", self.current_epoch, batch_idx, self.global_rank)
         self.batch_idx = batch_idx
-        if self.trainer.fit_loop.total_batch_idx > 0:
+        if batches_begun(self.trainer) > 1:
             self.rate.batch_done()  # not at the batch's end, because ModelCheckpoint runs before module hooks
         self.rate.set(self.time)
 
@@ -132,8 +138,7 @@ class Trained(Evaluated):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Report now and then, because logging costs as much as a small net's forward."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of the trainer's connectors
-        if (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
+        if is_due_for_logging(self.trainer):
             self._log_training(batch_idx, on_epoch=False)
         if self.trainer.is_last_batch:
             self.metrics.reset()
