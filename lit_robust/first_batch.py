@@ -1,4 +1,10 @@
-"""What a net and its images must be for a robust accuracy to mean anything."""
+"""What a net and its images must be for an attack to mean anything, read off the first batch.
+
+A Defense knows what to expect and is checked by ``check_first_batch``; callbacks find their way into a module of the
+user's own and call the parts. What is wrong is said in the same words, with the remedy that the caller knows.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -6,57 +12,134 @@ from torch import Tensor, nn
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 
+#: Half a grey level: what rounding may do to pixels that were normalised.
+TOLERANCE = 0.5 / 255
+
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     """Refuse, before anything is trained or reported, what would make every later number wrong.
 
-    It costs one forward of two images and one synchronisation with the device, once a run.
+    It costs one forward of two images and a few synchronisations with the device, once a stage.
+
+    Args:
+        net: Should return logits ``(N, num_classes)``.
+        batch: The first batch.
+        num_classes: The number of classes.
 
     Raises:
         ValueError: If pixels leave [0, 1], labels do not fit ``num_classes``, or the net cannot read the images, has
             another number of outputs, or returns probabilities.
     """
-    low, high = batch.x.min().item(), batch.x.max().item()
-    if not (low >= 0 and high <= 1):  # also true of NaN
-        remedy = "divide them by 255" if low >= 0 else "give the images as they are and normalise inside the net"
+    x, y = batch.x, batch.y
+    bright = bool((x >= 0).all())
+    check_pixels(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
+    check_labels(x, y)
+    check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
+    few = x[:2]
+    found = outputs(net, few, f"the net ({type(net).__name__})", "choose a net for this data set")
+    remedy = f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})"
+    logits = check_logits(found, few, "the net", remedy, "remove its softmax")
+    if logits.shape[1:] != (num_classes,):
+        raise ValueError(
+            f"the net returns a tensor of shape {tuple(logits.shape)} for {len(few)} images, but "
+            f"num_classes={num_classes}: {remedy}."
+        )
+
+
+def check_pixels(x: Tensor, remedy: str) -> None:
+    """Refuse images ``(N, C, H, W)`` outside [0, 1]; rounding may add half a grey level.
+
+    Raises:
+        ValueError: If a pixel lies outside or is NaN, with what to do about it; or if they are integers.
+    """
+    check_floating(x)
+    low, high = range_of(x)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
         raise ValueError(
             f"pixels run from {low:.4g} to {high:.4g}, but every eps here is in units of [0, 1]: {remedy}."
         )
-    labels = int(batch.y.min()), int(batch.y.max())
-    if labels[0] < 0 or labels[1] >= num_classes:
+
+
+def check_floating(x: Tensor, found: str = "there are images") -> None:
+    """Refuse images that attacks cannot move.
+
+    Raises:
+        ValueError: If they are integers, with where they were found.
+    """
+    if not x.is_floating_point():
         raise ValueError(
-            f"labels run from {labels[0]} to {labels[1]}, but num_classes={num_classes}: set it to the data's classes."
+            f"{found} of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert them and divide by 255."
         )
-    _check_logits(_try_net(net, batch.x[:2]), num_classes)
 
 
-def _try_net(net: nn.Module, x: Tensor) -> Tensor:
+def range_of(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value."""
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    return low, high
+
+
+def check_labels(x: Tensor, y: Tensor, found: str = "there are labels") -> None:
+    """Refuse labels, of whatever kind, that are not as many as the images.
+
+    Raises:
+        ValueError: If they are not, with where they were found.
+    """
+    if y.ndim == 0 or len(y) != len(x):
+        raise ValueError(f"{found} of shape {tuple(y.shape)} for {len(x)} images: give one for each image.")
+
+
+def check_classes(y: Tensor, classes: int, but: str) -> None:
+    """Refuse labels ``(N,)`` that are no indices of classes.
+
+    Raises:
+        ValueError: If one is not, with who says how many classes there are, and what to do.
+    """
+    low, high = range_of(y)
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels run from {low} to {high}, but {but}.")
+
+
+def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
+    """What a net returns for a few images ``(N, C, H, W)``, in eval mode and outside any graph.
+
+    Raises:
+        ValueError: If the net, called by its ``name``, cannot read them.
+    """
     try:
         with network_mode(net, "eval"), torch.no_grad():
-            logits: Tensor = net(x)
-    except (RuntimeError, ValueError) as error:
-        shape = "x".join(map(str, x.shape[1:]))
-        raise ValueError(
-            f"the net ({type(net).__name__}) cannot read images of shape {shape}: choose a net for this data set "
-            f"({error})."
-        ) from error
-    return logits
+            return net(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        shape, reason = "x".join(map(str, x.shape[1:])), f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{name} cannot read images of shape {shape} ({reason}): {remedy}.") from error
 
 
-def _check_logits(logits: Tensor, num_classes: int) -> None:
-    if logits.ndim != 2 or logits.shape[1] != num_classes:
-        raise ValueError(
-            f"the net returns a tensor of shape {tuple(logits.shape)} for 2 images, but num_classes={num_classes}: "
-            f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})."
-        )
-    logits = logits.float()
+def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) -> Tensor:
+    """Give back what a net returns for a few images if these are logits, ``(N, num_classes)`` or more.
+
+    Args:
+        found: What the net returns.
+        x: The images ``(N, C, H, W)``.
+        name: What the net is called.
+        remedy: What to do if there is no row for each image.
+        softmax: What to do about probabilities.
+
+    Raises:
+        ValueError: If they are none, not finite, or probabilities.
+    """
+    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
+        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
+    logits = found.float()
     if not bool(logits.isfinite().all()):
         raise ValueError(
             "the net returns NaN or infinite logits, whose accuracy would be that of guessing: its weights or its "
             "normalisation are broken, take an earlier checkpoint."
         )
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits), device=logits.device)):
+    if found.ndim == 2 and bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), logits.new_ones(len(x))):
         raise ValueError(
-            "the net returns probabilities, but losses and attacks need logits: remove its softmax, or every attack "
-            "looks weaker than it is."
+            f"the net returns probabilities, but losses and attacks need logits: {softmax}, or every attack looks "
+            "weaker than it is."
         )
+    return found

@@ -121,6 +121,23 @@ def nuclear_norm(difference: Tensor) -> Tensor:
     return norm
 
 
+def nuclear_penalty(logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """NuAT's regulariser: the nuclear norm of the batch's logit differences over N, one number.
+
+    Args:
+        logits: Of the adversarial images.
+        clean_logits: Of the clean ones.
+        weight: Weights ``(N,)`` of the samples; a row counts as that many copies of itself, relative to their mean.
+    """
+    difference = logits.float() - clean_logits.float()
+    if weight is not None:
+        # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term at its level. It is
+        # 0 where a rank's batch is all padding.
+        copies = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
+        difference = difference * copies.sqrt().unsqueeze(1)
+    return nuclear_norm(difference) / len(difference)
+
+
 def frobenius_norm(difference: Tensor) -> Tensor:
     """The root of the sum of squares; its gradient at 0 is 0."""
     norm: Tensor = torch.linalg.vector_norm(difference.float())

@@ -1,83 +1,135 @@
-"""Refusals of a number, a word or a type: one sentence with the argument, its value and the remedy."""
+"""Refusals of a number, a word or a type: one sentence with the argument, its value and what it must be.
+
+Each function gives back the value, so that a constructor can check and keep it in one line.
+"""
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Real
 from operator import index
+from typing import Any, TypeVar
 
 from lit_robust.magnitudes import magnitude
 from lit_robust.threats import Norm
 
+T = TypeVar("T")
 
-def pixel_magnitude(value: float | str, name: str, norm: Norm) -> float:
-    """Read a bound or step of an attack; in L-infinity it cannot exceed 1, the distance from black to white.
+
+def number(
+    name: str,
+    value: float,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float | None = None,
+    finite: bool = True,
+    hint: str = "",
+) -> float:
+    """A number within bounds.
+
+    Args:
+        name: The argument's name.
+        value: What it was given.
+        least: The smallest value that will do.
+        most: The largest.
+        above: What it must exceed.
+        below: What it must stay under.
+        finite: Whether infinity, which stands for no limit, is refused.
+        hint: What the number means or what to choose, after a colon.
 
     Raises:
-        ValueError: If it does, or is no magnitude at all.
+        ValueError: If it is another, NaN or no number.
     """
-    number = magnitude(value, name)
-    if norm == "linf" and number > 1:
-        raise ValueError(f"{name}={number} is above 1, but pixels are in [0, 1]: did you mean {number:g}/255?")
-    return number
+    is_number = isinstance(value, Real) and (math.isfinite(value) or not finite)
+    if is_number and least <= value <= most and value > above and (below is None or value < below):
+        return value
+    bounds = {"at least": least, "above": above, "at most": most, "below": math.inf if below is None else below}
+    needed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
+    kind = "a finite number" if finite else "a number"
+    raise ValueError(_sentence(name, value, f"{kind}, {needed}".rstrip(", "), hint))
 
 
-def check_count(value: int, name: str, least: int) -> None:
-    """Check how often something is done.
+def integer(name: str, value: int, least: int, hint: str = "") -> int:
+    """An integer that is large enough.
 
     Raises:
-        ValueError: If it is not an integer, or below ``least``.
+        ValueError: If it is smaller, or no integer.
     """
     try:
-        valid = index(value) >= least
+        valid = index(value) >= least and not isinstance(value, bool)
     except TypeError:
         valid = False
     if not valid:
-        raise ValueError(f"{name}={value!r} must be an integer, at least {least}.")
+        raise ValueError(_sentence(name, value, f"an integer, at least {least}", hint))
+    return value
 
 
-def check_not_negative(**arguments: float) -> None:
-    """Check weights and bounds, of which 0 switches something off.
-
-    Raises:
-        ValueError: If one is below 0, infinite or no number.
-    """
-    for name, value in arguments.items():
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value!r} must be 0 or above, and finite.")
-
-
-def check_positive(**arguments: float) -> None:
-    """Refuse numbers that are not above 0."""
-    for name, value in arguments.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be above 0.")
-
-
-def check_increasing(name: str, times: Sequence[float]) -> None:
-    """Refuse times that do not follow each other."""
-    if not times or any(later <= earlier for earlier, later in pairwise(times)):
-        raise ValueError(f"{name}={list(times)} must be at least one time, each later than the one before.")
-
-
-def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
-    """Check an argument that is one of a few words.
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """One of a few words.
 
     Raises:
         ValueError: If it is another.
     """
     if value not in choices:
         raise ValueError(f'{name}="{value}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
+    return value
 
 
-def check_precision(precision: str) -> None:
-    """Refuse a trainer's precision that rounds pixels to steps as coarse as an eps.
+def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy: str) -> T:
+    """An object of a class.
+
+    Args:
+        name: The argument's name.
+        value: What it was given.
+        kind: The class, or several.
+        remedy: What to give instead.
 
     Raises:
-        ValueError: If it is one of bfloat16's or float16's that leave no float32.
+        TypeError: If it is none.
+    """
+    if isinstance(value, kind):
+        return value
+    names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+    raise TypeError(f"{name}={value!r} is no {names}: {remedy}.")
+
+
+def pixels(name: str, value: float | str, norm: Norm = "linf") -> float:
+    """A distance between images; in L-infinity it cannot exceed 1, the distance from black to white.
+
+    Raises:
+        ValueError: If it does, or is no magnitude at all.
+    """
+    distance = magnitude(value, name)
+    if norm == "linf" and distance > 1:
+        raise ValueError(f"{name}={distance} is above 1, but pixels are in [0, 1]: did you mean {distance:g}/255?")
+    return distance
+
+
+def increasing(name: str, times: Sequence[float]) -> Sequence[float]:
+    """Times that follow each other.
+
+    Raises:
+        ValueError: If there is none, or one is not later than the one before.
+    """
+    if not times or any(later <= earlier for earlier, later in pairwise(times)):
+        raise ValueError(f"{name}={list(times)} must be at least one time, each later than the one before.")
+    return times
+
+
+def fine_precision(precision: str) -> None:
+    """A trainer's precision that leaves pixels alone; 16-bit floats round them to steps as coarse as an eps.
+
+    Raises:
+        ValueError: If it leaves no float32.
     """
     if precision in ("16-true", "bf16-true"):
         raise ValueError(
             f"trainer.precision={precision} rounds images to steps as coarse as an eps: use "
             f"{precision.replace('true', 'mixed')}."
         )
+
+
+def _sentence(name: str, value: Any, needed: str, hint: str) -> str:
+    return f"{name}={value!r} must be {needed}{hint and f': {hint}'}."

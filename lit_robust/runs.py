@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from lit_robust import nets
+from lit_robust.lightning_internals import go_on_in_folder
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -95,6 +96,36 @@ def checkpoints_of(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path.exists()}
 
 
+def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
+    """Find the checkpoints, by name, that are meant on the command line; none is read.
+
+    Args:
+        ckpt_path: A file, a folder of runs, or ``best`` or ``last`` of the newest run of the trainer's.
+        trainer: Whose logger says where runs are.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if ckpt_path in ("best", "last"):
+        logger = trainer.logger
+        folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
+        found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
+    elif Path(ckpt_path).is_dir():
+        folder, found = Path(ckpt_path), checkpoints_of(Path(ckpt_path))
+    else:
+        folder, found = Path(ckpt_path).parent, {Path(ckpt_path).stem: Path(ckpt_path)}
+    if not found:
+        raise FileNotFoundError(
+            f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}; train first, or give a .ckpt file."
+        )
+    return found
+
+
+def last_of(found: dict[str, Path]) -> Path:
+    """Choose the last checkpoint of a run; a file that was named is the only one."""
+    return found.get("last") or next(iter(found.values()))
+
+
 def run_folder(trainer: Any) -> Path:
     """The logger's folder, for Weights & Biases the run's own one, which holds its checkpoints; all ranks must ask."""
     from lightning.pytorch.loggers import WandbLogger  # only where there is a trainer
@@ -103,3 +134,28 @@ def run_folder(trainer: Any) -> Path:
         _ = trainer.logger.experiment  # only a run that has begun has an id
         return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def go_on_in(run: Path, trainer: Any) -> None:
+    """Log a resumed run into its own folder, and keep the metrics that stand there, which CSVLogger deletes.
+
+    Args:
+        run: The folder of the run.
+        trainer: Whose loggers would begin another; those that log elsewhere do so.
+
+    Raises:
+        ValueError: If Weights & Biases is not told which run goes on.
+    """
+    from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger.version is None:
+            raise ValueError(
+                "--ckpt_path goes on with a run, and Weights & Biases needs to know which: add "
+                f"--trainer.logger.init_args.id {run.name} --trainer.logger.init_args.resume allow."
+            )
+        if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
+            metrics = run / "metrics.csv"
+            if metrics.exists() and trainer.is_global_zero:
+                metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
+            go_on_in_folder(logger, run.name)

@@ -93,7 +93,7 @@ def threat(norm: Norm, eps: float | Tensor) -> Threat:
         return Linf(eps)
     if norm == "l2":
         return L2(eps)
-    raise ValueError(f'norm="{norm}" is unknown: choose "linf" or "l2".')
+    raise ValueError(f'norm="{norm}" is unknown: choose linf or l2.')
 
 
 def _length(change: Tensor) -> Tensor:

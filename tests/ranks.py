@@ -63,9 +63,9 @@ class Drifting(PGDAT):
     """Scales its loss by a number that each rank keeps of what it has seen."""
 
     def loss(self, batch, x_adv):
-        before = self.rank_state.get("drift", torch.zeros(()))
-        self.rank_state["drift"] = before + batch.index.float().mean() / TRAIN
-        return super().loss(batch, x_adv) * (1 + self.rank_state["drift"])
+        before = self.memory.tensors.get("drift", torch.zeros(()))
+        self.memory.tensors["drift"] = before + batch.index.float().mean() / TRAIN
+        return super().loss(batch, x_adv) * (1 + self.memory.tensors["drift"])
 
 
 class Seen(Callback):
@@ -138,8 +138,8 @@ def state_of_a_rank(folder: Path) -> Finding:
     return {
         "weights": whole.state_dict(),
         "resumed": rest.state_dict(),
-        "state": whole.rank_state,
-        "resumed state": rest.rank_state,
+        "state": whole.memory.tensors,
+        "resumed state": rest.memory.tensors,
     }
 
 
@@ -149,7 +149,7 @@ def eps_by_image(folder: Path) -> Finding:
     def run(*callbacks: Callback, **kwargs: Any) -> dict[str, torch.Tensor]:
         module = build(CustomizedAT, net=linear(), attack=EXACT, noise="uniform", revert="succeeded")
         fit(module, Data(batch_size=8 // int(os.environ.get("WORLD_SIZE", "1"))), *callbacks, **kwargs)
-        return {"eps": module.rank_state["numbers"], **module.state_dict()}
+        return {"eps": module.memory.tensors["numbers"], **module.state_dict()}
 
     whole = run(Save(folder / "eps.ckpt", batch_idx=1))
     return {"end": whole, "resumed": run(ckpt_path=folder / "eps.ckpt")}

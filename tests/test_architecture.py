@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 
 from lit_robust.defenses import Defense
 
@@ -78,6 +78,97 @@ def test_the_walk_sees_imports_of_both_forms(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("import lit_robust.cli\ndef f():\n    from lit_robust import defenses\n")
     assert rooms_imported_by(file) == {"cli", "defenses"}
+
+
+# What callbacks ask of a module.
+
+LIGHTNINGS = {*dir(LightningModule), *vars(LightningModule())}
+
+
+def is_the_module(owner: ast.expr) -> bool:
+    """Whether this is what callbacks call the module that is trained."""
+    name = ast.unparse(owner)
+    return name in ("pl_module", "module") or name.endswith(".lightning_module")
+
+
+def members_of_protocols(tree: ast.AST) -> set[str]:
+    members = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Protocol" for base in node.bases):
+            for part in node.body:
+                if isinstance(part, ast.AnnAssign):
+                    members.add(ast.unparse(part.target))
+                elif isinstance(part, ast.FunctionDef):
+                    members.add(part.name)
+    return members
+
+
+def values_of(name: ast.expr, tree: ast.AST) -> set[str]:
+    """The strings that a name may be: itself, or what a loop over a tuple gives it; an f-string says what it is."""
+    if isinstance(name, ast.Constant):
+        return {name.value}
+    if isinstance(name, ast.IfExp):
+        return values_of(name.body, tree) | values_of(name.orelse, tree)
+    constants = {
+        ast.unparse(target): node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.For, ast.comprehension)) and ast.unparse(node.target) == ast.unparse(name):
+            among = constants.get(ast.unparse(node.iter), node.iter)
+            if isinstance(among, ast.Tuple):
+                return set().union(*(values_of(item, tree) for item in among.elts))
+    return {ast.unparse(name)}  # which no module has
+
+
+def reads_of_a_module(tree: ast.AST) -> set[str]:
+    """Each attribute that is read from the module, also by its name."""
+    read = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            if is_the_module(node.value):
+                read.add(node.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            owner, name, *_ = node.args
+            if is_the_module(owner):
+                read |= values_of(name, tree)
+    return read
+
+
+def asked_beyond_lightning(source: str) -> set[str]:
+    tree = ast.parse(source)
+    return reads_of_a_module(tree) - LIGHTNINGS - members_of_protocols(tree)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, id=file.name) for file in sorted((PACKAGE / "callbacks").glob("*.py"))],
+)
+def test_a_callback_asks_a_module_for_nothing_that_it_does_not_state(file):
+    assert asked_beyond_lightning(file.read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("pl_module.rate", {"rate"}),
+        ("x = module.rate.scheduler", {"rate"}),
+        ("trainer.lightning_module.rate", {"rate"}),
+        ("getattr(module, 'rate', None)", {"rate"}),
+        ("hasattr(pl_module, 'rate')", {"rate"}),
+        ("NAMES = ('rate', 'net')\nfor name in NAMES: hasattr(module, name)", {"rate", "net"}),
+        ("all(hasattr(module, name) for name in ('rate', 'log'))", {"rate"}),
+        ("getattr(module, 'a' if x else 'b')", {"a", "b"}),
+        ("getattr(module, f'{split}_attacks')", {"f'{split}_attacks'"}),
+        ("pl_module.log('a', 1)\nmodule.device", set()),
+        ("class HasRate(Protocol):\n    rate: float\n    def net(self): ...\nmodule.rate\nmodule.net", set()),
+        ("class HasRate:\n    rate: float\nmodule.rate", {"rate"}),
+    ],
+)
+def test_the_walk_sees_what_is_read_from_a_module(line, asked):
+    assert asked_beyond_lightning(line) == asked
 
 
 README = (PACKAGE.parent / "README.md").read_text()

@@ -252,10 +252,10 @@ def test_rademacher_starts_are_corners_of_the_ball():
 def test_starts_are_projected_unless_told_otherwise(init):
     x = torch.zeros(8, *SHAPE)
     attack = PGD(0.1, steps=0, init=init, init_size=0.3)
-    start = attack.start(x)
+    start = attack.start(smooth_net(), x)
     assert start.min() >= 0
     assert start.max() <= 0.1 + 1e-6
-    assert replace(attack, clip_init=False).start(x).min() < -0.1
+    assert replace(attack, clip_init=False).start(smooth_net(), x).min() < -0.1
 
 
 def test_a_sample_that_never_moves_from_an_unprojected_start_comes_back_into_the_threat_set():
@@ -379,7 +379,7 @@ def test_the_host_never_waits_while_training(attack):
 class Curriculum(PGD):
     """Moves the samples whose margin is small, as a training attack may."""
 
-    def movers(self, x, y):
+    def movers(self, net, x, y):
         return lambda x_adv, logits, gradient: losses.probability_margin(logits, y) <= 0
 
 

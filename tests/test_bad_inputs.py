@@ -173,11 +173,11 @@ FLAGS = {
     ),
     "too small images": (
         "--model.net lit_robust.nets.small_cnn",
-        "the net (Net) cannot read images of shape 1x8x8: choose a net for this data set (...).",
+        "the net (Net) cannot read images of shape 1x8x8 (...): choose a net for this data set.",
     ),
     "grey images for a colour net": (
         "--model.net torchvision.models.resnet18",
-        "the net (ResNet) cannot read images of shape 1x8x8: choose a net for this data set (...).",
+        "the net (ResNet) cannot read images of shape 1x8x8 (...): choose a net for this data set.",
     ),
     "a net that returns NaN": (
         "--model.net tests.test_bad_inputs.NaNNet",
@@ -459,7 +459,7 @@ def test_a_checkpoint_whose_net_is_a_program_is_refused_and_the_program_not_run(
         (lambda: AutoAttack(version="fast"), ValueError, 'version="fast" is unknown: choose standard'),
         (lambda: digits_cnn(num_classes=0), ValueError, "num_classes=0 of digits_cnn must be at least 1"),
         (lambda: PGDAT(TinyNet(), 1, PGD()), ValueError, "num_classes=1 .*at least 2"),
-        (lambda: PGDAT(TinyNet(), 4, PGD(), attack_bn_mode="test"), ValueError, 'choose "eval" or "train"'),
+        (lambda: PGDAT(TinyNet(), 4, PGD(), attack_bn_mode="test"), ValueError, "choose eval or train"),
         (lambda: CIFAR10DataModule(split="frist"), ValueError, "split='frist' is not one of random, first"),
         (lambda: DigitsDataModule(val_size=0).select([1400]), ValueError, "1 indices, 1400 among them, that are not"),
         (lambda: DigitsDataModule().select([0], [-1.0]), ValueError, "weights that are finite and above 0"),

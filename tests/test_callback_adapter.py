@@ -198,6 +198,11 @@ class Pooled(TinyNet):
         return super().forward(x).mean()
 
 
+class Broken(TinyNet):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+
 class Twice(TinyNet):
     def forward(self, x):
         return [super().forward(x)] * 2
@@ -211,7 +216,7 @@ class Labelled(TinyNet):
 @pytest.mark.parametrize(
     ("arguments", "batch", "message"),
     [
-        ({}, (normalised(X), Y), r"pixels run from -5\.9.*, but an attack's eps is in units of \[0, 1\]: if the data"),
+        ({}, (normalised(X), Y), r"pixels run from -5\.9.*, but every eps here is in units of \[0, 1\]: if the data"),
         ({}, (255 * X, Y), r"pixels run from .* to 25\d.*normalises, give its mean and std"),
         ({}, (X / 0 * 0, Y), r"pixels run from nan to nan"),
         ({"mean": 0.5, "std": 0.5}, (normalised(X), Y), r"mean=\[0\.5\] and std=\[0\.5\] are not what the data"),
@@ -219,10 +224,10 @@ class Labelled(TinyNet):
         ({"mean": [0.1, 0.2], "std": 1}, (X, Y), r"mean=\[0\.1, 0\.2\] has 2 numbers for images of 3 channels"),
         ({}, ((255 * X).byte(), Y), r"x=0 finds images of torch\.uint8, but attacks move floating-point pixels"),
         ({}, (X, Y[:3]), r"y=1 finds labels of shape \(3,\) for 8 images"),
-        ({}, (X, Y + 1), r"labels run from 1 to 4, but the net returns 4 logits an image"),
+        ({}, (X, Y + 1), r"labels run from 1 to 4, but the net returns 4 logits an image: give the net an output"),
         ({}, (X, Y - 1), r"labels run from -1 to 2"),
         ({"net": "net"}, (X, Y), r'net="net" is no sub-module of Classifier: .* \(it has: model, scale\)'),
-        ({"net": "scale"}, (X, Y), r"Classifier\.scale cannot be called with images alone \(RuntimeError: .*: set"),
+        ({"net": "scale"}, (X, Y), r"Classifier\.scale cannot read images .*3x8x8 \(RuntimeError: .*: set"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, message):
@@ -236,8 +241,9 @@ def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, messa
     [
         (Softmax(), r"the net returns probabilities, .* set net to the sub-module before the softmax"),
         (Pooled(), r"Classifier returns a tensor of shape \(\) for 2 images instead of logits: set net to the"),
+        (Broken(), r"the net returns NaN or infinite logits, .* take an earlier checkpoint"),
         (Twice(), r"Classifier returns list for 2 images instead of logits"),
-        (Labelled(), r"Classifier cannot be called with images alone \(TypeError: .*missing 1 required"),
+        (Labelled(), r"Classifier cannot read images of shape 3x8x8 \(TypeError: .*missing 1 required"),
     ],
 )
 def test_what_returns_no_logits_is_refused(net, message):
@@ -251,7 +257,7 @@ def test_a_module_without_forward_needs_the_name_of_its_net():
             super().__init__()
             self.model = TinyNet()
 
-    with pytest.raises(ValueError, match=r"NoForward cannot be .* \(NoForward has: model\)"):
+    with pytest.raises(ValueError, match=r"NoForward cannot read .* \(NoForward has: model\)"):
         Adapter().check(NoForward(), (X, Y))
     Adapter(net="model").check(NoForward(), (X, Y))
 
@@ -267,6 +273,10 @@ def test_a_module_without_forward_needs_the_name_of_its_net():
 def test_half_a_normalisation_is_refused_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
         Adapter(**arguments)
+
+
+def test_half_a_grey_level_beyond_black_and_white_is_rounding():
+    Adapter().check(Classifier(), (X.clamp(0, 1) * (1 + 0.9 / 255) - 0.45 / 255, Y))
 
 
 def test_a_check_leaves_no_trace():

@@ -1,6 +1,6 @@
 import copy
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ class Watched(PGD):
 
 
 def watched(attack=ATTACK, **kwargs):
-    return Watched(**(vars(attack) | kwargs), calls=[])
+    values = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    return Watched(**(values | kwargs), calls=[])
 
 
 def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, seed=0, loader=None, **kwargs):
@@ -195,7 +196,7 @@ def test_batches_may_be_of_any_kind_and_steps_may_take_a_batch_alone(tmp_path, w
     batch, seen = wrap(*data[:2]), []
     fit(tmp_path, Step(), AdversarialTraining(ATTACK, x, y, "model"), loader=as_they_are(batch))
     assert [type(other) for other in seen] == [type(batch)] * 2
-    look = AdversarialTraining(ATTACK, x, y).view
+    look = AdversarialTraining(ATTACK, x, y).adapter
     assert 0.9 * EPS < (look.pixels(seen[0]) - data.x).abs().max() <= EPS + 1e-6
     assert look.pixels(batch) is data.x
 
@@ -720,7 +721,7 @@ def test_the_fragment_serves_a_command_line_of_the_users_own(tmp_path, monkeypat
     )
     (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, AdversarialTraining))
     assert callback.attack == PGD(eps="8/255", step_size="2/255", steps=10)
-    assert (callback.view.mean, callback.view.std) == ((MEAN,), (STD,))
+    assert (callback.adapter.mean, callback.adapter.std) == ((MEAN,), (STD,))
 
 
 def test_the_fragment_is_refused_by_a_defense_in_one_sentence(tmp_path, monkeypatch, capsys):

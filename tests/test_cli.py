@@ -13,12 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
 from lit_robust import __version__
 from lit_robust.cli import main
-from lit_robust.cli.main import RobustCLI
 from tests.front_door import lit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -188,6 +185,27 @@ def test_a_training_that_is_done_is_left_as_it_is(here):
     files = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     lit("fit", "--ckpt_path", "last")
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("command", "read"),
+    [
+        ("fit", ["last", "last"]),
+        ("validate", ["last", "last"]),
+        ("predict", ["last", "last"]),
+        ("test", ["last", "best", "last", "best"]),  # all of them before the first attack
+    ],
+)
+def test_a_checkpoint_of_a_folder_is_read_once_by_us_and_once_by_lightning(command, read, here, monkeypatch):
+    names, load = [], torch.load
+
+    def counting(file, *args, **kwargs):
+        names.append(Path(getattr(file, "name", file)).stem)
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counting)
+    lit(command, "--ckpt_path", "runs/tiny", *(["--trainer.max_epochs", 2] if command == "fit" else []))
+    assert names == read
 
 
 # Testing.
@@ -384,13 +402,3 @@ def test_filters_are_in_place_only_while_the_command_runs(empty):
     with pytest.raises(SystemExit):
         lit("fit", "--data.batch_size", 0)
     assert (list(warnings.filters), list(talker.filters)) == before
-
-
-def test_private_names_of_lightning_that_we_rely_on_are_there():
-    for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
-        assert callable(getattr(LightningCLI, name))
-        assert getattr(RobustCLI, name) is not getattr(LightningCLI, name)
-    logger = CSVLogger("runs", name="tiny")
-    for version, folder in ((7, "version_7"), ("mine", "mine")):
-        logger._version = version
-        assert (logger.version, logger.log_dir) == (version, f"runs/tiny/{folder}")

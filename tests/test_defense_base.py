@@ -193,8 +193,12 @@ def test_a_nan_loss_stops_the_run_before_anything_is_saved(tmp_path):
     [
         ({"x": images().x * 2 - 1}, r"pixels run from -0.9999 to .*, but every eps here is in units of \[0, 1\]"),
         ({"x": images().x * 255}, "divide them by 255"),
+        ({"x": (images().x * 255).byte()}, r"there are images of torch\.uint8, but attacks move floating-point pixels"),
         ({"y": images().y + 3}, "labels run from 3 to 6, but num_classes=4"),
-        ({"x": images().x[:, :1]}, "cannot read images of shape 1x8x8: choose a net for this data set"),
+        (
+            {"x": images().x[:, :1]},
+            r"cannot read images of shape 1x8x8 \(RuntimeError: .*\): choose a net for this data set",
+        ),
     ],
 )
 def test_images_that_would_make_every_number_wrong_are_refused_before_training(tmp_path, change, message):
@@ -225,7 +229,7 @@ def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, 
     ("arguments", "message"),
     [
         ({"num_classes": 1}, "num_classes=1 leaves nothing to classify"),
-        ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose "eval" or "train"'),
+        ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose eval or train'),
         ({"gradient_clip_val": 0}, "gradient_clip_val=0 must be above 0, or null"),
         ({"lr_interval": "batch"}, 'lr_interval="batch" is unknown'),
         ({"attack": PGD(targeted=True)}, "attack is targeted, and its targets would be the true labels"),

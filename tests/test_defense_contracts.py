@@ -1,6 +1,7 @@
 """What holds for every training method."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from lit_robust.threats import Linf
 from lit_robust.training.defense import Defense
-from tests.methods import METHODS, Method, build
+from tests.methods import EPS, METHODS, Method, build
 from tests.tiny import TinyNet, images, indexed, trainer
 
 
@@ -102,3 +103,92 @@ def test_one_batch_is_one_step_of_the_optimizer(defense, run):
     fitted = run(max_epochs=2)
     fitted.fit(defense, indexed(images(24), batch_size=8))
     assert fitted.global_step == 2 * 3 * getattr(defense, "m", 1)
+
+
+def fitted_with(defense: Defense, callbacks, tmp_path) -> dict[str, torch.Tensor]:
+    fit = trainer(tmp_path, max_epochs=2, callbacks=callbacks)
+    fit.fit(defense, indexed(images()), indexed(images(8, seed=1)))
+    metrics = {key: value for key, value in fit.callback_metrics.items()}
+    return {**{key: value.clone() for key, value in defense.net.state_dict().items()}, **metrics}
+
+
+def test_a_second_fit_is_the_first_fit_of_a_fresh_object(method, defense, tmp_path):
+    start = {key: value.clone() for key, value in defense.net.state_dict().items()}
+    callbacks = method.callbacks()
+    first = fitted_with(defense, callbacks, tmp_path)
+    defense.net.load_state_dict(start)
+    second = fitted_with(defense, callbacks, tmp_path)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+# What a batch may cost: rows of images through the net in the attack and in the update, forwards and backwards, for a
+# batch of 8. The numbers are those of the papers' algorithms; FAT's depend on which images are misclassified.
+COSTS = {
+    "PGDAT": ((2, 2), (1, 1)),
+    "FGSMAT": ((1, 1), (1, 1)),
+    "FastAT from the previous delta": ((1, 1), (1, 1)),
+    "GradAlign": ((1, 1), (2, 3)),  # a double backward arrives twice at the logits of the second point
+    "RMGM": ((2, 2), (2, 2)),
+    "SATR1": ((1 + 3 / 8, 1 + 3 / 8), (1 + 1 / 8, 1 + 1 / 8)),
+    "SATR3": ((1, 1), (2, 2)),
+    "ELLEA": ((1, 1), (4, 4)),
+    "GAT": ((2, 1), (2, 2)),
+    "NuAT": ((2, 1), (2, 2)),
+    "NuAT2": ((3, 2), (2, 2)),
+    "CustomizedAT": ((3, 2), (1, 1)),
+    "TRADES": ((3, 2), (2, 2)),
+    "MART": ((2, 2), (2, 2)),
+    "PSAT": ((2, 2), (1, 1)),
+    "HSAT with the features": ((2, 2), (1, 1)),
+    "DynamicAT": ((2, 2), (1, 1)),
+}
+
+
+class Rows:
+    """Counts rows that go forwards through a net, and gradients that arrive at its logits, in batches of 8."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.counts = [0.0, 0.0]
+        net.register_forward_hook(self.forward)
+
+    def forward(self, net, inputs, logits):
+        self.add(0, logits)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: self.add(1, gradient))
+
+    def add(self, which, rows):
+        self.counts[which] += len(rows) / 8
+
+    def of(self, action) -> tuple[float, float]:
+        before = list(self.counts)
+        action()
+        return tuple(now - then for now, then in zip(self.counts, before, strict=True))
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_batch_costs_the_passes_of_its_algorithm(name, tmp_path):
+    method, costs = METHODS[name], []
+    defense = build(method.cls, **method.arguments)
+    rows, perturb, optimize = Rows(defense.net), defense.perturb, defense.optimize
+    found = []
+
+    def counted_perturb(batch):
+        costs.append(rows.of(lambda: found.append(perturb(batch))))
+        return found.pop()
+
+    defense.perturb = counted_perturb
+    defense.optimize = lambda *arguments: costs.append(rows.of(lambda: optimize(*arguments)))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=2).fit(defense, indexed(images()))
+    assert costs == [pytest.approx(part) for part in COSTS[name]] * 2
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "CurriculumAT" not in name])  # draws its step sizes
+def test_an_attack_is_built_anew_only_when_a_number_has_changed(name):
+    defense = build(METHODS[name].cls, **METHODS[name].arguments)
+    first = defense.adversary()
+    assert defense.adversary() is first
+    defense.attack = replace(defense.attack, eps=EPS / 2)
+    second = defense.adversary()
+    assert second != first
+    assert defense.adversary() is second

@@ -221,7 +221,8 @@ def patient(tmp_path_factory):
 
 @pytest.mark.parametrize("stop", ["in mid-epoch", "after an epoch's last batch", "after validation", "between epochs"])
 def test_a_patient_run_resumes_as_if_it_had_not_been_stopped(patient, stop):
-    assert patient[1].end["lit_robust"]["curriculum"]["stale"] + patient[1].end["lit_robust"]["curriculum"]["k"] > 0
+    memory = patient[1].end["lit_robust"]["memory"]["values"]
+    assert memory["stale"] + memory["k"] > 0
     assert_the_same(patient, STOPS[stop])
 
 

@@ -26,12 +26,12 @@ def customized(eps=0.0, **arguments) -> CustomizedAT:
     """The method with a table of the tiny images, as training makes it."""
     defense = build(CustomizedAT, **({"attack": CODE} | arguments))
     numbers = torch.as_tensor(eps, dtype=torch.float32).expand(N).clone()
-    defense.rank_state = {"numbers": numbers, "changed": torch.zeros(N, dtype=torch.bool)}
+    defense.memory.tensors = {"numbers": numbers, "changed": torch.zeros(N, dtype=torch.bool)}
     return defense
 
 
 def eps_of(defense) -> torch.Tensor:
-    return defense.rank_state["numbers"]
+    return defense.memory.tensors["numbers"]
 
 
 class Sure(nn.Module):
@@ -78,7 +78,7 @@ class TestEps:
         defense.perturb(batch._replace(weight=(batch.index < 8).float()))
         lost = (batch.y != 0) & (batch.index < 8)
         torch.testing.assert_close(eps_of(defense), 0.0025 * lost.float())
-        assert torch.equal(defense.rank_state["changed"], batch.index < 8)
+        assert torch.equal(defense.memory.tensors["changed"], batch.index < 8)
 
     def test_belongs_to_the_index_and_not_to_the_place_in_the_batch(self):
         defense, batch = customized(net=Sure()), images(N)
@@ -254,7 +254,7 @@ class TestTraining:
         checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
         mine = {"numbers": torch.tensor([0.1, 0.2]), "changed": torch.tensor([True, False])}
         other = {"numbers": torch.tensor([0.0, 0.3]), "changed": torch.tensor([False, True])}
-        checkpoint["lit_robust"]["ranks"] = [mine, other]
+        checkpoint["lit_robust"]["memory"]["tensors"] = [mine, other]
         defense.on_load_checkpoint(checkpoint)
         torch.testing.assert_close(eps_of(defense), torch.tensor([0.1, 0.3]))
 
@@ -309,8 +309,8 @@ def test_a_subset_of_the_users_own_keeps_the_indices_of_the_whole(tmp_path):
     few = DataLoader(torch.utils.data.Subset(whole, [0, 1, 9, 11]), batch_size=2)
     defense = build(CustomizedAT)
     trainer(tmp_path, max_epochs=1).fit(defense, few)
-    assert len(defense.rank_state["numbers"]) == N
-    assert set(defense.rank_state["numbers"].nonzero().flatten().tolist()) <= {0, 1, 9, 11}
+    assert len(defense.memory.tensors["numbers"]) == N
+    assert set(defense.memory.tensors["numbers"].nonzero().flatten().tolist()) <= {0, 1, 9, 11}
 
 
 class Endless(torch.utils.data.IterableDataset):

@@ -86,7 +86,7 @@ def test_a_start_from_the_previous_perturbation_is_the_authors_loop():
         moved = (delta[:n] + 1.25 * EPS * g.sign()).clamp(-EPS, EPS)
         delta[:n] = (batch.x + moved).clamp(0, 1) - batch.x
         torch.testing.assert_close(defense.perturb(batch), (batch.x + delta[:n]).float(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(defense.rank_state["delta"], delta.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(defense.memory.tensors["delta"], delta.float(), rtol=0, atol=1e-6)
 
 
 def test_a_perturbation_is_carried_to_larger_batches_and_forgotten_with_the_image_size():
@@ -96,7 +96,7 @@ def test_a_perturbation_is_carried_to_larger_batches_and_forgotten_with_the_imag
     assert defense.recall(x).flatten(1).amax(dim=1).tolist() == pytest.approx([0.05, 0.05, 0, 0])
     assert not defense.recall(torch.rand(2, 3, 16, 16)).any()
     defense.remember(torch.zeros(1, 3, 16, 16))
-    assert defense.rank_state["delta"].shape == (1, 3, 16, 16)
+    assert defense.memory.tensors["delta"].shape == (1, 3, 16, 16)
 
 
 def test_a_lower_eps_applies_to_a_carried_perturbation_too():

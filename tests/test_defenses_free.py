@@ -60,7 +60,7 @@ def test_three_batches_are_the_algorithm_with_one_perturbation_for_all(tmp_path,
     defense = free(net(), clip_delta=clip_delta)
     trainer(tmp_path, max_epochs=1).fit(defense, loader(data))
     delta = algorithm(exact, batches_of(data), m=3, clip_delta=clip_delta)
-    torch.testing.assert_close(defense.rank_state["delta"], delta.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(defense.memory.tensors["delta"], delta.float(), rtol=0, atol=1e-6)
     for mine, theirs in zip(defense.net.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.float(), rtol=0, atol=1e-5)
 
@@ -74,7 +74,7 @@ def test_the_conventions_of_clipping_differ_where_images_are_black_or_white(tmp_
     for clip_delta in ("ball", "image"):
         defense = free(linear, m=2, clip_delta=clip_delta, optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
         trainer(tmp_path, max_epochs=1).fit(defense, loader(data))
-        deltas[clip_delta] = defense.rank_state["delta"]
+        deltas[clip_delta] = defense.memory.tensors["delta"]
     outwards = direction == 2 * data.x - 1  # from black to blacker
     torch.testing.assert_close(deltas["ball"], EPS * direction)
     torch.testing.assert_close(deltas["image"], EPS * direction * ~outwards)
@@ -106,7 +106,7 @@ def test_a_batch_without_an_adversary_is_one_update_and_leaves_the_perturbation(
     fitted = trainer(tmp_path, max_epochs=1)
     fitted.fit(defense, loader(images(24)))
     assert fitted.global_step == 3
-    assert defense.rank_state == {}
+    assert defense.memory.tensors == {}
 
 
 def test_a_resumed_run_goes_on_with_the_perturbation(tmp_path):
@@ -117,7 +117,7 @@ def test_a_resumed_run_goes_on_with_the_perturbation(tmp_path):
     half.save_checkpoint(tmp_path / "half.ckpt")
     rest = free(TinyNet(seed=5))
     trainer(tmp_path, max_epochs=2).fit(rest, loader(images(20)), ckpt_path=tmp_path / "half.ckpt")
-    assert torch.equal(whole.rank_state["delta"], rest.rank_state["delta"])
+    assert torch.equal(whole.memory.tensors["delta"], rest.memory.tensors["delta"])
     assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), rest.net.parameters(), strict=True))
 
 
@@ -135,7 +135,7 @@ def test_replays_in_bf16_see_the_weights_of_the_update_before(tmp_path):
             for parameter, grad in zip(net.parameters(), grads, strict=True):
                 parameter -= LR * grad
             delta = (delta + EPS * step.sign() * (x_adv == data.x + delta)).clamp(-EPS, EPS)
-    torch.testing.assert_close(defense.rank_state["delta"], delta, rtol=0, atol=1e-6)
+    torch.testing.assert_close(defense.memory.tensors["delta"], delta, rtol=0, atol=1e-6)
     for mine, theirs in zip(defense.net.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
 
@@ -149,7 +149,7 @@ def test_samples_of_weight_0_leave_the_net_and_their_perturbation_alone(tmp_path
         nets.append(defense)
     for mine, theirs in zip(*(defense.net.parameters() for defense in nets), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
-    assert not nets[0].rank_state["delta"][5:].any()
+    assert not nets[0].memory.tensors["delta"][5:].any()
 
 
 def test_the_learning_rate_moves_on_with_each_replay(tmp_path):
@@ -179,8 +179,8 @@ def test_a_gradient_that_overflowed_moves_no_pixel_and_poisons_none(tmp_path):
 
     defense = free(Overflow(), m=1)
     trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
-    assert not defense.rank_state["delta"][0].any()
-    assert defense.rank_state["delta"][1:].any()
+    assert not defense.memory.tensors["delta"][0].any()
+    assert defense.memory.tensors["delta"][1:].any()
 
 
 def test_replays_of_batches_of_one_class_each_make_the_net_forget_the_other_classes(tmp_path):

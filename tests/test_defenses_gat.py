@@ -6,6 +6,7 @@ from torch import nn
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD
+from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import GAT, NuAT
 from lit_robust.schedules import Staircase
@@ -84,15 +85,15 @@ def test_every_other_attack_is_guided_and_the_count_starts_anew_in_each_epoch(me
     seen = []
 
     class Spy(method):
-        def steps(self):
-            seen.append((self.current_epoch, self.batch_idx, super().steps()[0][1]))
-            return super().steps()
+        def adversary(self):
+            seen.append(super().adversary().lam)
+            return super().adversary()
 
     trainer(tmp_path, max_epochs=2).fit(build(Spy, attack=ONE_STEP, lam=2.0), loader(images()))
     # 3 batches an epoch: an odd number, so a count over the whole training would differ
-    assert [lam for _, _, lam in seen] == [0, 2, 0, 0, 2, 0]
-    always = build(method, attack=ONE_STEP, lam=2.0, attack_alternate=False)
-    assert always.steps() == [(always.net, 2.0)]
+    assert seen == [0, 2, 0, 0, 2, 0]
+    always = build(method, attack=ONE_STEP, lam=2.0, attack_alternate=False).adversary()
+    assert (always.steps, always.lam) == (1, 2.0)
 
 
 def test_an_unguided_attack_is_one_step_on_the_cross_entropy():
@@ -154,11 +155,12 @@ def test_a_ramp_drives_lambda(tmp_path):
 
 
 def test_alpha_is_the_random_step_and_half_of_eps_by_default_which_a_ramp_may_change():
-    assert build(GAT, attack=ONE_STEP).one_step().init_size == EPS / 2
-    assert build(GAT, attack=ONE_STEP, alpha="8/255").one_step().init_size == 8 / 255
+    assert build(GAT, attack=ONE_STEP).adversary().init_size == EPS / 2
+    assert build(GAT, attack=ONE_STEP, alpha="8/255").adversary().init_size == 8 / 255
     defense = build(GAT, attack=ONE_STEP)
     defense.attack = FGSM(0.04)
-    assert defense.one_step() == PGD(0.04, 0.04, 1, init="rademacher", init_size=0.02)
+    guided = {"penalty": GAT.penalty, "lam": 0.0, "guided_steps": 1, "reference_bn_mode": "train"}
+    assert defense.adversary() == GuidedPGD(0.04, 0.04, 1, init="rademacher", init_size=0.02, **guided)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,9 +16,12 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights
 from lit_robust.cli.config import load, merged
 from lit_robust.defenses import NuAT, NuAT2
-from lit_robust.defenses.hybrid import CleanLossDrop, EvenShare, Memory, SecondStepGain, second_step_gain
+from lit_robust.defenses.hybrid import MEMORY, CleanLossDrop, EvenShare, SecondStepGain
+from lit_robust.measures.masking import second_step_gain
+from lit_robust.training.memory import Memory
+from lit_robust.training.ranks import weighted_mean
 from tests.methods import EPS, ONE_STEP, build
-from tests.tiny import TinyNet, images, loader, trainer
+from tests.tiny import TinyNet, images, indexed, loader, trainer
 
 
 def tiny(batch, trained: bool, seed: int = 0) -> nn.Module:
@@ -78,7 +83,7 @@ class TestNuAT:
         singular = torch.linalg.svdvals(adversarial - clean)
         expected = nn.functional.cross_entropy(clean, batch.y) + 4.5 / 8 * singular.sum()
         defense = build(NuAT, attack=ONE_STEP, lam=4.5).train()
-        found = defense.mean(defense.loss(batch, x_adv), batch)
+        found = weighted_mean(defense.loss(batch, x_adv), batch.weight)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
         for mine, its in zip(gradients(defense.net, found), gradients(net, expected), strict=True):
             torch.testing.assert_close(mine.double(), its, rtol=1e-4, atol=1e-5)
@@ -89,17 +94,17 @@ class TestNuAT:
         weighted = batch._replace(weight=torch.tensor([2.0, 0, 1, 1, 1, 1, 1, 1]))
         rows = torch.tensor([0, 0, 2, 3, 4, 5, 6, 7])
         copied = Batch(*(part[rows] for part in batch))
-        mine = defense.mean(defense.loss(weighted, x_adv), weighted)
-        its = defense.mean(defense.loss(copied, x_adv[rows]), copied)
+        mine = weighted_mean(defense.loss(weighted, x_adv), weighted.weight)
+        its = weighted_mean(defense.loss(copied, x_adv[rows]), copied.weight)
         torch.testing.assert_close(mine, its)
         for one, other in zip(gradients(defense.net, mine), gradients(defense.net, its), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
     def test_the_scale_of_weights_changes_nothing(self):
         batch, x_adv = images(8), images(8, seed=1).x
-        weight = torch.rand(8)
+        weights = [c * torch.rand(8, generator=torch.Generator().manual_seed(0)) for c in (1, 37)]
         defense = build(NuAT, attack=ONE_STEP, lam=4.5).eval()
-        values = [defense.mean(defense.loss(b, x_adv), b) for b in (batch._replace(weight=c * weight) for c in (1, 37))]
+        values = [weighted_mean(defense.loss(batch._replace(weight=w), x_adv), w) for w in weights]
         torch.testing.assert_close(*values)
 
     def test_a_batch_of_padding_alone_adds_nothing(self):
@@ -182,15 +187,24 @@ class TestNuAT2WA:
         seen = []
 
         class Spy(NuAT2):
-            def steps(self):
-                first = super().steps()[0][0]
-                seen.append((self.current_epoch, "net" if first is self.net else "average"))
-                return super().steps()
+            def perturb(self, batch):
+                attacked = []  # by the forwards of the attack that a backward follows
+
+                def hook(net, args, logits):
+                    if logits.requires_grad:
+                        attacked.append("net" if net is self.net else "average")
+
+                hooks = [net.register_forward_hook(hook) for net in (self.net, self.averaged["fast"])]
+                x_adv = super().perturb(batch)
+                for handle in hooks:
+                    handle.remove()
+                seen.append((self.current_epoch, attacked))
+                return x_adv
 
         defense = build(Spy, attack=ONE_STEP, attack_average="fast")
         callbacks = [EMAWeights(0.9, extra={"fast": 0.5})]
         trainer(tmp_path, max_epochs=3, callbacks=callbacks).fit(defense, loader(images(8)))
-        assert seen == [(0, "net"), (1, "average"), (2, "average")]
+        assert seen == [(0, ["net", "net"]), (1, ["average", "net"]), (2, ["average", "net"])]
 
     def test_the_average_keeps_its_mode_and_gets_no_gradient(self, tmp_path):
         defense = self.fitted(tmp_path)
@@ -228,75 +242,88 @@ class TestNuAT2WA:
         assert torch.equal(defense.net.head.weight, before)
 
 
-def triggers(detector, curve, every=0.05, begin=10.0) -> Memory:
-    memory = Memory()
-    for k, value in enumerate(curve):
-        detector.judge(memory, begin + k * every, value)
-    return memory
+def remembered(detector, curve, every=0.05, begin=10.0) -> dict:
+    """What a method remembers after a detector has measured a curve."""
+    method = SimpleNamespace(memory=Memory(), batch_idx=0, log_now=lambda **values: None)
+    method.memory.declare(**MEMORY)
+    method.trainer = SimpleNamespace(num_training_batches=1)  # so that it looks in every batch
+    with patch.object(type(detector), "measure", side_effect=curve):
+        for k in range(len(curve)):
+            method.time = begin + k * every
+            detector.alert(method, batch=None)
+    return method.memory.values
+
+
+def triggers(*args, **kwargs) -> int:
+    return remembered(*args, **kwargs)["triggers"]
 
 
 class TestCleanLossDrop:
     def test_a_level_curve_and_a_gentle_decline_are_no_alarm(self):
-        assert triggers(CleanLossDrop(), [1.0] * 100).triggers == 0
-        assert triggers(CleanLossDrop(), [1 - 0.002 * k for k in range(100)]).triggers == 0  # 2 % in half an epoch
+        assert triggers(CleanLossDrop(), [1.0] * 100) == 0
+        assert triggers(CleanLossDrop(), [1 - 0.002 * k for k in range(100)]) == 0  # 2 % in half an epoch
 
     def test_a_fall_by_a_third_within_half_an_epoch_is_an_alarm(self):
-        memory = triggers(CleanLossDrop(), [1.0] * 20 + [1 - 0.033 * k for k in range(11)])
-        assert memory.triggers == 1
-        assert memory.until == pytest.approx(10 + 30 * 0.05 + 0.5)
+        memory = remembered(CleanLossDrop(), [1.0] * 20 + [1 - 0.033 * k for k in range(11)])
+        assert memory["triggers"] == 1
+        assert memory["until"] == pytest.approx(10 + 30 * 0.05 + 0.5)
 
     def test_the_comparison_is_with_the_moving_average_half_an_epoch_ago_by_hand(self):
         # smoothing near 0 makes the average the curve itself: 0.86 is a drop of 14 %, 0.84 one of 16 %
         sharp = CleanLossDrop(smoothing=1e-9, window=0.5, drop=0.15)
         for last, fires in ((0.86, False), (0.84, True)):
-            memory = triggers(sharp, [1.0, 1.0, last], every=0.25)
-            assert memory.values == [1.0, 1.0, last]
-            assert memory.triggers == fires
+            memory = remembered(sharp, [1.0, 1.0, last], every=0.25)
+            assert memory["values"] == [1.0, 1.0, last]
+            assert memory["triggers"] == fires
 
     def test_the_average_forgets_with_its_time_constant(self):
-        memory = triggers(CleanLossDrop(smoothing=0.05), [1.0, 0.0])
-        assert memory.values[-1] == pytest.approx(2.718281828**-1)
+        memory = remembered(CleanLossDrop(smoothing=0.05), [1.0, 0.0])
+        assert memory["values"][-1] == pytest.approx(2.718281828**-1)
 
     def test_it_is_silent_in_the_warm_up_and_before_a_whole_window_is_known(self):
         fall = [1.0] * 11 + [0.1] * 5
-        assert triggers(CleanLossDrop(warm_up=5), fall, begin=3.0).triggers == 0
-        assert triggers(CleanLossDrop(warm_up=5), fall, begin=6.0).triggers == 1
-        assert triggers(CleanLossDrop(), [1.0] * 2 + [0.1] * 8).triggers == 0
+        assert triggers(CleanLossDrop(warm_up=5), fall, begin=3.0) == 0
+        assert triggers(CleanLossDrop(warm_up=5), fall, begin=6.0) == 1
+        assert triggers(CleanLossDrop(), [1.0] * 2 + [0.1] * 8) == 0
 
     def test_an_alert_that_goes_on_is_one_trigger(self):
-        memory = triggers(CleanLossDrop(), [1.0] * 20 + [0.9**k for k in range(20)])
-        assert memory.triggers == 1
-        assert memory.until == pytest.approx(10 + 39 * 0.05 + 0.5)
+        memory = remembered(CleanLossDrop(), [1.0] * 20 + [0.9**k for k in range(20)])
+        assert memory["triggers"] == 1
+        assert memory["until"] == pytest.approx(10 + 39 * 0.05 + 0.5)
 
     def test_memory_reaches_back_one_window(self):
-        memory = triggers(CleanLossDrop(window=0.5), [1.0] * 400)
-        assert len(memory.times) == 11
+        memory = remembered(CleanLossDrop(window=0.5), [1.0] * 400)
+        assert len(memory["times"]) == len(memory["values"]) == 11
 
     def test_it_watches_the_mean_clean_cross_entropy_since_the_last_look(self, tmp_path):
         watched, clean = [], []
 
         class Spy(CleanLossDrop):
-            def judge(self, memory, time, value):
-                watched.append((time, value))
-                super().judge(memory, time, value)
+            def measure(self, method, batch):
+                watched.append((method.time, super().measure(method, batch)))
+                return watched[-1][1]
 
         class Net(NuAT):
             def loss(self, batch, x_adv):
                 values = super().loss(batch, x_adv)
-                clean.append((values - self.lam * self.penalty(self.net(x_adv), self.net(batch.x))).mean().item())
+                clean.append([(values * batch.weight).sum().item(), batch.weight.sum().item()])  # lambda is 0
                 return values
 
         defense = build(Net, attack=ONE_STEP, lam=0.0, two_step=Spy(every=0.5))
-        trainer(tmp_path, max_epochs=2).fit(defense, loader(images(32)))  # 4 batches an epoch: looks before 0 and 2
-        assert [time for time, _ in watched] == [0.5, 1.0, 1.5]  # the second one at the end of the first epoch
-        means = [sum(clean[i : i + 2]) / 2 for i in (0, 2, 4)]
-        assert [value for _, value in watched] == pytest.approx(means, rel=1e-5)
+        batch = images(32)._replace(weight=torch.arange(32) % 5 / 2)
+        trainer(tmp_path, max_epochs=2).fit(defense, indexed(batch))  # 4 batches an epoch: looks before 0 and 2
+        assert watched[0] == (0.0, None)  # there is nothing yet
+        assert [time for time, _ in watched[1:]] == [0.5, 1.0, 1.5]  # the second one reaches into the epoch before
+        sums = [torch.tensor(clean[i : i + 2]).sum(dim=0) for i in (0, 2, 4)]
+        means = [(total / weight).item() for total, weight in sums]
+        assert [value for _, value in watched[1:]] == pytest.approx(means, rel=1e-5)
+        assert defense.memory.values["times"] == [1.0, 1.5]  # reaches back one window
 
 
 class TestSecondStepGain:
     def test_it_fires_above_its_bound(self):
-        assert triggers(SecondStepGain(gain=0.2), [0.1, 0.19, 0.2]).triggers == 0
-        assert triggers(SecondStepGain(gain=0.2), [0.1, 0.21, 0.1]).triggers == 1
+        assert triggers(SecondStepGain(gain=0.2), [0.1, 0.19, 0.2]) == 0
+        assert triggers(SecondStepGain(gain=0.2), [0.1, 0.21, 0.1]) == 1
 
     def test_the_gain_is_what_a_second_unguided_step_adds_to_the_cross_entropy(self):
         batch, net = images(8), tiny(images(8), trained=False)
@@ -304,38 +331,46 @@ class TestSecondStepGain:
         buffers = {name: buffer.clone() for name, buffer in defense.net.named_buffers()}
         first, _ = stepped(net, start(batch.x), batch)
         second, _ = stepped(net, first, batch)
-        torch.manual_seed(3)
-        found = second_step_gain(defense, batch)
         ce = [nn.functional.cross_entropy(net(x_adv), batch.y, reduction="none") for x_adv in (first, second)]
-        torch.testing.assert_close(found, (ce[1] - ce[0]).detach().float(), atol=1e-4, rtol=1e-3)
+        expected, weight = (ce[1] - ce[0]).detach().float(), torch.arange(8.0)
+        torch.manual_seed(3)
+        watched = SecondStepGain().measure(defense, batch._replace(weight=weight))
+        assert watched == pytest.approx((expected @ weight / weight.sum()).item(), abs=1e-4, rel=1e-3)
+        assert defense.net.training
+        torch.manual_seed(3)
+        found = second_step_gain(defense.net.eval(), batch.x, batch.y, defense.single_step())
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
         assert all(torch.equal(buffer, buffers[name]) for name, buffer in defense.net.named_buffers())
 
 
 class TestHybrid:
     def test_on_alert_the_attack_is_nuat2s_and_otherwise_nuats(self):
         defense = build(NuAT, attack=ONE_STEP, lam=4.0, two_step=EvenShare(0.5), attack_alternate=False)
-        assert defense.steps() == [(defense.net, 4.0)]
-        defense.hybrid.memory.alert = True
-        assert defense.steps() == [(defense.net, 4.0), (defense.net, 0.0)]
+        assert defense.adversary() == build(NuAT, attack=ONE_STEP, lam=4.0, attack_alternate=False).adversary()
+        assert (defense.adversary().steps, defense.adversary().lam) == (1, 4.0)
+        defense.memory.values["alert"] = True
+        attack = defense.adversary()
+        assert attack == build(NuAT2, attack=ONE_STEP, lam=4.0, reference_bn_mode="train").adversary()
+        assert (attack.steps, attack.guided_steps, attack.lam) == (2, 1, 4.0)
 
     def test_an_even_share_is_spread_over_the_epochs(self, tmp_path):
         seen = []
 
         class Spy(NuAT):
-            def steps(self):
-                seen.append(len(super().steps()))
-                return super().steps()
+            def adversary(self):
+                seen.append(super().adversary().steps)
+                return super().adversary()
 
         defense = build(Spy, attack=ONE_STEP, two_step=EvenShare(0.4))
         run = trainer(tmp_path, max_epochs=2)
         run.fit(defense, loader(images(40)))
         assert seen == [1, 1, 2, 1, 2, 1, 1, 2, 1, 2]
-        assert defense.hybrid.memory.spent == pytest.approx(4 / 5)  # epochs of one more step each
+        assert defense.memory.values["spent"] == pytest.approx(4 / 5)  # epochs of one more step each
         assert run.callback_metrics["train/two_step"].item() == pytest.approx(0.4)
 
     def test_an_alert_lasts_its_duration_and_ends_with_the_budget(self, tmp_path):
         class Always(SecondStepGain):
-            def fires(self, memory):
+            def fires(self, times, values):
                 return True
 
         for duration, extra_epochs, spent in ((0.25, 9.0, 1.5), (1.0, 9.0, 3.0), (1.0, 0.5, 0.5)):
@@ -345,19 +380,25 @@ class TestHybrid:
                 two_step=Always(every=0.5, duration=duration, extra_epochs=extra_epochs),
             )
             trainer(tmp_path, max_epochs=3).fit(defense, loader(images(32)))
-            assert defense.hybrid.memory.spent == pytest.approx(spent)
+            assert defense.memory.values["spent"] == pytest.approx(spent)
 
     def test_a_natural_epoch_is_not_watched(self, tmp_path):
         defense = build(NuAT, attack=ONE_STEP, two_step=CleanLossDrop())
         defense.adversarial = False
         trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
-        assert defense.hybrid.memory == Memory()
+        assert (defense.memory.values, defense.memory.tensors) == (MEMORY, {})
 
     def test_a_second_fit_starts_afresh(self, tmp_path):
         defense = build(NuAT, attack=ONE_STEP, two_step=EvenShare(1.0))
         for _ in range(2):
             trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
-            assert defense.hybrid.memory.spent == pytest.approx(1.0)
+            assert defense.memory.values["spent"] == pytest.approx(1.0)
+
+    def test_a_second_fit_does_not_know_what_the_first_one_watched(self, tmp_path):
+        defense = build(NuAT, attack=ONE_STEP, two_step=CleanLossDrop(every=0.3))
+        for _ in range(2):
+            trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
+            assert defense.memory.values["times"] == pytest.approx([1 / 3, 2 / 3])
 
     def test_what_is_watched_and_the_triggers_are_logged_at_every_look_and_the_alert_when_it_changes(self, tmp_path):
         logger = CSVLogger(tmp_path, name="run", version=0)

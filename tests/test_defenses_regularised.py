@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lit_robust.batch import Batch
 from lit_robust.defenses import AAER, ELLEA, FGSMAT, NFGSM, RMGM, SATR1, SATR3, FastAT, GradAlign
 from lit_robust.defenses.elle import adapted
+from lit_robust.training.ranks import weighted_mean
 from tests.formulas import assert_same_batch, gradient, in_float64, one_batch, smooth_net
 from tests.methods import EPS, ONE_STEP, build
 from tests.tiny import TinyNet, images, loader, trainer
@@ -169,8 +170,8 @@ def test_elle_penalises_the_squared_error_of_linear_interpolation(net, lam):
     mine = net()
     exact = in_float64(mine)
     batch, defense = images(), build(ELLEA, net=mine, attack=ONE_STEP)
-    defense.rank_state["elle"] = torch.tensor([lam / 0.99, 1.0, 9.0, 0.0])
-    defense.rank_state["elle_error"] = torch.tensor(9.0)
+    defense.memory.tensors["elle"] = torch.tensor([lam / 0.99, 1.0, 9.0, 0.0])
+    defense.memory.tensors["elle_error"] = torch.tensor(9.0)
     result = one_batch(defense, batch)
     torch.manual_seed(3)
     torch.rand_like(batch.x)  # of N-FGSM's start, whose noise is 0
@@ -182,7 +183,7 @@ def test_elle_penalises_the_squared_error_of_linear_interpolation(net, lam):
     ce_a, ce_b, ce_c = ce(exact, torch.cat([x_a, x_b, x_c]), batch.y.repeat(3)).chunk(3)
     error = ((ce_c - (1 - t) * ce_a - t * ce_b) ** 2).mean()
     assert_formula(exact, result, ce(exact, x_adv, batch.y).mean() + lam * error)
-    assert defense.rank_state["elle_error"].item() == pytest.approx(error.item(), rel=1e-3)
+    assert defense.memory.tensors["elle_error"].item() == pytest.approx(error.item(), rel=1e-3)
 
 
 def test_elles_weight_follows_the_authors_rule_over_the_whole_run():
@@ -212,8 +213,8 @@ def test_elles_history_goes_on_after_a_resume(tmp_path):
     half.fit(ellea(), loader(images()))
     half.save_checkpoint(tmp_path / "half.ckpt")
     trainer(tmp_path, max_epochs=2).fit(rest, loader(images()), ckpt_path=tmp_path / "half.ckpt")
-    assert whole.rank_state["elle"][1] == 5  # the sixth batch's error waits for the seventh
-    assert all(torch.equal(whole.rank_state[name], rest.rank_state[name]) for name in ("elle", "elle_error"))
+    assert whole.memory.tensors["elle"][1] == 5  # the sixth batch's error waits for the seventh
+    assert all(torch.equal(whole.memory.tensors[name], rest.memory.tensors[name]) for name in ("elle", "elle_error"))
     assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), rest.net.parameters(), strict=True))
 
 
@@ -302,7 +303,7 @@ def test_a_sample_of_weight_2_is_two_samples(method, arguments):
         with pytest.MonkeyPatch.context() as patch:  # a sample's noise goes with it
             patch.setattr(torch, "rand_like", lambda x: noise[rows])
             patch.setattr(torch, "randn_like", lambda x: noise[rows] - 0.5)
-            return defense.mean(defense.loss(case, defense.perturb(case)), case).item()
+            return weighted_mean(defense.loss(case, defense.perturb(case)), case.weight).item()
 
     weighted = batch._replace(weight=torch.tensor([2.0, 1, 1, 1, 1, 1, 1, 0]))
     twice = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])

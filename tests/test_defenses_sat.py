@@ -101,13 +101,13 @@ def test_at_the_end_of_its_ramp_a_method_is_pgd_training(method, arguments):
 
 def test_the_presets_are_the_general_attack_with_a_metric_each_at_this_moments_numbers():
     pgd = {"eps": EPS, "step_size": 0.025, "steps": 5}
-    assert build(PSAT, attack=ATTACK, lam=0.2).inner() == CurriculumPGD(**pgd, psi=ProbabilityGap(), lam=0.2)
-    assert build(HSAT, attack=ATTACK, lam=0.2).inner() == CurriculumPGD(**pgd, psi=LastLayerSharpness(), lam=0.2)
-    assert build(DynamicAT, attack=ATTACK, c=0.2).inner() == CurriculumPGD(**pgd, psi=FOSC(), lam=-0.2)
-    assert build(PSAT, attack=ONE_STEP, lam=0.2).inner() == CurriculumFGSM(EPS, lam=0.2)
+    assert build(PSAT, attack=ATTACK, lam=0.2).adversary() == CurriculumPGD(**pgd, psi=ProbabilityGap(), lam=0.2)
+    assert build(HSAT, attack=ATTACK, lam=0.2).adversary() == CurriculumPGD(**pgd, psi=LastLayerSharpness(), lam=0.2)
+    assert build(DynamicAT, attack=ATTACK, c=0.2).adversary() == CurriculumPGD(**pgd, psi=FOSC(), lam=-0.2)
+    assert build(PSAT, attack=ONE_STEP, lam=0.2).adversary() == CurriculumFGSM(EPS, lam=0.2)
     later = build(PSAT, attack=ATTACK)
     later.lam, later.attack = 0.7, PGD(0.05)
-    assert later.inner() == CurriculumPGD(0.05, psi=ProbabilityGap(), lam=0.7)
+    assert later.adversary() == CurriculumPGD(0.05, psi=ProbabilityGap(), lam=0.7)
 
 
 @methods

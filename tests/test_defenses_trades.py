@@ -91,10 +91,10 @@ def test_both_give_pgd_their_start_and_their_objective_and_keep_the_rest():
     attack = PGD(EPS, step_size=0.02, steps=3, norm="l2", init="zero", momentum=0.5, restarts=2)
     near = {"init": "gaussian", "init_size": 0.001, "clip_init": False}
     trades, mart = build(TRADES, attack=attack), build(MART, attack=attack)
-    assert trades.inner() == replace(attack, **near, loss=losses.kl, compare_with="clean_logits")
-    assert mart.inner() == replace(attack, **near, loss=losses.ce, compare_with="label")
+    assert trades.adversary() == replace(attack, **near, loss=losses.kl, compare_with="clean_logits")
+    assert mart.adversary() == replace(attack, **near, loss=losses.ce, compare_with="label")
     trades.attack = replace(trades.attack, eps=0.05)  # as a ramp does
-    assert trades.inner().eps == 0.05
+    assert trades.adversary().eps == 0.05
 
 
 def forwards(defense, tmp_path):
@@ -166,7 +166,7 @@ def test_each_sample_stops_as_if_it_were_alone_and_costs_no_pass_afterwards(unsu
     x, y = images(24, seed=5)[:2]
     attack = replace(FRIENDLY, tau=tau, loss=loss, compare_with="label" if loss is losses.ce else "clean_logits")
     torch.manual_seed(3)
-    expected, looks = stopped_by_the_formula(unsure_net, x, y, attack.start(x), attack)
+    expected, looks = stopped_by_the_formula(unsure_net, x, y, attack.start(unsure_net, x), attack)
     passes = Passes(unsure_net)
     torch.manual_seed(3)
     found = attack(unsure_net, x, y)
@@ -224,7 +224,7 @@ def test_friendly_at_trains_with_cross_entropy_on_the_friendly_images(unsure_net
 )
 def test_a_ramp_drives_tau(defense, attribute, tmp_path):
     defense, seen = defense(), []
-    defense.net.register_forward_hook(lambda *_: seen.append(defense.inner().tau))
+    defense.net.register_forward_hook(lambda *_: seen.append(defense.adversary().tau))
     ramp = AttributeRamp(attribute, Staircase([0, 1], [0, 2]))
     trainer(tmp_path, max_epochs=2, callbacks=[ramp]).fit(defense, loader(images(8)))
     assert (seen[1], seen[-1]) == (0, 2)

@@ -17,8 +17,8 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 class InTurns(SecondStepGain):
     """Fires at every second look."""
 
-    def fires(self, memory):
-        return memory.batches % 8 == 4
+    def fires(self, times, values):
+        return times[-1] % 2 == 1
 
 
 @pytest.fixture

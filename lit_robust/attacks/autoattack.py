@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
+from lit_robust import require
 from lit_robust.attacks.base import EPS, Attack
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, check_count, pixel_magnitude
 from lit_robust.threats import Norm
 
 Version = Literal["standard", "v1", "plus", "rand"]
@@ -78,11 +78,11 @@ class AutoAttack(Attack):
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        check_choice(self.norm, "norm", get_args(Norm))
-        check_choice(self.version, "version", get_args(Version))
-        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", self.norm))
-        check_count(self.seed, "seed", least=0)
-        check_count(self.batch_size, "batch_size", least=1)
+        require.one_of("norm", self.norm, get_args(Norm))
+        require.one_of("version", self.version, get_args(Version))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps, self.norm))
+        require.integer("seed", self.seed, least=0)
+        require.integer("batch_size", self.batch_size, least=1)
 
     def check_installed(self) -> None:
         """Fail at once if neither package is installed."""

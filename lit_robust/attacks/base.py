@@ -1,11 +1,18 @@
 """What an attack is, and what every attack needs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust.magnitudes import Magnitude
+
+P = ParamSpec("P")
+A = TypeVar("A", bound="Attack")
 
 #: The defaults: the bound of the CIFAR-10 tables and its usual step, saved as they are written here.
 EPS, STEP_SIZE = Magnitude("8/255"), Magnitude("2/255")
@@ -39,6 +46,33 @@ class Attack(ABC):
         Raises:
             ImportError: With what to install.
         """
+
+
+def made_once(build: Callable[P, A]) -> Callable[P, A]:
+    """Let a function that builds an attack from other values return the same one as long as these are the same.
+
+    A training asks for its attack in every batch, and an attack checks its arguments when it is built.
+    """
+    cached = lru_cache(maxsize=16)(build)
+
+    @wraps(build)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> A:
+        try:
+            return cached(*args, **kwargs)  # type: ignore[arg-type]  # that they are hashable is what is tried
+        except TypeError:  # a value of the user's own that has no hash
+            return build(*args, **kwargs)
+
+    return wrapper
+
+
+def arguments_of(attack: Any) -> dict[str, Any]:
+    """The arguments that an attack, or any other dataclass, was built with, by name."""
+    return {field.name: getattr(attack, field.name) for field in fields(attack)}
+
+
+def within_box(distance: float) -> float:
+    """A distance in L-infinity, at most 1: no pixel is farther from another than black from white."""
+    return min(distance, 1.0)
 
 
 def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:

@@ -1,20 +1,18 @@
 """PGD whose images may be only so difficult: the inner maximisation of SAT, and its single-step form."""
 
 import math
-from copy import copy
 from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, Attack, input_gradient
 from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import pixel_magnitude
 from lit_robust.threats import Linf
 
 
@@ -44,27 +42,20 @@ class CurriculumPGD(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.psi, Difficulty):
-            raise TypeError(f"psi={self.psi!r} is no Difficulty: give one of lit_robust.attacks.difficulty.")
+        require.instance("psi", self.psi, Difficulty, "give one of lit_robust.attacks.difficulty")
         _check_number(self.lam)
         if self.targeted:
             raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
 
-    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """One run, by a copy whose movers know the net, which some metrics read."""
-        knowing = copy(self)
-        object.__setattr__(knowing, "movers", lambda x, y: self.easy_enough(net, x, y))
-        return super(CurriculumPGD, knowing).run(net, x, y)
+    def movers(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers:
+        """Samples that are easy enough; with ``freeze_misclassified`` only those still classified correctly."""
+        measure, unbroken = self.psi.begin(self, net, x, y), super().movers(net, x, y)
 
-    def easy_enough(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers:
-        """Say who takes a step; with ``freeze_misclassified`` only samples that are still classified correctly."""
-        measure, unbroken = self.psi.begin(self, net, x, y), super().movers(x, y)
+        def easy_enough(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+            easy = measure(x_adv, logits, gradient) <= self.lam
+            return easy if unbroken is None else easy & unbroken(x_adv, logits, gradient)
 
-        def movers(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-            moves = measure(x_adv, logits, gradient) <= self.lam
-            return moves if unbroken is None else moves & unbroken(x_adv, logits, gradient)
-
-        return movers
+        return easy_enough
 
 
 @dataclass(frozen=True)
@@ -88,14 +79,14 @@ class CurriculumFGSM(Attack):
     lam: float = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps))
         _check_number(self.lam)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
-        bound = 1.25 * self.eps
+        bound, ball = 1.25 * self.eps, Linf(self.eps)
         with crafting(x, y) as (x, y):
-            x_adv = PGD(self.eps).start(x).requires_grad_()
+            x_adv = ball.project(ball.random_start(x), x).requires_grad_()
             psi = losses.probability_margin(net(x_adv), y)
             gradient = input_gradient(psi, x_adv)
             with torch.no_grad():

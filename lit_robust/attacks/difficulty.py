@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.hessian import (
     Weights,
     curvatures,
@@ -18,7 +18,6 @@ from lit_robust.attacks.hessian import (
     softmax_eigenvalue,
 )
 from lit_robust.attacks.pgd import PGD
-from lit_robust.require import check_choice, check_count
 from lit_robust.threats import Norm
 
 #: ``(x_adv, logits of x_adv, gradient of the objective) -> (N,)``, how difficult the points are that a run has reached.
@@ -107,7 +106,7 @@ class FOSC(Difficulty):
     origin: Literal["image", "start"] = "image"
 
     def __post_init__(self) -> None:
-        check_choice(self.origin, "origin", ("image", "start"))
+        require.one_of("origin", self.origin, ("image", "start"))
 
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
         """Read the gradient."""
@@ -192,7 +191,7 @@ class PowerIteration(Sharpness):
     iterations: int = 2
 
     def __post_init__(self) -> None:
-        check_count(self.iterations, "iterations", least=0)
+        require.integer("iterations", self.iterations, least=0)
 
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
         """Find the direction at the start, and measure along it."""

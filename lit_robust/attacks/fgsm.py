@@ -1,14 +1,15 @@
 """Attacks of one gradient step; each is a PGD with particular arguments."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from lit_robust.attacks.base import EPS, Attack
+from lit_robust import require
+from lit_robust.attacks.base import EPS, Attack, within_box
 from lit_robust.attacks.pgd import PGD
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.threats import Norm
 
 Variant = Literal["tramer", "wong", "rmgm"]
@@ -32,15 +33,17 @@ class FGSM(Attack):
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", self.as_pgd().eps)
+        require.one_of("norm", self.norm, get_args(Norm))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps, self.norm))
 
-    def as_pgd(self) -> PGD:
+    @cached_property
+    def pgd(self) -> PGD:
         """The same attack as one step of PGD."""
         return PGD(self.eps, step_size=self.eps, steps=1, norm=self.norm, init="zero")
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Take the step."""
-        return self.as_pgd()(net, x, y)
+        return self.pgd(net, x, y)
 
 
 @dataclass(frozen=True)
@@ -72,25 +75,26 @@ class RFGSM(Attack):
     variant: Variant = "tramer"
 
     def __post_init__(self) -> None:
-        check_choice(self.variant, "variant", get_args(Variant))
-        object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+        require.one_of("variant", self.variant, get_args(Variant))
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps))
         if self.alpha is not None:
-            object.__setattr__(self, "alpha", pixel_magnitude(self.alpha, "alpha", "linf"))
+            object.__setattr__(self, "alpha", require.pixels("alpha", self.alpha))
         if self.variant == "tramer" and self.alpha is not None and self.alpha > self.eps:
             raise ValueError(f"alpha={self.alpha} is above eps={self.eps} and leaves no step: choose a smaller one.")
 
-    def as_pgd(self) -> PGD:
+    @cached_property
+    def pgd(self) -> PGD:
         """The same attack as one step of PGD."""
         if self.variant == "wong":
             alpha = 1.25 * self.eps if self.alpha is None else self.alpha
-            return PGD(self.eps, step_size=min(alpha, 1.0), steps=1)
+            return PGD(self.eps, step_size=within_box(alpha), steps=1)
         if self.variant == "tramer":
             alpha = self.eps / 2 if self.alpha is None else self.alpha
             return PGD(self.eps, step_size=self.eps - alpha, steps=1, init="rademacher", init_size=alpha)
         alpha = 2 / 255 if self.alpha is None else self.alpha
-        bound = min(self.eps + alpha, 1.0)
+        bound = within_box(self.eps + alpha)
         return PGD(bound, step_size=self.eps, steps=1, init="rademacher", init_size=alpha, clip_init=False)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
-        return self.as_pgd()(net, x, y)
+        return self.pgd(net, x, y)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.pgd import PGD
-from lit_robust.require import check_not_negative
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,20 @@ class FriendlyPGD(PGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(tau=self.tau, omega=self.omega)
+        require.number("tau", self.tau, least=0)
+        require.number("omega", self.omega, least=0)
         for name in ("momentum", "targeted", "freeze_misclassified"):
             if getattr(self, name):
                 raise ValueError(f"FriendlyPGD stops samples by a rule of its own: leave out {name}, or use PGD.")
 
-    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """One run from one start."""
+    def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:
+        """One run; PGD's own loop would give samples that have stopped a forward and a backward, too."""
         reference = y
         if self.compare_with == "clean_logits":
             with torch.no_grad():
                 reference = net(x)
-        x_adv, rows, left = self.start(x), torch.arange(len(x), device=x.device), x.new_full(y.shape, self.tau)
+        x_adv = self.start(net, x) if x_adv is None else x_adv.clone()
+        rows, left = torch.arange(len(x), device=x.device), x.new_full(y.shape, self.tau)
         for k in range(self.steps):
             here = x_adv[rows].requires_grad_()
             logits = net(here)
@@ -58,9 +60,9 @@ class FriendlyPGD(PGD):
             if not len(on):
                 break
             rows, left = rows[on], (left - wrong.to(left.dtype))[on]
-            x_adv[rows] = self.step(x[rows], here.detach()[on], gradient[on], k)
+            x_adv[rows] = self.step(net, x[rows], here.detach()[on], gradient[on], k)
         return x_adv if self.clip_init else self.threat.project(x_adv, x)
 
-    def step(self, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
+    def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
         """Take a step with some noise."""
-        return super().step(x, x_adv + self.omega * torch.randn_like(x_adv), direction, k)
+        return super().step(net, x, x_adv + self.omega * torch.randn_like(x_adv), direction, k)

@@ -2,17 +2,16 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, Attack
-from lit_robust.attacks.pgd import PGD
-from lit_robust.guards import crafting
+from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_count, pixel_magnitude
 
 
 @dataclass(frozen=True)
@@ -27,32 +26,38 @@ class _MatrixNorm(Attack):
     def __post_init__(self) -> None:
         for name in ("eps", "step_size", "init_size"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, pixel_magnitude(getattr(self, name), name, "linf"))
-        check_count(self.steps, "steps", least=0)
-        if not self.lam > 0:
-            raise ValueError(f"lam={self.lam} must be above 0; without the norm this is a PGD.")
+                object.__setattr__(self, name, require.pixels(name, getattr(self, name)))
+        require.integer("steps", self.steps, least=0)
+        require.number("lam", self.lam, above=0, hint="without the norm this is a PGD")
 
     @abstractmethod
     def norm_of(self, difference: Tensor) -> Tensor:
         """Measure the differences ``(N, C)`` by one number."""
 
-    def as_pgd(self, objective: SampleLoss) -> PGD:
-        """The same search of another objective."""
-        step_size = self.eps if self.step_size is None else self.step_size
-        init_size = self.eps / 2 if self.init_size is None else self.init_size
-        return PGD(self.eps, step_size, self.steps, init="rademacher", init_size=init_size, loss=objective)
+    @cached_property
+    def pgd(self) -> GuidedPGD:
+        """The same attack as a PGD that is guided by the norm."""
+        return GuidedPGD(
+            self.eps,
+            step_size=self.eps if self.step_size is None else self.step_size,
+            steps=self.steps,
+            init="rademacher",
+            init_size=self.eps / 2 if self.init_size is None else self.init_size,
+            loss=_no_loss if self.loss is None else self.loss,
+            penalty=self._penalty,
+            lam=self.lam,
+        )
+
+    def _penalty(self, logits: Tensor, clean_logits: Tensor) -> Tensor:
+        return self.norm_of(logits.float() - clean_logits.float()) / len(logits)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Compute the clean logits, then climb."""
-        with crafting(x, y) as (x, y):
-            with torch.no_grad():
-                clean_logits = net(x)
+        return self.pgd(net, x, y)
 
-            def objective(logits: Tensor, y: Tensor) -> Tensor:
-                share = self.lam * self.norm_of(logits.float() - clean_logits.float()) / len(y)
-                return share.expand(len(y)) if self.loss is None else self.loss(logits, y) + share
 
-            return self.as_pgd(objective)(net, x, y)
+def _no_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return torch.zeros(len(logits), device=logits.device)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, input_gradient
 from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, check_count, pixel_magnitude
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
@@ -81,19 +81,18 @@ class PGD(Attack):
     freeze_misclassified: bool = False
 
     def __post_init__(self) -> None:
-        check_choice(self.norm, "norm", get_args(Norm))
-        check_choice(self.init, "init", get_args(Init))
-        check_choice(self.compare_with, "compare_with", get_args(Reference))
+        require.one_of("norm", self.norm, get_args(Norm))
+        require.one_of("init", self.init, get_args(Init))
+        require.one_of("compare_with", self.compare_with, get_args(Reference))
         for name in ("eps", "step_size"):
-            object.__setattr__(self, name, pixel_magnitude(getattr(self, name), name, self.norm))
+            object.__setattr__(self, name, require.pixels(name, getattr(self, name), self.norm))
         if self.init_size is not None:
-            object.__setattr__(self, "init_size", pixel_magnitude(self.init_size, "init_size", self.norm))
-        check_count(self.steps, "steps", least=0)
-        check_count(self.restarts, "restarts", least=1)
+            object.__setattr__(self, "init_size", require.pixels("init_size", self.init_size, self.norm))
+        require.integer("steps", self.steps, least=0)
+        require.integer("restarts", self.restarts, least=1)
         if not callable(self.loss):
             raise TypeError(f"loss={self.loss!r} is no function: give one such as lit_robust.losses.ce.")
-        if not self.momentum >= 0:
-            raise ValueError(f"momentum={self.momentum} must be 0 (none) or above.")
+        require.number("momentum", self.momentum, least=0)
         if self.loss is losses.kl and self.compare_with == "label":
             raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')
         if self.loss in OF_LABELS and self.compare_with == "clean_logits":
@@ -112,17 +111,17 @@ class PGD(Attack):
         with crafting(x, y) as (x, y):
             return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
 
-    def run(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """One run from one start."""
-        objective, movers = self.objective(net, x, y), self.movers(x, y)
-        x_adv, velocity = self.start(x), x.new_zeros(())
+    def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:
+        """One run, from where an earlier one has ended (``x_adv``) or from a start of its own; inside ``crafting``."""
+        objective, movers = self.objective(net, x, y), self.movers(net, x, y)
+        x_adv, velocity = self.start(net, x) if x_adv is None else x_adv, x.new_zeros(())
         for k in range(self.steps):
             x_adv.requires_grad_()
             logits = net(x_adv)
             gradient = input_gradient(objective(x_adv, logits, k), x_adv)
             with torch.no_grad():
                 velocity = self.momentum * velocity + _l1_normalised(gradient) if self.momentum else gradient
-                x_next = self.step(x, x_adv, velocity, k)
+                x_next = self.step(net, x, x_adv, velocity, k)
                 if movers is not None:
                     moves = movers(x_adv, logits, gradient)
                     if self.freeze_misclassified and not moves.any():
@@ -134,12 +133,12 @@ class PGD(Attack):
 
     # The verbs: what other iterative attacks override. A returned function may keep state, for one run.
 
-    @property
+    @cached_property
     def threat(self) -> Threat:
         """The set that is searched."""
         return threat(self.norm, self.eps)
 
-    def start(self, x: Tensor) -> Tensor:
+    def start(self, net: nn.Module, x: Tensor) -> Tensor:
         """Draw the first point of a run; a new tensor."""
         size = self.init_size
         if size is None:
@@ -162,13 +161,13 @@ class PGD(Attack):
                 reference = net(x)
         return lambda x_adv, logits, k: sign * self.loss(logits, reference)
 
-    def movers(self, x: Tensor, y: Tensor) -> Movers | None:
-        """Say who takes a step; None if all samples take all steps."""
+    def movers(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers | None:
+        """Say which samples take a step; None if all of them take all steps."""
         if not self.freeze_misclassified:
             return None
         return lambda x_adv, logits, gradient: ~self.broken(logits, y)
 
-    def step(self, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
+    def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
         """Take a step along a gradient, and come back into the threat set."""
         threat = self.threat
         return threat.project(x_adv + self.step_size * threat.steepest_step(direction), x)
@@ -201,6 +200,24 @@ class PGD(Attack):
         """Whether the last points are broken, and their losses."""
         logits = net(x_adv)
         return self.broken(logits, y), self.objective(net, x, y)(x_adv, logits, self.steps)
+
+
+def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -> PGD:
+    """The attack of a method that makes another PGD of it.
+
+    Args:
+        owner: The method, whose class is named.
+        attack: What it was given.
+        does: What it does with PGD.
+        exactly: Refuse subclasses, too, whose rules would get lost.
+
+    Raises:
+        TypeError: If the attack is no PGD.
+    """
+    if isinstance(attack, PGD) and (type(attack) is PGD or not exactly):
+        return attack
+    name, given = type(owner).__name__, type(attack).__name__
+    raise TypeError(f"{name} {does}: set attack=PGD(eps=..., step_size=..., steps=...), not {given}.")
 
 
 def _l1_normalised(gradient: Tensor) -> Tensor:

@@ -9,7 +9,16 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_robust.guards import network_mode
+from lit_robust import require
+from lit_robust.first_batch import (
+    check_classes,
+    check_floating,
+    check_labels,
+    check_logits,
+    check_pixels,
+    outputs,
+    range_of,
+)
 
 #: An index, a key or the name of a field; a path of them is joined by dots.
 Key = int | str
@@ -18,9 +27,6 @@ Channels = float | Sequence[float]
 
 #: Integers that labels may come as.
 _SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
-
-#: Half a grey level: what rounding may do to pixels that were normalised.
-TOLERANCE = 0.5 / 255
 
 
 class Adapter:
@@ -55,8 +61,8 @@ class Adapter:
         self.mean = (0.0,) if mean is None else _numbers(mean)
         self.std = (1.0,) if std is None else _numbers(std)
         self.normalised = mean is not None
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"std={std} must be above 0: it is what images are divided by.")
+        for value in self.std:
+            require.number("std", value, above=0, hint="it is what images are divided by")
         self._unpack = False
 
     def pixels(self, batch: Any) -> Tensor:
@@ -97,7 +103,7 @@ class Adapter:
     def check(self, module: LightningModule, batch: Any) -> None:
         """Refuse, before anything is trained or measured, what no attack could make sense of.
 
-        It costs one forward of two images and one synchronisation with the device.
+        It costs one forward of two images and a few synchronisations with the device.
 
         Raises:
             ValueError: If the batch has no such images or labels, pixels leave [0, 1], or the net returns no
@@ -108,53 +114,35 @@ class Adapter:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise ValueError(f"{name}={list(values)} has {len(values)} numbers for images of {channels} channels.")
-        if y is not None and (y.ndim == 0 or len(y) != len(x)):
-            raise ValueError(f"y={self.y!r} finds labels of shape {tuple(y.shape)} for {len(x)} images.")
+        if y is not None:
+            check_labels(x, y, f"y={self.y!r} finds labels")
         self._check_pixels(x)
-        logits = self._try(module, self.pixels(batch)[:2])
-        if logits.ndim == 2:
-            _check_logits(logits, y)
+        owner, parts = type(module).__name__, ", ".join(child for child, _ in module.named_children())
+        name = owner if self.net is None else f"{owner}.{self.net}"
+        remedy = f"set net to the sub-module that turns images into logits ({owner} has: {parts})"
+        few = self.pixels(batch)[:2]
+        found = outputs(self.logits_net(module), few, name, remedy)
+        if not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor):
+            self._unpack, found = True, found.logits
+        logits = check_logits(found, few, name, remedy, "set net to the sub-module before the softmax")
+        classes = logits.shape[1]
+        # Not soft labels, and not a loss of the user's own.
+        if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
+            remedy = "give the net an output for each class, and classes numbers from 0 on"
+            check_classes(y, classes, f"the net returns {classes} logits an image: {remedy}")
 
     def _check_pixels(self, x: Tensor) -> None:
-        if not x.is_floating_point():
-            raise ValueError(
-                f"x={self.x!r} finds images of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert "
-                "them and divide by 255 in the data pipeline."
-            )
+        check_floating(x, f"x={self.x!r} finds images")
         mean, std = self._statistics(x)
-        low, high = _range(x * std + mean)
-        given = f"mean={list(self.mean)} and std={list(self.std)}"
-        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
-            remedy = "if the data pipeline normalises, give its mean and std; otherwise normalise inside the net"
-            if self.normalised:
-                remedy = f"{given} are not what the data pipeline normalises with"
+        given, pixels = f"mean={list(self.mean)} and std={list(self.std)}", x * std + mean
+        remedy = "if the data pipeline normalises, give its mean and std; otherwise normalise inside the net"
+        check_pixels(pixels, f"{given} are not what the data pipeline normalises with" if self.normalised else remedy)
+        low, high = range_of(x)
+        if low >= 0 and high <= 1 and range_of(pixels) != (low, high):
             raise ValueError(
-                f"pixels run from {low:.4g} to {high:.4g}, but an attack's eps is in units of [0, 1]: {remedy}."
+                f"images run from {low:.4g} to {high:.4g} as they come, so the data pipeline does not normalise them "
+                f"with {given}: leave mean and std out."
             )
-        as_they_are = _range(x)
-        if (low, high) != as_they_are and as_they_are[0] >= 0 and as_they_are[1] <= 1:
-            raise ValueError(
-                f"images run from {as_they_are[0]:.4g} to {as_they_are[1]:.4g} as they come, so the data pipeline does "
-                f"not normalise them with {given}: leave mean and std out."
-            )
-
-    def _try(self, module: LightningModule, x: Tensor) -> Tensor:
-        net = self.logits_net(module)
-        name = type(module).__name__ if self.net is None else f"{type(module).__name__}.{self.net}"
-        parts = ", ".join(child for child, _ in module.named_children())
-        remedy = f"set net to the sub-module that turns images into logits ({type(module).__name__} has: {parts})"
-        try:
-            with network_mode(net, "eval"):
-                found = net(x)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"{name} cannot be called with images alone ({reason}): {remedy}.") from error
-        self._unpack |= not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor)
-        found = found.logits if self._unpack and not isinstance(found, Tensor) else found
-        if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
-            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
-        return found
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (x.ndim - 2))
@@ -241,11 +229,6 @@ def _described(batch: Any) -> str:
     return f"a {kind}"
 
 
-def _range(x: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(x)
-    return float(low), float(high)
-
-
 def _numbers(values: Channels) -> tuple[float, ...]:
     return tuple(map(float, values)) if isinstance(values, Sequence) else (float(values),)
 
@@ -255,17 +238,3 @@ def _on(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> 
     """Made once: a copy to the device in every step would wait for it."""
     with torch.inference_mode(False):  # gradients pass through it later
         return torch.tensor(values, device=device, dtype=dtype)
-
-
-def _check_logits(logits: Tensor, y: Tensor | None) -> None:
-    logits = logits.float()
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits), device=logits.device)):
-        raise ValueError(
-            "the net returns probabilities, but losses and attacks need logits: set net to the sub-module before the "
-            "softmax, or every attack looks weaker than it is."
-        )
-    if y is None or y.ndim != 1 or y.is_floating_point() or logits.shape[1] == 1:
-        return  # soft labels, or a loss of the user's own
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f"labels run from {low} to {high}, but the net returns {logits.shape[1]} logits an image.")

@@ -1,19 +1,36 @@
 """Adversarial training of a module that was written without it."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, network_mode, own_random_state
-from lit_robust.require import check_choice, check_precision
+from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
 from lit_robust.seeds import seed
 
-#: What a module is lent while it trains: the attributes by which a Defense is driven.
+
+class Lent(Protocol):
+    """What a module is lent while it trains, and may not have itself: the attributes by which a Defense is driven."""
+
+    adversarial: bool
+    attack: Attack
+
+
+#: The names in ``Lent``.
 LENT = ("adversarial", "attack")
+
+
+class FindsItsOwn(Protocol):
+    """What a module may not have: its images would be attacked twice."""
+
+    def perturb(self, batch: Any) -> Any:
+        """Find adversarial images."""
 
 
 class AdversarialTraining(Callback):
@@ -61,7 +78,7 @@ class AdversarialTraining(Callback):
         std: Channels | None = None,
         attack_bn_mode: Literal["eval", "train"] = "eval",
     ) -> None:
-        check_choice(attack_bn_mode, "attack_bn_mode", ("eval", "train"))
+        require.one_of("attack_bn_mode", attack_bn_mode, ("eval", "train"))
         check_attack("attack", attack)
         self.attack = attack
         self.adapter = Adapter(x, y, net, mean, std)
@@ -70,29 +87,22 @@ class AdversarialTraining(Callback):
         self._found: tuple[Any, int, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come between the loader and the module's ``training_step``.
-
-        That is done in the strategy, which calls it: the module can still be copied and pickled.
-        """
+        """Come between the loader and the module's ``training_step``."""
         if stage != "fit":
             return
-        check_precision(str(trainer.precision))
-        _check_alone(trainer, self)
+        require.fine_precision(str(trainer.precision))
+        why = "two AdversarialTraining callbacks would attack each other's images: keep one."
+        check_alone(trainer, self, AdversarialTraining, why)
         _check_not_attacked(pl_module)
         for name, value in zip(LENT, (True, self.attack), strict=True):
             setattr(pl_module, name, value)
-        step = trainer.strategy.training_step
-
-        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            return step(self._attacked(trainer, pl_module, batch), *args, **kwargs)
-
-        trainer.strategy.training_step = training_step  # type: ignore[method-assign]  # wrapped for this fit
+        change_batches(trainer, lambda batch: self._attacked(trainer, pl_module, batch))
         self._installed, self._checked = True, False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
         if self._installed:
-            vars(trainer.strategy).pop("training_step", None)
+            restore_batches(trainer)
             for name in LENT:
                 delattr(pl_module, name)
         self._installed, self._found = False, None
@@ -112,14 +122,14 @@ class AdversarialTraining(Callback):
 
     def _adversary(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
         """Found once a batch, however often it is asked for; hooks do not tell, which Lightning's tuners silence."""
-        now = trainer.fit_loop.total_batch_idx
+        now = batches_begun(trainer)
         if self._found is None or self._found[0] is not batch or self._found[1] != now:
             self._found = batch, now, self._perturb(trainer, module, batch)
         return self._found[2]
 
     def _perturb(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
         x, y, net = self.adapter.pixels(batch), self.adapter.labels(batch), self.adapter.logits_net(module)
-        place = trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_rank
+        place = trainer.current_epoch, batch_in_epoch(trainer), trainer.global_rank
         # Compiled nets compute every gradient that they could, the parameters' too, unless these are frozen.
         with (
             own_random_state(x.device),
@@ -132,11 +142,6 @@ class AdversarialTraining(Callback):
                     y = net(x).argmax(dim=1)
             attack: Attack = module.attack
             return attack(net, x, y)
-
-
-def _check_alone(trainer: Any, me: AdversarialTraining) -> None:
-    if any(isinstance(other, AdversarialTraining) and other is not me for other in trainer.callbacks):
-        raise ValueError("two AdversarialTraining callbacks would attack each other's images: keep one.")
 
 
 def _check_not_attacked(module: LightningModule) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_robust import require
+from lit_robust.callbacks.needs import is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
-from lit_robust.require import check_count
+from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
 
 
 @runtime_checkable
@@ -53,10 +55,9 @@ class Plateau(SwitchRule):
     min_epochs: int = 10
 
     def __post_init__(self) -> None:
-        check_count(self.window, "window", least=1)
-        check_count(self.min_epochs, "min_epochs", least=1)
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"drop={self.drop} must be from 0 to 1: it is a share of the first epoch's loss.")
+        require.integer("window", self.window, least=1)
+        require.integer("min_epochs", self.min_epochs, least=1)
+        require.number("drop", self.drop, least=0, most=1, hint="it is a share of the first epoch's loss")
 
     def __call__(self, losses: Sequence[float]) -> bool:
         """Compare the last two windows."""
@@ -107,12 +108,11 @@ class DelayedStart(Callback):
     ) -> None:
         if latest_epoch is not None and at_epoch is not None:
             raise ValueError(f"at_epoch={at_epoch} leaves nothing for latest_epoch={latest_epoch} to bound: drop one.")
-        if not isinstance(rule, SwitchRule):
-            raise TypeError(f"rule={rule!r} is no SwitchRule: give a Plateau, or a subclass of your own.")
+        require.instance("rule", rule, SwitchRule, "give a Plateau, or a subclass of your own")
         given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
         self._given = {name: epoch for name, epoch in given.items() if epoch is not None}
         for name, epoch in self._given.items():
-            check_count(epoch, name, least=0)
+            require.integer(name, epoch, least=0)
         self.rule = rule
         self.latest_epoch = latest_epoch
         self.at_epoch = at_epoch
@@ -131,14 +131,14 @@ class DelayedStart(Callback):
         self._before = _fitting(pl_module).adversarial
         epochs = trainer.max_epochs or -1
         for name, epoch in self._given.items():
-            if 0 < epochs <= epoch and not _is_trial(trainer):
+            if 0 < epochs <= epoch and not is_trial(trainer):
                 raise ValueError(f"{name}={epoch} is not before max_epochs={epochs}: nothing would be adversarial.")
         self.losses, self.switch_epoch = [], None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out which epoch is adversarial in any case."""
         deadlines: dict[str, float] = {f"{name}={epoch}": epoch for name, epoch in self._given.items()}
-        if self.at_epoch is None and not _is_trial(trainer):
+        if self.at_epoch is None and not is_trial(trainer):
             drop = first_drop(trainer, pl_module)
             if drop is not None:
                 deadlines["the learning rate drops"] = drop
@@ -152,9 +152,7 @@ class DelayedStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be where a checkpoint stands, also in the middle of an epoch."""
         made = self.switch_epoch
-        progress: Any = trainer.fit_loop.epoch_progress.current  # of a type that knows more than Lightning declares
-        begun: int = progress.started
-        if made is not None and made >= begun:
+        if made is not None and made >= epochs_begun(trainer):
             self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
         elif made is not None:
             late = self.at_epoch is not None and made != self.at_epoch
@@ -185,7 +183,7 @@ class DelayedStart(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if there never was an adversary: a limit of steps or another callback may end the training early."""
-        if not _fitting(pl_module).adversarial and not _is_trial(trainer):
+        if not _fitting(pl_module).adversarial and not is_trial(trainer):
             rank_zero_warn(
                 f"training ends at step {trainer.global_step} and was natural throughout: the switch was to come in "
                 f"epoch {self._deadline:g} at the latest."
@@ -233,7 +231,7 @@ class DelayedStart(Callback):
         return float(trainer.strategy.reduce(mine, reduce_op="mean"))
 
     def _check_mean(self, trainer: Trainer) -> None:
-        if _by_step_alone(trainer, self.monitor):
+        if logged_by_step_alone(trainer, self.monitor):
             raise ValueError(
                 f"DelayedStart monitors {self.monitor}, which is logged by step, so that the last batch would stand "
                 "for the epoch: log it with on_epoch=True."
@@ -246,16 +244,6 @@ class DelayedStart(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint ends."""
         self.losses, self.switch_epoch = list(state_dict["losses"]), state_dict["switch_epoch"]
-
-
-def _by_step_alone(trainer: Any, name: str) -> bool:
-    """Whether a metric has no mean over the epoch; Lightning tells it nowhere but in its own records."""
-    found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
-    return bool(found) and not any(meta.on_epoch for meta in found)
-
-
-def _is_trial(trainer: Any) -> bool:
-    return bool(trainer.fast_dev_run)
 
 
 def _fitting(module: object) -> HasAdversarial:

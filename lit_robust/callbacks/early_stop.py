@@ -5,8 +5,9 @@ import math
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_robust import require
+from lit_robust.callbacks.needs import is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
-from lit_robust.require import check_count
 
 
 class StopAfterDrop(Callback):
@@ -28,14 +29,14 @@ class StopAfterDrop(Callback):
     """
 
     def __init__(self, epochs: int = 15) -> None:
-        check_count(epochs, "epochs", least=1)
+        require.integer("epochs", epochs, least=1)
         self.epochs = epochs
         self._end = math.inf
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Foresee the end."""
         self._end = math.inf
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of the trainer's connectors
+        if not is_trial(trainer):
             drop = first_drop(trainer, pl_module)
             if drop is None:
                 remedy = "set trainer.max_epochs where training is to end, and leave StopAfterDrop out"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,13 +11,10 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lit_robust import require
+from lit_robust.callbacks.needs import check_alone, net_of
+from lit_robust.lightning_internals import fractional_epoch
 from lit_robust.schedules import Schedule
-
-
-class HasNet(Protocol):
-    """What ``EMAWeights`` needs of a module: the extra averages are copies of its ``net``."""
-
-    net: nn.Module
 
 
 class EMAWeights(WeightAveraging):
@@ -65,8 +62,7 @@ class EMAWeights(WeightAveraging):
         start_epoch: int = 0,
     ) -> None:
         super().__init__()
-        if start_epoch < 0:
-            raise ValueError(f"start_epoch={start_epoch} must not be negative.")
+        require.integer("start_epoch", start_epoch, least=0)
         self.decay = _checked("decay", decay)
         self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
         self.start_epoch = start_epoch
@@ -82,7 +78,7 @@ class EMAWeights(WeightAveraging):
         _check_trainer(trainer, self)
         vars(pl_module).pop("averaged", None)  # those of an earlier fit: the copy below would copy them too
         super().setup(trainer, pl_module, stage)
-        net = _fitting(pl_module).net
+        net = _net_of(pl_module)
         self._nets = {name: deepcopy(net) for name in self.extra}
         self._updates, self._swapped = 0, False
 
@@ -105,7 +101,7 @@ class EMAWeights(WeightAveraging):
         if steps > 0:
             self._latest_update_step = trainer.global_step
             self._updates += trainer.current_epoch >= self.start_epoch
-            time = trainer.current_epoch + batch_idx / trainer.num_training_batches
+            time = fractional_epoch(trainer, batch_idx)
             for decay, average, live in self._pairs(pl_module):
                 _update(average, live, _at(decay, time) ** steps if self._updates > 1 else 0.0)
         if trainer.is_last_batch and trainer.world_size > 1:
@@ -153,7 +149,7 @@ class EMAWeights(WeightAveraging):
             return
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
-        saved, live = checkpoint.get("extra_averages", {}), _fitting(pl_module).net.state_dict()
+        saved, live = checkpoint.get("extra_averages", {}), _net_of(pl_module).state_dict()
         for name, net in self._nets.items():
             net.load_state_dict(saved.get(name, live))
 
@@ -166,7 +162,7 @@ class EMAWeights(WeightAveraging):
         """Each average with its decay and the live weights that it follows."""
         yield self.decay, self._average.module, pl_module
         for name, net in self._nets.items():
-            yield self.extra[name], net, _fitting(pl_module).net
+            yield self.extra[name], net, _net_of(pl_module)
 
     def _swap(self, pl_module: LightningModule) -> None:
         self._swap_models(pl_module)
@@ -206,17 +202,15 @@ def _checked(name: str, decay: float | Schedule) -> float | Schedule:
 
 
 def _in_range(name: str, decay: float) -> float:
-    if not 0 <= decay < 1:
-        raise ValueError(f"{name}={decay} must be in [0, 1); 0.9998 forgets half in 3465 steps.")
-    return decay
+    return require.number(name, decay, least=0, below=1, hint="0.9998 forgets half in 3465 steps")
 
 
 def _check_trainer(trainer: Any, me: EMAWeights) -> None:
-    if any(isinstance(other, WeightAveraging) and other is not me for other in trainer.callbacks):
-        raise ValueError(
-            "only one callback may average weights, because swaps do not nest: give the decays of further "
-            'averages to the first EMAWeights, as extra={"name": decay}.'
-        )
+    why = (
+        "only one callback may average weights, because swaps do not nest: give the decays of further averages to the "
+        'first EMAWeights, as extra={"name": decay}.'
+    )
+    check_alone(trainer, me, WeightAveraging, why)
     if any(getattr(other, "save_weights_only", False) for other in trainer.checkpoint_callbacks):
         raise ValueError(
             "ModelCheckpoint(save_weights_only=True) would save the live weights instead of EMAWeights' "
@@ -224,11 +218,5 @@ def _check_trainer(trainer: Any, me: EMAWeights) -> None:
         )
 
 
-def _fitting(module: object) -> HasNet:
-    # From Python 3.12 on, `isinstance(module, HasNet)` does not see what a torch module finds in its `__getattr__`.
-    if isinstance(getattr(module, "net", None), nn.Module):
-        return cast(HasNet, module)
-    raise TypeError(
-        f"EMAWeights averages module.net, which {type(module).__name__} lacks: name the nn.Module that "
-        "returns its logits so."
-    )
+def _net_of(module: LightningModule) -> nn.Module:
+    return net_of(module, "EMAWeights averages")

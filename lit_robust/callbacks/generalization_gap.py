@@ -6,11 +6,11 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lit_robust import require
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Survivors, rows_of, surviving
-from lit_robust.require import check_count
 from lit_robust.seeds import seed
 
 
@@ -49,7 +49,7 @@ class GeneralizationGap(Callback):
     """
 
     def __init__(self, images: int = 1000) -> None:
-        check_count(images, "images", least=1)
+        require.integer("images", images, least=1)
         self.images = images
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

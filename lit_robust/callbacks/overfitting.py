@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,10 +11,12 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_robust import require
+from lit_robust.attacks import Attack
 from lit_robust.batch import Batch, as_batch
+from lit_robust.callbacks.needs import callbacks_of, net_of
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
 from lit_robust.guards import network_mode, own_random_state
-from lit_robust.require import check_count
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -23,13 +25,10 @@ Action = Literal["warn", "stop", "restore"]
 FAST_AT = PGDDrop()
 
 
-class HasNet(Protocol):
-    """What ``CatastrophicOverfittingMonitor`` needs of a module: a net from images in [0, 1] to logits.
+class HasAttack(Protocol):
+    """What ``CatastrophicOverfittingMonitor`` needs of a module beside a net, if the rule leaves the bound open."""
 
-    And the training's bound, ``attack.eps``, if the rule does not say at which eps it measures.
-    """
-
-    net: nn.Module
+    attack: Attack
 
 
 class CatastrophicOverfittingMonitor(Callback):
@@ -67,9 +66,8 @@ class CatastrophicOverfittingMonitor(Callback):
     """
 
     def __init__(self, rule: OverfittingRule = FAST_AT, action: Action = "warn", images: int = 512) -> None:
-        if action not in get_args(Action):
-            raise ValueError(f'action="{action}" is unknown: choose warn, stop or restore.')
-        check_count(images, "images", least=1)
+        require.one_of("action", action, get_args(Action))
+        require.integer("images", images, least=1)
         self.rule = rule
         self.action = action
         self.images = images
@@ -89,7 +87,7 @@ class CatastrophicOverfittingMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Tells monitors with different rules apart."""
-        return self._generate_state_key(rule=self.name)
+        return f"{type(self).__qualname__}{{'rule': {self.name!r}}}"
 
     @property
     def follows(self) -> bool:
@@ -99,7 +97,7 @@ class CatastrophicOverfittingMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check module and callbacks and start from nothing; a checkpoint is read after this."""
         if stage == "fit":
-            _fitting(pl_module)
+            _net(pl_module)
             if self.follows and math.isnan(_bound(pl_module).eps):
                 raise ValueError(
                     f"{self.name} measures at the training's eps, but {type(pl_module).__name__} has no attack.eps: "
@@ -134,14 +132,14 @@ class CatastrophicOverfittingMonitor(Callback):
         if overfits:
             self._act(trainer, pl_module, current)
         elif self.action == "restore":
-            state = _fitting(pl_module).net.state_dict()
+            state = _net(pl_module).state_dict()
             self._healthy = {name: value.detach().clone() for name, value in state.items()}
         self._earlier.append(current)
         self._bound, self._batches = bound, []
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, bound: Bound) -> dict[str, float]:
         """The rule's means over the batches of all ranks; batch by batch, as the training sees them."""
-        net, device = _fitting(pl_module).net, pl_module.device
+        net, device = _net(pl_module), pl_module.device
         batches = [Batch(*(part.to(device) for part in batch)) for batch in self._batches]
         with _untouched(net, device):
             seed(device, "monitor", trainer.current_epoch, trainer.global_rank)
@@ -156,7 +154,7 @@ class CatastrophicOverfittingMonitor(Callback):
             trainer.should_stop = True
             consequence = "training stops"
         if self.action == "restore" and self._healthy is not None:
-            _fitting(pl_module).net.load_state_dict(self._healthy)
+            _net(pl_module).load_state_dict(self._healthy)
             consequence = "training stops with the weights of the last healthy epoch"
         rank_zero_warn(
             f"catastrophic overfitting in epoch {trainer.current_epoch}, says {self.name}: {', '.join(changes)}; "
@@ -207,19 +205,12 @@ def _bound(module: object) -> Bound:
 
 
 def _check_no_average(trainer: Any) -> None:
-    for other in trainer.callbacks:
-        if isinstance(other, WeightAveraging):
-            raise ValueError(
-                f'action="restore" would be undone by {type(other).__name__}, which leaves its average in the module '
-                'after the fit: set action="stop", and go back to the best checkpoint.'
-            )
+    for other in callbacks_of(trainer, WeightAveraging):
+        raise ValueError(
+            f'action="restore" would be undone by {type(other).__name__}, which leaves its average in the module '
+            'after the fit: set action="stop", and go back to the best checkpoint.'
+        )
 
 
-def _fitting(module: object) -> HasNet:
-    # From Python 3.12 on, `isinstance(module, HasNet)` does not see what a torch module finds in its `__getattr__`.
-    if isinstance(getattr(module, "net", None), nn.Module):
-        return cast(HasNet, module)
-    raise TypeError(
-        f"CatastrophicOverfittingMonitor attacks module.net, which {type(module).__name__} lacks: name the "
-        "nn.Module that returns its logits so."
-    )
+def _net(module: object) -> nn.Module:
+    return net_of(module, "CatastrophicOverfittingMonitor attacks")

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import FGSM, PGD, Attack
-from lit_robust.attacks.base import input_gradient
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import pixel_magnitude
+from lit_robust.measures import masking
 from lit_robust.threats import Norm, Threat, threat
 
 #: The means of an epoch by name.
@@ -44,8 +42,7 @@ class Bound(NamedTuple):
 class OverfittingRule(ABC):
     """What is measured on a batch, and what change from one epoch to the next is called overfitting.
 
-    A subclass is a frozen dataclass. A field that is None stands for what the training does: its rule needs a module
-    with ``attack.eps``.
+    A subclass is a frozen dataclass. A field that is None follows the training, whose module must have ``attack.eps``.
     """
 
     #: Whether epochs that were measured at different eps (of a ramp) may be compared.
@@ -93,8 +90,7 @@ class FGSMGap(OverfittingRule):
     """The signature of catastrophic overfitting: the net withstands a single step, and not PGD.
 
     The accuracy under the single step exceeds that under PGD by more than ``margin``, and did not in the epoch before.
-    So a net is reported once, when the gap opens, also where PGD had never been withstood before, and also while a
-    ramp moves eps.
+    So a net is reported once, when the gap opens, even if it never withstood PGD, and while a ramp moves eps, too.
 
     Args:
         single_step: The attack that the net learns to deceive; by default FGSM at the training's eps.
@@ -110,10 +106,8 @@ class FGSMGap(OverfittingRule):
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
         """Attack the batch twice."""
-        return {
-            "acc/fgsm": _correct(net, self.single_step or bound.fgsm(), x, y),
-            "acc/pgd": _correct(net, self.attack or bound.pgd5(), x, y),
-        }
+        attacks = {"acc/fgsm": self.single_step or bound.fgsm(), "acc/pgd": self.attack or bound.pgd5()}
+        return {name: _correct(net, attack, x, y) for name, attack in attacks.items()}
 
     def overfits(self, earlier: Sequence[Means], current: Means) -> bool:
         """Compare the gaps."""
@@ -152,20 +146,16 @@ class CrossEntropySplit(OverfittingRule):
 
 @dataclass(frozen=True)
 class _WithinBound(OverfittingRule):
-    """A rule that looks at the surroundings of an image.
-
-    Args:
-        eps: Their radius in L-infinity; by default the training's, in its norm.
-    """
+    """A rule that looks around an image: within ``eps`` in L-infinity, by default the training's bound in its norm."""
 
     eps: Magnitude | None = None
 
     def __post_init__(self) -> None:
         if self.eps is not None:
-            object.__setattr__(self, "eps", pixel_magnitude(self.eps, "eps", "linf"))
+            object.__setattr__(self, "eps", require.pixels("eps", self.eps))
 
     def within(self, bound: Bound) -> Bound:
-        """The surroundings, at a moment of the training."""
+        """How far it looks, at a moment of the training."""
         return bound if self.eps is None else Bound(self.eps)
 
 
@@ -191,10 +181,8 @@ class GradientCosineDrop(_WithinBound):
         """Compare the gradients at an image and next to it."""
         with crafting(x, y) as (x, y):
             points = x, self.within(bound).ball.random_start(x)
-            at_image, beside = (_ce_and_gradient(net, point, y)[1].flatten(1) for point in points)
-        exists = (at_image.norm(dim=1) > 0) & (beside.norm(dim=1) > 0)
-        cosine = F.cosine_similarity(at_image, beside)
-        return {"gradient_cosine": torch.where(exists, cosine, torch.nan)}
+            at_image, beside = (masking.ce_and_gradient(net, point, y)[1] for point in points)
+        return {"gradient_cosine": masking.gradient_cosine(at_image, beside)}
 
     def overfits(self, earlier: Sequence[Means], current: Means) -> bool:
         """Compare the cosines."""
@@ -221,14 +209,14 @@ class AbnormalRise(_WithinBound):
     rise: float = 0.1
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
-        """Take the step, and see whom it has helped."""
+        """Take the step, and compare the loss before and after it."""
         bound = self.within(bound)
         with crafting(x, y) as (x, y):
             start = bound.ball.project(bound.ball.random_start(x), x)
-            before, gradient = _ce_and_gradient(net, start, y)
+            before, gradient = masking.ce_and_gradient(net, start, y)
         with torch.no_grad():
             x_adv = bound.ball.project(start + 1.25 * bound.eps * bound.ball.steepest_step(gradient), x)
-            return {"abnormal": (before > losses.ce(net(x_adv), y)).float()}
+            return {"abnormal": masking.abnormal(before, losses.ce(net(x_adv), y)).float()}
 
     def overfits(self, earlier: Sequence[Means], current: Means) -> bool:
         """Compare the shares."""
@@ -239,12 +227,9 @@ class AbnormalRise(_WithinBound):
 class LinearityErrorSpike(_WithinBound):
     """The loss is further from linear than it ever used to be: ELLE-A's rule (ICLR 2024, arXiv:2401.11618).
 
-        x_a, x_b = x + U(-eps, eps) each,  t ~ U(0, 1),  x_c = (1 - t) x_a + t x_b
-        R = E[ (CE(f(x_c), y) - (1 - t) CE(f(x_a), y) - t CE(f(x_b), y))^2 ]
-        R > mean + sigmas std     of all R before
+        R > mean + sigmas std     of all R before,     R the mean of ``measures.masking.linearity_error``
 
-    Different: ELLE-A judges every batch, we every epoch, on more images. While the history is short, its deviation is
-    a rough one.
+    Different: ELLE-A judges every batch, we every epoch, on more images. A short history's deviation is a rough one.
 
     Args:
         eps: The radius in L-infinity; by default the training's, in its norm.
@@ -256,13 +241,9 @@ class LinearityErrorSpike(_WithinBound):
     history: int = 3
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
-        """Take the loss at two random points and between them, in one forward, as in the authors' code."""
-        ball = self.within(bound).ball
-        x_a, x_b, t = ball.random_start(x), ball.random_start(x), torch.rand_like(x.flatten(1)[:, 0])
-        x_c = torch.lerp(x_a, x_b, t.view(-1, *[1] * (x.ndim - 1)))
+        """Take the loss at two random points and between them."""
         with torch.no_grad():
-            ce_a, ce_b, ce_c = losses.ce(net(torch.cat([x_a, x_b, x_c])), y.repeat(3)).chunk(3)
-        return {"linearity_error": (ce_c - torch.lerp(ce_a, ce_b, t)).square()}
+            return {"linearity_error": masking.linearity_error(net, x, y, self.within(bound).ball)}
 
     def overfits(self, earlier: Sequence[Means], current: Means) -> bool:
         """Compare with the history."""
@@ -274,12 +255,4 @@ class LinearityErrorSpike(_WithinBound):
 def _correct(net: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
     x_adv = attack(net, x, y)
     with torch.no_grad():
-        predicted: Tensor = net(x_adv).argmax(dim=1)
-    return (predicted == y).float()
-
-
-def _ce_and_gradient(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy ``(N,)`` and its gradient in the images."""
-    x = x.detach().requires_grad_()
-    loss = losses.ce(net(x), y)
-    return loss.detach(), input_gradient(loss, x)
+        return torch.eq(net(x_adv).argmax(dim=1), y).float()

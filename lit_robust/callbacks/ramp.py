@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_robust import require
+from lit_robust.callbacks.needs import callbacks_of
+from lit_robust.lightning_internals import batch_in_epoch, fractional_epoch, is_due_for_logging, names_in_every_module
 from lit_robust.schedules import Schedule
-
-#: What every module has of Lightning, and no ramp is for.
-_LIGHTNINGS = set(vars(LightningModule()))
 
 
 class HasAttribute(Protocol):
@@ -21,6 +21,13 @@ class HasAttribute(Protocol):
 
     def __getattr__(self, name: str) -> Any:
         """The attribute, or the value that it is in."""
+
+
+class ChecksNumbers(Protocol):
+    """What a module may have: a way to refuse values that it cannot use, as every Defense does."""
+
+    def check_numbers(self) -> None:
+        """Refuse numbers out of range."""
 
 
 class AttributeRamp(Callback):
@@ -52,8 +59,7 @@ class AttributeRamp(Callback):
     def __init__(self, attribute: str, schedule: Schedule) -> None:
         if not all(part.isidentifier() for part in attribute.split(".")):
             raise ValueError(f"attribute={attribute!r} is neither a name (lam) nor a path (attack.eps).")
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule={schedule!r} is not one of lit_robust.schedules.")
+        require.instance("schedule", schedule, Schedule, "give one of lit_robust.schedules")
         self.attribute = attribute
         self.schedule = schedule
         self._was_integer = False
@@ -61,7 +67,7 @@ class AttributeRamp(Callback):
     @property
     def state_key(self) -> str:
         """Tells ramps of different attributes apart."""
-        return self._generate_state_key(attribute=self.attribute)
+        return f"{type(self).__qualname__}{{'attribute': {self.attribute!r}}}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there is something to drive."""
@@ -74,7 +80,7 @@ class AttributeRamp(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try all ramps together, once, and see whether this one comes to its end."""
         epochs = trainer.max_epochs or 0
-        ramps = [callback for callback in _callbacks(trainer) if isinstance(callback, AttributeRamp)]
+        ramps = callbacks_of(trainer, AttributeRamp)
         if self is ramps[0]:
             _rehearse(ramps, pl_module, [half / 2 for half in range(2 * max(epochs, 0))])
         later = {self.schedule(time) for time in (1e6, 1e7, 1e8)}  # one value, unless it goes up and down for ever
@@ -86,7 +92,7 @@ class AttributeRamp(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Return to the last batch's value: a resumed run may go on with the end of an epoch."""
-        self._set(trainer, pl_module, max(trainer.fit_loop.batch_idx, 0))
+        self._set(trainer, pl_module, batch_in_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the value, for whoever reads it before the first batch."""
@@ -95,7 +101,7 @@ class AttributeRamp(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the value; report it now and then, because logging costs as much as a small net's forward."""
         value = self._set(trainer, pl_module, batch_idx)
-        if _reports(trainer):
+        if is_due_for_logging(trainer):
             pl_module.log(f"train/{self.attribute}", value, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_batch_end(
@@ -103,11 +109,11 @@ class AttributeRamp(Callback):
     ) -> None:
         """Report the value at the end of the epoch."""
         if trainer.is_last_batch:
-            value = self.schedule(_time(trainer, batch_idx))
+            value = self.schedule(fractional_epoch(trainer, batch_idx))
             pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, batch_size=1)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> float:
-        return self._set_for(pl_module, _time(trainer, batch_idx))
+        return self._set_for(pl_module, fractional_epoch(trainer, batch_idx))
 
     def _set_for(self, pl_module: LightningModule, time: float) -> float:
         value = float(self.schedule(time))
@@ -131,18 +137,6 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
         _assign(module, ramp.attribute.split("."), value)
 
 
-def _callbacks(trainer: Any) -> list[Callback]:
-    return list(trainer.callbacks)
-
-
-def _time(trainer: Trainer, batch_idx: int) -> float:
-    return trainer.current_epoch + batch_idx / trainer.num_training_batches
-
-
-def _reports(trainer: Any) -> bool:
-    return bool((trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0)
-
-
 def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
     """Set the attribute at the end of a path; the owner, or what has to take the place of a frozen one."""
     name, *rest = path
@@ -159,8 +153,7 @@ def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
 
 
 def _check_alone(trainer: Trainer, me: AttributeRamp) -> None:
-    ramps = [callback for callback in _callbacks(trainer) if isinstance(callback, AttributeRamp)]
-    if any(ramp is not me and ramp.attribute == me.attribute for ramp in ramps):
+    if any(ramp is not me and ramp.attribute == me.attribute for ramp in callbacks_of(trainer, AttributeRamp)):
         raise ValueError(
             f"two AttributeRamps drive {me.attribute}: keep one, whose schedule may be a Product of several."
         )
@@ -194,9 +187,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _public(owner: Any) -> dict[str, Any]:
-    inside = getattr(owner, "__dict__", {})
+    inside, lightnings = getattr(owner, "__dict__", {}), names_in_every_module()
     found = {**inside, **inside.get("_modules", {})}
-    return {name: value for name, value in found.items() if not name.startswith("_") and name not in _LIGHTNINGS}
+    return {name: value for name, value in found.items() if not name.startswith("_") and name not in lightnings}
 
 
 def _numbers(owner: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import warnings
 from copy import deepcopy
+from typing import Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +12,18 @@ from lit_robust.schedules import Schedule, Staircase, drops
 
 #: As many as Lightning trains by default, where ``max_epochs`` sets no bound.
 ENDLESS = 1000
+
+
+class Rate(Protocol):
+    """What moves a learning rate: a ``Schedule``, or a scheduler of torch, which it steps itself."""
+
+    scheduler: object
+
+
+class HasRate(Protocol):
+    """What a module may have whose optimization is manual, as every Defense does: who moves its learning rate."""
+
+    rate: Rate
 
 
 def first_drop(trainer: Trainer, pl_module: LightningModule) -> int | None:
@@ -50,11 +63,12 @@ def _epochs(trainer: Trainer) -> int:
 
 
 def _foreseen(trainer: Trainer, module: LightningModule, epochs: int) -> Schedule | None:
-    schedule = getattr(getattr(module, "rate", None), "scheduler", None)
+    rate = getattr(module, "rate", None)
+    schedule = getattr(rate, "scheduler", None)
     if isinstance(schedule, Schedule):
         return schedule
     configs = trainer.lr_scheduler_configs
-    if not (module.automatic_optimization or hasattr(module, "rate")):
+    if not (module.automatic_optimization or hasattr(rate, "scheduler")):
         return None  # its own code steps the scheduler, whenever it wants to
     if len(configs) != 1 or configs[0].interval != "epoch" or configs[0].frequency != 1:
         return None

@@ -1,19 +1,27 @@
 """Robust accuracy of a module that was written without it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.require import check_precision
 from lit_robust.seeds import seed
+
+
+class HasAttacks(Protocol):
+    """What a module may have that measures robust accuracies itself, as every Defense does: attacks by name."""
+
+    val_attacks: Mapping[str, Attack]
+    test_attacks: Mapping[str, Attack]
 
 
 class RobustAccuracy(Callback):
@@ -66,8 +74,9 @@ class RobustAccuracy(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no row is logged twice, which Lightning would take the mean of."""
-        _check_alone(trainer, self)
-        check_precision(str(trainer.precision))
+        why = "two RobustAccuracy callbacks would log the same rows: give all attacks to one."
+        check_alone(trainer, self, RobustAccuracy, why)
+        require.fine_precision(str(trainer.precision))
         for split, attacks in self.attacks.items():
             if twice := _own_rows(pl_module, split) & set(attacks):
                 name = min(twice)
@@ -151,7 +160,7 @@ class RobustAccuracy(Callback):
 
 def _own_rows(module: LightningModule, split: str) -> set[str]:
     """The rows that the module logs itself, as a Defense does."""
-    attacks = getattr(module, f"{split}_attacks", None)
+    attacks = getattr(module, "test_attacks" if split == "test" else "val_attacks", None)
     return set(rows_of(attacks)) if isinstance(attacks, Mapping) else set()
 
 
@@ -161,11 +170,6 @@ def _class_labels(adapter: Adapter, batch: Any) -> Tensor:
         found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
         raise ValueError(f"y={adapter.y!r} finds {found}, but an accuracy needs class labels (N,), integers.")
     return y
-
-
-def _check_alone(trainer: Any, me: RobustAccuracy) -> None:
-    if any(isinstance(other, RobustAccuracy) and other is not me for other in trainer.callbacks):
-        raise ValueError("two RobustAccuracy callbacks would log the same rows: give all attacks to one.")
 
 
 def _check_attacks(attacks: Mapping[str, Attack]) -> None:

@@ -5,10 +5,9 @@ The only place that knows everything. Importing a room makes the short names of 
 
 import csv
 import os
-import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
@@ -29,8 +28,9 @@ from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
+from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import checkpoints_of, read_checkpoint, run_folder
+from lit_robust.runs import find_checkpoints, go_on_in, last_of, read_checkpoint, run_folder
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
@@ -96,17 +96,14 @@ class SaveConfig(SaveConfigCallback):
                 logger.log_hyperparams(self.config.as_dict())
 
 
-class RobustCLI(LightningCLI):
-    """Lightning's command line with our defaults."""
+class RobustCLI(CommandLineInternals, LightningCLI):
+    """Lightning's command line with our defaults; what the user writes beats what a checkpoint holds."""
+
+    subcommand_defaults = DEFAULTS
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data say how many classes there are, once."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults(DEFAULTS.get(subcommand, {}))
-        return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; what it refuses, two callbacks of a kind among it, a user can mend."""
@@ -121,7 +118,7 @@ class RobustCLI(LightningCLI):
         Raises:
             ValueError: If ``num_classes`` is not the data's, whose link would overwrite it.
         """
-        written = self._get(self.config, "model").init_args.get("num_classes")
+        written = self.config[self.subcommand].model.init_args.get("num_classes")
         if written is not None and written != self.datamodule.num_classes:
             raise ValueError(
                 f"model.num_classes={written}, but {type(self.datamodule).__name__} has {self.datamodule.num_classes} "
@@ -139,36 +136,32 @@ class RobustCLI(LightningCLI):
         with classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
 
-    def _parse_ckpt_path(self) -> None:
-        # Lightning lays the checkpoint's arguments over what the user wrote. Here what the user writes is what runs.
-        pass
-
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or go on where a checkpoint stands, in its folder."""
         if ckpt_path is not None:
-            path = self._one(ckpt_path)
-            if _epochs_of(read_checkpoint(path)) >= (self.trainer.max_epochs or 0) > 0:
+            path = last_of(find_checkpoints(ckpt_path, self.trainer))
+            if epochs_done(read_checkpoint(path)) >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"{path} is the end of a training: raise --trainer.max_epochs to go on, or test it.")
                 return
-            self._go_on_in(path.parent.parent)
+            go_on_in(path.parent.parent, self.trainer)
             ckpt_path = str(path)
         self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
         ignore(*NOISE_OF_EVALUATION)
-        self.trainer.validate(ckpt_path=self._optional(ckpt_path), **kwargs)
+        self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run where a folder is given."""
         ignore(*NOISE_OF_EVALUATION)
         warnings.filterwarnings("always", module="(py)?autoattack")  # a doubt about each checkpoint, in the same words
-        paths = list(self._find(ckpt_path).values()) if ckpt_path else [self._optional(None)]
+        paths = self._readable(ckpt_path, every=True)
         for logger in self.trainer.loggers:
             if isinstance(logger, CSVLogger):  # said now, so that the table is what the terminal ends with
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
         for path in paths:
-            self.trainer.test(ckpt_path=path and str(path), **kwargs)
+            self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
         """Keep the table that was printed: as ``test.csv`` beside the metrics, and in Weights & Biases."""
@@ -191,50 +184,21 @@ class RobustCLI(LightningCLI):
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
-        self.trainer.predict(ckpt_path=self._optional(ckpt_path), **kwargs)
+        self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
-    def _optional(self, ckpt_path: str | None) -> str | None:
-        if ckpt_path is None:
+    def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
+        """The checkpoints to evaluate, of a folder the last or every one; None is the net as it is built.
+
+        Each is read here, once, so that a broken one is refused before anything costly is done.
+        """
+        if not ckpt_path:
             rank_zero_info("No --ckpt_path: the net has the weights that it is built with.")
-        return ckpt_path and str(self._one(ckpt_path))
-
-    def _one(self, ckpt_path: str) -> Path:
-        found = self._find(ckpt_path)
-        return found.get("last") or next(iter(found.values()))
-
-    def _find(self, ckpt_path: str) -> dict[str, Path]:
-        """The checkpoints that are meant by a file, a folder, or ``best`` or ``last`` of the newest run."""
-        if ckpt_path in ("best", "last"):
-            logger = self.trainer.logger
-            folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(self.trainer.default_root_dir)
-            found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
-        elif Path(ckpt_path).is_dir():
-            folder, found = Path(ckpt_path), checkpoints_of(Path(ckpt_path))
-        else:
-            folder, found = Path(ckpt_path).parent, {Path(ckpt_path).stem: Path(ckpt_path)}
-        if not found:
-            raise FileNotFoundError(
-                f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}; train first, or give a .ckpt file."
-            )
-        for path in found.values():
+            return [None]
+        found = find_checkpoints(ckpt_path, self.trainer)
+        paths = list(found.values()) if every else [last_of(found)]
+        for path in paths:
             read_checkpoint(path)
-        return found
-
-    def _go_on_in(self, run: Path) -> None:
-        """Log a resumed run into its own folder, and keep the metrics that stand there, which CSVLogger deletes."""
-        for logger in self.trainer.loggers:
-            if isinstance(logger, WandbLogger) and logger.version is None:
-                raise ValueError(
-                    "--ckpt_path goes on with a run, and Weights & Biases needs to know which: add "
-                    f"--trainer.logger.init_args.id {run.name} --trainer.logger.init_args.resume allow."
-                )
-            if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
-                metrics = run / "metrics.csv"
-                if metrics.exists() and self.trainer.is_global_zero:
-                    metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
-                # A number as it was, because of a string the progress bar shows the last four characters.
-                number = re.fullmatch(r"version_(0|[1-9]\d*)", run.name)
-                logger._version = int(number[1]) if number else run.name
+        return [str(path) for path in paths]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -271,12 +235,6 @@ def main(args: Sequence[str] | None = None) -> None:
 def _exit(message: str, hint: str, code: int) -> NoReturn:
     sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
     sys.exit(code)
-
-
-def _epochs_of(checkpoint: Mapping[str, Any]) -> int:
-    """How many epochs were trained and validated."""
-    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    return int(fit_loop.get("epoch_progress", {}).get("current", {}).get("processed", 0))
 
 
 def _check_writable(folder: Path) -> None:

@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples
 from lit_robust.data.splits import Split, hold_out
+from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
 
 
@@ -67,10 +69,9 @@ class ImageDataModule(LightningDataModule, ABC):
             ("train_size", train_size, 1),
             ("test_size", test_size, 1),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
-        if split not in get_args(Split):
-            raise ValueError(f"split={split!r} is not one of {', '.join(get_args(Split))}.")
+            if value is not None:
+                require.integer(name, value, least)
+        require.one_of("split", split, get_args(Split))
         if split == "first_per_class" and (val_size or 0) % self.num_classes:
             raise ValueError(f"val_size={val_size} does not divide evenly among {self.num_classes} classes.")
         if self.train_images is not None and (val_size or 0) >= self.train_images:
@@ -179,11 +180,8 @@ class ImageDataModule(LightningDataModule, ABC):
             weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
             _check_selection(indices, weights, self._train)
             chosen.indices, chosen.weights = indices.clone(), weights.clone()
-        trainer: Any = self.trainer
-        if trainer is not None and trainer.reload_dataloaders_every_n_epochs == 0:
-            # Lightning counts a loader's batches only when it loads it: without this, a longer epoch is cut
-            # off silently and a shorter one is never validated.
-            trainer.reload_dataloaders_every_n_epochs = 1
+        if self.trainer is not None:
+            reload_every_epoch(self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The selection, for a checkpoint."""

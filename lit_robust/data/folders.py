@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, find_classes, make_dataset
 from torchvision.transforms import v2
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.loaders import EpochLoader, Samples
@@ -159,10 +160,9 @@ class FolderDataModule(ImageDataModule):
     ) -> None:
         self.base = base
         super().__init__(augment=augment, split=split, **kwargs)
-        if image_size < 1:
-            raise ValueError(f"image_size={image_size} must be at least 1.")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} must be at least 0.")
+        require.integer("image_size", image_size, least=1)
+        if num_workers is not None:
+            require.integer("num_workers", num_workers, least=0)
         self.image_size = image_size
         self.num_workers = min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers
         self._workers: dict[tuple[bool, bool, bool], Workers] = {}

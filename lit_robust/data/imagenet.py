@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torchvision.datasets import Imagenette
 
+from lit_robust import require
 from lit_robust.data.folders import FolderDataModule
 from lit_robust.data.torchvision_sets import data_root
 
@@ -123,8 +124,7 @@ class ImagenetteDataModule(FolderDataModule):
         download: bool = False,
         **kwargs: Any,
     ) -> None:
-        if size not in _IMAGENETTE:
-            raise ValueError(f"size={size!r} is not one of {', '.join(_IMAGENETTE)}.")
+        require.one_of("size", size, tuple(_IMAGENETTE))
         self.root = data_root(root)
         self.size = size
         self.download = download

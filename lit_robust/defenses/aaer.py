@@ -1,15 +1,17 @@
 """AAER: single-step training that holds down the samples which a step makes easier."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust import losses
-from lit_robust.attacks import PGD
+from lit_robust import losses, require
+from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
+from lit_robust.defenses.fast import fast_step, nfgsm_step
 from lit_robust.defenses.single_step import SingleStep
-from lit_robust.require import check_choice
+from lit_robust.measures.masking import abnormal
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
 
 Base = Literal["fast", "nfgsm"]
@@ -42,47 +44,48 @@ class AAER(SingleStep):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         base: Base = "fast",
         lam1: float = 1.0,
         lam2: float = 2.5,
         lam3: float = 1.5,
         detach_ce: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
-        super().__init__(*args, **kwargs)
-        check_choice(base, "base", get_args(Base))
+        super().__init__(net, num_classes, attack, **kwargs)
+        require.one_of("base", base, get_args(Base))
         self.base = base
         self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
         self.check_numbers()
         self.detach_ce = detach_ce
 
-    def one_step(self) -> PGD:
+    def adversary(self) -> PGD:
         """The base's step."""
         eps = self.attack.eps
-        if self.base == "fast":
-            return PGD(eps, step_size=min(1.25 * eps, 1.0), steps=1)
-        return PGD(min(3 * eps, 1.0), step_size=eps, steps=1, init_size=min(2 * eps, 1.0))
+        return fast_step(eps, 1.25 * eps) if self.base == "fast" else nfgsm_step(eps, 2.0)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The adversary, and the logits at its start."""
-        attack = self.one_step()
-        start = attack.start(batch.x)
+        attack = self.adversary()
+        start = attack.start(self.net, batch.x)
         gradient, z0 = self.gradient_at(start, batch.y)
-        return attack.step(batch.x, start, gradient, 0), z0
+        return attack.step(self.net, batch.x, start, gradient, 0), z0
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy on the adversary, and what the abnormal samples add to it."""
         images, z0 = x_adv
-        z1 = self.observe("robust", self.net(images), batch).float()
+        z1: Tensor = self.net(images).float()
         ce0, ce1 = losses.ce(z0, batch.y), losses.ce(z1, batch.y)
-        abnormal = ce0 > ce1.detach()
+        easier = abnormal(ce0, ce1)
         variation = (z0.float() - z1).square().sum(dim=1)
-        v_abnormal, v_rest, both = mean_variations(variation.detach(), abnormal, batch.weight)
-        self.tally.add("abnormal", abnormal, batch.weight)
+        v_abnormal, v_rest, both = mean_variations(variation.detach(), easier, batch.weight)
+        self.seen |= {"robust": z1, "abnormal": easier.float()}
         drop = ce0 - (ce1.detach() if self.detach_ce else ce1)
         excess = (variation - v_rest) * (v_abnormal > v_rest)
-        return ce1 + self.lam1 * both * abnormal * (self.lam2 * drop + self.lam3 * excess)
+        return ce1 + self.lam1 * both * easier * (self.lam2 * drop + self.lam3 * excess)
 
 
 def mean_variations(variation: Tensor, abnormal: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

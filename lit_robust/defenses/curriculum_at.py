@@ -1,21 +1,21 @@
 """Curriculum adversarial training: attacks of more and more steps, as the net learns to withstand them."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust import losses
-from lit_robust.attacks import PGD
+from lit_robust import losses, require
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import within_box
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.accuracy import Survivors, rows_of
-from lit_robust.require import check_count
+from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
-
-#: What a run remembers; the same on every rank.
-STATE = ("k", "learned", "best", "stale")
+from lit_robust.training.monitors import validates
 
 
 class CurriculumAT(Defense):
@@ -38,12 +38,11 @@ class CurriculumAT(Defense):
     are not quantised to 16 levels in validation, which hides small perturbations.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD with the last k as its steps: 7 for CIFAR-10 and 40 for
+        attack: A PGD with the last k as its steps: 7 for CIFAR-10 and 40 for
             MNIST in the code.
         batch_mixing: Whether the batch is divided.
         expect_acc: The accuracy to exceed, on what is trained on; in the code 0.95, and 0.9 with ``patience``.
         patience: How many validations; with 0 none is needed. 10 in the code.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is no PGD.
@@ -54,37 +53,48 @@ class CurriculumAT(Defense):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         batch_mixing: bool = True,
         expect_acc: float = 0.95,
         patience: int = 0,
         attack_bn_mode: Literal["eval", "train"] = "train",
-        **kwargs: Any,
+        **kwargs: Unpack[TrainingArguments],
     ) -> None:
-        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
-        if not isinstance(self.attack, PGD):
-            raise TypeError(
-                f"CurriculumAT gives PGD more and more steps: set attack=PGD(eps=..., steps=...), "
-                f"not {type(self.attack).__name__}."
-            )
-        if not 0 <= expect_acc < 1:
-            raise ValueError(f"expect_acc={expect_acc} is an accuracy to exceed: choose 0 <= expect_acc < 1.")
-        check_count(patience, "patience", least=0)
+        super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
+        check_pgd(self, self.attack, "gives PGD more and more steps")
+        require.number("expect_acc", expect_acc, least=0, below=1, hint="it is an accuracy to exceed")
+        require.integer("patience", patience, least=0)
         self.batch_mixing = batch_mixing
         self.expect_acc = expect_acc
         self.patience = patience
-        self.restart()
+        #: The training accuracy of the last epoch; the best validation accuracy at this k, and how many validations
+        #: there have been since.
+        self.memory.declare(k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.val_survivors = Survivors(rows_of(self.val_attacks))
 
+    @property
+    def k(self) -> float:
+        """How many steps there are now; a ramp sets floats."""
+        k: float = self.memory.values["k"]  # an int stays one
+        return k
+
+    @k.setter
+    def k(self, k: float) -> None:
+        self.memory.values["k"] = k
+
     def check_numbers(self) -> None:
         """Refuse a k that the attack does not have."""
         super().check_numbers()
-        if not 0 <= self.k <= self.attack.steps:
-            raise ValueError(
-                f"k={self.k:g} is not among the steps of the attack: choose from 0 to {self.attack.steps}."
-            )
+        require.number("k", self.k, least=0, most=self.attack.steps, hint="the attack has no more steps")
+
+    def adversary(self) -> PGD:
+        """The attack with k steps."""
+        return self.with_steps(int(self.k))
 
     def perturb(self, batch: Batch) -> Tensor:
         """Attack one part of the batch after the other."""
@@ -101,74 +111,48 @@ class CurriculumAT(Defense):
             return replace(self.attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
         longest = 2 * self.attack.eps
         size = longest / j * (1 + (10 / j - 1) * float(torch.rand(())) if random else 1)  # drawn on the host
-        cut = min(size, longest) if self.attack.norm == "l2" else min(size, longest, 1.0)
-        return replace(self.attack, steps=j, step_size=cut)
+        cut = min(size, longest)
+        return replace(self.attack, steps=j, step_size=cut if self.attack.norm == "l2" else within_box(cut))
+
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Cross-entropy on all parts."""
+        values = super().loss(batch, x_adv)
+        self.seen["k"] = torch.full_like(batch.weight, self.k)
+        return values
 
     # The curriculum.
-
-    def restart(self) -> None:
-        """Begin without an attack."""
-        #: How many steps there are now; a ramp sets floats.
-        self.k: float = 0
-        #: The training accuracy of the last epoch.
-        self.learned = 0.0
-        #: The best validation accuracy at this k, and how many validations there have been since.
-        self.best, self.stale = -1.0, 0
-
-    def setup(self, stage: str) -> None:
-        """Forget an earlier fit."""
-        super().setup(stage)
-        if stage == "fit":
-            self.restart()
 
     def on_train_start(self) -> None:
         """Refuse to wait for validations that do not come."""
         super().on_train_start()
-        run = self.trainer  # which has not loaded its validation images yet where only a later epoch needs them
-        validates = run.enable_validation and (run.val_dataloaders is None or any(run.num_val_batches))
-        if self.patience and not validates:
+        if self.patience and not validates(self.trainer):
             raise ValueError(
                 f"patience={self.patience} counts validations, but there is none: hold images out "
                 "(data.init_args.val_size), or set patience=0."
             )
 
-    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """Cross-entropy on all parts."""
-        self.tally.add("k", torch.full_like(batch.weight, self.k), batch.weight)
-        return super().loss(batch, x_adv)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch; after the last one of an epoch see how much of it was learned."""
-        super().training_step(batch, batch_idx)
-        if self.trainer.is_last_batch:
-            self.learned = self.epoch_means.get("acc/robust", 0.0)
+    def end_epoch(self) -> None:
+        """See how much of the epoch was learned."""
+        self.memory.values["learned"] = self.epoch_means.get("acc/robust", 0.0)
 
     def on_validation_epoch_start(self) -> None:
         """Attack with k steps, too."""
         super().on_validation_epoch_start()
         if self.patience:
-            self.val_attacks["k_steps"] = self.with_steps(int(self.k))
+            self.val_attacks["k_steps"] = self.adversary()
 
     def on_validation_epoch_end(self) -> None:
         """Count the validations since the best."""
         super().on_validation_epoch_end()
         if self.patience and not self.trainer.sanity_checking:
-            accuracy = float(self.trainer.callback_metrics["val/acc/k_steps"])
-            self.best, self.stale = (accuracy, 0) if accuracy > self.best else (self.best, self.stale + 1)
+            accuracy, memory = float(self.trainer.callback_metrics["val/acc/k_steps"]), self.memory.values
+            better = accuracy > memory["best"]
+            memory |= {"best": accuracy, "stale": 0} if better else {"stale": memory["stale"] + 1}
 
     def on_train_epoch_end(self) -> None:
         """Add a step when the net has learned enough and is getting no better."""
         super().on_train_epoch_end()
-        if self.k < self.attack.steps and self.learned > self.expect_acc and self.stale >= self.patience:
-            self.k, self.best, self.stale = self.k + 1, -1.0, 0
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add where the curriculum stands."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["lit_robust"]["curriculum"] = {name: getattr(self, name) for name in STATE}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
-        super().on_load_checkpoint(checkpoint)
-        for name, value in checkpoint.get("lit_robust", {}).get("curriculum", {}).items():
-            setattr(self, name, value)
+        memory = self.memory.values
+        learned = memory["learned"] > self.expect_acc and memory["stale"] >= self.patience
+        if self.k < self.attack.steps and learned:
+            memory |= {"k": self.k + 1, "best": -1.0, "stale": 0}

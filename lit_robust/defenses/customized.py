@@ -1,20 +1,21 @@
 """Customized adversarial training: every image has a bound and a soft label of its own."""
 
 from dataclasses import fields
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust import losses
-from lit_robust.attacks import PGD
+from lit_robust import losses, require
+from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import input_gradient
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
 from lit_robust.threats import threat
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.per_image import PerImage
 
 Revert = Literal["failed", "succeeded"]
@@ -44,7 +45,7 @@ class CustomizedAT(PerImage):
     found.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        attack: A PGD.
         eta: The growth. This, ``smoothing`` and ``margin_weight`` are by default the code's 0.0025, 10 and 128 at
             eps = 0.035, in proportion at another, which is that of the start: give the last one of a ramp.
         smoothing: The paper's c; with 0 labels stay hard.
@@ -53,7 +54,6 @@ class CustomizedAT(PerImage):
         kappa: How far the margin term reaches.
         revert: Where eta is taken back: where the attack failed, or where it succeeded.
         noise: What a label is mixed with: ``dirichlet``, or its mean, ``uniform`` (in the code, too).
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is no plain PGD.
@@ -65,41 +65,37 @@ class CustomizedAT(PerImage):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         eta: Magnitude | None = None,
         smoothing: float | None = None,
         margin_weight: float | None = None,
         kappa: float = 10.0,
         revert: Revert = "failed",
         noise: Noise = "dirichlet",
-        **kwargs: Any,
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
-        super().__init__(*args, **kwargs)
-        if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
-            raise TypeError(
-                f"CustomizedAT takes PGD's steps in a ball for each image: set attack=PGD(eps=..., step_size=..., "
-                f"steps=...), not {type(self.attack).__name__}."
-            )
+        super().__init__(net, num_classes, attack, **kwargs)
+        check_pgd(self, self.attack, "takes PGD's steps in a ball for each image", exactly=True)
         unused = [field.name for field in fields(PGD) if field.name not in USED]
         lost = [name for name in unused if getattr(self.attack, name) != getattr(PGD, name)]
         if lost:
             raise ValueError(
                 f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack."
             )
-        check_choice(revert, "revert", get_args(Revert))
-        check_choice(noise, "noise", get_args(Noise))
-        eps = self.attack.eps
-        if not eps > 0:
-            raise ValueError(f"attack.eps={eps} is how far each image's eps may grow: it must be above 0.")
+        require.one_of("revert", revert, get_args(Revert))
+        require.one_of("noise", noise, get_args(Noise))
+        eps = require.number("attack.eps", self.attack.eps, above=0, hint="it is how far each image's eps may grow")
         scale = eps / CODE_EPS
-        self.eta = 0.0025 * scale if eta is None else pixel_magnitude(eta, "eta", self.attack.norm)
+        self.eta = 0.0025 * scale if eta is None else require.pixels("eta", eta, self.attack.norm)
         self.smoothing = 10 / scale if smoothing is None else smoothing
         self.margin_weight = 128 / scale if margin_weight is None else margin_weight
         self.kappa = kappa
         self.revert = revert
         self.noise = noise
-        if not 0 < self.eta <= eps:
-            raise ValueError(f"eta={self.eta:g} must be above 0 and at most attack.eps={eps:g}.")
+        require.number("eta", self.eta, above=0, most=eps, hint="it may not exceed attack.eps")
         self.check_numbers()
 
     def check_numbers(self) -> None:
@@ -124,7 +120,7 @@ class CustomizedAT(PerImage):
         ball = threat(self.attack.norm, eps.view(-1, *[1] * (batch.x.ndim - 1)))
         labels = self.labels(batch.y, eps)
         with network_mode(self.net, self.attack_bn_mode), crafting(batch.x, batch.y) as (x, y):
-            x_adv = ball.project(self.attack.start(x), x)
+            x_adv = ball.project(self.attack.start(self.net, x), x)
             for _ in range(self.attack.steps):
                 logits = self.net(x_adv.requires_grad_())
                 safe = (self.kappa - losses.margin(logits, y)).clamp_min(0)
@@ -146,7 +142,7 @@ class CustomizedAT(PerImage):
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Cross-entropy with the soft labels, and the margin term."""
         images, labels, eps = x_adv
-        logits = self.observe("robust", self.net(images), batch)
-        self.tally.add("eps", eps, batch.weight)
+        logits = self.net(images)
+        self.seen |= {"robust": logits, "eps": eps}
         unsafe = (self.kappa + losses.margin(logits, batch.y)).clamp_min(0)
         return losses.ce(logits, labels) + self.margin_weight * eps * unsafe

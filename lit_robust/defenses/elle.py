@@ -1,14 +1,16 @@
 """ELLE-A: single-step training that keeps the loss linear, and does so only when it stops being so."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import NFGSM
+from lit_robust.measures.masking import linearity_error
 from lit_robust.threats import Linf
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -38,37 +40,38 @@ class ELLEA(NFGSM):
 
     not_negative = ("lam_max",)
 
-    def __init__(self, *args: Any, lam_max: float = 4000.0, k: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(*args, k=k, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam_max: float = 4000.0,
+        k: float = 0.0,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, k=k, **kwargs)
         self.lam_max = lam_max
         self.check_numbers()
 
     def perturb(self, batch: Batch) -> Tensor:
         """Choose lam by the batches before this one, and craft the adversary."""
-        history = self.rank_state.get("elle", batch.x.new_zeros(4)).to(batch.x.device)
-        if "elle_error" in self.rank_state:
-            history = adapted(history, self.rank_state.pop("elle_error").to(batch.x.device), self.lam_max)
-        self.rank_state["elle"] = history
+        history = self.memory.tensors.get("elle", batch.x.new_zeros(4))
+        if "elle_error" in self.memory.tensors:
+            history = adapted(history, self.memory.tensors.pop("elle_error"), self.lam_max)
+        self.memory.tensors["elle"] = history
         x_adv: Tensor = super().perturb(batch)
         return x_adv
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on the adversary, and the squared error of linear interpolation."""
-        error, lam = self.squared_error(batch), self.rank_state["elle"][0]
+        error = linearity_error(self.net, batch.x, batch.y, Linf(self.attack.eps))
+        lam = self.memory.tensors["elle"][0]
         total, weight = sum_over_ranks(torch.stack([(error * batch.weight).sum(), batch.weight.sum()]))
-        self.rank_state["elle_error"] = total / weight
-        self.tally.add("linearity_error", error, batch.weight)
-        self.tally.add("lam", lam.expand_as(error), batch.weight)
-        return super().loss(batch, x_adv) + lam * error
-
-    def squared_error(self, batch: Batch) -> Tensor:
-        """How far from linear each sample's loss is between two random points, ``(N,)``."""
-        ball = Linf(self.attack.eps)
-        x_a, x_b = ball.random_start(batch.x), ball.random_start(batch.x)
-        t = torch.rand_like(batch.x[:, 0, 0, 0])
-        x_c = torch.lerp(x_a, x_b, t.view(-1, 1, 1, 1))
-        ce_a, ce_b, ce_c = losses.ce(self.net(torch.cat([x_a, x_b, x_c])), batch.y.repeat(3)).chunk(3)
-        return (ce_c - torch.lerp(ce_a, ce_b, t)).square()
+        self.memory.tensors["elle_error"] = total / weight
+        ce = super().loss(batch, x_adv)
+        self.seen |= {"linearity_error": error, "lam": lam.expand_as(error)}
+        return ce + lam * error
 
 
 def adapted(history: Tensor, error: Tensor, lam_max: float) -> Tensor:

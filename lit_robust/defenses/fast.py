@@ -1,16 +1,36 @@
 """FGSM training, and the three random starts that keep it from failing: R-FGSM, Fast and N-FGSM."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import PGD, RFGSM, Attack
+from lit_robust.attacks.base import made_once, within_box
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
+from lit_robust.training.arguments import DefenseArguments
 
 DeltaInit = Literal["random", "zero", "previous"]
+
+
+@made_once
+def tramer_step(eps: float, alpha: float | None) -> RFGSM:
+    """R-FGSM in Tramer's form."""
+    return RFGSM(eps, alpha, variant="tramer")
+
+
+@made_once
+def fast_step(eps: float, alpha: float, init: Literal["uniform", "zero"] = "uniform") -> PGD:
+    """A step of alpha from a random start in the ball, projected onto it."""
+    return PGD(eps, step_size=within_box(alpha), steps=1, init=init)
+
+
+@made_once
+def nfgsm_step(eps: float, k: float) -> PGD:
+    """A step of eps from noise of k eps; the ball is large enough that only the image box clips."""
+    return PGD(within_box((k + 1) * eps), step_size=eps, steps=1, init_size=within_box(k * eps))
 
 
 class FGSMAT(SingleStep):
@@ -38,15 +58,23 @@ class RFGSMAT(SingleStep):
         ValueError: If ``alpha`` is above the attack's eps.
     """
 
-    def __init__(self, *args: Any, alpha: Magnitude | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        alpha: Magnitude | None = None,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        self.alpha = alpha and require.pixels("alpha", alpha)
         RFGSM(self.attack.eps, self.alpha, variant="tramer")  # refuses an alpha above eps
 
-    def one_step(self) -> Attack:
-        """Tramer's step, at most as far as eps is by now."""
+    def adversary(self) -> RFGSM:
+        """Tramer's step; while a ramp holds eps below alpha, of length 0."""
         eps = self.attack.eps
-        return RFGSM(eps, None if self.alpha is None else min(self.alpha, eps), variant="tramer")
+        return tramer_step(eps, None if self.alpha is None else min(self.alpha, eps))
 
 
 class FastAT(SingleStep):
@@ -69,18 +97,25 @@ class FastAT(SingleStep):
     """
 
     def __init__(
-        self, *args: Any, alpha: Magnitude | None = None, delta_init: DeltaInit = "random", **kwargs: Any
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        alpha: Magnitude | None = None,
+        delta_init: DeltaInit = "random",
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
-        super().__init__(*args, **kwargs)
-        check_choice(delta_init, "delta_init", get_args(DeltaInit))
-        self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
+        super().__init__(net, num_classes, attack, **kwargs)
+        require.one_of("delta_init", delta_init, get_args(DeltaInit))
+        self.alpha = alpha and require.pixels("alpha", alpha)
         self.delta_init = delta_init
 
-    def one_step(self) -> PGD:
+    def adversary(self) -> PGD:
         """The step; a start from the previous perturbation is not its own."""
         eps = self.attack.eps
         alpha = 1.25 * eps if self.alpha is None else self.alpha
-        return PGD(eps, step_size=min(alpha, 1.0), steps=1, init="uniform" if self.delta_init == "random" else "zero")
+        return fast_step(eps, alpha, init="uniform" if self.delta_init == "random" else "zero")
 
     def perturb(self, batch: Batch) -> Tensor:
         """Take the step from wherever it starts."""
@@ -89,7 +124,7 @@ class FastAT(SingleStep):
             return x_adv
         start = batch.x + self.recall(batch.x)
         gradient, _ = self.gradient_at(start, batch.y)
-        x_adv = self.one_step().step(batch.x, start, gradient, 0)
+        x_adv = self.adversary().step(self.net, batch.x, start, gradient, 0)
         self.remember(x_adv - batch.x)
         return x_adv
 
@@ -110,14 +145,18 @@ class NFGSM(SingleStep):
         ValueError: If ``k`` is negative.
     """
 
-    def __init__(self, *args: Any, k: float = 2.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not k >= 0:
-            raise ValueError(f"k={k} is how many eps of noise are added: it must not be negative.")
-        self.k = k
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        k: float = 2.0,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        self.k = require.number("k", k, least=0, hint="it is the noise in units of eps")
 
-    def one_step(self) -> PGD:
-        """One step of PGD whose ball is so large that only the image box clips."""
-        eps = self.attack.eps
-        noise, bound = min(self.k * eps, 1.0), min((self.k + 1) * eps, 1.0)
-        return PGD(bound, step_size=eps, steps=1, init="uniform", init_size=noise)
+    def adversary(self) -> PGD:
+        """The noise and the step."""
+        return nfgsm_step(self.attack.eps, self.k)

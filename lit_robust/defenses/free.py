@@ -1,13 +1,15 @@
 """Free adversarial training: every backward pass serves the net and the perturbation."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_robust import require
+from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
-from lit_robust.require import check_choice, check_count
 from lit_robust.threats import Linf
+from lit_robust.training.arguments import DefenseArguments
 
 ClipDelta = Literal["ball", "image"]
 
@@ -38,10 +40,19 @@ class FreeAT(SingleStep):
         ValueError: If there is a ``weight_perturbation``.
     """
 
-    def __init__(self, *args: Any, m: int = 8, clip_delta: ClipDelta = "ball", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_count(m, "m", least=1)
-        check_choice(clip_delta, "clip_delta", get_args(ClipDelta))
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        m: int = 8,
+        clip_delta: ClipDelta = "ball",
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        require.integer("m", m, least=1)
+        require.one_of("clip_delta", clip_delta, get_args(ClipDelta))
         if self.weight_perturbation is not None:
             raise ValueError(
                 "FreeAT cannot perturb weights, for each of its gradients serves weights and images at once: set "
@@ -64,7 +75,7 @@ class FreeAT(SingleStep):
         """Update the net and the perturbation by one backward pass."""
         x, delta, eps = batch.x, self.recall(batch.x), self.attack.eps
         x_adv = self.perturb(batch).requires_grad_()
-        self.optimize(lambda: self.mean(self.loss(batch, x_adv), batch))
+        self.optimize(batch, lambda: self.loss(batch, x_adv))
         assert x_adv.grad is not None
         step = eps * x_adv.grad.sign()  # torch's sign of NaN is 0: a gradient that overflows in float16 moves nothing
         x_adv = x_adv.detach()

@@ -1,13 +1,20 @@
 """Friendly adversarial training: on the least adversarial of the images that fool the net."""
 
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
+from torch import nn
 
-from lit_robust.attacks import PGD, FriendlyPGD
-from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
+from lit_robust.attacks import PGD, Attack, FriendlyPGD
+from lit_robust.attacks.base import arguments_of, made_once
+from lit_robust.attacks.pgd import check_pgd
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
+
+
+@made_once
+def early_stopped(attack: PGD, tau: float, omega: float) -> FriendlyPGD:
+    """The attack with FAT's rule of when a sample stops."""
+    return FriendlyPGD(**arguments_of(attack), tau=tau, omega=omega)
 
 
 class FriendlyAT(Defense):
@@ -23,10 +30,9 @@ class FriendlyAT(Defense):
     FAT for TRADES is ``TRADES(attack=FriendlyPGD(...))``, whose ramp drives ``attack.tau``.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        attack: A PGD.
         tau: At how many misclassified points a sample still takes a step.
         omega: The standard deviation of the noise of each step.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is no plain PGD.
@@ -35,26 +41,26 @@ class FriendlyAT(Defense):
 
     attack: PGD
 
-    def __init__(self, *args: Any, tau: float = 0, omega: float = 0.001, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if type(self.attack) is not PGD:
-            raise TypeError(
-                f"FriendlyAT stops PGD early: set attack=PGD(eps=..., step_size=..., steps=...), "
-                f"not {type(self.attack).__name__}."
-            )
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        tau: float = 0,
+        omega: float = 0.001,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        check_pgd(self, self.attack, "stops PGD early", exactly=True)
         self.tau = tau
         self.omega = omega
         self.check_numbers()
 
     def check_numbers(self) -> None:
         """Refuse what the early-stopped PGD refuses."""
-        self.inner()
+        self.adversary()
 
-    def inner(self) -> FriendlyPGD:
-        """The early-stopped PGD, at this moment's ``eps`` and ``tau``."""
-        return FriendlyPGD(**vars(self.attack), tau=self.tau, omega=self.omega)
-
-    def perturb(self, batch: Batch) -> Tensor:
-        """Stop each sample in time."""
-        with network_mode(self.net, self.attack_bn_mode):
-            return self.inner()(self.net, batch.x, batch.y)
+    def adversary(self) -> FriendlyPGD:
+        """The early-stopped PGD."""
+        return early_stopped(self.attack, self.tau, self.omega)

@@ -1,18 +1,49 @@
 """Guided adversarial training, whose attack and loss NuAT takes over with another penalty."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
-import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
-from lit_robust.attacks import PGD
-from lit_robust.attacks.base import input_gradient
+from lit_robust import losses, require
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import made_once
+from lit_robust.attacks.guided import GuidedPGD, Penalty
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
-from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_choice, pixel_magnitude
+from lit_robust.training.arguments import TrainingArguments
+
+
+class GATArguments(TrainingArguments, total=False):
+    """What NuAT hands on to GAT."""
+
+    alpha: Magnitude | None
+    attack_alternate: bool
+    attack_bn_mode: Literal["eval", "train"]
+    reference_bn_mode: Literal["eval", "train"]
+
+
+def squared_distance(logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The squared distance of the probabilities of each sample, ``(N,)``; weights play no part."""
+    return (logits.float().softmax(dim=1) - clean_logits.float().softmax(dim=1)).square().sum(dim=1)
+
+
+@made_once
+def guided_steps(
+    eps: float, alpha: float, steps: int, penalty: Penalty, lam: float, reference_bn_mode: Literal["eval", "train"]
+) -> GuidedPGD:
+    """Steps of eps from plus or minus alpha in each pixel, of which the first is guided."""
+    return GuidedPGD(
+        eps,
+        step_size=eps,
+        steps=steps,
+        init="rademacher",
+        init_size=alpha,
+        penalty=penalty,
+        lam=lam,
+        guided_steps=1,
+        reference_bn_mode=reference_bn_mode,
+    )
 
 
 class GAT(SingleStep):
@@ -31,12 +62,11 @@ class GAT(SingleStep):
     Different from it: the attack leaves out the gradient through the clean logits, which never reaches ``x0``.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is an FGSM, of which eps is used.
+        attack: An FGSM, of which eps is used.
         lam: The paper's lambda. The code's start at 10 (CIFAR-10), 15 (MNIST) and 20 (ImageNet-100).
         alpha: The random step; eps/2 by default, the code's 4/255 for CIFAR-10. For MNIST it is eps there.
         attack_alternate: Whether the attack is guided in every other batch only.
         reference_bn_mode: The net's mode for the clean logits that guide the attack.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         ValueError: If ``lam`` is negative, ``alpha`` is above 1, or there is no such mode.
@@ -46,59 +76,42 @@ class GAT(SingleStep):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         lam: float = 10.0,
         alpha: Magnitude | None = None,
         attack_alternate: bool = True,
         attack_bn_mode: Literal["eval", "train"] = "eval",
         reference_bn_mode: Literal["eval", "train"] = "train",
-        **kwargs: Any,
+        **kwargs: Unpack[TrainingArguments],
     ) -> None:
-        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
-        check_choice(reference_bn_mode, "reference_bn_mode", ("eval", "train"))
+        super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
+        require.one_of("reference_bn_mode", reference_bn_mode, ("eval", "train"))
         self.lam = lam
         self.check_numbers()
-        self.alpha = alpha and pixel_magnitude(alpha, "alpha", "linf")
+        self.alpha = alpha and require.pixels("alpha", alpha)
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode
 
-    def one_step(self) -> PGD:
-        """The random start, and the step of eps."""
+    #: What ``lam`` multiplies, in the attack and in the update.
+    penalty = staticmethod(squared_distance)
+
+    def adversary(self) -> PGD:
+        """The random start and the step of eps; every other batch is unguided."""
+        unguided = self.attack_alternate and self.batch_idx % 2 == 0
+        return self.climb(lam=0.0 if unguided else self.lam)
+
+    def climb(self, lam: float, steps: int = 1, reference_bn_mode: Literal["eval", "train"] | None = None) -> GuidedPGD:
+        """Steps of eps, of which the first is guided."""
         eps = self.attack.eps
         alpha = eps / 2 if self.alpha is None else self.alpha
-        return PGD(eps, step_size=eps, steps=1, init="rademacher", init_size=alpha)
-
-    def penalty(self, logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
-        """What ``lam`` multiplies, in the attack and in the update, for each sample."""
-        return (logits.float().softmax(dim=1) - clean_logits.float().softmax(dim=1)).square().sum(dim=1)
-
-    def steps(self) -> list[tuple[nn.Module, float]]:
-        """The steps of this batch's attack: the net that each is a gradient of, and how strongly it is guided."""
-        unguided = self.attack_alternate and self.batch_idx % 2 == 0
-        return [(self.net, 0.0 if unguided else self.lam)]
-
-    def perturb(self, batch: Batch) -> Tensor:
-        """Climb from a random start; samples' weights play no part."""
-        attack, steps = self.one_step(), self.steps()
-        with crafting(batch.x, batch.y) as (x, y):
-            # In train mode it moves BatchNorm's statistics, so it is run where nothing is guided, too.
-            if self.reference_bn_mode == "train" or any(lam for _, lam in steps):
-                with network_mode(self.net, self.reference_bn_mode), torch.no_grad():
-                    clean_logits = steps[0][0](x)
-            x_adv = attack.start(x)
-            with network_mode(self.net, self.attack_bn_mode):
-                for k, (net, lam) in enumerate(steps):
-                    logits = net(x_adv.requires_grad_())
-                    objective = losses.ce(logits, y)
-                    if lam:
-                        objective = objective + lam * self.penalty(logits, clean_logits)
-                    x_adv = attack.step(x, x_adv, input_gradient(objective, x_adv), k).detach()
-        return x_adv
+        return guided_steps(eps, alpha, steps, self.penalty, lam, reference_bn_mode or self.reference_bn_mode)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on clean images, and the penalty."""
-        logits = self.observe("robust", self.net(x_adv), batch)
-        clean_logits = self.observe("clean", self.net(batch.x), batch)
+        logits, clean_logits = self.net(x_adv), self.net(batch.x)
         clean = losses.ce(clean_logits, batch.y)
-        self.tally.add("ce/clean", clean, batch.weight)
+        self.seen |= {"robust": logits, "clean": clean_logits, "ce/clean": clean}
         return clean + self.lam * self.penalty(logits, clean_logits, batch.weight)

@@ -1,14 +1,16 @@
 """GradAlign: FGSM training that keeps the gradient the same around each image."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.measures.masking import ce_and_gradient, gradient_cosine
 from lit_robust.threats import Linf
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -34,8 +36,16 @@ class GradAlign(SingleStep):
 
     not_negative = ("lam",)
 
-    def __init__(self, *args: Any, lam: float = 0.2, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 0.2,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
         self.lam = lam
         self.check_numbers()
 
@@ -52,21 +62,12 @@ class GradAlign(SingleStep):
 
     def misalignment(self, batch: Batch, gradient: Tensor) -> Tensor:
         """``(N,)`` numbers whose weighted mean over all ranks is 1 - the mean cosine of the samples that have one."""
-        x_eta = Linf(self.attack.eps).random_start(batch.x).requires_grad_()
-        with torch.compiler.set_stance("force_eager"):
-            loss = losses.ce(self.net(x_eta), batch.y).sum()
-            (other,) = torch.autograd.grad(loss, x_eta, create_graph=True)
-        lengths = _length(gradient) * _length(other)
-        exists = lengths > 0
-        cosine = (gradient * other).flatten(1).sum(dim=1) / torch.where(exists, lengths, 1.0)
-        weight = batch.weight * exists
-        self.tally.add("cosine", cosine, weight)
-        counted, total = sum_over_ranks(torch.stack([weight.sum(), batch.weight.sum()]))
+        beside = Linf(self.attack.eps).random_start(batch.x)
+        _, other = ce_and_gradient(self.net, beside, batch.y, create_graph=True)
+        cosine = gradient_cosine(gradient, other)
+        self.seen["cosine"] = cosine
+        exists = ~cosine.isnan()
+        counted, total = sum_over_ranks(torch.stack([(batch.weight * exists).sum(), batch.weight.sum()]))
         share = (counted / total).clamp_min(torch.finfo(counted.dtype).tiny)
         misaligned: Tensor = torch.where(exists, 1 - cosine, 0.0) / share
         return misaligned
-
-
-def _length(gradient: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    return length

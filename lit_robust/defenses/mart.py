@@ -1,14 +1,14 @@
 """MART: TRADES' divergence, where the net is unsure, on top of adversarial training."""
 
-from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks import PGD
+from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
-from lit_robust.defenses.trades import TRADES
+from lit_robust.defenses.trades import TRADES, near_start
+from lit_robust.training.arguments import DefenseArguments
 
 
 class MART(TRADES):
@@ -23,21 +23,28 @@ class MART(TRADES):
     underflows adds at most 28, and 1e-7 to the weight; here logarithms of probabilities are exact.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        attack: A PGD.
         beta: Weight of the KL; in the authors' scripts 5 for ResNet-18, 6 for WRN-34-10.
-        **kwargs: The arguments of ``Defense``.
     """
 
-    def __init__(self, *args: Any, beta: float = 5.0, **kwargs: Any) -> None:
-        super().__init__(*args, beta=beta, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        beta: float = 5.0,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, beta=beta, **kwargs)
 
-    def inner(self) -> PGD:
-        """TRADES' start, and the cross-entropy."""
-        return replace(super().inner(), loss=losses.ce, compare_with="label")
+    def adversary(self) -> PGD:
+        """PGD on the cross-entropy, from TRADES' start."""
+        return near_start(self.attack, losses.ce, "label")
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Boosted cross-entropy on the adversary, and the weighted divergence."""
-        clean_logits = self.observe("clean", self.net(batch.x), batch)
-        logits = self.observe("robust", self.net(x_adv), batch)
+        clean_logits, logits = self.net(batch.x), self.net(x_adv)
+        self.seen |= {"clean": clean_logits, "robust": logits}
         unsure = -losses.ce(clean_logits, batch.y).neg().expm1()  # 1 - p_y
         return losses.bce(logits, batch.y) + self.beta * unsure * losses.kl(logits, clean_logits)

@@ -1,15 +1,18 @@
 """Nuclear-norm adversarial training: NuAT, its hybrid NuAT-H, and NuAT2 with one attack step more."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust import losses
+from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
-from lit_robust.defenses.gat import GAT
-from lit_robust.defenses.hybrid import Hybrid, Trigger
+from lit_robust.defenses.gat import GAT, GATArguments
+from lit_robust.defenses.hybrid import MEMORY, Trigger, shared_out
+from lit_robust.guards import crafting, network_mode
+from lit_robust.magnitudes import Magnitude
+from lit_robust.training.arguments import DefenseArguments
 
 
 class NuAT(GAT):
@@ -33,64 +36,65 @@ class NuAT(GAT):
     Samples' weights: a row counts as so many copies of itself, relative to the batch's mean weight.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` as in ``GAT``.
         lam: The paper's lambda; the code's maximum is 4.5, that of NuAT-WA 4.
         two_step: Makes it NuAT-H: when to take NuAT2's second attack step. The authors' rule is not published.
-        **kwargs: The arguments of ``GAT`` and ``Defense``.
     """
 
-    def __init__(self, *args: Any, lam: float = 4.5, two_step: Trigger | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, lam=lam, **kwargs)
-        self.hybrid = Hybrid(two_step) if two_step is not None else None
+    penalty = staticmethod(losses.nuclear_penalty)
 
-    def penalty(self, logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The nuclear norm over N, one number for the batch, which is added to every sample's."""
-        difference = logits.float() - clean_logits.float()
-        if weight is not None:
-            # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term at its level. It is
-            # 0 where a rank's batch is all padding.
-            copies = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
-            difference = difference * copies.sqrt().unsqueeze(1)
-        return losses.nuclear_norm(difference) / len(difference)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 4.5,
+        two_step: Trigger | None = None,
+        **kwargs: Unpack[GATArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, lam=lam, **kwargs)
+        self.two_step = two_step
+        if two_step is not None:
+            self.memory.declare(shared_out, **MEMORY)
 
-    def steps(self) -> list[tuple[nn.Module, float]]:
-        """GAT's, or while the hybrid is on alert, NuAT2's."""
-        if self.hybrid is not None and self.hybrid.memory.alert:
-            return [(self.net, self.lam), (self.net, 0.0)]
-        return super().steps()
+    def adversary(self) -> PGD:
+        """GAT's, or with an alert of the hybrid, NuAT2's."""
+        if self.two_step is not None and self.memory.values["alert"]:
+            return self.climb(self.lam, steps=2)
+        return super().adversary()
 
     # NuAT-H.
 
-    def setup(self, stage: str) -> None:
-        """Forget an earlier fit."""
-        super().setup(stage)
-        if self.hybrid is not None and stage == "fit":
-            self.hybrid.reset()
-
     def perturb(self, batch: Batch) -> Tensor:
-        """Let the hybrid look at the training so far, then climb."""
-        if self.hybrid is not None:
-            self.hybrid.begin_batch(self, batch)
-        return super().perturb(batch)
+        """Decide whether this batch gets a second step, and climb."""
+        if self.two_step is not None:
+            memory, before = self.memory.values, self.memory.values["alert"]
+            memory["alert"] = self.two_step.alert(self, batch)
+            if memory["alert"] != before:
+                self.log_now(alert=memory["alert"])
+            memory["batches"] += 1
+            memory["spent"] += memory["alert"] / self.trainer.num_training_batches
+        x_adv: Tensor = super().perturb(batch)
+        return x_adv
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Let the hybrid take along what it has not looked at yet."""
-        super().training_step(batch, batch_idx)
-        if self.hybrid is not None and self.trainer.is_last_batch:
-            self.hybrid.end_epoch(self)
+    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
+        """Cross-entropy on clean images, and the penalty; a trigger may want to know the former."""
+        values = super().loss(batch, x_adv)
+        if self.two_step is not None and self.two_step.watches_clean_loss:
+            clean = self.seen["ce/clean"].detach() * batch.weight
+            self.memory.tensors["last_clean"] = torch.stack([clean.sum(), batch.weight.sum()])
+        if self.two_step is not None:
+            self.seen["two_step"] = torch.full_like(batch.weight, float(self.memory.values["alert"]))
+        return values
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the hybrid remembers."""
-        super().on_save_checkpoint(checkpoint)
-        if self.hybrid is not None:
-            checkpoint["lit_robust"]["hybrid"] = self.hybrid.state_dict()
+    def single_step(self) -> PGD:
+        """The attack's start and its step, unguided."""
+        return self.climb(0.0, reference_bn_mode="eval")
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with it."""
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("lit_robust", {}).get("hybrid")
-        if self.hybrid is not None and state is not None:
-            self.hybrid.load_state_dict(state)
+    def log_now(self, **values: float) -> None:
+        """Hand values to the loggers at once: ``self.log`` keeps only what falls on its own steps."""
+        for logger in self.loggers:
+            logger.log_metrics({f"train/{name}": float(value) for name, value in values.items()}, step=self.global_step)
 
 
 class NuAT2(NuAT):
@@ -107,11 +111,9 @@ class NuAT2(NuAT):
     are in the code alone; the slides have one symbol for both.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` as in ``GAT``.
         lam: The paper's lambda; the code's maximum.
         attack_average: The average that the first step attacks, by its name in ``EMAWeights(extra=...)``.
         reference_bn_mode: See ``GAT``.
-        **kwargs: The arguments of ``Defense``, and ``alpha`` and ``attack_bn_mode`` of ``GAT``.
 
     Raises:
         TypeError: If ``two_step`` or ``attack_alternate`` is given, of which there is no choice here.
@@ -120,20 +122,26 @@ class NuAT2(NuAT):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         lam: float = 4.0,
         attack_average: str | None = None,
+        alpha: Magnitude | None = None,
         reference_bn_mode: Literal["eval", "train"] = "eval",
-        **kwargs: Any,
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
         if not kwargs.keys().isdisjoint(("two_step", "attack_alternate")):
             raise TypeError(
                 "NuAT2 guides the first of two steps in each batch: leave out two_step and attack_alternate."
             )
         super().__init__(
-            *args,
+            net,
+            num_classes,
+            attack,
             lam=lam,
-            two_step=None,
+            alpha=alpha,
             attack_alternate=False,
             reference_bn_mode=reference_bn_mode,
             **kwargs,
@@ -144,29 +152,31 @@ class NuAT2(NuAT):
         """Find the average."""
         super().on_fit_start()
         if self.attack_average is not None:
-            average = average_of(self, self.attack_average)
+            average = self.average()
             if self.compiled:
                 average.compile()  # a copy of a compiled net is not
 
-    def steps(self) -> list[tuple[nn.Module, float]]:
-        """A guided step, on the average from the second epoch on, and unguided ones."""
-        guide = self.net
-        if self.attack_average is not None and self.current_epoch >= 1:
-            guide = average_of(self, self.attack_average)
-        return [(guide, self.lam), (self.net, 0.0)]
+    def average(self) -> nn.Module:
+        """The extra average of ``EMAWeights`` that is attacked."""
+        name, averages = self.attack_average, getattr(self, "averaged", {})
+        if name not in averages:
+            known = f", which keeps {', '.join(averages)}" if averages else ""
+            raise ValueError(
+                f'attack_average="{name}" is no average of EMAWeights{known}: add the callback '
+                f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
+            )
+        average: nn.Module = averages[name]
+        return average
 
+    def adversary(self) -> PGD:
+        """A guided step and an unguided one."""
+        return self.climb(self.lam, steps=2)
 
-def average_of(module: LightningModule, name: str) -> nn.Module:
-    """The extra average of ``EMAWeights`` that has this name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    averages: dict[str, nn.Module] = getattr(module, "averaged", {})
-    if name not in averages:
-        known = f", which keeps {', '.join(averages)}" if averages else ""
-        raise ValueError(
-            f'attack_average="{name}" is no average of EMAWeights{known}: add the callback '
-            f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
-        )
-    return averages[name]
+    def perturb(self, batch: Batch) -> Tensor:
+        """Both steps, the first one on the average from the second epoch on."""
+        if self.attack_average is None or self.current_epoch < 1:
+            return super().perturb(batch)
+        # The average is in eval mode, also for its clean logits.
+        with crafting(batch.x, batch.y) as (x, y), network_mode(self.net, self.attack_bn_mode):
+            x1 = self.climb(self.lam, reference_bn_mode="eval").run(self.average(), x, y)
+            return self.single_step().run(self.net, x, y, x1)

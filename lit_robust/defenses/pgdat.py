@@ -1,7 +1,11 @@
 """PGD adversarial training, which the papers also call AT, Madry, RAT or PGD."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
+from torch import nn
+
+from lit_robust.attacks import Attack
+from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 
 
@@ -15,5 +19,13 @@ class PGDAT(Defense):
     attack step moves its statistics; ``attack_bn_mode="eval"`` is the other convention (TRADES, NuAT).
     """
 
-    def __init__(self, *args: Any, attack_bn_mode: Literal["eval", "train"] = "train", **kwargs: Any) -> None:
-        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        attack_bn_mode: Literal["eval", "train"] = "train",
+        **kwargs: Unpack[TrainingArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)

@@ -1,21 +1,28 @@
 """R-MGM, which is SAT-R2, and its siblings SAT-R1 and SAT-R3: regularisers that unmask gradients."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust import losses
-from lit_robust.attacks import PGD
+from lit_robust import losses, require
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import made_once
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.guards import network_mode
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_count, pixel_magnitude
+from lit_robust.training.arguments import DefenseArguments, TrainingArguments
 from lit_robust.training.ranks import sum_over_ranks
 
 #: The random step, and SAT-R3's small one, of the authors' scripts for CIFAR-10.
 ALPHA = Magnitude("2/255")
+
+
+@made_once
+def ifgsm(eps: float, steps: int) -> PGD:
+    """I-FGSM: steps of eps/steps from the clean image."""
+    return PGD(eps, step_size=eps / steps, steps=steps, init="zero")
 
 
 class SATR(SingleStep):
@@ -28,16 +35,24 @@ class SATR(SingleStep):
     not_negative: tuple[str, ...] = ("lam",)
 
     def __init__(
-        self, *args: Any, lam: float, attack_bn_mode: Literal["eval", "train"] = "eval", **kwargs: Any
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float,
+        attack_bn_mode: Literal["eval", "train"] = "eval",
+        **kwargs: Unpack[TrainingArguments],
     ) -> None:
-        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+        super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
         self.lam = lam
         self.check_numbers()
 
-    def logits_of(self, pair: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    def logits_of(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The logits of both adversaries from one forward; the first is what is trained on."""
         first, second = self.net(torch.cat(pair)).split([len(images) for images in pair])
-        return self.observe("robust", first, batch).float(), second.float()
+        self.seen["robust"] = first
+        return first.float(), second.float()
 
 
 class RMGM(SATR):
@@ -55,9 +70,18 @@ class RMGM(SATR):
         alpha: The random step: 2/255 for CIFAR-10, 0.01 for MNIST.
     """
 
-    def __init__(self, *args: Any, lam: float = 25.0, alpha: Magnitude = ALPHA, **kwargs: Any) -> None:
-        super().__init__(*args, lam=lam, **kwargs)
-        self.alpha = pixel_magnitude(alpha, "alpha", "linf")
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 25.0,
+        alpha: Magnitude = ALPHA,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, lam=lam, **kwargs)
+        self.alpha = require.pixels("alpha", alpha)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """FGSM's images and R-FGSM's, by one pass over both."""
@@ -69,7 +93,7 @@ class RMGM(SATR):
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy on FGSM's images, and the squared distance of the logits."""
-        z1, z2 = self.logits_of(x_adv, batch)
+        z1, z2 = self.logits_of(x_adv)
         return losses.ce(z1, batch.y) + self.lam * (z1 - z2).square().sum(dim=1)
 
 
@@ -92,22 +116,30 @@ class SATR1(SATR):
         steps: Of I-FGSM: 3 for CIFAR-10, 10 for MNIST.
     """
 
-    def __init__(self, *args: Any, lam: float = 0.2, steps: int = 3, **kwargs: Any) -> None:
-        super().__init__(*args, lam=lam, **kwargs)
-        check_count(steps, "steps", least=1)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 0.2,
+        steps: int = 3,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, lam=lam, **kwargs)
+        require.integer("steps", steps, least=1)
         self.steps = steps
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """FGSM's images, and I-FGSM's last."""
-        eps = self.attack.eps
-        iterative = PGD(eps, step_size=eps / self.steps, steps=self.steps, init="zero")
+        iterative = ifgsm(self.attack.eps, self.steps)
         with network_mode(self.net, self.attack_bn_mode):
             last = last_of(batch)
             return self.attack(self.net, batch.x, batch.y), iterative(self.net, batch.x[last], batch.y[last])
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy on FGSM's images, to which each sample adds the last one's distance."""
-        z1, z2 = self.logits_of(x_adv, batch)
+        z1, z2 = self.logits_of(x_adv)
         return losses.ce(z1, batch.y) + self.lam * (z1[last_of(batch)] - z2).square().sum()
 
 
@@ -130,18 +162,21 @@ class SATR3(SATR):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         lam: float = 1.0,
         tau: float = 0.6,
         eps_low: Magnitude = ALPHA,
         alpha: Magnitude = ALPHA,
-        **kwargs: Any,
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
-        super().__init__(*args, lam=lam, **kwargs)
+        super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.tau = tau
         self.check_numbers()
-        self.eps_low = pixel_magnitude(eps_low, "eps_low", "linf")
-        self.alpha = pixel_magnitude(alpha, "alpha", "linf")
+        self.eps_low = require.pixels("eps_low", eps_low)
+        self.alpha = require.pixels("alpha", alpha)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The large step and the small one along the same gradient."""
@@ -152,7 +187,7 @@ class SATR3(SATR):
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy after the large step, and the excess of the small step's where its mean is positive."""
-        z_large, z_small = self.logits_of(x_adv, batch)
+        z_large, z_small = self.logits_of(x_adv)
         large = losses.ce(z_large, batch.y)
         excess = losses.ce(z_small, batch.y) - self.tau * large
         return large + self.lam * excess * (sum_over_ranks((excess * batch.weight).sum()) > 0)

@@ -1,54 +1,42 @@
 """Curricula of difficulty: P-SAT and H-SAT, which smooth the loss by easier adversaries at first, and Dynamic AT."""
 
-from abc import abstractmethod
-from math import inf
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal, Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import FGSM, PGD, Attack, CurriculumFGSM, CurriculumPGD
+from lit_robust.attacks.base import arguments_of, made_once
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness, ProbabilityGap, Sharpness
+from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
+
+
+@made_once
+def bounded(attack: PGD, psi: Difficulty, lam: float) -> CurriculumPGD:
+    """A PGD under a bound on difficulty."""
+    return CurriculumPGD(**arguments_of(attack), psi=psi, lam=lam)
+
+
+@made_once
+def bounded_step(eps: float, lam: float) -> CurriculumFGSM:
+    """P-SAT's single step."""
+    return CurriculumFGSM(eps, lam=lam)
 
 
 class _Bounded(Defense):
     """What the methods here have in common: PGD with a bound on difficulty, which a ramp may move between batches."""
 
-    @abstractmethod
-    def inner(self) -> Attack:
-        """The bounded attack, at this moment's ``eps`` and bound."""
-
     def check_numbers(self) -> None:
         """Refuse what the bounded attack refuses."""
         super().check_numbers()
-        self.inner()
+        self.adversary()
 
     def bounded_pgd(self, psi: Difficulty, lam: float) -> CurriculumPGD:
         """The method's PGD under a bound."""
-        if type(self.attack) is not PGD:  # a subclass has rules of its own, which would get lost
-            raise TypeError(
-                f"{type(self).__name__} bounds PGD by a rule of its own: set attack=PGD(eps=..., step_size=..., "
-                f"steps=...), not {type(self.attack).__name__}."
-            )
-        return CurriculumPGD(**vars(self.attack), psi=psi, lam=lam)
-
-    def perturb(self, batch: Batch) -> Tensor:
-        """Search among the images that are easy enough."""
-        with network_mode(self.net, self.attack_bn_mode):
-            return self.inner()(self.net, batch.x, batch.y)
-
-
-def check_bound(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a bound that the metric never reaches, at the start as well as where a ramp has led.
-
-    Raises:
-        ValueError: If it is out of range, or no number.
-    """
-    if not isinstance(value, Real) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a number from {low:g} to {high:g}, as what it bounds is.")
+        return bounded(check_pgd(self, self.attack, "bounds PGD by a rule of its own", exactly=True), psi, lam)
 
 
 class PSAT(_Bounded):
@@ -65,10 +53,9 @@ class PSAT(_Bounded):
     ``lam``. Evaluation attacks without a bound. A batch costs what PGD's does.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD, or an FGSM for the code's single-step form, see
+        attack: A PGD, or an FGSM for the code's single-step form, see
             ``CurriculumFGSM``.
         lam: The paper's lambda, in [-1, 1]; the default is the code's last for CIFAR-10.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is neither a plain PGD nor an FGSM.
@@ -77,18 +64,26 @@ class PSAT(_Bounded):
 
     attack: PGD | FGSM
 
-    def __init__(self, *args: Any, lam: float = 0.4, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 0.4,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
         self.lam = lam
         if isinstance(self.attack, FGSM) and self.attack.norm != "linf":
             raise ValueError('the single-step form of PSAT is one in L-infinity: give FGSM(norm="linf"), or a PGD.')
         self.check_numbers()
 
-    def inner(self) -> Attack:
+    def adversary(self) -> Attack:
         """PGD, or the single step."""
-        check_bound("lam", self.lam, -1, 1)
+        require.number("lam", self.lam, least=-1, most=1)
         if isinstance(self.attack, FGSM):
-            return CurriculumFGSM(self.attack.eps, lam=self.lam)
+            return bounded_step(self.attack.eps, self.lam)
         return self.bounded_pgd(ProbabilityGap(), self.lam)
 
 
@@ -104,10 +99,9 @@ class HSAT(_Bounded):
     binds no sample of a net that is not sure of anything yet.) As in P-SAT BatchNorm is in eval mode in the attack.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        attack: A PGD.
         lam: The paper's lambda, in [0, 1].
         psi: The approximation; ``LastLayerSharpness()`` by default.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is no plain PGD, or the net cannot be measured by ``psi``.
@@ -116,20 +110,26 @@ class HSAT(_Bounded):
 
     attack: PGD
 
-    def __init__(self, *args: Any, lam: float = 0.5, psi: Sharpness | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        lam: float = 0.5,
+        psi: Sharpness | None = None,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
         self.lam = lam
         self.psi = psi or LastLayerSharpness()
-        if not isinstance(self.psi, Sharpness):
-            raise TypeError(
-                f"psi={psi!r} is no Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT."
-            )
+        require.instance("psi", self.psi, Sharpness, "give LastLayerSharpness() or PowerIteration(), or train PSAT")
         self.check_numbers()
         self.psi.check(self.net)
 
-    def inner(self) -> CurriculumPGD:
+    def adversary(self) -> CurriculumPGD:
         """PGD bounded by the sharpness."""
-        check_bound("lam", self.lam, 0, 1)
+        require.number("lam", self.lam, least=0, most=1)
         return self.bounded_pgd(self.psi, self.lam)
 
 
@@ -149,11 +149,10 @@ class DynamicAT(_Bounded):
     in a forward of their own in inference mode, here they are those of the update's forward.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD.
+        attack: A PGD.
         c: The paper's threshold; the default is both codes' first.
         origin: What FOSC measures from, see ``attacks.difficulty.FOSC``.
         weight_by_loss: Whether each sample's loss is weighted by its own value, from the second epoch on.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is no plain PGD.
@@ -164,21 +163,24 @@ class DynamicAT(_Bounded):
 
     def __init__(
         self,
-        *args: Any,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
         c: float = 0.5,
         origin: Literal["image", "start"] = "image",
         weight_by_loss: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[DefenseArguments],
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(net, num_classes, attack, **kwargs)
         self.c = c
         self.fosc = FOSC(origin)
         self.weight_by_loss = weight_by_loss
         self.check_numbers()
 
-    def inner(self) -> CurriculumPGD:
+    def adversary(self) -> CurriculumPGD:
         """PGD bounded by how well it has converged."""
-        check_bound("c", self.c, 0, inf)
+        require.number("c", self.c, least=0, finite=False)
         return self.bounded_pgd(self.fosc, -self.c)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """What the methods whose attack is a single gradient step have in common."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, Attack
 from lit_robust.attacks.base import input_gradient
-from lit_robust.batch import Batch
 from lit_robust.guards import crafting, network_mode
+from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 
 
@@ -27,25 +27,24 @@ class SingleStep(Defense):
 
     attack: FGSM
 
-    def __init__(self, *args: Any, attack_bn_mode: Literal["eval", "train"] = "train", **kwargs: Any) -> None:
-        super().__init__(*args, attack_bn_mode=attack_bn_mode, **kwargs)
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        attack_bn_mode: Literal["eval", "train"] = "train",
+        **kwargs: Unpack[TrainingArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
         name = type(self).__name__
         if not isinstance(self.attack, FGSM):
             raise TypeError(
-                f"{name} takes its single step itself and needs only the bound: give attack=FGSM(eps=...), "
+                f"{name} takes its single step itself and needs only the bound: set attack=FGSM(eps=...), "
                 f"not {type(self.attack).__name__}."
             )
         if self.attack.norm != "linf":
             raise ValueError(f'{name} is a method for L-infinity: give FGSM(norm="linf"), or train PGDAT on this one.')
-
-    def one_step(self) -> Attack:
-        """The step in full, at this moment's ``eps``."""
-        return self.attack
-
-    def perturb(self, batch: Batch) -> Any:
-        """Take the step."""
-        with network_mode(self.net, self.attack_bn_mode):
-            return self.one_step()(self.net, batch.x, batch.y)
 
     def gradient_at(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the cross-entropy in the images, and the logits there, both without a graph."""
@@ -60,7 +59,7 @@ class SingleStep(Defense):
 
         It is clipped to ``eps`` here, because a schedule may have lowered ``eps`` since.
         """
-        delta = self.rank_state.get("delta")
+        delta = self.memory.tensors.get("delta")
         if delta is None or delta.shape[1:] != x.shape[1:]:
             return torch.zeros_like(x)
         delta = delta[: len(x)].to(x.device).clamp(-self.attack.eps, self.attack.eps)
@@ -68,6 +67,6 @@ class SingleStep(Defense):
 
     def remember(self, delta: Tensor) -> None:
         """Leave a perturbation to the next batch; rows that a short batch does not have stay as they were."""
-        before = self.rank_state.get("delta", delta)
+        before = self.memory.tensors.get("delta", delta)
         kept = before[len(delta) :].to(delta.device) if before.shape[1:] == delta.shape[1:] else delta[:0]
-        self.rank_state["delta"] = torch.cat([delta, kept])
+        self.memory.tensors["delta"] = torch.cat([delta, kept])

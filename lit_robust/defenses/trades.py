@@ -1,15 +1,25 @@
 """TRADES: a clean loss, and how far an adversary can drive the prediction away from the clean one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks import PGD
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import made_once
+from lit_robust.attacks.pgd import Reference, check_pgd
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
+from lit_robust.losses import SampleLoss
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
+
+
+@made_once
+def near_start(attack: PGD, loss: SampleLoss, compare_with: Reference) -> PGD:
+    """The attack on another objective, from TRADES' start."""
+    near = replace(attack, init="gaussian", init_size=0.001, clip_init=False)
+    return replace(near, loss=loss, compare_with=compare_with)
 
 
 class TRADES(Defense):
@@ -28,9 +38,8 @@ class TRADES(Defense):
     clips to [0, 1] before the ball, here after, and a sample without a gradient takes no step.
 
     Args:
-        *args: The arguments of ``Defense``; ``attack`` is a PGD, see above.
+        attack: A PGD, see above.
         beta: Weight of the KL, the paper's 1/lambda: 6 for CIFAR-10, 1 for MNIST in the authors' scripts.
-        **kwargs: The arguments of ``Defense``.
 
     Raises:
         TypeError: If ``attack`` is no PGD.
@@ -40,30 +49,27 @@ class TRADES(Defense):
     attack: PGD
     not_negative = ("beta",)
 
-    def __init__(self, *args: Any, beta: float = 6.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not isinstance(self.attack, PGD):
-            raise TypeError(
-                f"{type(self).__name__} gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., "
-                f"steps=...), not {type(self.attack).__name__}."
-            )
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        beta: float = 6.0,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        check_pgd(self, self.attack, "gives PGD its own start and objective")
         self.beta = beta
         self.check_numbers()
 
-    def inner(self) -> PGD:
-        """The inner maximisation, at this moment's ``eps``."""
-        near = replace(self.attack, init="gaussian", init_size=0.001, clip_init=False)
-        return replace(near, loss=losses.kl, compare_with="clean_logits")
-
-    def perturb(self, batch: Batch) -> Tensor:
-        """Search it."""
-        with network_mode(self.net, self.attack_bn_mode):
-            return self.inner()(self.net, batch.x, batch.y)
+    def adversary(self) -> PGD:
+        """PGD on the divergence."""
+        return near_start(self.attack, losses.kl, "clean_logits")
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on clean images, and the divergence."""
-        logits = self.observe("robust", self.net(x_adv), batch)
-        clean_logits = self.observe("clean", self.net(batch.x), batch)
+        logits, clean_logits = self.net(x_adv), self.net(batch.x)
         divergence = losses.kl(logits, clean_logits)
-        self.tally.add("kl", divergence, batch.weight)
+        self.seen |= {"robust": logits, "clean": clean_logits, "kl": divergence}
         return losses.ce(clean_logits, batch.y) + self.beta * divergence

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust.attacks import PGD
+from lit_robust import require
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import made_once, within_box
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.training.arguments import DefenseArguments
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,19 @@ class ZeroGradStep(PGD):
 
     q: float = 0.35
 
-    def step(self, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
+    def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
         """Zero the small entries first."""
         size = direction.abs().flatten(1)
         # What lies below this value lies below the interpolated quantile, which torch computes for few pixels only.
         rank = math.ceil(self.q * (size.shape[1] - 1)) + 1
         threshold = size.kthvalue(rank, dim=1).values.view(-1, *[1] * (x.ndim - 1))
-        return super().step(x, x_adv, direction * (direction.abs() >= threshold), k)
+        return super().step(net, x, x_adv, direction * (direction.abs() >= threshold), k)
+
+
+@made_once
+def zerograd_step(eps: float, q: float) -> ZeroGradStep:
+    """One step of 2 eps."""
+    return ZeroGradStep(eps, step_size=within_box(2 * eps), steps=1, q=q)
 
 
 class ZeroGrad(SingleStep):
@@ -45,13 +54,18 @@ class ZeroGrad(SingleStep):
         ValueError: If ``q`` is no share.
     """
 
-    def __init__(self, *args: Any, q: float = 0.35, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not 0 <= q < 1:
-            raise ValueError(f"q={q} is the share of the gradient that is ignored: choose 0 <= q < 1.")
-        self.q = q
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        q: float = 0.35,
+        **kwargs: Unpack[DefenseArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        self.q = require.number("q", q, least=0, below=1, hint="it is the share of the gradient that is ignored")
 
-    def one_step(self) -> ZeroGradStep:
+    def adversary(self) -> ZeroGradStep:
         """A step of twice eps, so that it ends on the ball's surface wherever it starts."""
-        eps = self.attack.eps
-        return ZeroGradStep(eps, step_size=min(2 * eps, 1.0), steps=1, q=self.q)
+        return zerograd_step(self.attack.eps, self.q)

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec
 
+from lit_robust import require
 from lit_robust.nets.net import Net
 
 P = ParamSpec("P")
@@ -26,8 +27,8 @@ def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}={value} of {build.__name__} must be at least 1.")
+            if isinstance(value, int):
+                require.integer(f"{build.__name__}'s {name}", value, least=1)
         net = build(*args, **kwargs)
         net.recipe = {
             "class_path": f"lit_robust.nets.{build.__name__}",

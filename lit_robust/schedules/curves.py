@@ -5,8 +5,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lit_robust import require
 from lit_robust.magnitudes import Magnitude
-from lit_robust.require import check_increasing, check_positive
 from lit_robust.schedules.base import Schedule, Value, blend, share, wave
 
 
@@ -17,7 +17,7 @@ class _Knots(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_increasing("times", self.times)
+        require.increasing("times", self.times)
         if len(self.times) != len(self.values):
             raise ValueError(f"{len(self.times)} times have {len(self.values)} values: each needs exactly one.")
 
@@ -102,7 +102,7 @@ class PeriodicCosine(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_increasing("ends", self.ends)
+        require.increasing("ends", self.ends)
         if not self.ends[0] > 0:
             raise ValueError(f"ends={list(self.ends)} must be above 0, where the first cycle begins.")
         if not self.low <= min(self.high, self.cap):
@@ -128,8 +128,8 @@ class MultiStep(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_increasing("milestones", self.milestones)
-        check_positive(factor=self.factor)
+        require.increasing("milestones", self.milestones)
+        require.number("factor", self.factor, above=0)
 
     def __call__(self, time: float) -> float:
         """Count the milestones that have passed."""

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_robust.require import check_increasing, check_positive
+from lit_robust import require
 from lit_robust.schedules.base import Schedule, blend
 
 
@@ -22,7 +22,8 @@ class Cyclic(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(up=self.up, down=self.down)
+        require.number("up", self.up, above=0)
+        require.number("down", self.down, above=0)
 
     def __call__(self, time: float) -> float:
         """Follow the triangle."""
@@ -54,8 +55,11 @@ class CyclicStep(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(up=self.up, down=self.down, until=self.until, factor=self.factor)
-        check_increasing("after", self.after)
+        require.number("up", self.up, above=0)
+        require.number("down", self.down, above=0)
+        require.number("until", self.until, above=0, finite=False)
+        require.number("factor", self.factor, above=0)
+        require.increasing("after", self.after)
         if self.until >= self.up + self.down:
             raise ValueError(f"until={self.until} must come before the triangle ends at {self.up + self.down}.")
 
@@ -89,7 +93,9 @@ class CyclicMomentum(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(up=self.up, down=self.down, until=self.until)
+        require.number("up", self.up, above=0)
+        require.number("down", self.down, above=0)
+        require.number("until", self.until, above=0, finite=False)
         if not 0 <= self.low <= self.high < 1:
             raise ValueError(f"low={self.low} and high={self.high} must satisfy 0 <= low <= high < 1.")
 

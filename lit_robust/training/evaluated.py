@@ -7,14 +7,15 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
-from lit_robust.require import check_precision
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
+from lit_robust.training.arguments import compose_signature
 from lit_robust.training.monitors import check_monitors
 
 
@@ -22,28 +23,35 @@ class Evaluated(LightningModule):
     """A net and the attacks that tell how robust it is; they find gradients under Lightning's inference mode too.
 
     Args:
-        net: Returns logits ``(N, num_classes)`` for images in [0, 1].
-        num_classes: The number of classes.
-        attack: The adversary whose threat set the default attacks search.
-        val_attack: The attack behind ``val/acc/robust``; by default 7 steps of eps/7 from the clean image.
-        test_attacks: The attacks of ``test`` by name; PGD-20 by default.
-        channels_last: Keeps images and weights in that memory format.
-        compile: Compiles the net.
+        net: Returns logits ``(N, num_classes)`` for images in [0, 1]; normalisation is inside it.
+        num_classes: The number of classes; the command line takes it from the data.
+        attack: The adversary of the training, whose threat set the default attacks search.
+        val_attack: The attack behind ``val/acc/robust``, by which the best checkpoint is chosen; by default 7 steps of
+            eps/7 from the clean image, the selection of NuAT's and GAT's code for CIFAR-10, at the training attack's
+            eps.
+        test_attacks: The attacks of ``test`` by name; PGD-20 at the training attack's eps by default.
+        channels_last: Keeps images and weights in the memory format that GPUs (and most CPUs) are faster with.
+        compile: Compiles the net with ``torch.compile``.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let every method's own signature tell all its arguments."""
+        super().__init_subclass__(**kwargs)
+        compose_signature(cls)
 
     def __init__(
         self,
         net: nn.Module,
         num_classes: int,
         attack: Attack,
-        val_attack: Attack | None,
-        test_attacks: dict[str, Attack] | None,
-        channels_last: bool,
-        compile: bool,
+        *,
+        val_attack: Attack | None = None,
+        test_attacks: dict[str, Attack] | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes} leaves nothing to classify: it must be at least 2.")
+        require.integer("num_classes", num_classes, least=2)
         val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
         test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
@@ -51,6 +59,7 @@ class Evaluated(LightningModule):
         if compile:
             self.net.compile()
         self.num_classes = num_classes
+        self.attack = attack
         self.channels_last = channels_last
         self.compiled = compile
         self.val_attacks = {"robust": val_attack}
@@ -70,7 +79,7 @@ class Evaluated(LightningModule):
             ImportError: If an attack needs a package that is not installed.
             ValueError: If images would be rounded.
         """
-        check_precision(str(self.trainer.precision))
+        require.fine_precision(str(self.trainer.precision))
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
 
@@ -91,7 +100,7 @@ class Evaluated(LightningModule):
         seed(self.device, "evaluate", batch_idx, self.global_rank)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count who survives the validation attack."""
+        """Count the images that withstand the validation attack."""
         batch = self.receive(batch)
         self.val_survivors.update(self._surviving(self.val_attacks, batch), batch.weight)
 
@@ -111,7 +120,7 @@ class Evaluated(LightningModule):
         self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count who survives which attack; in float32, because bfloat16's coarse logits flatter a net."""
+        """Count the images that withstand each attack; in float32, because bfloat16's coarse logits flatter a net."""
         batch = self.receive(batch)
         with torch.autocast(self.device.type, enabled=False):
             self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)

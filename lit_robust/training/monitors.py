@@ -28,3 +28,8 @@ _NO_VALIDATION = (
     "but there is no validation: hold images out (data.init_args.val_size), or remove the monitor to keep the last "
     "checkpoint alone."
 )
+
+
+def validates(trainer: Any) -> bool:
+    """Whether the run has images to validate on; those of a later epoch only, which are not loaded yet, count."""
+    return trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))

@@ -1,15 +1,16 @@
 """What the methods that remember a number of each training image have in common."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from lit_robust.attacks import Attack
 from lit_robust.batch import Batch, as_batch
+from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
-from lit_robust.training.ranks import gather_over_ranks, world_size
 
 
 class PerImage(Defense):
@@ -24,30 +25,20 @@ class PerImage(Defense):
         ValueError: If the training's images have no index, or it is not known how many there are.
     """
 
+    def __init__(self, net: nn.Module, num_classes: int, attack: Attack, **kwargs: Unpack[DefenseArguments]) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        self.memory.declare(merge)
+
     def recall(self, batch: Batch) -> Tensor:
         """The numbers of a batch's images, ``(N,)``."""
-        return self.rank_state["numbers"][batch.index]
+        return self.memory.tensors["numbers"][batch.index]
 
     def remember(self, batch: Batch, numbers: Tensor) -> None:
         """Write down the ``(N,)`` numbers of a batch's images."""
-        table, changed, exists = self.rank_state["numbers"], self.rank_state["changed"], batch.weight > 0
+        table, changed = (self.memory.tensors[name] for name in ("numbers", "changed"))
+        exists = batch.weight > 0
         table[batch.index] = torch.where(exists, numbers, table[batch.index])
         changed[batch.index] |= exists
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch; the first one of an epoch is checked, after the last one all ranks know what each has learned."""
-        if batch_idx == 0:
-            check_index(as_batch(batch).index, images=len(self.rank_state["numbers"]))
-        super().training_step(batch, batch_idx)
-        if self.trainer.is_last_batch:
-            merged = merge(gather_over_ranks(self.rank_state))
-            self.rank_state = {name: value.to(self.device) for name, value in merged.items()}
-
-    def setup(self, stage: str) -> None:
-        """Forget an earlier fit."""
-        super().setup(stage)
-        if stage == "fit":
-            self.rank_state = {}
 
     def on_train_start(self) -> None:
         """Make room for all images, also when an epoch is resumed."""
@@ -59,19 +50,23 @@ class PerImage(Defense):
         super().on_train_epoch_start()
         self.make_room()
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Check the indices of an epoch's first batch."""
+        super().on_train_batch_start(batch, batch_idx)
+        if batch_idx == 0:
+            check_index(as_batch(batch).index, images=len(self.memory.tensors["numbers"]))
+
+    def end_epoch(self) -> None:
+        """Let all ranks know what each has learned."""
+        super().end_epoch()
+        self.memory.merge_ranks(self.device)
+
     def make_room(self) -> None:
         """Lengthen the table to the images of the training's loader."""
-        n = images_in(self.trainer.train_dataloader)
+        n, tensors = images_in(self.trainer.train_dataloader), self.memory.tensors
         for name, dtype in (("numbers", torch.float32), ("changed", torch.bool)):
-            known = self.rank_state.get(name, torch.zeros(0, dtype=dtype, device=self.device))
-            self.rank_state[name] = torch.cat([known, known.new_zeros(max(n - len(known), 0))])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the table over from another number of ranks, too."""
-        super().on_load_checkpoint(checkpoint)
-        states = checkpoint.get("lit_robust", {}).get("ranks", [])
-        if len(states) not in (0, world_size()) and all("numbers" in state for state in states):
-            self.rank_state = merge(states)
+            known = tensors.get(name, torch.zeros(0, dtype=dtype, device=self.device))
+            tensors[name] = torch.cat([known, known.new_zeros(max(n - len(known), 0))])
 
 
 def merge(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,10 +7,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lit_robust import require
 from lit_robust.schedules import Schedule
 
 #: What a checkpoint's optimizer would bring along, and the user has set. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
+
+
+def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
+    """The default optimizer: SGD with rate 0.1, momentum 0.9 and weight decay 5e-4, the usual one for CIFAR."""
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 class LearningRate:
@@ -33,14 +39,9 @@ class LearningRate:
         interval: Literal["epoch", "step"],
         momentum: Schedule | None,
     ) -> None:
-        if interval not in ("epoch", "step"):
-            raise ValueError(f'lr_interval="{interval}" is unknown: choose "epoch" or "step".')
-        self.make_optimizer, self.scheduler, self.interval, self.momentum = (
-            optimizer,
-            scheduler,
-            interval,
-            momentum,
-        )
+        require.one_of("lr_interval", interval, ("epoch", "step"))
+        self.make_optimizer, self.scheduler = optimizer, scheduler
+        self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
 

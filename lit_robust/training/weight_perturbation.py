@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_robust.require import check_not_negative
-from lit_robust.training.metrics import Tally
+from lit_robust import require
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -43,7 +42,8 @@ class AWP:
     warm_up: float = 0.0
 
     def __post_init__(self) -> None:
-        check_not_negative(**{"AWP's gamma": self.gamma, "AWP's warm_up": self.warm_up})
+        require.number("AWP's gamma", self.gamma, least=0)
+        require.number("AWP's warm_up", self.warm_up, least=0)
 
     @contextmanager
     def perturbed(self, net: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:
@@ -68,7 +68,6 @@ class Perturbable(Protocol):
     """What ``perturbed_weights`` needs of a Defense."""
 
     net: nn.Module
-    tally: Tally
     adversarial: bool
     weight_perturbation: AWP | None
 
@@ -85,13 +84,7 @@ def perturbed_weights(defense: Perturbable, closure: Callable[[], Tensor]) -> It
         yield
         return
 
-    def uncounted() -> Tensor:
-        sums = dict(defense.tally.sums)
-        loss = closure()
-        defense.tally.sums = sums
-        return loss
-
-    with awp.perturbed(defense.net, uncounted):
+    with awp.perturbed(defense.net, closure):
         yield
 
 

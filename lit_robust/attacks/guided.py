@@ -1,0 +1,51 @@
+"""PGD that also drives the logits away from those of the clean images: the inner maximisation of GAT and NuAT."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust.attacks.pgd import PGD, Objective
+from lit_robust.guards import network_mode
+
+#: ``(logits, clean_logits)``, both ``(N, C)``, to one number for each sample or one for the batch.
+Penalty = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GuidedPGD(PGD):
+    """PGD on a loss plus ``lam`` times a penalty on the change of the logits.
+
+        max_{|x' - x| <= eps}  sum_i L(f(x'_i), y_i) + lam penalty(f(x'), f(x))
+
+    Without ``lam`` the clean logits are not needed. They are computed all the same where their forward moves
+    BatchNorm's statistics, because the authors of GAT and NuAT compute them in every batch.
+
+    Args:
+        penalty: What guides the steps; one that couples the images of a batch is added to the loss of each.
+        lam: The penalty's weight.
+        guided_steps: How many of the first steps are guided; None for all.
+        reference_bn_mode: The net's mode for the clean logits; None leaves it as it is.
+    """
+
+    penalty: Penalty = field(kw_only=True)
+    lam: float = field(kw_only=True)
+    guided_steps: int | None = field(default=None, kw_only=True)
+    reference_bn_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
+
+    def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
+        """The loss, and in the guided steps the penalty."""
+        guided = self.steps if self.guided_steps is None else self.guided_steps
+        if self.lam or self.reference_bn_mode == "train":
+            mode = network_mode(net, self.reference_bn_mode) if self.reference_bn_mode else nullcontext()
+            with mode, torch.no_grad():
+                clean_logits: Tensor = net(x)
+
+        def objective(x_adv: Tensor, logits: Tensor, k: int) -> Tensor:
+            loss = self.loss(logits, y)
+            return loss + self.lam * self.penalty(logits, clean_logits) if self.lam and k < guided else loss
+
+        return objective

@@ -1,0 +1,110 @@
+"""The arguments that every method shares, and one signature for editors, ``help()`` and the command line."""
+
+import inspect
+import re
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from lit_robust.attacks import Attack
+from lit_robust.schedules import Schedule
+from lit_robust.training.rates import sgd
+from lit_robust.training.weight_perturbation import AWP
+
+BNMode = Literal["eval", "train"]
+
+#: ``rates.sgd`` as a configuration.
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
+
+
+class EvaluatedArguments(TypedDict, total=False):
+    """Of ``Evaluated``, beside net, num_classes and attack."""
+
+    val_attack: Attack | None
+    test_attacks: dict[str, Attack] | None
+    channels_last: bool
+    compile: bool
+
+
+class TrainedArguments(EvaluatedArguments, total=False):
+    """And of ``Trained``."""
+
+    optimizer: OptimizerCallable
+    lr_scheduler: Schedule | LRSchedulerCallable | None
+    lr_interval: Literal["epoch", "step"]
+    momentum: Schedule | None
+    gradient_clip_val: float | None
+
+
+class TrainingArguments(TrainedArguments, total=False):
+    """What a method with an ``attack_bn_mode`` of its own hands on to ``Defense``."""
+
+    weight_perturbation: AWP | None
+
+
+class DefenseArguments(TrainingArguments, total=False):
+    """What a method hands on to ``Defense`` as it is."""
+
+    attack_bn_mode: BNMode
+
+
+def compose_signature(cls: type) -> None:
+    """Let a class's own ``__init__`` tell all its arguments, and document them.
+
+    A method writes down its own arguments and ``**kwargs: Unpack[...]`` for those that it hands on. The signature that
+    ``inspect``, and so ``help()`` and jsonargparse, see has them all, with the defaults and documentation of the class
+    that states them. Without ``Unpack`` (a method of the user's own) everything that the base takes is handed on.
+    """
+    if "__init__" not in vars(cls):
+        return
+    init: Any = vars(cls)["__init__"]
+    base = next(parent for parent in cls.__mro__[1:] if "__init__" in vars(parent))
+    own = inspect.signature(init)
+    parameters = list(own.parameters.values())
+    starred = {parameter.kind: parameter for parameter in parameters}
+    explicit = [parameter for parameter in parameters if parameter.kind not in (_ARGS, _KWARGS)]
+    inherited = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+    if _ARGS in starred:
+        taken = {parameter.name for parameter in explicit}
+        positional = [one for one in inherited if one.kind == _POSITIONAL and one.name not in taken]
+        explicit[1:1] = positional
+    if _KWARGS in starred:
+        taken = {parameter.name for parameter in explicit}
+        handed_on = _handed_on(starred[_KWARGS].annotation)
+        explicit += [
+            one.replace(kind=_KEYWORD)
+            for one in inherited
+            if one.name not in taken and (handed_on is None or one.name in handed_on)
+        ]
+    # On the command line a default is a configuration, whose arguments flags can change one by one.
+    explicit = [one.replace(default=SGD) if one.default is sgd else one for one in explicit]
+    init.__signature__ = own.replace(parameters=explicit)
+    init.__doc__ = _documentation(cls, [parameter.name for parameter in explicit[1:]])
+
+
+_ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+_POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+
+
+def _handed_on(annotation: Any) -> set[str] | None:
+    """The names in ``Unpack[SomeTypedDict]``; None where there is no such annotation."""
+    if get_origin(annotation) is not Unpack:
+        return None
+    return set(get_args(annotation)[0].__annotations__)
+
+
+def _documentation(cls: type, names: list[str]) -> str:
+    """An Args section: each argument in the words of the nearest class that documents it."""
+    known: dict[str, str] = {}
+    for parent in reversed(cls.__mro__):
+        known |= _arguments(inspect.cleandoc(parent.__doc__ or ""))
+    lines = [f"    {name}: {known[name]}" for name in names if name in known]
+    return "\n".join([f"Build {cls.__name__}.", "", "Args:", *lines])
+
+
+def _arguments(doc: str) -> dict[str, str]:
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", doc, re.MULTILINE)
+    if section is None:
+        return {}
+    entries = re.findall(r"^    (\w+): ((?:.*)(?:\n {8}.*)*)", section[1], re.MULTILINE)
+    return {name: text.rstrip() for name, text in entries if not text.startswith("See ``")}

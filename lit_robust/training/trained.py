@@ -1,0 +1,228 @@
+"""What is around the batches of a training: the clock, the reports and the checkpoints."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_robust import require
+from lit_robust.attacks import Attack
+from lit_robust.batch import Batch
+from lit_robust.lightning_internals import (
+    batch_in_epoch,
+    batches_begun,
+    built_by_the_command_line,
+    end_the_epoch,
+    fractional_epoch,
+    is_due_for_logging,
+)
+from lit_robust.schedules import Schedule
+from lit_robust.seeds import seed
+from lit_robust.training.arguments import EvaluatedArguments
+from lit_robust.training.evaluated import Evaluated
+from lit_robust.training.memory import Memory, of_older_versions
+from lit_robust.training.metrics import EpochMeans
+from lit_robust.training.monitors import check_monitors, validates
+from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
+from lit_robust.training.rates import LearningRate, sgd
+
+
+class Trained(Evaluated):
+    """A net, its optimizer and what an exact resume needs; a batch itself is ``Defense``'s.
+
+    All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
+    of fractional epochs. ModelCheckpoint runs before module hooks, so what a checkpoint must hold of an epoch is
+    settled in ``training_step``, by ``finish_epoch``, and not in ``on_train_epoch_end``. The hooks here must stay the
+    module's own: as callbacks (``configure_callbacks``) they run in another order, and resumed runs differ.
+
+    Args:
+        optimizer: Makes the optimizer from the parameters; SGD(lr=0.1, momentum=0.9, weight_decay=5e-4) by default.
+        lr_scheduler: A ``lit_robust.schedules.Schedule``, whose value at each moment in fractional epochs multiplies
+            the optimizer's ``lr``, or any scheduler of torch.
+        lr_interval: When a scheduler of torch takes its step; a Schedule needs none.
+        momentum: A Schedule of SGD's momentum (or Adam's first beta), absolute; None leaves the optimizer's.
+        gradient_clip_val: Clips the norm of the gradient; Lightning's own option refuses manual optimization.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        attack: Attack,
+        *,
+        optimizer: OptimizerCallable = sgd,
+        lr_scheduler: Schedule | LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        momentum: Schedule | None = None,
+        gradient_clip_val: float | None = None,
+        **kwargs: Unpack[EvaluatedArguments],
+    ) -> None:
+        super().__init__(net, num_classes, attack, **kwargs)
+        if built_by_the_command_line():
+            # Built by the command line: keep the configuration, so that `load_from_checkpoint` can build it again.
+            # Built in Python: arguments are live objects, which a checkpoint that is safe to load cannot hold.
+            self.save_hyperparameters(logger=False)
+        if gradient_clip_val is not None:
+            require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null is no clipping")
+        self.automatic_optimization = False
+        self.adversarial = True
+        self.gradient_clip_val = gradient_clip_val
+        self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
+        #: What outlives a batch, see ``Memory``.
+        self.memory = Memory()
+        self.metrics = EpochMeans()
+        #: The training metrics of the last whole epoch, by name.
+        self.epoch_means: dict[str, float] = {}
+        #: Index in its epoch of the batch in training.
+        self.batch_idx = 0
+        self._trained_on: dict[str, Any] = {}
+
+    # The clock.
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier fit; here, because Lightning restores a checkpoint right after."""
+        super().setup(stage)
+        if stage == "fit":
+            self.memory.forget()
+            self.metrics.reset()
+            self.epoch_means = {}
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and, where torch's own is used, the scheduler that ``rate`` steps."""
+        return self.rate.configure(self.net.parameters())
+
+    def on_train_start(self) -> None:
+        """Go on with what a checkpoint held, on the device; report the epoch of which it had seen every batch.
+
+        Raises:
+            ValueError: If a callback waits for a validation that there is not.
+        """
+        if not validates(self.trainer):
+            check_monitors(self.trainer, logged=())
+        warn_of_other_data(self._fingerprint(), self._trained_on)
+        self.rate.insist()
+        self.memory.to(self.device)
+        self.metrics.to(self.device)
+        if self.trainer.is_last_batch and self.metrics.sums:
+            self._log_training(batch_in_epoch(self.trainer), on_epoch=True)
+            self.metrics.reset()
+
+    @property
+    def time(self) -> float:
+        """Fractional epochs since the start of training: what every schedule is a function of."""
+        return fractional_epoch(self.trainer, self.batch_idx)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
+        seed(self.device, "train", self.current_epoch, batch_idx, self.global_rank)
+        self.batch_idx = batch_idx
+        if batches_begun(self.trainer) > 1:
+            self.rate.batch_done()  # not at the batch's end, because ModelCheckpoint runs before module hooks
+        self.rate.set(self.time)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clip here, where gradients are unscaled in every precision."""
+        if self.gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.gradient_clip_val)
+
+    def finish_epoch(self, batch_idx: int) -> None:
+        """Settle the epoch after its last update, before any callback can save."""
+        average_buffers(self.net)
+        self._log_training(batch_idx, on_epoch=True)
+        self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """What a method does after the epoch's last update, when ``epoch_means`` are known; nothing by default."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Report now and then, because logging costs as much as a small net's forward."""
+        if is_due_for_logging(self.trainer):
+            self._log_training(batch_idx, on_epoch=False)
+        if self.trainer.is_last_batch:
+            self.metrics.reset()
+
+    def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
+        values = self.metrics.means(self.current_epoch, batch_idx)
+        if on_epoch:
+            self.epoch_means = values
+        updates = float(self.trainer.global_step)
+        values |= {"adversarial": float(self.adversarial), "lr": self.rate.current, "updates": updates}
+        for name, value in values.items():
+            shown = name == "loss"
+            self.log(f"train/{name}", value, prog_bar=shown, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Step a torch scheduler that counts epochs."""
+        self.rate.epoch_done(self.trainer.callback_metrics)
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add how the net was built, for ``load_net``, and what an exact resume needs beside weights.
+
+        Raises:
+            FloatingPointError: If loss or weights are no longer finite; the checkpoint before stays what it was.
+        """
+        self.metrics.means(self.current_epoch, self.batch_idx)
+        check_weights_finite(self.state_dict())
+        checkpoint["lit_robust"] = {
+            "net": getattr(self.net, "recipe", None),
+            "tally": gather_over_ranks(self.metrics.sums),
+            "memory": self.memory.state_dict(),
+            "data": self._fingerprint(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another net in one sentence, and go on where the checkpoint stands."""
+        super().on_load_checkpoint(checkpoint)
+        check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
+        saved = checkpoint.get("lit_robust", {})
+        sums = saved.get("tally", [])
+        self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
+        self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
+        self._trained_on = saved.get("data", {})
+        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})
+
+
+def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse to write weights that no training can go on from.
+
+    Raises:
+        FloatingPointError: At the first tensor that holds NaN or infinity.
+    """
+    for key, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise FloatingPointError(
+                f"{key} is no longer finite, so no checkpoint was written and the one before is intact: resume from it "
+                "with a lower learning rate or clipped gradients (gradient_clip_val)."
+            )
+
+
+def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes of weights.
+
+    Raises:
+        ValueError: At the first tensor that is missing, unknown or of another shape.
+    """
+    for key in [*own, *other]:
+        mine, theirs = (tuple(side[key].shape) if key in side else None for side in (own, other))
+        if mine != theirs:
+            raise ValueError(
+                f"the checkpoint holds another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} here; "
+                "build the net that was trained (its configuration is saved beside the checkpoint's folder)."
+            )
+
+
+def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Say it once if a training goes on with other data; without a fingerprint on both sides nothing is known."""
+    changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
+    if own and other and changes:
+        rank_zero_warn(
+            f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
+            "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
+        )

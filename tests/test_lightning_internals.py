@@ -1,0 +1,469 @@
+"""What we know of Lightning's insides: in one file alone, and each piece still true of the release installed."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, seed_everything
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.core.mixins import hparams_mixin
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import lit_robust
+from lit_robust import lightning_internals as internals
+from lit_robust.cli.main import RobustCLI
+from lit_robust.seeds import run_seed
+from tests.tiny import TinyNet, images, loader, trainer
+
+PACKAGE = Path(lit_robust.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Loaders of a user's own start an epoch anew when a run is resumed in it.
+pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+
+#: The file that this is about, and the one that subclasses `WeightAveraging`.
+MAY_TOUCH = {PACKAGE / "lightning_internals.py", PACKAGE / "callbacks" / "ema.py"}
+
+#: Whose private names are Lightning's, by the end of the expression.
+OWNERS = ("trainer", "loop", "strategy", "logger", "loggers", "results")
+
+#: Functions that are given an owner and a name.
+BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
+
+#: Public in spite of their names: what a named tuple has.
+PUBLIC = ("_fields", "_replace")
+
+
+# Nobody else touches them.
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in PUBLIC
+
+
+def last_name(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    if isinstance(node, ast.Call):
+        return last_name(node.func)
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def attributes(tree: ast.AST) -> list[tuple[str, str]]:
+    """Owner and name of each attribute that is read or written, also by `getattr` and its like."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.append((last_name(node.value), node.attr))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
+            owner, name, *_ = node.args
+            if isinstance(name, ast.Constant):
+                found.append((last_name(owner), name.value))
+    return found
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """What a file defines: functions, classes, variables, and attributes of `self`."""
+    own = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and last_name(node.value) == "self":
+            own.add(node.attr)
+    return own
+
+
+OWN = {name for file in FILES if file not in MAY_TOUCH for name in own_names(ast.parse(file.read_text()))}
+
+
+def insides_in(source: str) -> list[str]:
+    """The places where a file touches the insides of Lightning, or of anything else that is not ours."""
+    tree = ast.parse(source)
+    found = [
+        f"{owner}.{name}"
+        for owner, name in attributes(tree)
+        if name.endswith("_loop") or (is_private(name) and (owner.lower().endswith(OWNERS) or name not in OWN))
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lightning"):
+            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+            found += [f"{node.module}: {part}" for part in parts if is_private(part)]
+    return found
+
+
+#: Are being rewritten elsewhere.
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=name)
+        for file in FILES
+        if file not in MAY_TOUCH
+        for name in [str(file.relative_to(PACKAGE))]
+    ],
+)
+def test_no_other_file_touches_the_insides_of_lightning(file):
+    assert insides_in(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trainer._results",
+        "self.trainer.strategy._lightning_module",
+        "logger._version = 3",
+        "trainer.loggers[0]._version",
+        "self.trainer.fit_loop.batch_idx",
+        'getattr(trainer, "fit_loop")',
+        'getattr(progress, "_started", 0)',
+        "self._get(config, 'model')",
+        "from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters",
+        "from lightning.pytorch.trainer.connectors._signal import handler",
+    ],
+)
+def test_the_walk_sees_each_way_in(line):
+    assert insides_in(line) != []
+
+
+def test_no_class_overrides_what_is_private_in_lightning():
+    for module in pkgutil.walk_packages([str(PACKAGE)], "lit_robust."):
+        if module.name.endswith("__main__"):
+            continue
+        room = importlib.import_module(module.name)
+        for name, kind in inspect.getmembers(room, inspect.isclass):
+            if kind.__module__ != room.__name__ or Path(room.__file__) in MAY_TOUCH:
+                continue
+            theirs = {
+                inside for base in kind.__mro__ if base.__module__.startswith("lightning.") for inside in vars(base)
+            }
+            assert not [inside for inside in vars(kind) if is_private(inside) and inside in theirs - SET_BY_ABC], name
+
+
+#: What `ABC` writes into every class.
+SET_BY_ABC = {"_abc_impl"}
+
+
+# What it knows is still true. Three batches an epoch.
+
+
+class Plain(LightningModule):
+    """A user's module, which counts what happens to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TinyNet()
+        self.seen, self.validated, self.ended = [], [], []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.seen.append(float(x.sum()))
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        self.log("by_step", loss, on_step=True, on_epoch=False)
+        self.log("by_both", loss, on_step=True, on_epoch=True)
+        self.log("by_epoch", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(self.current_epoch)
+
+    def on_train_epoch_end(self):
+        self.ended.append(self.current_epoch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Ask(Callback):
+    """Asks a question in some hooks."""
+
+    def __init__(self, question, *hooks):
+        self.answers = []
+        for hook in hooks:
+            setattr(self, hook, lambda trainer, *args: self.answers.append(question(trainer)))
+
+
+class SaveAfter(Callback):
+    """Saves after some batches, counted over all epochs."""
+
+    def __init__(self, batches, path):
+        self.batches, self.path, self.done = batches, path, 0
+
+    def on_train_batch_end(self, trainer, *args):
+        self.done += 1
+        if self.done == self.batches:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(tmp_path, *callbacks, module=None, ckpt_path=None, **kwargs):
+    module = module or Plain()
+    run = trainer(tmp_path, callbacks=list(callbacks), **{"max_epochs": 2, **kwargs})
+    run.fit(module, loader(images()), loader(images(8)), ckpt_path=ckpt_path)
+    return module
+
+
+def answers(tmp_path, question, *hooks, **kwargs):
+    ask = Ask(question, *hooks)
+    fit(tmp_path, ask, **kwargs)
+    return ask.answers
+
+
+BATCH = ("on_train_batch_start", "on_train_batch_end")
+
+
+def test_the_index_of_a_batch_in_its_epoch(tmp_path):
+    asked = answers(tmp_path, internals.batch_in_epoch, "on_train_start", *BATCH)
+    assert asked == [0, *[0, 0, 1, 1, 2, 2] * 2]
+
+
+def test_the_index_of_the_last_batch_is_known_when_a_run_is_resumed(tmp_path):
+    fit(tmp_path, SaveAfter(5, tmp_path / "a.ckpt"))
+    assert answers(tmp_path, internals.batch_in_epoch, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [1]
+
+
+def test_batches_of_all_epochs_are_counted(tmp_path):
+    assert answers(tmp_path, internals.batches_begun, *BATCH) == [n for n in range(1, 7) for _ in BATCH]
+    fit(tmp_path, SaveAfter(4, tmp_path / "a.ckpt"))
+    assert answers(tmp_path, internals.batches_begun, *BATCH, ckpt_path=tmp_path / "a.ckpt") == [5, 5, 6, 6]
+
+
+def test_every_second_batch_is_due_for_logging(tmp_path):
+    asked = answers(tmp_path, internals.is_due_for_logging, *BATCH, log_every_n_steps=2)
+    assert asked == [due for due in (False, True) * 3 for _ in BATCH]
+    assert not any(answers(tmp_path, internals.is_due_for_logging, *BATCH, log_every_n_steps=0))
+
+
+def test_time_is_in_fractional_epochs(tmp_path):
+    asked = answers(
+        tmp_path, lambda t: internals.fractional_epoch(t, internals.batch_in_epoch(t)), "on_train_batch_start"
+    )
+    assert asked == pytest.approx([n / 3 for n in range(6)])
+
+
+def test_epochs_that_have_begun_are_counted(tmp_path):
+    hooks = ("on_train_start", "on_train_batch_start")
+    assert answers(tmp_path, internals.epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
+    for batches, begun in ((3, 1), (5, 2)):
+        fit(tmp_path, SaveAfter(batches, tmp_path / "a.ckpt"))
+        assert answers(tmp_path, internals.epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
+
+
+class SaveAtEnds(Callback):
+    """Saves as a `ModelCheckpoint` with `save_on_train_epoch_end` does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, *args):
+        trainer.save_checkpoint(self.folder / f"end{trainer.current_epoch}.ckpt")
+
+
+def test_epochs_that_are_done_are_counted_in_a_checkpoint(tmp_path):
+    fit(tmp_path, SaveAfter(5, tmp_path / "mid.ckpt"), SaveAtEnds(tmp_path))
+    done = {path.stem: internals.epochs_done(torch.load(path, weights_only=True)) for path in tmp_path.glob("*.ckpt")}
+    assert done == {"end0": 1, "mid": 1, "end1": 2}
+    assert internals.epochs_done({"state_dict": {}}) == 0
+
+
+class Ends(Plain):
+    def on_load_checkpoint(self, checkpoint):
+        internals.end_the_epoch(checkpoint["loops"]["fit_loop"])
+
+
+@pytest.mark.parametrize(("kind", "epochs"), [(Plain, [1]), (Ends, [0, 1])])
+def test_an_epoch_that_was_saved_after_its_last_batch_is_validated_and_ended(tmp_path, kind, epochs):
+    fit(tmp_path, SaveAfter(3, tmp_path / "a.ckpt"))
+    module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt")
+    assert (module.validated, module.ended) == (epochs, epochs)  # if Plain's are [0, 1], Lightning has mended it
+
+
+@pytest.mark.parametrize("batches", [2, 4])
+def test_an_epoch_that_was_saved_in_its_middle_goes_on(tmp_path, batches):
+    fit(tmp_path, SaveAfter(batches, tmp_path / "a.ckpt"))
+    seen = [fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt").seen for kind in (Plain, Ends)]
+    assert len(seen[0]) == len(seen[1]) == 6 - batches
+
+
+class Dim(Callback):
+    """Turns images black."""
+
+    def setup(self, trainer, pl_module, stage):
+        internals.change_batches(trainer, lambda batch: (0 * batch[0], batch[1]))
+
+    def teardown(self, trainer, pl_module, stage):
+        internals.restore_batches(trainer)
+
+
+def test_batches_are_changed_before_the_training_step_and_no_longer_after_the_fit(tmp_path):
+    module, run = Plain(), trainer(tmp_path, max_epochs=1, callbacks=[Dim()])
+    run.fit(module, loader(images()))
+    assert module.seen == [0.0] * 3
+    run.callbacks.clear()
+    run.fit_loop.max_epochs = 2
+    run.fit(module, loader(images()))
+    assert all(value > 0 for value in module.seen[3:])
+
+
+class Growing(list):
+    """A loader of two batches, and of three from the second epoch on."""
+
+    def __init__(self, batches):
+        super().__init__(batches[:2])
+        self.rest = batches[2:]
+
+
+@pytest.mark.parametrize(("reload", "batches"), [(False, 2 + 2), (True, 2 + 3)])
+def test_a_loader_that_grows_is_counted_anew(tmp_path, reload, batches):
+    class Grow(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            if reload:
+                internals.reload_every_epoch(trainer)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            growing.extend(growing.rest)
+            growing.rest = []
+
+    module, growing = Plain(), Growing(list(loader(images())))
+    trainer(tmp_path, max_epochs=2, callbacks=[Grow()]).fit(module, growing)
+    assert len(module.seen) == batches  # if it is 5 without the reload, Lightning counts by itself
+
+
+def test_when_loaders_are_loaded_anew_stays_what_the_user_says(tmp_path):
+    run = trainer(tmp_path, reload_dataloaders_every_n_epochs=3)
+    internals.reload_every_epoch(run)
+    assert run.reload_dataloaders_every_n_epochs == 3
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+def test_a_metric_without_a_mean_over_the_epoch_is_known(tmp_path, hook):
+    names = ("by_step", "by_both", "by_epoch", "nothing")
+    asked = answers(tmp_path, lambda t: [internals.logged_by_step_alone(t, name) for name in names], hook)
+    assert asked[0] == [True, False, False, False]
+
+
+VERSIONS = {"version_7": 7, "version_0": 0, "mine": "mine", "version_07": "version_07"}
+
+
+@pytest.mark.parametrize(("name", "version"), VERSIONS.items())
+def test_a_csv_logger_goes_on_in_the_folder_of_an_earlier_run(tmp_path, name, version):
+    logger = CSVLogger(tmp_path, name="tiny")
+    internals.go_on_in_folder(logger, name)
+    logger.log_metrics({"a": 1.0})
+    logger.save()
+    assert (logger.version, logger.log_dir) == (version, str(tmp_path / "tiny" / name))
+    assert (tmp_path / "tiny" / name / "metrics.csv").exists()
+
+
+def test_names_in_every_module_are_not_those_of_a_users(tmp_path):
+    names = internals.names_in_every_module()
+    assert {"prepare_data_per_node", "training"} <= names
+    assert set(vars(Plain())) - names == {"seen", "validated", "ended"}
+
+
+#: Arguments by which a command line of Lightning's own does not warn.
+SILENT = {"trainer_defaults": {"logger": False}, "seed_everything_default": 0}
+
+
+class Built(Plain):
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.by_the_command_line = internals.built_by_the_command_line()
+
+
+class Hyper(Plain):
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.width = width
+
+
+def test_a_module_knows_whether_the_command_line_builds_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit-robust"])
+    cli = LightningCLI(Built, run=False, args=["--model.width=2"], **SILENT)
+    assert cli.model.by_the_command_line is True
+    assert Built().by_the_command_line is False
+
+
+def test_the_command_line_overrides_what_is_there_and_nothing_else():
+    for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
+        assert callable(getattr(LightningCLI, name))
+        assert name in vars(internals.CommandLineInternals)
+        assert getattr(RobustCLI, name) is vars(internals.CommandLineInternals)[name]
+
+
+def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit-robust"])
+    fit(tmp_path, SaveAtEnds(tmp_path), module=Hyper(width=3))
+
+    class Ours(internals.CommandLineInternals, LightningCLI):
+        subcommand_defaults = {"test": {"verbose": False}}  # noqa: RUF012
+
+        def test(self, **kwargs):
+            self.asked = kwargs
+
+    class Theirs(LightningCLI):
+        test = Ours.test
+
+    args = ["test", f"--ckpt_path={tmp_path / 'end0.ckpt'}", "--model.width=2"]
+    ours, theirs = (kind(Hyper, args=args, **SILENT) for kind in (Ours, Theirs))
+    assert (ours.model.width, ours.asked["verbose"]) == (2, False)
+    assert (theirs.model.width, theirs.asked["verbose"]) == (3, True)  # what it would be without
+
+
+def test_the_seed_of_a_run_is_where_seed_everything_leaves_it():
+    seed_everything(7)
+    assert run_seed() == 7
+
+
+# What Lightning no longer has is told when it is needed.
+
+HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: internals.batch_in_epoch(HOLLOW),
+        lambda: internals.batches_begun(HOLLOW),
+        lambda: internals.is_due_for_logging(HOLLOW),
+        lambda: internals.epochs_begun(HOLLOW),
+        lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
+        lambda: internals.end_the_epoch({"batches": 3}),
+        lambda: internals.change_batches(HOLLOW, lambda batch: batch),
+        lambda: internals.restore_batches(object()),
+        lambda: internals.reload_every_epoch(HOLLOW),
+        lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
+        lambda: internals.go_on_in_folder(HOLLOW, "version_0"),
+        lambda: internals.CommandLineInternals(),
+    ],
+)
+def test_another_lightning_is_told_in_one_sentence_that_names_the_tested_one(use):
+    with pytest.raises(ImportError, match=r"lightning 2\.6, which lightning \d.* has changed \(.+\): pip install \""):
+        use()
+
+
+def test_a_context_that_is_gone_is_told_too(monkeypatch):
+    monkeypatch.delattr(hparams_mixin, "_given_hyperparameters")
+    with pytest.raises(ImportError, match=r"lightning 2\.6.*built_by_the_command_line.*_given_hyperparameters"):
+        internals.built_by_the_command_line()
+
+
+def test_the_file_can_be_imported_without_lightning(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    spec = importlib.util.spec_from_file_location("alone", internals.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_every_function_is_tried_here():
+    source = Path(__file__).read_text()
+    for name, what in vars(internals).items():
+        if callable(what) and what.__module__ == internals.__name__ and name.islower() and not name.startswith("_"):
+            assert f"internals.{name}(" in source
