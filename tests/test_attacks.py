@@ -563,58 +563,58 @@ def test_attacks_are_values():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("attack", "arguments", "named"),
     [
-        (lambda: PGD(eps=8), r"eps=8.0 is above 1, but pixels are in \[0, 1\]: did you mean 8/255\?"),
-        (lambda: PGD(step_size=2), r"step_size=2.0 is above 1, .* did you mean 2/255\?"),
-        (lambda: PGD(init_size=2), "init_size=2.0 is above 1"),
-        (lambda: FGSM(eps=8), "eps=8.0 is above 1"),
-        (lambda: RFGSM(eps=8), "eps=8.0 is above 1"),
-        (lambda: RFGSM(alpha=8), "alpha=8.0 is above 1"),
-        (lambda: AutoAttack(eps=8), "eps=8.0 is above 1"),
-        (lambda: PGD(eps=-0.1), "eps=-0.1 is not a magnitude"),
-        (lambda: PGD(eps="8/0"), "eps=8/0 is not a magnitude"),
-        (lambda: PGD(step_size=float("nan")), "step_size=nan is not a magnitude"),
-        (lambda: PGD(steps=-1), "steps=-1 must be an integer, at least 0"),
-        (lambda: PGD(steps=2.5), "steps=2.5 must be an integer"),
-        (lambda: PGD(restarts=0), "restarts=0 must be an integer, at least 1"),
-        (lambda: PGD(norm="l1"), 'norm="l1" is unknown: choose linf or l2'),
-        (lambda: FGSM(norm="l1"), 'norm="l1" is unknown'),
-        (lambda: PGD(init="noise"), 'init="noise" is unknown: choose uniform, zero, gaussian or rademacher'),
-        (lambda: PGD(compare_with="y"), 'compare_with="y" is unknown'),
-        (lambda: PGD(momentum=-1), "momentum=-1 must be 0"),
-        (lambda: PGD(compare_with="clean_logits"), 'loss=ce needs labels: set compare_with="label"'),
-        (lambda: PGD(loss=losses.kl), "loss=kl compares with the clean images' logits: set compare_with"),
-        (lambda: PGD(loss=losses.kl, compare_with="clean_logits", init="zero"), 'init="zero" starts where kl has no'),
-        (lambda: PGD(targeted=True, loss=losses.kl, compare_with="clean_logits"), "no target to reach"),
-        (lambda: RFGSM(variant="fast"), 'variant="fast" is unknown: choose tramer, wong or rmgm'),
-        (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha=0.2 is above eps=0.1"),
-        (lambda: AutoAttack(version="v2"), 'version="v2" is unknown: choose standard, v1, plus or rand'),
-        (lambda: AutoAttack(norm="l1"), 'norm="l1" is unknown'),
-        (lambda: AutoAttack(batch_size=0), "batch_size=0 must be an integer, at least 1"),
-        (lambda: AutoAttack(seed=-1), "seed=-1 must be an integer, at least 0"),
+        (PGD, {"eps": 8}, "eps="),
+        (PGD, {"step_size": 2}, "step_size="),
+        (PGD, {"init_size": 2}, "init_size="),
+        (FGSM, {"eps": 8}, "eps="),
+        (RFGSM, {"eps": 8}, "eps="),
+        (RFGSM, {"alpha": 8}, "alpha="),
+        (AutoAttack, {"eps": 8}, "eps="),
+        (PGD, {"eps": -0.1}, "eps="),
+        (PGD, {"eps": "8/0"}, "eps="),
+        (PGD, {"step_size": float("nan")}, "step_size="),
+        (PGD, {"steps": -1}, "steps="),
+        (PGD, {"steps": 2.5}, "steps="),
+        (PGD, {"restarts": 0}, "restarts="),
+        (PGD, {"norm": "l1"}, "norm="),
+        (FGSM, {"norm": "l1"}, "norm="),
+        (PGD, {"init": "noise"}, "init="),
+        (PGD, {"compare_with": "y"}, "compare_with="),
+        (PGD, {"momentum": -1}, "momentum="),
+        (PGD, {"compare_with": "clean_logits"}, "loss=ce .*compare_with="),
+        (PGD, {"loss": losses.kl}, "loss=kl .*compare_with="),
+        (PGD, {"loss": losses.kl, "compare_with": "clean_logits", "init": "zero"}, "init="),
+        (PGD, {"loss": losses.kl, "compare_with": "clean_logits", "targeted": True}, "compare_with=.*targeted="),
+        (RFGSM, {"variant": "fast"}, "variant="),
+        (RFGSM, {"eps": 0.1, "alpha": 0.2}, "alpha=0.2 .*eps=0.1"),
+        (AutoAttack, {"version": "v2"}, "version="),
+        (AutoAttack, {"norm": "l1"}, "norm="),
+        (AutoAttack, {"batch_size": 0}, "batch_size="),
+        (AutoAttack, {"seed": -1}, "seed="),
     ],
+    ids=named,
 )
-def test_bad_arguments_are_refused_in_one_sentence(build, message):
-    with pytest.raises(ValueError, match=message) as error:
-        build()
-    assert "\n" not in str(error.value)
+def test_bad_arguments_are_refused_by_name(attack, arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
+        attack(**arguments)
 
 
 def test_a_loss_that_is_no_function_is_refused():
-    with pytest.raises(TypeError, match="loss='ce' is no function"):
+    with pytest.raises(TypeError, match=r"^loss='ce'"):
         PGD(loss="ce")
 
 
 def test_a_loss_that_averages_is_refused():
     net, (x, y) = smooth_net(), data()
-    with pytest.raises(ValueError, match=r"one number per sample, but for 8 samples its shape is \(\)"):
+    with pytest.raises(ValueError, match=r"loss .* 8 samples .*\(\)"):
         PGD(loss=F.cross_entropy)(net, x, y)
 
 
 def test_images_that_are_integers_are_refused():
     net, (x, y) = smooth_net(), data()
-    with pytest.raises(TypeError, match=r"floating-point numbers in \[0, 1\], not torch.uint8"):
+    with pytest.raises(TypeError, match=r"^images .*torch\.uint8"):
         PGD()(net, (255 * x).byte(), y)
 
 

@@ -567,46 +567,44 @@ class HasAttack(Classifier):
 
 
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("module", "named"),
     [
-        (
-            Natural(TinyNet(), CLASSES, ATTACK),
-            r"Natural finds adversarial images itself \(it has perturb\).*: leave this",
-        ),
-        (Perturbs(), r"Perturbs finds adversarial images itself"),
-        (HasAttack(), r"HasAttack has an attribute attack of its own, .*: rename it"),
+        (Natural(TinyNet(), CLASSES, ATTACK), "Natural .*perturb"),
+        (Perturbs(), "Perturbs .*perturb"),
+        (HasAttack(), "HasAttack .*attack"),
     ],
     ids=["Defense", "perturb", "attack"],
 )
-def test_a_module_that_is_attacked_already_is_refused(tmp_path, module, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_module_that_is_attacked_already_is_refused(tmp_path, module, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         fit(tmp_path, module, AdversarialTraining(ATTACK, **HERE))
     assert hasattr(module, "attack") is not isinstance(module, Perturbs)
 
 
 def test_two_of_them_are_refused(tmp_path):
     two = AdversarialTraining(ATTACK, **HERE), AdversarialTraining(ATTACK, **HERE)
-    with pytest.raises(
-        ValueError, match="two AdversarialTraining callbacks would attack each other's images: keep one"
-    ):
+    with pytest.raises(ValueError, match="two AdversarialTraining"):
         fit(tmp_path, Classifier(), *two)
 
 
-def test_arguments_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"attack is targeted, .*: set targeted: false"):
-        AdversarialTraining(PGD(targeted=True))
-    with pytest.raises(ValueError, match='attack_bn_mode="test" is unknown: choose eval or train'):
-        AdversarialTraining(ATTACK, attack_bn_mode="test")
-    with pytest.raises(ValueError, match="step_size=0 of attack never leaves its start"):
-        AdversarialTraining(PGD(step_size=0, init="zero"))
-    with pytest.raises(TypeError, match="attack='PGD' is no attack: give one of"):
-        AdversarialTraining("PGD")
-    with pytest.raises(TypeError, match=r"attack=PGD is a class: write PGD\(\.\.\.\)"):
-        AdversarialTraining(PGD)
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"attack": PGD(targeted=True)}, ValueError, "attack .*targeted"),
+        ({"attack": PGD(step_size=0, init="zero")}, ValueError, "step_size=0 .*attack"),
+        ({"attack": "PGD"}, TypeError, "attack='PGD'"),
+        ({"attack": PGD}, TypeError, "attack=PGD "),
+        ({"attack": ATTACK, "attack_bn_mode": "test"}, ValueError, "attack_bn_mode="),
+    ],
+    ids=str,
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, error, named):
+    with pytest.raises(error, match=f"^{named}"):
+        AdversarialTraining(**arguments)
 
 
 def test_pixels_that_the_precision_would_round_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"precision=bf16-true rounds images .* use bf16-mixed"):
+    with pytest.raises(ValueError, match=r"^trainer\.precision=bf16-true"):
         fit(tmp_path, Classifier(), AdversarialTraining(ATTACK, **HERE), precision="bf16-true")
 
 
@@ -624,7 +622,7 @@ def test_images_that_do_not_fit_are_refused_before_the_first_step(tmp_path, late
     module = Classifier()
     before = copy.deepcopy(module.state_dict())
     callbacks = [AdversarialTraining(ATTACK, x="img", y="label"), *([DelayedStart(at_epoch=1)] if later else [])]
-    with pytest.raises(ValueError, match=r"x='img' finds nothing in a dict with the keys 'image', 'label', 'more'"):
+    with pytest.raises(ValueError, match=r"^x='img' .*'image', 'label', 'more'"):
         fit(tmp_path, module, *callbacks)
     assert module.seen == []
     assert_equal(module.state_dict(), before)

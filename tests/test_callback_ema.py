@@ -389,19 +389,19 @@ def test_a_defense_may_attack_an_average_and_leaves_no_gradient_on_it(tmp_path):
 
 @pytest.mark.parametrize("second", [EMAWeights(0.99), EMAWeightAveraging()], ids=["own", "Lightning's"])
 def test_a_second_averaging_callback_is_refused(tmp_path, second):
-    with pytest.raises(ValueError, match=r"only one callback may average weights.*extra="):
+    with pytest.raises(ValueError, match=r"EMAWeights.*extra="):
         fit(tmp_path, Classifier(), EMAWeights(), second)
 
 
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"averages module\.net, which Classifier lacks"):
+    with pytest.raises(TypeError, match=r"^EMAWeights .*module\.net, .*Classifier"):
         fit(tmp_path, module, EMAWeights())
 
 
 def test_a_schedule_that_leaves_the_range_of_decays_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a scheduled decay=1\.\d+ must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"decay=1\.\d+"):
         fit(tmp_path, Classifier(), EMAWeights(Linear(0.9, 1.5, 0, 1)))
 
 
@@ -411,13 +411,13 @@ def test_a_checkpoint_of_weights_only_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"decay": 1.0}, r"decay=1\.0 must be in \[0, 1\)"),
-        ({"extra": {"fast": -0.1}}, r"extra\['fast'\]=-0\.1 must be in"),
-        ({"start_epoch": -1}, "start_epoch=-1 must not be negative"),
+        ({"decay": 1.0}, "decay="),
+        ({"extra": {"fast": -0.1}}, r"extra\['fast'\]="),
+        ({"start_epoch": -1}, "start_epoch="),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_make_no_sense_are_refused(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         EMAWeights(**arguments)

@@ -126,21 +126,21 @@ def test_our_data_give_their_plain_images(tmp_path):
 
 
 def test_images_must_be_at_least_one():
-    with pytest.raises(ValueError, match="images=0 must be"):
+    with pytest.raises(ValueError, match=r"^images="):
         GeneralizationGap(images=0)
 
 
 def test_a_module_without_a_validation_attack_is_refused(tmp_path):
     from tests.test_callback_robust_accuracy import Classifier
 
-    with pytest.raises(TypeError, match="Classifier has no val_attacks: train a Defense"):
+    with pytest.raises(TypeError, match=r"Classifier .*val_attacks"):
         trainer(tmp_path, max_epochs=1, callbacks=[GeneralizationGap()]).fit(
             Classifier(nn.Flatten()), datamodule=Data()
         )
 
 
 def test_data_without_plain_images_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="give the trainer a datamodule"):
+    with pytest.raises(TypeError, match="datamodule"):
         trainer(tmp_path, max_epochs=1, callbacks=[GeneralizationGap()]).fit(
             build(PGDAT, net=TinyNet()), indexed(images())
         )

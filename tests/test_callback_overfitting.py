@@ -410,7 +410,7 @@ def test_so_many_images_are_measured_in_whole_batches_as_far_as_the_epoch_has_th
 
 def test_512_images_are_the_default():
     assert CatastrophicOverfittingMonitor().images == 512
-    with pytest.raises(ValueError, match="images=0 must be an integer, at least 1"):
+    with pytest.raises(ValueError, match=r"^images="):
         CatastrophicOverfittingMonitor(images=0)
 
 
@@ -576,7 +576,7 @@ def test_a_norm_is_the_training_s_too(tmp_path):
 
 
 def test_a_module_without_a_bound_needs_a_rule_that_has_one(tmp_path):
-    with pytest.raises(ValueError, match=r"PGDDrop measures at the training's eps, but Classifier has no attack\.eps"):
+    with pytest.raises(ValueError, match=r"^PGDDrop .*Classifier .*attack\.eps"):
         fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor())
     rule = PGDDrop(Succeeds())
     run = fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor(rule), max_epochs=1)
@@ -588,7 +588,7 @@ def test_a_bound_that_is_lent_is_found_by_a_monitor_that_comes_after(tmp_path):
     rule = Steady()
     fit(tmp_path, Classifier(attack=None), lender, CatastrophicOverfittingMonitor(rule, images=8), max_epochs=1)
     assert rule.seen == [Bound(0.1)]
-    with pytest.raises(ValueError, match="list AdversarialTraining, which lends an attack, before the monitor"):
+    with pytest.raises(ValueError, match=r"^PGDDrop .*AdversarialTraining"):
         fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor(), lender)
 
 
@@ -640,16 +640,16 @@ def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"attacks module\.net, which Classifier lacks"):
+    with pytest.raises(TypeError, match=r"^CatastrophicOverfittingMonitor .*module\.net, .*Classifier"):
         CatastrophicOverfittingMonitor().setup(trainer(tmp_path), module, "fit")
 
 
 def test_weights_that_an_average_would_replace_are_not_restored(tmp_path):
-    with pytest.raises(ValueError, match='action="restore" would be undone by EMAWeights'):
+    with pytest.raises(ValueError, match=r'^action="restore" .*EMAWeights'):
         fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(action="restore"), EMAWeights(0.9))
     fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(action="stop"), EMAWeights(0.9), max_epochs=1)
 
 
 def test_an_unknown_action_is_refused():
-    with pytest.raises(ValueError, match='action="halt" is unknown: choose warn, stop or restore'):
+    with pytest.raises(ValueError, match=r'^action="halt"'):
         CatastrophicOverfittingMonitor(action="halt")

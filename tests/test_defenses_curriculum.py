@@ -42,7 +42,7 @@ def attacks_of(defense, batch) -> list[tuple[PGD, torch.Tensor]]:
 
 def test_a_k_that_the_attack_does_not_have_is_refused_before_the_training(tmp_path):
     run = trainer(tmp_path, max_epochs=2, callbacks=[AttributeRamp("k", Staircase([0, 1], [0, 8]))])
-    with pytest.raises(ValueError, match="k=8 is not among the steps of the attack: choose from 0 to 7"):
+    with pytest.raises(ValueError, match=r"^AttributeRamp .*k=8 .*: k=8"):
         run.fit(curriculum(), loader(images(8)))
 
 
@@ -227,17 +227,17 @@ def test_a_patient_run_resumes_as_if_it_had_not_been_stopped(patient, stop):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("name", "value", "error"),
     [
-        ({"attack": ONE_STEP}, TypeError, r"set attack=PGD\(eps=..., steps=...\), not FGSM"),
-        ({"expect_acc": 1.0}, ValueError, r"expect_acc=1\.0 is an accuracy to exceed"),
-        ({"expect_acc": 95}, ValueError, r"expect_acc=95 is an accuracy to exceed"),
-        ({"patience": -1}, ValueError, "patience=-1 must be an integer, at least 0"),
+        ("attack", ONE_STEP, TypeError),
+        ("expect_acc", 1.0, ValueError),
+        ("expect_acc", 95, ValueError),
+        ("patience", -1, ValueError),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        build(CurriculumAT, **arguments)
+def test_arguments_that_make_no_sense_are_refused(name, value, error):
+    with pytest.raises(error, match=rf"\b{name}="):
+        build(CurriculumAT, **{name: value})
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # of the images held out
@@ -245,6 +245,6 @@ def test_arguments_that_make_no_sense_are_refused(arguments, error, message):
 def test_patience_without_validation_is_refused_before_training(tmp_path, data):
     defense = build(CurriculumAT, patience=10)
     before = defense.net.head.weight.clone()
-    with pytest.raises(ValueError, match="patience=10 counts validations, but there is none: hold images out"):
+    with pytest.raises(ValueError, match=r"^patience=10"):
         trainer(tmp_path, max_epochs=1).fit(defense, data)
     assert torch.equal(defense.net.head.weight, before)

@@ -163,14 +163,7 @@ def test_alpha_is_the_random_step_and_half_of_eps_by_default_which_a_ramp_may_ch
     assert defense.adversary() == GuidedPGD(0.04, 0.04, 1, init="rademacher", init_size=0.02, **guided)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"lam": -1.0}, "lam=-1.0 must be 0 or above"),
-        ({"reference_bn_mode": "both"}, 'reference_bn_mode="both" is unknown'),
-        ({"alpha": 4}, "alpha=4.0 is above 1, .* did you mean 4/255"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        build(GAT, attack=ONE_STEP, **arguments)
+@pytest.mark.parametrize(("name", "value"), [("lam", -1.0), ("reference_bn_mode", "both"), ("alpha", 4)])
+def test_arguments_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        build(GAT, attack=ONE_STEP, **{name: value})

@@ -216,7 +216,7 @@ class TestNuAT2WA:
 
     @pytest.mark.parametrize("arguments", [{"two_step": None}, {"attack_alternate": True}])
     def test_what_nuat_alone_decides_is_refused(self, arguments):
-        with pytest.raises(TypeError, match="NuAT2 guides the first of two steps in each batch: leave out two_step"):
+        with pytest.raises(TypeError, match=r"^NuAT2 .*two_step and attack_alternate"):
             build(NuAT2, attack=ONE_STEP, **arguments)
 
     def test_with_compile_the_average_is_compiled_too(self, tmp_path, monkeypatch):
@@ -228,16 +228,12 @@ class TestNuAT2WA:
         assert [net is defense.averaged["fast"] for net in compiled] == [False, True]
 
     @pytest.mark.parametrize(
-        ("callbacks", "message"),
-        [
-            ([], r'attack_average="fast" is no average of EMAWeights: add the callback .*"fast": 0.99'),
-            ([EMAWeights(extra={"slow": 0.9})], "no average of EMAWeights, which keeps slow: add"),
-        ],
+        ("callbacks", "kept"), [([], "EMAWeights"), ([EMAWeights(extra={"slow": 0.9})], "EMAWeights.* slow")]
     )
-    def test_an_average_that_nobody_keeps_is_named_before_training(self, callbacks, message, tmp_path):
+    def test_an_average_that_nobody_keeps_is_named_before_training(self, callbacks, kept, tmp_path):
         defense = build(NuAT2, attack=ONE_STEP, attack_average="fast")
         before = defense.net.head.weight.clone()
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f'^attack_average="fast" .*{kept}'):
             trainer(tmp_path, max_epochs=1, callbacks=callbacks).fit(defense, loader(images(8)))
         assert torch.equal(defense.net.head.weight, before)
 
@@ -415,21 +411,21 @@ class TestHybrid:
         assert logged["train/alert"] == [(0, 1), (1, 0), (2, 1), (3, 0)]
 
     @pytest.mark.parametrize(
-        ("make", "message"),
+        ("rule", "name", "value"),
         [
-            (lambda: EvenShare(1.5), r"share=1.5 must be in \[0, 1\]"),
-            (lambda: CleanLossDrop(every=0), "every=0 must be above 0"),
-            (lambda: CleanLossDrop(smoothing=0), "smoothing=0 must be above 0"),
-            (lambda: CleanLossDrop(window=-1), "window=-1 must be above 0"),
-            (lambda: CleanLossDrop(warm_up=-1), "warm_up=-1 must be 0 or above"),
-            (lambda: CleanLossDrop(drop=-3), "drop=-3 is the share .* choose 0 < drop < 1"),
-            (lambda: SecondStepGain(extra_epochs=-1), "extra_epochs=-1 must be above 0"),
-            (lambda: SecondStepGain(gain=-1), "gain=-1 must be 0 or above"),
+            (EvenShare, "share", 1.5),
+            (CleanLossDrop, "every", 0),
+            (CleanLossDrop, "smoothing", 0),
+            (CleanLossDrop, "window", -1),
+            (CleanLossDrop, "warm_up", -1),
+            (CleanLossDrop, "drop", -3),
+            (SecondStepGain, "extra_epochs", -1),
+            (SecondStepGain, "gain", -1),
         ],
     )
-    def test_arguments_that_make_no_sense_are_refused(self, make, message):
-        with pytest.raises(ValueError, match=message):
-            make()
+    def test_arguments_that_make_no_sense_are_refused(self, rule, name, value):
+        with pytest.raises(ValueError, match=f"^{name}="):
+            rule(**{name: value})
 
 
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes" / "nuat"
