@@ -278,5 +278,5 @@ def test_a_training_of_one_dimensional_tensors_alone_is_refused(tmp_path):
     net = TinyNet()
     for weight in net.parameters():
         weight.requires_grad_(weight.ndim == 1)
-    with pytest.raises(ValueError, match="of more than one dimension, of which this net trains none: leave"):
+    with pytest.raises(ValueError, match="of more than one dimension, but this net trains none: leave"):
         fit(awp(net=net), tmp_path)
