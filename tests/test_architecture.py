@@ -28,7 +28,7 @@ MAY_KNOW = {
     "selection": BELOW_ATTACKS,
     "measures": BELOW_MEASURES,
     "first_batch": BELOW_MEASURES,
-    "training": BELOW_TRAINING,
+    "training": BELOW_TRAINING | {"runs"},
     "defenses": BELOW_TRAINING | {"training"},
     "runs": GROUND | {"nets"},
     "callbacks": BELOW_TRAINING | {"runs"},
