@@ -1,6 +1,9 @@
 """A run on disk: its folder, its checkpoints, and the plain net in one."""
 
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -160,10 +163,20 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
 def checkpoints_of(folder: Path) -> dict[str, Path]:
     """Find the ``last`` and ``best`` checkpoint of the newest run below a folder, in this order."""
     names = ("last", "best")
-    named = (path for path in folder.rglob("*.ckpt") if path.stem in names)
+    named = (path for path in _files_below(folder) if path.suffix == ".ckpt" and path.stem in names)
     newest = max(named, key=lambda path: path.stat().st_mtime, default=None)
     found = {name: newest.parent / f"{name}.ckpt" for name in names} if newest else {}
     return {name: path for name, path in found.items() if path.exists()}
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files, also through symbolic links, each folder once."""
+    seen: set[Path] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name for name in folders if (place := Path(root, name).resolve()) not in seen and not seen.add(place)
+        ]
+        yield from (Path(root, name) for name in files)
 
 
 def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
@@ -176,14 +189,16 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
     Raises:
         FileNotFoundError: If there is none.
     """
+    named = Path(ckpt_path).expanduser()
     if ckpt_path in ("best", "last"):
         logger = trainer.logger
         folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
+        folder = folder.expanduser()
         found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
-    elif Path(ckpt_path).is_dir():
-        folder, found = Path(ckpt_path), checkpoints_of(Path(ckpt_path))
+    elif named.is_dir():
+        folder, found = named, checkpoints_of(named)
     else:
-        folder, found = Path(ckpt_path).parent, {Path(ckpt_path).stem: Path(ckpt_path)}
+        folder, found = named.parent, {named.stem: named}
     if not found:
         raise FileNotFoundError(
             f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}; train first, or give a .ckpt file."
@@ -191,9 +206,28 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
     return found
 
 
-def last_of(found: dict[str, Path]) -> Path:
-    """Choose the last checkpoint of a run; a file that was named is the only one."""
-    return found.get("last") or next(iter(found.values()))
+def read_last(found: Mapping[str, Path]) -> tuple[Path, dict[str, Any]]:
+    """Read the last checkpoint of a run or, where that is broken, the newest whole one beside it.
+
+    Args:
+        found: Checkpoints by name; a file that was named is the only one.
+
+    Raises:
+        ValueError: If none is whole: what is wrong with the first.
+    """
+    first = found.get("last") or next(iter(found.values()))
+    try:
+        return first, read_checkpoint(first)
+    except ValueError as error:
+        others = [path for path in first.parent.glob("*.ckpt") if path != first] if "last" in found else []
+        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+            with suppress(ValueError):
+                checkpoint = read_checkpoint(path)
+                from lightning.pytorch.utilities import rank_zero_warn
+
+                rank_zero_warn(f"{error} This goes on from {path}, the newest whole one.")
+                return path, checkpoint
+        raise
 
 
 def run_folder(trainer: Any) -> Path:
@@ -204,6 +238,16 @@ def run_folder(trainer: Any) -> Path:
         _ = trainer.logger.experiment  # only a run that has begun has an id
         return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:
+    """The first of ``stem_0``, ``stem_1``, ... that is not there, after all that are."""
+    numbers = [
+        int(found[1])
+        for path in folder.glob(f"{stem}_*{suffix}")
+        if (found := re.fullmatch(rf"{stem}_(\d+)", path.stem))
+    ]
+    return folder / f"{stem}_{max([start - 1, *numbers]) + 1}{suffix}"
 
 
 def go_on_in(run: Path, trainer: Any) -> None:
@@ -227,5 +271,5 @@ def go_on_in(run: Path, trainer: Any) -> None:
         if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
             metrics = run / "metrics.csv"
             if metrics.exists() and trainer.is_global_zero:
-                metrics.rename(run / f"metrics_{len(list(run.glob('metrics_*.csv')))}.csv")
+                metrics.rename(next_free(run, "metrics", ".csv"))
             go_on_in_folder(logger, run.name)

@@ -23,6 +23,7 @@ from lit_robust.runs import check_sections, forget_foreign_paths, read_checkpoin
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
+from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import EpochMeans
@@ -88,6 +89,7 @@ class Trained(Evaluated):
         """Forget an earlier fit; here, because Lightning restores a checkpoint right after."""
         super().setup(stage)
         if stage == "fit":
+            keep_checkpoints_whole(self.trainer)
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
