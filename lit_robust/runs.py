@@ -173,9 +173,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """All files, also through symbolic links, each folder once."""
     seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [
-            name for name in folders if (place := Path(root, name).resolve()) not in seen and not seen.add(place)
-        ]
+        places = {name: Path(root, name).resolve() for name in folders}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen.update(places.values())
         yield from (Path(root, name) for name in files)
 
 
@@ -242,12 +242,9 @@ def run_folder(trainer: Any) -> Path:
 
 def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:
     """The first of ``stem_0``, ``stem_1``, ... that is not there, after all that are."""
-    numbers = [
-        int(found[1])
-        for path in folder.glob(f"{stem}_*{suffix}")
-        if (found := re.fullmatch(rf"{stem}_(\d+)", path.stem))
-    ]
-    return folder / f"{stem}_{max([start - 1, *numbers]) + 1}{suffix}"
+    found = (re.fullmatch(rf"{stem}_(\d+)", path.stem) for path in folder.glob(f"{stem}_*{suffix}"))
+    number = max([start - 1, *(int(match[1]) for match in found if match)]) + 1
+    return folder / f"{stem}_{number}{suffix}"
 
 
 def go_on_in(run: Path, trainer: Any) -> None:

@@ -208,8 +208,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 broken.append(error)
         if not whole:
             raise broken[0]
-        for error in broken:
-            rank_zero_warn(f"{error} It is left out.")
+        for reason in broken:
+            rank_zero_warn(f"{reason} It is left out.")
         return list(whole)
 
 
