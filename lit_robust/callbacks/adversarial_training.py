@@ -10,7 +10,7 @@ from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.callbacks.needs import check_alone
-from lit_robust.guards import frozen, network_mode, own_random_state
+from lit_robust.guards import checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
 from lit_robust.seeds import seed
 
@@ -133,6 +133,7 @@ class AdversarialTraining(Callback):
         # Compiled nets compute every gradient that they could, the parameters' too, unless these are frozen.
         with (
             own_random_state(x.device),
+            checked(),
             frozen(net),
             network_mode(net, self.attack_bn_mode),
         ):
