@@ -16,6 +16,7 @@ from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, leg
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
+from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
 
 
@@ -71,6 +72,7 @@ class Evaluated(LightningModule):
         #: The epoch and the step that the checkpoint loaded last was written in.
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
+        self.limits = Limits(num_classes)
 
     def setup(self, stage: str) -> None:
         """Miss a package now and not in the middle of an evaluation, and see that the precision leaves pixels alone.
@@ -91,7 +93,7 @@ class Evaluated(LightningModule):
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
             self._checked_stages.add(self.trainer.state.stage)
-        return batch
+        return self.limits.watch(batch)
 
     # Validation.
 
@@ -106,6 +108,7 @@ class Evaluated(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
+        self.limits.check()
         self._log_accuracies("val", self.val_survivors)
 
     def on_validation_end(self) -> None:
@@ -127,6 +130,7 @@ class Evaluated(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, beside the epoch and step of the checkpoint."""
+        self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
         name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
         accuracies = self.test_results[name] = self._log_accuracies("test", self.test_survivors)

@@ -149,6 +149,7 @@ class Trained(Evaluated):
             self.metrics.reset()
 
     def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
+        self.limits.check()
         values = self.metrics.means(self.current_epoch, batch_idx)
         if on_epoch:
             self.epoch_means = values
@@ -170,6 +171,7 @@ class Trained(Evaluated):
         Raises:
             FloatingPointError: If loss or weights are no longer finite; the checkpoint before stays what it was.
         """
+        self.limits.check()
         self.metrics.means(self.current_epoch, self.batch_idx)
         check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
