@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
-
-#: Half a grey level: what rounding may do to pixels that were normalised.
-TOLERANCE = 0.5 / 255
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -32,7 +30,7 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     """
     x, y = batch.x, batch.y
     bright = bool((x >= 0).all())
-    check_pixels(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
+    require.images(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
     check_labels(x, y)
     check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
@@ -44,38 +42,6 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
             f"the net returns a tensor of shape {tuple(logits.shape)} for {len(few)} images, but "
             f"num_classes={num_classes}: {remedy}."
         )
-
-
-def check_pixels(x: Tensor, remedy: str) -> None:
-    """Refuse images ``(N, C, H, W)`` outside [0, 1]; rounding may add half a grey level.
-
-    Raises:
-        ValueError: If a pixel lies outside or is NaN, with what to do about it; or if they are integers.
-    """
-    check_floating(x)
-    low, high = range_of(x)
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
-        raise ValueError(
-            f"pixels run from {low:.4g} to {high:.4g}, but every eps here is in units of [0, 1]: {remedy}."
-        )
-
-
-def check_floating(x: Tensor, found: str = "there are images") -> None:
-    """Refuse images that attacks cannot move.
-
-    Raises:
-        ValueError: If they are integers, with where they were found.
-    """
-    if not x.is_floating_point():
-        raise ValueError(
-            f"{found} of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert them and divide by 255."
-        )
-
-
-def range_of(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value."""
-    low, high = torch.stack(torch.aminmax(x)).tolist()
-    return low, high
 
 
 def check_labels(x: Tensor, y: Tensor, found: str = "there are labels") -> None:
@@ -94,7 +60,7 @@ def check_classes(y: Tensor, classes: int, but: str) -> None:
     Raises:
         ValueError: If one is not, with who says how many classes there are, and what to do.
     """
-    low, high = range_of(y)
+    low, high = require.range_of(y)
     if low < 0 or high >= classes:
         raise ValueError(f"labels run from {low} to {high}, but {but}.")
 

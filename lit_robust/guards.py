@@ -2,10 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+_checked = ContextVar("checked", default=False)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
+    token = _checked.set(True)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def is_checked() -> bool:
+    """Whether the caller has checked the images."""
+    return _checked.get()
 
 
 @contextmanager

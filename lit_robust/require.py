@@ -10,10 +10,16 @@ from numbers import Real
 from operator import index
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from lit_robust.magnitudes import magnitude
 from lit_robust.threats import Norm
 
 T = TypeVar("T")
+
+#: Half a grey level: what rounding may do to pixels that were normalised.
+TOLERANCE = 0.5 / 255
 
 
 def number(
@@ -129,6 +135,36 @@ def fine_precision(precision: str) -> None:
             f"trainer.precision={precision} rounds images to steps as coarse as an eps: use "
             f"{precision.replace('true', 'mixed')}."
         )
+
+
+def images(x: Tensor, remedy: str) -> None:
+    """Refuse images ``(N, C, H, W)`` outside [0, 1]; rounding may add half a grey level.
+
+    Raises:
+        ValueError: If a pixel lies outside or is NaN, with what to do about it; or if they are integers.
+    """
+    floating(x)
+    low, high = range_of(x)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
+        raise ValueError(f"pixels run from {low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: {remedy}.")
+
+
+def floating(x: Tensor, found: str = "there are images") -> None:
+    """Refuse images that attacks cannot move.
+
+    Raises:
+        ValueError: If they are integers, with where they were found.
+    """
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{found} of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert them and divide by 255."
+        )
+
+
+def range_of(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value."""
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    return low, high
 
 
 def _sentence(name: str, value: Any, needed: str, hint: str) -> str:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD, RFGSM, Attack, AutoAttack
-from lit_robust.guards import crafting, frozen, network_mode
+from lit_robust.guards import checked, crafting, frozen, network_mode
 from lit_robust.magnitudes import Magnitude
 from tests.tiny import named
 
@@ -357,6 +357,25 @@ def test_pgd_is_one_forward_and_one_backward_a_step(extra, monkeypatch):
     PGD(0.1, 0.04, steps=7, **extra)(net, x, y)
     assert len(net.rows) == 7 + ("compare_with" in extra)
     assert len(backwards) == 7
+
+
+OUTSIDE = {"normalised": lambda x: (x - 0.13) / 0.3, "0 to 255": lambda x: 255 * x, "NaN": lambda x: x * torch.nan}
+
+
+@pytest.mark.parametrize("change", OUTSIDE)
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
+def test_images_outside_the_box_are_refused_and_not_clipped(attack, change):
+    x, y = data()
+    with pytest.raises(ValueError, match=r"pixels run from .* to .*, but every eps is in units of \[0, 1\]"):
+        attack(smooth_net(), OUTSIDE[change](x), y)
+
+
+def test_a_caller_that_has_checked_the_images_spares_the_attack_the_look():
+    x, y = data()
+    with checked():
+        PGD(0.1)(smooth_net(), 2 * x, y)
+    with pytest.raises(ValueError, match="pixels run from"):
+        PGD(0.1)(smooth_net(), 2 * x, y)
 
 
 class NoHostSync(TorchDispatchMode):

@@ -567,6 +567,30 @@ def test_a_selection_is_what_the_next_epoch_trains_on_and_none_returns_to_everyt
     assert torch.equal(parts(walk)[3], torch.ones(40))
 
 
+@pytest.mark.parametrize("container", [list, tuple, torch.tensor, np.array])
+def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, container):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
+    mask = [False] * 50
+    for position in (12, 30, 49):
+        mask[position] = True
+    for selection in (mask, [12, 30, 49]):
+        dm.select(container(selection))
+        assert sorted(parts(dm.train_dataloader())[2].tolist()) == [12, 30, 49]
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([True] * 40, r"a mask of shape \(40,\), but the training set has 50 images"),
+        ([12.0, 13.7], "positions, which are integers, or a mask, but got torch.float32"),
+    ],
+)
+def test_what_is_neither_positions_nor_a_mask_is_refused(cifar10, indices, message):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
+    with pytest.raises(ValueError, match=message):
+        dm.select(indices)
+
+
 def test_folders_deliver_selected_weights_too(folders):
     dm = own(folders, batch_size=2, val_size=0)
     dm.select([11, 0, 5], [1.5, 2.5, 3.5])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, Attack
+from lit_robust.attacks.base import EPS, Attack, check_images
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import Norm
@@ -91,6 +91,7 @@ class AutoAttack(Attack):
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Run the version's attacks on whoever is left."""
         package = _Package()
+        check_images(x)
         # Rich, which draws Lightning's bar, would make of each state of this one a line that stays.
         terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         bar = tqdm(desc="AutoAttack", file=terminal, unit=" images", unit_scale=True, leave=False, disable=None)

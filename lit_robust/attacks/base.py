@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
+from lit_robust.guards import is_checked
 from lit_robust.magnitudes import Magnitude
 
 P = ParamSpec("P")
@@ -46,6 +48,16 @@ class Attack(ABC):
         Raises:
             ImportError: With what to install.
         """
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse clean images outside [0, 1], which an attack would clip; not inside ``guards.checked``.
+
+    Raises:
+        ValueError: With the range found and what to do about it.
+    """
+    if not is_checked() and len(x) and x.is_floating_point():  # `crafting` refuses others
+        require.images(x, "give the images as they are, in [0, 1], and normalise inside the net")
 
 
 def made_once(build: Callable[P, A]) -> Callable[P, A]:

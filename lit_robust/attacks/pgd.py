@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, input_gradient
+from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, check_images, input_gradient
 from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
@@ -108,6 +108,7 @@ class PGD(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search the threat set around each image."""
+        check_images(x)
         with crafting(x, y) as (x, y):
             return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
 

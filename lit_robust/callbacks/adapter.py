@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.first_batch import (
     check_classes,
-    check_floating,
     check_labels,
     check_logits,
-    check_pixels,
     outputs,
-    range_of,
 )
 
 #: An index, a key or the name of a field, or a path of them, joined by dots.
@@ -132,13 +129,13 @@ class Adapter:
             check_classes(y, classes, f"the net returns {classes} logits an image: {remedy}")
 
     def _check_pixels(self, x: Tensor) -> None:
-        check_floating(x, f"x={self.x!r} finds images")
+        require.floating(x, f"x={self.x!r} finds images")
         mean, std = self._statistics(x)
         given, pixels = f"mean={list(self.mean)} and std={list(self.std)}", x * std + mean
         remedy = "if the data pipeline normalises, give its mean and std; otherwise normalise inside the net"
-        check_pixels(pixels, f"{given} are not what the data pipeline normalises with" if self.normalised else remedy)
-        low, high = range_of(x)
-        if low >= 0 and high <= 1 and range_of(pixels) != (low, high):
+        require.images(pixels, f"{given} are not what the data pipeline normalises with" if self.normalised else remedy)
+        low, high = require.range_of(x)
+        if low >= 0 and high <= 1 and require.range_of(pixels) != (low, high):
             raise ValueError(
                 f"images run from {low:.4g} to {high:.4g} as they come, so the data pipeline does not normalise them "
                 f"with {given}: leave mean and std out."

@@ -10,7 +10,7 @@ from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.callbacks.needs import check_alone
-from lit_robust.guards import frozen, network_mode, own_random_state
+from lit_robust.guards import checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
 from lit_robust.seeds import seed
 
@@ -130,7 +130,7 @@ class AdversarialTraining(Callback):
         x, y, net = self.adapter.pixels(batch), self.adapter.labels(batch), self.adapter.logits_net(module)
         place = trainer.current_epoch, batch_in_epoch(trainer), trainer.global_rank
         # Compiled nets compute every gradient they can, the parameters' too, unless these are frozen.
-        with own_random_state(x.device), frozen(net), network_mode(net, self.attack_bn_mode):
+        with own_random_state(x.device), checked(), frozen(net), network_mode(net, self.attack_bn_mode):
             seed(x.device, "adversarial training", *place)
             if y is None:
                 with torch.no_grad():

@@ -1,6 +1,7 @@
 """Pictures of adversarial examples."""
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lit_robust.measures.accuracy import describe
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import run_folder
 from lit_robust.seeds import seed
+from lit_robust.whole_files import write_whole
 
 
 class AdversarialExamples(Callback):
@@ -118,9 +120,9 @@ class AdversarialExamples(Callback):
         examples = craft(net, self.attack, x[chosen], y[chosen], self.target)
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         figure = draw(examples, describe(self.attack), self.magnification, names, self.target)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{split}-{when}.png"
-        figure.savefig(path)
+        path, picture = self._folder / f"{split}-{when}.png", BytesIO()
+        figure.savefig(picture, format="png")
+        write_whole(path, picture.getvalue())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)

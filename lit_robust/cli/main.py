@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.cli.config import NAMES, classes_start_afresh, gathered
@@ -30,7 +31,8 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, go_on_in, last_of, read_checkpoint, run_folder
+from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_checkpoint, read_last, run_folder
+from lit_robust.whole_files import csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
@@ -84,8 +86,8 @@ class SaveConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         if stage == "fit" and self.config.get("ckpt_path") and (folder / name).exists():
-            name = f"config_resumed_{len(list(folder.glob('config_resumed_*.yaml'))) + 1}.yaml"
-        self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True)
+            name = next_free(folder, "config_resumed", ".yaml", start=1).name
+        write_whole(folder / name, self.parser.dump(self.config, skip_none=False).encode())
         self.save_config(trainer, pl_module, stage)
         self.already_saved = True
 
@@ -139,8 +141,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or go on where a checkpoint stands, in its folder."""
         if ckpt_path is not None:
-            path = last_of(find_checkpoints(ckpt_path, self.trainer))
-            if epochs_done(read_checkpoint(path)) >= (self.trainer.max_epochs or 0) > 0:
+            path, checkpoint = read_last(find_checkpoints(ckpt_path, self.trainer))
+            if epochs_done(checkpoint) >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"{path} is the end of a training: raise --trainer.max_epochs to go on, or test it.")
                 return
             go_on_in(path.parent.parent, self.trainer)
@@ -167,7 +169,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """Keep the table that was printed: as ``test.csv`` beside the metrics, and in Weights & Biases."""
         columns = ["checkpoint", "attack", "accuracy", "low", "high", "n"]
         rows = [
-            [checkpoint, attack, accuracy.value, *accuracy.interval, accuracy.n]
+            [csv_cell(checkpoint), csv_cell(attack), accuracy.value, *accuracy.interval, accuracy.n]
             for checkpoint, accuracies in self.model.test_results.items()
             for attack, accuracy in accuracies.items()
         ]
@@ -175,8 +177,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if isinstance(logger, WandbLogger):
                 logger.log_table("test/accuracies", columns, rows)
             elif isinstance(logger, CSVLogger):
-                with Path(logger.log_dir, "test.csv").open("w", newline="") as file:
-                    csv.writer(file).writerows([columns, *rows])
+                table = StringIO(newline="")
+                csv.writer(table).writerows([columns, *rows])
+                write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, by a ``PredictionWriter`` if no other writer is among the callbacks."""
@@ -195,10 +198,20 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             rank_zero_info("No --ckpt_path: the net has the weights that it is built with.")
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
-        paths = list(found.values()) if every else [last_of(found)]
-        for path in paths:
-            read_checkpoint(path)
-        return [str(path) for path in paths]
+        if not every or len(found) == 1:
+            return [str(read_last(found)[0])]
+        whole, broken = [], []
+        for path in found.values():
+            try:
+                read_checkpoint(path)
+                whole.append(str(path))
+            except ValueError as error:
+                broken.append(error)
+        if not whole:
+            raise broken[0]
+        for reason in broken:
+            rank_zero_warn(f"{reason} It is left out.")
+        return list(whole)
 
 
 def main(args: Sequence[str] | None = None) -> None:

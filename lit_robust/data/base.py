@@ -120,6 +120,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._selected is not None:
             return
         train_labels, test_labels = self._read()
+        self._on_disk = len(train_labels)
         train, val = self._hold_out(train_labels)
         self._train = train[self._first("train_size", train_labels[train], self.train_size)]
         self._val = val[self._order(train_labels[val])]
@@ -162,7 +163,7 @@ class ImageDataModule(LightningDataModule, ABC):
         only for as many samples as before). A checkpoint carries the selection.
 
         Args:
-            indices: Positions in the training set, as in ``Batch.index``.
+            indices: Positions in the training set, as in ``Batch.index``, or a mask over all of it.
             weights: What each sample counts, as ``Batch.weight`` will say; None for 1.
 
         Raises:
@@ -175,7 +176,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if indices is None:
             chosen.indices, chosen.weights = self._train, torch.ones(len(self._train))
         else:
-            indices = torch.as_tensor(indices).detach().to("cpu", torch.int64)
+            indices = _positions(indices, self._on_disk)
             weights = torch.ones(len(indices)) if weights is None else weights
             weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
             _check_selection(indices, weights, self._train)
@@ -242,6 +243,21 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+def _positions(indices: Any, on_disk: int) -> Tensor:
+    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
+    found = torch.as_tensor(indices).detach().cpu()
+    if found.dtype == torch.bool:
+        if found.shape != (on_disk,):
+            raise ValueError(
+                f"select() got a mask of shape {tuple(found.shape)}, but the training set has {on_disk} images, those "
+                "that are held out included: give one value for each, or positions."
+            )
+        return found.nonzero().squeeze(1)
+    if found.numel() and (found.is_floating_point() or found.is_complex()):  # an empty list makes floats
+        raise ValueError(f"select() needs positions, which are integers, or a mask, but got {found.dtype}.")
+    return found.to(torch.int64)
 
 
 def _check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:

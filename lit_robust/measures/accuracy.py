@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
-from lit_robust.guards import own_random_state
+from lit_robust.guards import checked, own_random_state
 
 #: The rows that every evaluation has beside the named attacks.
 CLEAN, WORST = "clean", "worst"
@@ -41,7 +41,7 @@ def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> di
     """
     correct = {CLEAN: _is_correct(net, batch.x, batch.y)}
     for name, attack in attacks.items():
-        with own_random_state(batch.x.device):
+        with own_random_state(batch.x.device), checked():
             torch.manual_seed(torch.initial_seed())  # an attack's draws do not depend on which others are there
             x_adv = attack(net, batch.x, batch.y)
         correct[name] = _is_correct(net, x_adv, batch.y)

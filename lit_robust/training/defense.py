@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
-from lit_robust.guards import frozen, network_mode
+from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.training.arguments import TrainedArguments
 from lit_robust.training.ranks import weighted_mean
 from lit_robust.training.trained import Trained
@@ -103,7 +103,7 @@ class Defense(Trained):
     def adversarial_step(self, batch: Batch) -> None:
         """One perturbation and one update; only ``FreeAT`` does otherwise."""
         # A compiled graph computes every gradient it can: unless frozen, the parameters' in attacks too.
-        with frozen(self.net) if self.compiled else nullcontext():
+        with frozen(self.net) if self.compiled else nullcontext(), checked():
             x_adv = self.perturb(batch)
         self.optimize(batch, lambda: self.loss(batch, x_adv))
 

@@ -16,6 +16,7 @@ from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, leg
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
+from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
 
 
@@ -70,6 +71,7 @@ class Evaluated(LightningModule):
         #: The epoch and step of the checkpoint that was loaded last.
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
+        self.limits = Limits(num_classes)
 
     def setup(self, stage: str) -> None:
         """Check packages and precision before the run instead of in the middle of an evaluation.
@@ -90,7 +92,7 @@ class Evaluated(LightningModule):
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
             self._checked_stages.add(self.trainer.state.stage)
-        return batch
+        return self.limits.watch(batch)
 
     # Validation.
 
@@ -105,6 +107,7 @@ class Evaluated(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
+        self.limits.check()
         self._log_accuracies("val", self.val_survivors)
 
     def on_validation_end(self) -> None:
@@ -126,6 +129,7 @@ class Evaluated(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
+        self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
         name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
         accuracies = self.test_results[name] = self._log_accuracies("test", self.test_survivors)

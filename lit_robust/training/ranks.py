@@ -20,6 +20,14 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def max_over_ranks(value: Tensor) -> Tensor:
+    """The largest of all ranks, element by element, outside autograd."""
+    largest = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def gather_over_ranks(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The tensors of every rank, on the CPU and in the order of ranks; every rank must call it."""
     mine = {name: value.detach().cpu() for name, value in state.items()}

@@ -1,7 +1,8 @@
 """Training around the batches: the clock, logging and checkpoints."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Unpack
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,13 +19,16 @@ from lit_robust.lightning_internals import (
     fractional_epoch,
     is_due_for_logging,
 )
+from lit_robust.runs import check_sections, forget_foreign_paths, read_checkpoint
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
+from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import EpochMeans
 from lit_robust.training.monitors import check_monitors, validates
+from lit_robust.training.parts import build_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 
@@ -85,6 +89,7 @@ class Trained(Evaluated):
         """Forget an earlier fit; here, because Lightning restores a checkpoint right after."""
         super().setup(stage)
         if stage == "fit":
+            keep_checkpoints_whole(self.trainer)
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
@@ -144,6 +149,7 @@ class Trained(Evaluated):
             self.metrics.reset()
 
     def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
+        self.limits.check()
         values = self.metrics.means(self.current_epoch, batch_idx)
         if on_epoch:
             self.epoch_means = values
@@ -165,6 +171,7 @@ class Trained(Evaluated):
         Raises:
             FloatingPointError: If loss or weights are no longer finite; the previous checkpoint stays intact.
         """
+        self.limits.check()
         self.metrics.means(self.current_epoch, self.batch_idx)
         check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
@@ -176,6 +183,8 @@ class Trained(Evaluated):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another net, and restore what an exact resume needs."""
+        check_sections(checkpoint)
+        forget_foreign_paths(checkpoint, self.trainer.checkpoint_callbacks)
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_robust", {})
@@ -184,6 +193,28 @@ class Trained(Evaluated):
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
+        cls, checkpoint_path: str | Path, **kwargs: Any
+    ) -> Self:
+        """Build the method that a run of the command line has saved, with its weights, on the CPU.
+
+        The file is data: a net is one of ``lit_robust.nets`` and every other part one of ``lit_robust`` or
+        ``torch.optim``, all with plain arguments. Anything else is asked for.
+
+        Args:
+            checkpoint_path: A .ckpt file.
+            **kwargs: Arguments that replace the file's, such as a net of your own.
+
+        Raises:
+            ValueError: If the file cannot be used, or an argument must be given.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        module: Self = build_method(cls, checkpoint, checkpoint_path, kwargs)
+        check_weights_fit(module.state_dict(), checkpoint["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
 
     def _fingerprint(self) -> dict[str, Any]:
         return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})
