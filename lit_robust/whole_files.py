@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 #: How a file is called while it is written; what a kill leaves is not taken for a checkpoint.
@@ -53,3 +54,19 @@ def csv_cell(text: Any) -> Any:
     text.
     """
     return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write into a folder, or into the one that it will be made in.
+
+    Raises:
+        PermissionError: If that is refused.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        TemporaryFile(dir=existing).close()  # what os.access says is no proof
+    except OSError as error:
+        why = "may not be written to" if existing.is_dir() else "is no folder"
+        raise PermissionError(
+            f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
+        ) from error

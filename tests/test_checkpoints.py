@@ -12,10 +12,11 @@ from torch import nn
 from lit_robust import load_net
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import EMAWeights
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT
 from lit_robust.nets import lenet_plus
-from lit_robust.runs import checkpoints_of, read_checkpoint
+from lit_robust.runs import checkpoints_of
 from tests.front_door import lit
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_robust import load_net
 from lit_robust.attacks import PGD
+from lit_robust.checkpoint_files import SECTIONS, read_checkpoint
 from lit_robust.defenses import PGDAT, TRADES, Defense
 from lit_robust.nets import digits_cnn
-from lit_robust.runs import SECTIONS, read_checkpoint
 from lit_robust.schedules import MultiStep
 from tests.front_door import lit
 from tests.tiny import loader as loader_of

@@ -10,8 +10,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.defenses import Natural
-from lit_robust.runs import checkpoints_of, next_free, read_checkpoint, read_last
+from lit_robust.runs import checkpoints_of, next_free, read_last
 from lit_robust.training.checkpoint_io import WholeCheckpoints
 from lit_robust.whole_files import csv_cell, write_whole
 from tests.front_door import lit

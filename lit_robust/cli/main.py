@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli.config import NAMES, classes_start_afresh, gathered
 from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
@@ -31,8 +31,8 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_checkpoint, read_last, run_folder
-from lit_robust.whole_files import csv_cell, write_whole
+from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_last, run_folder
+from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
@@ -127,7 +127,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 "classes: leave it out, it is the data's."
             )
         for logger in self.trainer.loggers:
-            _check_writable(Path(logger.save_dir or "."))
+            check_writable(Path(logger.save_dir or "."))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what all files come to, then the flags.
@@ -248,14 +248,3 @@ def main(args: Sequence[str] | None = None) -> None:
 def _exit(message: str, hint: str, code: int) -> NoReturn:
     sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
     sys.exit(code)
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        TemporaryFile(dir=existing).close()  # what os.access says is no proof
-    except OSError as error:
-        why = "may not be written to" if existing.is_dir() else "is no folder"
-        raise PermissionError(
-            f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
-        ) from error

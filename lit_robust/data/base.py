@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.data.loaders import EpochLoader, Samples
+from lit_robust.data.loaders import EpochLoader, Samples, check_selection, positions_of
 from lit_robust.data.splits import Split, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
@@ -176,10 +176,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if indices is None:
             chosen.indices, chosen.weights = self._train, torch.ones(len(self._train))
         else:
-            indices = _positions(indices, self._on_disk)
+            indices = positions_of(indices, self._on_disk)
             weights = torch.ones(len(indices)) if weights is None else weights
             weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
-            _check_selection(indices, weights, self._train)
+            check_selection(indices, weights, self._train)
             chosen.indices, chosen.weights = indices.clone(), weights.clone()
         if self.trainer is not None:
             reload_every_epoch(self.trainer)
@@ -243,34 +243,3 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-
-def _positions(indices: Any, on_disk: int) -> Tensor:
-    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
-    found = torch.as_tensor(indices).detach().cpu()
-    if found.dtype == torch.bool:
-        if found.shape != (on_disk,):
-            raise ValueError(
-                f"select() got a mask of shape {tuple(found.shape)}, but the training set has {on_disk} images, those "
-                "that are held out included: give one value for each, or positions."
-            )
-        return found.nonzero().squeeze(1)
-    if found.numel() and (found.is_floating_point() or found.is_complex()):  # an empty list makes floats
-        raise ValueError(f"select() needs positions, which are integers, or a mask, but got {found.dtype}.")
-    return found.to(torch.int64)
-
-
-def _check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:
-    if indices.ndim != 1 or indices.shape != weights.shape or len(indices) == 0:
-        raise ValueError(
-            f"select() needs one weight for each index, at least one: got shapes {tuple(indices.shape)} and "
-            f"{tuple(weights.shape)}."
-        )
-    foreign = indices[~torch.isin(indices, train)]
-    if len(foreign):
-        raise ValueError(
-            f"select() got {len(foreign)} indices, {int(foreign[0])} among them, that are not among the "
-            f"{len(train)} training images: they are held out, cut by train_size, or do not exist."
-        )
-    if not bool((weights.isfinite() & (weights > 0)).all()):
-        raise ValueError("select() needs weights that are finite and above 0: leave samples out instead.")

@@ -128,3 +128,44 @@ class EpochLoader(ABC):
     @abstractmethod
     def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
         """The batches with these numbers."""
+
+
+def positions_of(indices: Any, on_disk: int) -> Tensor:
+    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
+    found = torch.as_tensor(indices).detach().cpu()
+    if found.dtype == torch.bool:
+        if found.shape != (on_disk,):
+            raise ValueError(
+                f"select() got a mask of shape {tuple(found.shape)}, but the training set has {on_disk} images, those "
+                "that are held out included: give one value for each, or positions."
+            )
+        return found.nonzero().squeeze(1)
+    if found.numel() and (found.is_floating_point() or found.is_complex()):  # an empty list makes floats
+        raise ValueError(f"select() needs positions, which are integers, or a mask, but got {found.dtype}.")
+    return found.to(torch.int64)
+
+
+def check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:
+    """Refuse a selection that no epoch could train on.
+
+    Args:
+        indices: Positions ``(S,)``.
+        weights: What each counts, ``(S,)``.
+        train: The positions that may be selected.
+
+    Raises:
+        ValueError: If they are not as many, none, held out, or a weight is not above 0.
+    """
+    if indices.ndim != 1 or indices.shape != weights.shape or len(indices) == 0:
+        raise ValueError(
+            f"select() needs one weight for each index, at least one: got shapes {tuple(indices.shape)} and "
+            f"{tuple(weights.shape)}."
+        )
+    foreign = indices[~torch.isin(indices, train)]
+    if len(foreign):
+        raise ValueError(
+            f"select() got {len(foreign)} indices, {int(foreign[0])} among them, that are not among the "
+            f"{len(train)} training images: they are held out, cut by train_size, or do not exist."
+        )
+    if not bool((weights.isfinite() & (weights > 0)).all()):
+        raise ValueError("select() needs weights that are finite and above 0: leave samples out instead.")

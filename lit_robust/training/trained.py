@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_files import check_sections, forget_foreign_paths, read_checkpoint
 from lit_robust.lightning_internals import (
     batch_in_epoch,
     batches_begun,
@@ -19,7 +20,6 @@ from lit_robust.lightning_internals import (
     fractional_epoch,
     is_due_for_logging,
 )
-from lit_robust.runs import check_sections, forget_foreign_paths, read_checkpoint
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
