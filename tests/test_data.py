@@ -394,7 +394,7 @@ def test_imagenet100_has_a_hundred_classes_unless_a_list_says_otherwise(tmp_path
     (tmp_path / "blank.txt").write_text("\n")
     (tmp_path / "classes.tar").write_bytes(b"\xff\xfe")
     for name, message in (
-        ("nothing.txt", "nothing.txt' cannot be read: give a file with one wnid a line"),
+        ("nothing.txt", "nothing.txt' cannot be read: give a file with one wnid per line"),
         ("classes.tar", "classes.tar' cannot be read"),
         ("twice.txt", "must name at least one class, and each only once"),
         ("blank.txt", "must name at least one class"),
