@@ -238,7 +238,7 @@ class TestBadArguments:
     @pytest.mark.parametrize(
         ("make", "sentence"),
         [
-            (lambda: PiecewiseLinear([0, 5, 3], [0, 1, 0]), r"times=\[0.0, 5.0, 3.0\] must be"),
+            (lambda: PiecewiseLinear([0, 5, 3], [0, 1, 0]), r"times=\[0.0, 5.0, 3.0\] must hold"),
             (lambda: PiecewiseLinear([0, 5, 5], [0, 1, 0]), "each later than the one before"),
             (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values"),
             (lambda: Staircase([], []), "at least one time"),
@@ -250,7 +250,7 @@ class TestBadArguments:
             (lambda: Cosine(1, 0, 30, 5), "end=5.0 must come after begin=30.0"),
             (lambda: PeriodicCosine(0.5, 0.6, 0.4, [10]), "low=0.5 must not exceed"),
             (lambda: PeriodicCosine(0, 0.6, 0.4, [0, 10]), r"ends=\[0.0, 10.0\] must be above 0"),
-            (lambda: PeriodicCosine(0, 0.6, 0.4, [10, 5]), r"ends=\[10.0, 5.0\] must be at least one time"),
+            (lambda: PeriodicCosine(0, 0.6, 0.4, [10, 5]), r"ends=\[10.0, 5.0\] must hold at least one time"),
             (lambda: Cyclic(-1, 5), "up=-1.0 must be above 0"),
             (lambda: Cyclic(1, 0), "down=0.0 must be above 0"),
             (lambda: CyclicStep(20, 20, 40), "until=40.0 must come before the triangle ends at 40.0"),
