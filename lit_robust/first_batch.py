@@ -1,7 +1,7 @@
-"""What a net and its images must be for an attack to mean anything, read off the first batch.
+"""Checks of the net and the first batch, without which the result of an attack would mean nothing.
 
-A Defense knows what to expect and is checked by ``check_first_batch``; callbacks find their way into a module of the
-user's own and call the parts. What is wrong is said in the same words, with the remedy that the caller knows.
+A Defense calls ``check_first_batch``. Callbacks, which also work on a user's own module, call its parts. The messages
+are the same in both cases; the caller supplies the remedy.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from lit_robust.guards import network_mode
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
-    """Refuse, before anything is trained or reported, what would make every later number wrong.
+    """Refuse a net or a batch that would make all results wrong, before anything is trained or reported.
 
-    It costs one forward of two images and a few synchronisations with the device, once a stage.
+    It costs one forward of two images and a few synchronisations with the device, once per stage.
 
     Args:
-        net: Should return logits ``(N, num_classes)``.
+        net: The net, which should return logits ``(N, num_classes)``.
         batch: The first batch.
         num_classes: The number of classes.
 
@@ -45,20 +45,20 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
 
 
 def check_labels(x: Tensor, y: Tensor, found: str = "there are labels") -> None:
-    """Refuse labels, of whatever kind, that are not as many as the images.
+    """Refuse labels of any kind whose number is not that of the images.
 
     Raises:
-        ValueError: If they are not, with where they were found.
+        ValueError: If the numbers differ; ``found`` says where the labels come from.
     """
     if y.ndim == 0 or len(y) != len(x):
         raise ValueError(f"{found} of shape {tuple(y.shape)} for {len(x)} images: give one for each image.")
 
 
 def check_classes(y: Tensor, classes: int, but: str) -> None:
-    """Refuse labels ``(N,)`` that are no indices of classes.
+    """Refuse labels ``(N,)`` outside ``0 .. classes - 1``.
 
     Raises:
-        ValueError: If one is not, with who says how many classes there are, and what to do.
+        ValueError: If one is outside; ``but`` says where the number of classes comes from, and what to do.
     """
     low, high = require.range_of(y)
     if low < 0 or high >= classes:
@@ -66,10 +66,10 @@ def check_classes(y: Tensor, classes: int, but: str) -> None:
 
 
 def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
-    """What a net returns for a few images ``(N, C, H, W)``, in eval mode and outside any graph.
+    """Return the net's output for a few images ``(N, C, H, W)``, computed in eval mode and without a graph.
 
     Raises:
-        ValueError: If the net, called by its ``name``, cannot read them.
+        ValueError: If the net, which the message calls ``name``, cannot read the images.
     """
     try:
         with network_mode(net, "eval"), torch.no_grad():
@@ -82,17 +82,17 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
 
 
 def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) -> Tensor:
-    """Give back what a net returns for a few images if these are logits, ``(N, num_classes)`` or more.
+    """Return a net's output for a few images if it consists of logits, ``(N, num_classes)`` or with more dimensions.
 
     Args:
-        found: What the net returns.
+        found: The net's output.
         x: The images ``(N, C, H, W)``.
-        name: What the net is called.
+        name: The net's name in the message.
         remedy: What to do if there is no row for each image.
         softmax: What to do about probabilities.
 
     Raises:
-        ValueError: If they are none, not finite, or probabilities.
+        ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

@@ -15,19 +15,20 @@ from lit_robust.nets.rebuild import check_fit, rebuild
 
 
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
-    """Give back the trained net of a checkpoint as a plain module in eval mode, on the CPU.
+    """Load the trained net of a checkpoint as a plain module in eval mode, on the CPU.
 
-    A net of ``lit_robust.nets`` is built again as the checkpoint says, whether the run came from the command line or
-    from Python. Any other net must be given: building what a file names would import, and so run, code of its choice.
-    Averaged weights are what a run with ``EMAWeights`` saves, so they are what comes.
+    A net of ``lit_robust.nets`` is rebuilt from the checkpoint, whether the run came from the command line or from
+    Python. Any other net must be given, because building whatever a file names would import, and so run, code of the
+    file's choice. A run with ``EMAWeights`` saves the averaged weights, so these are loaded.
 
     Args:
         path: A .ckpt file.
-        net: The net to load the weights into; needed where it is not one of ``lit_robust.nets``.
+        net: The net to load the weights into; needed if it is not one of ``lit_robust.nets``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be used, does not say how its net was built, or ``net`` is another net.
+        ValueError: If the file cannot be used or does not say how its net was built, or its weights do not fit
+            ``net``.
     """
     checkpoint = read_checkpoint(path)
     weights = weights_of_net(checkpoint)
@@ -61,7 +62,7 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
 
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:
-    """Find the ``last`` and ``best`` checkpoint of the newest run below a folder, in this order."""
+    """Find the ``last`` and ``best`` checkpoints of the newest run below a folder, in this order."""
     names = ("last", "best")
     named = (path for path in _files_below(folder) if path.suffix == ".ckpt" and path.stem in names)
     newest = max(named, key=lambda path: path.stat().st_mtime, default=None)
@@ -80,11 +81,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
-    """Find the checkpoints, by name, that are meant on the command line; none is read.
+    """Find the checkpoints that ``--ckpt_path`` refers to, by name, without reading them.
 
     Args:
-        ckpt_path: A file, a folder of runs, or ``best`` or ``last`` of the newest run of the trainer's.
-        trainer: Whose logger says where runs are.
+        ckpt_path: A file, a folder of runs, or ``best`` or ``last`` for the trainer's newest run.
+        trainer: Its logger says where runs are.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -131,11 +132,11 @@ def read_last(found: Mapping[str, Path]) -> tuple[Path, dict[str, Any]]:
 
 
 def run_folder(trainer: Any) -> Path:
-    """The logger's folder, for Weights & Biases the run's own one, which holds its checkpoints; all ranks must ask."""
-    from lightning.pytorch.loggers import WandbLogger  # only where there is a trainer
+    """The folder of the logger, or of a Weights & Biases run, which holds its checkpoints; call it on all ranks."""
+    from lightning.pytorch.loggers import WandbLogger  # imported only where there is a trainer
 
     if isinstance(trainer.logger, WandbLogger):
-        _ = trainer.logger.experiment  # only a run that has begun has an id
+        _ = trainer.logger.experiment  # starts the run, which gives it an id
         return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
     return Path(trainer.log_dir or trainer.default_root_dir)
 
@@ -148,21 +149,21 @@ def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:
 
 
 def go_on_in(run: Path, trainer: Any) -> None:
-    """Log a resumed run into its own folder, and keep the metrics that stand there, which CSVLogger deletes.
+    """Log a resumed run into its own folder, and keep its earlier metrics, which CSVLogger would delete.
 
     Args:
         run: The folder of the run.
-        trainer: Whose loggers would begin another; those that log elsewhere do so.
+        trainer: Its loggers would start a new folder; loggers with another root still do.
 
     Raises:
-        ValueError: If Weights & Biases is not told which run goes on.
+        ValueError: If Weights & Biases is not told which run to resume.
     """
     from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger.version is None:
             raise ValueError(
-                "--ckpt_path goes on with a run, and Weights & Biases needs to know which: add "
+                "--ckpt_path resumes a run, and Weights & Biases needs to know which: add "
                 f"--trainer.logger.init_args.id {run.name} --trainer.logger.init_args.resume allow."
             )
         if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
