@@ -122,7 +122,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Raises:
             ValueError: If ``num_classes`` is not that of the data, which would silently replace it.
         """
-        written = self.config[self.subcommand].model.init_args.get("num_classes")
+        config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
+        written = config.model.init_args.get("num_classes")
         if written is not None and written != self.datamodule.num_classes:
             raise ValueError(
                 f"model.num_classes={written}, but {type(self.datamodule).__name__} has {self.datamodule.num_classes} "
