@@ -596,7 +596,7 @@ def test_two_of_them_are_refused(tmp_path):
         ({"attack": PGD}, TypeError, "attack=PGD "),
         ({"attack": ATTACK, "attack_bn_mode": "test"}, ValueError, "attack_bn_mode="),
     ],
-    ids=str,
+    ids=named,
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, error, named):
     with pytest.raises(error, match=f"^{named}"):
