@@ -31,6 +31,7 @@ def mnist(tmp_path_factory) -> Path:
                 "--trainer.max_epochs=1",
                 "--model.optimizer=Adam",
                 "--model.optimizer.lr=2e-3",
+                "--model.optimizer.weight_decay=5e-4",
                 f"--model.attack.eps={EPS}",
                 "--model.attack.step_size=0.08",
                 "--model.attack.steps=4",
