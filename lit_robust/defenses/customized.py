@@ -25,23 +25,6 @@ Noise = Literal["dirichlet", "uniform"]
 USED = ("eps", "step_size", "steps", "norm", "init", "init_size", "clip_init")
 
 
-def scaled(eps: float) -> dict[str, float]:
-    """The numbers of the authors' code, which belong to its eps of 0.035, at another eps."""
-    scale = eps / 0.035
-    return {"eta": 0.0025 * scale, "smoothing": 10 / scale, "margin_weight": 128 / scale}
-
-
-def check_used(attack: PGD) -> None:
-    """Refuse options of the attack that would be ignored.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    given = [option.name for option in fields(PGD) if getattr(attack, option.name) != option.default]
-    if lost := [name for name in given if name not in USED]:
-        raise ValueError(f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack.")
-
-
 class CustomizedAT(PerImage):
     """CAT (Cheng et al., 2020, arXiv:2002.06789): an eps for each image, and a label that is softer the larger eps is.
 
@@ -157,3 +140,20 @@ class CustomizedAT(PerImage):
         self.seen |= {"robust": logits, "eps": eps}
         unsafe = (self.kappa + losses.margin(logits, batch.y)).clamp_min(0)
         return losses.ce(logits, labels) + self.margin_weight * eps * unsafe
+
+
+def scaled(eps: float) -> dict[str, float]:
+    """The numbers of the authors' code, which belong to its eps of 0.035, at another eps."""
+    scale = eps / 0.035
+    return {"eta": 0.0025 * scale, "smoothing": 10 / scale, "margin_weight": 128 / scale}
+
+
+def check_used(attack: PGD) -> None:
+    """Refuse options of the attack that would be ignored.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    given = [option.name for option in fields(PGD) if getattr(attack, option.name) != option.default]
+    if lost := [name for name in given if name not in USED]:
+        raise ValueError(f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack.")

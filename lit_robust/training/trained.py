@@ -1,12 +1,10 @@
 """Training around the batches: the clock, logging and checkpoints."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
@@ -23,6 +21,7 @@ from lit_robust.lightning_internals import (
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
+from lit_robust.training.checkpoint_checks import check_weights_finite, check_weights_fit, warn_of_other_data
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
@@ -218,42 +217,3 @@ class Trained(Evaluated):
 
     def _fingerprint(self) -> dict[str, Any]:
         return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})
-
-
-def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse to save weights from which training cannot continue.
-
-    Raises:
-        FloatingPointError: At the first tensor with NaN or infinity.
-    """
-    for key, value in weights.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise FloatingPointError(
-                f"{key} is no longer finite, so no checkpoint was written and the one before is intact: resume from it "
-                "with a lower learning rate or clipped gradients (gradient_clip_val)."
-            )
-
-
-def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of weights.
-
-    Raises:
-        ValueError: At the first tensor that is missing, unknown or of another shape.
-    """
-    for key in [*own, *other]:
-        mine, theirs = (tuple(side[key].shape) if key in side else None for side in (own, other))
-        if mine != theirs:
-            raise ValueError(
-                f"the checkpoint holds another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} here; "
-                "build the net that was trained (its configuration is saved beside the checkpoint's folder)."
-            )
-
-
-def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Warn if a training is resumed on other data; without a fingerprint on both sides nothing is known."""
-    changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
-    if own and other and changes:
-        rank_zero_warn(
-            f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
-            "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
-        )
