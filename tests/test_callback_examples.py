@@ -1,3 +1,4 @@
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,12 +311,12 @@ class TestTargetedAttacks:
 class TestBadInput:
     def test_a_module_without_a_net_is_refused_before_anything_runs(self, tmp_path: Path):
         module = Plain()
-        module.classifier = module._modules.pop("net")
+        module.classifier, module.net = module.net, None
         with pytest.raises(TypeError, match=r"^AdversarialExamples .*module\.net, .*Plain"):
             trainer(tmp_path, AdversarialExamples(Brighten())).fit(module, loader(), loader())
 
     def test_missing_matplotlib_is_told_with_the_remedy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(examples, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ModuleNotFoundError, match=r"^AdversarialExamples .*lit-robust\[plot\]"):
             trainer(tmp_path, AdversarialExamples(Brighten())).validate(Plain(), loader(), verbose=False)
 
