@@ -17,6 +17,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.callbacks import examples
 from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, draw, spread
 from lit_robust.measures.accuracy import describe
+from tests import tiny
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,7 @@ def loader(shape: tuple[int, ...] = (1, 4, 4)) -> DataLoader[Any]:
 
 
 def trainer(folder: Path, callback: AdversarialExamples, **options: Any) -> Trainer:
-    options = {
-        "max_epochs": 1,
-        "limit_train_batches": 1,
-        "num_sanity_val_steps": 0,
-        "logger": False,
-        **options,
-    }
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback],
-        **options,
-    )
+    return tiny.trainer(folder, callbacks=[callback], **{"max_epochs": 1, "limit_train_batches": 1, **options})
 
 
 @pytest.fixture(autouse=True)

@@ -187,12 +187,6 @@ class TestCurriculum:
         ramp = AttributeRamp("k", Staircase([0, 1, 3], [1, 2, 0]))
         assert self.run(tmp_path, ramp)[0] == [1, 2, 2, 0]
 
-    def test_begins_anew_in_a_second_fit(self, tmp_path):
-        _, defense, _ = self.run(tmp_path, expect_acc=0.0)
-        assert defense.k == 2
-        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(defense, loader(images(16)))
-        assert defense.k == 1
-
 
 def still():
     """A net that does not learn."""

@@ -19,6 +19,7 @@ from lit_robust.defenses.hybrid import MEMORY, CleanLossDrop, EvenShare, SecondS
 from lit_robust.measures.masking import second_step_gain
 from lit_robust.training.memory import Memory
 from lit_robust.training.ranks import weighted_mean
+from tests.formulas import forwards
 from tests.methods import EPS, ONE_STEP, build
 from tests.tiny import TinyNet, images, indexed, loader, trainer
 
@@ -372,32 +373,21 @@ class TestHybrid:
         ("duration", "extra_epochs", "steps"),
         [(0.25, 9.0, [2, 1] * 6), (1.0, 9.0, [2] * 12), (1.0, 0.5, [2] * 2 + [1] * 10)],
     )
-    def test_an_alert_lasts_its_duration_and_ends_with_the_budget_which_a_second_fit_has_too(
-        self, tmp_path, spy, duration, extra_epochs, steps
-    ):
+    def test_an_alert_lasts_its_duration_and_ends_with_the_budget(self, tmp_path, spy, duration, extra_epochs, steps):
         class Always(SecondStepGain):
             def fires(self, times, values):
                 return True
 
         method, seen = spy
         rule = Always(every=0.5, duration=duration, extra_epochs=extra_epochs)
-        defense = build(method, attack=ONE_STEP, two_step=rule)
-        for _ in range(2):
-            trainer(tmp_path, max_epochs=3).fit(defense, loader(images(32)))
-            assert [attack.steps for attack in seen] == steps  # of four batches an epoch
-            seen.clear()
+        trainer(tmp_path, max_epochs=3).fit(build(method, attack=ONE_STEP, two_step=rule), loader(images(32)))
+        assert [attack.steps for attack in seen] == steps  # of four batches an epoch
 
     def test_a_natural_epoch_is_not_watched(self, tmp_path):
         defense = build(NuAT, attack=ONE_STEP, two_step=CleanLossDrop())
         defense.adversarial = False
         trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
         assert (defense.memory.values, defense.memory.tensors) == (MEMORY, {})
-
-    def test_a_second_fit_does_not_know_what_the_first_one_watched(self, tmp_path):
-        defense = build(NuAT, attack=ONE_STEP, two_step=CleanLossDrop(every=0.3))
-        for _ in range(2):
-            trainer(tmp_path, max_epochs=1).fit(defense, loader(images()))
-            assert defense.memory.values["times"] == pytest.approx([1 / 3, 2 / 3])
 
     def test_what_is_watched_and_the_triggers_are_logged_at_every_look_and_the_alert_when_it_changes(self, tmp_path):
         logger = CSVLogger(tmp_path, name="run", version=0)
@@ -535,13 +525,3 @@ class TestRecipes:
         assert [imagenet.lam(89.9), imagenet.lam(90), imagenet.rate(59.9), imagenet.rate(60)] == pytest.approx(
             [20, 140, 0.1, 0.01]
         )
-
-
-def forwards(defense, tmp_path):
-    """The forwards of one training step: the net's mode, and whether a backward follows."""
-    seen = []
-    defense.net.register_forward_hook(
-        lambda net, args, out: seen.append(("train" if net.training else "eval", out.requires_grad))
-    )
-    trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
-    return seen[1:]  # the first is the check of the first batch
