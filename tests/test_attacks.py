@@ -270,23 +270,17 @@ def test_a_sample_that_never_moves_from_an_unprojected_start_comes_back_into_the
 # Restarts.
 
 
-@pytest.fixture
-def scripted(monkeypatch):
-    """Let each run of PGD end at the next of some points."""
-
-    def script(*points):
-        ends = iter(points)
-        monkeypatch.setattr(PGD, "run", lambda self, net, x, y: next(ends).clone())
-
-    return script
-
-
-def test_restarts_keep_a_break_before_a_larger_loss_and_the_larger_loss_otherwise(scripted):
+def test_restarts_keep_a_break_before_a_larger_loss_and_the_larger_loss_otherwise():
     # Two pixels are the two logits; the label is 0. The loss rewards a small first pixel, broken or not.
     first = torch.tensor([[0.6, 0.7], [0.2, 0.1], [0.5, 0.1], [0.3, 0.4]])
     second = torch.tensor([[0.2, 0.1], [0.6, 0.7], [0.3, 0.1], [0.1, 0.2]])
-    scripted(first, second)
-    attack = PGD(1.0, restarts=2, loss=lambda logits, y: -logits[:, 0])
+    ends = iter([first, second])
+
+    class Scripted(PGD):
+        def run(self, net, x, y):
+            return next(ends).clone()
+
+    attack = Scripted(1.0, restarts=2, loss=lambda logits, y: -logits[:, 0])
     best = attack(nn.Identity(), first, torch.zeros(4, dtype=torch.int64))
     # broken first; broken second; neither: the larger loss; both: the larger loss
     torch.testing.assert_close(best, torch.stack([first[0], second[1], second[2], second[3]]))

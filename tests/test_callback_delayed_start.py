@@ -312,15 +312,6 @@ def test_a_given_epoch_counts_instead_of_the_drop(tmp_path, monkeypatch, argumen
     assert lines[0].startswith(f"training is adversarial from epoch {switch} on: ")
 
 
-def test_a_second_fit_starts_from_nothing(tmp_path):
-    delay = DelayedStart(Plateau(1, 0.1, 1), latest_epoch=5, monitor="loss")
-    for losses, switch in (([1.0, 0.95] * 3, 2), ([1.0, 0.6, 0.55] * 2, 3)):
-        module = Classifier(losses)
-        fit(tmp_path, module, delay)
-        assert module.adversarial_epochs == list(range(switch, 6))
-        assert delay.losses == pytest.approx(losses[:switch])
-
-
 def test_a_fast_dev_run_is_natural_and_needs_no_drop(tmp_path):
     for arguments in ({}, {"latest_epoch": 80}, {"at_epoch": 80}):
         module = Classifier()

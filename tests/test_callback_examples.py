@@ -1,3 +1,4 @@
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.callbacks import examples
 from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, draw, spread
 from lit_robust.measures.accuracy import describe
+from tests import tiny
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,7 @@ def loader(shape: tuple[int, ...] = (1, 4, 4)) -> DataLoader[Any]:
 
 
 def trainer(folder: Path, callback: AdversarialExamples, **options: Any) -> Trainer:
-    options = {
-        "max_epochs": 1,
-        "limit_train_batches": 1,
-        "num_sanity_val_steps": 0,
-        "logger": False,
-        **options,
-    }
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback],
-        **options,
-    )
+    return tiny.trainer(folder, callbacks=[callback], **{"max_epochs": 1, "limit_train_batches": 1, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -310,12 +297,12 @@ class TestTargetedAttacks:
 class TestBadInput:
     def test_a_module_without_a_net_is_refused_before_anything_runs(self, tmp_path: Path):
         module = Plain()
-        module.classifier = module._modules.pop("net")
+        module.classifier, module.net = module.net, None
         with pytest.raises(TypeError, match=r"^AdversarialExamples .*module\.net, .*Plain"):
             trainer(tmp_path, AdversarialExamples(Brighten())).fit(module, loader(), loader())
 
     def test_missing_matplotlib_is_told_with_the_remedy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(examples, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(ModuleNotFoundError, match=r"^AdversarialExamples .*lit-robust\[plot\]"):
             trainer(tmp_path, AdversarialExamples(Brighten())).validate(Plain(), loader(), verbose=False)
 

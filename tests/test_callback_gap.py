@@ -1,8 +1,9 @@
+from collections import defaultdict
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 
 from lit_robust.attacks import PGD
@@ -87,11 +88,9 @@ def test_both_are_measured_in_the_validations_precision(tmp_path):
                 seen[len(x)].append(logits.dtype)
             return logits
 
-    seen = {8: [], 5: []}  # by their number: validation images come by eight, training images are cut to five
+    seen = defaultdict(list)  # by their number: validation images come by eight, training images are cut to five
     run = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", callbacks=[GeneralizationGap(images=5)])
-    defense = build(PGDAT, net=Noting(), val_attack=ATTACK, attack_bn_mode="train")
-    defense._checked_stages |= {RunningStage.TRAINING, RunningStage.VALIDATING}  # which try the net on two images
-    run.fit(defense, datamodule=Data())
+    run.fit(build(PGDAT, net=Noting(), val_attack=ATTACK, attack_bn_mode="train"), datamodule=Data())
     assert seen[5]
     assert set(seen[5]) == set(seen[8]) == {torch.bfloat16}
 

@@ -14,7 +14,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import GAT, PGDAT, SATR3, TRADES, CustomizedAT, FriendlyAT, NuAT
 from lit_robust.schedules import Linear, PerEpoch, PeriodicCosine, Staircase
 from tests.methods import ONE_STEP, build
-from tests.tiny import CLASSES, TinyNet, images, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, images, trainer
 
 BATCHES = 4
 
@@ -127,20 +127,11 @@ def test_a_callback_finds_the_value_when_an_epoch_starts(tmp_path):
 
 @pytest.mark.parametrize("stop", [4, 6], ids=["boundary", "mid-epoch"])
 def test_a_resumed_run_finds_the_values_of_an_uninterrupted_one(tmp_path, stop):
-    class Save(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if trainer.global_step == stop and not trainer.is_last_batch:
-                trainer.save_checkpoint(tmp_path / "part.ckpt")
-
-        def on_train_epoch_end(self, trainer, pl_module):
-            if trainer.global_step == stop:
-                trainer.save_checkpoint(tmp_path / "part.ckpt")
-
     def ramps():
         return AttributeRamp("lam", Linear(0, 9, 0, 3)), AttributeRamp("attack.eps", Linear(0, 0.3, 0, 3))
 
     whole, rest = Classifier(), Classifier()
-    fit(tmp_path, whole, *ramps(), Save(), max_epochs=3)
+    fit(tmp_path, whole, *ramps(), SaveAfter(stop, tmp_path / "part.ckpt"), max_epochs=3)
     fit(tmp_path, rest, *ramps(), ckpt_path=tmp_path / "part.ckpt", max_epochs=3)
     assert rest.seen == whole.seen[stop:]
 

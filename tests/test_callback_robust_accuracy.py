@@ -2,7 +2,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -310,16 +310,8 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:.*Using `DistributedSampler`")
 def test_two_ranks_count_every_image_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[RobustAccuracy(EXACT)],
+    run = trainer(
+        tmp_path, callbacks=[RobustAccuracy(EXACT)], devices=2, strategy="ddp_fork", use_distributed_sampler=False
     )
     run.validate(Shares(), verbose=False)
     zero, one = (torch.load(f"{rank}.pt") for rank in range(2))

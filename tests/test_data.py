@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import nn
@@ -19,6 +19,7 @@ from torchvision import datasets
 
 from lit_robust import data
 from lit_robust.data.splits import Split, hold_out, in_turns, place_in_class
+from tests.tiny import trainer
 
 # Lightning 2.6's own use of a name that newer versions of PyTorch deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
@@ -704,19 +705,9 @@ class SelectAt(Callback):
 def fit(dm, *callbacks, ckpt_path=None, max_epochs=3, **kwargs):
     seed_everything(7, verbose=False)
     module = Recorder(dm.image_shape)
-    defaults = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=max_epochs,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-        **defaults | kwargs,
-    )
-    trainer.fit(module, dm, ckpt_path=ckpt_path)
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    options = {"max_epochs": max_epochs, "callbacks": list(callbacks), "enable_checkpointing": saves} | kwargs
+    trainer(None, **options).fit(module, dm, ckpt_path=ckpt_path)
     return module
 
 
@@ -810,8 +801,7 @@ def test_a_checkpoint_with_a_selection_can_be_tested_on_other_data(tmp_path):
     dm.select([100, 101])
     fit(dm, Save(path, 0, 0), max_epochs=1)
     module = Recorder()
-    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    trainer.test(module, digits(val_size=200, split="first"), ckpt_path=path, verbose=False)
+    trainer(tmp_path).test(module, digits(val_size=200, split="first"), ckpt_path=path, verbose=False)
     assert sum(len(b.y) for _, _, b in module.seen) == 397
 
 
@@ -822,9 +812,8 @@ def test_without_validation_images_lightning_does_not_validate():
     assert module.validated == []
 
 
-def test_predict_goes_through_the_test_set_in_order():
-    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    assert torch.equal(torch.cat(trainer.predict(Recorder(), digits())), torch.arange(397))
+def test_predict_goes_through_the_test_set_in_order(tmp_path):
+    assert torch.equal(torch.cat(trainer(tmp_path).predict(Recorder(), digits())), torch.arange(397))
 
 
 # The real data, where there are any.

@@ -243,13 +243,6 @@ class TestTraining:
         torch.testing.assert_close(eps_of(defense)[indices[:8]], 2 * expected[indices[:8]])
         torch.testing.assert_close(eps_of(defense)[indices[8:]], expected[indices[8:]])
 
-    def test_a_second_fit_begins_at_0(self, tmp_path):
-        defense, _ = fit(tmp_path, indexed(images(N)))
-        before = eps_of(defense).clone()
-        trainer(tmp_path, max_epochs=2).fit(defense, indexed(images(N)))
-        assert torch.equal(eps_of(defense), before)
-        assert before.max() > 0
-
     def test_a_table_of_two_ranks_is_taken_over_by_one(self, tmp_path):
         defense, run = fit(tmp_path, indexed(images(N)))
         run.save_checkpoint(tmp_path / "a.ckpt")

@@ -10,6 +10,7 @@ from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import GAT, NuAT
 from lit_robust.schedules import Staircase
+from tests.formulas import forwards
 from tests.methods import EPS, ONE_STEP, build
 from tests.tiny import TinyNet, images, loader, trainer
 
@@ -104,16 +105,6 @@ def test_an_unguided_attack_is_one_step_on_the_cross_entropy():
         after_a_training_forward(batch).float(), batch.x, batch.y
     )
     torch.testing.assert_close(found, expected)
-
-
-def forwards(defense, tmp_path):
-    """The forwards of one training step: the net's mode, and whether a backward follows."""
-    seen = []
-    defense.net.register_forward_hook(
-        lambda net, args, out: seen.append(("train" if net.training else "eval", out.requires_grad))
-    )
-    trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
-    return seen[1:]  # the first is the check of the first batch
 
 
 @pytest.mark.parametrize(

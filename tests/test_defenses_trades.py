@@ -13,7 +13,7 @@ from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import MART, TRADES, FriendlyAT
 from lit_robust.schedules import Staircase
 from lit_robust.threats import L2, Linf
-from tests.formulas import Passes, assert_same_batch, in_float64, one_batch, smooth_net
+from tests.formulas import Passes, assert_same_batch, forwards, in_float64, one_batch, smooth_net
 from tests.methods import ATTACK, EPS, build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -95,16 +95,6 @@ def test_both_give_pgd_their_start_and_their_objective_and_keep_the_rest():
     assert mart.adversary() == replace(attack, **near, loss=losses.ce, compare_with="label")
     trades.attack = replace(trades.attack, eps=0.05)  # as a ramp does
     assert trades.adversary().eps == 0.05
-
-
-def forwards(defense, tmp_path):
-    """The forwards of one training step: the net's mode, and whether a backward follows."""
-    seen = []
-    defense.net.register_forward_hook(
-        lambda net, args, out: seen.append(("train" if net.training else "eval", out.requires_grad))
-    )
-    trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
-    return seen[1:]  # the first is the check of the first batch
 
 
 @pytest.mark.parametrize(("method", "reference"), [(TRADES, [("eval", False)]), (MART, [])])
