@@ -17,16 +17,14 @@ class Batch(NamedTuple):
     x: Tensor
     #: Class labels.
     y: Tensor
-    #: Position of each sample in its split: what per-sample state and coresets are keyed by.
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a batch
+    #: Position of each sample in its split; per-sample state and coresets are keyed by it.
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which a batch does not need
     #: 1 for an ordinary sample, a coreset's gamma, or 0 for the padding that keeps ranks equally long.
     weight: Tensor
 
 
 def as_batch(batch: Any) -> Batch:
-    """Take a ``Batch`` as it is, and the ``(x, y)`` of any other loader as one whose samples weigh 1.
-
-    Samples that came without an index get -1.
+    """Return a ``Batch`` unchanged, or build one from another loader's ``(x, y)``, with weights 1 and indices -1.
 
     Raises:
         TypeError: If the batch is neither.

@@ -1,7 +1,7 @@
-"""What a net and its images must be for an attack to mean anything, read off the first batch.
+"""Checks of the net and the first batch, without which the result of an attack would mean nothing.
 
-A Defense knows what to expect and is checked by ``check_first_batch``; callbacks find their way into a module of the
-user's own and call the parts. What is wrong is said in the same words, with the remedy that the caller knows.
+A Defense calls ``check_first_batch``. Callbacks, which also work on a user's own module, call its parts. The messages
+are the same in both cases; the caller supplies the remedy.
 """
 
 from typing import Any
@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 
-#: Half a grey level: what rounding may do to pixels that were normalised.
-TOLERANCE = 0.5 / 255
-
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
-    """Refuse, before anything is trained or reported, what would make every later number wrong.
+    """Refuse a net or a batch that would make all results wrong, before anything is trained or reported.
 
-    It costs one forward of two images and a few synchronisations with the device, once a stage.
+    It costs one forward of two images and a few synchronisations with the device, once per stage.
 
     Args:
-        net: Should return logits ``(N, num_classes)``.
+        net: The net, which should return logits ``(N, num_classes)``.
         batch: The first batch.
         num_classes: The number of classes.
 
@@ -32,7 +30,7 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     """
     x, y = batch.x, batch.y
     bright = bool((x >= 0).all())
-    check_pixels(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
+    require.images(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
     check_labels(x, y)
     check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
@@ -46,64 +44,32 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
         )
 
 
-def check_pixels(x: Tensor, remedy: str) -> None:
-    """Refuse images ``(N, C, H, W)`` outside [0, 1]; rounding may add half a grey level.
-
-    Raises:
-        ValueError: If a pixel lies outside or is NaN, with what to do about it; or if they are integers.
-    """
-    check_floating(x)
-    low, high = range_of(x)
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
-        raise ValueError(
-            f"pixels run from {low:.4g} to {high:.4g}, but every eps here is in units of [0, 1]: {remedy}."
-        )
-
-
-def check_floating(x: Tensor, found: str = "there are images") -> None:
-    """Refuse images that attacks cannot move.
-
-    Raises:
-        ValueError: If they are integers, with where they were found.
-    """
-    if not x.is_floating_point():
-        raise ValueError(
-            f"{found} of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert them and divide by 255."
-        )
-
-
-def range_of(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value."""
-    low, high = torch.stack(torch.aminmax(x)).tolist()
-    return low, high
-
-
 def check_labels(x: Tensor, y: Tensor, found: str = "there are labels") -> None:
-    """Refuse labels, of whatever kind, that are not as many as the images.
+    """Refuse labels of any kind whose number is not that of the images.
 
     Raises:
-        ValueError: If they are not, with where they were found.
+        ValueError: If the numbers differ; ``found`` says where the labels come from.
     """
     if y.ndim == 0 or len(y) != len(x):
         raise ValueError(f"{found} of shape {tuple(y.shape)} for {len(x)} images: give one for each image.")
 
 
 def check_classes(y: Tensor, classes: int, but: str) -> None:
-    """Refuse labels ``(N,)`` that are no indices of classes.
+    """Refuse labels ``(N,)`` outside ``0 .. classes - 1``.
 
     Raises:
-        ValueError: If one is not, with who says how many classes there are, and what to do.
+        ValueError: If one is outside; ``but`` says where the number of classes comes from, and what to do.
     """
-    low, high = range_of(y)
+    low, high = require.range_of(y)
     if low < 0 or high >= classes:
         raise ValueError(f"labels run from {low} to {high}, but {but}.")
 
 
 def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
-    """What a net returns for a few images ``(N, C, H, W)``, in eval mode and outside any graph.
+    """Return the net's output for a few images ``(N, C, H, W)``, computed in eval mode and without a graph.
 
     Raises:
-        ValueError: If the net, called by its ``name``, cannot read them.
+        ValueError: If the net, which the message calls ``name``, cannot read the images.
     """
     try:
         with network_mode(net, "eval"), torch.no_grad():
@@ -116,17 +82,17 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
 
 
 def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) -> Tensor:
-    """Give back what a net returns for a few images if these are logits, ``(N, num_classes)`` or more.
+    """Return a net's output for a few images if it consists of logits, ``(N, num_classes)`` or with more dimensions.
 
     Args:
-        found: What the net returns.
+        found: The net's output.
         x: The images ``(N, C, H, W)``.
-        name: What the net is called.
+        name: The net's name in the message.
         remedy: What to do if there is no row for each image.
         softmax: What to do about probabilities.
 
     Raises:
-        ValueError: If they are none, not finite, or probabilities.
+        ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

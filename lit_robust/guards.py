@@ -1,21 +1,39 @@
-"""What is put back after use: modes, parameters' flags, random states, and the caller's gradient mode."""
+"""Context managers that restore what they change: modes, ``requires_grad``, random states, gradient mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+_checked = ContextVar("checked", default=False)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
+    token = _checked.set(True)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def is_checked() -> bool:
+    """Whether the caller has checked the images."""
+    return _checked.get()
+
 
 @contextmanager
 def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Make gradients work in any mode of the caller's, and give back images and labels fit for a graph.
+    """Enable gradients whatever the caller's gradient mode, and yield images and labels that a graph can use.
 
-    Tensors made in inference mode are not, so they are copied.
+    Tensors made in inference mode cannot be part of a graph, so they are copied.
 
     Raises:
-        TypeError: If the images are no floating-point numbers.
+        TypeError: If the images are not floating-point numbers.
     """
     if not x.is_floating_point():
         raise TypeError(
@@ -25,14 +43,14 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.inference_mode(False), torch.enable_grad():
             yield x.clone() if x.is_inference() else x.detach(), y.clone() if y.is_inference() else y
     finally:
-        # Autocast keeps the weights that it cast; torch 2.6 also keeps those that an attack needed without
-        # a gradient, and a training forward that follows would get none.
+        # Autocast caches the weights it casts. torch 2.6 also caches those cast without a gradient for an attack;
+        # a training forward would then reuse them, and the weights would get no gradient.
         torch.clear_autocast_cache()
 
 
 @contextmanager
 def network_mode(net: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
-    """Put a net into a mode, and give every sub-module its own flag back afterwards."""
+    """Put a net into a mode, and restore every sub-module's own flag afterwards."""
     flags = [(module, module.training) for module in net.modules()]
     try:
         net.train(mode == "train")
@@ -44,10 +62,10 @@ def network_mode(net: nn.Module, mode: Literal["eval", "train"]) -> Iterator[Non
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
-    """Tell autograd that no parameter needs a gradient, and restore each one's own flag afterwards.
+    """Freeze all parameters, and restore each one's own ``requires_grad`` afterwards.
 
-    Attacks do without: they ask for the images' gradient only. A compiled graph computes all gradients that
-    it was traced for, so a caller who compiles the net freezes it while it is attacked.
+    Attacks on an uncompiled net do not need this, because they only ask for the images' gradient. A compiled graph
+    computes all gradients that it was traced for, so freeze a compiled net while it is attacked.
     """
     flags = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
     try:
@@ -61,6 +79,6 @@ def frozen(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """Draw and seed at will on the CPU and on this device, and leave the caller's random state as it was."""
+    """Restore the random states of the CPU and of this device afterwards, so that the body may seed and draw."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

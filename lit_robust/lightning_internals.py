@@ -1,8 +1,8 @@
-"""All that we know of Lightning's insides, read in Lightning 2.6.6.
+"""Everything we use of Lightning that is not public API, as of Lightning 2.6.6.
 
-Nothing here is public API, so each function says what breaks without it, and no other file touches it except
-``callbacks/ema.py``, which is a subclass of ``WeightAveraging``. Where Lightning no longer has what a function reads,
-the function says so in one sentence when it is called; importing this file needs no Lightning at all.
+Each function says what breaks without it. No other file touches Lightning's internals except ``callbacks/ema.py``,
+which subclasses ``WeightAveraging``. If Lightning no longer has what a function reads, calling the function raises an
+ImportError of one sentence; importing this file does not need Lightning.
 """
 
 import re
@@ -18,13 +18,13 @@ def _changed(what: object) -> ImportError:
     import lightning
 
     return ImportError(
-        f"lit_robust knows the insides of lightning 2.6, which lightning {lightning.__version__} has changed ({what}): "
+        f"lit_robust relies on internals of lightning 2.6 that lightning {lightning.__version__} has changed ({what}): "
         'pip install "lightning>=2.6,<2.7".'
     )
 
 
 def _inside(function: Callable[P, R]) -> Callable[P, R]:
-    """Answer what Lightning no longer has by the range that was tested."""
+    """Raise an ImportError that names the tested versions if an internal is gone."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -36,61 +36,62 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-# Where the training stands.
+# Training progress.
 
 
 @_inside
 def batch_in_epoch(trainer: Any) -> int:
-    """Index in its epoch of the batch in training, 0 before the first; of a resumed run, the last one's.
+    """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
-    Hooks are given it, except ``on_train_start``. Without it a run that is resumed in mid-epoch starts with the ramps'
-    values of the epoch's beginning, and draws other adversaries.
+    Lightning passes it to hooks, except ``on_train_start``. Without it, a run resumed in mid-epoch would start with the
+    ramps' values at the epoch's beginning, and would draw other adversarial images.
     """
     return max(int(trainer.fit_loop.batch_idx), 0)
 
 
 @_inside
 def batches_begun(trainer: Any) -> int:
-    """How many batches of all epochs have begun; ``trainer.global_step`` counts steps of optimizers instead.
+    """Number of batches begun, over all epochs; ``trainer.global_step`` counts optimizer steps instead.
 
-    Without it a closure that is evaluated twice attacks its batch twice, and intervals are off by the steps a batch.
+    Without it, a closure that is evaluated twice would attack its batch twice, and intervals would be wrong by the
+    number of optimizer steps per batch.
     """
     return int(trainer.fit_loop.total_batch_idx) + 1
 
 
 @_inside
 def is_due_for_logging(trainer: Any) -> bool:
-    """Whether ``log_every_n_steps``, which one of the trainer's connectors sets, asks for this batch's metrics.
+    """Whether this batch's metrics are to be logged, by ``log_every_n_steps``, which one of the connectors sets.
 
-    Without it metrics are logged for every batch, which costs as much as a small net's forward.
+    Without it, metrics would be logged for every batch, which costs as much as a small net's forward.
     """
     every = int(trainer.log_every_n_steps)
     return every > 0 and batches_begun(trainer) % every == 0
 
 
 def fractional_epoch(trainer: Any, batch_idx: int) -> float:
-    """The start of a batch in fractional epochs: what every schedule is a function of.
+    """The start of a batch in fractional epochs, the argument of every schedule.
 
-    Public API, and here because it is read together with the batch's index.
+    It uses public API only, and is here because it is needed together with ``batch_in_epoch``.
     """
     return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)
 
 
 @_inside
 def epochs_begun(trainer: Any) -> int:
-    """How many epochs have begun, the one in training included; ``trainer.current_epoch`` moves on at an epoch's end.
+    """Number of epochs begun, including the current one; ``trainer.current_epoch`` increases at an epoch's end.
 
-    Without it ``DelayedStart`` cannot tell a switch that was settled from one that has been made.
+    Without it, ``DelayedStart`` cannot tell whether a switch that has been decided has already taken place.
     """
     return int(trainer.fit_loop.epoch_progress.current.started)
 
 
 @_inside
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    """How many epochs were trained and validated before a checkpoint was written, 0 if it keeps no loops.
+    """Number of epochs trained and validated before a checkpoint was written, 0 if it holds no loops.
 
-    The checkpoint's ``epoch`` is the last one's index, done or not. Without it ``fit`` goes on with a training that is
-    done, and moves its metrics aside.
+    The checkpoint's ``epoch`` is the last epoch's index, whether it was finished or not. Without this, ``fit`` would
+    resume a training that is complete, and rename its metrics file.
     """
     loops = checkpoint.get("loops")
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"]) if loops else 0
@@ -98,11 +99,11 @@ def epochs_done(checkpoint: Mapping[str, Any]) -> int:
 
 @_inside
 def end_the_epoch(fit_loop: dict[str, Any]) -> None:
-    """Let a run that was saved after an epoch's last batch validate and end that epoch before the next one.
+    """Make a run that was saved after an epoch's last batch validate and end that epoch when it resumes.
 
-    Lightning counts the batch as unfinished then, and goes on with the next epoch: no validation, no step of a
-    scheduler by epochs, nothing else that waits for ``on_train_epoch_end``. So the loops' progress, as a checkpoint
-    holds it, is changed in place: the batch is done, and validation was interrupted before its first batch.
+    Lightning counts that batch as unfinished and resumes with the next epoch: it skips the validation, the step of an
+    epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So the loops' progress in the checkpoint is
+    changed in place: the batch becomes finished, and the validation interrupted before its first batch.
 
     Args:
         fit_loop: ``checkpoint["loops"]["fit_loop"]``; nothing is done if it is empty.
@@ -118,15 +119,15 @@ def end_the_epoch(fit_loop: dict[str, Any]) -> None:
         validation["is_last_batch"] = False
 
 
-# What it does with batches, loaders and metrics.
+# Batches, loaders and metrics.
 
 
 @_inside
 def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
-    """Give ``training_step`` what ``change`` makes of each batch, until ``restore_batches``.
+    """Pass ``change(batch)`` to ``training_step`` instead of the batch, until ``restore_batches``.
 
-    That is done in the strategy, which calls the step: the module can still be copied and pickled. No hook can hand on
-    another batch; without it ``AdversarialTraining`` trains on clean images.
+    The strategy, which calls the step, is patched, so the module can still be copied and pickled. No callback hook can
+    replace a batch; without this, ``AdversarialTraining`` would train on clean images.
     """
     step = trainer.strategy.training_step
 
@@ -138,16 +139,16 @@ def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
 
 @_inside
 def restore_batches(trainer: Any) -> None:
-    """Undo ``change_batches``; without it a trainer's next fit is attacked, too."""
+    """Undo ``change_batches``; without it, the trainer's next fit would be attacked, too."""
     vars(trainer.strategy).pop("training_step", None)
 
 
 @_inside
 def reload_every_epoch(trainer: Any) -> None:
-    """Load loaders anew in each epoch, unless the user has said when.
+    """Reload the dataloaders in every epoch, unless the user has set an interval.
 
-    Lightning counts a loader's batches only when it loads it. Without this, an epoch that has become longer is cut off
-    silently, and one that has become shorter is never validated.
+    Lightning counts a dataloader's batches only when it loads it. Without this, an epoch that has become longer would
+    be cut off silently, and one that has become shorter would never be validated.
     """
     if trainer.reload_dataloaders_every_n_epochs == 0:
         trainer.reload_dataloaders_every_n_epochs = 1
@@ -155,9 +156,9 @@ def reload_every_epoch(trainer: Any) -> None:
 
 @_inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
-    """Whether a metric of this loop is logged without a mean over the epoch, which no public record tells.
+    """Whether a metric of this loop is logged without a mean over the epoch; public API does not tell.
 
-    Without it ``DelayedStart`` takes the last batch's loss for the epoch's.
+    Without it, ``DelayedStart`` would take the last batch's loss for the epoch's.
     """
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
     return bool(found) and not any(meta.on_epoch for meta in found)
@@ -165,24 +166,25 @@ def logged_by_step_alone(trainer: Any, name: str) -> bool:
 
 @_inside
 def go_on_in_folder(logger: Any, name: str) -> None:
-    """Let a CSVLogger write into the folder of an earlier run, such as ``version_3``.
+    """Make a CSVLogger write into the folder of an earlier run, such as ``version_3``.
 
-    Its argument ``version`` would do so, but the logger exists before the checkpoint is found. A number stays one:
-    of a string the progress bar shows the last four characters. Without it a resumed run logs into a new folder.
+    Its argument ``version`` would do the same, but the logger is built before the checkpoint is found. A numeric
+    version stays a number, because the progress bar shows only the last four characters of a string. Without this, a
+    resumed run would log into a new folder.
     """
     number = re.fullmatch(r"version_(0|[1-9]\d*)", name)
     _ = logger._version  # if that is gone, setting it would do nothing
     logger._version = int(number[1]) if number else name
 
 
-# What modules and the command line are made of.
+# Modules and the command line.
 
 
 @cache
 def names_in_every_module() -> frozenset[str]:
-    """What Lightning and torch keep in the ``__dict__`` of every module, ``prepare_data_per_node`` for one.
+    """Names that Lightning and torch put into every module's ``__dict__``, such as ``prepare_data_per_node``.
 
-    Without it ``AttributeRamp`` suggests these to a user who has misspelt a number of a module.
+    Without it, ``AttributeRamp`` would suggest these names to a user who misspells an attribute of the module.
     """
     from lightning.pytorch import LightningModule
 
@@ -191,9 +193,9 @@ def names_in_every_module() -> frozenset[str]:
 
 @_inside
 def built_by_the_command_line() -> bool:
-    """Whether a module is being built from a configuration, which then is what ``save_hyperparameters`` keeps.
+    """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
 
-    Without it the hyper-parameters of a module that is built in Python are live objects, which a checkpoint that is
+    Without it, a module built in Python would save live objects as its hyper-parameters, which a checkpoint that is
     safe to load cannot hold.
     """
     from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -202,10 +204,10 @@ def built_by_the_command_line() -> bool:
 
 
 class CommandLineInternals:
-    """Stands before ``LightningCLI`` among the bases of a command line, and overrides what is private there.
+    """Overrides private methods of ``LightningCLI``; a command line inherits from this class first.
 
-    Without it a checkpoint's arguments silently win over those that the user writes beside ``--ckpt_path``, and
-    subcommands have Lightning's defaults.
+    Without it, a checkpoint's arguments would silently override those that the user gives beside ``--ckpt_path``, and
+    subcommands would have Lightning's defaults.
     """
 
     #: Defaults of the trainer's methods, by subcommand.
@@ -218,7 +220,7 @@ class CommandLineInternals:
         super().__init__(*args, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
-        """Lay nothing over what the user writes."""
+        """Do nothing, so that a checkpoint's arguments do not override the user's."""
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)  # type: ignore[misc]  # LightningCLI's

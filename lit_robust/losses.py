@@ -3,8 +3,8 @@
 All compute in float32, whatever precision the net runs in: under float16 a small loss or gradient becomes 0.
 
 Shape:
-    logits, clean_logits, difference: ``(N, C)``;  y, target: ``(N,)`` int64;  every result: ``(N,)`` float32, of the
-    norms one number.
+    logits, clean_logits, difference: ``(N, C)``;  y, target: ``(N,)`` int64;  every result: ``(N,)`` float32, but one
+    number for the norms and the nuclear penalty.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def ce(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """By how much the best other class leads: ``max_{j != y} z_j - z_y``, positive where the net is wrong.
+    """How far the best other class is ahead: ``max_{j != y} z_j - z_y``, positive where the net is wrong.
 
     Carlini and Wagner (arXiv:1608.04644), their f6 without its bound kappa.
     """
@@ -36,7 +36,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     """The margin of softmax probabilities, ``max_{j != y} p_j - p_y`` in [-1, 1].
 
-    What GAMA (arXiv:2011.14969) maximises, and how P-SAT (arXiv:2003.09347) measures difficulty.
+    GAMA (arXiv:2011.14969) maximises it, and P-SAT (arXiv:2003.09347) measures difficulty by it.
     """
     _check(logits, y)
     return _margin(logits.float().softmax(dim=1), y)
@@ -73,7 +73,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def kl(logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """``KL(p(clean_logits) || p(logits))``, with a gradient through both; detach what must not have one.
+    """``KL(p(clean_logits) || p(logits))``, with a gradient through both; detach one where that is not wanted.
 
     The regulariser of TRADES (arXiv:1901.08573) and what its attack maximises. Its gradient is 0 where the
     logits agree, so an attack must not start at the clean image.
@@ -103,10 +103,10 @@ def nuclear_norm(difference: Tensor) -> Tensor:
     """The sum of the singular values of a batch of logit differences: NuAT's regulariser (NeurIPS 2021), without 1/N.
 
     Its gradient is ``U V^T`` of the thin SVD, whose Frobenius norm is ``sqrt(min(N, C))`` however small the matrix is;
-    it is finite at repeated singular values and at 0, where any choice of ``U`` and ``V`` is as good as another.
+    it is finite at repeated singular values and at 0, where ``U`` and ``V`` are not unique.
 
     Raises:
-        FloatingPointError: If a number is not finite, which the SVD could only call ill-conditioned.
+        FloatingPointError: If a number is not finite; the SVD's own error only says "ill-conditioned".
     """
     # By SVD: 50 us at 64 x 10 and 370 us at 64 x 100, with the gradient, on a CPU core. The eigenvalues of the smaller
     # Gram matrix take 70 and 350 us in float64. In float32 they are no faster at 64 x 10, and the gradient is 4 % off.
@@ -127,12 +127,12 @@ def nuclear_penalty(logits: Tensor, clean_logits: Tensor, weight: Tensor | None 
     Args:
         logits: Of the adversarial images.
         clean_logits: Of the clean ones.
-        weight: Weights ``(N,)`` of the samples; a row counts as that many copies of itself, relative to their mean.
+        weight: Weights ``(N,)`` of the samples; each row counts as ``weight / mean(weight)`` copies of itself.
     """
     difference = logits.float() - clean_logits.float()
     if weight is not None:
-        # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term at its level. It is
-        # 0 where a rank's batch is all padding.
+        # The Gram matrix is then the sum of w_i a_i a_i^T; dividing by the mean keeps the term's scale. The mean is
+        # 0 if a rank's batch is all padding.
         copies = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
         difference = difference * copies.sqrt().unsqueeze(1)
     return nuclear_norm(difference) / len(difference)
@@ -149,7 +149,7 @@ def _margin(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def _without(scores: Tensor, y: Tensor) -> Tensor:
-    """The scores with the label's at minus infinity, so that no maximum is the label's."""
+    """The scores with the label's set to minus infinity, so that maxima are over the other classes."""
     return scores.scatter(1, y.unsqueeze(1), -torch.inf)
 
 

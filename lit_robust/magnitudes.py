@@ -28,13 +28,13 @@ def magnitude(value: float | str, name: str = "magnitude") -> float:
 
 
 if TYPE_CHECKING:
-    # What a type checker sees. It stands here and not beside the classes that use it, because jsonargparse
+    # For type checkers. It is here and not beside the classes that use it, because jsonargparse
     # executes the TYPE_CHECKING blocks of a class's own module.
     Magnitude = float
 else:
 
     class Magnitude(float):
-        """A float that may be written ``8/255`` and is written back as it came."""
+        """A float that may be written ``8/255`` and prints as it was written."""
 
         def __new__(cls, value: "float | str") -> "Magnitude":
             """Read the number and keep its text."""

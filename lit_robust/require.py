@@ -1,6 +1,6 @@
-"""Refusals of a number, a word or a type: one sentence with the argument, its value and what it must be.
+"""Checks of arguments; each error is one sentence with the argument, its value and what it must be.
 
-Each function gives back the value, so that a constructor can check and keep it in one line.
+Most functions return the value, so that a constructor can check and store it in one line.
 """
 
 import math
@@ -10,10 +10,16 @@ from numbers import Real
 from operator import index
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from lit_robust.magnitudes import magnitude
 from lit_robust.threats import Norm
 
 T = TypeVar("T")
+
+#: Half a grey level: what rounding may do to pixels that were normalised.
+TOLERANCE = 0.5 / 255
 
 
 def number(
@@ -27,20 +33,20 @@ def number(
     finite: bool = True,
     hint: str = "",
 ) -> float:
-    """A number within bounds.
+    """Require a number within bounds.
 
     Args:
         name: The argument's name.
-        value: What it was given.
-        least: The smallest value that will do.
-        most: The largest.
-        above: What it must exceed.
-        below: What it must stay under.
-        finite: Whether infinity, which stands for no limit, is refused.
-        hint: What the number means or what to choose, after a colon.
+        value: The argument's value.
+        least: The smallest allowed value.
+        most: The largest allowed value.
+        above: A bound that it must exceed.
+        below: A bound that it must be under, if any.
+        finite: Whether to refuse infinity, which stands for no limit.
+        hint: What the number means or what to choose; follows a colon in the message.
 
     Raises:
-        ValueError: If it is another, NaN or no number.
+        ValueError: If it is out of bounds, NaN or not a number.
     """
     is_number = isinstance(value, Real) and (math.isfinite(value) or not finite)
     if is_number and least <= value <= most and value > above and (below is None or value < below):
@@ -52,10 +58,10 @@ def number(
 
 
 def integer(name: str, value: int, least: int, hint: str = "") -> int:
-    """An integer that is large enough.
+    """Require an integer of at least ``least``.
 
     Raises:
-        ValueError: If it is smaller, or no integer.
+        ValueError: If it is smaller, or not an integer.
     """
     try:
         valid = index(value) >= least and not isinstance(value, bool)
@@ -67,10 +73,10 @@ def integer(name: str, value: int, least: int, hint: str = "") -> int:
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
-    """One of a few words.
+    """Require one of a few words.
 
     Raises:
-        ValueError: If it is another.
+        ValueError: If it is none of them.
     """
     if value not in choices:
         raise ValueError(f'{name}="{value}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
@@ -78,16 +84,16 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
 
 
 def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy: str) -> T:
-    """An object of a class.
+    """Require an instance of a class.
 
     Args:
         name: The argument's name.
-        value: What it was given.
+        value: The argument's value.
         kind: The class, or several.
         remedy: What to give instead.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not.
     """
     if isinstance(value, kind):
         return value
@@ -96,10 +102,10 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
 
 
 def pixels(name: str, value: float | str, norm: Norm = "linf") -> float:
-    """A distance between images; in L-infinity it cannot exceed 1, the distance from black to white.
+    """Require a distance between images; in L-infinity at most 1, the distance from black to white.
 
     Raises:
-        ValueError: If it does, or is no magnitude at all.
+        ValueError: If it is larger, or not a magnitude.
     """
     distance = magnitude(value, name)
     if norm == "linf" and distance > 1:
@@ -108,27 +114,57 @@ def pixels(name: str, value: float | str, norm: Norm = "linf") -> float:
 
 
 def increasing(name: str, times: Sequence[float]) -> Sequence[float]:
-    """Times that follow each other.
+    """Require at least one time, each later than the one before.
 
     Raises:
         ValueError: If there is none, or one is not later than the one before.
     """
     if not times or any(later <= earlier for earlier, later in pairwise(times)):
-        raise ValueError(f"{name}={list(times)} must be at least one time, each later than the one before.")
+        raise ValueError(f"{name}={list(times)} must hold at least one time, each later than the one before.")
     return times
 
 
 def fine_precision(precision: str) -> None:
-    """A trainer's precision that leaves pixels alone; 16-bit floats round them to steps as coarse as an eps.
+    """Refuse a trainer's precision without float32: 16-bit floats round pixels to steps as coarse as an eps.
 
     Raises:
-        ValueError: If it leaves no float32.
+        ValueError: If it is ``16-true`` or ``bf16-true``.
     """
     if precision in ("16-true", "bf16-true"):
         raise ValueError(
             f"trainer.precision={precision} rounds images to steps as coarse as an eps: use "
             f"{precision.replace('true', 'mixed')}."
         )
+
+
+def images(x: Tensor, remedy: str) -> None:
+    """Refuse images ``(N, C, H, W)`` outside [0, 1]; rounding may add half a grey level.
+
+    Raises:
+        ValueError: If a pixel lies outside or is NaN, with what to do about it; or if they are integers.
+    """
+    floating(x)
+    low, high = range_of(x)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
+        raise ValueError(f"pixels run from {low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: {remedy}.")
+
+
+def floating(x: Tensor, found: str = "there are images") -> None:
+    """Refuse images that attacks cannot move.
+
+    Raises:
+        ValueError: If they are integers, with where they were found.
+    """
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{found} of {x.dtype}, but attacks move floating-point pixels in [0, 1]: convert them and divide by 255."
+        )
+
+
+def range_of(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value."""
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    return low, high
 
 
 def _sentence(name: str, value: Any, needed: str, hint: str) -> str:

@@ -1,8 +1,8 @@
-"""Random numbers that a resumed run draws again.
+"""Seeds with which a resumed run draws the same random numbers.
 
-A run that is stopped and resumed equals one that was not only if no random number depends on what was drawn
-before the stop. So whoever draws seeds first, from values that a checkpoint keeps: the run's seed, the epoch, the
-batch index and the rank.
+A resumed run equals an uninterrupted one only if no random number depends on what was drawn before the stop. So the
+generators are seeded before every use, from values that a checkpoint keeps: the run's seed, the epoch, the batch index
+and the rank.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed(device: torch.device, *parts: int | str) -> None:
-    """Seed the random numbers of the CPU and of this device by the run's seed and these parts.
+    """Seed the generators of the CPU and of this device from the run's seed and these parts.
 
-    ``torch.manual_seed`` would reach for every kind of accelerator there is, and write down a stack trace for each that
-    is missing: milliseconds that every batch would pay.
+    ``torch.manual_seed`` also tries every other kind of accelerator, and records a stack trace for each that is
+    missing, which costs milliseconds per batch.
     """
     number = derive_seed(run_seed(), *parts)
     torch.default_generator.manual_seed(number)

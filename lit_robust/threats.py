@@ -1,7 +1,6 @@
-"""What an adversary may do to an image: balls of radius ``eps`` around it, cut by the image box [0, 1].
+"""Threat sets: the balls of radius ``eps`` around an image, intersected with the image box [0, 1].
 
-Everything acts on each sample of a batch alone. Where a class says ``eps``, it may also be a tensor of shape
-``(N, 1, 1, 1)``: a radius for each sample.
+The samples of a batch are independent. ``eps`` may also be a tensor of shape ``(N, 1, 1, 1)``, a radius per sample.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +14,7 @@ Norm = Literal["linf", "l2"]
 
 
 class Threat(ABC):
-    """A set of allowed images around each clean image, and the geometry that gradient steps need.
+    """A set of allowed images around each clean image, and the geometry of gradient steps in it.
 
     Shape:
         x, x_adv, gradient and every result: ``(N, C, H, W)``, or any other number of dimensions after the
@@ -32,7 +31,7 @@ class Threat(ABC):
 
     @abstractmethod
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        """Give the step of length 1 in this norm that raises a linear function with this gradient most."""
+        """Return the step of length 1 in this norm that increases a linear function with this gradient most."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class L2(Threat):
     def random_start(self, x: Tensor) -> Tensor:
         """Draw a uniform direction and a uniform length below ``eps``, like Wong et al.'s code.
 
-        That is denser at the centre than a uniform distribution over the ball.
+        This is denser at the centre than a uniform distribution over the ball.
         """
         direction = torch.randn_like(x)
         length = torch.rand_like(_length(direction)) * self.eps
@@ -84,7 +83,7 @@ class L2(Threat):
 
 
 def threat(norm: Norm, eps: float | Tensor) -> Threat:
-    """Build the threat set of a norm that is given by name.
+    """Build the threat set of a norm given by name.
 
     Raises:
         ValueError: If there is no such norm.
@@ -97,6 +96,6 @@ def threat(norm: Norm, eps: float | Tensor) -> Threat:
 
 
 def _length(change: Tensor) -> Tensor:
-    """The Euclidean norm of each sample, ``(N, 1, ..., 1)``; no copy is made, whatever the memory format."""
+    """The Euclidean norm of each sample, ``(N, 1, ..., 1)``, without a copy in any memory format."""
     length: Tensor = torch.linalg.vector_norm(change, dim=tuple(range(1, change.ndim)), keepdim=True)
     return length

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.tiny import CLASSES
+from tests.tiny import CLASSES, images, loader, trainer
 
 
 def smooth_net(seed: int = 0) -> nn.Module:
@@ -64,3 +64,13 @@ class Passes:
             self.backward += images
 
         return count
+
+
+def forwards(defense: Any, tmp_path: Any) -> list[tuple[str, bool]]:
+    """The forwards of one training step: the net's mode, and whether a backward follows."""
+    seen: list[tuple[str, bool]] = []
+    defense.net.register_forward_hook(
+        lambda net, args, out: seen.append(("train" if net.training else "eval", out.requires_grad))
+    )
+    trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
+    return seen[1:]  # the first is the check of the first batch

@@ -12,7 +12,8 @@ from lit_robust.defenses import Defense
 
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
 GROUND = {
-    "threats", "losses", "magnitudes", "batch", "seeds", "require", "guards", "lightning_internals",
+    "threats", "losses", "magnitudes", "batch", "seeds", "require", "guards", "lightning_internals", "whole_files",
+    "checkpoint_files",
 }  # fmt: skip
 BELOW_ATTACKS = GROUND | {"schedules", "nets"}
 BELOW_MEASURES = BELOW_ATTACKS | {"attacks", "data", "selection"}
@@ -28,7 +29,7 @@ MAY_KNOW = {
     "selection": BELOW_ATTACKS,
     "measures": BELOW_MEASURES,
     "first_batch": BELOW_MEASURES,
-    "training": BELOW_TRAINING,
+    "training": BELOW_TRAINING | {"runs"},
     "defenses": BELOW_TRAINING | {"training"},
     "runs": GROUND | {"nets"},
     "callbacks": BELOW_TRAINING | {"runs"},

@@ -518,27 +518,27 @@ def test_the_single_step_follows_psi_as_far_as_lambda_in_float64(lam):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "says"),
+    ("make", "error", "named"),
     [
-        (lambda: CurriculumPGD(psi=ProbabilityGap, lam=0.0), TypeError, "psi=.*ProbabilityGap.* is no Difficulty"),
-        (lambda: CurriculumPGD(psi=Steps(), lam=float("nan")), ValueError, "lam=nan bounds nothing: give a number"),
-        (lambda: CurriculumPGD(psi=Steps(), lam=1, targeted=True), ValueError, "set targeted=False, or use PGD"),
-        (lambda: CurriculumFGSM(8, lam=0.0), ValueError, r"eps=8.0 is above 1.*did you mean 8/255\?"),
-        (lambda: CurriculumPGD(psi=Steps(), lam="1"), ValueError, "lam='1' bounds nothing: give a number"),
-        (lambda: CurriculumFGSM(lam=float("nan")), ValueError, "lam=nan bounds nothing: give a number"),
-        (lambda: FOSC(origin="zero"), ValueError, 'origin="zero" is unknown: choose image or start'),
-        (lambda: PowerIteration(iterations=1.5), ValueError, "iterations=1.5 must be an integer, at least 0"),
+        (lambda: CurriculumPGD(psi=ProbabilityGap, lam=0.0), TypeError, "psi=.*ProbabilityGap"),
+        (lambda: CurriculumPGD(psi=Steps(), lam=float("nan")), ValueError, "lam="),
+        (lambda: CurriculumPGD(psi=Steps(), lam=1, targeted=True), ValueError, ".*targeted="),
+        (lambda: CurriculumFGSM(8, lam=0.0), ValueError, "eps="),
+        (lambda: CurriculumPGD(psi=Steps(), lam="1"), ValueError, "lam="),
+        (lambda: CurriculumFGSM(lam=float("nan")), ValueError, "lam="),
+        (lambda: FOSC(origin="zero"), ValueError, "origin="),
+        (lambda: PowerIteration(iterations=1.5), ValueError, "iterations="),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(make, error, says):
-    with pytest.raises(error, match=says):
+def test_arguments_that_make_no_sense_are_refused(make, error, named):
+    with pytest.raises(error, match=f"^{named}"):
         make()
 
 
 def test_the_features_of_a_net_that_has_none_are_refused():
     batch = batch_of(4)
     attack = CurriculumPGD(**ATTACK, psi=LastLayerSharpness(feature_norm=True), lam=0.5)
-    with pytest.raises(TypeError, match=r"reads net.features\(x\) and the Linear net.head, which Flat lacks: set"):
+    with pytest.raises(TypeError, match=r"^LastLayerSharpness.* Flat .*feature_norm="):
         attack(Flat(), batch.x, batch.y)
 
 

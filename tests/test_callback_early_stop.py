@@ -116,10 +116,10 @@ def test_a_fast_dev_run_needs_no_drop(tmp_path):
 
 @pytest.mark.parametrize("schedule", [None, Cyclic(3, 6), MultiStep([9])], ids=["constant", "triangle", "too late"])
 def test_without_a_drop_it_is_refused(tmp_path, schedule):
-    with pytest.raises(ValueError, match=r"no drop of the learning rate .* in 9 epochs: set trainer\.max_epochs where"):
+    with pytest.raises(ValueError, match=r"9 epochs.*trainer\.max_epochs"):
         fit(tmp_path, schedule, StopAfterDrop())
 
 
 def test_a_number_of_epochs_that_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="epochs=0 must be an integer, at least 1"):
+    with pytest.raises(ValueError, match=r"^epochs="):
         StopAfterDrop(0)

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from torch.nn import functional as F
 
@@ -12,7 +12,7 @@ from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
-from tests.tiny import CLASSES, TinyNet, images, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, images, trainer
 
 BATCHES = 3
 
@@ -62,21 +62,6 @@ class Recorder(Callback):
     def on_validation_end(self, trainer, pl_module):
         self.validated.append(getattr(pl_module, "seen", None))
         self.after_validation = copy.deepcopy(pl_module.net.state_dict())
-
-
-class Save(Callback):
-    """Saves after so many batches; after an epoch's last one when the epoch ends."""
-
-    def __init__(self, path, batches) -> None:
-        self.path, self.batches = path, batches
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.total_batch_idx + 1 == self.batches and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.fit_loop.total_batch_idx + 1 == self.batches:
-            trainer.save_checkpoint(self.path)
 
 
 def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, **kwargs):
@@ -196,7 +181,7 @@ def test_a_checkpoint_holds_the_average_and_is_safe_to_load(tmp_path):
 @pytest.mark.parametrize("callbacks", [[], [EMAWeights(0.8)]], ids=["without", "with"])
 def test_a_test_evaluates_the_average_with_and_without_the_callback(tmp_path, callbacks):
     module, other = Classifier(), Classifier()
-    fit(tmp_path, module, EMAWeights(0.8), Save(tmp_path / "end.ckpt", 2 * BATCHES))
+    fit(tmp_path, module, EMAWeights(0.8), SaveAfter(2 * BATCHES, tmp_path / "end.ckpt"))
     run = trainer(tmp_path, callbacks=callbacks)
     run.test(other, batches(), ckpt_path=tmp_path / "end.ckpt", weights_only=True, verbose=False)
     assert_equal(other.seen, module.net.state_dict())
@@ -209,7 +194,7 @@ def test_a_resumed_run_continues_all_averages_bit_for_bit(tmp_path, steps, stop)
         return EMAWeights(Linear(0.5, 0.9, 0, 3), {"fast": 0.5})
 
     whole, rest = Classifier(steps), Classifier(steps)
-    fit(tmp_path, whole, averages(), Save(tmp_path / "part.ckpt", stop), max_epochs=3)
+    fit(tmp_path, whole, averages(), SaveAfter(stop, tmp_path / "part.ckpt"), max_epochs=3)
     fit(tmp_path, rest, averages(), ckpt_path=tmp_path / "part.ckpt", max_epochs=3)
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
     assert_equal(rest.averaged["fast"].state_dict(), whole.averaged["fast"].state_dict())
@@ -226,7 +211,7 @@ def test_a_checkpoint_from_the_end_of_training_still_has_the_live_weights(tmp_pa
 
 def test_an_average_that_a_checkpoint_does_not_have_starts_from_its_live_weights(tmp_path):
     whole, rest, recorder = Classifier(), Classifier(), Recorder()
-    fit(tmp_path, whole, EMAWeights(0.8), Save(tmp_path / "part.ckpt", 3), recorder)
+    fit(tmp_path, whole, EMAWeights(0.8), SaveAfter(3, tmp_path / "part.ckpt"), recorder)
     first = recorder.live[2]
     fit(tmp_path, rest, EMAWeights(0.8, {"fast": 0.5}), recorder, ckpt_path=tmp_path / "part.ckpt")
     assert_close(recorder.fast[0], average([first, recorder.live[3]], [0.5]))
@@ -234,7 +219,7 @@ def test_an_average_that_a_checkpoint_does_not_have_starts_from_its_live_weights
 
 def test_averaging_can_start_from_a_checkpoint_without_averages(tmp_path):
     whole, rest, recorder = Classifier(), Classifier(), Recorder()
-    fit(tmp_path, whole, Save(tmp_path / "part.ckpt", 3))
+    fit(tmp_path, whole, SaveAfter(3, tmp_path / "part.ckpt"))
     with pytest.warns(UserWarning, match="not created with WeightAveraging"):
         fit(tmp_path, rest, EMAWeights(0.8), recorder, ckpt_path=tmp_path / "part.ckpt")
     assert_close(dict(rest.net.state_dict()), average(recorder.live, [0.8, 0.8]))
@@ -301,7 +286,7 @@ def test_live_weights_come_back_when_validation_fails(tmp_path):
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_after_fit_the_checkpoint_that_is_given_is_what_is_evaluated(tmp_path, verb):
     module = Classifier()
-    run = fit(tmp_path, module, EMAWeights(0.8), Save(tmp_path / "part.ckpt", 3), val=True)
+    run = fit(tmp_path, module, EMAWeights(0.8), SaveAfter(3, tmp_path / "part.ckpt"), val=True)
     getattr(run, verb)(module, batches(), ckpt_path=tmp_path / "part.ckpt", verbose=False)
     saved = torch.load(tmp_path / "part.ckpt", weights_only=True)["state_dict"]
     assert_equal(module.seen, of_net(saved))
@@ -316,19 +301,11 @@ def test_steps_that_lightning_does_not_count_are_not_lost(tmp_path):
             optimizer.step()
 
     module, recorder = Raw(steps=1), Recorder()
-    fit(tmp_path, module, EMAWeights(), recorder, Save(tmp_path / "end.ckpt", 2 * BATCHES), val=True)
+    fit(tmp_path, module, EMAWeights(), recorder, SaveAfter(2 * BATCHES, tmp_path / "end.ckpt"), val=True)
     assert_equal(module.net.state_dict(), recorder.live[-1])
     assert_equal(recorder.validated[-1], recorder.live[-1])
     checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
     assert_equal(of_net(checkpoint["state_dict"]), recorder.live[-1])
-
-
-def test_a_callback_can_be_used_for_a_second_fit(tmp_path):
-    callback = EMAWeights(0.8)
-    fit(tmp_path, Classifier(), callback)
-    module, recorder = Classifier(), Recorder()
-    fit(tmp_path, module, callback, recorder)
-    assert_close(dict(module.net.state_dict()), average(recorder.live, [0.8] * (2 * BATCHES - 1)))
 
 
 def test_lightning_still_has_the_private_names_that_are_relied_on():
@@ -343,29 +320,25 @@ def test_lightning_still_has_the_private_names_that_are_relied_on():
 
 
 class PerRank(Classifier):
-    """Each rank sees other images, so their BatchNorm statistics differ, and writes its averages down."""
+    """Each rank sees other images, so their BatchNorm statistics differ, and writes down the averages that it keeps."""
 
     def train_dataloader(self):
         return batches(rank=self.global_rank, world=2)
 
-    def on_train_end(self):
-        nets = self.averaged["fast"], self.trainer.callbacks[0]._average_model.module.net
+    def on_fit_end(self):
+        nets = self.averaged["fast"], self.net
         torch.save([dict(net.state_dict()) for net in nets], f"{self.global_rank}.pt")
 
 
 def test_ranks_agree_on_their_averages_at_the_end_of_an_epoch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
+    run = trainer(
+        tmp_path,
         max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[EMAWeights(0.8, {"fast": 0.5})],
         log_every_n_steps=1,
+        devices=2,
+        strategy="ddp_fork",
     )
     run.fit(PerRank(), val_dataloaders=batches())
     first, second = (torch.load(f"{rank}.pt") for rank in range(2))
@@ -389,19 +362,19 @@ def test_a_defense_may_attack_an_average_and_leaves_no_gradient_on_it(tmp_path):
 
 @pytest.mark.parametrize("second", [EMAWeights(0.99), EMAWeightAveraging()], ids=["own", "Lightning's"])
 def test_a_second_averaging_callback_is_refused(tmp_path, second):
-    with pytest.raises(ValueError, match=r"only one callback may average weights.*extra="):
+    with pytest.raises(ValueError, match=r"EMAWeights.*extra="):
         fit(tmp_path, Classifier(), EMAWeights(), second)
 
 
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"averages module\.net, which Classifier lacks"):
+    with pytest.raises(TypeError, match=r"^EMAWeights .*module\.net, .*Classifier"):
         fit(tmp_path, module, EMAWeights())
 
 
 def test_a_schedule_that_leaves_the_range_of_decays_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a scheduled decay=1\.\d+ must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"decay=1\.\d+"):
         fit(tmp_path, Classifier(), EMAWeights(Linear(0.9, 1.5, 0, 1)))
 
 
@@ -411,13 +384,13 @@ def test_a_checkpoint_of_weights_only_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"decay": 1.0}, r"decay=1\.0 must be in \[0, 1\)"),
-        ({"extra": {"fast": -0.1}}, r"extra\['fast'\]=-0\.1 must be in"),
-        ({"start_epoch": -1}, "start_epoch=-1 must not be negative"),
+        ({"decay": 1.0}, "decay="),
+        ({"extra": {"fast": -0.1}}, r"extra\['fast'\]="),
+        ({"start_epoch": -1}, "start_epoch="),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_make_no_sense_are_refused(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         EMAWeights(**arguments)

@@ -1,4 +1,4 @@
-import re
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.callbacks import examples
 from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, draw, spread
 from lit_robust.measures.accuracy import describe
+from tests import tiny
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,7 @@ def loader(shape: tuple[int, ...] = (1, 4, 4)) -> DataLoader[Any]:
 
 
 def trainer(folder: Path, callback: AdversarialExamples, **options: Any) -> Trainer:
-    options = {
-        "max_epochs": 1,
-        "limit_train_batches": 1,
-        "num_sanity_val_steps": 0,
-        "logger": False,
-        **options,
-    }
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback],
-        **options,
-    )
+    return tiny.trainer(folder, callbacks=[callback], **{"max_epochs": 1, "limit_train_batches": 1, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -299,35 +285,35 @@ class TestTargetedAttacks:
 
     def test_at_a_class_that_there_is_not_are_refused(self):
         x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
-        with pytest.raises(ValueError, match=re.escape("target=2 is not one of the net's 2 classes.")):
+        with pytest.raises(ValueError, match=r"^target=2 .*2 classes"):
             craft(Threshold(), Brighten(targeted=True), x, y, target=2)
 
     @pytest.mark.parametrize(("targeted", "target"), [(True, None), (False, 3)])
     def test_need_a_target_and_others_none(self, targeted: bool, target: int | None):
-        with pytest.raises(ValueError, match=f"target={target} does not fit Brighten"):
+        with pytest.raises(ValueError, match=f"^target={target} .*Brighten"):
             AdversarialExamples(Brighten(targeted=targeted), target=target)
 
 
 class TestBadInput:
     def test_a_module_without_a_net_is_refused_before_anything_runs(self, tmp_path: Path):
         module = Plain()
-        module.classifier = module._modules.pop("net")
-        with pytest.raises(TypeError, match=r"attacks module\.net, which Plain lacks"):
+        module.classifier, module.net = module.net, None
+        with pytest.raises(TypeError, match=r"^AdversarialExamples .*module\.net, .*Plain"):
             trainer(tmp_path, AdversarialExamples(Brighten())).fit(module, loader(), loader())
 
     def test_missing_matplotlib_is_told_with_the_remedy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(examples, "find_spec", lambda name: None)
-        with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "lit-robust[plot]"')):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(ModuleNotFoundError, match=r"^AdversarialExamples .*lit-robust\[plot\]"):
             trainer(tmp_path, AdversarialExamples(Brighten())).validate(Plain(), loader(), verbose=False)
 
     def test_neither_grey_nor_colour_is_refused(self, tmp_path: Path):
-        with pytest.raises(ValueError, match="these have 2 channels"):
+        with pytest.raises(ValueError, match="2 channels"):
             trainer(tmp_path, AdversarialExamples(Brighten())).validate(Plain(), loader((2, 4, 4)), verbose=False)
 
-    @pytest.mark.parametrize("argument", [{"num_images": 0}, {"every_n_epochs": 0}, {"magnification": 0.0}])
-    def test_numbers_that_make_no_sense_are_refused(self, argument: dict[str, Any]):
-        with pytest.raises(ValueError, match=next(iter(argument))):
-            AdversarialExamples(Brighten(), **argument)
+    @pytest.mark.parametrize(("name", "value"), [("num_images", 0), ("every_n_epochs", 0), ("magnification", 0.0)])
+    def test_numbers_that_make_no_sense_are_refused(self, name: str, value: float):
+        with pytest.raises(ValueError, match=f"^{name}="):
+            AdversarialExamples(Brighten(), **{name: value})
 
 
 def test_can_be_written_in_yaml():

@@ -1,8 +1,9 @@
+from collections import defaultdict
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
 
 from lit_robust.attacks import PGD
@@ -87,11 +88,9 @@ def test_both_are_measured_in_the_validations_precision(tmp_path):
                 seen[len(x)].append(logits.dtype)
             return logits
 
-    seen = {8: [], 5: []}  # by their number: validation images come by eight, training images are cut to five
+    seen = defaultdict(list)  # by their number: validation images come by eight, training images are cut to five
     run = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", callbacks=[GeneralizationGap(images=5)])
-    defense = build(PGDAT, net=Noting(), val_attack=ATTACK, attack_bn_mode="train")
-    defense._checked_stages |= {RunningStage.TRAINING, RunningStage.VALIDATING}  # which try the net on two images
-    run.fit(defense, datamodule=Data())
+    run.fit(build(PGDAT, net=Noting(), val_attack=ATTACK, attack_bn_mode="train"), datamodule=Data())
     assert seen[5]
     assert set(seen[5]) == set(seen[8]) == {torch.bfloat16}
 
@@ -126,21 +125,21 @@ def test_our_data_give_their_plain_images(tmp_path):
 
 
 def test_images_must_be_at_least_one():
-    with pytest.raises(ValueError, match="images=0 must be"):
+    with pytest.raises(ValueError, match=r"^images="):
         GeneralizationGap(images=0)
 
 
 def test_a_module_without_a_validation_attack_is_refused(tmp_path):
     from tests.test_callback_robust_accuracy import Classifier
 
-    with pytest.raises(TypeError, match="Classifier has no val_attacks: train a Defense"):
+    with pytest.raises(TypeError, match=r"Classifier .*val_attacks"):
         trainer(tmp_path, max_epochs=1, callbacks=[GeneralizationGap()]).fit(
             Classifier(nn.Flatten()), datamodule=Data()
         )
 
 
 def test_data_without_plain_images_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="give the trainer a datamodule"):
+    with pytest.raises(TypeError, match="datamodule"):
         trainer(tmp_path, max_epochs=1, callbacks=[GeneralizationGap()]).fit(
             build(PGDAT, net=TinyNet()), indexed(images())
         )

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from lit_robust.threats import L2, Linf
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, images, loader, trainer
 
 BATCHES = 3
 TRAINED_WITH = FGSM(8 / 255)
@@ -410,7 +410,7 @@ def test_so_many_images_are_measured_in_whole_batches_as_far_as_the_epoch_has_th
 
 def test_512_images_are_the_default():
     assert CatastrophicOverfittingMonitor().images == 512
-    with pytest.raises(ValueError, match="images=0 must be an integer, at least 1"):
+    with pytest.raises(ValueError, match=r"^images="):
         CatastrophicOverfittingMonitor(images=0)
 
 
@@ -463,19 +463,6 @@ def test_a_defense_can_be_monitored(tmp_path):
     assert "monitor/PGDDrop/acc/pgd" in run.callback_metrics
 
 
-class Save(Callback):
-    def __init__(self, path, batches) -> None:
-        self.path, self.batches = path, batches
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.batches and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.global_step == self.batches:
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.mark.parametrize("stop", [6, 7], ids=["boundary", "mid-epoch"])
 def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_path, stop):
     def run(module, *others, ckpt_path=None):
@@ -484,14 +471,14 @@ def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_p
             fit(tmp_path, module, monitor, *others, ckpt_path=ckpt_path)
 
     whole, rest = Classifier(), Classifier()
-    run(whole, Save(tmp_path / "part.ckpt", stop))
+    run(whole, SaveAfter(stop, tmp_path / "part.ckpt"))
     run(rest, ckpt_path=tmp_path / "part.ckpt")
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
 
 
 def test_a_resumed_run_knows_the_history(tmp_path):
     message = r"in epoch 3, says ScriptedErrors: linearity_error 3 -> 3\.7"
-    for others, ckpt_path in (([Save(tmp_path / "part.ckpt", 7)], None), ([], tmp_path / "part.ckpt")):
+    for others, ckpt_path in (([SaveAfter(7, tmp_path / "part.ckpt")], None), ([], tmp_path / "part.ckpt")):
         with pytest.warns(UserWarning, match=message):
             fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(ScriptedErrors()), *others, ckpt_path=ckpt_path)
 
@@ -499,7 +486,7 @@ def test_a_resumed_run_knows_the_history(tmp_path):
 def test_a_resumed_epoch_is_judged_by_its_own_first_batches_and_the_same_random_numbers(tmp_path):
     rule = Look(threshold=1.0)
     monitor = CatastrophicOverfittingMonitor(rule)
-    fit(tmp_path, Classifier(), monitor, Save(tmp_path / "part.ckpt", 2), max_epochs=1)
+    fit(tmp_path, Classifier(), monitor, SaveAfter(2, tmp_path / "part.ckpt"), max_epochs=1)
     fit(tmp_path, Classifier(), monitor, ckpt_path=tmp_path / "part.ckpt", max_epochs=1)
     assert len(rule.seen) == 2 * BATCHES
     for whole, resumed in zip(rule.seen[:BATCHES], rule.seen[BATCHES:], strict=True):
@@ -576,7 +563,7 @@ def test_a_norm_is_the_training_s_too(tmp_path):
 
 
 def test_a_module_without_a_bound_needs_a_rule_that_has_one(tmp_path):
-    with pytest.raises(ValueError, match=r"PGDDrop measures at the training's eps, but Classifier has no attack\.eps"):
+    with pytest.raises(ValueError, match=r"^PGDDrop .*Classifier .*attack\.eps"):
         fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor())
     rule = PGDDrop(Succeeds())
     run = fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor(rule), max_epochs=1)
@@ -588,7 +575,7 @@ def test_a_bound_that_is_lent_is_found_by_a_monitor_that_comes_after(tmp_path):
     rule = Steady()
     fit(tmp_path, Classifier(attack=None), lender, CatastrophicOverfittingMonitor(rule, images=8), max_epochs=1)
     assert rule.seen == [Bound(0.1)]
-    with pytest.raises(ValueError, match="list AdversarialTraining, which lends an attack, before the monitor"):
+    with pytest.raises(ValueError, match=r"^PGDDrop .*AdversarialTraining"):
         fit(tmp_path, Classifier(attack=None), CatastrophicOverfittingMonitor(), lender)
 
 
@@ -621,17 +608,13 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
+    run = trainer(
+        tmp_path,
         max_epochs=3,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[CatastrophicOverfittingMonitor(PerRank(), "stop")],
         log_every_n_steps=1,
+        devices=2,
+        strategy="ddp_fork",
     )
     run.fit(Shares())
     assert [torch.load(f"{rank}.pt") for rank in range(2)] == [[0.5, 0.0], [0.5, 0.0]]
@@ -640,16 +623,16 @@ def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"attacks module\.net, which Classifier lacks"):
+    with pytest.raises(TypeError, match=r"^CatastrophicOverfittingMonitor .*module\.net, .*Classifier"):
         CatastrophicOverfittingMonitor().setup(trainer(tmp_path), module, "fit")
 
 
 def test_weights_that_an_average_would_replace_are_not_restored(tmp_path):
-    with pytest.raises(ValueError, match='action="restore" would be undone by EMAWeights'):
+    with pytest.raises(ValueError, match=r'^action="restore" .*EMAWeights'):
         fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(action="restore"), EMAWeights(0.9))
     fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(action="stop"), EMAWeights(0.9), max_epochs=1)
 
 
 def test_an_unknown_action_is_refused():
-    with pytest.raises(ValueError, match='action="halt" is unknown: choose warn, stop or restore'):
+    with pytest.raises(ValueError, match=r'^action="halt"'):
         CatastrophicOverfittingMonitor(action="halt")

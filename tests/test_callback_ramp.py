@@ -14,7 +14,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import GAT, PGDAT, SATR3, TRADES, CustomizedAT, FriendlyAT, NuAT
 from lit_robust.schedules import Linear, PerEpoch, PeriodicCosine, Staircase
 from tests.methods import ONE_STEP, build
-from tests.tiny import CLASSES, TinyNet, images, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, images, trainer
 
 BATCHES = 4
 
@@ -127,20 +127,11 @@ def test_a_callback_finds_the_value_when_an_epoch_starts(tmp_path):
 
 @pytest.mark.parametrize("stop", [4, 6], ids=["boundary", "mid-epoch"])
 def test_a_resumed_run_finds_the_values_of_an_uninterrupted_one(tmp_path, stop):
-    class Save(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if trainer.global_step == stop and not trainer.is_last_batch:
-                trainer.save_checkpoint(tmp_path / "part.ckpt")
-
-        def on_train_epoch_end(self, trainer, pl_module):
-            if trainer.global_step == stop:
-                trainer.save_checkpoint(tmp_path / "part.ckpt")
-
     def ramps():
         return AttributeRamp("lam", Linear(0, 9, 0, 3)), AttributeRamp("attack.eps", Linear(0, 0.3, 0, 3))
 
     whole, rest = Classifier(), Classifier()
-    fit(tmp_path, whole, *ramps(), Save(), max_epochs=3)
+    fit(tmp_path, whole, *ramps(), SaveAfter(stop, tmp_path / "part.ckpt"), max_epochs=3)
     fit(tmp_path, rest, *ramps(), ckpt_path=tmp_path / "part.ckpt", max_epochs=3)
     assert rest.seen == whole.seen[stop:]
 
@@ -192,21 +183,21 @@ def test_a_defense_crafts_with_the_value_of_the_ramp(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("attribute", "message"),
+    ("attribute", "found"),
     [
-        ("lamda", r'AttributeRamp\("lamda"\) finds no lamda in Classifier: did you mean lam\?'),
-        ("attack.epss", r"finds no epss in PGD: did you mean eps or steps\?"),
-        ("atack.eps", r"finds no atack in Classifier: did you mean attack\?"),
-        ("beta", r"finds no beta in Classifier: did you mean lam\?"),
-        ("eps", r"finds no eps in Classifier: did you mean lam\?"),
-        ("attack", r"drives a number, but attack is PGD\(.*did you mean lam\?"),
-        ("attack.norm", r"drives a number, but attack\.norm is 'linf'"),
-        ("training", r"drives a number, but training is (True|False)"),
-        ("net.lam", r"finds no lam in TinyNet: did you mean another module \(this one has no numbers\)\?"),
+        ("lamda", r"Classifier: .* lam\?"),
+        ("attack.epss", r" PGD: .* eps or steps\?"),
+        ("atack.eps", r"Classifier: .* attack\?"),
+        ("beta", r"Classifier: .* lam\?"),
+        ("eps", r"Classifier: .* lam\?"),
+        ("attack", r" PGD\(.* lam\?"),
+        ("attack.norm", "'linf'"),
+        ("training", "(True|False)"),
+        ("net.lam", "TinyNet: "),
     ],
 )
-def test_what_cannot_be_driven_is_one_sentence_with_near_names(tmp_path, attribute, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_driven_is_one_sentence_with_near_names(tmp_path, attribute, found):
+    with pytest.raises(ValueError, match=rf'^AttributeRamp\("{attribute}"\) .*{found}'):
         fit(tmp_path, Classifier(), AttributeRamp(attribute, Linear(0, 1, 0, 2)))
 
 
@@ -233,19 +224,15 @@ def test_ramps_are_tried_together_before_the_training_and_leave_no_trace_of_it(t
 
 
 @pytest.mark.parametrize(
-    ("attribute", "schedule", "message"),
+    ("attribute", "schedule", "named"),
     [
-        (
-            "attack.steps",
-            Linear(1, 3, 0, 2),
-            r"steps=1\.5 at epoch 0\.5: steps=1\.5 must be an integer",
-        ),
-        ("attack.eps", Linear(0, 8, 1, 2), r"leads to attack\.eps=4 at epoch 1\.5: eps=4"),
+        ("attack.steps", Linear(1, 3, 0, 2), r"attack\.steps=1\.5 at epoch 0\.5: steps=1\.5"),
+        ("attack.eps", Linear(0, 8, 1, 2), r"attack\.eps=4 at epoch 1\.5: eps=4"),
     ],
 )
-def test_values_that_the_attribute_refuses_are_refused_before_the_training(tmp_path, attribute, schedule, message):
+def test_values_that_the_attribute_refuses_are_refused_before_the_training(tmp_path, attribute, schedule, named):
     module = Classifier()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^AttributeRamp .*{named}"):
         fit(tmp_path, module, AttributeRamp(attribute, schedule))
     assert module.seen == []
 
@@ -267,16 +254,16 @@ def test_a_schedule_that_goes_on_after_the_last_epoch_is_reported(tmp_path, monk
 
 
 def test_arguments_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"attribute='attack\.' is neither a name"):
+    with pytest.raises(ValueError, match=r"^attribute='attack.'"):
         AttributeRamp("attack.", Linear(0, 1, 0, 2))
-    with pytest.raises(TypeError, match=r"schedule=0\.5 is not one of lit_robust\.schedules"):
+    with pytest.raises(TypeError, match=r"^schedule=0.5"):
         AttributeRamp("lam", 0.5)
 
 
 def test_an_attack_that_is_lent_too_late_is_refused_with_the_order_to_list(tmp_path):
     module = Classifier()
     del module.attack
-    with pytest.raises(ValueError, match="finds no attack in Classifier: if AdversarialTraining lends it, list that"):
+    with pytest.raises(ValueError, match=r"^AttributeRamp.* Classifier: .*AdversarialTraining"):
         fit(tmp_path, module, AttributeRamp("attack.eps", Linear(0, 0.1, 0, 2)))
 
 
@@ -294,5 +281,5 @@ def test_an_attack_that_is_lent_too_late_is_refused_with_the_order_to_list(tmp_p
 )
 def test_a_method_refuses_before_the_training_what_it_would_refuse_when_built(tmp_path, method, attribute, arguments):
     down = AttributeRamp(attribute, Staircase([0, 1], [1, -6]))
-    with pytest.raises(ValueError, match=f"leads to {attribute}=-6 at epoch 1: {attribute}=-6(.0)? must be 0 or above"):
+    with pytest.raises(ValueError, match=f"^AttributeRamp .*{attribute}=-6 at epoch 1: {attribute}=-6"):
         fit(tmp_path, build(method, **arguments), down)

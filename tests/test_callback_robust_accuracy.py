@@ -2,7 +2,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, seed_everything
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -217,7 +217,7 @@ def test_the_sanity_check_runs_it_and_reports_nothing(tmp_path):
 
 def test_mistakes_are_told_in_the_sanity_check(tmp_path):
     module = Classifier(TinyNet(), 0.1)
-    with pytest.raises(ValueError, match=r"x='image' finds nothing in a list of 2"):
+    with pytest.raises(ValueError, match=r"^x='image' .*list"):
         fit(tmp_path, module, RobustAccuracy({"robust": ATTACK}, x="image"))
     assert torch.equal(module.net.head.weight, TinyNet().head.weight)
 
@@ -310,16 +310,8 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:.*Using `DistributedSampler`")
 def test_two_ranks_count_every_image_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[RobustAccuracy(EXACT)],
+    run = trainer(
+        tmp_path, callbacks=[RobustAccuracy(EXACT)], devices=2, strategy="ddp_fork", use_distributed_sampler=False
     )
     run.validate(Shares(), verbose=False)
     zero, one = (torch.load(f"{rank}.pt") for rank in range(2))
@@ -337,27 +329,24 @@ def test_two_ranks_count_every_image_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("attacks", "message"),
+    ("attacks", "named"),
     [
-        ({}, "attacks are none: give them by name"),
-        ({"clean": ATTACK}, r'attacks names an attack "clean", as a row of every table is called: rename it'),
-        ({"worst": ATTACK}, r'attacks names an attack "worst"'),
-        (
-            {"pgd": PGD(targeted=True)},
-            r"pgd is targeted, and its targets would be the true labels, which helps the net: set targeted: false",
-        ),
+        ({}, "^attacks "),
+        ({"clean": ATTACK}, '"clean"'),
+        ({"worst": ATTACK}, '"worst"'),
+        ({"pgd": PGD(targeted=True)}, "^pgd .*targeted"),
     ],
 )
-def test_attacks_that_would_not_measure_what_their_row_says_are_refused(attacks, message):
-    with pytest.raises(ValueError, match=message):
+def test_attacks_that_would_not_measure_what_their_row_says_are_refused(attacks, named):
+    with pytest.raises(ValueError, match=named):
         RobustAccuracy(attacks)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         RobustAccuracy({"ok": ATTACK}, attacks)
 
 
 def test_a_row_that_a_defense_logs_itself_is_refused(tmp_path):
     run = trainer(tmp_path, callbacks=[RobustAccuracy({"robust": ATTACK}, net="net")])
-    with pytest.raises(ValueError, match=r'PGDAT logs val/acc/robust itself: rename "robust" here'):
+    with pytest.raises(ValueError, match=r"^PGDAT .*val/acc/robust"):
         run.validate(PGDAT(TinyNet(), CLASSES, ATTACK), loader(images()))
 
 
@@ -368,13 +357,13 @@ class LogsItself(Classifier):
 
 def test_a_row_that_a_users_module_logs_itself_is_refused_and_not_written_over(tmp_path):
     run = trainer(tmp_path, callbacks=[RobustAccuracy({"robust": ATTACK}, net="net")])
-    with pytest.raises(ValueError, match=r'LogsItself logs val/acc/robust itself: rename "robust" here'):
+    with pytest.raises(ValueError, match=r"^LogsItself .*val/acc/robust"):
         run.validate(LogsItself(), pixels())
 
 
 def test_pixels_that_the_precision_would_round_are_refused(tmp_path):
     run = trainer(tmp_path, precision="bf16-true", callbacks=[RobustAccuracy({"robust": ATTACK}, net="net")])
-    with pytest.raises(ValueError, match=r"precision=bf16-true rounds images .* use bf16-mixed"):
+    with pytest.raises(ValueError, match=r"^trainer\.precision=bf16-true"):
         run.validate(Classifier(), pixels())
 
 
@@ -386,20 +375,18 @@ def test_labels_may_be_of_any_integers(tmp_path):
 
 
 def test_attacks_that_have_no_names_are_refused():
-    with pytest.raises(ValueError, match="attacks are a list: give them by name"):
+    with pytest.raises(ValueError, match=r"^attacks .*list"):
         RobustAccuracy([ATTACK])
 
 
 def test_two_of_them_are_refused(tmp_path):
     run = trainer(tmp_path, callbacks=[RobustAccuracy(EXACT), RobustAccuracy({"other": ATTACK})])
-    with pytest.raises(
-        ValueError, match="two RobustAccuracy callbacks would log the same rows: give all attacks to one"
-    ):
+    with pytest.raises(ValueError, match="two RobustAccuracy"):
         run.validate(Classifier(), pixels())
 
 
 @pytest.mark.parametrize("y", [F.one_hot(BRIGHT).float(), BRIGHT.float()], ids=["soft", "numbers"])
 def test_labels_that_are_no_classes_are_refused(tmp_path, y):
     data = DataLoader(list(zip(PIXELS, y, strict=True)), batch_size=6)
-    with pytest.raises(ValueError, match=r"y=1 finds torch\.float32 of shape .*needs class labels \(N,\), integers"):
+    with pytest.raises(ValueError, match=r"^y=1 .*torch\.float32"):
         trainer(tmp_path, callbacks=[RobustAccuracy(EXACT)]).validate(Classifier(), data)

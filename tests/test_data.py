@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import nn
@@ -19,6 +19,7 @@ from torchvision import datasets
 
 from lit_robust import data
 from lit_robust.data.splits import Split, hold_out, in_turns, place_in_class
+from tests.tiny import trainer
 
 # Lightning 2.6's own use of a name that newer versions of PyTorch deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
@@ -230,7 +231,7 @@ def test_beside_a_test_folder_val_is_what_is_validated_on_unless_a_size_is_given
     assert torch.equal(x[:, 0, 0, 0], 10 * (index - 12) / 255)
     assert torch.equal(y, (index - 12) // 5)
     assert sorted(parts(dm.train_dataloader())[2].tolist()) == list(range(12))
-    with pytest.raises(ValueError, match="12 among them, that are not among the 12 training images"):
+    with pytest.raises(ValueError, match=r"^select\(\) .*\b12\b"):
         dm.select([12])
     dm = own(folders, val_size=2)
     assert [len(parts(batches)[1]) for batches in (dm.train_dataloader(), dm.val_dataloader())] == [10, 2]
@@ -330,27 +331,27 @@ def test_a_broken_picture_is_named(folders, kept, num_workers):
     path = folders / "val" / "bee" / "1.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image \([^\n]*\): repair or remove it\.$"):
+    with pytest.raises(OSError, match=r"val/bee/1\.png [^\n]*$"):
         list(own(folders, num_workers=num_workers).test_dataloader())
 
 
 def test_image_folders_that_do_not_fit_are_refused_at_construction(tmp_path, folders):
-    with pytest.raises(FileNotFoundError, match="nowhere/train has no class folders: it must hold one folder of"):
+    with pytest.raises(FileNotFoundError, match="nowhere/train "):
         own(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="val_size=12 leaves no image of 12 to train on"):
+    with pytest.raises(ValueError, match=r"^val_size="):
         own(folders, val_size=12)
     (folders / "val" / "cat" / "0.png").unlink()
     (folders / "val" / "cat" / "1.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val has classes without images: .*cat"):
+    with pytest.raises(FileNotFoundError, match=r"/val .*cat"):
         own(folders)
     (folders / "val" / "cat").rmdir()
-    with pytest.raises(FileNotFoundError, match="val has no folder for 1 of the 3 classes, cat among them"):
+    with pytest.raises(FileNotFoundError, match=r"/val .*1 of the 3 classes, cat"):
         own(folders)
     (folders / "val" / "dog").mkdir()
-    with pytest.raises(ValueError, match="val has classes that train lacks, dog among them"):
+    with pytest.raises(ValueError, match=r"/val .*dog"):
         own(folders)
     shutil.rmtree(folders / "val")
-    with pytest.raises(FileNotFoundError, match="val has no class folders: it must hold one folder of images"):
+    with pytest.raises(FileNotFoundError, match="/val "):
         own(folders)
 
 
@@ -380,7 +381,7 @@ def test_imagenet100_takes_the_classes_of_a_list_from_a_larger_set(tmp_path):
     dm = data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs)
     assert dm.class_names == ["ant", "n2", "giant panda"]
     (tmp_path / "classes.txt").write_text("n3 third class\n\nn9\n")
-    with pytest.raises(FileNotFoundError, match="train has no folder for 1 of the 2 classes, n9 among them"):
+    with pytest.raises(FileNotFoundError, match=r"/train .*1 of the 2 classes, n9"):
         data.ImageNet100DataModule(str(tmp_path), class_list=str(tmp_path / "classes.txt"), **kwargs).setup()
 
 
@@ -388,18 +389,14 @@ def test_imagenet100_has_a_hundred_classes_unless_a_list_says_otherwise(tmp_path
     assert data.ImageNet100DataModule().num_classes == 100
     for n in (99, 2):
         write_folders(tmp_path / str(n), [f"n{i}" for i in range(n)], train=1, val=1)
-        with pytest.raises(ValueError, match=f"{n}/train has {n} classes, not 100: name those to take in class_list"):
+        with pytest.raises(ValueError, match=f"{n}/train .*{n} classes.*class_list"):
             data.ImageNet100DataModule(str(tmp_path), folder=str(n)).setup()
     (tmp_path / "twice.txt").write_text("n1\nn1\n")
     (tmp_path / "blank.txt").write_text("\n")
     (tmp_path / "classes.tar").write_bytes(b"\xff\xfe")
-    for name, message in (
-        ("nothing.txt", "nothing.txt' cannot be read: give a file with one wnid a line"),
-        ("classes.tar", "classes.tar' cannot be read"),
-        ("twice.txt", "must name at least one class, and each only once"),
-        ("blank.txt", "must name at least one class"),
-    ):
-        with pytest.raises((FileNotFoundError, ValueError), match=message):
+    missing, empty = FileNotFoundError, ValueError
+    for name, error in (("nothing.txt", missing), ("classes.tar", missing), ("twice.txt", empty), ("blank.txt", empty)):
+        with pytest.raises(error, match=f"^class_list=.*{name}"):
             data.ImageNet100DataModule(class_list=str(tmp_path / name))
 
 
@@ -457,7 +454,7 @@ def test_permutation_splits_are_numpys_of_seed_zero():
 
 
 def test_a_class_too_small_for_its_share_is_refused():
-    with pytest.raises(ValueError, match="finds 3 of val_size=4 images"):
+    with pytest.raises(ValueError, match="val_size=4"):
         hold_out(torch.tensor([0, 0, 0, 0, 1]), 4, "first_per_class", seed=0)
 
 
@@ -483,34 +480,28 @@ def test_in_turns_every_class_comes_before_any_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("module", "arguments"),
     [
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"eval_batch_size": -1}, "eval_batch_size=-1 must be at least 1"),
-        ({"val_size": -1}, "val_size=-1 must be at least 0"),
-        ({"val_size": 50_000}, "val_size=50000 leaves no image of 50000 to train on"),
-        ({"train_size": 0}, "train_size=0 must be at least 1"),
-        ({"test_size": 0}, "test_size=0 must be at least 1"),
-        ({"split": "best"}, "split='best' is not one of random, first"),
-        (
-            {"split": "first_per_class", "val_size": 1005},
-            "val_size=1005 does not divide evenly among 10 classes",
-        ),
+        ("CIFAR10", {"batch_size": 0}),
+        ("CIFAR10", {"eval_batch_size": -1}),
+        ("CIFAR10", {"val_size": -1}),
+        ("CIFAR10", {"val_size": 50_000}),
+        ("CIFAR10", {"train_size": 0}),
+        ("CIFAR10", {"test_size": 0}),
+        ("CIFAR10", {"split": "best"}),
+        ("CIFAR10", {"split": "first_per_class", "val_size": 1005}),
+        ("Imagenette", {"image_size": 0}),
+        ("Imagenette", {"num_workers": -1}),
+        ("Imagenette", {"size": "tiny"}),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_at_construction(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        data.CIFAR10DataModule(**arguments)
-
-
-def test_folder_arguments_that_make_no_sense_are_refused_at_construction():
-    for arguments in ({"image_size": 0}, {"num_workers": -1}, {"size": "tiny"}):
-        with pytest.raises(ValueError, match=next(iter(arguments))):
-            data.ImagenetteDataModule(**arguments)
+def test_arguments_that_make_no_sense_are_refused_at_construction(module, arguments):
+    with pytest.raises(ValueError, match=f"^{list(arguments)[-1]}="):
+        getattr(data, f"{module}DataModule")(**arguments)
 
 
 def test_budgets_beyond_the_data_are_refused(cifar10):
-    with pytest.raises(ValueError, match="train_size=41 is more than the 40 images there are"):
+    with pytest.raises(ValueError, match=r"^train_size=41 .*40"):
         data.CIFAR10DataModule(str(cifar10), val_size=10, train_size=41).setup()
 
 
@@ -530,7 +521,7 @@ def test_missing_data_are_one_sentence_that_names_the_root(name, tmp_path):
 def test_download_is_torchvisions(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda self: asked.append(self.root))
-    with pytest.raises(FileNotFoundError, match="MNIST cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"^MNIST "):
         data.MNISTDataModule(str(tmp_path), download=True).prepare_data()
     assert asked == [str(tmp_path)]
 
@@ -539,14 +530,14 @@ def test_download_is_torchvisions(tmp_path, monkeypatch):
 def test_cut_off_mnist_files_are_one_sentence(mnist, kept):
     path = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(FileNotFoundError, match=r"MNIST cannot be read from root=.*deleting a broken copy"):
+    with pytest.raises(FileNotFoundError, match=r"^MNIST .*root="):
         data.MNISTDataModule(str(mnist), val_size=0).setup()
 
 
 def test_cut_off_cifar_files_are_one_sentence(cifar10):
     path = cifar10 / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(FileNotFoundError, match=r"CIFAR10 cannot be read from root=.*deleting a broken copy"):
+    with pytest.raises(FileNotFoundError, match=r"^CIFAR10 .*root="):
         data.CIFAR10DataModule(str(cifar10), val_size=0).setup()
 
 
@@ -577,6 +568,30 @@ def test_a_selection_is_what_the_next_epoch_trains_on_and_none_returns_to_everyt
     assert torch.equal(parts(walk)[3], torch.ones(40))
 
 
+@pytest.mark.parametrize("container", [list, tuple, torch.tensor, np.array])
+def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, container):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
+    mask = [False] * 50
+    for position in (12, 30, 49):
+        mask[position] = True
+    for selection in (mask, [12, 30, 49]):
+        dm.select(container(selection))
+        assert sorted(parts(dm.train_dataloader())[2].tolist()) == [12, 30, 49]
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([True] * 40, r"a mask of shape \(40,\), but the training set has 50 images"),
+        ([12.0, 13.7], "positions, which are integers, or a mask, but got torch.float32"),
+    ],
+)
+def test_what_is_neither_positions_nor_a_mask_is_refused(cifar10, indices, message):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
+    with pytest.raises(ValueError, match=message):
+        dm.select(indices)
+
+
 def test_folders_deliver_selected_weights_too(folders):
     dm = own(folders, batch_size=2, val_size=0)
     dm.select([11, 0, 5], [1.5, 2.5, 3.5])
@@ -593,19 +608,19 @@ def test_plain_training_images_are_not_augmented(cifar10):
 
 
 @pytest.mark.parametrize(
-    ("indices", "weights", "message"),
+    ("indices", "weights", "named"),
     [
-        ([3], [1.0], "1 indices, 3 among them, that are not among the 40 training images"),
-        ([50], [1.0], "not among the 40 training images"),
-        ([10, 11], [1.0], r"got shapes \(2,\) and \(1,\)"),
-        ([], [], "at least one"),
-        ([10, 11], [1.0, 0.0], "finite and above 0"),
-        ([10, 11], [1.0, float("nan")], "finite and above 0"),
+        ([3], [1.0], r"\b3\b.*40"),
+        ([50], [1.0], r"\b50\b.*40"),
+        ([10, 11], [1.0], r"\(2,\) and \(1,\)"),
+        ([], [], r"\(0,\) and \(0,\)"),
+        ([10, 11], [1.0, 0.0], "weights"),
+        ([10, 11], [1.0, float("nan")], "weights"),
     ],
 )
-def test_selections_that_make_no_sense_are_refused(cifar10, indices, weights, message):
+def test_selections_that_make_no_sense_are_refused(cifar10, indices, weights, named):
     dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^select\(\) .*{named}"):
         dm.select(torch.tensor(indices), torch.tensor(weights))
 
 
@@ -690,19 +705,9 @@ class SelectAt(Callback):
 def fit(dm, *callbacks, ckpt_path=None, max_epochs=3, **kwargs):
     seed_everything(7, verbose=False)
     module = Recorder(dm.image_shape)
-    defaults = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=max_epochs,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-        **defaults | kwargs,
-    )
-    trainer.fit(module, dm, ckpt_path=ckpt_path)
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    options = {"max_epochs": max_epochs, "callbacks": list(callbacks), "enable_checkpointing": saves} | kwargs
+    trainer(None, **options).fit(module, dm, ckpt_path=ckpt_path)
     return module
 
 
@@ -796,8 +801,7 @@ def test_a_checkpoint_with_a_selection_can_be_tested_on_other_data(tmp_path):
     dm.select([100, 101])
     fit(dm, Save(path, 0, 0), max_epochs=1)
     module = Recorder()
-    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    trainer.test(module, digits(val_size=200, split="first"), ckpt_path=path, verbose=False)
+    trainer(tmp_path).test(module, digits(val_size=200, split="first"), ckpt_path=path, verbose=False)
     assert sum(len(b.y) for _, _, b in module.seen) == 397
 
 
@@ -808,9 +812,8 @@ def test_without_validation_images_lightning_does_not_validate():
     assert module.validated == []
 
 
-def test_predict_goes_through_the_test_set_in_order():
-    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    assert torch.equal(torch.cat(trainer.predict(Recorder(), digits())), torch.arange(397))
+def test_predict_goes_through_the_test_set_in_order(tmp_path):
+    assert torch.equal(torch.cat(trainer(tmp_path).predict(Recorder(), digits())), torch.arange(397))
 
 
 # The real data, where there are any.

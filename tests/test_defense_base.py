@@ -184,68 +184,62 @@ def test_images_are_turned_into_channels_last(tmp_path):
 
 def test_a_nan_loss_stops_the_run_before_anything_is_saved(tmp_path):
     defense = build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf))
-    with pytest.raises(FloatingPointError, match="the training loss is nan in epoch 0 by batch 2: lower the learning"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan .*epoch 0 .*batch 2"):
         fit(defense, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ({"x": images().x * 2 - 1}, r"pixels run from -0.9999 to .*, but every eps here is in units of \[0, 1\]"),
-        ({"x": images().x * 255}, "divide them by 255"),
-        ({"x": (images().x * 255).byte()}, r"there are images of torch\.uint8, but attacks move floating-point pixels"),
-        ({"y": images().y + 3}, "labels run from 3 to 6, but num_classes=4"),
-        (
-            {"x": images().x[:, :1]},
-            r"cannot read images of shape 1x8x8 \(RuntimeError: .*\): choose a net for this data set",
-        ),
+        ({"x": images().x * 2 - 1}, "^pixels .* -0.9999 "),
+        ({"x": images().x * 255}, "^pixels .* 255"),
+        ({"x": (images().x * 255).byte()}, r"images of torch\.uint8"),
+        ({"y": images().y + 3}, "^labels .* 3 to 6.*num_classes=4"),
+        ({"x": images().x[:, :1]}, r"^the net \(TinyNet\) .*1x8x8 \(RuntimeError: .*\)"),
     ],
 )
-def test_images_that_would_make_every_number_wrong_are_refused_before_training(tmp_path, change, message):
+def test_images_that_would_make_every_number_wrong_are_refused_before_training(tmp_path, change, named):
     defense = build(PGDAT)
     before = defense.net.head.weight.clone()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         trainer(tmp_path, max_epochs=1).fit(defense, loader(images()._replace(**change)))
     assert torch.equal(before, defense.net.head.weight)
 
 
 @pytest.mark.parametrize(
-    ("net", "message"),
+    ("net", "found"),
     [
-        (
-            nn.Sequential(TinyNet(), nn.Softmax(dim=1)),
-            "returns probabilities, but losses and attacks need logits",
-        ),
-        (nn.Sequential(TinyNet(), nn.Linear(4, 7)), r"shape \(2, 7\) for 2 images, but num_classes=4"),
-        (TinyNet().body[:3], "shape .2, 8, 4, 4. for 2 images"),
+        (nn.Sequential(TinyNet(), nn.Softmax(dim=1)), "softmax"),
+        (nn.Sequential(TinyNet(), nn.Linear(4, 7)), r"\(2, 7\) .*num_classes=4"),
+        (TinyNet().body[:3], r"\(2, 8, 4, 4\) .*num_classes=4"),
     ],
 )
-def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, message):
-    with pytest.raises(ValueError, match=message):
+def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, found):
+    with pytest.raises(ValueError, match=f"^the net .*{found}"):
         fit(build(PGDAT, net=net), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ({"num_classes": 1}, "num_classes=1 leaves nothing to classify"),
-        ({"attack_bn_mode": "both"}, 'attack_bn_mode="both" is unknown: choose eval or train'),
-        ({"gradient_clip_val": 0}, "gradient_clip_val=0 must be above 0, or null"),
-        ({"lr_interval": "batch"}, 'lr_interval="batch" is unknown'),
-        ({"attack": PGD(targeted=True)}, "attack is targeted, and its targets would be the true labels"),
-        ({"test_attacks": {"a": PGD(targeted=True)}}, "a is targeted"),
-        ({"attack": PGD(0.1, step_size=0)}, "step_size=0 of attack never leaves its start: give 0.025 or so"),
-        ({"test_attacks": {"worst": PGD()}}, 'names an attack "worst", as a row of every table is called'),
+        ({"num_classes": 1}, "num_classes="),
+        ({"attack_bn_mode": "both"}, "attack_bn_mode="),
+        ({"gradient_clip_val": 0}, "gradient_clip_val="),
+        ({"lr_interval": "batch"}, "lr_interval="),
+        ({"attack": PGD(targeted=True)}, "attack .*targeted"),
+        ({"test_attacks": {"a": PGD(targeted=True)}}, "a .*targeted"),
+        ({"attack": PGD(0.1, step_size=0)}, "step_size=0 .*attack"),
+        ({"test_attacks": {"worst": PGD()}}, 'test_attacks .*"worst"'),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_make_no_sense_are_refused(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
         build(PGDAT, **arguments)
 
 
 def test_a_momentum_schedule_needs_an_optimizer_with_momentum(tmp_path):
     defense = build(Natural, optimizer=torch.optim.Adagrad, momentum=MultiStep(milestones=[1], factor=0.5))
-    with pytest.raises(ValueError, match="momentum is scheduled, but Adagrad has none"):
+    with pytest.raises(ValueError, match=r"^momentum .*Adagrad"):
         fit(defense, tmp_path)
 
 
@@ -259,7 +253,7 @@ def test_batches_of_other_loaders_weigh_1_and_have_no_index():
 
 @pytest.mark.parametrize("batch", [{"image": torch.zeros(1)}, torch.zeros(1), (torch.zeros(1), "label")])
 def test_other_batches_are_refused(batch):
-    with pytest.raises(TypeError, match=r"a batch must be a lit_robust\.batch\.Batch or a pair"):
+    with pytest.raises(TypeError, match=f"Batch .*{type(batch).__name__}"):
         as_batch(batch)
 
 
@@ -285,7 +279,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     fitted.save_checkpoint(tmp_path / "a.ckpt")
     with torch.no_grad():
         defense.net.head.bias.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match=r"net\.head\.bias is no longer finite, so no checkpoint was written"):
+    with pytest.raises(FloatingPointError, match=r"^net\.head\.bias "):
         fitted.save_checkpoint(tmp_path / "a.ckpt")
     assert torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]["net.head.bias"].isfinite().all()
 

@@ -1,5 +1,7 @@
 """Customized adversarial training: eps and label by image."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -241,13 +243,6 @@ class TestTraining:
         torch.testing.assert_close(eps_of(defense)[indices[:8]], 2 * expected[indices[:8]])
         torch.testing.assert_close(eps_of(defense)[indices[8:]], expected[indices[8:]])
 
-    def test_a_second_fit_begins_at_0(self, tmp_path):
-        defense, _ = fit(tmp_path, indexed(images(N)))
-        before = eps_of(defense).clone()
-        trainer(tmp_path, max_epochs=2).fit(defense, indexed(images(N)))
-        assert torch.equal(eps_of(defense), before)
-        assert before.max() > 0
-
     def test_a_table_of_two_ranks_is_taken_over_by_one(self, tmp_path):
         defense, run = fit(tmp_path, indexed(images(N)))
         run.save_checkpoint(tmp_path / "a.ckpt")
@@ -271,36 +266,32 @@ def test_ranks_tables_are_merged_by_who_has_seen_an_image():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "error", "named"),
     [
-        ({"attack": ONE_STEP}, TypeError, r"set attack=PGD\(eps=..., step_size=..., steps=...\), not FGSM"),
-        ({"attack": FriendlyPGD(0.1, 0.05, steps=1)}, TypeError, "not FriendlyPGD"),
-        (
-            {"attack": PGD(0.1, 0.05, steps=1, momentum=0.9, restarts=3)},
-            ValueError,
-            "leave out momentum, restarts of attack",
-        ),
-        ({"kappa": float("nan")}, ValueError, "kappa=nan must be 0 or above, and finite"),
-        ({"attack": PGD(eps=0.0)}, ValueError, r"attack\.eps=0\.0 is how far"),
-        ({"eta": 0.0}, ValueError, r"eta=0 must be above 0 and at most attack\.eps=0\.1"),
-        ({"eta": 0.2}, ValueError, r"eta=0\.2 must be above 0 and at most"),
-        ({"eta": 2}, ValueError, "did you mean 2/255"),
-        ({"smoothing": 11.0}, ValueError, r"smoothing=11 times attack\.eps=0\.1 .* from 0 to 10\."),
-        ({"smoothing": -1.0}, ValueError, r"smoothing=-1\.0 must be 0 or above"),
-        ({"margin_weight": -1.0}, ValueError, r"margin_weight=-1\.0 must be 0"),
-        ({"revert": "wrong"}, ValueError, 'revert="wrong" is unknown: choose failed or succeeded'),
-        ({"noise": "gauss"}, ValueError, 'noise="gauss" is unknown: choose dirichlet or uniform'),
+        ({"attack": ONE_STEP}, TypeError, "CustomizedAT .*attack=.* FGSM"),
+        ({"attack": FriendlyPGD(0.1, 0.05, steps=1)}, TypeError, "CustomizedAT .*attack=.* FriendlyPGD"),
+        ({"attack": replace(ATTACK, momentum=0.9, restarts=3)}, ValueError, "CustomizedAT .*momentum, restarts"),
+        ({"kappa": float("nan")}, ValueError, "kappa="),
+        ({"attack": PGD(eps=0.0)}, ValueError, r"attack\.eps="),
+        ({"eta": 0.0}, ValueError, "eta="),
+        ({"eta": 0.2}, ValueError, "eta="),
+        ({"eta": 2}, ValueError, "eta="),
+        ({"smoothing": 11.0}, ValueError, r"smoothing=11 .*attack\.eps=0\.1"),
+        ({"smoothing": -1.0}, ValueError, "smoothing="),
+        ({"margin_weight": -1.0}, ValueError, "margin_weight="),
+        ({"revert": "wrong"}, ValueError, "revert="),
+        ({"noise": "gauss"}, ValueError, "noise="),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_arguments_that_make_no_sense_are_refused(arguments, error, named):
+    with pytest.raises(error, match=f"^{named}"):
         build(CustomizedAT, **({"attack": ATTACK} | arguments))
 
 
 def test_a_ramp_of_eps_beyond_the_first_one_is_refused_before_labels_get_negative(tmp_path):
     defense = build(CustomizedAT, attack=PGD("1/255", "1/255", steps=2, init="zero"))
     run = trainer(tmp_path, max_epochs=5, callbacks=[AttributeRamp("attack.eps", Linear("1/255", "8/255", 0, 5))])
-    with pytest.raises(ValueError, match=r"at epoch 1\.5: smoothing=89\.25 times attack\.eps=0\.0121569 is a share"):
+    with pytest.raises(ValueError, match=r"at epoch 1\.5: smoothing=89\.25 .*attack\.eps=0\.0121569"):
         run.fit(defense, indexed(images(N)))
 
 
@@ -319,17 +310,17 @@ class Endless(torch.utils.data.IterableDataset):
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "named"),
     [
-        (loader(images(N)), r"knows an image by its index, which the training's loader does not give: let it yield"),
-        (indexed(images(N)._replace(index=torch.arange(N) + 90)), "a batch has the index 97, but there are 12 images"),
-        (DataLoader(Endless()), "DataLoader does not tell how many there are"),
+        (loader(images(N)), r"index.*lit_robust\.batch\.Batch"),
+        (indexed(images(N)._replace(index=torch.arange(N) + 90)), "index 97.* 12 images"),
+        (DataLoader(Endless()), "DataLoader "),
     ],
     ids=["no index", "index out of range", "no length"],
 )
-def test_images_that_nothing_can_be_remembered_of_are_refused_before_training(tmp_path, data, message):
+def test_images_that_nothing_can_be_remembered_of_are_refused_before_training(tmp_path, data, named):
     defense = build(CustomizedAT)
     before = defense.net.head.weight.clone()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         trainer(tmp_path, max_epochs=1).fit(defense, data)
     assert torch.equal(defense.net.head.weight, before)

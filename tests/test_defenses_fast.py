@@ -176,17 +176,17 @@ def test_a_batch_costs_what_the_cost_model_says(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "error", "message"),
+    ("method", "arguments", "error", "named"),
     [
-        (FGSMAT, {"attack": PGD(eps=0.1)}, TypeError, r"FGSMAT takes its single step itself.* give attack=FGSM"),
-        (FastAT, {"attack": FGSM(eps=1, norm="l2")}, ValueError, r"FastAT is a method for L-infinity"),
-        (FastAT, {"delta_init": "uniform"}, ValueError, 'delta_init="uniform" is unknown: choose random'),
-        (FastAT, {"alpha": 10}, ValueError, r"alpha=10.0 is above 1.* did you mean 10/255"),
-        (RFGSMAT, {"alpha": 2 * EPS}, ValueError, r"alpha=0.2 is above eps=0.1"),
-        (NFGSM, {"k": -1}, ValueError, "k=-1 is how many eps of noise"),
-        (ZeroGrad, {"q": 1.0}, ValueError, "q=1.0 is the share"),
+        (FGSMAT, {"attack": PGD(eps=0.1)}, TypeError, "FGSMAT .*attack=.* PGD"),
+        (FastAT, {"attack": FGSM(eps=1, norm="l2")}, ValueError, "FastAT .*norm="),
+        (FastAT, {"delta_init": "uniform"}, ValueError, "delta_init="),
+        (FastAT, {"alpha": 10}, ValueError, "alpha="),
+        (RFGSMAT, {"alpha": 2 * EPS}, ValueError, "alpha=0.2 .*eps=0.1"),
+        (NFGSM, {"k": -1}, ValueError, "k="),
+        (ZeroGrad, {"q": 1.0}, ValueError, "q="),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(method, arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_arguments_that_make_no_sense_are_refused(method, arguments, error, named):
+    with pytest.raises(error, match=f"^{named}"):
         build(method, **({"attack": ONE_STEP} | arguments))

@@ -202,13 +202,7 @@ def test_replays_of_batches_of_one_class_each_make_the_net_forget_the_other_clas
     assert accuracy(m=8, rows=torch.arange(64)) > 0.95  # so it takes both
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"m": 0}, "m=0 must be an integer, at least 1"),
-        ({"clip_delta": "box"}, 'clip_delta="box" is unknown: choose ball or image'),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        free(TinyNet(), **arguments)
+@pytest.mark.parametrize(("name", "value"), [("m", 0), ("clip_delta", "box")])
+def test_arguments_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        free(TinyNet(), **{name: value})

@@ -320,22 +320,22 @@ def test_the_regularisers_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "message"),
+    ("method", "name", "value"),
     [
-        (GradAlign, {"lam": -1}, "lam=-1 must be 0 or above, and finite"),
-        (RMGM, {"lam": -1}, "lam=-1 must be"),
-        (SATR1, {"lam": math.nan}, "lam=nan must be"),
-        (SATR3, {"tau": -1}, "tau=-1 must be"),
-        (ELLEA, {"lam_max": -5}, "lam_max=-5 must be"),
-        (ELLEA, {"lam_max": math.inf}, "lam_max=inf must be"),
-        (AAER, {"lam1": -1}, "lam1=-1 must be"),
-        (AAER, {"lam3": -1}, "lam3=-1 must be"),
-        (RMGM, {"alpha": 2}, r"alpha=2.0 is above 1.* did you mean 2/255"),
-        (SATR1, {"steps": 0}, "steps=0 must be an integer, at least 1"),
-        (SATR3, {"eps_low": "2/0"}, r"eps_low=2/0 is not a magnitude"),
-        (AAER, {"base": "pgd"}, 'base="pgd" is unknown: choose fast or nfgsm'),
+        (GradAlign, "lam", -1),
+        (RMGM, "lam", -1),
+        (SATR1, "lam", math.nan),
+        (SATR3, "tau", -1),
+        (ELLEA, "lam_max", -5),
+        (ELLEA, "lam_max", math.inf),
+        (AAER, "lam1", -1),
+        (AAER, "lam3", -1),
+        (RMGM, "alpha", 2),
+        (SATR1, "steps", 0),
+        (SATR3, "eps_low", "2/0"),
+        (AAER, "base", "pgd"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(method, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        build(method, attack=ONE_STEP, **arguments)
+def test_arguments_that_make_no_sense_are_refused(method, name, value):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        build(method, attack=ONE_STEP, **{name: value})

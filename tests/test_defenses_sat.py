@@ -138,18 +138,18 @@ def test_the_ramps_of_the_authors_code_drive_the_bound(method, attribute, schedu
 
 
 @pytest.mark.parametrize(
-    ("method", "attribute", "schedule", "message"),
+    ("method", "attribute", "schedule", "named"),
     [
-        (PSAT, "lam", Linear(0, 1.5, 0, 3), "leads to lam=1.25 at epoch 2.5: lam=1.25 must be a number from -1 to 1"),
-        (HSAT, "lam", Linear(-1, 1, 0, 3), "leads to lam=-1 at epoch 0: lam=-1.0 must be a number from 0 to 1"),
-        (DynamicAT, "c", Linear(1, -1, 0, 3), "c=-0.333.* must be a number from 0"),
+        (PSAT, "lam", Linear(0, 1.5, 0, 3), "lam=1.25 at epoch 2.5: lam=1.25"),
+        (HSAT, "lam", Linear(-1, 1, 0, 3), "lam=-1 at epoch 0: lam=-1.0"),
+        (DynamicAT, "c", Linear(1, -1, 0, 3), "c=-0.3333 at epoch 2: c=-0.3333"),
     ],
 )
 def test_a_bound_that_a_ramp_would_lead_out_of_range_is_refused_before_the_training(
-    method, attribute, schedule, message, tmp_path
+    method, attribute, schedule, named, tmp_path
 ):
     run = trainer(tmp_path, max_epochs=3, callbacks=[AttributeRamp(attribute, schedule)])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^AttributeRamp .*{named}"):
         run.fit(build(method), loader(images(8)))
     assert run.global_step == 0
 
@@ -202,29 +202,29 @@ class Headless(torch.nn.Module):
 def test_sharpness_of_the_logits_needs_no_features_and_of_the_features_does():
     build(HSAT, net=Headless())
     build(HSAT, net=Headless(), psi=PowerIteration())
-    with pytest.raises(TypeError, match=r"reads net.features\(x\) .* which Headless lacks: set feature_norm=False"):
+    with pytest.raises(TypeError, match=r"^LastLayerSharpness.* Headless .*feature_norm="):
         build(HSAT, net=Headless(), psi=LastLayerSharpness(feature_norm=True))
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "error", "says"),
+    ("method", "arguments", "error", "named"),
     [
-        (PSAT, {"attack": CurriculumPGD(psi=FOSC(), lam=0.0)}, TypeError, "PSAT bounds PGD .*not CurriculumPGD"),
-        (HSAT, {"attack": ONE_STEP}, TypeError, "HSAT bounds PGD .* set attack=PGD.* not FGSM"),
-        (DynamicAT, {"attack": ONE_STEP}, TypeError, "DynamicAT bounds PGD .* set attack=PGD.* not FGSM"),
-        (PSAT, {"attack": FGSM(0.5, norm="l2")}, ValueError, r"L-infinity: give FGSM\(norm=.linf.\), or a PGD"),
-        (PSAT, {"lam": float("nan")}, ValueError, "lam=nan must be a number from -1 to 1"),
-        (PSAT, {"lam": 40}, ValueError, "lam=40 must be a number from -1 to 1"),
-        (PSAT, {"attack": ONE_STEP, "lam": -3.0}, ValueError, r"lam=-3\.0 must be a number from -1 to 1"),
-        (PSAT, {"lam": "0.4"}, ValueError, "lam='0.4' must be a number"),
-        (HSAT, {"lam": -0.5}, ValueError, r"lam=-0\.5 must be a number from 0 to 1"),
-        (DynamicAT, {"c": -2.0}, ValueError, r"c=-2\.0 must be a number from 0 to inf"),
-        (HSAT, {"psi": "power"}, TypeError, "psi='power' is no Sharpness"),
-        (DynamicAT, {"origin": "zero"}, ValueError, 'origin="zero" is unknown: choose image or start'),
+        (PSAT, {"attack": CurriculumPGD(psi=FOSC(), lam=0.0)}, TypeError, "PSAT .*attack=.* CurriculumPGD"),
+        (HSAT, {"attack": ONE_STEP}, TypeError, "HSAT .*attack=.* FGSM"),
+        (DynamicAT, {"attack": ONE_STEP}, TypeError, "DynamicAT .*attack=.* FGSM"),
+        (PSAT, {"attack": FGSM(0.5, norm="l2")}, ValueError, ".*PSAT .*norm="),
+        (PSAT, {"lam": float("nan")}, ValueError, "lam="),
+        (PSAT, {"lam": 40}, ValueError, "lam="),
+        (PSAT, {"attack": ONE_STEP, "lam": -3.0}, ValueError, "lam="),
+        (PSAT, {"lam": "0.4"}, ValueError, "lam="),
+        (HSAT, {"lam": -0.5}, ValueError, "lam="),
+        (DynamicAT, {"c": -2.0}, ValueError, "c="),
+        (HSAT, {"psi": "power"}, TypeError, "psi="),
+        (DynamicAT, {"origin": "zero"}, ValueError, "origin="),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(method, arguments, error, says):
-    with pytest.raises(error, match=says):
+def test_arguments_that_make_no_sense_are_refused(method, arguments, error, named):
+    with pytest.raises(error, match=f"^{named}"):
         build(method, **arguments)
 
 

@@ -13,7 +13,7 @@ from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import MART, TRADES, FriendlyAT
 from lit_robust.schedules import Staircase
 from lit_robust.threats import L2, Linf
-from tests.formulas import Passes, assert_same_batch, in_float64, one_batch, smooth_net
+from tests.formulas import Passes, assert_same_batch, forwards, in_float64, one_batch, smooth_net
 from tests.methods import ATTACK, EPS, build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -95,16 +95,6 @@ def test_both_give_pgd_their_start_and_their_objective_and_keep_the_rest():
     assert mart.adversary() == replace(attack, **near, loss=losses.ce, compare_with="label")
     trades.attack = replace(trades.attack, eps=0.05)  # as a ramp does
     assert trades.adversary().eps == 0.05
-
-
-def forwards(defense, tmp_path):
-    """The forwards of one training step: the net's mode, and whether a backward follows."""
-    seen = []
-    defense.net.register_forward_hook(
-        lambda net, args, out: seen.append(("train" if net.training else "eval", out.requires_grad))
-    )
-    trainer(tmp_path, max_epochs=1).fit(defense, loader(images(8)))
-    return seen[1:]  # the first is the check of the first batch
 
 
 @pytest.mark.parametrize(("method", "reference"), [(TRADES, [("eval", False)]), (MART, [])])
@@ -239,22 +229,22 @@ def test_at_beta_0_fat_for_trades_is_trades():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "error", "named"),
     [
-        (lambda: build(TRADES, beta=-1.0), ValueError, r"beta=-1\.0 must be 0 or above"),
-        (lambda: build(TRADES, beta=float("inf")), ValueError, "beta=inf must be 0 or above, and finite"),
-        (lambda: build(MART, beta=float("nan")), ValueError, "beta=nan must be 0"),
-        (lambda: build(TRADES, attack=FGSM(EPS)), TypeError, "TRADES gives PGD its own start .*, not FGSM"),
-        (lambda: build(MART, attack=FGSM(EPS)), TypeError, "MART gives PGD its own start"),
-        (lambda: build(FriendlyAT, attack=FGSM(EPS)), TypeError, "FriendlyAT stops PGD early: set .*, not FGSM"),
-        (lambda: build(FriendlyAT, attack=FRIENDLY), TypeError, "not FriendlyPGD"),
-        (lambda: build(FriendlyAT, tau=-1), ValueError, "tau=-1 must be 0 or above"),
-        (lambda: build(FriendlyAT, omega=-0.1), ValueError, "omega=-0.1 must be 0 or above"),
-        (lambda: FriendlyPGD(momentum=0.9), ValueError, "leave out momentum, or use PGD"),
-        (lambda: FriendlyPGD(targeted=True), ValueError, "leave out targeted"),
-        (lambda: FriendlyPGD(freeze_misclassified=True), ValueError, "leave out freeze_misclassified"),
+        (lambda: build(TRADES, beta=-1.0), ValueError, "beta="),
+        (lambda: build(TRADES, beta=float("inf")), ValueError, "beta="),
+        (lambda: build(MART, beta=float("nan")), ValueError, "beta="),
+        (lambda: build(TRADES, attack=FGSM(EPS)), TypeError, "TRADES .*attack=.* FGSM"),
+        (lambda: build(MART, attack=FGSM(EPS)), TypeError, "MART .*attack=.* FGSM"),
+        (lambda: build(FriendlyAT, attack=FGSM(EPS)), TypeError, "FriendlyAT .*attack=.* FGSM"),
+        (lambda: build(FriendlyAT, attack=FRIENDLY), TypeError, "FriendlyAT .*attack=.* FriendlyPGD"),
+        (lambda: build(FriendlyAT, tau=-1), ValueError, "tau="),
+        (lambda: build(FriendlyAT, omega=-0.1), ValueError, "omega="),
+        (lambda: FriendlyPGD(momentum=0.9), ValueError, "FriendlyPGD .*momentum"),
+        (lambda: FriendlyPGD(targeted=True), ValueError, "FriendlyPGD .*targeted"),
+        (lambda: FriendlyPGD(freeze_misclassified=True), ValueError, "FriendlyPGD .*freeze_misclassified"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(make, error, message):
-    with pytest.raises(error, match=message):
+def test_arguments_that_make_no_sense_are_refused(make, error, named):
+    with pytest.raises(error, match=f"^{named}"):
         make()

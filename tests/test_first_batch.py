@@ -17,15 +17,15 @@ def test_a_batch_that_fits_leaves_no_trace():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ({"y": images().y[:3]}, r"there are labels of shape \(3,\) for 24 images: give one for each image"),
-        ({"x": images().x / 0 * 0}, "pixels run from nan to nan"),
-        ({"x": images().x * (1 + 1.2 / 255)}, r"pixels run from .* to 1\.00\d+, .*: divide them by 255"),
+        ({"y": images().y[:3]}, r"labels of shape \(3,\) for 24 images"),
+        ({"x": images().x / 0 * 0}, "^pixels .*nan"),
+        ({"x": images().x * (1 + 1.2 / 255)}, r"^pixels .* 1\.00\d+,"),
     ],
 )
-def test_batches_that_make_no_sense_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_batches_that_make_no_sense_are_refused(change, named):
+    with pytest.raises(ValueError, match=named):
         check_first_batch(TinyNet(), images()._replace(**change), CLASSES)
 
 
@@ -34,7 +34,7 @@ def test_a_net_that_returns_no_tensor_is_refused():
         def forward(self, x):
             return [super().forward(x)] * 2
 
-    with pytest.raises(ValueError, match=f"the net returns list for 2 images instead of logits: .*={CLASSES}"):
+    with pytest.raises(ValueError, match=f"^the net returns list .*num_classes={CLASSES}"):
         check_first_batch(Twice(), images(), CLASSES)
 
 

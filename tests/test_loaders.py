@@ -78,7 +78,7 @@ def test_a_last_short_batch_is_kept_unless_dropped():
 
 
 def test_no_batch_at_all_is_refused():
-    with pytest.raises(ValueError, match="batch_size=8 with drop_last=True makes no batch of 5 images on 1 ranks"):
+    with pytest.raises(ValueError, match=r"^batch_size=8 .*drop_last=True"):
         loader(5, batch_size=8, drop_last=True)
 
 

@@ -130,18 +130,18 @@ def test_gradients_of_two_argument_losses_are_finite_where_logits_saturate():
 @pytest.mark.parametrize("loss", ON_LABELS)
 def test_labels_of_another_shape_are_refused(loss, logits, y):
     for wrong in (y[:3], y.unsqueeze(1)):
-        with pytest.raises(ValueError, match=r"logits must be \(N, C\) and labels \(N,\), but they are \(64, 7\) and"):
+        with pytest.raises(ValueError, match=r"^logits .*labels .*\(64, 7\)"):
             loss(logits, wrong)
 
 
 def test_logits_of_different_shapes_are_refused_by_kl(logits):
-    with pytest.raises(ValueError, match=r"must both be \(N, C\)"):
+    with pytest.raises(ValueError, match=r"^logits and clean_logits"):
         losses.kl(logits, logits[:, :2])
 
 
 def test_losses_that_need_more_classes_say_so():
     y = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="at least 3 classes, but the net returns 2 logits"):
+    with pytest.raises(ValueError, match=r"3 classes.* 2 logits"):
         losses.dlr(torch.randn(2, 2), y)
-    with pytest.raises(ValueError, match="at least 4 classes, but the net returns 3 logits"):
+    with pytest.raises(ValueError, match=r"4 classes.* 3 logits"):
         losses.dlr_targeted(torch.randn(2, 3), y, y + 1)

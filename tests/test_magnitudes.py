@@ -22,10 +22,8 @@ def test_numbers_and_fractions_are_read(text, value):
 
 
 @pytest.mark.parametrize("text", ["8/0", "a", "", "1/2/3", "-1", "nan", "inf", "-8/255", "8/inf/", "1/", "/255"])
-def test_anything_else_is_refused_in_a_sentence_that_names_the_argument(text):
-    with pytest.raises(
-        ValueError, match=r"^eps=.* is not a magnitude: write a number >= 0 or a fraction such as 8/255\.$"
-    ):
+def test_anything_else_is_refused_with_the_arguments_name(text):
+    with pytest.raises(ValueError, match=f"^eps={text} "):
         magnitude(text, "eps")
 
 

@@ -1,5 +1,6 @@
 import copy
 import inspect
+import re
 import typing
 
 import pytest
@@ -322,28 +323,25 @@ def test_images_that_are_too_small_are_refused_at_construction(name, least):
     build = getattr(nets, name)
     assert build(image_size=least)(torch.rand(2, 1, least, least)).shape == (2, 10)
     assert f"at least {least}." in build.__doc__
-    with pytest.raises(ValueError, match=f"image_size={least - 1} is too small"):
+    with pytest.raises(ValueError, match=f"^image_size={least - 1} "):
         build(image_size=least - 1)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("name", "value"),
     [
-        ({"num_classes": 0}, "num_classes=0 of resnet18 must be at least 1"),
-        ({"in_channels": -1}, "in_channels=-1 of resnet18 must be at least 1"),
-        (
-            {"in_channels": 1},
-            r"mean=\(0.4914, .*\) does not fit in_channels=1: give one value per channel, or null",
-        ),
-        ({"std": (1.0,)}, "does not fit in_channels=3"),
-        ({"mean": None}, "give both, or null for both"),
-        ({"std": None}, "give both, or null for both"),
-        ({"std": (1.0, 0.0, 1.0)}, "must be above 0"),
+        ("num_classes", 0),
+        ("in_channels", -1),
+        ("in_channels", 1),
+        ("std", (1.0,)),
+        ("mean", None),
+        ("std", None),
+        ("std", (1.0, 0.0, 1.0)),
     ],
 )
-def test_arguments_that_make_no_net_are_refused_by_name(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        nets.resnet18(**kwargs)
+def test_arguments_that_make_no_net_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"\b{name}={re.escape(str(value))}"):
+        nets.resnet18(**{name: value})
 
 
 def test_madrys_net_cannot_be_narrower_than_its_stem():

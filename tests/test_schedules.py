@@ -236,45 +236,43 @@ class TestDrops:
 
 class TestBadArguments:
     @pytest.mark.parametrize(
-        ("make", "sentence"),
+        ("make", "name"),
         [
-            (lambda: PiecewiseLinear([0, 5, 3], [0, 1, 0]), r"times=\[0.0, 5.0, 3.0\] must be"),
-            (lambda: PiecewiseLinear([0, 5, 5], [0, 1, 0]), "each later than the one before"),
-            (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values"),
-            (lambda: Staircase([], []), "at least one time"),
+            (lambda: PiecewiseLinear([0, 5, 3], [0, 1, 0]), "times="),
+            (lambda: PiecewiseLinear([0, 5, 5], [0, 1, 0]), "times="),
+            (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times"),
+            (lambda: Staircase([], []), "times="),
             (lambda: MultiStep([90, 75]), "milestones="),
-            (lambda: MultiStep([75], factor=0), "factor=0.0 must be above 0"),
-            (lambda: Linear(0, 1, 5, 5), "end=5.0 must come after begin=5.0"),
-            (lambda: Linear(0, "8/0", 0, 5), "stop=8/0 is not a magnitude"),
-            (lambda: Linear(0, math.nan, 0, 5), "stop=nan is not a number"),
-            (lambda: Cosine(1, 0, 30, 5), "end=5.0 must come after begin=30.0"),
-            (lambda: PeriodicCosine(0.5, 0.6, 0.4, [10]), "low=0.5 must not exceed"),
-            (lambda: PeriodicCosine(0, 0.6, 0.4, [0, 10]), r"ends=\[0.0, 10.0\] must be above 0"),
-            (lambda: PeriodicCosine(0, 0.6, 0.4, [10, 5]), r"ends=\[10.0, 5.0\] must be at least one time"),
-            (lambda: Cyclic(-1, 5), "up=-1.0 must be above 0"),
-            (lambda: Cyclic(1, 0), "down=0.0 must be above 0"),
-            (lambda: CyclicStep(20, 20, 40), "until=40.0 must come before the triangle ends at 40.0"),
+            (lambda: MultiStep([75], factor=0), "factor="),
+            (lambda: Linear(0, 1, 5, 5), "end="),
+            (lambda: Linear(0, "8/0", 0, 5), "stop="),
+            (lambda: Linear(0, math.nan, 0, 5), "stop="),
+            (lambda: Cosine(1, 0, 30, 5), "end="),
+            (lambda: PeriodicCosine(0.5, 0.6, 0.4, [10]), "low="),
+            (lambda: PeriodicCosine(0, 0.6, 0.4, [0, 10]), "ends="),
+            (lambda: PeriodicCosine(0, 0.6, 0.4, [10, 5]), "ends="),
+            (lambda: Cyclic(-1, 5), "up="),
+            (lambda: Cyclic(1, 0), "down="),
+            (lambda: CyclicStep(20, 20, 40), "until="),
             (lambda: CyclicStep(20, 20, 35, after=[11, 6]), "after="),
-            (lambda: CyclicMomentum(5, 5, low=0.9, high=0.8), "0 <= low <= high < 1"),
+            (lambda: CyclicMomentum(5, 5, low=0.9, high=0.8), "low="),
         ],
     )
-    def test_are_refused_in_one_sentence(self, make: Any, sentence: str):
-        with pytest.raises(ValueError, match=sentence) as refusal:
+    def test_are_refused_by_name(self, make: Any, name: str):
+        with pytest.raises(ValueError, match=f"^{name}"):
             make()
-        assert str(refusal.value).endswith(".")
-        assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize(
-        "make",
+        ("make", "named"),
         [
-            lambda: Cyclic(None, 5),
-            lambda: PerEpoch(0.5),
-            lambda: Product([0.5]),
-            lambda: MultiStep([None]),
+            (lambda: Cyclic(None, 5), "up=None"),
+            (lambda: PerEpoch(0.5), r"0\.5"),
+            (lambda: Product([0.5]), r"0\.5"),
+            (lambda: MultiStep([None]), "milestones.*=None"),
         ],
     )
-    def test_of_a_wrong_kind_are_refused(self, make: Any):
-        with pytest.raises(TypeError, match=r"is not a (number|Schedule)\."):
+    def test_of_a_wrong_kind_are_refused(self, make: Any, named: str):
+        with pytest.raises(TypeError, match=f"^{named}"):
             make()
 
 

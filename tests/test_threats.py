@@ -117,5 +117,5 @@ def test_memory_format_is_kept(threat_set):
 def test_threat_knows_norms_by_name():
     assert threat("linf", 0.1) == Linf(0.1)
     assert threat("l2", 0.5) == L2(0.5)
-    with pytest.raises(ValueError, match='norm="l1" is unknown: choose "linf" or "l2"'):
+    with pytest.raises(ValueError, match=r'^norm="l1"'):
         threat("l1", 0.1)

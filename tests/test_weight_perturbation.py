@@ -256,21 +256,21 @@ def test_kept_tensors_are_the_same_tensors():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "error", "named"),
     [
-        (lambda: AWP(gamma=float("inf")), ValueError, "AWP's gamma=inf must be 0 or above, and finite"),
-        (lambda: AWP(gamma=-0.1), ValueError, "AWP's gamma=-0.1 must be 0 or above"),
-        (lambda: AWP(warm_up=float("nan")), ValueError, "AWP's warm_up=nan must be 0 or above"),
-        (lambda: build(PGDAT, weight_perturbation=0.005), TypeError, "weight_perturbation=0.005 is no AWP: write AWP"),
+        (lambda: AWP(gamma=float("inf")), ValueError, "AWP's gamma="),
+        (lambda: AWP(gamma=-0.1), ValueError, "AWP's gamma="),
+        (lambda: AWP(warm_up=float("nan")), ValueError, "AWP's warm_up="),
+        (lambda: build(PGDAT, weight_perturbation=0.005), TypeError, "weight_perturbation="),
         (
             lambda: build(FreeAT, attack=ONE_STEP, weight_perturbation=AWP()),
             ValueError,
-            "FreeAT cannot perturb weights, .*: set weight_perturbation=None, or train PGDAT with it",
+            "FreeAT .*weight_perturbation=",
         ),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(make, error, message):
-    with pytest.raises(error, match=message):
+def test_arguments_that_make_no_sense_are_refused(make, error, named):
+    with pytest.raises(error, match=f"^{named}"):
         make()
 
 
@@ -278,5 +278,5 @@ def test_a_training_of_one_dimensional_tensors_alone_is_refused(tmp_path):
     net = TinyNet()
     for weight in net.parameters():
         weight.requires_grad_(weight.ndim == 1)
-    with pytest.raises(ValueError, match="of more than one dimension, of which this net trains none: leave"):
+    with pytest.raises(ValueError, match=r"^AWP .*weight_perturbation"):
         fit(awp(net=net), tmp_path)

@@ -1,10 +1,11 @@
 """The smallest things that train: a net with BatchNorm, and learnable images of its size."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -53,16 +54,32 @@ def indexed(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
     return DataLoader([Batch(*row) for row in zip(*batch, strict=True)], batch_size=batch_size)
 
 
+class SaveAfter(Callback):
+    """Saves after some batches, counted over all epochs; after an epoch's last one when the epoch ends."""
+
+    def __init__(self, batches: int, path: Path) -> None:
+        self.batches, self.path = batches, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batches and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batches:
+            trainer.save_checkpoint(self.path)
+
+
 def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
     """A silent trainer on the CPU that writes nothing unless it is asked to."""
     quiet: dict[str, Any] = {
+        "devices": 1,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **(quiet | kwargs))
+    return Trainer(accelerator="cpu", default_root_dir=tmp_path, **(quiet | kwargs))
 
 
 def named(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Ways to find adversarial images; each is a value, called as ``attack(net, x, y)``."""
+"""Attacks; each is a value, called as ``attack(net, x, y)``."""
 
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.attacks.base import Attack

@@ -1,4 +1,4 @@
-"""AutoAttack, run by the package that holds its authors' code."""
+"""AutoAttack, run with the package of its authors' code."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, Attack
+from lit_robust.attacks.base import EPS, Attack, check_images
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import Norm
@@ -30,7 +30,7 @@ VERSIONS: dict[str, dict[str, int]] = {
     "rand": {"apgd-ce": 1, "apgd-dlr": 1},
 }
 
-#: How often an attack looks at an image in one of its restarts, at most (FAB: about), with 9 targets: for time left.
+#: Forwards per image and restart, at most (FAB: about), with 9 targets; for the estimate of the time left.
 LOOKS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 200, "fab-t": 1800, "square": 5000}
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 class AutoAttack(Attack):
     """AutoAttack (Croce and Hein, ICML 2020, arXiv:2003.01690): several attacks in a row.
 
-    Each attack sees the images that all before it left correctly classified; unbroken ones come back as they
-    were.
+    Each attack runs on the images that all earlier ones left correctly classified; images that none of them breaks
+    are returned unchanged.
 
     ========  =======================================================================================
     version   attacks (100 iterations each, Square 5000 queries)
@@ -53,16 +53,16 @@ class AutoAttack(Attack):
     ========  =======================================================================================
 
     The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
-    Where a net has fewer than 10 classes, the targeted attacks aim at all wrong ones. The package's doubts (a
-    randomised net, outputs that are probabilities, zero gradients, ...) come as Python warnings. A terminal
-    gets a bar with the time left, the logger ``lit_robust`` a line an attack at level INFO. The net should be
+    If a net has fewer than 10 classes, the targeted attacks target all wrong ones. What the package's own checks find
+    (a randomised net, outputs that are probabilities, zero gradients, ...) is issued as Python warnings. A terminal
+    shows a bar with the time left; the logger ``lit_robust`` gets a line per attack at level INFO. The net should be
     in eval mode.
 
     Args:
         eps: The bound, in units of [0, 1].
-        norm: Of the ball.
+        norm: The norm of the ball.
         version: A row of the table.
-        seed: Every attack draws from this seed for every batch; the caller's random state is left as it was.
+        seed: Every attack starts from this seed in every batch; the caller's random state is restored.
         batch_size: How many images are attacked at once.
 
     Raises:
@@ -89,9 +89,10 @@ class AutoAttack(Attack):
         _Package()
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Run the version's attacks on whoever is left."""
+        """Run the version's attacks, each on the images that are still unbroken."""
         package = _Package()
-        # Rich, which draws Lightning's bar, would make of each state of this one a line that stays.
+        check_images(x)
+        # Rich, which draws Lightning's bar, would print each update of this bar as a new line.
         terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         bar = tqdm(desc="AutoAttack", file=terminal, unit=" images", unit_scale=True, leave=False, disable=None)
 
@@ -143,7 +144,7 @@ class AutoAttack(Attack):
         return package.square.SquareAttack(predict, n_queries=5000, p_init=0.8, resc_schedule=False, **common)
 
     def _check(self, package: "_Package", predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
-        """Run the package's checks, which warn, and count the classes."""
+        """Run the package's checks, which may warn, and return the number of classes."""
         classes = int(package.checks.check_range_output(predict, x))
         needed = 4 if "apgd-t" in VERSIONS[self.version] else 3
         if classes < needed:
@@ -159,7 +160,7 @@ class AutoAttack(Attack):
 
 
 class _Package:
-    """The modules of whichever package is installed; both have the same ones."""
+    """The modules of the installed package; both packages have the same ones."""
 
     apgd: ModuleType
     fab: ModuleType
@@ -181,9 +182,9 @@ class _Package:
     def check_dynamic(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> None:
         """Warn if the net optimises while it predicts.
 
-        The package counts calls of autograd with a trace function. It never resets its counters, so one such
-        net would cast suspicion on all later ones, and it drops the trace function of a debugger or a
-        coverage tool.
+        The package counts calls of autograd with a trace function. Its counters are reset here, because otherwise one
+        such net makes it warn about all later ones; the trace function of a debugger or a coverage tool, which it
+        removes, is restored.
         """
         self.checks.funcs.update(dict.fromkeys(self.checks.funcs, 0))
         trace = sys.gettrace()
@@ -195,7 +196,7 @@ class _Package:
 
 @contextmanager
 def _own_random_state() -> Iterator[None]:
-    """Let the package seed torch as it likes, and give the caller's random state back."""
+    """Restore the caller's random states after the package has seeded torch."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
         yield

@@ -1,4 +1,4 @@
-"""What an attack is, and what every attack needs."""
+"""The base class of attacks, and what every attack needs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,22 +9,23 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
+from lit_robust.guards import is_checked
 from lit_robust.magnitudes import Magnitude
 
 P = ParamSpec("P")
 A = TypeVar("A", bound="Attack")
 
-#: The defaults: the bound of the CIFAR-10 tables and its usual step, saved as they are written here.
+#: Defaults: the bound of the CIFAR-10 tables and its usual step; saved as written here.
 EPS, STEP_SIZE = Magnitude("8/255"), Magnitude("2/255")
 
 
 class Attack(ABC):
-    """A way to find adversarial images; a value, with no net, device or mode inside.
+    """A way to find adversarial images: a value that holds no net, device or mode.
 
-    A subclass is a frozen dataclass with flat arguments, so ``dataclasses.replace(attack, eps=...)`` is
-    another one. It sees the net in the mode (BatchNorm, dropout) that the caller put it in: see
-    ``network_mode``. It leaves no gradient on any parameter, and works inside ``torch.no_grad`` and
-    ``torch.inference_mode`` too: see ``crafting``.
+    A subclass is a frozen dataclass with flat arguments, so ``dataclasses.replace(attack, eps=...)`` makes a variant.
+    An attack runs the net in the mode (BatchNorm, dropout) that the caller has set, see ``network_mode``. It leaves no
+    gradient on any parameter, and also works inside ``torch.no_grad`` and ``torch.inference_mode``, see ``crafting``.
     """
 
     @abstractmethod
@@ -44,22 +45,32 @@ class Attack(ABC):
         """Fail at once if the attack needs a package that is missing.
 
         Raises:
-            ImportError: With what to install.
+            ImportError: If one is missing; the message says what to install.
         """
 
 
-def made_once(build: Callable[P, A]) -> Callable[P, A]:
-    """Let a function that builds an attack from other values return the same one as long as these are the same.
+def check_images(x: Tensor) -> None:
+    """Refuse clean images outside [0, 1], which an attack would clip; not inside ``guards.checked``.
 
-    A training asks for its attack in every batch, and an attack checks its arguments when it is built.
+    Raises:
+        ValueError: With the range found and what to do about it.
+    """
+    if not is_checked() and len(x) and x.is_floating_point():  # `crafting` refuses others
+        require.images(x, "give the images as they are, in [0, 1], and normalise inside the net")
+
+
+def made_once(build: Callable[P, A]) -> Callable[P, A]:
+    """Cache a function that builds an attack from other values.
+
+    Training asks for its attack in every batch, and an attack checks its arguments when it is built.
     """
     cached = lru_cache(maxsize=16)(build)
 
     @wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> A:
         try:
-            return cached(*args, **kwargs)  # type: ignore[arg-type]  # that they are hashable is what is tried
-        except TypeError:  # a value of the user's own that has no hash
+            return cached(*args, **kwargs)  # type: ignore[arg-type]  # whether they are hashable is tried here
+        except TypeError:  # an unhashable value of the user's own
             return build(*args, **kwargs)
 
     return wrapper
@@ -71,14 +82,14 @@ def arguments_of(attack: Any) -> dict[str, Any]:
 
 
 def within_box(distance: float) -> float:
-    """A distance in L-infinity, at most 1: no pixel is farther from another than black from white."""
+    """Cap a distance in L-infinity at 1, the distance from black to white."""
     return min(distance, 1.0)
 
 
 def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
-    """The gradient of per-sample losses ``(N,)`` in the images, and nothing on any parameter.
+    """The gradient of per-sample losses ``(N,)`` with respect to the images; parameters get none.
 
-    The losses are summed, not averaged: a mean over 256 samples drives gradients in float16 to 0.
+    The losses are summed, not averaged: with a mean over 256 samples, float16 gradients underflow to 0.
 
     Raises:
         ValueError: If the loss is not one number per sample.
@@ -98,8 +109,7 @@ def check_attack(name: str, attack: Attack) -> None:
 
     Raises:
         TypeError: If it cannot be called, or is a class.
-        ValueError: If it is targeted, for it would be given the true labels as its targets, or its steps have no
-            length.
+        ValueError: If it is targeted, because its targets would be the true labels, or if its step size is 0.
     """
     if isinstance(attack, type):
         raise TypeError(f"{name}={attack.__name__} is a class: write {attack.__name__}(...).")

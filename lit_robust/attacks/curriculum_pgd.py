@@ -1,4 +1,4 @@
-"""PGD whose images may be only so difficult: the inner maximisation of SAT, and its single-step form."""
+"""PGD under a bound on difficulty: the inner maximisation of SAT, and its single-step form."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, Attack, input_gradient
+from lit_robust.attacks.base import EPS, Attack, check_images, input_gradient
 from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
 from lit_robust.guards import crafting
@@ -22,19 +22,20 @@ class CurriculumPGD(PGD):
 
         max_{|x' - x| <= eps}  L(f(x'), y)   subject to   psi(x') <= lam
 
-    A step moves the samples with ``psi <= lam`` at the point before it. So the last step may overshoot, as in the
-    authors' code, and in eval mode a sample that has stopped stays, for neither its image nor the net changes. No pass
-    is saved: the others go on. With ``lam`` at the metric's maximum (1 for most) it is PGD.
+    Each step moves the samples whose ``psi`` is at most ``lam`` before the step. So the last step may overshoot, as in
+    the authors' code, and in eval mode a stopped sample never moves again, because neither its image nor the net
+    changes. Stopped samples save no computation, because the others go on. With ``lam`` at the metric's maximum (1 for
+    most) it is PGD.
 
-    ``AttributeRamp("attack.lam", ...)`` lets any method that takes a PGD train with it.
+    With ``AttributeRamp("attack.lam", ...)`` any method that takes a PGD can train with it.
 
     Args:
         psi: The metric, see ``lit_robust.attacks.difficulty``.
         lam: The bound, the paper's lambda.
 
     Raises:
-        TypeError: If ``psi`` is no Difficulty.
-        ValueError: If ``lam`` is no number, or the attack is targeted, which no metric is meant for.
+        TypeError: If ``psi`` is not a Difficulty.
+        ValueError: If ``lam`` is not a number, or the attack is targeted, which the metrics do not support.
     """
 
     psi: Difficulty = field(kw_only=True)
@@ -48,7 +49,7 @@ class CurriculumPGD(PGD):
             raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
 
     def movers(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers:
-        """Samples that are easy enough; with ``freeze_misclassified`` only those still classified correctly."""
+        """Select the samples that are easy enough and, with ``freeze_misclassified``, still classified correctly."""
         measure, unbroken = self.psi.begin(self, net, x, y), super().movers(net, x, y)
 
         def easy_enough(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
@@ -60,19 +61,20 @@ class CurriculumPGD(PGD):
 
 @dataclass(frozen=True)
 class CurriculumFGSM(Attack):
-    """P-SAT's single step (the authors' code; not in the slides): as long as it takes psi to reach ``lam``, if linear.
+    """P-SAT's single step (the authors' code; not in the slides), with the length at which a linear psi is ``lam``.
 
         x0 = clip(x + U(-eps, eps)),     psi = max_{j != y} p_j - p_y at x0
         x' = P( x0 + a sign grad psi ),     a = clip( relu(lam - psi) / (|grad psi|_1 + 1e-9), 0, bound )
 
-    Ball and longest step are the ``bound`` of 1.25 eps, so ``x'`` may be that far away from ``x``, as in that code.
+    As in that code, the longest step and the radius of P's ball are the ``bound`` of 1.25 eps, so ``x'`` may be that
+    far from ``x``.
 
     Args:
         eps: The start's radius, in units of [0, 1].
-        lam: Where psi shall get to, at most 1.
+        lam: The value that psi should reach, at most 1.
 
     Raises:
-        ValueError: If ``eps`` is above 1, or ``lam`` no number.
+        ValueError: If ``eps`` is above 1, or ``lam`` is not a number.
     """
 
     eps: Magnitude = EPS
@@ -84,6 +86,7 @@ class CurriculumFGSM(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
+        check_images(x)
         bound, ball = 1.25 * self.eps, Linf(self.eps)
         with crafting(x, y) as (x, y):
             x_adv = ball.project(ball.random_start(x), x).requires_grad_()

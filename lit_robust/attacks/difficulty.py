@@ -1,4 +1,4 @@
-"""How difficult an image is: what ``CurriculumPGD`` keeps below a bound that grows."""
+"""Metrics of an image's difficulty, which ``CurriculumPGD`` keeps below a growing bound."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -20,15 +20,15 @@ from lit_robust.attacks.hessian import (
 from lit_robust.attacks.pgd import PGD
 from lit_robust.threats import Norm
 
-#: ``(x_adv, logits of x_adv, gradient of the objective) -> (N,)``, how difficult the points are that a run has reached.
+#: ``(x_adv, logits of x_adv, gradient of the objective) -> (N,)``, the difficulty of a run's current points.
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Difficulty(ABC):
     """The metric psi of a curriculum: one number per sample, larger where the image is more difficult.
 
-    A subclass is a frozen dataclass, a value that YAML can name. Most metrics are in [0, 1], so that no sample passes
-    the bound 1, and read what the attack has computed anyway.
+    A subclass is a frozen dataclass, a value that YAML can name. Most metrics are in [0, 1], so that no sample exceeds
+    the bound 1, and only read what the attack computes anyway.
     """
 
     @abstractmethod
@@ -65,23 +65,23 @@ class AdversarialLoss(Difficulty):
 class Distance(Difficulty):
     """How far the point is from the image, ``|x' - x| / eps`` in [0, 1], in the attack's norm.
 
-    A uniform start is at nearly 1 already: begin at the image (``init="zero"``). A curriculum of ``eps`` itself is
-    ``AttributeRamp("attack.eps", ...)`` on any method.
+    A uniform start is already at nearly 1, so start at the image (``init="zero"``). For a curriculum of ``eps`` itself,
+    use ``AttributeRamp("attack.eps", ...)`` with any method.
     """
 
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
-        """Measure along the way."""
+        """Measure the change of the image."""
         eps = max(attack.eps, torch.finfo(x.dtype).tiny)
-        # Above 1 only by rounding, which must not stop anyone at the bound 1.
+        # Only rounding makes it exceed 1, and that must not stop a sample at the bound 1.
         return lambda x_adv, logits, gradient: (_length(x_adv - x, attack.norm) / eps).clamp(max=1)
 
 
 @dataclass(frozen=True)
 class Steps(Difficulty):
-    """The share of the attack's steps that the next one completes: with the bound j/K a sample takes j of K steps."""
+    """The fraction of steps taken after the next one; with the bound j/K, each sample takes j of K steps."""
 
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
-        """Count."""
+        """Count the steps."""
         taken = itertools.count(1)
         return lambda x_adv, logits, gradient: x.new_full((len(x),), next(taken) / attack.steps)
 
@@ -92,12 +92,12 @@ class FOSC(Difficulty):
 
         FOSC(x') = max_{|z - x| <= eps} <z - x', grad L(f(x'), y)> = eps |grad|_dual - <x' - x, grad>
 
-    It is 0 where no point of the ball is better to first order, and positive elsewhere; it does not know of the image
-    box. The dual norm of L-infinity is l1, that of L2 itself. ``L`` is what the attack maximises.
+    It is 0 where no point of the ball is better to first order, and positive elsewhere; it ignores the image box. The
+    dual norm of L-infinity is l1, that of L2 is L2. ``L`` is what the attack maximises.
 
     Args:
-        origin: What ``x`` is: the ``image``, or as in Wang et al.'s code the random ``start``, from which FOSC may be
-            negative. That code first tests it after a step, so the first step is taken in any case.
+        origin: What ``x`` is: the ``image``, or as in Wang et al.'s code the random ``start``, with which FOSC may be
+            negative. That code first tests it after a step, so the first step is always taken.
 
     Raises:
         ValueError: If there is no such origin.
@@ -111,7 +111,7 @@ class FOSC(Difficulty):
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
         """Read the gradient."""
         if self.origin == "image":
-            # Never below 0 but for rounding, which must not stop anyone at c = 0.
+            # Only rounding makes it negative, and that must not stop a sample at c = 0.
             return lambda x_adv, logits, gradient: -fosc(x_adv - x, gradient, attack.eps, attack.norm).clamp_min(0)
         start: list[Tensor] = []
 
@@ -127,9 +127,9 @@ class FOSC(Difficulty):
 class Sharpness(Difficulty):
     """H-SAT's metric (arXiv:2003.09347): the largest eigenvalue of the Hessian of the cross-entropy in the weights.
 
-    It is too expensive to compute, and the approximations of the paper are not published: both of these are ours.
-    Nor has it a natural scale. What is divided by a median of the batch ranks the images of one batch on one rank: the
-    bound 0.5 lets half of any net's images move, and who that is depends on who else is there.
+    It is too expensive to compute, and the paper's approximations are not published: both subclasses are ours. It also
+    has no natural scale. A value divided by the batch's median only ranks the images of one batch on one rank: with the
+    bound 0.5, half of the images move whatever the net, and which ones depends on the rest of the batch.
     """
 
 
@@ -137,21 +137,21 @@ class Sharpness(Difficulty):
 class LastLayerSharpness(Sharpness):
     """The largest eigenvalue of the Hessian in the last layer's weights, in closed form; see ``last_layer_eigenvalue``.
 
-    Without the length of the features it is ``2 lambda_max(diag p - p p^T)`` in [0, 1], a function of the logits alone,
-    0 where the net is certain (be it right or wrong) and 1 where two classes share all probability.
+    Without the features' norm it is ``2 lambda_max(diag p - p p^T)`` in [0, 1], a function of the logits alone: 0 where
+    the net is certain (right or wrong), and 1 where two classes share all probability.
 
     Args:
-        feature_norm: Whether to keep the length of the features: ``c / (c + m)`` of the eigenvalue ``c``, where ``m``
-            is the median of the batch at the start of the run. It costs a forward (no backward) a step.
+        feature_norm: Whether to include the features' norm: ``c / (c + m)``, where ``c`` is the eigenvalue and ``m``
+            the batch's median of it at the start of the run. It costs a forward (no backward) per step.
 
     Raises:
-        TypeError: If the features are asked for and the net has no ``features`` and linear ``head``.
+        TypeError: If ``feature_norm`` is set and the net has no ``features`` or no linear ``head``.
     """
 
     feature_norm: bool = False
 
     def check(self, net: nn.Module) -> None:
-        """See that there are features."""
+        """Refuse a net without features if they are needed."""
         if self.feature_norm and not (hasattr(net, "features") and isinstance(getattr(net, "head", None), nn.Linear)):
             raise TypeError(
                 f"LastLayerSharpness(feature_norm=True) reads net.features(x) and the Linear net.head, which "
@@ -159,30 +159,30 @@ class LastLayerSharpness(Sharpness):
             )
 
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
-        """Read the logits, and the features if they count."""
+        """Read the logits, and the features if they are needed."""
         if not self.feature_norm:
             return lambda x_adv, logits, gradient: 2 * softmax_eigenvalue(logits)
         self.check(net)
         share, bias = _share_of_start(), getattr(net.head, "bias", None) is not None
-        features: Callable[[Tensor], Tensor] = getattr(net, "features")  # noqa: B009  # of no type that is known here
+        features: Callable[[Tensor], Tensor] = getattr(net, "features")  # noqa: B009  # nn.Module does not declare it
         return lambda x_adv, logits, gradient: share(last_layer_eigenvalue(logits, features(x_adv), bias))
 
 
 @dataclass(frozen=True)
 class PowerIteration(Sharpness):
-    """The curvature of each sample's loss along the direction of weights in which the batch's is sharpest.
+    """The curvature of each sample's loss along the direction of the weights in which the batch's loss is sharpest.
 
         v = top eigenvector of H(X0) by power iteration,     H(X') = 1/N sum_i H_i(x'_i),  H_i = Hessian of CE_i
         psi_i = c_i / (c_i + m),     c_i = max(v^T H_i(x'_i) v, 0),     m = median of |v^T H_i v| at the start X0
 
-    The mean of the ``v^T H_i v`` at the start is the batch's largest eigenvalue once the iteration has converged; each
-    is a lower bound of its own sample's. An eigenvector for each sample would take as many copies of the weights. ``v``
-    is found once a run, by Hessian-vector products of about 10 forwards each; the curvatures cost about 10 forwards a
-    step (on a CPU, where a step of PGD is 2 or 3). All of it is in float32 and in eval mode.
+    Once the iteration has converged, the mean of ``v^T H_i v`` at the start is the batch's largest eigenvalue; each
+    ``v^T H_i v`` is a lower bound of its own sample's. An eigenvector per sample would take a copy of the weights per
+    sample. ``v`` is computed once per run, by Hessian-vector products that cost about 10 forwards each; the curvatures
+    cost about 10 forwards per step (on a CPU, where a step of PGD costs 2 or 3). Both use float32 and eval mode.
 
     Args:
-        iterations: Hessian-vector products, beginning with the gradient of the batch's loss. If the eigenvalue of
-            largest magnitude is negative, as early in training, that is what they find, and most psi are 0.
+        iterations: The number of Hessian-vector products, starting from the gradient of the batch's loss. If the
+            eigenvalue of largest magnitude is negative, as early in training, they find that one, and most psi are 0.
 
     Raises:
         ValueError: If ``iterations`` is not an integer, at least 0.
@@ -213,7 +213,7 @@ def fosc(delta: Tensor, gradient: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def _share_of_start() -> Callable[[Tensor], Tensor]:
-    """``c / (c + m)`` in [0, 1], where m is the median size of what it is called with first; below 0, c counts as 0."""
+    """``c / (c + m)`` in [0, 1], where m is the median magnitude in the first call; a negative c counts as 0."""
     median: list[Tensor] = []
 
     def share(values: Tensor) -> Tensor:

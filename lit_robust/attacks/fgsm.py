@@ -23,7 +23,7 @@ class FGSM(Attack):
 
     Args:
         eps: The bound and the step, in units of [0, 1].
-        norm: With ``l2`` the step follows the gradient itself.
+        norm: The norm of the ball; with ``l2`` the step follows the gradient itself, not its sign.
 
     Raises:
         ValueError: If ``eps`` is above 1 in L-infinity, or there is no such norm.
@@ -58,7 +58,7 @@ class RFGSM(Attack):
     rmgm      x + alpha sign N(0,1)        eps        eps + alpha, by design  R-MGM, CVPRW 2019 (SAT-R2)
     ========  ===========================  =========  ======================  ==========================
 
-    All clip to [0, 1]; the forms of wong and rmgm are those of their authors' code.
+    All results are clipped to [0, 1]; wong and rmgm are as in their authors' code.
 
     Args:
         eps: The bound, in units of [0, 1].

@@ -1,4 +1,4 @@
-"""PGD that leaves each image alone soon after it has been misclassified."""
+"""PGD that stops each image soon after it is misclassified."""
 
 from dataclasses import dataclass
 
@@ -17,19 +17,19 @@ class FriendlyPGD(PGD):
         x' <- P( x' + step_size * steepest(grad L(f(x'), y)) + omega N(0, I) ),     until x' is misclassified and
                                                                                      has been at tau points before
 
-    A sample stops for good, and the others go on in a smaller batch, as in the authors' code: that is what makes it
-    cheaper than PGD, at one wait for the device a step. ``steps`` is the most that a sample takes, and its last point
-    is not looked at again. The rows come back in their order, where the authors' code reorders the batch.
+    A stopped sample stays stopped, and the others go on in a smaller batch, as in the authors' code. That makes it
+    cheaper than PGD, at the cost of one synchronisation with the device per step. A sample takes at most ``steps``
+    steps, and its last point is not evaluated. Rows keep their order, whereas the authors' code reorders the batch.
 
     With ``loss=losses.kl, compare_with="clean_logits"``, which TRADES sets, it is the attack of FAT for TRADES.
 
     Args:
-        tau: At how many misclassified points a sample still takes a step.
+        tau: The number of misclassified points from which a sample still takes a step.
         omega: The standard deviation of the noise of each step.
 
     Raises:
-        ValueError: If ``tau`` or ``omega`` is negative or infinite, or something is asked for that early stopping does
-            not go with: a momentum, a target, ``freeze_misclassified``.
+        ValueError: If ``tau`` or ``omega`` is negative or infinite, or if ``momentum``, ``targeted`` or
+            ``freeze_misclassified`` is set, with which early stopping does not work.
     """
 
     tau: float = 0
@@ -44,7 +44,7 @@ class FriendlyPGD(PGD):
                 raise ValueError(f"FriendlyPGD stops samples by a rule of its own: leave out {name}, or use PGD.")
 
     def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:
-        """One run; PGD's own loop would give samples that have stopped a forward and a backward, too."""
+        """One run; PGD's own loop would also compute a forward and a backward for stopped samples."""
         reference = y
         if self.compare_with == "clean_logits":
             with torch.no_grad():
@@ -64,5 +64,5 @@ class FriendlyPGD(PGD):
         return x_adv if self.clip_init else self.threat.project(x_adv, x)
 
     def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
-        """Take a step with some noise."""
+        """Add the noise and take a step."""
         return super().step(net, x, x_adv + self.omega * torch.randn_like(x_adv), direction, k)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_robust.attacks.pgd import PGD, Objective
 from lit_robust.guards import network_mode
 
-#: ``(logits, clean_logits)``, both ``(N, C)``, to one number for each sample or one for the batch.
+#: ``(logits, clean_logits)``, both ``(N, C)``, to one number per sample or one for the batch.
 Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -21,11 +21,11 @@ class GuidedPGD(PGD):
 
         max_{|x' - x| <= eps}  sum_i L(f(x'_i), y_i) + lam penalty(f(x'), f(x))
 
-    Without ``lam`` the clean logits are not needed. They are computed all the same where their forward moves
-    BatchNorm's statistics, because the authors of GAT and NuAT compute them in every batch.
+    With ``lam=0`` the clean logits are not needed. With ``reference_bn_mode="train"`` they are computed all the same,
+    because their forward updates BatchNorm's statistics, and the authors of GAT and NuAT compute them in every batch.
 
     Args:
-        penalty: What guides the steps; one that couples the images of a batch is added to the loss of each.
+        penalty: The penalty; one that returns a single number for the batch is added to each sample's loss.
         lam: The penalty's weight.
         guided_steps: How many of the first steps are guided; None for all.
         reference_bn_mode: The net's mode for the clean logits; None leaves it as it is.
@@ -37,7 +37,7 @@ class GuidedPGD(PGD):
     reference_bn_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
-        """The loss, and in the guided steps the penalty."""
+        """The loss, plus the weighted penalty in the guided steps."""
         guided = self.steps if self.guided_steps is None else self.guided_steps
         if self.lam or self.reference_bn_mode == "train":
             mode = network_mode(net, self.reference_bn_mode) if self.reference_bn_mode else nullcontext()

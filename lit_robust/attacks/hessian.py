@@ -1,4 +1,4 @@
-"""The curvature of the cross-entropy in the weights of a net."""
+"""The curvature of the cross-entropy with respect to a net's weights."""
 
 import warnings
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def softmax_eigenvalue(logits: Tensor) -> Tensor:
     """The largest eigenvalue of ``diag p - p p^T``, ``p = softmax(logits)``, at most 1/2; ``(N,)``.
 
     It lies between the two largest probabilities and solves ``sum_i p_i^2 / (p_i - lambda) = 1``, whose left side grows
-    there. Bisection finds it; a solver for ``(N, C, C)`` matrices takes longer and makes the host wait.
+    there. Bisection finds it; a solver for ``(N, C, C)`` matrices takes longer and synchronises with the host.
     """
     p = logits.float().softmax(dim=1)
     high, low = p.topk(2, dim=1).values.unbind(dim=1)
@@ -63,14 +63,14 @@ def curvatures(net: nn.Module, x: Tensor, y: Tensor, direction: Weights) -> Tens
 
 @contextmanager
 def _twice_differentiable(net: nn.Module, x: Tensor) -> Iterator[Weights]:
-    """Give the net's weights, where second derivatives exist and mean something: eager, in float32 and in eval mode."""
+    """Yield the net's weights, with settings that suit second derivatives: uncompiled, float32, eval mode."""
     with (
         network_mode(net, "eval"),
         torch.autocast(x.device.type, enabled=False),
         torch.compiler.set_stance("force_eager"),
         warnings.catch_warnings(),
     ):
-        # torch's own, when it first differentiates forwards
+        # raised inside torch at its first forward-mode differentiation
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         yield {name: parameter.detach() for name, parameter in net.named_parameters()}
 

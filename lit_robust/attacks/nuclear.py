@@ -36,7 +36,7 @@ class _MatrixNorm(Attack):
 
     @cached_property
     def pgd(self) -> GuidedPGD:
-        """The same attack as a PGD that is guided by the norm."""
+        """The same attack as a PGD guided by the norm."""
         return GuidedPGD(
             self.eps,
             step_size=self.eps if self.step_size is None else self.step_size,
@@ -52,7 +52,7 @@ class _MatrixNorm(Attack):
         return self.norm_of(logits.float() - clean_logits.float()) / len(logits)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Compute the clean logits, then climb."""
+        """Run the guided PGD."""
         return self.pgd(net, x, y)
 
 
@@ -66,23 +66,24 @@ class NuclearNorm(_MatrixNorm):
 
         max_{|x' - x| <= eps}  sum_i CE(f(x'_i), y_i) + lam |f(x') - f(x)|_*,     (N, C) logits
 
-    One step of eps from plus or minus eps/2 in each pixel, as NuAT trains; or K steps. The norm rewards logits that
-    change in many directions, so the errors that it finds are spread over more classes than the Frobenius norm's.
+    By default one step of eps from a start at plus or minus eps/2 in each pixel, as NuAT trains. The norm rewards
+    logits that change in many directions, so its errors are spread over more classes than those of the Frobenius norm.
 
-    Different from the paper's formula: as in the authors' code the cross-entropy is a sum, not a mean, beside the whole
-    norm; the sign step does not see their common factor. The result of an image depends on its batch.
+    Differences from the paper's formula: as in the authors' code, the whole norm is added to the sum of the
+    cross-entropies, not to their mean; a factor common to both does not change a sign step. The result of an image
+    depends on its batch.
 
     Args:
         eps: The bound in L-infinity, in units of [0, 1].
-        step_size: The length of a step; ``eps`` by default. The number of steps of the norms' comparison in NuAT's
-            slides is not given; ``steps=10, step_size="2/255"`` would be usual.
-        steps: How many steps.
+        step_size: The length of a step; ``eps`` by default. NuAT's slides do not say how many steps they compare the
+            norms with; ``steps=10, step_size="2/255"`` would be usual.
+        steps: The number of steps.
         init_size: The magnitude of the Rademacher start; by default ``eps/2``, the code's 4/255 for CIFAR-10.
-        loss: The loss per sample that is maximised along with the norm; None for the norm alone.
-        lam: The norm's weight. The code's lambda grows from 0 to between 4 and 4.5 in the course of a training.
+        loss: The per-sample loss that is maximised along with the norm; None for the norm alone.
+        lam: The norm's weight. The code's lambda grows from 0 to between 4 and 4.5 during training.
 
     Raises:
-        ValueError: If a magnitude is above 1, or ``lam`` not above 0.
+        ValueError: If a magnitude is above 1, or ``lam`` is not above 0.
     """
 
     def norm_of(self, difference: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ class FrobeniusNorm(_MatrixNorm):
 
         max_{|x' - x| <= eps}  sum_i CE(f(x'_i), y_i) + lam |f(x') - f(x)|_F
 
-    As |A|_F <= |A|_* <= sqrt(rank A) |A|_F, the two differ most where the rank is full. From the same random state both
-    start at the same point. Arguments and errors are those of ``NuclearNorm``.
+    As |A|_F <= |A|_* <= sqrt(rank A) |A|_F, the two differ most at full rank. With the same random state both start at
+    the same point. Arguments and errors are those of ``NuclearNorm``.
     """
 
     def norm_of(self, difference: Tensor) -> Tensor:

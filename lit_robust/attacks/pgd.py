@@ -1,4 +1,4 @@
-"""Projected gradient descent: the loop, and the verbs that other iterative attacks override."""
+"""Projected gradient descent: the loop, and the methods that other iterative attacks override."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, input_gradient
+from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, check_images, input_gradient
 from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
@@ -17,10 +17,10 @@ from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
 Reference = Literal["label", "clean_logits"]
-#: Losses that take logits for soft labels or refuse them only when the attack runs.
+#: Losses of labels; given logits, they would take them for soft labels, or fail only when the attack runs.
 OF_LABELS = (losses.ce, losses.margin, losses.probability_margin, losses.dlr)
 
-#: ``(x_adv, logits of x_adv, number of the step) -> (N,)``, what is maximised.
+#: ``(x_adv, logits of x_adv, index of the step) -> (N,)``, the function to maximise.
 Objective = Callable[[Tensor, Tensor, int], Tensor]
 #: ``(x_adv, logits of x_adv, gradient) -> (N,)`` bool, which samples take the step.
 Movers = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,38 +32,40 @@ class PGD(Attack):
 
         x' <- P( x' + step_size * steepest(grad L(f(x'), y)) ),     P onto the eps-ball around x and [0, 1]
 
-    With one restart and without ``freeze_misclassified`` it is exactly ``steps`` forward and backward passes,
-    and the host never waits for the device.
+    With one restart and without ``freeze_misclassified`` it costs exactly ``steps`` forward and backward passes (plus a
+    forward for ``clean_logits``), and no synchronisation with the device.
 
-    Restarts keep, for each sample, the best last point: one that is misclassified beats one that is not, then
-    the larger loss wins. Wong et al.'s code keeps the larger cross-entropy, so with another loss it can lose
-    a break. With ``freeze_misclassified``, restarts after the first attack only the samples that are still
-    unbroken; the same samples end up broken.
+    With restarts, each sample keeps its best final point: a misclassified one beats a correctly classified one, then
+    the larger loss wins. Wong et al.'s code keeps the larger cross-entropy, so with another loss it can replace a
+    misclassified point by a correctly classified one. With ``freeze_misclassified``, later restarts run only on the
+    samples that are still unbroken; the same samples end up broken.
 
     Args:
-        eps: The bound, in units of [0, 1]; ``8/255`` may be written so.
+        eps: The bound, in units of [0, 1]; ``"8/255"`` is accepted.
         step_size: The length of a step, in the norm.
-        steps: How many steps; 0 returns the start.
-        norm: Of the ball and the step.
+        steps: The number of steps; 0 returns the start.
+        norm: The norm of the ball and of the step.
         init: Where a run starts: ``uniform`` in the ball (L2: ``threats.L2.random_start``), ``zero`` at the
-            image, ``gaussian`` at a normal distance from it, ``rademacher`` at plus or minus ``init_size`` in
+            image, ``gaussian`` at the image plus normal noise, ``rademacher`` at plus or minus ``init_size`` in
             each pixel.
         init_size: The radius, standard deviation or magnitude of the start; by default 0.001 for
             ``gaussian``, as TRADES and MART start, and ``eps`` otherwise.
-        clip_init: Projects the start onto the threat set. Without it the first gradient may be taken outside
-            [0, 1], as in NuAT's and GAT's evaluation; later points are projected in any case.
-        loss: Maximised; a function of ``lit_robust.losses`` or your own that gives one number per sample.
+        clip_init: Whether to project the start onto the threat set. Without it the first gradient may be taken
+            outside [0, 1], as in NuAT's and GAT's evaluation; later points are always projected.
+        loss: The loss to maximise: a function of ``lit_robust.losses``, or your own, with one number per sample.
         compare_with: What the loss's second argument is: the labels, or the logits of the clean images (for
             ``kl``), computed once without a gradient.
-        momentum: Decay of a sum of l1-normalised gradients that is followed instead of the gradient (MI-FGSM,
-            Dong et al., CVPR 2018, arXiv:1710.06081, eq. 6); 0 is plain PGD.
-        targeted: ``y`` are the classes to reach, and the loss is minimised.
-        restarts: How many runs.
-        freeze_misclassified: A step moves only the samples that are still classified correctly at that
-            moment, and a run ends when there are none, as in the evaluations of Wong et al.'s code.
+        momentum: Decay of the sum of l1-normalised gradients that replaces the gradient (MI-FGSM, Dong et al.,
+            CVPR 2018, arXiv:1710.06081, eq. 6); 0 is plain PGD.
+        targeted: Whether ``y`` are the classes to reach; the loss is then minimised.
+        restarts: The number of runs.
+        freeze_misclassified: Whether each step moves only the samples that are still classified correctly; a run
+            then ends when there are none, as in the evaluations of Wong et al.'s code.
 
     Raises:
-        ValueError: If an argument is out of range; in L-infinity magnitudes are at most 1.
+        TypeError: If ``loss`` is not a function.
+        ValueError: If an argument is out of range (in L-infinity magnitudes are at most 1), or two contradict each
+            other.
     """
 
     eps: Magnitude = EPS
@@ -108,11 +110,12 @@ class PGD(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search the threat set around each image."""
+        check_images(x)
         with crafting(x, y) as (x, y):
             return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
 
     def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:
-        """One run, from where an earlier one has ended (``x_adv``) or from a start of its own; inside ``crafting``."""
+        """One run, from ``x_adv``, such as the end of an earlier one, or from a new start; inside ``crafting``."""
         objective, movers = self.objective(net, x, y), self.movers(net, x, y)
         x_adv, velocity = self.start(net, x) if x_adv is None else x_adv, x.new_zeros(())
         for k in range(self.steps):
@@ -128,18 +131,18 @@ class PGD(Attack):
                         break
                     x_next = torch.where(_like_images(moves, x), x_next, x_adv)
                 x_adv = x_next
-        # A start that was not projected may be where a sample has stayed.
+        # A sample may have stayed at a start that was not projected.
         return x_adv.detach() if self.clip_init else self.threat.project(x_adv.detach(), x)
 
-    # The verbs: what other iterative attacks override. A returned function may keep state, for one run.
+    # What other iterative attacks override. A function returned here may keep state for one run.
 
     @cached_property
     def threat(self) -> Threat:
-        """The set that is searched."""
+        """The threat set."""
         return threat(self.norm, self.eps)
 
     def start(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Draw the first point of a run; a new tensor."""
+        """Draw the first point of a run, as a new tensor."""
         size = self.init_size
         if size is None:
             size = 0.001 if self.init == "gaussian" else self.eps
@@ -154,7 +157,7 @@ class PGD(Attack):
         return self.threat.project(x_adv, x) if self.clip_init else x_adv
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
-        """Say what a run maximises; called before its start is drawn, and once more to compare runs."""
+        """Return what a run maximises; called before the start is drawn, and once more to compare runs."""
         sign, reference = (-1 if self.targeted else 1), y
         if self.compare_with == "clean_logits":
             with torch.no_grad():
@@ -162,18 +165,18 @@ class PGD(Attack):
         return lambda x_adv, logits, k: sign * self.loss(logits, reference)
 
     def movers(self, net: nn.Module, x: Tensor, y: Tensor) -> Movers | None:
-        """Say which samples take a step; None if all of them take all steps."""
+        """Return what selects the samples that take a step; None if all samples take all steps."""
         if not self.freeze_misclassified:
             return None
         return lambda x_adv, logits, gradient: ~self.broken(logits, y)
 
     def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
-        """Take a step along a gradient, and come back into the threat set."""
+        """Take a step along a gradient, and project onto the threat set."""
         threat = self.threat
         return threat.project(x_adv + self.step_size * threat.steepest_step(direction), x)
 
     def broken(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Tell for which samples the attack has reached its end, ``(N,)`` bool."""
+        """Tell for which samples the attack has succeeded, ``(N,)`` bool."""
         return (logits.argmax(dim=1) == y) == self.targeted
 
     # Several runs.
@@ -197,22 +200,22 @@ class PGD(Attack):
 
     @torch.no_grad()
     def _judge(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the last points are broken, and their losses."""
+        """Which final points are successful, and their losses."""
         logits = net(x_adv)
         return self.broken(logits, y), self.objective(net, x, y)(x_adv, logits, self.steps)
 
 
 def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -> PGD:
-    """The attack of a method that makes another PGD of it.
+    """Return the attack of a method that builds its own PGD from it, if it is a PGD.
 
     Args:
-        owner: The method, whose class is named.
-        attack: What it was given.
-        does: What it does with PGD.
-        exactly: Refuse subclasses, too, whose rules would get lost.
+        owner: The method; the message names its class.
+        attack: The attack that the method was given.
+        does: What the method does with PGD, for the message.
+        exactly: Whether to refuse subclasses, too, because their rules would be lost.
 
     Raises:
-        TypeError: If the attack is no PGD.
+        TypeError: If the attack is not a PGD.
     """
     if isinstance(attack, PGD) and (type(attack) is PGD or not exactly):
         return attack

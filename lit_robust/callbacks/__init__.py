@@ -1,4 +1,4 @@
-"""Callbacks that fit any LightningModule which has what they state they need."""
+"""Callbacks for any LightningModule; each states in a Protocol what it needs of the module."""
 
 from lit_robust.callbacks.adversarial_training import AdversarialTraining
 from lit_robust.callbacks.delayed_start import DelayedStart, Plateau, SwitchRule

@@ -1,4 +1,4 @@
-"""Where a module and batches that know nothing of attacks keep what an attack needs."""
+"""Finds what an attack needs in modules and batches that know nothing of attacks."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -12,25 +12,22 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.first_batch import (
     check_classes,
-    check_floating,
     check_labels,
     check_logits,
-    check_pixels,
     outputs,
-    range_of,
 )
 
-#: An index, a key or the name of a field; a path of them is joined by dots.
+#: An index, a key or the name of a field, or a path of them, joined by dots.
 Key = int | str
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
 
-#: Integers that labels may come as.
+#: Types of labels that are converted to int64.
 _SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
 class Adapter:
-    """Finds images, labels and logits, and stands between pixels in [0, 1] and what the net reads.
+    """Finds images, labels and logits, and converts between pixels in [0, 1] and what the net reads.
 
     A batch is a tuple, list, mapping, named tuple or dataclass, or any nesting of them. It is never written to.
 
@@ -38,11 +35,11 @@ class Adapter:
         x: Where a batch keeps its images: ``0``, ``"image"``, or a path such as ``"views.0"``.
         y: Where it keeps their labels; None if there are none.
         net: The path of the sub-module that returns logits, such as ``"model"``; None for the module itself.
-        mean: What the data pipeline subtracts from pixels in [0, 1]; None if it leaves them there.
-        std: What it divides them by then.
+        mean: What the data pipeline subtracts from pixels in [0, 1]; None if it does not normalise them.
+        std: What it then divides them by.
 
     Raises:
-        ValueError: If only one of ``mean`` and ``std`` is given, or they make no sense.
+        ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
     def __init__(
@@ -71,24 +68,24 @@ class Adapter:
         if not self.normalised:
             return x
         mean, std = self._statistics(x)
-        return (x * std + mean).clamp(0, 1)  # for the sake of rounding; `check` has refused what lies farther off
+        return (x * std + mean).clamp(0, 1)  # against rounding errors; `check` has refused larger ones
 
     def labels(self, batch: Any) -> Tensor | None:
         """The labels of a batch, if it has any."""
         if self.y is None:
             return None
         y = self._tensor(batch, self.y, "y")
-        return y.long() if y.dtype in _SHORT else y  # losses index by int64 alone
+        return y.long() if y.dtype in _SHORT else y  # losses accept int64 only
 
     def exchanged(self, batch: Any, x_adv: Tensor) -> Any:
-        """A batch like this one with other pixels; an image that did not change stays exactly as it was."""
+        """A copy of the batch with other pixels; an image that did not change stays exactly as it was."""
         x = self._tensor(batch, self.x, "x")
         if self.normalised:
             x_adv = x + (x_adv - self.pixels(batch)) / self._statistics(x)[1]
         return _exchanged(batch, _path(batch, self.x), x_adv)
 
     def logits_net(self, module: LightningModule) -> nn.Module:
-        """What attacks are given: from pixels to logits. It is the user's own net unless that is neither."""
+        """The net for attacks, from pixels to logits: the user's own, wrapped if its inputs or outputs differ."""
         try:
             net: nn.Module = module.get_submodule(self.net or "")
         except AttributeError:
@@ -101,7 +98,7 @@ class Adapter:
 
     @torch.no_grad()
     def check(self, module: LightningModule, batch: Any) -> None:
-        """Refuse, before anything is trained or measured, what no attack could make sense of.
+        """Refuse, before training or measuring, batches and nets that cannot be attacked.
 
         It costs one forward of two images and a few synchronisations with the device.
 
@@ -126,19 +123,19 @@ class Adapter:
             self._unpack, found = True, found.logits
         logits = check_logits(found, few, name, remedy, "set net to the sub-module before the softmax")
         classes = logits.shape[1]
-        # Not soft labels, and not a loss of the user's own.
+        # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
             remedy = "give the net an output for each class, and classes numbers from 0 on"
             check_classes(y, classes, f"the net returns {classes} logits an image: {remedy}")
 
     def _check_pixels(self, x: Tensor) -> None:
-        check_floating(x, f"x={self.x!r} finds images")
+        require.floating(x, f"x={self.x!r} finds images")
         mean, std = self._statistics(x)
         given, pixels = f"mean={list(self.mean)} and std={list(self.std)}", x * std + mean
         remedy = "if the data pipeline normalises, give its mean and std; otherwise normalise inside the net"
-        check_pixels(pixels, f"{given} are not what the data pipeline normalises with" if self.normalised else remedy)
-        low, high = range_of(x)
-        if low >= 0 and high <= 1 and range_of(pixels) != (low, high):
+        require.images(pixels, f"{given} are not what the data pipeline normalises with" if self.normalised else remedy)
+        low, high = require.range_of(x)
+        if low >= 0 and high <= 1 and require.range_of(pixels) != (low, high):
             raise ValueError(
                 f"images run from {low:.4g} to {high:.4g} as they come, so the data pipeline does not normalise them "
                 f"with {given}: leave mean and std out."
@@ -164,7 +161,7 @@ class Adapter:
 
 
 class _PixelsToLogits(nn.Module):
-    """Reads pixels where the user's net reads normalised ones, and hands on the logits alone."""
+    """The user's net with the normalisation before it, returning only the logits."""
 
     def __init__(self, net: nn.Module, adapter: Adapter) -> None:
         super().__init__()
@@ -184,7 +181,7 @@ _REMEDY = 'give an index, a key or the name of a field, or a path of them such a
 
 
 def _path(batch: Any, key: Key) -> tuple[Key, ...]:
-    """The steps to a place in a batch; a key that holds dots itself is one step."""
+    """The steps to a place in a batch; a key that itself contains dots is one step."""
     whole = isinstance(key, int) or (isinstance(batch, Mapping) and key in batch)
     return (key,) if whole else tuple(str(key).split("."))
 
@@ -235,6 +232,6 @@ def _numbers(values: Channels) -> tuple[float, ...]:
 
 @cache
 def _on(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Made once: a copy to the device in every step would wait for it."""
+    """The numbers as a tensor, made once: a copy to the device in every step would wait for it."""
     with torch.inference_mode(False):  # gradients pass through it later
         return torch.tensor(values, device=device, dtype=dtype)

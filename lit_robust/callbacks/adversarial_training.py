@@ -10,13 +10,13 @@ from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.callbacks.needs import check_alone
-from lit_robust.guards import frozen, network_mode, own_random_state
+from lit_robust.guards import checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
 from lit_robust.seeds import seed
 
 
 class Lent(Protocol):
-    """What a module is lent while it trains, and may not have itself: the attributes by which a Defense is driven."""
+    """Attributes that a module gets while it trains, and must not have itself; a Defense is driven by them, too."""
 
     adversarial: bool
     attack: Attack
@@ -27,7 +27,7 @@ LENT = ("adversarial", "attack")
 
 
 class FindsItsOwn(Protocol):
-    """What a module may not have: its images would be attacked twice."""
+    """What a module must not have, or its images would be attacked twice."""
 
     def perturb(self, batch: Any) -> Any:
         """Find adversarial images."""
@@ -38,34 +38,33 @@ class AdversarialTraining(Callback):
 
         min_theta  E  L(theta; x', y),     x' = attack(f_theta, x, y)     with the module's own L
 
-    ``training_step`` gets a batch whose images are adversarial, and is the user's in everything else: automatic or
-    manual optimization, any loss, metrics, logging. A batch that the loader gave is never written to, and all other
-    stages see it as it is. A batch is attacked once, also where an optimizer evaluates its closure several times.
+    ``training_step`` gets a batch with adversarial images, and is otherwise the user's own: automatic or manual
+    optimization, any loss, metrics, logging. The loader's batch is never written to, and other stages see it unchanged.
+    A batch is attacked once, even if an optimizer evaluates its closure several times.
 
-    The attack runs under the trainer's precision, against the bare module under DDP, and leaves nothing behind: no
-    gradient, no mode, none of the module's random numbers. Its own are seeded from (seed, epoch, batch, rank), so a
-    resumed run sees the same adversaries. Weights must be whole on every device, as with ``ddp``.
+    The attack runs in the trainer's precision, and under DDP on the unwrapped module. It changes no gradient, mode or
+    random number of the module; its own random numbers are seeded from (seed, epoch, batch, rank), so a resumed run
+    sees the same adversaries. Every device must hold all weights, as with ``ddp``.
 
-    While it trains, the module is lent two attributes: ``adversarial``, which ``DelayedStart`` drives (while it is
-    false the module gets the loader's batch itself), and ``attack``, where ``AttributeRamp("attack.eps", ...)`` finds
-    it. The callbacks that drive them come after this one. The module's class, its methods and its checkpoints stay
-    as they are.
+    During training the module has two more attributes: ``adversarial``, which ``DelayedStart`` drives (while it is
+    false, the module gets the loader's batch itself), and ``attack``, for ``AttributeRamp("attack.eps", ...)``. List
+    the callbacks that drive them after this one. The module's class, methods and checkpoints do not change.
 
     Args:
         attack: The adversary.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels that are attacked; None for the net's own predictions.
         net: The sub-module that turns images into logits, such as ``"model"`` or ``"encoder.head"``; None for the
-            module itself. A result with the attribute ``logits`` will do.
-        mean: What the data pipeline subtracts from pixels, one number or one for each channel, if it normalises. The
-            attack acts on pixels in [0, 1] all the same.
-        std: What it divides them by then.
-        attack_bn_mode: The net's mode (BatchNorm, dropout) while it is attacked. ``train`` is PGDAT's, and lets every
-            step of the attack move BatchNorm's statistics.
+            module itself. Its result may have them as an attribute ``logits``.
+        mean: What the data pipeline subtracts from pixels, one number or one per channel, if it normalises. The attack
+            still acts on pixels in [0, 1].
+        std: What it then divides them by.
+        attack_bn_mode: The net's mode (BatchNorm, dropout) during the attack. ``train`` is PGDAT's, where every step of
+            the attack moves BatchNorm's statistics.
 
     Raises:
-        ValueError: If the attack is targeted, the module is attacked already, or pixels, labels or net do not fit, in
-            the first batch.
+        ValueError: If the attack is targeted, the module attacks its images itself, or pixels, labels or net do not fit
+            in the first batch.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class AdversarialTraining(Callback):
         self._found: tuple[Any, int, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come between the loader and the module's ``training_step``."""
+        """Exchange the batches of the module's ``training_step``."""
         if stage != "fit":
             return
         require.fine_precision(str(trainer.precision))
@@ -108,12 +107,12 @@ class AdversarialTraining(Callback):
         self._installed, self._found = False, None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Do so too when training breaks off."""
+        """Do the same when training fails."""
         self.teardown(trainer, pl_module, "fit")
 
     def _attacked(self, trainer: Trainer, module: Any, batch: Any) -> Any:
         with trainer.precision_plugin.train_step_context():
-            if not self._checked:  # also where the adversary comes later: no one should learn of it in epoch 50
+            if not self._checked:  # also before a delayed start, or errors would come in epoch 50
                 self.adapter.check(module, batch)
                 self._checked = True
             if not module.adversarial:
@@ -121,7 +120,7 @@ class AdversarialTraining(Callback):
             return self.adapter.exchanged(batch, self._adversary(trainer, module, batch))
 
     def _adversary(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
-        """Found once a batch, however often it is asked for; hooks do not tell, which Lightning's tuners silence."""
+        """The adversarial images, found once per batch; not in a hook, because Lightning's tuners silence hooks."""
         now = batches_begun(trainer)
         if self._found is None or self._found[0] is not batch or self._found[1] != now:
             self._found = batch, now, self._perturb(trainer, module, batch)
@@ -130,12 +129,8 @@ class AdversarialTraining(Callback):
     def _perturb(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
         x, y, net = self.adapter.pixels(batch), self.adapter.labels(batch), self.adapter.logits_net(module)
         place = trainer.current_epoch, batch_in_epoch(trainer), trainer.global_rank
-        # Compiled nets compute every gradient that they could, the parameters' too, unless these are frozen.
-        with (
-            own_random_state(x.device),
-            frozen(net),
-            network_mode(net, self.attack_bn_mode),
-        ):
+        # Compiled nets compute every gradient they can, the parameters' too, unless these are frozen.
+        with own_random_state(x.device), checked(), frozen(net), network_mode(net, self.attack_bn_mode):
             seed(x.device, "adversarial training", *place)
             if y is None:
                 with torch.no_grad():

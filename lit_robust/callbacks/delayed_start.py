@@ -24,27 +24,27 @@ class HasAdversarial(Protocol):
 
 
 class SwitchRule(ABC):
-    """When natural training has done its part; a subclass is a frozen dataclass, and keeps nothing in mind."""
+    """When to end natural training; a subclass is a frozen dataclass without state."""
 
     @abstractmethod
     def __call__(self, losses: Sequence[float]) -> bool:
-        """Judge the mean natural losses of all epochs so far, the last one included."""
+        """Whether to switch, given the mean natural losses of all epochs so far."""
 
 
 @dataclass(frozen=True)
 class Plateau(SwitchRule):
-    """The loss falls, from one window of epochs to the next, by less than a share of the first epoch's loss.
+    """Fires when the loss falls, from one window of epochs to the next, by less than a share of the first loss.
 
         mean( L[-2W:-W] ) - mean( L[-W:] )  <  drop L[0]
 
     The test in the DAT paper is not known to us: **this one is ours**. It is relative to the first epoch's loss because
-    relative to the present one it never fires while the loss falls geometrically, be it by 1.5 % an epoch. A loss that
-    rises has levelled off, too.
+    relative to the present one it would never fire while the loss falls geometrically, even by only 1.5 % per epoch. A
+    rising loss counts as levelled off, too.
 
     Args:
         window: W, in epochs: the smoothing.
-        drop: The share.
-        min_epochs: How many epochs are natural at least; 2 W are needed anyway.
+        drop: The share of the first epoch's loss.
+        min_epochs: The least number of natural epochs; 2 W are needed anyway.
 
     Raises:
         ValueError: If the window or ``min_epochs`` is below 1, or ``drop`` is not a number from 0 to 1.
@@ -73,25 +73,24 @@ class DelayedStart(Callback):
         min_theta  E CE(f(x), y)                        in the epochs before s
         min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or whatever the method's objective is
 
-    Epoch s comes when ``rule`` says that the natural loss has levelled off, and at the latest when the learning rate
-    drops for the first time: the epoch that starts with the dropped rate is adversarial. The switch is made once and
-    for all, between epochs, and changes nothing else: momentum, BatchNorm's statistics and the schedules, which count
-    natural epochs too, go on, and the loss jumps. ``module.adversarial`` is what is switched, and after the training it
-    is what it was before. The first s epochs cost what natural training costs.
+    Training switches when ``rule`` finds that the natural loss has levelled off, and at the latest when the learning
+    rate drops for the first time: the first epoch with the dropped rate is adversarial. The switch happens once,
+    between epochs, and sets only ``module.adversarial``, which is restored after training. Momentum, BatchNorm's
+    statistics and schedules, which count natural epochs too, continue, and the loss jumps. The first s epochs cost what
+    natural training costs.
 
-    It is said in one line when s is settled, and logged as ``train/switch_epoch``. The losses and s are in the
-    checkpoint; ranks see the mean of their losses, so that they switch together. A resumed run obeys what it is given,
-    but a switch that has been made stands. (Of an epoch that is resumed in its middle, Lightning's own means hold the
-    batches since then; those of a Defense hold all.) A ``fast_dev_run`` is natural.
+    When s is decided, it is announced and logged as ``train/switch_epoch``. Checkpoints hold the losses and s. Losses
+    are averaged over ranks, so all ranks switch together. A resumed run follows its own arguments, but a switch that
+    was made stands. (In an epoch that is resumed mid-way, Lightning's own means cover the batches since then; a
+    Defense's cover all.) A ``fast_dev_run`` is natural.
 
     Args:
         rule: Judges the losses.
-        latest_epoch: An epoch that is adversarial in any case, as the first whose learning rate has dropped is,
-            counted from 0. It has to be given where no drop can be foreseen (see ``first_drop``): triangles and cosines
-            have none.
-        at_epoch: Epoch s itself; then there is nothing to be judged.
-        monitor: The name by which the module logs its training loss, with ``on_epoch=True``, which in a
-            ``training_step`` is not Lightning's default.
+        latest_epoch: The latest s, counted from 0, beside the first epoch with a dropped learning rate. Required if no
+            drop can be foreseen (see ``first_drop``): triangular and cosine schedules have none.
+        at_epoch: Epoch s itself; then no loss is judged.
+        monitor: The name under which the module logs its training loss, with ``on_epoch=True``, which is not
+            Lightning's default in a ``training_step``.
 
     Raises:
         TypeError: If the module has no boolean ``adversarial``.
@@ -119,13 +118,13 @@ class DelayedStart(Callback):
         self.monitor = monitor
         #: The mean loss of each natural epoch.
         self.losses: list[float] = []
-        #: The first adversarial epoch, once it is settled.
+        #: The first adversarial epoch, once it is decided.
         self.switch_epoch: int | None = None
         self._deadline, self._deadline_name = math.inf, ""
         self._before: bool | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the module and start from nothing; a checkpoint is read after this."""
+        """Check the module and reset; a checkpoint is loaded after this."""
         if stage != "fit":
             return
         self._before = _fitting(pl_module).adversarial
@@ -136,7 +135,7 @@ class DelayedStart(Callback):
         self.losses, self.switch_epoch = [], None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out which epoch is adversarial in any case."""
+        """Find the latest epoch of the switch."""
         deadlines: dict[str, float] = {f"{name}={epoch}": epoch for name, epoch in self._given.items()}
         if self.at_epoch is None and not is_trial(trainer):
             drop = first_drop(trainer, pl_module)
@@ -150,10 +149,10 @@ class DelayedStart(Callback):
         self._deadline = deadlines[self._deadline_name]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Be where a checkpoint stands, also in the middle of an epoch."""
+        """Continue from a checkpoint, also from the middle of an epoch."""
         made = self.switch_epoch
         if made is not None and made >= epochs_begun(trainer):
-            self.switch_epoch = None  # settled, but no batch has been adversarial yet: what is asked for now counts
+            self.switch_epoch = None  # decided, but no batch was adversarial yet: the present arguments count
         elif made is not None:
             late = self.at_epoch is not None and made != self.at_epoch
             remark = f": at_epoch={self.at_epoch} is too late" if late else ""
@@ -168,12 +167,12 @@ class DelayedStart(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See at once whether the loss will have a mean over the epoch."""
+        """Check after the first batch that the loss is averaged over the epoch."""
         if batch_idx == 0 and self.switch_epoch is None and self.at_epoch is None:
             self._check_mean(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the epoch's loss, and report what is settled."""
+        """Judge the epoch's loss, and log s once it is decided."""
         if self.switch_epoch is None and self.at_epoch is None:
             self.losses.append(self._loss(trainer, pl_module))
         self._settle(trainer.current_epoch + 1)
@@ -182,7 +181,7 @@ class DelayedStart(Callback):
             pl_module.log("train/switch_epoch", epoch, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if there never was an adversary: a limit of steps or another callback may end the training early."""
+        """Warn if training was natural throughout: a limit of steps or another callback may end it early."""
         if not _fitting(pl_module).adversarial and not is_trial(trainer):
             rank_zero_warn(
                 f"training ends at step {trainer.global_step} and was natural throughout: the switch was to come in "
@@ -190,17 +189,17 @@ class DelayedStart(Callback):
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was, for a training without a delay."""
+        """Leave the module as it was, for training without a delay."""
         if stage == "fit" and self._before is not None and hasattr(pl_module, "adversarial"):
             _fitting(pl_module).adversarial = self._before
             self._before = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Do so too when training breaks off."""
+        """Do the same when training fails."""
         self.teardown(trainer, pl_module, "fit")
 
     def _settle(self, epoch: int) -> None:
-        """Decide whether the epoch to come is the first adversarial one."""
+        """Decide whether ``epoch`` is the first adversarial one."""
         if self.switch_epoch is not None:
             return
         if epoch >= self._deadline:
@@ -216,7 +215,7 @@ class DelayedStart(Callback):
         _fitting(pl_module).adversarial = self.switch_epoch is not None and trainer.current_epoch >= self.switch_epoch
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        """The epoch's mean, over all ranks, whether the module's is or not."""
+        """The epoch's mean loss over all ranks, whether or not the module's metric is."""
         metrics = trainer.callback_metrics
         if not metrics:
             raise ValueError(
@@ -227,7 +226,7 @@ class DelayedStart(Callback):
         if self.monitor not in metrics:
             raise ValueError(f"DelayedStart monitors {self.monitor}, which is not among {sorted(metrics)}.")
         self._check_mean(trainer)
-        mine = metrics[self.monitor].detach().to(pl_module.device, copy=True)  # what reduces it writes into it
+        mine = metrics[self.monitor].detach().to(pl_module.device, copy=True)  # because reduce works in place
         return float(trainer.strategy.reduce(mine, reduce_op="mean"))
 
     def _check_mean(self, trainer: Trainer) -> None:
@@ -238,11 +237,11 @@ class DelayedStart(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses so far, and what is settled."""
+        """The losses so far, and the switch if it is decided."""
         return {"losses": list(self.losses), "switch_epoch": self.switch_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint ends."""
+        """Continue from a checkpoint."""
         self.losses, self.switch_epoch = list(state_dict["losses"]), state_dict["switch_epoch"]
 
 

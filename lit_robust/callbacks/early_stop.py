@@ -1,4 +1,4 @@
-"""The end of training shortly after the learning rate has dropped, where robust accuracy peaks."""
+"""Ends training shortly after the learning rate has dropped, where robust accuracy peaks."""
 
 import math
 
@@ -14,18 +14,17 @@ class StopAfterDrop(Callback):
     """Ends training some epochs after the first drop of the learning rate: "RAT early stop" and "DAT early stop".
 
     The slides of DAT (Gupta, Dube and Verma, CVPRW 2020, arXiv:2002.04237) cut training where robust accuracy peaks.
-    Their criterion is not known to us: the published times imply that 11 to 17 epochs are trained with the dropped
-    rate, so 15 are here. The best checkpoint by ``val/acc/robust`` is the other remedy, at the full cost.
+    Their criterion is not known to us: the published times imply 11 to 17 epochs with the dropped rate, so the default
+    is 15. The alternative, at full cost, is the best checkpoint by ``val/acc/robust``.
 
-    The end depends on nothing but the schedule, so all ranks stop together and a resumed run stops where an
-    uninterrupted one does. The last epoch is a whole one, with its validation and checkpoints; the trainer's
-    ``min_epochs`` is respected.
+    The end depends only on the schedule, so all ranks stop together and a resumed run stops where an uninterrupted one
+    does. The last epoch is complete, with its validation and checkpoints; the trainer's ``min_epochs`` is respected.
 
     Args:
-        epochs: How many are trained with the dropped rate.
+        epochs: The number of epochs with the dropped rate.
 
     Raises:
-        ValueError: If it is below 1, or no drop can be foreseen (see ``first_drop``).
+        ValueError: If ``epochs`` is below 1, or no drop can be foreseen (see ``first_drop``).
     """
 
     def __init__(self, epochs: int = 15) -> None:
@@ -34,7 +33,7 @@ class StopAfterDrop(Callback):
         self._end = math.inf
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Foresee the end."""
+        """Find the last epoch."""
         self._end = math.inf
         if not is_trial(trainer):
             drop = first_drop(trainer, pl_module)
@@ -44,7 +43,7 @@ class StopAfterDrop(Callback):
             self._end = drop + self.epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a run alone that is resumed after its end."""
+        """Stop at once if the run is resumed after its end."""
         trainer.should_stop = trainer.should_stop or trainer.current_epoch >= self._end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,36 +22,33 @@ class EMAWeights(WeightAveraging):
 
         omega <- decay * omega + (1 - decay) * theta     after every optimizer step; after the first, theta
 
-    Parameters and float buffers (BatchNorm's statistics) are averaged; integer buffers are the live ones.
-    The first average is of the whole module: it is swapped in for validation, it is the ``state_dict`` of
-    every checkpoint (Lightning's format, so ``test --ckpt_path`` evaluates it), and the module holds it after
-    ``fit``. The ``extra`` averages are of ``net`` alone: ``module.averaged["fast"]`` is a plain net in eval
-    mode on the module's device. It is no sub-module, so it is neither trained nor saved with the module, and
-    it equals the live net until averaging starts.
+    Parameters and float buffers (BatchNorm's statistics) are averaged; integer buffers are copied. The main average is
+    of the whole module: it is swapped in for validation, it is the ``state_dict`` of every checkpoint (Lightning's
+    format, so ``test --ckpt_path`` evaluates it), and the module holds it after ``fit``. The ``extra`` averages are of
+    ``net`` only: ``module.averaged["fast"]`` is a plain net in eval mode on the module's device. It is not a
+    sub-module, so it is neither trained nor saved with the module, and it equals the live net until averaging starts.
 
-    A batch of several optimizer steps (FreeAT) updates once, with ``decay ** steps``: a decay has the same
-    half-life in optimizer steps everywhere. A resumed run continues all averages exactly. Under DDP the
-    averages' float buffers are averaged over ranks after an epoch's last batch, so ranks evaluate the same
-    net.
+    A batch of several optimizer steps (FreeAT) updates once, with ``decay ** steps``, so a decay has the same half-life
+    in optimizer steps everywhere. A resumed run continues all averages exactly. Under DDP the averages' float buffers
+    are averaged over ranks after an epoch's last batch, so all ranks evaluate the same net.
 
-    Different from Lightning's ``EMAWeightAveraging``: an average that was never updated is never used,
-    ``start_epoch`` delays every update, live weights come back when validation fails, ``test`` after ``fit``
-    evaluates the average that is in the checkpoint it was given, the last checkpoint can be resumed, and no
-    step waits for the device.
+    Differs from Lightning's ``EMAWeightAveraging``: an average that was never updated is never used, ``start_epoch``
+    delays every update, live weights are restored when validation fails, ``test`` after ``fit`` evaluates the average
+    of the given checkpoint, the last checkpoint can be resumed, and no step waits for the device.
 
     Args:
         decay: The paper's tau: a number, or a schedule of fractional epochs.
         extra: The decays of further averages by name: NuAT2-WA attacks ``{"fast": 0.99}``.
-        start_epoch: The epoch whose first step averaging starts with.
+        start_epoch: The epoch in which averaging starts.
 
     Raises:
         TypeError: If the module has no ``net``.
-        ValueError: If a decay is not in [0, 1), another callback averages weights too, or a
-            ``ModelCheckpoint`` saves weights only, which would be the live ones.
+        ValueError: If a decay is not in [0, 1), another callback averages weights too, or a ``ModelCheckpoint`` saves
+            weights only, which would be the live ones.
     """
 
-    # The state lies beside the weights that it belongs to (see on_save_checkpoint). Of two callbacks with a
-    # state_dict of their own Lightning refuses one, before setup could say what to do instead.
+    # The state is saved beside the weights (see on_save_checkpoint). Lightning refuses two callbacks of a class that
+    # overrides state_dict, before setup could say what to do instead.
     state_dict = Callback.state_dict
     load_state_dict = Callback.load_state_dict
 
@@ -71,26 +68,26 @@ class EMAWeights(WeightAveraging):
         self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the module for the first average, and its net for each other one."""
-        self._average_model = None  # outside fit a checkpoint's state_dict is all there is to evaluate
+        """Copy the module for the main average, and its net for each extra one."""
+        self._average_model = None  # outside fit a checkpoint's state_dict is what is evaluated
         if stage != "fit":
             return
         _check_trainer(trainer, self)
-        vars(pl_module).pop("averaged", None)  # those of an earlier fit: the copy below would copy them too
+        vars(pl_module).pop("averaged", None)  # an earlier fit's, which the copy below would copy too
         super().setup(trainer, pl_module, stage)
         net = _net_of(pl_module)
         self._nets = {name: deepcopy(net) for name in self.extra}
         self._updates, self._swapped = 0, False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move the averages to where the module is by now, and hand the extra ones out."""
+        """Move the averages to the module's device, and give the extra ones to the module."""
         for average in (self._average, *self._nets.values()):
             average.to(pl_module.device).eval().requires_grad_(False)
-        # Not by plain assignment: nothing here may ever register an average in the module.
+        # Not by plain assignment, which might register the averages as sub-modules.
         object.__setattr__(pl_module, "averaged", dict(self._nets))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps from here, which is known only now when a run is resumed."""
+        """Count steps from here; a resumed run knows its step only now."""
         self._latest_update_step = trainer.global_step
 
     def on_train_batch_end(
@@ -109,7 +106,7 @@ class EMAWeights(WeightAveraging):
                 _average_over_ranks(average.buffers(), trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap the first average in, unless there is none yet."""
+        """Swap the main average in, if it has been updated."""
         if self._average_model is not None and self._updates:
             self._swap(pl_module)
 
@@ -119,7 +116,7 @@ class EMAWeights(WeightAveraging):
             self._swap(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Bring the live weights back if validation broke off."""
+        """Restore the live weights if validation failed."""
         if self._swapped:
             self._swap(pl_module)
 
@@ -127,7 +124,7 @@ class EMAWeights(WeightAveraging):
         """Keep the live weights: a last checkpoint may still be written, and resumed, after this."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the first average in the module, unless there is none."""
+        """Leave the main average in the module, if it has been updated."""
         if self._updates:
             self._copy_average_to_current(pl_module)
 
@@ -141,9 +138,9 @@ class EMAWeights(WeightAveraging):
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume all averages; one that the checkpoint does not have starts from its live weights.
+        """Resume all averages; one that the checkpoint lacks starts from its live weights.
 
-        Outside ``fit`` the checkpoint's ``state_dict``, which has been loaded, is all that is needed.
+        Outside ``fit`` there is nothing to do: the ``state_dict`` has been loaded.
         """
         if self._average_model is None:
             return

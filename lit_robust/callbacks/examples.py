@@ -1,6 +1,7 @@
-"""Pictures of what the adversary does."""
+"""Pictures of adversarial examples."""
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,28 @@ from lit_robust.measures.accuracy import describe
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import run_folder
 from lit_robust.seeds import seed
+from lit_robust.whole_files import write_whole
 
 
 class AdversarialExamples(Callback):
-    """Draws clean images, magnified perturbations and adversarial images, with what the net takes them for.
+    """Draws clean images, magnified perturbations and adversarial images, with the net's predictions.
 
-    A picture has a row for each of some images of the first validation batch, of as many classes as there are in
-    it. They are the same every time as long as the loader does not shuffle, and so is the attack's random start. It
-    is saved as a PNG; every ``WandbLogger`` gets it as ``val/examples``. A test is drawn likewise, as
-    ``test/examples``. Classes are called by the data module's ``class_names``, if it has any.
+    A picture has a row for each of ``num_images`` images of the first validation batch, from as many classes as
+    possible. The images are the same every time if the loader does not shuffle, and so is the attack's random start.
+    The picture is saved as a PNG, and every ``WandbLogger`` gets it as ``val/examples``. A test is drawn likewise, as
+    ``test/examples``. Class names are the data module's ``class_names``, if it has any.
 
-    Only rank zero draws, right after the batch, while averaged weights are in place if there are any. Nothing
-    of it remains in the training: neither in modes and gradients nor in the random numbers.
+    Only rank zero draws, right after the batch, with averaged weights if there are any. Drawing changes nothing in
+    training: neither modes nor gradients nor random numbers.
 
     Args:
-        attack: The adversary, crafted against the net in eval mode.
+        attack: The attack, against the net in eval mode.
         num_images: The number of rows.
-        magnification: What the perturbation is multiplied by before it is drawn around mid-grey. By default
-            50 for colour images, like the NuAT slides, and for grey ones as much as does not clip.
+        magnification: What the perturbation is multiplied by before it is drawn around mid-grey; by default 50 for
+            colour images, as in the NuAT slides, and for grey images the largest factor that does not clip.
         every_n_epochs: Draws in the validation of every n-th epoch.
         target: The class that a targeted attack aims at.
-        dirpath: Where pictures go; by default ``examples`` in the logger's directory.
+        dirpath: Where pictures are saved; by default ``examples`` in the run's folder.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class AdversarialExamples(Callback):
         self.dirpath = dirpath
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the module and that matplotlib is there; settle where pictures go.
+        """Check that the module has a net and that matplotlib is installed; find the folder.
 
         Raises:
             TypeError: If the module has no ``net``.
@@ -77,7 +79,7 @@ class AdversarialExamples(Callback):
         net_of(pl_module, "AdversarialExamples attacks")
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
-        # Here, because the run's folder is agreed upon by all ranks.
+        # Here, because all ranks must ask for the run's folder.
         self._folder = Path(self.dirpath or run_folder(trainer) / "examples")
 
     def on_validation_batch_end(
@@ -118,21 +120,21 @@ class AdversarialExamples(Callback):
         examples = craft(net, self.attack, x[chosen], y[chosen], self.target)
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         figure = draw(examples, describe(self.attack), self.magnification, names, self.target)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{split}-{when}.png"
-        figure.savefig(path)
+        path, picture = self._folder / f"{split}-{when}.png", BytesIO()
+        figure.savefig(picture, format="png")
+        write_whole(path, picture.getvalue())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)
 
 
 def spread(y: Tensor, n: int) -> Tensor:
-    """Choose ``n`` samples, or all if there are fewer: classes take turns; of very many, only some that lie far apart.
+    """Choose ``n`` samples, or all if there are fewer: classes in turn; of very many classes, some that are far apart.
 
     Shape:
         y: ``(N,)``;  returned: positions, at most ``(n,)``.
     """
-    earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # samples of the same class
+    earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # how many earlier samples have the same class
     in_turns = (earlier * (y.max() + 1) + y).argsort()
     step = max(1, int((earlier == 0).sum()) // n)
     return in_turns[: n * step : step]

@@ -1,4 +1,4 @@
-"""The generalisation gap: how much more robust a net is on the images that it was trained on."""
+"""The generalisation gap: how much more robust a net is on its training images."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ class HasValidationAttack(Protocol):
 
 
 class HasPlainImages(Protocol):
-    """What ``GeneralizationGap`` needs of the data, as those of ``lit_robust.data`` have it."""
+    """What ``GeneralizationGap`` needs of the data, as all of ``lit_robust.data`` have it."""
 
     def plain_train_dataloader(self) -> Iterable[Batch]:
         """The training images as they are and in order, this rank's share of them."""
@@ -32,19 +32,19 @@ class HasPlainImages(Protocol):
 class GeneralizationGap(Callback):
     """Logs the robust accuracy of training images minus that of validation images, ``val/gap/robust``.
 
-    Both are measured in the validation: under its attack, in its mode and precision and with its weights, averaged
-    ones where ``EMAWeights`` brings them in. The training images are as they are, not augmented, and their own accuracy
-    is ``val/acc/robust_train``. (``train/acc/robust`` cannot take its place. It is under the adversary of the training,
-    which a curriculum keeps weak, of augmented images, and of weights that change meanwhile.) That curricula make the
-    gap smaller is a claim of SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347).
+    Both are measured in validation, with its attack, mode, precision and weights (averaged ones under ``EMAWeights``).
+    The training images are not augmented; their robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` is
+    no substitute: it is under the training adversary, which a curriculum keeps weak, on augmented images, and with
+    changing weights.) SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap
+    smaller.
 
-    A validation costs the attack on so many more images. Nothing else changes, and there is no state to resume.
+    A validation also attacks these training images. Nothing else changes, and there is no state to resume.
 
     Args:
-        images: How many training images, the first ones, on all ranks together.
+        images: The number of training images, the first ones, over all ranks together.
 
     Raises:
-        TypeError: If the module has no validation attack, or the data do not give their training images plainly.
+        TypeError: If the module has no validation attack, or the data have no ``plain_train_dataloader``.
         ValueError: If ``images`` is below 1.
     """
 
@@ -56,7 +56,7 @@ class GeneralizationGap(Callback):
         """Check that there is something to compare."""
         if stage != "fit":
             return
-        # By name: isinstance with a Protocol does not see sub-modules, as nets are, from Python 3.12 on.
+        # By name: from Python 3.12 on, isinstance with a Protocol does not see sub-modules such as nets.
         if not all(hasattr(pl_module, name) for name in ("net", "val_attacks", "val_survivors")):
             raise TypeError(
                 f"GeneralizationGap attacks as the validation does, but {type(pl_module).__name__} has no val_attacks: "
@@ -71,13 +71,13 @@ class GeneralizationGap(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Attack training images before the first batch, when all callbacks have brought their weights in."""
+        """Attack training images before the first batch, after other callbacks have swapped their weights in."""
         if batch_idx == 0 and dataloader_idx == 0 and trainer.state.fn == "fit":
             with trainer.precision_plugin.val_step_context():  # as validation images are measured
                 self._survivors = self._measure(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Log both, before the module starts counting anew."""
+        """Log both, before the module resets its counts."""
         if trainer.state.fn == "fit":
             trained, held_out = (s.accuracies()["robust"] for s in (self._survivors, pl_module.val_survivors))
             values = {"val/acc/robust_train": trained.value, "val/gap/robust": trained.value - held_out.value}

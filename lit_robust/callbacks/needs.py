@@ -1,4 +1,4 @@
-"""What several callbacks need: a module's net, and a trainer without a second callback that does the same."""
+"""What several callbacks need: a module's net, and a trainer without a second callback of the same kind."""
 
 from typing import Any, Protocol, TypeVar
 
@@ -9,7 +9,7 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 class HasNet(Protocol):
-    """What callbacks need of a module that look into its net: from images in [0, 1] to logits."""
+    """A module with a ``net``, from images in [0, 1] to logits, as several callbacks need it."""
 
     net: nn.Module
 
@@ -19,7 +19,7 @@ def net_of(module: object, does: str) -> nn.Module:
 
     Args:
         module: What is trained.
-        does: Which callback asks, and what it does with the net: ``"EMAWeights averages"``.
+        does: The callback and what it does with the net: ``"EMAWeights averages"``.
 
     Raises:
         TypeError: If there is none.
@@ -28,13 +28,13 @@ def net_of(module: object, does: str) -> nn.Module:
     net = getattr(module, "net", None)
     if not isinstance(net, nn.Module):
         raise TypeError(
-            f"{does} module.net, which {type(module).__name__} lacks: name the nn.Module that returns its logits so."
+            f"{does} module.net, which {type(module).__name__} lacks: assign it the nn.Module that returns logits."
         )
     return net
 
 
 def callbacks_of(trainer: Any, kind: type[Kind]) -> list[Kind]:
-    """The trainer's callbacks of a kind in their order; a connector sets them, so their type is not declared."""
+    """The trainer's callbacks of a kind, in order; the trainer does not declare their type."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]
 
 
@@ -42,10 +42,10 @@ def check_alone(trainer: Any, me: Callback, kind: type[Callback], why: str) -> N
     """Refuse a second callback of a kind.
 
     Args:
-        trainer: Whose callbacks are looked at.
-        me: The one that asks.
-        kind: What there may be one of.
-        why: The sentence that says what two would do, and what to do instead.
+        trainer: Its callbacks are searched.
+        me: The callback that checks.
+        kind: The class that may occur once.
+        why: The message: what two would do, and what to do instead.
 
     Raises:
         ValueError: If there is another.

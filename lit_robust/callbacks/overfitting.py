@@ -1,4 +1,4 @@
-"""Catastrophic overfitting of single-step methods, noticed in the epoch in which it happens."""
+"""Catastrophic overfitting of single-step methods, detected in the epoch in which it happens."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -21,48 +21,46 @@ from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
 
-#: By which Fast AT's code stops early.
+#: The rule by which Fast AT's code stops early.
 FAST_AT = PGDDrop()
 
 
 class HasAttack(Protocol):
-    """What ``CatastrophicOverfittingMonitor`` needs of a module beside a net, if the rule leaves the bound open."""
+    """What ``CatastrophicOverfittingMonitor`` needs of a module besides a net, if the rule sets no eps."""
 
     attack: Attack
 
 
 class CatastrophicOverfittingMonitor(Callback):
-    """Tells when a net has lost its robustness from one epoch to the next, as single-step methods do.
+    """Detects that a net has lost its robustness from one epoch to the next, as happens in single-step training.
 
-    After each epoch the rule measures the net on the epoch's first batches, as the early stop in Fast AT's code
-    does (Wong et al., ICLR 2020, arXiv:2001.03994): in train mode, with the weights as they are after the
-    epoch, and over all ranks. ``monitor/<rule>/<name>`` is logged, and ``train/catastrophic_overfitting/<rule>``,
-    0 or 1; when it is 1 a warning says so in one line. ``train/catastrophic_overfitting`` is 1 when any monitor
-    of the run says so.
+    After each epoch the rule measures the net on the epoch's first batches, as the early stop in Fast AT's code does
+    (Wong et al., ICLR 2020, arXiv:2001.03994): in train mode, with the weights after the epoch, and over all ranks. It
+    logs ``monitor/<rule>/<name>`` and ``train/catastrophic_overfitting/<rule>``, 0 or 1, and warns at 1.
+    ``train/catastrophic_overfitting`` is 1 if it is for any monitor of the run.
 
-    A rule that leaves the bound open measures at the eps that ``module.attack`` has at the end of the epoch. While
-    a ramp moves it, rules compare nothing, because a larger eps breaks more images of any net; only ``FGSMGap`` and
-    ``AbnormalRise``, whose numbers mean the same at every eps, are heard then.
+    A rule without its own eps measures at the ``module.attack.eps`` of the epoch's end. While a ramp moves eps, rules
+    do not compare epochs, because a larger eps breaks more images of any net; only ``FGSMGap`` and ``AbnormalRise``,
+    whose numbers mean the same at every eps, still do.
 
-    Measuring leaves no trace: modes, BatchNorm's statistics and random numbers are put back, so a monitored run is
-    the run without a monitor, up to the action. A resumed run sees what an uninterrupted one does; only if it has
-    several ranks and is resumed in mid-epoch, that epoch is judged by batches of rank zero.
+    Measuring changes nothing: modes, BatchNorm's statistics and random numbers are restored, so up to the action a
+    monitored run equals one without a monitor. A resumed run measures what an uninterrupted one does, except that with
+    several ranks an epoch that is resumed mid-way is judged by batches of rank zero.
 
-    Different from the authors' code: there is one batch, of 128 images; and the first epoch has nothing to be
-    compared with, where they compare with an accuracy of 0, which comes to the same.
+    Differs from the authors' code: it measures one batch, of 128 images, and compares the first epoch with an accuracy
+    of 0; here the first epoch is compared with nothing, which comes to the same.
 
     Args:
         rule: What is measured and judged. Monitors with rules of different classes may run side by side.
-        action: ``warn`` goes on, ``stop`` ends the training after this epoch, and ``restore`` also brings
-            back the net's weights and buffers of the last healthy epoch, as the authors do; checkpoints carry
-            them until then.
-        images: How many are measured on all ranks together: as many whole batches as it takes, or the epoch has.
-            An accuracy of 0.5 on 512 of them is known to 0.022 (one standard error), on 128 to 0.044.
+        action: ``warn`` continues, ``stop`` ends training after this epoch, and ``restore`` also restores the net's
+            weights and buffers of the last healthy epoch, as the authors do; checkpoints hold them until then.
+        images: The number of images, over all ranks together: as many whole batches as it takes, or as the epoch has.
+            The standard error of an accuracy of 0.5 is 0.022 on 512 images, and 0.044 on 128.
 
     Raises:
         TypeError: If the module has no ``net``, or the batches are neither ``Batch`` nor ``(x, y)``.
-        ValueError: If there is no such action, the rule needs an ``attack.eps`` that the module lacks, or weights
-            are to be restored that an average would replace after the fit.
+        ValueError: If ``action`` is unknown, the rule needs an ``attack.eps`` that the module lacks, or ``restore``
+            is combined with a weight average, which would replace the restored weights after the fit.
     """
 
     def __init__(self, rule: OverfittingRule = FAST_AT, action: Action = "warn", images: int = 512) -> None:
@@ -95,7 +93,7 @@ class CatastrophicOverfittingMonitor(Callback):
         return any(value is None for value in vars(self.rule).values())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check module and callbacks and start from nothing; a checkpoint is read after this."""
+        """Check module and callbacks, and reset; a checkpoint is loaded after this."""
         if stage == "fit":
             _net(pl_module)
             if self.follows and math.isnan(_bound(pl_module).eps):
@@ -127,7 +125,7 @@ class CatastrophicOverfittingMonitor(Callback):
         values = {f"monitor/{self.name}/{name}": value for name, value in current.items()}
         flags = dict.fromkeys(("", f"/{self.name}"), float(overfits))
         values |= {f"train/catastrophic_overfitting{which}": flag for which, flag in flags.items()}
-        # The maximum, because a second monitor with another rule logs the flag without a name, too.
+        # The maximum, because monitors with other rules also log the flag without a rule's name.
         pl_module.log_dict(values, on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True, batch_size=1)
         if overfits:
             self._act(trainer, pl_module, current)
@@ -138,7 +136,7 @@ class CatastrophicOverfittingMonitor(Callback):
         self._bound, self._batches = bound, []
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, bound: Bound) -> dict[str, float]:
-        """The rule's means over the batches of all ranks; batch by batch, as the training sees them."""
+        """The rule's means over the batches of all ranks; measured batch by batch, as in training."""
         net, device = _net(pl_module), pl_module.device
         batches = [Batch(*(part.to(device) for part in batch)) for batch in self._batches]
         with _untouched(net, device):
@@ -162,7 +160,7 @@ class CatastrophicOverfittingMonitor(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All numbers so far, the first batches of an epoch under way, and the weights to bring back."""
+        """All numbers so far, the first batches of the present epoch, and the weights to restore."""
         return {
             "earlier": self._earlier,
             "bound": None if self._bound is None else tuple(self._bound),
@@ -171,7 +169,7 @@ class CatastrophicOverfittingMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint ends."""
+        """Continue from a checkpoint."""
         self._earlier, self._healthy = state_dict["earlier"], state_dict["healthy"]
         self._bound = None if state_dict["bound"] is None else Bound(*state_dict["bound"])
         self._batches = [Batch(*batch) for batch in state_dict["batches"]]
@@ -179,7 +177,7 @@ class CatastrophicOverfittingMonitor(Callback):
 
 @contextmanager
 def _untouched(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Train mode inside; flags, buffers and random numbers as before outside."""
+    """Train mode inside; flags, buffers and random numbers are restored on leaving."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     with network_mode(net, "train"), own_random_state(device):
         try:
@@ -190,7 +188,7 @@ def _untouched(net: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _means(values: Mapping[str, Tensor], exists: Tensor, trainer: Trainer) -> dict[str, float]:
-    """Mean of each ``(N,)`` over the samples of all ranks that exist and have a number."""
+    """The mean of each ``(N,)`` over the samples of all ranks that exist and have a finite number."""
     table = torch.stack([value.float() for value in values.values()])
     counts = exists & table.isfinite()
     sums = torch.stack([torch.where(counts, table, 0.0).sum(dim=1), counts.float().sum(dim=1)])
@@ -199,7 +197,7 @@ def _means(values: Mapping[str, Tensor], exists: Tensor, trainer: Trainer) -> di
 
 
 def _bound(module: object) -> Bound:
-    """How far the module's attack goes now; an eps of NaN if it does not say."""
+    """The present bound of the module's attack; its eps is NaN if there is none."""
     attack = getattr(module, "attack", None)
     return Bound(float(getattr(attack, "eps", math.nan)), getattr(attack, "norm", "linf"))
 

@@ -1,4 +1,4 @@
-"""What tells catastrophic overfitting: numbers of a net and the change in them that gives it away."""
+"""Rules that detect catastrophic overfitting: what is measured of a net, and which change in it counts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ Means = Mapping[str, float]
 
 
 class Bound(NamedTuple):
-    """How far the training's attack may go at the moment of a measurement."""
+    """The bound of the training's attack at a measurement."""
 
     eps: float
     norm: Norm = "linf"
 
     @property
     def ball(self) -> Threat:
-        """The images within it."""
+        """The threat set of this bound."""
         return threat(self.norm, self.eps)
 
     def fgsm(self) -> FGSM:
@@ -35,12 +35,12 @@ class Bound(NamedTuple):
         return FGSM(self.eps, self.norm)
 
     def pgd5(self) -> PGD:
-        """The attack by which Fast AT's code stops early: 2/255 a step at 8/255."""
+        """The attack of Fast AT's early stop: steps of 2/255 at 8/255."""
         return PGD(self.eps, step_size=self.eps / 4, steps=5, norm=self.norm)
 
 
 class OverfittingRule(ABC):
-    """What is measured on a batch, and what change from one epoch to the next is called overfitting.
+    """What is measured on a batch, and which change from one epoch to the next is overfitting.
 
     A subclass is a frozen dataclass. A field that is None follows the training, whose module must have ``attack.eps``.
     """
@@ -50,7 +50,7 @@ class OverfittingRule(ABC):
 
     @abstractmethod
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
-        """Give each sample's numbers ``(N,)`` by name; samples that are NaN are left out of the mean.
+        """Return each sample's numbers ``(N,)`` by name; NaN is left out of the mean.
 
         Args:
             net: The net, in train mode.
@@ -61,16 +61,16 @@ class OverfittingRule(ABC):
 
     @abstractmethod
     def overfits(self, earlier: Sequence[Means], current: Means) -> bool:
-        """Judge an epoch's means by those of all epochs before, at least one, the oldest first."""
+        """Whether the net overfits, by an epoch's means and those of all earlier epochs (one or more), oldest first."""
 
 
 @dataclass(frozen=True)
 class PGDDrop(OverfittingRule):
-    """The accuracy under PGD falls by more than ``threshold``, as Fast AT's code stops early.
+    """The accuracy under PGD falls by more than ``threshold``: the early stop of Fast AT's code.
 
     Args:
         attack: By default the code's PGD-5 at the training's eps, in steps of a quarter of it.
-        threshold: The code's 0.2 is 20 points of accuracy.
+        threshold: A difference of accuracies; the default is the code's, 20 percentage points.
     """
 
     attack: Attack | None = None
@@ -87,15 +87,15 @@ class PGDDrop(OverfittingRule):
 
 @dataclass(frozen=True)
 class FGSMGap(OverfittingRule):
-    """The signature of catastrophic overfitting: the net withstands a single step, and not PGD.
+    """The signature of catastrophic overfitting: the net withstands a single step, but not PGD.
 
     The accuracy under the single step exceeds that under PGD by more than ``margin``, and did not in the epoch before.
-    So a net is reported once, when the gap opens, even if it never withstood PGD, and while a ramp moves eps, too.
+    So a net is reported once, when the gap opens, even if it never withstood PGD, and also while a ramp moves eps.
 
     Args:
-        single_step: The attack that the net learns to deceive; by default FGSM at the training's eps.
+        single_step: The attack that the net overfits to; by default FGSM at the training's eps.
         attack: The stronger one; by default PGD-5 at the training's eps, in steps of a quarter of it.
-        margin: Our choice; there is no published one.
+        margin: Our choice; none is published.
     """
 
     across_eps = True
@@ -122,7 +122,7 @@ class CrossEntropySplit(OverfittingRule):
         CE(f(x), y) falls by more than ``change`` of itself, and CE(f(x'), y) rises by as much,     x' by ``attack``
 
     Ours, after what is known of NuAT-H (NeurIPS 2021): it watches the clean cross-entropy for an abnormal fall, and its
-    trigger is not published. That the other one rises tells the fall from a division of the learning rate.
+    trigger is not published. The rise of the other one tells this fall from that after a drop of the learning rate.
 
     Args:
         attack: By default PGD-5 at the training's eps, in steps of a quarter of it.
@@ -133,7 +133,7 @@ class CrossEntropySplit(OverfittingRule):
     change: float = 0.15
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
-        """Take both cross-entropies."""
+        """Compute both cross-entropies."""
         x_adv = (self.attack or bound.pgd5())(net, x, y)
         with torch.no_grad():
             return {"ce/clean": losses.ce(net(x), y), "ce/adversarial": losses.ce(net(x_adv), y)}
@@ -146,7 +146,7 @@ class CrossEntropySplit(OverfittingRule):
 
 @dataclass(frozen=True)
 class _WithinBound(OverfittingRule):
-    """A rule that looks around an image: within ``eps`` in L-infinity, by default the training's bound in its norm."""
+    """A rule that looks around an image: within ``eps`` in L-infinity, or the training's bound in its norm."""
 
     eps: Magnitude | None = None
 
@@ -155,7 +155,7 @@ class _WithinBound(OverfittingRule):
             object.__setattr__(self, "eps", require.pixels("eps", self.eps))
 
     def within(self, bound: Bound) -> Bound:
-        """How far it looks, at a moment of the training."""
+        """The rule's bound, given the training's."""
         return bound if self.eps is None else Bound(self.eps)
 
 
@@ -165,13 +165,13 @@ class GradientCosineDrop(_WithinBound):
 
         cos( grad CE(f(x), y), grad CE(f(x + eta), y) ),     eta ~ U(-eps, eps)
 
-    Samples with no gradient at either point are left out, as in the authors' code. Which fall counts is our choice;
-    GradAlign only logs the cosine.
+    Samples whose gradient is 0 at one of the points are left out, as in the authors' code. Which fall counts is our
+    choice; GradAlign only logs the cosine.
 
     Args:
         eps: The radius in L-infinity; by default the training's, in its norm.
-        factor: The cosine falls below this share of the previous epoch's.
-        floor: A previous cosine below it has nothing to lose: its changes are noise.
+        factor: Fires when the cosine falls below this share of the previous epoch's.
+        floor: Never fires if the previous cosine was below this, because its changes are noise then.
     """
 
     factor: float = 0.5
@@ -192,16 +192,16 @@ class GradientCosineDrop(_WithinBound):
 
 @dataclass(frozen=True)
 class AbnormalRise(_WithinBound):
-    """More samples than before are abnormal, AAER's word (NeurIPS 2023, arXiv:2404.08154): a step makes them easier.
+    """More samples are abnormal than before: a step lowers their loss (AAER, NeurIPS 2023, arXiv:2404.08154).
 
         CE(f(x + eta), y) > CE(f(x'), y),     x' the step of 1.25 eps from x + eta, eta ~ U(-eps, eps), of Fast AT
 
-    The paper shows that their number leaps when a net overfits. We count their share and choose the leap. As a healthy
-    net has next to none at any eps, it is looked for while a ramp moves eps, too.
+    The paper shows that their number jumps when a net overfits. Counting their share, and the size of the jump, are our
+    choices. A healthy net has almost none at any eps, so the rule also judges while a ramp moves eps.
 
     Args:
         eps: The radius in L-infinity; by default the training's, in its norm.
-        rise: The share of the samples by which there are more than in the epoch before.
+        rise: Fires when the share of abnormal samples rises by more than this from one epoch to the next.
     """
 
     across_eps = True
@@ -225,23 +225,23 @@ class AbnormalRise(_WithinBound):
 
 @dataclass(frozen=True)
 class LinearityErrorSpike(_WithinBound):
-    """The loss is further from linear than it ever used to be: ELLE-A's rule (ICLR 2024, arXiv:2401.11618).
+    """The linearity error is far above that of earlier epochs: ELLE-A's rule (ICLR 2024, arXiv:2401.11618).
 
         R > mean + sigmas std     of all R before,     R the mean of ``measures.masking.linearity_error``
 
-    Different: ELLE-A judges every batch, we every epoch, on more images. A short history's deviation is a rough one.
+    Differs from ELLE-A: it judges every batch, here every epoch on more images. A short history's deviation is rough.
 
     Args:
         eps: The radius in L-infinity; by default the training's, in its norm.
         sigmas: ELLE-A's 2.
-        history: How many epochs there must have been; ELLE-A's 3 are batches.
+        history: The least number of earlier epochs; ELLE-A's 3 are batches.
     """
 
     sigmas: float = 2.0
     history: int = 3
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
-        """Take the loss at two random points and between them."""
+        """Compute the loss at two random points and between them."""
         with torch.no_grad():
             return {"linearity_error": masking.linearity_error(net, x, y, self.within(bound).ball)}
 

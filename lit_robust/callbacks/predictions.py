@@ -1,4 +1,4 @@
-"""What a net says about each image, as a file."""
+"""A net's prediction for each image, as a file."""
 
 import csv
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from lit_robust.runs import run_folder
 class PredictionWriter(BasePredictionWriter):
     """Writes ``predictions.csv`` while ``predict`` runs: index, label, predicted class and its probability.
 
-    It fits any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)`` for batches that
-    have ``y``, ``index`` and ``weight``. Several ranks write a file each.
+    It works with any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)`` for
+    batches that have ``y``, ``index`` and ``weight``. With several ranks, each writes its own file.
 
     Args:
-        path: The file; by default ``predictions.csv`` in the trainer's log folder.
+        path: The file; by default ``predictions.csv`` in the run's folder.
     """
 
     def __init__(self, path: str | None = None) -> None:

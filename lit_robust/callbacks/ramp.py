@@ -20,7 +20,7 @@ class HasAttribute(Protocol):
     """What ``AttributeRamp`` needs of a module: a number at the end of the path ``attribute``."""
 
     def __getattr__(self, name: str) -> Any:
-        """The attribute, or the value that it is in."""
+        """The attribute, or the object that holds it."""
 
 
 class ChecksNumbers(Protocol):
@@ -33,19 +33,17 @@ class ChecksNumbers(Protocol):
 class AttributeRamp(Callback):
     """Sets an attribute of the module to the value of a schedule before every batch.
 
-    ``AttributeRamp("lam", PerEpoch(Linear(0, 4.5, 0, 90)))`` is NuAT's lambda, and
-    ``AttributeRamp("attack.eps", ...)`` grows the threat set. On the way to the end of a path a frozen
-    dataclass, as attacks are, is replaced by a copy with the new value; everything else is set in place. Only
-    what is named changes: an attack's ``step_size`` does not follow its ``eps``.
+    ``AttributeRamp("lam", PerEpoch(Linear(0, 4.5, 0, 90)))`` is NuAT's lambda, and ``AttributeRamp("attack.eps", ...)``
+    grows the threat set. Along a path, a frozen dataclass such as an attack is replaced by a copy with the new value;
+    other objects are changed in place. Only the named attribute changes: an attack's ``step_size`` does not follow its
+    ``eps``.
 
-    The value depends on nothing but time in fractional epochs, so there is no state to resume, and it holds
-    when a coreset changes the number of batches. Callbacks come before the module, whose own
-    ``on_train_batch_start`` finds the new value. After training the last one stays. It is logged as
-    ``train/<attribute>``.
+    The value depends only on time in fractional epochs, so there is no state to resume, and it holds when a coreset
+    changes the number of batches. Callbacks run before the module, so the module's own ``on_train_batch_start`` sees
+    the new value. After training the last value stays. It is logged as ``train/<attribute>``.
 
-    Before training all ramps are tried, twice an epoch: what the module refuses, be it by an error of the attribute
-    or by its method ``check_numbers()``, it refuses then. A schedule that goes on after the last epoch is reported in
-    a line.
+    Before training all ramps are tried at two points per epoch, so values that the module refuses, when they are set or
+    in its ``check_numbers()``, are refused then. A schedule that continues after the last epoch is reported.
 
     Args:
         attribute: The attribute's name, or a path such as ``attack.eps``.
@@ -70,7 +68,7 @@ class AttributeRamp(Callback):
         return f"{type(self).__qualname__}{{'attribute': {self.attribute!r}}}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there is something to drive."""
+        """Check that the attribute is a number that no other ramp drives."""
         if stage != "fit":
             return
         _check_number(pl_module, self.attribute)
@@ -78,12 +76,12 @@ class AttributeRamp(Callback):
         _check_alone(trainer, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Try all ramps together, once, and see whether this one comes to its end."""
+        """Try all ramps together, once, and report a schedule that does not end with training."""
         epochs = trainer.max_epochs or 0
         ramps = callbacks_of(trainer, AttributeRamp)
         if self is ramps[0]:
             _rehearse(ramps, pl_module, [half / 2 for half in range(2 * max(epochs, 0))])
-        later = {self.schedule(time) for time in (1e6, 1e7, 1e8)}  # one value, unless it goes up and down for ever
+        later = {self.schedule(time) for time in (1e6, 1e7, 1e8)}  # one value, unless it oscillates forever
         if epochs > 0 and len(later) == 1 and not math.isclose(last := self.schedule(float(epochs)), *later):
             rank_zero_info(
                 f"{self.attribute} is {last:.4g} after {epochs} epochs, but its schedule goes on to {later.pop():.4g}: "
@@ -91,15 +89,15 @@ class AttributeRamp(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Return to the last batch's value: a resumed run may go on with the end of an epoch."""
+        """Restore the last batch's value: a resumed run may continue with the end of an epoch."""
         self._set(trainer, pl_module, batch_in_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the value, for whoever reads it before the first batch."""
+        """Set the value for code that reads it before the first batch."""
         self._set(trainer, pl_module, 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the value; report it now and then, because logging costs as much as a small net's forward."""
+        """Set the value; log it every ``log_every_n_steps`` only, because logging costs as much as a small forward."""
         value = self._set(trainer, pl_module, batch_idx)
         if is_due_for_logging(trainer):
             pl_module.log(f"train/{self.attribute}", value, on_step=True, on_epoch=False, batch_size=1)
@@ -107,7 +105,7 @@ class AttributeRamp(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Report the value at the end of the epoch."""
+        """Log the value at the end of the epoch."""
         if trainer.is_last_batch:
             value = self.schedule(fractional_epoch(trainer, batch_idx))
             pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, batch_size=1)
@@ -117,13 +115,13 @@ class AttributeRamp(Callback):
 
     def _set_for(self, pl_module: LightningModule, time: float) -> float:
         value = float(self.schedule(time))
-        whole = self._was_integer and value.is_integer()  # such as attack.steps, which may be nothing else
+        whole = self._was_integer and value.is_integer()  # such as attack.steps, which must be one
         _assign(pl_module, self.attribute.split("."), int(value) if whole else value)
         return value
 
 
 def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float]) -> None:
-    """Set what the ramps lead to, ask the module whether it can use that, and put the first values back."""
+    """Set the ramps' values at each time, let the module check them, and restore the first values."""
     before = [attrgetter(ramp.attribute)(module) for ramp in ramps]
     for time in times:
         try:
@@ -138,7 +136,7 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
 
 
 def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
-    """Set the attribute at the end of a path; the owner, or what has to take the place of a frozen one."""
+    """Set the attribute at the end of a path; returns the owner, or its replacement if it is frozen."""
     name, *rest = path
     if rest:
         part = getattr(owner, name)

@@ -1,4 +1,4 @@
-"""When the learning rate drops, known before training starts."""
+"""Finds the first drop of the learning rate before training starts."""
 
 import warnings
 from copy import deepcopy
@@ -10,35 +10,35 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust.schedules import Schedule, Staircase, drops
 
-#: As many as Lightning trains by default, where ``max_epochs`` sets no bound.
+#: The epochs that are searched if ``max_epochs`` sets no bound; Lightning's default.
 ENDLESS = 1000
 
 
 class Rate(Protocol):
-    """What moves a learning rate: a ``Schedule``, or a scheduler of torch, which it steps itself."""
+    """The owner of a learning-rate ``Schedule``, or of a torch scheduler that it steps itself."""
 
     scheduler: object
 
 
 class HasRate(Protocol):
-    """What a module may have whose optimization is manual, as every Defense does: who moves its learning rate."""
+    """What a module with manual optimization may have, as every Defense does: the owner of its schedule."""
 
     rate: Rate
 
 
 def first_drop(trainer: Trainer, pl_module: LightningModule) -> int | None:
-    """The first epoch whose learning rate has dropped: by a factor of 2 or more, at once, as ``schedules.drops`` says.
+    """The first epoch after a drop of the learning rate by a factor of 2 or more at once, see ``schedules.drops``.
 
     None if no drop can be foreseen.
 
-    Foreseen are the ``Schedule`` of a module that has it as ``module.rate.scheduler``, as all methods here do, and the
-    one scheduler of torch that takes a step an epoch, by a rehearsal on a copy; not a ``ReduceLROnPlateau``, a
-    scheduler that counts batches, one of several, and what the module moves by hand. Ask in ``on_fit_start``, when
-    schedulers exist and have not been resumed yet.
+    It foresees a ``Schedule`` in ``module.rate.scheduler``, where all methods here have it, and a single torch
+    scheduler that is stepped once per epoch, by stepping a copy. It does not foresee a ``ReduceLROnPlateau``, a
+    scheduler that counts batches, one of several, or a rate that the module changes by hand. Call it in
+    ``on_fit_start``, when schedulers exist and have not been resumed yet.
 
     Args:
-        trainer: Knows how many epochs there are.
-        pl_module: What is trained.
+        trainer: Gives the number of epochs and the schedulers.
+        pl_module: The module in training.
     """
     epochs = _epochs(trainer)
     rate = _foreseen(trainer, pl_module, epochs)
@@ -46,10 +46,10 @@ def first_drop(trainer: Trainer, pl_module: LightningModule) -> int | None:
 
 
 def no_drop(trainer: Trainer, remedy: str) -> ValueError:
-    """The error of a callback that needs one.
+    """The error of a callback that needs a drop.
 
     Args:
-        trainer: Knows how many epochs there are.
+        trainer: Gives the number of epochs.
         remedy: What a user can do without a drop.
     """
     return ValueError(
@@ -69,7 +69,7 @@ def _foreseen(trainer: Trainer, module: LightningModule, epochs: int) -> Schedul
         return schedule
     configs = trainer.lr_scheduler_configs
     if not (module.automatic_optimization or hasattr(rate, "scheduler")):
-        return None  # its own code steps the scheduler, whenever it wants to
+        return None  # its own code steps the scheduler, at any time
     if len(configs) != 1 or configs[0].interval != "epoch" or configs[0].frequency != 1:
         return None
     scheduler = configs[0].scheduler
@@ -79,15 +79,15 @@ def _foreseen(trainer: Trainer, module: LightningModule, epochs: int) -> Schedul
 
 
 def _rehearsed(scheduler: LRScheduler, module: LightningModule, epochs: int) -> Staircase:
-    """The rates that a scheduler would set; its copies, nested ones too, drive a stand-in for the optimizer.
+    """The rates that a scheduler would set, found by stepping a copy of it on a stand-in for the optimizer.
 
-    The module is not copied, be the rate a method of it or not.
+    Nested schedulers are copied too; the module is not, even if its method computes the rate.
     """
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=0.0)
     stand_in.param_groups = [dict(group) for group in scheduler.optimizer.param_groups]
     copied = deepcopy(scheduler, {id(scheduler.optimizer): stand_in, id(module): module})
     rates = []
-    with warnings.catch_warnings(action="ignore"):  # no step of the optimizer comes before the scheduler's
+    with warnings.catch_warnings(action="ignore"):  # that no optimizer step comes before the scheduler's
         for _ in range(epochs):
             rates.append(float(stand_in.param_groups[0]["lr"]))
             copied.step()

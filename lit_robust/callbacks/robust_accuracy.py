@@ -18,7 +18,7 @@ from lit_robust.seeds import seed
 
 
 class HasAttacks(Protocol):
-    """What a module may have that measures robust accuracies itself, as every Defense does: attacks by name."""
+    """What a module has that measures robust accuracies itself, as every Defense does: attacks by name."""
 
     val_attacks: Mapping[str, Attack]
     test_attacks: Mapping[str, Attack]
@@ -27,29 +27,29 @@ class HasAttacks(Protocol):
 class RobustAccuracy(Callback):
     """Measures any LightningModule under attacks, in validation and test.
 
-    ``val/acc/<name>`` and ``test/acc/<name>`` are logged for each attack, ``clean`` for none and, where there are
-    several, ``worst`` for the samples that withstand all of them. They are there for a ModelCheckpoint or an
-    EarlyStopping of the same run to monitor. A test prints them with their 95 % intervals.
+    It logs ``val/acc/<name>`` and ``test/acc/<name>`` for each attack, ``clean`` for none and, if there are several
+    attacks, ``worst`` for the samples that withstand all of them. A ModelCheckpoint or EarlyStopping of the same run
+    can monitor them. A test prints them with their 95 % intervals.
 
-    Each batch is attacked before the module sees it, in float32 and in the mode that the module is in; gradients work
-    under Lightning's inference mode too. Nothing is left behind, the module's random numbers included. Random starts
-    are the same in every epoch. All ranks are counted; of a ``Batch`` of ours, samples of weight 0 are not. (The
-    samples that Lightning's own sampler repeats to make ranks equally long are counted twice: test on one device.)
+    Each batch is attacked before the module sees it, in float32 and in the module's present mode, also under
+    Lightning's inference mode. It changes nothing, not even the module's random numbers. Random starts are the same in
+    every epoch. All ranks are counted; samples of weight 0 in a ``lit_robust.batch.Batch`` are not. (Samples that
+    Lightning's own sampler repeats to make ranks equally long are counted twice: test on one device.)
 
     On a Defense it adds attacks of other names to those that the Defense measures itself.
 
     Args:
         attacks: Attacks by name.
-        test_attacks: Those of a test, if they are others: stronger ones.
+        test_attacks: Attacks of a test, if they differ, such as stronger ones.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
         net: The sub-module that turns images into logits; None for the module itself.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
-        std: What it divides them by then.
+        std: What it then divides them by.
 
     Raises:
-        ValueError: If an attack is targeted or has the name of another row, or pixels, labels or net do not fit, in
-            the first batch.
+        ValueError: If an attack is targeted or has the name of another row, or pixels, labels or net do not fit in the
+            first batch.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RobustAccuracy(Callback):
         self._columns: dict[str, dict[str, Accuracy]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that no row is logged twice, which Lightning would take the mean of."""
+        """Check that no row is logged twice; Lightning would average them."""
         why = "two RobustAccuracy callbacks would log the same rows: give all attacks to one."
         check_alone(trainer, self, RobustAccuracy, why)
         require.fine_precision(str(trainer.precision))
@@ -89,7 +89,7 @@ class RobustAccuracy(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count who survives; before the module's own step, which may change the batch."""
+        """Count the images that withstand; before the module's own step, which may change the batch."""
         self._measure("val", trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,7 +103,7 @@ class RobustAccuracy(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count who survives."""
+        """Count the images that withstand."""
         self._measure("test", trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,7 +114,7 @@ class RobustAccuracy(Callback):
         """Print the table of a test, below the progress bar."""
         if stage == "test" and trainer.is_global_zero and any(self._columns.values()):
             if trainer.progress_bar_callback:
-                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # whose turn would come after ours
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # its own turn comes after ours
             print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n")
 
     def _measure(
@@ -131,13 +131,13 @@ class RobustAccuracy(Callback):
         self._survivors[loader].update(correct, weight)
 
     def _check_free(self, key: str, name: str, module: LightningModule) -> None:
-        """Refuse to write over what the module's own step has logged; before the first of ours nobody else has."""
+        """Refuse a key that the module itself has logged: it is there before we log it for the first time."""
         if key not in self._logged and key in module.trainer.callback_metrics:
             raise ValueError(f'{type(module).__name__} logs {key} itself: rename "{name}" here.')
         self._logged.add(key)
 
     def _report(self, split: str, module: LightningModule) -> dict[str, dict[str, Accuracy]]:
-        """Log what was counted; the accuracies of each loader, under the suffix that Lightning gives it."""
+        """Log what was counted; returns the accuracies of each loader, by the suffix that Lightning gives it."""
         several = len(self._survivors) > 1
         columns = {
             f"/dataloader_idx_{loader}" if several else "": survivors.accuracies()

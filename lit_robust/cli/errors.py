@@ -1,7 +1,7 @@
-"""One sentence out of the page that other packages write about a user's mistake.
+"""Condenses the long error messages of jsonargparse and other packages into one sentence.
 
-jsonargparse says everything that it tried: each type of a union, each way to read a value, each level on the way
-there. What a user needs is the key and the innermost reason, and the name that was probably meant.
+jsonargparse reports everything that it tried: each type of a union, each way to parse a value, each level of nesting.
+A user needs the key, the innermost reason, and the name that was probably meant.
 """
 
 import re
@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-#: Lines that tell what was tried, and not why it failed.
+#: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
     r"$|Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:|Expected a path but|"
     r"Parser key \"[^\"]*\"[^:]*:$|Problem with given class_path '[^']*':$"
 )
 
-#: What a callable is; what is wrong with this one comes after it.
+#: jsonargparse's remark on callables in general; the reason follows it.
 _CALLABLE = re.compile(r"Type \S*Callable\[.*\] expects a function or a callable class: ")
 
-#: What other packages say without a remedy, or with one that is wrong here, and what to do.
+#: Messages of other packages without a remedy, or with one that is wrong here, and the remedy.
 _REMEDIES = {
     r"Invalid learning rate: .*": "the lr of model.optimizer must be 0 or above",
     r"No supported gpu backend found": "choose the CPU, by -c configs/trainer/cpu.yaml or --trainer.accelerator cpu",
@@ -32,7 +32,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class _Mistake:
-    """Where something is wrong, whose argument it is, what each type that was tried says, and what was given."""
+    """The key of a wrong value, the class whose argument it is, each tried type's reason, and the value."""
 
     key: str
     owner: str
@@ -44,7 +44,7 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
     """Condense an error into one line.
 
     Args:
-        message: What jsonargparse, another package or this one says.
+        message: The error message of jsonargparse, another package or this one.
         names: Short names that a user may have meant.
     """
     if "Original Traceback (most recent call last)" in message:  # in a loader's worker: the last line is the error
@@ -60,7 +60,7 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
 
 
 def _innermost(message: str) -> _Mistake:
-    """Find the first reason and those beside it, up to the value, with which jsonargparse closes a union."""
+    """Find the first reason and the others of its union, up to the value, with which jsonargparse ends a union."""
     block, _, rest = _CALLABLE.sub("", message).partition("Given value: ")
     lines = [line.strip().removeprefix("- ") for line in block.splitlines()]
     told = [number for number, line in enumerate(lines) if not _TRIED.match(line)] or [0]
@@ -81,7 +81,7 @@ def _innermost(message: str) -> _Mistake:
 
 
 def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
-    """Say in the field's words what jsonargparse says in Python's."""
+    """Rephrase jsonargparse's reason in terms of the configuration."""
     reason, owner = mistake.reasons[0], mistake.owner
     where = f"{mistake.key}: " if mistake.key else ""
     if found := re.match(r"Not of type Magnitude: magnitude=(.*)", reason):
@@ -116,7 +116,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
 
 
 def _expected(mistake: _Mistake) -> str:
-    """What the value should have been, over all the types that were tried."""
+    """What the value should have been, according to all types that were tried."""
     reasons = "\n".join(mistake.reasons)
     if choices := re.findall(r"^Expected a (?:typing\.)?Literal\[(.*)\]", reasons, re.MULTILINE):
         return f"is unknown: choose one of {', '.join(choices)}"

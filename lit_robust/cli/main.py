@@ -1,6 +1,6 @@
 """The command line: ``lit-robust fit | validate | test | predict -c config.yaml``.
 
-The only place that knows everything. Importing a room makes the short names of its classes work in YAML.
+The only module that imports all others. Importing a package makes the short names of its classes work in YAML.
 """
 
 import csv
@@ -8,8 +8,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import torch
@@ -20,9 +20,10 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli.config import NAMES, classes_start_afresh, gathered
 from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
@@ -30,11 +31,12 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, go_on_in, last_of, read_checkpoint, run_folder
+from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_last, run_folder
+from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
-#: What a user can cause and mend: told in one sentence. Anything else is a defect and keeps its traceback.
+#: Errors that a user can cause and fix, reported in one sentence. Any other is a defect and keeps its traceback.
 USER_ERRORS = (
     ValueError,
     TypeError,
@@ -45,23 +47,24 @@ USER_ERRORS = (
     torch.OutOfMemoryError,
 )
 
-#: A test ends with our table, which has intervals and all checkpoints; predictions are for callbacks to write.
+#: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, which answers a mistake with one sentence instead of a page of usage."""
+    """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
-        """Accept for functions, which nets are, what jsonargparse (4.53) says of linked arguments to classes.
+        """Ignore ``linked_targets``, which jsonargparse (4.53) passes here although it only accepts it for classes.
 
-        Without this any flag such as ``--model.optimizer.lr`` fails where a file gives the net an argument.
+        Nets are built by functions. Without this, any flag such as ``--model.optimizer.lr`` fails if a file gives the
+        net an argument.
         """
         added: list[str] = super().add_function_arguments(*args, **kwargs)
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and where to read on; exit with 2."""
+        """Print what is wrong and where to find help, and exit with 2."""
         if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
             super().error(message, ex)
         if "arguments are required" in message:
@@ -71,52 +74,53 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the configuration beside the run's metrics, by stage, and shows it to Weights & Biases."""
+    """Saves the configuration of each stage beside the run's metrics, and logs it to Weights & Biases."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file under a name by which neither a test nor a resume overwrites what the run began with.
+        """Write the file under a name that keeps a test or a resume from overwriting the run's first one.
 
-        Without a logger a run has no folder of its own, and in the user's there may be another config.yaml.
+        Without a logger nothing is written: the run has no folder of its own, and the current one may have another
+        config.yaml.
         """
-        folder = run_folder(trainer)  # which the ranks agree upon, so all of them ask
+        folder = run_folder(trainer)  # the ranks agree on it, so all must call this
         if self.already_saved or not trainer.is_global_zero or not trainer.loggers:
             return
         folder.mkdir(parents=True, exist_ok=True)
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         if stage == "fit" and self.config.get("ckpt_path") and (folder / name).exists():
-            name = f"config_resumed_{len(list(folder.glob('config_resumed_*.yaml'))) + 1}.yaml"
-        self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True)
+            name = next_free(folder, "config_resumed", ".yaml", start=1).name
+        write_whole(folder / name, self.parser.dump(self.config, skip_none=False).encode())
         self.save_config(trainer, pl_module, stage)
         self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send the configuration to Weights & Biases, where it is searched and compared."""
+        """Log the configuration to Weights & Biases, for search and comparison."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.config.as_dict())
 
 
 class RobustCLI(CommandLineInternals, LightningCLI):
-    """Lightning's command line with our defaults; what the user writes beats what a checkpoint holds."""
+    """Lightning's command line with our defaults; the user's arguments override those of a checkpoint."""
 
     subcommand_defaults = DEFAULTS
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data say how many classes there are, once."""
+        """Take the model's number of classes from the data."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer; what it refuses, two callbacks of a kind among it, a user can mend."""
+        """Build the trainer; what it refuses, such as two callbacks of one kind, is the user's to fix."""
         try:
             return super().instantiate_trainer(**kwargs)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
-        """Try the log folders before anything costly is done, and let no written class count go unheard.
+        """Check the log folders and a ``num_classes`` of the user's before anything costly is done.
 
         Raises:
-            ValueError: If ``num_classes`` is not the data's, whose link would overwrite it.
+            ValueError: If ``num_classes`` is not that of the data, which would silently replace it.
         """
         config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
         written = config.model.init_args.get("num_classes")
@@ -126,23 +130,23 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 "classes: leave it out, it is the data's."
             )
         for logger in self.trainer.loggers:
-            _check_writable(Path(logger.save_dir or "."))
+            check_writable(Path(logger.save_dir or "."))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse what all files come to, then the flags.
+        """Parse the merged files, then the flags.
 
-        Without the parent's warning about ``sys.argv``, which ``main(args)`` never mixes with ``args``.
+        Without the parent's warning about ``sys.argv``; ``main(args)`` never reads both.
         """
         assert isinstance(args, list)
         with classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Train, or go on where a checkpoint stands, in its folder."""
+        """Train, or resume from a checkpoint in its run's folder."""
         if ckpt_path is not None:
-            path = last_of(find_checkpoints(ckpt_path, self.trainer))
-            if epochs_done(read_checkpoint(path)) >= (self.trainer.max_epochs or 0) > 0:
-                rank_zero_info(f"{path} is the end of a training: raise --trainer.max_epochs to go on, or test it.")
+            path, checkpoint = read_last(find_checkpoints(ckpt_path, self.trainer))
+            if epochs_done(checkpoint) >= (self.trainer.max_epochs or 0) > 0:
+                rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
             go_on_in(path.parent.parent, self.trainer)
             ckpt_path = str(path)
@@ -154,21 +158,21 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Attack one checkpoint, or the last and the best of a run where a folder is given."""
+        """Attack one checkpoint, or the last and the best of a run if a folder is given."""
         ignore(*NOISE_OF_EVALUATION)
-        warnings.filterwarnings("always", module="(py)?autoattack")  # a doubt about each checkpoint, in the same words
+        warnings.filterwarnings("always", module="(py)?autoattack")  # repeated for each checkpoint
         paths = self._readable(ckpt_path, every=True)
         for logger in self.trainer.loggers:
-            if isinstance(logger, CSVLogger):  # said now, so that the table is what the terminal ends with
+            if isinstance(logger, CSVLogger):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
         for path in paths:
             self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
-        """Keep the table that was printed: as ``test.csv`` beside the metrics, and in Weights & Biases."""
+        """Save the printed table as ``test.csv`` beside the metrics, and in Weights & Biases."""
         columns = ["checkpoint", "attack", "accuracy", "low", "high", "n"]
         rows = [
-            [checkpoint, attack, accuracy.value, *accuracy.interval, accuracy.n]
+            [csv_cell(checkpoint), csv_cell(attack), accuracy.value, *accuracy.interval, accuracy.n]
             for checkpoint, accuracies in self.model.test_results.items()
             for attack, accuracy in accuracies.items()
         ]
@@ -176,11 +180,12 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if isinstance(logger, WandbLogger):
                 logger.log_table("test/accuracies", columns, rows)
             elif isinstance(logger, CSVLogger):
-                with Path(logger.log_dir, "test.csv").open("w", newline="") as file:
-                    csv.writer(file).writerows([columns, *rows])
+                table = StringIO(newline="")
+                csv.writer(table).writerows([columns, *rows])
+                write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Write each image's prediction, by a ``PredictionWriter`` if no other writer is among the callbacks."""
+        """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
         ignore(*NOISE_OF_EVALUATION)
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
@@ -188,18 +193,28 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
-        """The checkpoints to evaluate, of a folder the last or every one; None is the net as it is built.
+        """The checkpoints to evaluate, of a folder the last one or all; None stands for the net as built.
 
-        Each is read here, once, so that a broken one is refused before anything costly is done.
+        Each is read here once, so that a broken one is refused before anything costly is done.
         """
         if not ckpt_path:
-            rank_zero_info("No --ckpt_path: the net has the weights that it is built with.")
+            rank_zero_info("No --ckpt_path: the net keeps the weights it was built with.")
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
-        paths = list(found.values()) if every else [last_of(found)]
-        for path in paths:
-            read_checkpoint(path)
-        return [str(path) for path in paths]
+        if not every or len(found) == 1:
+            return [str(read_last(found)[0])]
+        whole, broken = [], []
+        for path in found.values():
+            try:
+                read_checkpoint(path)
+                whole.append(str(path))
+            except ValueError as error:
+                broken.append(error)
+        if not whole:
+            raise broken[0]
+        for reason in broken:
+            rank_zero_warn(f"{reason} It is left out.")
+        return list(whole)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -236,14 +251,3 @@ def main(args: Sequence[str] | None = None) -> None:
 def _exit(message: str, hint: str, code: int) -> NoReturn:
     sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
     sys.exit(code)
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        TemporaryFile(dir=existing).close()  # what os.access says is no proof
-    except OSError as error:
-        why = "may not be written to" if existing.is_dir() else "is no folder"
-        raise PermissionError(
-            f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
-        ) from error

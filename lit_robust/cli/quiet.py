@@ -1,4 +1,4 @@
-"""What other packages say on the terminal that is wrong here, or that no user can act on."""
+"""Warnings of other packages that we suppress, and why."""
 
 import logging
 import warnings
@@ -7,26 +7,26 @@ from contextlib import contextmanager
 
 #: Warnings that are wrong here, or that no user can act on.
 NOISE = (
-    # A resumed run goes on in its own folder on purpose.
+    # A resumed run uses its own folder on purpose.
     r"Experiment logs directory .* exists and is not empty",
     r"Checkpoint directory .* exists and is not empty",
-    # The state after the optimizer's step is what `fit --ckpt_path last` goes on from.
+    # `fit --ckpt_path last` resumes from the state after the optimizer's step.
     r"Using ModelCheckpoint with manual optimization and every_n_train_steps",
-    # Small sets lie on the device, big ones have workers inside their own loader.
+    # Small sets are on the device, big ones have workers inside their own loader.
     r"The '.*_dataloader' does not have many workers",
     # val_size: 0 asks for no validation.
     r"Total length of `list` across ranks is zero",
-    # The last batch of an epoch is reported, however few there are.
+    # We log at the last batch of an epoch, however few batches there are.
     r"The number of training batches .* is smaller than the logging interval",
-    # Lightning 2.6 calls what newer versions of torch deprecate.
+    # Lightning 2.6 uses what newer versions of torch deprecate.
     r".*LeafSpec.*is deprecated",
 )
 
-#: The same where nothing is trained.
+#: The same, for commands that do not train.
 NOISE_OF_EVALUATION = (
     # Our batches carry their indices.
     r"Couldn't infer the batch indices fetched from your dataloader",
-    # Callbacks' states matter to a training that goes on, and to nothing else.
+    # Callbacks' states matter only when a training is resumed.
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     r"The dirpath has changed from",
 )
@@ -34,7 +34,7 @@ NOISE_OF_EVALUATION = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep noise from the terminal while the command runs; importing this module changes no one's filters."""
+    """Suppress the noise while the command runs; importing this module changes no filters."""
     talker = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     talker.addFilter(_is_no_advertisement)
     try:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Crop each image from itself with a border of zeros, and mirror half of them.
+    """Pad each image with zeros, crop it at random to its old size, and mirror it with probability 1/2.
 
-    The augmentation of nearly every CIFAR paper. torchvision's transforms draw once for a whole batch; here
-    one gather does both for all images, each at its own place.
+    The augmentation of nearly every CIFAR paper. torchvision's transforms draw once for a whole batch; here one gather
+    crops and mirrors all images, each with its own draw.
 
     Args:
         x: The images, of any dtype.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.data.loaders import EpochLoader, Samples
+from lit_robust.data.loaders import EpochLoader, Samples, check_selection, positions_of
 from lit_robust.data.splits import Split, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
@@ -20,31 +20,30 @@ from lit_robust.seeds import run_seed
 class ImageDataModule(LightningDataModule, ABC):
     """A labelled image data set with a held-out validation part.
 
-    Order and augmentation follow from the seed of ``seed_everything``, the split from ``split_seed`` alone.
-    A batch's ``index`` is the position in the training set as it lies on disk (of validation images too), or
-    in the test set. Every image counts once an epoch, over all ranks; a sample that only fills a rank up has
-    weight 0.
+    The seed of ``seed_everything`` determines order and augmentation, ``split_seed`` alone determines the split. A
+    batch's ``index`` is the position in the training set on disk (for validation images, too), or in the test set.
+    Every image counts once per epoch, over all ranks; a sample that only pads a rank's share has weight 0.
 
     Args:
-        batch_size: Training images in a batch, per rank.
+        batch_size: Training images per batch and rank.
         eval_batch_size: The same for validation and test.
-        val_size: Training images held out for validation: a tenth, at most 1,000, by default. With 0 there is no
-            validation, and no checkpoint can be chosen by it.
-        split: Which images those are: ``random``, or ``stratified``, which takes from each class its share, or as
-            a paper does it, ``first`` (SAT), ``first_per_class`` (NuAT, GAT on CIFAR-10), ``permutation_first``
-            (Rice et al.), ``permutation_last`` (GAT on MNIST).
+        val_size: Number of training images held out for validation; a tenth, at most 1,000, by default. With 0 there
+            is no validation, and so no best checkpoint.
+        split: Which images are held out: ``random``; ``stratified``, in proportion to the classes; or as in a paper,
+            ``first`` (SAT), ``first_per_class`` (NuAT, GAT on CIFAR-10), ``permutation_first`` (Rice et al.),
+            ``permutation_last`` (GAT on MNIST).
         split_seed: Seed of the split.
-        train_size: Train on the first so many of the images that are not held out, for budgets; None for all.
-        test_size: Test on the first so many, for budgets; None for all.
+        train_size: For budgets: train on this number of images only, the first that are not held out; None for all.
+        test_size: For budgets: test on the first ``test_size`` images only; None for all.
         augment: Whether training images are cropped and mirrored at random.
-        drop_last: Whether to leave out a last training batch that is not full. (Batch norm over
-            a single value a channel fails: one image left over in a net that ends in 1 x 1 features.)
+        drop_last: Whether to leave out a last training batch that is not full. (BatchNorm fails on a single value per
+            channel, as with one left-over image in a net that ends in 1 x 1 features.)
 
     Raises:
-        ValueError: If a size or the split makes no sense.
+        ValueError: If a size or the split is not valid.
     """
 
-    #: Images on disk in the training set, where that is known beforehand.
+    #: Number of images in the training set on disk, if known in advance.
     train_images: ClassVar[int | None] = None
 
     def __init__(
@@ -94,24 +93,24 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """What pictures call the classes, by label; reads the data where the names lie there."""
+        """Names of the classes by label, for pictures; reads the data if the names are stored there."""
         return [str(label) for label in range(self.num_classes)]
 
     @property
     @abstractmethod
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a batch's images."""
+        """Channels, height and width of the images in a batch."""
 
     @abstractmethod
     def _read(self) -> tuple[Tensor, Tensor]:
-        """Find or load both sets; their labels ``(N,)`` int64, training and test."""
+        """Find or load both sets; return the labels ``(N,)`` int64 of training and test."""
 
     @abstractmethod
     def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
-        """A loader of samples of the training or the test set; ``walk`` is for :class:`EpochLoader`."""
+        """A loader of samples of the training or the test set; ``walk`` goes to :class:`EpochLoader`."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data once, whatever the stage; a later call changes nothing.
+        """Read the data, whatever the stage; later calls do nothing.
 
         Raises:
             FileNotFoundError: If the data are missing or broken.
@@ -120,6 +119,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._selected is not None:
             return
         train_labels, test_labels = self._read()
+        self._on_disk = len(train_labels)
         train, val = self._hold_out(train_labels)
         self._train = train[self._first("train_size", train_labels[train], self.train_size)]
         self._val = val[self._order(train_labels[val])]
@@ -127,7 +127,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._selected = Samples.once(self._train)
 
     def _hold_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the images to train on and of those to validate on, among those of the training set."""
+        """Positions in the training set of the images to train on and of those to validate on."""
         size = min(1000, math.ceil(len(labels) / 10)) if self.val_size is None else self.val_size
         return hold_out(labels, size, self.split, self.split_seed)
 
@@ -137,12 +137,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._order(labels)[:size]
 
     def _order(self, labels: Tensor) -> Tensor:
-        """In which order images are gone through and budgets cut; overridden where files are sorted by class."""
+        """The order of unshuffled images, by which budgets are cut; overridden where files are sorted by class."""
         return torch.arange(len(labels))
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What tells the training images from others at no cost; a checkpoint keeps it."""
+        """Facts that identify the training images, without reading pixels; a checkpoint keeps them."""
         self.setup()
         return {
             "data": type(self).__name__,
@@ -158,15 +158,15 @@ class ImageDataModule(LightningDataModule, ABC):
         """Train on a weighted subset from the next epoch on; ``select(None)`` returns to the whole set.
 
         Under DDP, call it on every rank with the same values. Call it where the number of batches may still
-        change: before ``fit``, in ``on_fit_start``, or in ``on_train_epoch_end`` (in ``on_train_epoch_start``
-        only for as many samples as before). A checkpoint carries the selection.
+        change: before ``fit``, in ``on_fit_start``, or in ``on_train_epoch_end`` (in ``on_train_epoch_start`` only
+        if the number of samples stays the same). A checkpoint saves the selection.
 
         Args:
-            indices: Positions in the training set, as in ``Batch.index``.
-            weights: What each sample counts, as ``Batch.weight`` will say; None for 1.
+            indices: Positions in the training set, as in ``Batch.index``, or a mask over all of it.
+            weights: The weight of each sample, which becomes ``Batch.weight``; None for 1.
 
         Raises:
-            ValueError: If an index is not a training image, or the weights are not positive or not as many.
+            ValueError: If an index is not a training image, or the weights are not positive or differ in number.
 
         Shape:
             indices: ``(S,)``;  weights: ``(S,)``.
@@ -175,10 +175,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if indices is None:
             chosen.indices, chosen.weights = self._train, torch.ones(len(self._train))
         else:
-            indices = torch.as_tensor(indices).detach().to("cpu", torch.int64)
+            indices = positions_of(indices, self._on_disk)
             weights = torch.ones(len(indices)) if weights is None else weights
             weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
-            _check_selection(indices, weights, self._train)
+            check_selection(indices, weights, self._train)
             chosen.indices, chosen.weights = indices.clone(), weights.clone()
         if self.trainer is not None:
             reload_every_epoch(self.trainer)
@@ -191,7 +191,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return {"selection": {"indices": chosen.indices.to(torch.int32), "weights": chosen.weights}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Return to the selection of a checkpoint whose training goes on."""
+        """Restore the selection of a checkpoint when its training is resumed."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # a checkpoint may be tested on other data, where its training subset means nothing
         selection = state_dict["selection"] or {"indices": None, "weights": None}
@@ -203,12 +203,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._walk(self._samples(), train=True, augment=self.augment, shuffle=True, drop_last=self.drop_last)
 
     def plain_train_dataloader(self) -> Iterable[Batch]:
-        """Every training image, as it is and in order, whatever is selected: coresets are chosen from it."""
+        """All training images, not augmented and in order, whatever is selected; coresets are chosen from them."""
         self.setup()
         return self._walk(Samples.once(self._train), train=True)
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """The images held out; an empty list with ``val_size=0``."""
+        """The held-out images; an empty list with ``val_size=0``."""
         self.setup()
         return self._walk(Samples.once(self._val), train=True) if len(self._val) else []
 
@@ -242,19 +242,3 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-
-def _check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:
-    if indices.ndim != 1 or indices.shape != weights.shape or len(indices) == 0:
-        raise ValueError(
-            f"select() needs one weight for each index, at least one: got shapes {tuple(indices.shape)} and "
-            f"{tuple(weights.shape)}."
-        )
-    foreign = indices[~torch.isin(indices, train)]
-    if len(foreign):
-        raise ValueError(
-            f"select() got {len(foreign)} indices, {int(foreign[0])} among them, that are not among the "
-            f"{len(train)} training images: they are held out, cut by train_size, or do not exist."
-        )
-    if not bool((weights.isfinite() & (weights > 0)).all()):
-        raise ValueError("select() needs weights that are finite and above 0: leave samples out instead.")

@@ -11,7 +11,7 @@ from lit_robust.data.resident import ResidentDataModule
 class DigitsDataModule(ResidentDataModule):
     """1,797 handwritten digits of 8 x 8 with 17 grey levels: 1,400 to train on, 397 to test on.
 
-    Which ones are tested on follows from ``split_seed``.
+    ``split_seed`` determines the test images.
 
     Args:
         val_size: Training images held out for validation.

@@ -1,4 +1,4 @@
-"""Data sets too big for the device: one folder a class, decoded and augmented by worker processes."""
+"""Data sets too big for the device: one folder per class, decoded and augmented by worker processes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from lit_robust.data.loaders import EpochLoader, Samples
 from lit_robust.data.splits import Split, in_turns
 from lit_robust.seeds import derive_seed
 
-#: What a worker is asked for: the image's position, its weight, and the seed of its augmentation.
+#: A request to a worker: the image's position, its weight, and the seed of its augmentation.
 Request = tuple[int, float, int]
 
 
@@ -27,7 +27,7 @@ class FolderImages(Dataset[Batch]):
 
     Args:
         files: Path and label of every image.
-        transform: From a PIL image to a uint8 image.
+        transform: Turns a PIL image into a uint8 tensor.
 
     Raises:
         OSError: If an image cannot be decoded; it names the file.
@@ -45,14 +45,14 @@ class FolderImages(Dataset[Batch]):
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise OSError(f"{path} is not a readable image ({error}): repair or remove it.") from error
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reach for the accelerator, in a worker too.
+            # torch.manual_seed would also seed the accelerator, even in a worker.
             torch.default_generator.manual_seed(seed)
             x = self.transform(image)
         return Batch(x, torch.tensor(label), torch.tensor(index), torch.tensor(weight))
 
 
 class Inbox:
-    """Where worker processes, which outlive an epoch, find its requests."""
+    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set anew for each."""
 
     requests: Iterator[list[Request]]
 
@@ -61,12 +61,12 @@ class Inbox:
 
 
 class Workers:
-    """Processes that decode images and stay for the next epoch. They keep no state: a request holds its seed.
+    """Processes that decode images and stay alive between epochs. They keep no state: a request holds its seed.
 
     Args:
-        images: What they decode.
-        count: How many there are; with 0 this process decodes.
-        pin_memory: Whether batches are put where a GPU fetches them from.
+        images: The images to decode.
+        count: The number of processes; with 0 the calling process decodes.
+        pin_memory: Whether to put batches into pinned memory, which a GPU copies from faster.
     """
 
     def __init__(self, images: FolderImages, count: int, pin_memory: bool) -> None:
@@ -76,9 +76,9 @@ class Workers:
         self._idle: tuple[Inbox, DataLoader[Batch]] | None = None
 
     def decode(self, requests: Iterator[list[Request]]) -> Iterator[Batch]:
-        """Answer requests, a batch each, in order."""
+        """Yield a batch for each request, in order."""
         inbox, loader = mine = self._idle or self._start()
-        self._idle = None  # who comes before these are done gets others
+        self._idle = None  # an iteration that begins before this one ends starts its own
         inbox.requests = requests
         try:
             yield from loader
@@ -93,16 +93,16 @@ class Workers:
             num_workers=self.count,
             persistent_workers=self.count > 0,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # so that no number is drawn from the global one
+            generator=torch.Generator(),  # so that the global one is not advanced
         )
 
 
 class FolderLoader(EpochLoader):
-    """Batches from worker processes. An image's augmentation depends on seed, epoch and index alone.
+    """Batches from worker processes. An image's augmentation depends only on seed, epoch and index.
 
     Args:
-        samples: What to go through, as positions in the workers' images.
-        workers: Who decodes them.
+        samples: The samples to iterate over, as positions in the workers' images.
+        workers: The processes that decode them.
         device: Where batches go.
         **walk: Arguments of :class:`EpochLoader`.
     """
@@ -115,7 +115,7 @@ class FolderLoader(EpochLoader):
     def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
         for batch in self.workers.decode(self._requests(share, numbers)):
             moved = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-            # bytes travel from the workers, a quarter of what floats would be
+            # workers send bytes, a quarter of the size of floats
             yield moved._replace(x=moved.x.to(torch.float32) / 255)
 
     def _requests(self, share: Samples, numbers: range) -> Iterator[list[Request]]:
@@ -128,21 +128,22 @@ class FolderLoader(EpochLoader):
 
 
 class FolderDataModule(ImageDataModule):
-    """Images in one folder a class, in ``train/<class>/``, ``val/<class>/`` and perhaps ``test/<class>/``.
+    """Images in one folder per class: ``train/<class>/``, ``val/<class>/`` and perhaps ``test/<class>/``.
 
-    The test set is ``test``, and validation images are those in ``val``. If there is only one of the two, it is
-    the test set, and validation images are held out of ``train``; so they are wherever ``val_size`` is given.
+    The test set is ``test``, and the validation images are those in ``val``. If there is only one of the two, it is the
+    test set, and validation images are held out of ``train``. They are also held out of ``train`` if ``val_size`` is
+    given.
 
-    Training images are random crops (of 8 % to 100 % of the area) scaled to ``image_size`` and mirrored; the
-    others, and all without ``augment``, are scaled so that the short side is 8/7 of it (256 for 224) and
-    cropped in the middle. Classes take turns in what is not shuffled, and in ``train_size`` and ``test_size``,
-    because the files are sorted by class.
+    Training images are random crops (of 8 % to 100 % of the area), scaled to ``image_size`` and mirrored at random;
+    other images, and all without ``augment``, are scaled to a short side of 8/7 ``image_size`` (256 for 224) and
+    cropped at the centre. Files are sorted by class, so unshuffled images, and those of ``train_size`` and
+    ``test_size``, alternate between the classes.
 
     Args:
         base: The folder that holds ``train``.
         image_size: Height and width of the images in a batch.
-        num_workers: Processes that decode, per rank and set; by default one a core, at most 8. They stay from
-            epoch to epoch.
+        num_workers: Decoding processes per rank and set; by default one per core, at most 8. They stay alive between
+            epochs.
         augment: Whether training images are cropped and mirrored at random.
         split: Which images are held out.
         **kwargs: Arguments of :class:`~lit_robust.data.ImageDataModule`.
@@ -218,7 +219,7 @@ def _transform(size: int, augment: bool) -> v2.Transform:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of a folder's folders, sorted.
+    """The names of a folder's subfolders, sorted.
 
     Raises:
         FileNotFoundError: If there are none.
@@ -233,11 +234,11 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def list_images(folder: Path, classes: list[str], known: list[str]) -> list[tuple[str, int]]:
-    """Path and label of every image in the class folders of ``folder`` that ``classes`` names.
+    """Path and label of every image of ``classes`` in the class folders of ``folder``.
 
     Raises:
         FileNotFoundError: If one of the classes has no folder or no image.
-        ValueError: If there is a folder besides the ``known`` ones, those of the training set.
+        ValueError: If there is a folder that is not among ``known``, the folders of the training set.
     """
     found = set(class_folders(folder))
     if unknown := sorted(found - set(known)):

@@ -15,7 +15,7 @@ class ImageFolderDataModule(FolderDataModule):
     """The user's own images in ``root/train/<class>/`` and ``root/val/<class>/``, labelled alphabetically.
 
     Args:
-        root: The folder with ``train`` and ``val`` or ``test`` or both.
+        root: The folder with ``train``, and with ``val``, ``test`` or both.
         **kwargs: Arguments of :class:`~lit_robust.data.folders.FolderDataModule` and
             :class:`~lit_robust.data.ImageDataModule`.
 
@@ -37,22 +37,22 @@ class ImageFolderDataModule(FolderDataModule):
 class ImageNet100DataModule(FolderDataModule):
     """A hundred classes of ImageNet in ``<root>/<folder>/train/<wnid>/`` and so on, labelled by sorted wnid.
 
-    Those of GAT (arXiv:2011.14969) are listed by its authors: ``ImageNet -100/ImageNet100_classes.txt`` in the GitHub
+    GAT's authors (arXiv:2011.14969) list theirs in ``ImageNet -100/ImageNet100_classes.txt`` in the GitHub
     repository ``val-iisc/GAMA-GAT``, which can be given as ``class_list`` as it is.
 
     Args:
         root: The folder with the data sets; by default the environment's ``LIT_ROBUST_DATA``, else ``data``.
         folder: Where under ``root`` the images are; ``.`` for ``root`` itself.
-        class_list: A file with one wnid a line: take these classes (however many) from a larger ImageNet.
-            Without it, the folder must have exactly a hundred. What follows a wnid, up to a comma, is the class's
-            name (as in ImageNet's ``LOC_synset_mapping.txt``); a class without one is called by its wnid.
+        class_list: A file with one wnid per line: use these classes (any number) of a larger ImageNet. Without it, the
+            folder must have exactly a hundred. The text after a wnid, up to a comma, is the class's name (as in
+            ImageNet's ``LOC_synset_mapping.txt``); without one, the name is the wnid.
         **kwargs: Arguments of :class:`~lit_robust.data.folders.FolderDataModule` and
             :class:`~lit_robust.data.ImageDataModule`.
 
     Raises:
         FileNotFoundError: If the class list, or in ``setup`` a folder, is missing.
-        ValueError: If the class list is empty or repeats itself, or in ``setup`` the folder has not a
-            hundred classes.
+        ValueError: If the class list is empty or has duplicates, or in ``setup`` the folder does not have a hundred
+            classes.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ImageNet100DataModule(FolderDataModule):
 
     @property
     def num_classes(self) -> int:
-        """100, or what the class list has."""
+        """100, or the number of classes in the list."""
         return 100 if self._listed is None else len(self._listed)
 
     @property
@@ -83,7 +83,7 @@ class ImageNet100DataModule(FolderDataModule):
         if len(found) != 100:
             raise ValueError(
                 f"{self.base / 'train'} has {len(found)} classes, not 100: name those to take in class_list, a file "
-                "with one wnid a line."
+                "with one wnid per line."
             )
         return found
 
@@ -131,7 +131,7 @@ class ImagenetteDataModule(FolderDataModule):
         super().__init__(Path(self.root) / _IMAGENETTE[size], image_size=image_size, **kwargs)
 
     def prepare_data(self) -> None:
-        """Download what is missing, if that is allowed; one process does it."""
+        """Download what is missing, if allowed; Lightning calls it in one process."""
         if self.download and not self.base.is_dir():
             Imagenette(self.root, size=self.size, download=True)
 
@@ -152,7 +152,7 @@ def _names_by_wnid(path: Path) -> dict[str, str]:
         lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:
         raise FileNotFoundError(
-            f"class_list={str(path)!r} cannot be read: give a file with one wnid a line."
+            f"class_list={str(path)!r} cannot be read: give a file with one wnid per line."
         ) from error
     names = {wnid: (rest[0] if rest else wnid).split(",")[0].strip() for wnid, *rest in sorted(lines)}
     if not names or len(names) != len(lines):

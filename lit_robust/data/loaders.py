@@ -1,4 +1,4 @@
-"""How an epoch goes through its samples: in which order, on which rank, from which batch on."""
+"""Iterating over an epoch: the order of the samples, each rank's share, and the batch to resume from."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from lit_robust.seeds import derive_seed
 
 @dataclass
 class Samples:
-    """Positions in a data set and what each counts; changing them changes the next epoch of their loader.
+    """Positions in a data set and their weights; a change takes effect in the loader's next epoch.
 
     Shape:
         indices: ``(N,)`` int64;  weights: ``(N,)`` float32; both on the CPU.
@@ -31,26 +31,25 @@ class Samples:
 
 
 class EpochLoader(ABC):
-    """An iterable over one epoch after another that shards itself and resumes in the middle of an epoch.
+    """A loader that takes its rank's share of each epoch, and can resume in the middle of an epoch.
 
-    A batch is a function of (seed, epoch, batch index, rank) and of the samples, and of nothing drawn
-    before. Every rank has as many batches as the others, of the same sizes: the ranks that come up short
-    repeat samples with weight 0. It is no ``DataLoader``, so Lightning neither wraps nor rebuilds it, and
-    ``use_distributed_sampler`` does not matter; it calls ``set_epoch``, ``state_dict`` and
-    ``load_state_dict``. (One resume is not exact: under ``max_steps``, from a checkpoint of
-    ``on_train_epoch_end``, Lightning 2.6 passes ``set_epoch`` a number one too high.)
+    A batch depends only on (seed, epoch, batch index, rank) and on the samples, not on earlier draws. All ranks have
+    the same number of batches, of the same sizes: ranks with fewer samples repeat some with weight 0. It is not a
+    ``DataLoader``, so Lightning neither wraps nor rebuilds it, and ``use_distributed_sampler`` has no effect; Lightning
+    calls ``set_epoch``, ``state_dict`` and ``load_state_dict``. (One resume is not exact: under ``max_steps``, from a
+    checkpoint of ``on_train_epoch_end``, Lightning 2.6 passes ``set_epoch`` a number one too high.)
 
     Args:
-        samples: What to go through; read anew when an epoch starts.
-        batch_size: Images in a batch of one rank.
+        samples: The samples to iterate over; read again at the start of each epoch.
+        batch_size: Images per batch and rank.
         shuffle: Whether each epoch has its own order.
         drop_last: Whether to leave out a last batch that is not full.
-        rank: Which share is this process's.
-        world: How many shares there are.
-        seed: Where order and augmentation come from.
+        rank: The rank of this process.
+        world: The number of ranks.
+        seed: The seed of order and augmentation.
 
     Raises:
-        ValueError: If there is no batch at all.
+        ValueError: If there is no batch.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class EpochLoader(ABC):
         self.rank = rank
         self.world = world
         self.seed = seed
-        # Lightning calls set_epoch on a loader's sampler only: this loader is its own.
+        # Lightning calls set_epoch on a loader's sampler only, so this loader is its own sampler.
         self.sampler, self.batch_sampler = self, None
         self.epoch = 0
         self._resume_at = 0
@@ -87,22 +86,22 @@ class EpochLoader(ABC):
         return share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; a place to resume at holds for its own epoch only."""
+        """Choose the epoch of the next iteration; a position to resume from is dropped if the epoch changes."""
         if epoch != self.epoch:
             self._resume_at = 0
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches were handed out."""
+        """The epoch and the number of its batches that were yielded."""
         return {"epoch": self.epoch, "batches": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration start behind the batches that were handed out."""
+        """Make the next iteration start after the batches that were yielded."""
         self.epoch, self._resume_at = state["epoch"], state["batches"]
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether
-        # it can, and again before it sets the epoch.
+        # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,
+        # and again before it sets the epoch.
         self._done, self._resume_at = self._resume_at, 0
         for batch in self._batches(self._share(), range(self._done, len(self))):
             self._done += 1
@@ -128,3 +127,44 @@ class EpochLoader(ABC):
     @abstractmethod
     def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
         """The batches with these numbers."""
+
+
+def positions_of(indices: Any, on_disk: int) -> Tensor:
+    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
+    found = torch.as_tensor(indices).detach().cpu()
+    if found.dtype == torch.bool:
+        if found.shape != (on_disk,):
+            raise ValueError(
+                f"select() got a mask of shape {tuple(found.shape)}, but the training set has {on_disk} images, those "
+                "that are held out included: give one value for each, or positions."
+            )
+        return found.nonzero().squeeze(1)
+    if found.numel() and (found.is_floating_point() or found.is_complex()):  # an empty list makes floats
+        raise ValueError(f"select() needs positions, which are integers, or a mask, but got {found.dtype}.")
+    return found.to(torch.int64)
+
+
+def check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:
+    """Refuse a selection that no epoch could train on.
+
+    Args:
+        indices: Positions ``(S,)``.
+        weights: What each counts, ``(S,)``.
+        train: The positions that may be selected.
+
+    Raises:
+        ValueError: If they are not as many, none, held out, or a weight is not above 0.
+    """
+    if indices.ndim != 1 or indices.shape != weights.shape or len(indices) == 0:
+        raise ValueError(
+            f"select() needs one weight for each index, at least one: got shapes {tuple(indices.shape)} and "
+            f"{tuple(weights.shape)}."
+        )
+    foreign = indices[~torch.isin(indices, train)]
+    if len(foreign):
+        raise ValueError(
+            f"select() got {len(foreign)} indices, {int(foreign[0])} among them, that are not among the "
+            f"{len(train)} training images: they are held out, cut by train_size, or do not exist."
+        )
+    if not bool((weights.isfinite() & (weights > 0)).all()):
+        raise ValueError("select() needs weights that are finite and above 0: leave samples out instead.")

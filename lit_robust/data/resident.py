@@ -15,13 +15,13 @@ from lit_robust.seeds import derive_seed
 
 
 class ResidentLoader(EpochLoader):
-    """Batches gathered from images that lie on the device.
+    """Batches gathered from images on the device.
 
     Args:
-        samples: What to go through, as positions in ``images``.
+        samples: The samples to iterate over, as positions in ``images``.
         images: All images.
         labels: All labels, on the device of ``images``.
-        white: The stored value that is 1.0.
+        white: The stored value of a pixel of 1.0.
         augment: Whether each image is cropped and mirrored at random.
         **walk: Arguments of :class:`EpochLoader`.
 
@@ -61,7 +61,7 @@ class ResidentLoader(EpochLoader):
 class ResidentDataModule(ImageDataModule):
     """A data set that fits on the device: a subclass says how to read it."""
 
-    #: The stored value that is 1.0.
+    #: The stored value of a pixel of 1.0.
     white: ClassVar[int] = 255
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which images are held out for validation, as one paper or another does it, and how budgets are cut."""
+"""Which images are held out for validation, also as in papers, and how budgets are cut."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,10 +9,10 @@ from torch import Tensor
 
 #: ``random``: drawn by PyTorch from ``split_seed``.
 #: ``first``: the first images in file order (SAT's CIFAR-10: 5,000).
-#: ``first_per_class``: the first images of each class in file order (NuAT, GAT on CIFAR-10: 100 a class).
+#: ``first_per_class``: the first images of each class in file order (NuAT, GAT on CIFAR-10: 100 per class).
 #: ``permutation_first``: the head of NumPy's permutation of ``split_seed`` (Rice et al.: 1,000, seed 0).
 #: ``permutation_last``: its tail (GAT on MNIST: 10,000, seed 0).
-#: ``stratified``: as ``random``, but from each class its share.
+#: ``stratified``: as ``random``, but in proportion to the classes.
 Split = Literal["random", "first", "first_per_class", "permutation_first", "permutation_last", "stratified"]
 
 
@@ -84,7 +84,7 @@ def _permutation_last(labels: Tensor, val_size: int, seed: int) -> Tensor:
 
 def _stratified(labels: Tensor, val_size: int, seed: int) -> Tensor:
     order = _random(labels, len(labels), seed)
-    # How much of its class an image completes: the n-th of N stands for (n - 1/2) / N.
+    # The n-th image of a class of N is placed at (n - 1/2) / N, and the first places are held out.
     share = (place_in_class(labels[order]) + 0.5) / torch.bincount(labels)[labels[order]]
     return order[torch.argsort(share, stable=True)[:val_size]]
 

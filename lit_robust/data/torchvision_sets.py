@@ -18,7 +18,7 @@ def data_root(root: str | None) -> str:
 
 
 class TorchvisionDataModule(ResidentDataModule):
-    """A small data set that torchvision reads; a subclass says which.
+    """A small data set that torchvision reads; the subclass says which.
 
     Args:
         root: The folder with torchvision's layout; by default the environment's ``LIT_ROBUST_DATA``, else
@@ -34,10 +34,10 @@ class TorchvisionDataModule(ResidentDataModule):
 
     @abstractmethod
     def _open(self, train: bool, download: bool) -> tuple[Tensor, Tensor]:
-        """Its images ``(N, C, H, W)`` uint8 and labels."""
+        """The set's images ``(N, C, H, W)`` uint8 and its labels."""
 
     def prepare_data(self) -> None:
-        """Download what is missing, if that is allowed; one process does it."""
+        """Download what is missing, if allowed; Lightning calls it in one process."""
         if self.download:
             for train in (True, False):
                 self._try_to_open(train, download=True)
@@ -53,7 +53,7 @@ class TorchvisionDataModule(ResidentDataModule):
                 raise ValueError(f"{len(images)} images but {len(labels)} labels")
         except ImportError as error:
             raise ImportError('SVHN\'s files are read by SciPy: pip install "lit-robust[digits]" brings it.') from error
-        except Exception as error:  # broken files make torchvision raise anything
+        except Exception as error:  # torchvision raises many kinds for broken files
             name = type(self).__name__.removesuffix("DataModule")
             reason = str(error).split(". ")[0] or type(error).__name__
             raise FileNotFoundError(
@@ -76,7 +76,7 @@ class MNISTDataModule(TorchvisionDataModule):
 
 
 class CIFAR10DataModule(TorchvisionDataModule):
-    """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32, cropped and mirrored unless told otherwise.
+    """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32, cropped and mirrored by default.
 
     Args:
         root: The folder with torchvision's layout; by default the environment's ``LIT_ROBUST_DATA``, else
@@ -116,7 +116,7 @@ class CIFAR100DataModule(CIFAR10DataModule):
 class SVHNDataModule(TorchvisionDataModule):
     """SVHN: 73,257 + 26,032 house numbers of 32 x 32; the additional easy images are not used.
 
-    Not augmented unless told so (ACS crops and mirrors it). SciPy must be installed.
+    Not augmented by default (ACS crops and mirrors it). SciPy must be installed.
     """
 
     num_classes = 10

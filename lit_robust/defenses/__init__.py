@@ -1,4 +1,4 @@
-"""One file a family of training methods; each is a LightningModule."""
+"""Training methods, one file per family; each is a LightningModule."""
 
 from lit_robust.defenses.aaer import AAER
 from lit_robust.defenses.curriculum_at import CurriculumAT

@@ -1,4 +1,4 @@
-"""AAER: single-step training that holds down the samples which a step makes easier."""
+"""AAER: single-step training that penalises samples whose loss the attack step lowers."""
 
 from typing import Literal, Unpack, get_args
 
@@ -24,20 +24,21 @@ class AAER(SingleStep):
         AB = {i: CE0_i > CE1_i},  the abnormal samples;   V_S = mean_{i in S} |z0_i - z1_i|^2
         min_theta  mean CE1 + lam1 |AB|/N ( lam2 mean_AB(CE0 - CE1) + lam3 max(V_AB - V_rest, 0) )
 
-    Without abnormal samples, or without others, the regulariser is 0. V_rest is a constant, as in the authors' code.
-    So is CE1 in the lam2 term there, which therefore changes the reported loss and no weight; ``detach_ce=False`` lets
-    it act. Means are over all ranks. ``train/abnormal`` is |AB|/N.
+    If no sample is abnormal, or all are, the regulariser is 0. Means are over all ranks. ``train/abnormal`` is |AB|/N.
+
+    As in the authors' code: V_rest is a constant, and so is CE1 in the lam2 term, which therefore changes the reported
+    loss but no weight; ``detach_ce=False`` gives the term a gradient.
 
     Args:
-        base: The start and the step: U(-eps, eps), 1.25 eps and the projection of Fast AT, or U(-2 eps, 2 eps), eps
-            and none of N-FGSM.
-        lam1: Weight of the regulariser; the authors' 1.
-        lam2: 2.5 for RS-AAER at 8/255 on CIFAR-10, 1.5 for N-AAER.
-        lam3: 1.5 and 0.15.
-        detach_ce: Follows the code.
+        base: ``fast`` starts at U(-eps, eps), steps 1.25 eps and projects, as Fast AT does; ``nfgsm`` starts at
+            U(-2 eps, 2 eps), steps eps and does not project, as N-FGSM does.
+        lam1: Weight of the regulariser; 1 in the authors' code.
+        lam2: Weight of the cross-entropy term: 2.5 for RS-AAER at 8/255 on CIFAR-10, 1.5 for N-AAER.
+        lam3: Weight of the variation term: 1.5 for RS-AAER at 8/255 on CIFAR-10, 0.15 for N-AAER.
+        detach_ce: Whether CE1 in the lam2 term is a constant, as in the authors' code.
 
     Raises:
-        ValueError: If a weight is negative, or there is no such base.
+        ValueError: If a weight is negative, or ``base`` is unknown.
     """
 
     not_negative = ("lam1", "lam2", "lam3")
@@ -68,14 +69,14 @@ class AAER(SingleStep):
         return fast_step(eps, 1.25 * eps) if self.base == "fast" else nfgsm_step(eps, 2.0)
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The adversary, and the logits at its start."""
+        """The adversarial images, and the logits at their start."""
         attack = self.adversary()
         start = attack.start(self.net, batch.x)
         gradient, z0 = self.gradient_at(start, batch.y)
         return attack.step(self.net, batch.x, start, gradient, 0), z0
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy on the adversary, and what the abnormal samples add to it."""
+        """Cross-entropy on adversarial images, plus the regulariser on abnormal ones."""
         images, z0 = x_adv
         z1: Tensor = self.net(images).float()
         ce0, ce1 = losses.ce(z0, batch.y), losses.ce(z1, batch.y)
@@ -89,7 +90,7 @@ class AAER(SingleStep):
 
 
 def mean_variations(variation: Tensor, abnormal: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of the abnormal samples over all ranks, that of the others, and whether there are both."""
+    """The mean over the abnormal samples of all ranks, the mean over the others, and whether both exist."""
     groups = torch.stack([weight * abnormal, weight * ~abnormal])
     sums = sum_over_ranks(torch.stack([groups @ variation, groups.sum(dim=1)]))
     v_abnormal, v_rest = sums[0] / sums[1].clamp_min(torch.finfo(sums.dtype).tiny)

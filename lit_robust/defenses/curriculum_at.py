@@ -1,4 +1,4 @@
-"""Curriculum adversarial training: attacks of more and more steps, as the net learns to withstand them."""
+"""Curriculum adversarial training: the attack gets more steps as the net learns to withstand it."""
 
 from dataclasses import replace
 from typing import Literal, Unpack
@@ -21,32 +21,31 @@ from lit_robust.training.monitors import validates
 class CurriculumAT(Defense):
     """CAT (Cai et al., IJCAI 2018, arXiv:1805.04807): PGD of k steps, k growing from 0 to the attack's ``steps``.
 
-        min_theta  E  CE(f(x'), y),     x' = PGD of j steps in part j of the batch, which has k + 1 equal ones from 0 on
+        min_theta  E  CE(f(x'), y),     x' = PGD of j steps in part j = 0, ..., k of k + 1 equal parts of the batch
         k <- k + 1  after an epoch in which the training accuracy was above expect_acc
 
-    With ``patience`` k grows only when, besides, so many validations have brought no new best accuracy under k steps,
-    which is ``val/acc/k_steps``. ``AttributeRamp("k", ...)`` sets k by the epoch instead. It is logged as ``train/k``.
+    With ``patience``, k also waits until that many validations have brought no new best accuracy under k steps
+    (``val/acc/k_steps``). ``AttributeRamp("k", ...)`` sets k by the epoch instead. k is logged as ``train/k``.
 
-    From the authors' code: the parts ("batch mixing", their CAT; their BASIC is ``batch_mixing=False,
-    attack_bn_mode="eval"``), of which the last takes what is left over; BatchNorm in train mode while they are
-    attacked; and steps of 2 eps/j U(1, 10/j), one number for each part, so that ``attack.step_size`` is not used. A
-    step above 2 eps ends on the ball's surface as one of 2 eps does, and is cut to that. In validation steps are
-    2 eps/k. Their random start is not clipped to [0, 1], as in ``PGD(clip_init=False)``.
+    As in the authors' code: the parts ("batch mixing", their CAT; their BASIC is ``batch_mixing=False,
+    attack_bn_mode="eval"``), the last of which takes the remainder; BatchNorm in train mode during the attack; steps of
+    2 eps/j U(1, 10/j), drawn once per part, so ``attack.step_size`` is not used (a step above 2 eps ends on the ball's
+    surface as one of 2 eps does, and is cut to that); steps of 2 eps/k in validation. For their random start, which is
+    not clipped to [0, 1], set ``PGD(clip_init=False)``.
 
-    Different from it: where there are fewer images than parts, all are attacked with k steps and not left out; when k
-    grows, training goes on with the last weights, not the best (which theirs returns to with ``patience``); and images
-    are not quantised to 16 levels in validation, which hides small perturbations.
+    Differs from the authors' code: if there are fewer images than parts, all are attacked with k steps and none is left
+    out; when k grows, training continues from the last weights (theirs returns to the best with ``patience``);
+    validation images are not quantised to 16 levels, which hides small perturbations.
 
     Args:
-        attack: A PGD with the last k as its steps: 7 for CIFAR-10 and 40 for
-            MNIST in the code.
-        batch_mixing: Whether the batch is divided.
-        expect_acc: The accuracy to exceed, on what is trained on; in the code 0.95, and 0.9 with ``patience``.
-        patience: How many validations; with 0 none is needed. 10 in the code.
+        attack: A PGD whose ``steps`` is the last k: 7 for CIFAR-10 and 40 for MNIST in the authors' code.
+        batch_mixing: Whether the batch is divided into parts.
+        expect_acc: The training accuracy to exceed, on attacked images; the code's 0.95, or 0.9 with ``patience``.
+        patience: Validations without a new best before k grows; 0 waits for none. 10 in the authors' code.
 
     Raises:
-        TypeError: If ``attack`` is no PGD.
-        ValueError: If an argument is out of range, or there is no validation to be patient with.
+        TypeError: If ``attack`` is not a PGD.
+        ValueError: If an argument is out of range, or ``patience`` is set and there is no validation.
     """
 
     attack: PGD
@@ -70,8 +69,7 @@ class CurriculumAT(Defense):
         self.batch_mixing = batch_mixing
         self.expect_acc = expect_acc
         self.patience = patience
-        #: The training accuracy of the last epoch; the best validation accuracy at this k, and how many validations
-        #: there have been since.
+        # The training accuracy of the last epoch; the best validation accuracy at this k, and the validations since.
         self.memory.declare(k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
@@ -79,8 +77,8 @@ class CurriculumAT(Defense):
 
     @property
     def k(self) -> float:
-        """How many steps there are now; a ramp sets floats."""
-        k: float = self.memory.values["k"]  # an int stays one
+        """The present number of steps; a ramp sets floats."""
+        k: float = self.memory.values["k"]  # may be an int
         return k
 
     @k.setter
@@ -88,7 +86,7 @@ class CurriculumAT(Defense):
         self.memory.values["k"] = k
 
     def check_numbers(self) -> None:
-        """Refuse a k that the attack does not have."""
+        """Refuse a k that is negative or above the attack's steps."""
         super().check_numbers()
         require.number("k", self.k, least=0, most=self.attack.steps, hint="the attack has no more steps")
 
@@ -97,7 +95,7 @@ class CurriculumAT(Defense):
         return self.with_steps(int(self.k))
 
     def perturb(self, batch: Batch) -> Tensor:
-        """Attack one part of the batch after the other."""
+        """Attack the parts of the batch one after the other."""
         n, k = len(batch.x), int(self.k)
         each = n // (k + 1) if self.batch_mixing else 0
         sizes = [each] * k + [n - k * each]
@@ -106,7 +104,7 @@ class CurriculumAT(Defense):
             return torch.cat([self.with_steps(j, random=True)(self.net, x, y) for j, (x, y) in parts if len(x)])
 
     def with_steps(self, j: int, random: bool = False) -> PGD:
-        """The attack with j steps, of a random size if so; with none it leaves the images alone."""
+        """The attack with j steps, of random size if ``random``; with 0 steps it returns the images."""
         if j == 0:
             return replace(self.attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
         longest = 2 * self.attack.eps
@@ -123,7 +121,7 @@ class CurriculumAT(Defense):
     # The curriculum.
 
     def on_train_start(self) -> None:
-        """Refuse to wait for validations that do not come."""
+        """Refuse ``patience`` without validation."""
         super().on_train_start()
         if self.patience and not validates(self.trainer):
             raise ValueError(
@@ -132,17 +130,17 @@ class CurriculumAT(Defense):
             )
 
     def end_epoch(self) -> None:
-        """See how much of the epoch was learned."""
+        """Remember the epoch's training accuracy."""
         self.memory.values["learned"] = self.epoch_means.get("acc/robust", 0.0)
 
     def on_validation_epoch_start(self) -> None:
-        """Attack with k steps, too."""
+        """Set the attack of ``val/acc/k_steps`` to k steps."""
         super().on_validation_epoch_start()
         if self.patience:
             self.val_attacks["k_steps"] = self.adversary()
 
     def on_validation_epoch_end(self) -> None:
-        """Count the validations since the best."""
+        """Count the validations since the best one."""
         super().on_validation_epoch_end()
         if self.patience and not self.trainer.sanity_checking:
             accuracy, memory = float(self.trainer.callback_metrics["val/acc/k_steps"]), self.memory.values
@@ -150,7 +148,7 @@ class CurriculumAT(Defense):
             memory |= {"best": accuracy, "stale": 0} if better else {"stale": memory["stale"] + 1}
 
     def on_train_epoch_end(self) -> None:
-        """Add a step when the net has learned enough and is getting no better."""
+        """Add a step when the net has learned enough and no longer improves."""
         super().on_train_epoch_end()
         memory = self.memory.values
         learned = memory["learned"] > self.expect_acc and memory["stale"] >= self.patience

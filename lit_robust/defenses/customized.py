@@ -1,4 +1,4 @@
-"""Customized adversarial training: every image has a bound and a soft label of its own."""
+"""Customized adversarial training: every image has its own bound and its own soft label."""
 
 from dataclasses import fields
 from typing import Literal, Unpack, get_args
@@ -21,14 +21,12 @@ from lit_robust.training.per_image import PerImage
 Revert = Literal["failed", "succeeded"]
 Noise = Literal["dirichlet", "uniform"]
 
-#: What it uses of its attack.
+#: The arguments of the attack that are used.
 USED = ("eps", "step_size", "steps", "norm", "init", "init_size", "clip_init")
-#: The bound of the authors' code, to which its other numbers belong.
-CODE_EPS = 0.035
 
 
 class CustomizedAT(PerImage):
-    """CAT (Cheng et al., 2020, arXiv:2002.06789): eps by image, and a label as uncertain as that eps is large.
+    """CAT (Cheng et al., 2020, arXiv:2002.06789): an eps for each image, and a label that is softer the larger eps is.
 
         eps_i <- min(eps_i + eta, eps),  from 0, whenever the image is seen
         q_i = (1 - c eps_i) onehot(y_i) + c eps_i Dirichlet(1, ..., 1)
@@ -36,27 +34,28 @@ class CustomizedAT(PerImage):
         eps_i <- eps_i - eta  where the attack failed; then q_i is drawn anew
         min_theta  E[ CE(f(x'), q_i) + w eps_i max(max_{j != y} z_j - z_y + kappa, 0) ]
 
-    This is the authors' code (version 2), at ``PGD(eps=0.035, step_size=0.007, steps=10, init="zero")``: of ``attack``
-    eps, step, steps, norm and start are used. BatchNorm is in eval mode while it runs, and one more forward tells where
-    it failed. The code takes eta back there, so eps grows on the images that the net loses; the opposite, which lets it
-    grow where the net withstands, is ``revert="succeeded"``. Which one the authors mean is not known.
+    As in the authors' code (version 2), which uses ``PGD(eps=0.035, step_size=0.007, steps=10, init="zero")``:
+    BatchNorm is in eval mode during the attack, and one more forward tells where it failed. The code takes eta back
+    there, so eps grows on images that the attack breaks; ``revert="succeeded"`` does the opposite, so eps grows where
+    the net withstands. Which one the authors mean is not known. Differs from the authors' code: its version 1, which
+    sets eps_i to the distance of the image that was found, is left out.
 
-    ``train/eps`` is the mean of the eps. Left out is the code's version 1, which sets eps_i to the distance of what was
-    found.
+    Of ``attack``, eps, step size, steps, norm and start are used. ``train/eps`` is the mean of eps_i.
 
     Args:
         attack: A PGD.
-        eta: The growth. This, ``smoothing`` and ``margin_weight`` are by default the code's 0.0025, 10 and 128 at
-            eps = 0.035, in proportion at another, which is that of the start: give the last one of a ramp.
-        smoothing: The paper's c; with 0 labels stay hard.
-        margin_weight: The w above. The code sums this term over its batches of 128 and averages the cross-entropy,
-            which makes 128; with 0 there is no such term.
-        kappa: How far the margin term reaches.
-        revert: Where eta is taken back: where the attack failed, or where it succeeded.
-        noise: What a label is mixed with: ``dirichlet``, or its mean, ``uniform`` (in the code, too).
+        eta: The growth of eps_i. By default ``eta``, ``smoothing`` and ``margin_weight`` are the code's 0.0025, 10 and
+            128 at eps = 0.035, scaled with ``attack.eps`` at construction (``eta`` in proportion, the others
+            inversely); under a ramp, construct with its final eps.
+        smoothing: The paper's c; 0 keeps labels hard.
+        margin_weight: The w above; 0 drops the term. The code sums this term over its batches of 128 and averages the
+            cross-entropy, hence 128.
+        kappa: The margin up to which the margin term acts.
+        revert: Where eta is taken back: where the attack ``failed`` or where it ``succeeded``.
+        noise: What a label is mixed with: ``dirichlet``, or its mean, ``uniform`` (both are in the code).
 
     Raises:
-        TypeError: If ``attack`` is no plain PGD.
+        TypeError: If ``attack`` is not a plain PGD.
         ValueError: If ``attack`` has options that are not used, an argument is out of range, or as in ``PerImage``.
     """
 
@@ -79,19 +78,14 @@ class CustomizedAT(PerImage):
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
         check_pgd(self, self.attack, "takes PGD's steps in a ball for each image", exactly=True)
-        unused = [field.name for field in fields(PGD) if field.name not in USED]
-        lost = [name for name in unused if getattr(self.attack, name) != getattr(PGD, name)]
-        if lost:
-            raise ValueError(
-                f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack."
-            )
+        check_used(self.attack)
         require.one_of("revert", revert, get_args(Revert))
         require.one_of("noise", noise, get_args(Noise))
         eps = require.number("attack.eps", self.attack.eps, above=0, hint="it is how far each image's eps may grow")
-        scale = eps / CODE_EPS
-        self.eta = 0.0025 * scale if eta is None else require.pixels("eta", eta, self.attack.norm)
-        self.smoothing = 10 / scale if smoothing is None else smoothing
-        self.margin_weight = 128 / scale if margin_weight is None else margin_weight
+        default = scaled(eps)
+        self.eta = default["eta"] if eta is None else require.pixels("eta", eta, self.attack.norm)
+        self.smoothing = default["smoothing"] if smoothing is None else smoothing
+        self.margin_weight = default["margin_weight"] if margin_weight is None else margin_weight
         self.kappa = kappa
         self.revert = revert
         self.noise = noise
@@ -99,24 +93,24 @@ class CustomizedAT(PerImage):
         self.check_numbers()
 
     def check_numbers(self) -> None:
-        """Refuse labels that would be negative, at the start as well as where a ramp of eps leads."""
+        """Refuse labels that would be negative, also at the values of a ramp of eps."""
         super().check_numbers()
         if self.smoothing * self.attack.eps > 1 + 1e-9:
             raise ValueError(
-                f"smoothing={self.smoothing:g} times attack.eps={self.attack.eps:g} is a share of the label: "
-                f"choose a smoothing from 0 to {1 / self.attack.eps:.4g}."
+                f"smoothing={self.smoothing:g} times attack.eps={self.attack.eps:g} is a share of the label, but "
+                f"above 1: choose a smoothing from 0 to {1 / self.attack.eps:.4g}."
             )
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Let eps grow, attack within it, and take eta back; the adversary, the soft labels and the eps to train on."""
+        """Grow eps, attack within it, and take eta back; returns adversarial images, soft labels and eps."""
         grown = (self.recall(batch) + self.eta).clamp(max=self.attack.eps)
-        x_adv, fooled = self.search(batch, grown)
-        eps = torch.where(fooled == (self.revert == "succeeded"), (grown - self.eta).clamp_min(0), grown)
+        x_adv, broken = self.search(batch, grown)
+        eps = torch.where(broken == (self.revert == "succeeded"), (grown - self.eta).clamp_min(0), grown)
         self.remember(batch, eps)
         return x_adv, self.labels(batch.y, eps), eps
 
     def search(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """PGD in the ball of each image, and whom it has fooled."""
+        """PGD in the ball of each image, and which images are misclassified by it."""
         ball = threat(self.attack.norm, eps.view(-1, *[1] * (batch.x.ndim - 1)))
         labels = self.labels(batch.y, eps)
         with network_mode(self.net, self.attack_bn_mode), crafting(batch.x, batch.y) as (x, y):
@@ -135,7 +129,7 @@ class CustomizedAT(PerImage):
         truth = F.one_hot(y, self.num_classes).float()
         noise = torch.ones_like(truth)
         if self.noise == "dirichlet":
-            noise = noise.exponential_()  # what torch.distributions draws too, but it waits for the device to check it
+            noise = noise.exponential_()  # as torch.distributions does, but that waits for the device to check it
         share = (self.smoothing * eps).unsqueeze(1)
         return (1 - share) * truth + share * noise / noise.sum(dim=1, keepdim=True)
 
@@ -146,3 +140,20 @@ class CustomizedAT(PerImage):
         self.seen |= {"robust": logits, "eps": eps}
         unsafe = (self.kappa + losses.margin(logits, batch.y)).clamp_min(0)
         return losses.ce(logits, labels) + self.margin_weight * eps * unsafe
+
+
+def scaled(eps: float) -> dict[str, float]:
+    """The numbers of the authors' code, which belong to its eps of 0.035, at another eps."""
+    scale = eps / 0.035
+    return {"eta": 0.0025 * scale, "smoothing": 10 / scale, "margin_weight": 128 / scale}
+
+
+def check_used(attack: PGD) -> None:
+    """Refuse options of the attack that would be ignored.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    given = [option.name for option in fields(PGD) if getattr(attack, option.name) != option.default]
+    if lost := [name for name in given if name not in USED]:
+        raise ValueError(f"CustomizedAT has an objective and runs of its own: leave out {', '.join(lost)} of attack.")

@@ -1,4 +1,4 @@
-"""ELLE-A: single-step training that keeps the loss linear, and does so only when it stops being so."""
+"""ELLE-A: single-step training that regularises the loss to be linear, but only when it stops being so."""
 
 from typing import Unpack
 
@@ -22,20 +22,20 @@ class ELLEA(NFGSM):
         min_theta  E[ CE(f(x'), y) ] + lam R
 
     The running weight ``lam`` starts at 0. After each batch it becomes ``lam_max`` if R lies more than two standard
-    deviations above the mean of all R before (and there are more than two), and 0.99 lam otherwise. ``train/lam`` and
-    ``train/linearity_error`` are their means. ``x'`` is FGSM by default, and N-FGSM with ``k=2``, the authors'
-    second base.
+    deviations above the mean of all earlier R (at least three), and 0.99 lam otherwise. ``train/lam`` and
+    ``train/linearity_error`` are the means of lam and R. R is the mean over all ranks. ``x'`` is FGSM by default, and
+    N-FGSM with ``k=2``, the authors' second base.
 
-    As in the authors' code the triplet is not clipped to [0, 1], and goes through the net in one forward. Different:
-    their code calls ``optimizer.step()`` twice for each gradient, which we take for a slip; they clip neither the
-    noise nor ``x'`` to [0, 1], and here images stay images. R is the mean over all ranks.
+    As in the authors' code: the triplet is not clipped to [0, 1], and goes through the net in one forward. Differs from
+    the authors' code: theirs calls ``optimizer.step()`` twice per gradient, which we take for a slip; it clips neither
+    the noise nor ``x'`` to [0, 1], here both are clipped.
 
     Args:
         lam_max: The weight when it is switched on; 4000 in all of the authors' scripts.
         k: N-FGSM's noise in units of eps.
 
     Raises:
-        ValueError: If one is negative.
+        ValueError: If ``lam_max`` or ``k`` is negative.
     """
 
     not_negative = ("lam_max",)
@@ -55,7 +55,7 @@ class ELLEA(NFGSM):
         self.check_numbers()
 
     def perturb(self, batch: Batch) -> Tensor:
-        """Choose lam by the batches before this one, and craft the adversary."""
+        """Choose lam by the earlier batches, and attack."""
         history = self.memory.tensors.get("elle", batch.x.new_zeros(4))
         if "elle_error" in self.memory.tensors:
             history = adapted(history, self.memory.tensors.pop("elle_error"), self.lam_max)
@@ -64,7 +64,7 @@ class ELLEA(NFGSM):
         return x_adv
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """Cross-entropy on the adversary, and the squared error of linear interpolation."""
+        """Cross-entropy on adversarial images, and the squared error of linear interpolation."""
         error = linearity_error(self.net, batch.x, batch.y, Linf(self.attack.eps))
         lam = self.memory.tensors["elle"][0]
         total, weight = sum_over_ranks(torch.stack([(error * batch.weight).sum(), batch.weight.sum()]))
@@ -75,9 +75,9 @@ class ELLEA(NFGSM):
 
 
 def adapted(history: Tensor, error: Tensor, lam_max: float) -> Tensor:
-    """The next ``(lam, n, mean, sum of squared deviations)``, of which the last three describe all R so far.
+    """The next ``(lam, n, mean, sum of squared deviations)``; the last three describe all R so far.
 
-    All on the device: the host never waits.
+    Computed on the device: the host never waits.
     """
     lam, n, mean, deviations = history
     high = (n > 2) & (error > mean + 2 * (deviations / n.clamp_min(1)).sqrt())

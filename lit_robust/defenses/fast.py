@@ -1,4 +1,4 @@
-"""FGSM training, and the three random starts that keep it from failing: R-FGSM, Fast and N-FGSM."""
+"""FGSM training, and its variants with a random start: R-FGSM, Fast and N-FGSM."""
 
 from typing import Literal, Unpack, get_args
 
@@ -39,8 +39,7 @@ class FGSMAT(SingleStep):
         min_theta  E  CE(f(x'), y),     x' = clip( x + eps sign grad CE(f(x), y), 0, 1 )
 
     The paper mixes this loss with the clean one; the rows called FGSM-AT in the NuAT and GAT tables do not, nor does
-    this. At 8/255 on CIFAR-10 it overfits catastrophically (0 % under PGD in the NuAT slides): it is here to be
-    beaten.
+    this. At 8/255 on CIFAR-10 it overfits catastrophically (0 % under PGD in the NuAT slides): it is a baseline.
     """
 
 
@@ -52,7 +51,7 @@ class RFGSMAT(SingleStep):
     Args:
         alpha: The random step; eps/2 by default. This default and the use of Tramer's form are ours: the recipe
             behind the rows called R-FGSM-AT in the NuAT and GAT tables is not published. While a ramp holds eps below
-            alpha, the random step is eps and leaves no other.
+            alpha, the random step is eps and the gradient step is 0.
 
     Raises:
         ValueError: If ``alpha`` is above the attack's eps.
@@ -72,7 +71,7 @@ class RFGSMAT(SingleStep):
         RFGSM(self.attack.eps, self.alpha, variant="tramer")  # refuses an alpha above eps
 
     def adversary(self) -> RFGSM:
-        """Tramer's step; while a ramp holds eps below alpha, of length 0."""
+        """Tramer's attack; its gradient step is 0 while a ramp holds eps below alpha."""
         eps = self.attack.eps
         return tramer_step(eps, None if self.alpha is None else min(self.alpha, eps))
 
@@ -84,16 +83,16 @@ class FastAT(SingleStep):
         delta <- clip( delta + alpha sign grad CE(f(x + delta), y), -eps, eps ),  x + delta clipped to [0, 1]
         min_theta  E  CE(f(x + delta), y)
 
-    The authors' code works on normalised images and draws each channel's start up to the first channel's eps; here,
-    as in the paper, eps is the same for all. Where ``delta_init`` is ``previous`` it starts from the perturbation of
-    the batch before, which, as there, is not clipped to the new images' box until the step is taken; their rows start
-    at 0, and those that a short batch lacks wait for the next. Its cyclic rate comes with a cyclic momentum, see
-    ``schedules.CyclicMomentum``.
+    As in the authors' code: ``delta_init="previous"`` starts from the previous batch's perturbation (0 at first), which
+    is clipped to the new images' box only after the step; rows that a short batch lacks are kept for the next batch.
+    Their cyclic learning rate comes with a cyclic momentum, see ``schedules.CyclicMomentum``. Differs from the authors'
+    code: it works on normalised images and draws each channel's start within the first channel's eps; here, as in the
+    paper, eps is the same for all channels.
 
     Args:
         alpha: The step; the paper's 1.25 eps by default. At 2 eps the nets of the Free-vs-Fast report overfit
             catastrophically.
-        delta_init: Where the step starts, by the names of the authors' option.
+        delta_init: Where the step starts, named as in the authors' code.
     """
 
     def __init__(
@@ -112,13 +111,13 @@ class FastAT(SingleStep):
         self.delta_init = delta_init
 
     def adversary(self) -> PGD:
-        """The step; a start from the previous perturbation is not its own."""
+        """The step and its start; ``perturb`` adds a start from the previous perturbation."""
         eps = self.attack.eps
         alpha = 1.25 * eps if self.alpha is None else self.alpha
         return fast_step(eps, alpha, init="uniform" if self.delta_init == "random" else "zero")
 
     def perturb(self, batch: Batch) -> Tensor:
-        """Take the step from wherever it starts."""
+        """Take the step, from the previous perturbation if ``delta_init`` says so."""
         if self.delta_init != "previous":
             x_adv: Tensor = super().perturb(batch)
             return x_adv
@@ -135,8 +134,8 @@ class NFGSM(SingleStep):
         eta ~ U(-k eps, k eps),  x + eta clipped to [0, 1]
         min_theta  E  CE(f(x'), y),     x' = clip( x + eta + eps sign grad CE(f(x + eta), y), 0, 1 )
 
-    So ``x'`` is up to ``(k + 1) eps`` away from ``x``, by design. Equal to the authors' code, which besides warms eps
-    up over 5 epochs on SVHN: ``AttributeRamp("attack.eps", Linear(0, 8/255, 0, 5))``.
+    So ``x'`` is up to ``(k + 1) eps`` away from ``x``, by design. Same as the authors' code, which also warms eps up
+    over 5 epochs on SVHN: ``AttributeRamp("attack.eps", Linear(0, 8/255, 0, 5))``.
 
     Args:
         k: The noise in units of eps: 2; 3 for SVHN at 12/255 and 4 for a WideResNet at 16/255 in the authors' scripts.

@@ -17,27 +17,29 @@ ClipDelta = Literal["ball", "image"]
 class FreeAT(SingleStep):
     """Free-m (Shafahi et al., NeurIPS 2019, arXiv:1904.12843), algorithm 1; ATF in the NuAT tables.
 
-        delta = 0 once; it stays from batch to batch and from epoch to epoch
-        m times a batch:   L = CE(f(clip(x + delta, 0, 1)), y), and one backward pass for both gradients
+        delta = 0 once; it is kept from batch to batch and from epoch to epoch
+        m times per batch: L = CE(f(clip(x + delta, 0, 1)), y), and one backward pass for both gradients
                            theta <- SGD(grad_theta L)
                            delta <- clip( delta + eps sign grad_delta L, -eps, eps )
 
-    Both gradients are taken at the old theta and delta, so the order of the two updates does not matter. The forward
-    pass is the one that trains, so ``attack_bn_mode`` plays no role, and a batch costs m natural steps. A batch is m
-    steps of the optimizer: ``max_steps`` and ``train/updates`` count them all, and a ``Schedule`` moves on with each
-    replay, as the rate of Wong et al.'s code does; a scheduler of torch that counts steps counts batches. The authors
-    divide the epochs by m to train at equal cost, here ``max_epochs`` is what it says: epochs of data.
+    Both gradients are taken at the old theta and delta, so the order of the two updates does not matter. The attack's
+    forward pass is the update's, so ``attack_bn_mode`` has no effect, and a batch costs m natural steps. A batch takes
+    m optimizer steps: ``max_steps`` and ``train/updates`` count them all, and a ``Schedule`` advances with each replay,
+    as the rate in Wong et al.'s code does; a torch scheduler that counts steps counts batches.
+
+    Differs from the authors' code: it divides the epochs by m to train at equal cost; here ``max_epochs`` counts epochs
+    of data.
 
     Args:
-        m: How often a batch is replayed.
-        clip_delta: ``ball`` is the authors' code: delta is clipped to eps alone and the image to [0, 1] in the forward
-            pass, so pixels that are clipped there have no gradient and wait. ``image`` is Wong et al.'s code
-            (arXiv:2001.03994): delta is clipped to the image box too. Theirs lets a batch's first forward see images
-            outside the box, because delta was clipped to the images before; here delta is clipped to the new ones
-            first.
+        m: The number of replays of each batch.
+        clip_delta: ``ball``, as in the authors' code, clips delta to eps only and the image to [0, 1] in the forward
+            pass, so pixels that are clipped there have no gradient and their delta does not change. ``image``, as in
+            Wong et al.'s code (arXiv:2001.03994), clips delta to the image box too. In theirs a batch's first forward
+            sees images outside the box, because delta was clipped to the previous images; here delta is clipped to the
+            new ones first.
 
     Raises:
-        ValueError: If there is a ``weight_perturbation``.
+        ValueError: If ``m`` is below 1, ``clip_delta`` is unknown, or there is a ``weight_perturbation``.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class FreeAT(SingleStep):
         self.clip_delta = clip_delta
 
     def perturb(self, batch: Batch) -> Tensor:
-        """The images under the perturbation that is left from before."""
+        """The images with the remembered perturbation."""
         return (batch.x + self.recall(batch.x)).clamp(0, 1)
 
     def adversarial_step(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""Friendly adversarial training: on the least adversarial of the images that fool the net."""
+"""Friendly adversarial training: on the least adversarial of the images that are misclassified."""
 
 from typing import Unpack
 
@@ -13,7 +13,7 @@ from lit_robust.training.defense import Defense
 
 @made_once
 def early_stopped(attack: PGD, tau: float, omega: float) -> FriendlyPGD:
-    """The attack with FAT's rule of when a sample stops."""
+    """The attack with FAT's stopping rule."""
     return FriendlyPGD(**arguments_of(attack), tau=tau, omega=omega)
 
 
@@ -23,19 +23,19 @@ class FriendlyAT(Defense):
         min_theta  E  CE(f(x'), y),     x' the first point of PGD where f is wrong and was at tau points before,
                                            the last one if there is none
 
-    ``attack`` is a PGD that may take up to ``steps``; ``FriendlyPGD`` is what becomes of it. As in the authors' code
-    BatchNorm is in eval mode while it runs. Their ``tau`` is 0, then 1 from epoch 50 of 120 on and 2 from epoch 90 on,
+    ``attack`` is turned into a ``FriendlyPGD``, which takes at most its ``steps``. As in the authors' code: BatchNorm
+    is in eval mode during the attack. Their ``tau`` is 0, then 1 from epoch 50 of 120 on and 2 from epoch 90 on,
     counted from 0: ``AttributeRamp("tau", Staircase([0, 50, 90], [0, 1, 2]))``.
 
-    FAT for TRADES is ``TRADES(attack=FriendlyPGD(...))``, whose ramp drives ``attack.tau``.
+    FAT for TRADES is ``TRADES(attack=FriendlyPGD(...))``; ramp ``attack.tau`` there.
 
     Args:
         attack: A PGD.
-        tau: At how many misclassified points a sample still takes a step.
+        tau: The number of misclassified points at which a sample still takes a step.
         omega: The standard deviation of the noise of each step.
 
     Raises:
-        TypeError: If ``attack`` is no plain PGD.
+        TypeError: If ``attack`` is not a plain PGD.
         ValueError: If ``tau`` or ``omega`` is negative.
     """
 

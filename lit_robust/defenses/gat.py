@@ -1,4 +1,4 @@
-"""Guided adversarial training, whose attack and loss NuAT takes over with another penalty."""
+"""Guided adversarial training; NuAT uses its attack and loss with another penalty."""
 
 from typing import Literal, Unpack
 
@@ -15,7 +15,7 @@ from lit_robust.training.arguments import TrainingArguments
 
 
 class GATArguments(TrainingArguments, total=False):
-    """What NuAT hands on to GAT."""
+    """What NuAT passes on to GAT."""
 
     alpha: Magnitude | None
     attack_alternate: bool
@@ -24,7 +24,7 @@ class GATArguments(TrainingArguments, total=False):
 
 
 def squared_distance(logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The squared distance of the probabilities of each sample, ``(N,)``; weights play no part."""
+    """The squared distance between the probabilities of each sample, ``(N,)``; weights have no effect."""
     return (logits.float().softmax(dim=1) - clean_logits.float().softmax(dim=1)).square().sum(dim=1)
 
 
@@ -32,7 +32,7 @@ def squared_distance(logits: Tensor, clean_logits: Tensor, weight: Tensor | None
 def guided_steps(
     eps: float, alpha: float, steps: int, penalty: Penalty, lam: float, reference_bn_mode: Literal["eval", "train"]
 ) -> GuidedPGD:
-    """Steps of eps from plus or minus alpha in each pixel, of which the first is guided."""
+    """Steps of eps from plus or minus alpha in each pixel; the first step is guided."""
     return GuidedPGD(
         eps,
         step_size=eps,
@@ -52,24 +52,24 @@ class GAT(SingleStep):
         min_theta  E  CE(f(x), y) + lam |p(x') - p(x)|^2,      p = softmax f,   |.|^2 a sum over classes
         x' = P( x0 + eps sign grad[ CE(f(x0), y) + alt lam |p(x0) - p(x)|^2 ] ),     x0 = clip(x +- alpha)
 
-    The cross-entropy of the update is of clean images alone. ``lam`` is a plain number: the code's rises by a factor of
-    4 after epoch 85 (CIFAR-10), which ``AttributeRamp("lam", Staircase([0, 86], [10, 40]))`` does.
+    The update's cross-entropy is on clean images only. ``lam`` is a plain number; the authors' code multiplies it by 4
+    after epoch 85 (CIFAR-10): ``AttributeRamp("lam", Staircase([0, 86], [10, 40]))``.
 
-    Where this follows the authors' code against the paper: ``alt`` is the parity of the batch in its epoch, so that
-    every other attack is unguided (the code for MNIST guides all: ``attack_alternate=False``); the attack's clean
-    logits come from a forward in train mode, which moves BatchNorm's statistics a third time in a batch (in the code
-    for ImageNet-100 in eval mode: ``reference_bn_mode="eval"``); and in the update adversarial images come first.
-    Different from it: the attack leaves out the gradient through the clean logits, which never reaches ``x0``.
+    As in the authors' code, against the paper: ``alt`` is the parity of the batch in its epoch, so every other attack
+    is unguided (the code for MNIST guides all: ``attack_alternate=False``); the attack's clean logits come from a
+    forward in train mode, which moves BatchNorm's statistics a third time per batch (in the code for ImageNet-100 in
+    eval mode: ``reference_bn_mode="eval"``); adversarial images come first in the update. Differs from the authors'
+    code: the attack leaves out the gradient through the clean logits, which never reaches ``x0``.
 
     Args:
-        attack: An FGSM, of which eps is used.
-        lam: The paper's lambda. The code's start at 10 (CIFAR-10), 15 (MNIST) and 20 (ImageNet-100).
-        alpha: The random step; eps/2 by default, the code's 4/255 for CIFAR-10. For MNIST it is eps there.
+        attack: An FGSM; only its eps is used.
+        lam: The paper's lambda; it starts at 10 (CIFAR-10), 15 (MNIST) and 20 (ImageNet-100) in the authors' code.
+        alpha: The random step; by default eps/2, the code's 4/255 for CIFAR-10. The code for MNIST uses eps.
         attack_alternate: Whether the attack is guided in every other batch only.
         reference_bn_mode: The net's mode for the clean logits that guide the attack.
 
     Raises:
-        ValueError: If ``lam`` is negative, ``alpha`` is above 1, or there is no such mode.
+        ValueError: If ``lam`` is negative, ``alpha`` is above 1, or ``reference_bn_mode`` is unknown.
     """
 
     not_negative = ("lam",)
@@ -104,7 +104,7 @@ class GAT(SingleStep):
         return self.climb(lam=0.0 if unguided else self.lam)
 
     def climb(self, lam: float, steps: int = 1, reference_bn_mode: Literal["eval", "train"] | None = None) -> GuidedPGD:
-        """Steps of eps, of which the first is guided."""
+        """Steps of eps; the first one is guided."""
         eps = self.attack.eps
         alpha = eps / 2 if self.alpha is None else self.alpha
         return guided_steps(eps, alpha, steps, self.penalty, lam, reference_bn_mode or self.reference_bn_mode)

@@ -1,4 +1,4 @@
-"""GradAlign: FGSM training that keeps the gradient the same around each image."""
+"""GradAlign: FGSM training that aligns the gradients around each image."""
 
 from typing import Unpack
 
@@ -19,12 +19,13 @@ class GradAlign(SingleStep):
 
         min_theta  E[ CE(f(x'), y) + lam (1 - cos(grad CE(f(x), y), grad CE(f(x + eta), y))) ],   eta ~ U(-eps, eps)
 
-    ``x'`` is FGSM from the clean image. That is what the authors' launch scripts run: their alpha of 1.25 eps,
-    clipped to eps, makes no difference from a start at 0. As in their code the clean gradient is the attack's and has
-    no graph, ``x + eta`` may leave [0, 1], and samples whose gradient vanishes are left out of the cosine's mean.
-    ``train/cosine`` is that mean.
+    As in the authors' code: ``x'`` is FGSM from the clean image, which is what their launch scripts run (their alpha of
+    1.25 eps is clipped to eps, which makes no difference from a start at 0); the clean gradient is the attack's and has
+    no graph; ``x + eta`` may leave [0, 1]; samples whose gradient vanishes are left out of the mean cosine, which is
+    logged as ``train/cosine``.
 
-    The gradient of a gradient exists in no compiled graph, so with ``compile`` the second one is computed without it.
+    A compiled graph has no second derivative, so with ``compile`` the gradient at ``x + eta`` is computed by the
+    uncompiled net.
 
     Args:
         lam: Weight of the alignment. The scripts for CIFAR-10 use 0.02 * 10 ** (255 eps / 8): 0.2 at 8/255, 2.0 at

@@ -1,8 +1,9 @@
-"""When NuAT-H takes a second attack step.
+"""Rules for when NuAT-H takes a second attack step.
 
-What is known of NuAT-H and NuAT-WA-H: their purpose, stability at a marginal cost; a plot over the clean cross-entropy;
-and names such as "50+5" epochs, which we read as second steps that cost 5 epochs of one more step each. The trigger is
-not published. **All rules here are ours**: two detectors of gradient masking, and an even share to compare them with.
+Little is known of NuAT-H and NuAT-WA-H: their purpose, stability at a marginal cost; a plot over the clean
+cross-entropy; and names such as "50+5" epochs, which we read as second steps that cost 5 epochs of one more step each.
+The trigger is not published. **All rules here are ours**: two detectors of gradient masking, and an even share to
+compare them with.
 """
 
 import math
@@ -32,14 +33,14 @@ class CleanLossDrop(Detector):
 
         m(t - window) - m(t) > drop m(t - window),      m the moving average of the training's clean cross-entropy
 
-    A division of the learning rate makes it fall, too; such false alarms cost at most ``extra_epochs``.
+    A drop of the learning rate makes it fall, too; such false alarms cost at most ``extra_epochs``.
 
     Args:
-        drop: The share of the loss that may be lost in a window.
-        window: How long that is, in epochs.
-        smoothing: The time constant of the moving average, in epochs; 0.13 are 100 of NuAT's 766 batches.
-        warm_up: How long it stays silent, in epochs, because in the beginning every loss falls fast; the default is
-            meant for about 50 epochs.
+        drop: The share of the loss that may be lost within a window.
+        window: The length of the window, in epochs.
+        smoothing: The time constant of the moving average, in epochs; 0.13 is 100 of NuAT's 766 batches.
+        warm_up: The epochs before it can fire, because at first every loss falls fast; the default is meant for about
+            50 epochs.
     """
 
     drop: float = 0.15
@@ -57,14 +58,14 @@ class CleanLossDrop(Detector):
         require.number("drop", self.drop, above=0, below=1, hint="it is the share of the loss that may be lost")
 
     def alert(self, method: "NuAT", batch: Batch) -> bool:
-        """Add what the batch before has shown; then look if the moment has come."""
+        """Add the loss of the previous batch, then measure if it is time."""
         tensors = method.memory.tensors
         if (last := tensors.pop("last_clean", None)) is not None:
             tensors["clean"] = tensors["clean"] + last if "clean" in tensors else last
         return super().alert(method, batch)
 
     def measure(self, method: "NuAT", batch: Batch) -> float | None:
-        """The mean over the batches since the last look."""
+        """The mean over the batches since the last measurement."""
         clean = method.memory.tensors.pop("clean", None)
         return None if clean is None else _mean_over_ranks(clean)
 
@@ -83,14 +84,14 @@ class CleanLossDrop(Detector):
 
 @dataclass(frozen=True, kw_only=True)
 class SecondStepGain(Detector):
-    """Fires when a second step finds what the first one missed; while the loss is nearly linear there is no such gain.
+    """Fires when a second step raises the loss; while the loss is nearly linear, there is hardly any gain.
 
-        CE(f(x2), y) - CE(f(x1), y) > gain,      x1 after one unguided step, x2 after two, on the batch at hand
+        CE(f(x2), y) - CE(f(x1), y) > gain,      x1 after one unguided step, x2 after two, on this batch
 
-    A look costs two attack steps and a forward, in eval mode.
+    A measurement costs two attack steps and a forward, in eval mode.
 
     Args:
-        gain: The difference of the mean cross-entropies that is still normal.
+        gain: The largest difference of the mean cross-entropies that is still normal.
     """
 
     gain: float = 0.2
@@ -100,18 +101,18 @@ class SecondStepGain(Detector):
         require.number("gain", self.gain, least=0)
 
     def measure(self, method: "NuAT", batch: Batch) -> float:
-        """The difference, over the batches of all ranks."""
+        """The mean difference over the batches of all ranks."""
         with network_mode(method.net, "eval"):
             gain = second_step_gain(method.net, batch.x, batch.y, method.single_step())
         return _mean_over_ranks(torch.stack([(gain * batch.weight).sum(), batch.weight.sum()]))
 
     def fires(self, times: list[float], values: list[float]) -> bool:
-        """Compare the last one with the bound."""
+        """Compare the last value with ``gain``."""
         return values[-1] > self.gain
 
 
 def shared_out(ranks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The sums of another number of ranks, in equal shares, for detectors add them up again."""
+    """The sums of another number of ranks in equal shares, because detectors add them up again."""
     names = {name for tensors in ranks for name in tensors}
     sums = {name: torch.stack([tensors[name] for tensors in ranks if name in tensors]).sum(dim=0) for name in names}
     return {name: total / world_size() for name, total in sums.items()}

@@ -1,4 +1,4 @@
-"""MART: TRADES' divergence, where the net is unsure, on top of adversarial training."""
+"""MART: adversarial training plus TRADES' divergence where the net is unsure."""
 
 from typing import Unpack
 
@@ -12,15 +12,15 @@ from lit_robust.training.arguments import DefenseArguments
 
 
 class MART(TRADES):
-    """MART (Wang et al., ICLR 2020, OpenReview rklOg6EFwS): images that are misclassified anyway weigh more.
+    """MART (Wang et al., ICLR 2020, OpenReview rklOg6EFwS): misclassified images weigh more.
 
         min_theta  E[ BCE(f(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) ],      p = softmax f
         BCE(f(x'), y) = -log p_y(x') - log( 1.0001 - max_{j != y} p_j(x') )
 
-    ``x'`` maximises the cross-entropy, by PGD from TRADES' start. As in the authors' code, BatchNorm is in eval mode
-    while the attack runs, the update sees ``x`` before ``x'``, and its gradient goes through all three factors, the
-    weight ``1 - p_y(x)`` too. Different from it: it adds 1e-12 to probabilities inside logarithms, so that one which
-    underflows adds at most 28, and 1e-7 to the weight; here logarithms of probabilities are exact.
+    ``x'`` maximises the cross-entropy, by PGD from TRADES' start. As in the authors' code: BatchNorm is in eval mode
+    during the attack, the update sees ``x`` before ``x'``, and its gradient goes through all three factors, including
+    the weight ``1 - p_y(x)``. Differs from the authors' code: it adds 1e-12 to probabilities inside logarithms, so one
+    that underflows adds at most 28, and 1e-7 to the weight; here logarithms of probabilities are exact.
 
     Args:
         attack: A PGD.
@@ -43,7 +43,7 @@ class MART(TRADES):
         return near_start(self.attack, losses.ce, "label")
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """Boosted cross-entropy on the adversary, and the weighted divergence."""
+        """Boosted cross-entropy on adversarial images, and the weighted divergence."""
         clean_logits, logits = self.net(batch.x), self.net(x_adv)
         self.seen |= {"clean": clean_logits, "robust": logits}
         unsure = -losses.ce(clean_logits, batch.y).neg().expm1()  # 1 - p_y

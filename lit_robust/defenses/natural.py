@@ -13,11 +13,11 @@ class Natural(Defense):
 
         min_theta  E  CE(f(x), y)
 
-    ``attack`` is not used for training; its eps and norm set the yardstick of validation and test.
+    ``attack`` is not used for training; its eps and norm are those of the default validation and test attacks.
     """
 
     def perturb(self, batch: Batch) -> Any:
-        """Leave the images alone."""
+        """Return the clean images."""
         return batch.x
 
     def loss(self, batch: Batch, x_adv: Any) -> Tensor:

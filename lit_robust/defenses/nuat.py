@@ -1,4 +1,4 @@
-"""Nuclear-norm adversarial training: NuAT, its hybrid NuAT-H, and NuAT2 with one attack step more."""
+"""Nuclear-norm adversarial training: NuAT, its hybrid NuAT-H, and NuAT2 with two attack steps."""
 
 from typing import Literal, Unpack
 
@@ -21,23 +21,22 @@ class NuAT(GAT):
         min_theta  1/N sum_i CE(f(x_i), y_i) + lam/N |f(X') - f(X)|_*,      f(X): the (N, C) logits of the batch
         X' = P( X0 + eps sign grad[ sum_i CE(f(x0_i), y_i) + alt lam |f(X0) - f(X)|_* ] ),     X0 = clip(X +- alpha)
 
-    |.|_* is the nuclear norm, the sum of singular values. ``lam`` is a plain number. The code's grows from 0, and at
-    its maximum from the start this is another algorithm, so ramp it: ``AttributeRamp("lam", PerEpoch(Linear(0, 4.5, 0,
-    90)))``. NuAT-WA is this with ``EMAWeights``, NuAT-H with ``two_step``.
+    |.|_* is the nuclear norm, the sum of singular values. ``lam`` is a plain number, which grows from 0 in the authors'
+    code. At its maximum from the start, this is another algorithm, so ramp it: ``AttributeRamp("lam",
+    PerEpoch(Linear(0, 4.5, 0, 90)))``. NuAT-WA is this with ``EMAWeights``, NuAT-H with ``two_step``.
 
-    Where this follows the authors' code against the slides: the attack, too, sees the mean CE beside the norm over N;
-    ``alt`` is the parity of the batch, as in ``GAT``; the attack's clean logits come from a forward in train mode, so
-    that BatchNorm's statistics move three times in a batch; the momentum was cycled (``CyclicMomentum``). Different
-    from it: N is the number of rows, where the code's is 64 in the shorter last batch too.
+    As in the authors' code, against the slides: the attack, too, uses the mean CE and the norm over N; ``alt`` is the
+    parity of the batch, as in ``GAT``; the attack's clean logits come from a forward in train mode, so BatchNorm's
+    statistics move three times per batch; the authors' momentum is cyclic (``CyclicMomentum``). Differs from the
+    authors' code: N is the number of rows; in the code it is 64 even in the shorter last batch.
 
-    The norm grows like sqrt(N), the sum of cross-entropies like N: with batches of another size than 64 scale ``lam``
-    like sqrt(N) (our estimate). Under several ranks N is the batch of one rank.
-
-    Samples' weights: a row counts as so many copies of itself, relative to the batch's mean weight.
+    The norm grows like sqrt(N), the sum of cross-entropies like N: for batch sizes other than 64, scale ``lam`` like
+    sqrt(N) (our estimate). With several ranks N is the batch of one rank. Under sample weights, a row of weight w
+    counts as w / (the batch's mean weight) copies of itself.
 
     Args:
         lam: The paper's lambda; the code's maximum is 4.5, that of NuAT-WA 4.
-        two_step: Makes it NuAT-H: when to take NuAT2's second attack step. The authors' rule is not published.
+        two_step: When to take NuAT2's second attack step, which makes it NuAT-H. The authors' rule is not published.
     """
 
     penalty = staticmethod(losses.nuclear_penalty)
@@ -58,7 +57,7 @@ class NuAT(GAT):
             self.memory.declare(shared_out, **MEMORY)
 
     def adversary(self) -> PGD:
-        """GAT's, or with an alert of the hybrid, NuAT2's."""
+        """GAT's attack, or NuAT2's while ``two_step`` alerts."""
         if self.two_step is not None and self.memory.values["alert"]:
             return self.climb(self.lam, steps=2)
         return super().adversary()
@@ -66,7 +65,7 @@ class NuAT(GAT):
     # NuAT-H.
 
     def perturb(self, batch: Batch) -> Tensor:
-        """Decide whether this batch gets a second step, and climb."""
+        """Decide whether this batch gets a second step, and attack."""
         if self.two_step is not None:
             memory, before = self.memory.values, self.memory.values["alert"]
             memory["alert"] = self.two_step.alert(self, batch)
@@ -78,7 +77,7 @@ class NuAT(GAT):
         return x_adv
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """Cross-entropy on clean images, and the penalty; a trigger may want to know the former."""
+        """Cross-entropy on clean images, and the penalty; remembers the former for a trigger that watches it."""
         values = super().loss(batch, x_adv)
         if self.two_step is not None and self.two_step.watches_clean_loss:
             clean = self.seen["ce/clean"].detach() * batch.weight
@@ -92,7 +91,7 @@ class NuAT(GAT):
         return self.climb(0.0, reference_bn_mode="eval")
 
     def log_now(self, **values: float) -> None:
-        """Hand values to the loggers at once: ``self.log`` keeps only what falls on its own steps."""
+        """Log values at once: ``self.log`` keeps only those of its own logging steps."""
         for logger in self.loggers:
             logger.log_metrics({f"train/{name}": float(value) for name, value in values.items()}, step=self.global_step)
 
@@ -104,20 +103,20 @@ class NuAT2(NuAT):
         x2 = P( x1 + eps sign grad  sum CE(f(x1), y) ),                              the update is NuAT's
 
     NuAT2-WA has two averages: the first step attacks the fast one, from the second epoch on, and the slow one is
-    reported. ``EMAWeights(decay=0.9998, extra={"fast": 0.99})`` keeps both, and ``attack_average="fast"`` names it.
+    reported. ``EMAWeights(decay=0.9998, extra={"fast": 0.99})`` keeps both; set ``attack_average="fast"``.
 
-    As in the authors' code, both steps have size eps, the steps alternate instead of the batches, and the attack's
-    clean logits come from a forward in eval mode, so that BatchNorm's statistics move twice in a batch. The two decays
-    are in the code alone; the slides have one symbol for both.
+    As in the authors' code: both steps have size eps; guided and unguided steps alternate within a batch, not from
+    batch to batch; the attack's clean logits come from a forward in eval mode, so BatchNorm's statistics move twice per
+    batch. The two decays are in the code only; the slides have one symbol for both.
 
     Args:
-        lam: The paper's lambda; the code's maximum.
+        lam: The paper's lambda; the default is the code's maximum.
         attack_average: The average that the first step attacks, by its name in ``EMAWeights(extra=...)``.
         reference_bn_mode: See ``GAT``.
 
     Raises:
-        TypeError: If ``two_step`` or ``attack_alternate`` is given, of which there is no choice here.
-        ValueError: If nothing keeps the average.
+        TypeError: If ``two_step`` or ``attack_alternate`` is given; both are fixed here.
+        ValueError: If no ``EMAWeights`` keeps ``attack_average``.
     """
 
     def __init__(
@@ -149,12 +148,12 @@ class NuAT2(NuAT):
         self.attack_average = attack_average
 
     def on_fit_start(self) -> None:
-        """Find the average."""
+        """Check that the average is there, and compile it if the net is compiled."""
         super().on_fit_start()
         if self.attack_average is not None:
             average = self.average()
             if self.compiled:
-                average.compile()  # a copy of a compiled net is not
+                average.compile()  # a copy of a compiled net is not compiled
 
     def average(self) -> nn.Module:
         """The extra average of ``EMAWeights`` that is attacked."""
@@ -169,7 +168,7 @@ class NuAT2(NuAT):
         return average
 
     def adversary(self) -> PGD:
-        """A guided step and an unguided one."""
+        """A guided step, then an unguided one."""
         return self.climb(self.lam, steps=2)
 
     def perturb(self, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ class PGDAT(Defense):
         min_theta  E  max_{|x' - x| <= eps}  CE(f(x'), y)
 
     The inner maximum is found by PGD; only the adversarial images enter the update. As in the code of Rice et al.
-    (arXiv:2002.11569) and Wong et al. (arXiv:2001.03994), BatchNorm is in train mode while the attack runs, so every
+    (arXiv:2002.11569) and Wong et al. (arXiv:2001.03994), BatchNorm is in train mode during the attack, so every
     attack step moves its statistics; ``attack_bn_mode="eval"`` is the other convention (TRADES, NuAT).
     """
 

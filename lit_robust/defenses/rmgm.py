@@ -1,4 +1,4 @@
-"""R-MGM, which is SAT-R2, and its siblings SAT-R1 and SAT-R3: regularisers that unmask gradients."""
+"""R-MGM, which is SAT-R2, and its siblings SAT-R1 and SAT-R3: regularisers against gradient masking."""
 
 from typing import Literal, Unpack
 
@@ -15,7 +15,7 @@ from lit_robust.magnitudes import Magnitude
 from lit_robust.training.arguments import DefenseArguments, TrainingArguments
 from lit_robust.training.ranks import sum_over_ranks
 
-#: The random step, and SAT-R3's small one, of the authors' scripts for CIFAR-10.
+#: The random step, and SAT-R3's small step, in the authors' scripts for CIFAR-10.
 ALPHA = Magnitude("2/255")
 
 
@@ -26,7 +26,7 @@ def ifgsm(eps: float, steps: int) -> PGD:
 
 
 class SATR(SingleStep):
-    """What the three have in common: BatchNorm is in eval mode in the attack, and the loss forwards a pair at once.
+    """The base of all three: BatchNorm is in eval mode during the attack, and the loss forwards a pair at once.
 
     Raises:
         ValueError: If a weight is negative.
@@ -49,7 +49,7 @@ class SATR(SingleStep):
         self.check_numbers()
 
     def logits_of(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The logits of both adversaries from one forward; the first is what is trained on."""
+        """The logits of both adversaries, from one forward; the first ones count as ``robust``."""
         first, second = self.net(torch.cat(pair)).split([len(images) for images in pair])
         self.seen["robust"] = first
         return first.float(), second.float()
@@ -62,11 +62,11 @@ class RMGM(SATR):
         x2 = clip( x0 + eps sign grad CE(f(x0), y), 0, 1 ),     x0 = x + alpha sign N(0, I)
         min_theta  E[ CE(f(x1), y) + lam |f(x1) - f(x2)|^2 ]
 
-    Logits are compared. As in the authors' code (SAT-Rx, ``reg_utils.py``) ``x0`` is not clipped and ``x2`` is clipped
-    to [0, 1] alone, so it may be ``eps + alpha`` away from ``x``.
+    f returns logits, which are compared. As in the authors' code (SAT-Rx, ``reg_utils.py``): ``x0`` is not clipped, and
+    ``x2`` is clipped to [0, 1] only, so it may be ``eps + alpha`` away from ``x``.
 
     Args:
-        lam: 25 for CIFAR-10 (WideResNet-28-10), 5 for MNIST.
+        lam: Weight of the regulariser: 25 for CIFAR-10 (WideResNet-28-10), 5 for MNIST.
         alpha: The random step: 2/255 for CIFAR-10, 0.01 for MNIST.
     """
 
@@ -98,22 +98,22 @@ class RMGM(SATR):
 
 
 def last_of(batch: Batch) -> Tensor:
-    """Where the last sample is that is no padding, ``(1,)``; the host does not wait for the device."""
+    """The index of the last sample that is not padding, ``(1,)``; the host does not wait for the device."""
     places = torch.arange(len(batch.weight), device=batch.weight.device)
     return (places * (batch.weight > 0)).argmax(dim=0, keepdim=True)
 
 
 class SATR1(SATR):
-    """SAT-R1 (Vivek and Babu, arXiv:2002.00614): one sample a batch shows what an iterative attack finds.
+    """SAT-R1 (Vivek and Babu, arXiv:2002.00614): an iterative attack on one sample per batch.
 
         min_theta  E[ CE(f(x1), y) ] + lam |f(x1_B) - f(x2_B)|^2
 
-    ``x1`` is FGSM, ``x2_B`` is I-FGSM (``steps`` steps of eps/steps) on the batch's last sample alone, as in the
+    ``x1`` is FGSM, ``x2_B`` is I-FGSM (``steps`` steps of eps/steps) on the batch's last sample only, as in the
     authors' code. Under DDP every rank has a last sample, and the term is their mean.
 
     Args:
-        lam: 0.2 for CIFAR-10 and MNIST.
-        steps: Of I-FGSM: 3 for CIFAR-10, 10 for MNIST.
+        lam: Weight of the regulariser: 0.2 for CIFAR-10 and MNIST.
+        steps: Steps of I-FGSM: 3 for CIFAR-10, 10 for MNIST.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SATR1(SATR):
         self.steps = steps
 
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """FGSM's images, and I-FGSM's last."""
+        """FGSM's images, and I-FGSM's image of the last sample."""
         iterative = ifgsm(self.attack.eps, self.steps)
         with network_mode(self.net, self.attack_bn_mode):
             last = last_of(batch)
@@ -149,11 +149,11 @@ class SATR3(SATR):
         x0 = clip( x + alpha sign N(0, I), 0, 1 ),     x(e) = clip( x0 + e sign grad CE(f(x0), y), 0, 1 )
         min_theta  L(eps) + lam max( L(eps_low) - tau L(eps), 0 ),     L(e) = E[ CE(f(x(e)), y) ]
 
-    As in the authors' code the maximum is of the batch's means, and ``x(eps)`` may be ``eps + alpha`` away from ``x``.
+    As in the authors' code: the maximum is of the batch's means, and ``x(eps)`` may be ``eps + alpha`` away from ``x``.
 
     Args:
-        lam: 1 for CIFAR-10 and MNIST.
-        tau: 0.6 for CIFAR-10, 0.4 for MNIST.
+        lam: Weight of the regulariser: 1 for CIFAR-10 and MNIST.
+        tau: The tau above: 0.6 for CIFAR-10, 0.4 for MNIST.
         eps_low: The small step, 2/255 for CIFAR-10.
         alpha: The random step, 2/255 for CIFAR-10.
     """

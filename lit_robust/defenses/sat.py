@@ -1,4 +1,4 @@
-"""Curricula of difficulty: P-SAT and H-SAT, which smooth the loss by easier adversaries at first, and Dynamic AT."""
+"""Curricula of difficulty, from easier to harder adversaries: P-SAT, H-SAT and Dynamic AT."""
 
 from typing import Literal, Unpack
 
@@ -27,7 +27,7 @@ def bounded_step(eps: float, lam: float) -> CurriculumFGSM:
 
 
 class _Bounded(Defense):
-    """What the methods here have in common: PGD with a bound on difficulty, which a ramp may move between batches."""
+    """The base of the methods here: PGD with a bound on difficulty, which a ramp may move between batches."""
 
     def check_numbers(self) -> None:
         """Refuse what the bounded attack refuses."""
@@ -44,22 +44,21 @@ class PSAT(_Bounded):
 
         min_theta  E  max_{|x' - x| <= eps}  CE(f(x'), y)   subject to   max_{j != y} p_j(x') - p_y(x') <= lam
 
-    PGD, of which each sample stops where the gap has passed ``lam``: 0 at its first misclassified point, 1 never, which
-    is plain adversarial training. ``lam`` is a plain number and the code's grows, on CIFAR-10 ``AttributeRamp("lam",
-    PerEpoch(Linear(0, 0.4, 29, 69)))``, on MNIST ``Staircase([0, 30, 45, 60], [0, 1/3, 2/3, 1])``. These are the
-    defaults of the authors' repository; the values behind each table are not published.
+    PGD stops each sample once its gap has passed ``lam``: with 0 at its first misclassified point, with 1 never, which
+    is plain adversarial training. ``lam`` is a plain number, which grows in the authors' code: on CIFAR-10
+    ``AttributeRamp("lam", PerEpoch(Linear(0, 0.4, 29, 69)))``, on MNIST ``Staircase([0, 30, 45, 60], [0, 1/3, 2/3,
+    1])``. These are the defaults of their repository; the values behind each table are not published.
 
-    As in the authors' code (chawins/adv-exp) BatchNorm is in eval mode in the attack, and the last step may overshoot
-    ``lam``. Evaluation attacks without a bound. A batch costs what PGD's does.
+    As in the authors' code (chawins/adv-exp): BatchNorm is in eval mode during the attack, and the last step may
+    overshoot ``lam``. Evaluation attacks have no bound. A batch costs as much as with PGD.
 
     Args:
-        attack: A PGD, or an FGSM for the code's single-step form, see
-            ``CurriculumFGSM``.
-        lam: The paper's lambda, in [-1, 1]; the default is the code's last for CIFAR-10.
+        attack: A PGD, or an FGSM for the code's single-step form, see ``CurriculumFGSM``.
+        lam: The paper's lambda, in [-1, 1]; the default is the code's last value for CIFAR-10.
 
     Raises:
         TypeError: If ``attack`` is neither a plain PGD nor an FGSM.
-        ValueError: If ``lam`` is out of range, be it by a ramp, or the FGSM is one in L2.
+        ValueError: If ``lam`` is out of range, also by a ramp, or the FGSM's norm is L2.
     """
 
     attack: PGD | FGSM
@@ -88,15 +87,15 @@ class PSAT(_Bounded):
 
 
 class HSAT(_Bounded):
-    """H-SAT (Sitawarin et al., AISec 2021, arXiv:2003.09347): P-SAT with the sharpness of the loss for difficulty.
+    """H-SAT (Sitawarin et al., AISec 2021, arXiv:2003.09347): P-SAT with the sharpness of the loss as difficulty.
 
         min_theta  E  max_{|x' - x| <= eps}  CE(f(x'), y)   subject to   psi_H(x') <= lam
 
     ``psi_H`` stands for the largest eigenvalue of the Hessian of the loss in the weights. The paper's approximations of
     it and its values of ``lam`` are not published, so these are ours: ``LastLayerSharpness``, in closed form from the
-    logits, and ``PowerIteration``, which makes an attack about five times as expensive. Both are in [0, 1], and
-    ``lam`` should rise from 0, where nobody moves, to 1, which is plain adversarial training. (At 0.5 the closed form
-    binds no sample of a net that is not sure of anything yet.) As in P-SAT BatchNorm is in eval mode in the attack.
+    logits, and ``PowerIteration``, which makes an attack about five times as expensive. Both are in [0, 1]. Ramp
+    ``lam`` from 0, where no sample moves, to 1, which is plain adversarial training. (At 0.5 the closed form stops no
+    sample of a net that is still unsure of all of them.) As in P-SAT, BatchNorm is in eval mode during the attack.
 
     Args:
         attack: A PGD.
@@ -104,8 +103,8 @@ class HSAT(_Bounded):
         psi: The approximation; ``LastLayerSharpness()`` by default.
 
     Raises:
-        TypeError: If ``attack`` is no plain PGD, or the net cannot be measured by ``psi``.
-        ValueError: If ``lam`` is out of range, be it by a ramp.
+        TypeError: If ``attack`` is not a plain PGD, or ``psi`` cannot measure the net.
+        ValueError: If ``lam`` is out of range, also by a ramp.
     """
 
     attack: PGD
@@ -134,29 +133,30 @@ class HSAT(_Bounded):
 
 
 class DynamicAT(_Bounded):
-    """Dynamic adversarial training (Wang et al., ICML 2019): PGD that converges better and better.
+    """Dynamic adversarial training (Wang et al., ICML 2019): PGD that has to converge better and better.
 
         min_theta  E  CE(f(x'), y),     x' by PGD steps as long as FOSC(x') >= c
         FOSC(x') = eps |grad CE|_1 - <x' - x, grad CE>,     0 where PGD has converged
 
-    ``c`` is a plain number that falls to 0, where this is plain adversarial training: ``AttributeRamp("c",
-    PerEpoch(Linear(0.5, 0, 0, 80)))``, which ends at epoch 80 of 100 in P-SAT's code for CIFAR-10, at 30 of 70 for
-    MNIST and at 100 of 120 in the authors' own.
+    ``c`` is a plain number; ramp it to 0, where this is plain adversarial training: ``AttributeRamp("c",
+    PerEpoch(Linear(0.5, 0, 0, 80)))``. The ramp ends at epoch 80 of 100 in P-SAT's code for CIFAR-10, at 30 of 70 in
+    its code for MNIST and at 100 of 120 in the authors' own.
 
-    This follows P-SAT's code (arXiv:2003.09347), where Dynamic AT is a baseline: x is the clean image, each step is
-    tested, BatchNorm is in eval mode in the attack, and a sample at exactly ``c`` moves (the authors' stops). The
-    authors' code (YisenWang/dynamic_adv_training) is ``origin="start", weight_by_loss=True``; it computes the weights
-    in a forward of their own in inference mode, here they are those of the update's forward.
+    As in P-SAT's code (arXiv:2003.09347), where Dynamic AT is a baseline: x is the clean image, each step is tested,
+    BatchNorm is in eval mode during the attack, and a sample at exactly ``c`` moves (in the authors' code it stops).
+    For the authors' code (YisenWang/dynamic_adv_training), set ``origin="start", weight_by_loss=True``. Differs from
+    the authors' code: it computes the weights in a separate forward in inference mode; here they come from the update's
+    forward.
 
     Args:
         attack: A PGD.
-        c: The paper's threshold; the default is both codes' first.
+        c: The paper's threshold; the default is the first value in both codes.
         origin: What FOSC measures from, see ``attacks.difficulty.FOSC``.
         weight_by_loss: Whether each sample's loss is weighted by its own value, from the second epoch on.
 
     Raises:
-        TypeError: If ``attack`` is no plain PGD.
-        ValueError: If ``c`` is negative, be it by a ramp, or there is no such origin.
+        TypeError: If ``attack`` is not a plain PGD.
+        ValueError: If ``c`` is negative, also by a ramp, or ``origin`` is unknown.
     """
 
     attack: PGD
@@ -184,6 +184,6 @@ class DynamicAT(_Bounded):
         return self.bounded_pgd(self.fosc, -self.c)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """Cross-entropy on adversarial images, times its own value if it is weighted by it."""
+        """Cross-entropy on adversarial images, times its own value if ``weight_by_loss``."""
         values = super().loss(batch, x_adv)
         return values * values.detach() if self.weight_by_loss and self.current_epoch > 0 else values

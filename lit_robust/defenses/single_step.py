@@ -1,4 +1,4 @@
-"""What the methods whose attack is a single gradient step have in common."""
+"""The base of the methods whose attack is a single gradient step."""
 
 from typing import Literal, Unpack
 
@@ -18,11 +18,11 @@ class SingleStep(Defense):
 
     ``attack`` is an ``FGSM`` for all of them, so one attack fragment serves the whole family: its ``eps`` is the
     paper's, and whatever else a paper varies (alpha, k, m, ...) is an argument of the method. BatchNorm is in train
-    mode while the step is computed, as in the code of Wong et al. (arXiv:2001.03994) and of those who built on it.
+    mode during the attack, as in the code of Wong et al. (arXiv:2001.03994) and the methods built on it.
 
     Raises:
         TypeError: If ``attack`` is not an ``FGSM``.
-        ValueError: If it is one in L2.
+        ValueError: If its norm is L2.
     """
 
     attack: FGSM
@@ -47,17 +47,17 @@ class SingleStep(Defense):
             raise ValueError(f'{name} is a method for L-infinity: give FGSM(norm="linf"), or train PGDAT on this one.')
 
     def gradient_at(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the cross-entropy in the images, and the logits there, both without a graph."""
+        """The gradient of the cross-entropy with respect to images, and the logits, both without a graph."""
         with network_mode(self.net, self.attack_bn_mode), crafting(x, y) as (x, y):
             logits = self.net(x.requires_grad_())
             return input_gradient(losses.ce(logits, y), x), logits.detach()
 
-    # A perturbation that outlives its batch: Free's, and Fast's where it starts from the previous one.
+    # A perturbation that outlives its batch: Free's, and Fast's with delta_init="previous".
 
     def recall(self, x: Tensor) -> Tensor:
-        """The perturbation that earlier batches have left in the rows of this one, 0 where there was none.
+        """The perturbation that earlier batches left in the rows of this one, 0 where there is none.
 
-        It is clipped to ``eps`` here, because a schedule may have lowered ``eps`` since.
+        It is clipped to ``eps``, which a schedule may have lowered since.
         """
         delta = self.memory.tensors.get("delta")
         if delta is None or delta.shape[1:] != x.shape[1:]:
@@ -66,7 +66,7 @@ class SingleStep(Defense):
         return torch.cat([delta, torch.zeros_like(x[len(delta) :])])
 
     def remember(self, delta: Tensor) -> None:
-        """Leave a perturbation to the next batch; rows that a short batch does not have stay as they were."""
+        """Keep a perturbation for the next batch; rows that a short batch lacks do not change."""
         before = self.memory.tensors.get("delta", delta)
         kept = before[len(delta) :].to(delta.device) if before.shape[1:] == delta.shape[1:] else delta[:0]
         self.memory.tensors["delta"] = torch.cat([delta, kept])

@@ -1,4 +1,4 @@
-"""TRADES: a clean loss, and how far an adversary can drive the prediction away from the clean one."""
+"""TRADES: a clean loss, and the largest divergence of the prediction from the clean one."""
 
 from dataclasses import replace
 from typing import Unpack
@@ -17,7 +17,7 @@ from lit_robust.training.defense import Defense
 
 @made_once
 def near_start(attack: PGD, loss: SampleLoss, compare_with: Reference) -> PGD:
-    """The attack on another objective, from TRADES' start."""
+    """The attack with another objective, from TRADES' start."""
     near = replace(attack, init="gaussian", init_size=0.001, clip_init=False)
     return replace(near, loss=loss, compare_with=compare_with)
 
@@ -27,22 +27,23 @@ class TRADES(Defense):
 
         min_theta  E[ CE(f(x), y) + beta max_{|x' - x| <= eps} KL(p(x) || p(x')) ],      p = softmax f
 
-    The maximum is searched by PGD on the KL divergence from ``x + 0.001 N(0, I)``, which is not clipped before the
-    first step: at ``x`` itself the gradient is 0. So ``attack`` is a PGD (or a variant, as ``FriendlyPGD``) that is
-    given this objective and this start, whatever its own are. The gradient of the update goes through both
-    distributions. ``PGD(norm="l2")`` makes it TRADES in L2, where the authors' step is 2 eps / steps.
+    PGD maximises the KL divergence from the start ``x + 0.001 N(0, I)``, which is not clipped before the first step: at
+    ``x`` itself the gradient is 0. This objective and this start replace those of ``attack``, a PGD (or a variant such
+    as ``FriendlyPGD``). The gradient of the update goes through both distributions. ``PGD(norm="l2")`` makes it TRADES
+    in L2, where the authors' step is 2 eps / steps.
 
-    As in the authors' code, BatchNorm is in eval mode while the attack runs and in train mode in the update, and the
-    KL is a sum over classes and a mean over the batch. Different from it: its update computes f(x) a second time, so
-    that BatchNorm's statistics move by x, x' and x, here by x' and x; its attack computes f(x) in every step; in L2 it
-    clips to [0, 1] before the ball, here after, and a sample without a gradient takes no step.
+    As in the authors' code: BatchNorm is in eval mode during the attack and in train mode in the update, and the KL is
+    a sum over classes and a mean over the batch. Differs from the authors' code: its update computes f(x) a second
+    time, so BatchNorm's statistics move by x, x' and x, here by x' and x; its attack computes f(x) in every step, here
+    once; in L2 it clips to [0, 1] before the projection onto the ball, here after, and here a sample without a gradient
+    takes no step.
 
     Args:
         attack: A PGD, see above.
         beta: Weight of the KL, the paper's 1/lambda: 6 for CIFAR-10, 1 for MNIST in the authors' scripts.
 
     Raises:
-        TypeError: If ``attack`` is no PGD.
+        TypeError: If ``attack`` is not a PGD.
         ValueError: If ``beta`` is negative.
     """
 

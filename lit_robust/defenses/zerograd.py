@@ -15,7 +15,7 @@ from lit_robust.training.arguments import DefenseArguments
 
 @dataclass(frozen=True)
 class ZeroGradStep(PGD):
-    """PGD whose steps leave the pixels with the smallest gradients where they are.
+    """PGD whose steps do not move the pixels with the smallest gradients.
 
     Args:
         q: Entries below the sample's quantile ``q`` of absolute values do not move.
@@ -26,7 +26,7 @@ class ZeroGradStep(PGD):
     def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
         """Zero the small entries first."""
         size = direction.abs().flatten(1)
-        # What lies below this value lies below the interpolated quantile, which torch computes for few pixels only.
+        # The same entries lie below the interpolated quantile, which torch computes for few pixels only.
         rank = math.ceil(self.q * (size.shape[1] - 1)) + 1
         threshold = size.kthvalue(rank, dim=1).values.view(-1, *[1] * (x.ndim - 1))
         return super().step(net, x, x_adv, direction * (direction.abs() >= threshold), k)
@@ -45,13 +45,13 @@ class ZeroGrad(SingleStep):
         g = grad CE(f(x + delta), y), and in each sample 0 wherever |g| is below its quantile q
         min_theta  E  CE(f(x'), y),     x' = x + clip( delta + 2 eps sign g, -eps, eps ),  clipped to [0, 1]
 
-    Equal to the authors' code (rohban-lab/catastrophic_overfitting, ``quantile_fgsm``).
+    Same as the authors' code (rohban-lab/catastrophic_overfitting, ``quantile_fgsm``).
 
     Args:
-        q: 0.35 for CIFAR-10, 0.45 for CIFAR-100, 0.7 for SVHN; with 0 it is Fast AT with alpha = 2 eps.
+        q: The quantile: 0.35 for CIFAR-10, 0.45 for CIFAR-100, 0.7 for SVHN; 0 is Fast AT with alpha = 2 eps.
 
     Raises:
-        ValueError: If ``q`` is no share.
+        ValueError: If ``q`` is not in [0, 1).
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Numbers that tell how robust a net is, and whether it masks its gradients; and their pictures."""
+"""Measures of robustness and of gradient masking, and pictures of adversarial images."""

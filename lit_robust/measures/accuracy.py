@@ -1,4 +1,4 @@
-"""Robust accuracy: who survives which attack, how many that is, and how sure one can be of it."""
+"""Robust accuracy: which images survive which attack, how many, and with what confidence interval."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,9 @@ from torchmetrics import Metric
 
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
-from lit_robust.guards import own_random_state
+from lit_robust.guards import checked, own_random_state
 
-#: The rows that every evaluation has beside the named attacks.
+#: The rows that every evaluation has besides the named attacks.
 CLEAN, WORST = "clean", "worst"
 
 
@@ -34,15 +34,15 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:
     """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
 
-    The attacks see the net in the mode that it is in; an evaluation wants ``eval``.
+    The net is attacked in its current mode, which should be ``eval`` for an evaluation.
 
     Returns:
         ``(N,)`` bool for ``"clean"``, each attack's name and, where there are several attacks, ``"worst"``.
     """
     correct = {CLEAN: _is_correct(net, batch.x, batch.y)}
     for name, attack in attacks.items():
-        with own_random_state(batch.x.device):
-            torch.manual_seed(torch.initial_seed())  # an attack's draws do not depend on which others are there
+        with own_random_state(batch.x.device), checked():
+            torch.manual_seed(torch.initial_seed())  # makes an attack's draws independent of the other attacks
             x_adv = attack(net, batch.x, batch.y)
         correct[name] = _is_correct(net, x_adv, batch.y)
     if len(attacks) > 1:
@@ -53,7 +53,7 @@ def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> di
 @torch.no_grad()
 def _is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     logits: Tensor = net(x)
-    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)  # NaN is no answer, not class 0
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)  # NaN is wrong, not class 0
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson score interval: what this many images can tell about all images of their kind."""
+        """The 95 % Wilson score interval of an accuracy over ``n`` images."""
         z = 1.959964
         centre = (self.value + z * z / (2 * self.n)) / (1 + z * z / self.n)
         spread = z * math.sqrt(self.value * (1 - self.value) / self.n + (z / (2 * self.n)) ** 2) / (1 + z * z / self.n)
-        # Exact arithmetic keeps the value inside; at 0 and 1 floats do not.
+        # In exact arithmetic the value is always inside; at 0 and 1, rounding may put it outside.
         return min(max(0.0, centre - spread), self.value), max(min(1.0, centre + spread), self.value)
 
 
 class Survivors(Metric):
-    """Counts survivors by name, over batches and ranks; samples of weight 0 do not exist.
+    """Counts survivors by name, over batches and ranks; samples of weight 0 are left out.
 
     Args:
         names: What is counted: ``clean``, the attacks, ``worst``.
@@ -97,16 +97,16 @@ class Survivors(Metric):
         self.total += exists.sum()
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """How many survived, ``(K,)`` in the order of the names, out of how many, over all ranks."""
+        """The number of survivors, ``(K,)`` in the order of the names, and of samples, over all ranks."""
         return self.correct, self.total
 
     def accuracies(self) -> dict[str, Accuracy]:
-        """The same by name; empty where there were no images."""
+        """Accuracies by name; empty if there were no images."""
         if not self.update_called:
             return {}
         correct, total = self.compute()
         n = int(total)
-        counts = correct.reshape(-1).tolist()  # a metric that computes one number hands it over without its dimension
+        counts = correct.reshape(-1).tolist()  # torchmetrics drops the dimension of a single number
         return {name: Accuracy(count / n, n) for name, count in zip(self.names, counts, strict=True)} if n else {}
 
 
@@ -116,7 +116,7 @@ def rows_of(attacks: Mapping[str, Attack]) -> list[str]:
 
 
 def describe(attack: Attack) -> str:
-    """Write an attack as the field does, ``PGD(eps=8/255, steps=10)``: how far, how often, and what is not usual."""
+    """Write an attack as ``PGD(eps=8/255, steps=10)``: its bound, step size and steps, and what is not a default."""
     arguments: tuple[Field[Any], ...] = fields(attack) if is_dataclass(attack) else ()
     values = [(argument, getattr(attack, argument.name)) for argument in arguments]
     shown = [
@@ -137,12 +137,12 @@ def _text(value: Any) -> str:
 
 
 def legend(attacks: Mapping[str, Attack]) -> str:
-    """Say what each row's attack is, a line each, for the terminal."""
+    """Describe each row's attack, one per line, for the terminal."""
     return "\n".join(f"{name} is {describe(attack)}" for name, attack in attacks.items())
 
 
 def table(columns: Mapping[str, Mapping[str, Accuracy]]) -> str:
-    """Lay accuracies out for a terminal: a row an attack, a column a checkpoint, each with its 95 % interval."""
+    """Format accuracies for a terminal: a row per attack, a column per checkpoint, each with its 95 % interval."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     head = ["accuracy in %", *columns, "n"]
     body = []

@@ -1,10 +1,10 @@
-"""Signs of gradient masking, a number for each image: how far from linear the loss is within the attack's reach.
+"""Signs of gradient masking, one number per image: how far from linear the loss is in the threat set.
 
-A net that overfits to a single-step attack bends its loss, so that the gradient at an image says little about the loss
-next to it. Training methods penalise these numbers, and overfitting rules watch them.
+Where a net overfits to a single-step attack, the gradient at an image says little about the loss next to it. Training
+methods penalise these numbers, and overfitting rules watch them.
 
-The functions use the net in the mode that it is in. Their results have a graph to its parameters, unless the docstring
-says otherwise. Images without a number are NaN.
+The functions use the net in its current mode. Their results have a graph to its parameters, unless the docstring says
+otherwise. Where a number is undefined for an image, it is NaN.
 
 Shape:
     x: ``(N, C, H, W)``;  y: ``(N,)`` int64;  gradients: like ``x``;  every other tensor and result: ``(N,)``.
@@ -24,14 +24,14 @@ from lit_robust.threats import Threat
 def ce_and_gradient(net: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
     """The cross-entropy of each image, without a graph, and its gradient in the images.
 
-    Call it where autograd is on: in a training loss, or inside ``crafting``.
+    Call it with autograd enabled: in a training loss, or inside ``crafting``.
 
     Args:
         net: Returns logits.
         x: Images, which may leave [0, 1].
         y: Their labels.
         create_graph: Give the gradient a graph to the parameters, so that a training loss may depend on it. A compiled
-            net runs uncompiled then, because its graph has no second derivative.
+            net then runs uncompiled, because its graph has no second derivative.
     """
     x = x.detach().requires_grad_()
     with torch.compiler.set_stance("force_eager") if create_graph else nullcontext():
@@ -46,7 +46,7 @@ def gradient_cosine(at_image: Tensor, beside: Tensor) -> Tensor:
         cos( grad CE(f(x), y), grad CE(f(x + eta), y) ),     eta ~ U(-eps, eps)
 
     GradAlign (Andriushchenko and Flammarion, NeurIPS 2020, arXiv:2007.02617). NaN where a gradient is 0; in a training
-    loss, mask these images by ``torch.where``, and its gradient is finite.
+    loss, mask these images with ``torch.where``, which keeps the loss's gradient finite.
 
     Args:
         at_image: The gradient at ``x``.
@@ -95,7 +95,7 @@ def abnormal(before: Tensor, after: Tensor) -> Tensor:
 
 
 def second_step_gain(net: nn.Module, x: Tensor, y: Tensor, attack: PGD) -> Tensor:
-    """By how much a second attack step raises the cross-entropy, without a graph.
+    """How much a second attack step raises the cross-entropy, without a graph.
 
         CE(f(x2), y) - CE(f(x1), y),     x1 after one step of the attack, x2 after two
 

@@ -1,4 +1,4 @@
-"""How adversarial images are drawn. matplotlib is optional, so it is imported only when a picture is drawn."""
+"""Pictures of adversarial images. matplotlib is optional, so it is imported only when a picture is drawn."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: What the NuAT slides (NeurIPS 2021) magnify perturbations of colour images by.
+#: The factor by which the NuAT slides (NeurIPS 2021) magnify perturbations of colour images.
 COLOUR_MAGNIFICATION = 50.0
 
-# The picture's measures, in inches.
+# Lengths in the picture, in inches.
 CELL, GAP, CAPTION, LABEL, LINE, HEADS = 1.4, 0.1, 0.26, 1.2, 0.17, 0.55
 
 
 class Examples(NamedTuple):
-    """Images before and after an attack, with the net's opinion of both, on the CPU.
+    """Images before and after an attack, with the net's probabilities for both, on the CPU.
 
     Shape:
         clean, adversarial: ``(N, C, H, W)`` in [0, 1];  labels: ``(N,)``;
@@ -39,12 +39,12 @@ def draw(
     class_names: Sequence[str] | None = None,
     target: int | None = None,
 ) -> "Figure":
-    """Lay examples out, a row each, under a headline.
+    """Draw examples, one per row, under a headline.
 
     Raises:
         ValueError: If the images are neither grey nor in colour.
     """
-    # The object API: no window, and nothing global that somebody else's plots would notice.
+    # matplotlib's object API opens no window, and leaves the state of the user's own plots alone.
     from matplotlib.figure import Figure
 
     n, channels, rows_of_pixels, columns_of_pixels = examples.clean.shape
@@ -103,7 +103,7 @@ def _show(axes: "Axes", image: Tensor, left: float, upper: float) -> None:
         cmap="gray",
         vmin=0,
         vmax=1,
-        interpolation="antialiased",  # sharp where pixels are enlarged, smooth where there are too many
+        interpolation="antialiased",  # sharp when enlarged, smooth when reduced
     )
     axes.add_patch(Rectangle((left, upper), wide, high, fill=False, edgecolor="silver", linewidth=0.5))
 

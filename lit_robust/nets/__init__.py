@@ -1,4 +1,4 @@
-"""Nets for images in [0, 1], normalisation inside, built by functions that a configuration can name."""
+"""Nets for images in [0, 1], which they normalise themselves, built by functions that a configuration can name."""
 
 from lit_robust.nets.imagenet import imagenet_resnet18, imagenet_resnet50
 from lit_robust.nets.mnist import digits_cnn, fast_cnn, lenet_gat, lenet_plus, madry_cnn, sat_cnn, small_cnn

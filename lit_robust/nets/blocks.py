@@ -10,7 +10,7 @@ Block = Callable[[int, int, int], nn.Module]
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Make a 3 x 3 convolution that keeps the size at stride 1; the BatchNorm beside it has the bias."""
+    """Make a 3 x 3 convolution that keeps the size at stride 1, without a bias, because BatchNorm has one."""
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
         self.shortcut = _normalized_shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activation comes after the sum."""
+        """Apply the activation after the sum."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -56,12 +56,12 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions (He et al., arXiv:1512.03385, fig. 5 right), narrow inside.
 
-    The stride is the 3 x 3 convolution's, as in torchvision and most code since.
+    The 3 x 3 convolution has the stride, as in torchvision and most later code.
 
     Args:
         in_channels: The channels of the input.
-        out_channels: The channels of the output; inside are a quarter as many.
-        stride: The 3 x 3 convolution's.
+        out_channels: The channels of the output; the inner layers have a quarter as many.
+        stride: The stride of the 3 x 3 convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
         self.shortcut = _normalized_shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activation comes after the sum."""
+        """Apply the activation after the sum."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
@@ -96,9 +96,9 @@ class PreActBlock(nn.Module):
     Args:
         in_channels: The channels of the input.
         out_channels: The channels of the output.
-        stride: The first convolution's.
-        shortcut: Makes that shortcut.
-        activate_shortcut: Whether that shortcut reads the activated input (as He et al. do), or ``x`` itself.
+        stride: The stride of the first convolution.
+        shortcut: Makes the shortcut of a block that changes the shape.
+        activate_shortcut: Whether that shortcut reads the activated input (as in He et al.), or ``x`` itself.
         activation: Applied after each BatchNorm.
     """
 
@@ -123,7 +123,7 @@ class PreActBlock(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Nothing comes after the sum: the next block, or the net's last BatchNorm, activates it."""
+        """Leave the sum as it is: the next block, or the end of the net, applies BatchNorm and activation."""
         activated = self.activation(self.bn1(x))
         out = self.conv2(self.activation(self.bn2(self.conv1(activated))))
         summed: Tensor = out + self.shortcut(activated if self.activate_shortcut else x)

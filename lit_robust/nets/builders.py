@@ -1,4 +1,4 @@
-"""A net remembers how it was built, so that a checkpoint can build it again."""
+"""Records how a net was built, so that a checkpoint can rebuild it."""
 
 import functools
 import inspect
@@ -14,8 +14,8 @@ P = ParamSpec("P")
 def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
     """Give the nets of a builder a ``recipe``: its public name and all its arguments, as plain values.
 
-    ``jsonargparse`` reads a recipe as it reads any ``class_path`` with ``init_args``. Defaults are written
-    out, so a recipe builds the same net after they have changed.
+    ``jsonargparse`` reads a recipe like any ``class_path`` with ``init_args``. Defaults are included, so a recipe still
+    builds the same net after they have changed.
 
     Raises:
         ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1.

@@ -11,8 +11,8 @@ from lit_robust.nets.net import IMAGENET_MEAN, IMAGENET_STD, Net, PerChannel
 def imagenet_resnet18(num_classes: int = 10, mean: PerChannel = IMAGENET_MEAN, std: PerChannel = IMAGENET_STD) -> Net:
     """ResNet-18 (He et al., arXiv:1512.03385) as torchvision builds and initialises it.
 
-    11,227,812 parameters for 100 classes, 11,689,512 for 1000. GAT and NuAT feed ImageNet-100's pixels as
-    they are: ``mean=None, std=None``.
+    11,227,812 parameters for 100 classes, 11,689,512 for 1000. GAT and NuAT do not normalise
+    ImageNet-100: ``mean=None, std=None``.
 
     Args:
         num_classes: The number of logits.

@@ -20,8 +20,8 @@ def small_cnn(
 ) -> Net:
     """TRADES' SmallCNN (arXiv:1901.08573): 4 convolutions and 2 hidden layers of 200, dropout between them.
 
-    312,202 parameters for MNIST. Convolutions start from He's normal distribution, their biases from 0 and,
-    as in the authors' code, the head from 0: until the first update no attack finds a gradient.
+    312,202 parameters for MNIST. Convolutions are initialised from He's normal distribution, their biases with 0 and,
+    as in the authors' code, the head with 0: until the first update, an attack finds no gradient.
 
     Args:
         num_classes: The number of logits.
@@ -59,8 +59,8 @@ def madry_cnn(
 ) -> Net:
     """The Madry MNIST challenge's net (arXiv:1706.06083): 2 convolutions and a hidden layer of 1024.
 
-    3,274,634 parameters for MNIST. As in the authors' code every weight starts from N(0, 0.1^2), cut off at
-    0.2, and every bias from 0.1; all else is as in ``lenet_plus``.
+    3,274,634 parameters for MNIST. As in the authors' code, every weight is initialised from N(0, 0.1^2), cut
+    off at 0.2, and every bias with 0.1; the rest is as in ``lenet_plus``.
 
     Args:
         num_classes: The number of logits.
@@ -88,7 +88,7 @@ def lenet_plus(
 ) -> Net:
     """R-MGM's LeNet+ (code of arXiv:2002.00614): 2 convolutions and a hidden layer of 1024.
 
-    3,274,634 parameters for MNIST. Weights start as torch's layers do.
+    3,274,634 parameters for MNIST. Weights have torch's default initialisation.
 
     Args:
         num_classes: The number of logits.
@@ -110,7 +110,7 @@ def lenet_gat(
 ) -> Net:
     """GAT's and NuAT's "modified LeNet" (code of arXiv:2011.14969): 4 convolutions and a hidden layer of 512.
 
-    1,791,466 parameters for MNIST. Weights start as torch's layers do.
+    1,791,466 parameters for MNIST. Weights have torch's default initialisation.
 
     Args:
         num_classes: The number of logits.
@@ -132,7 +132,7 @@ def fast_cnn(
 ) -> Net:
     """FastAT's MNIST net (code of arXiv:2001.03994): 2 convolutions of stride 2 and a hidden layer of 100.
 
-    166,406 parameters for MNIST. Weights start as torch's layers do.
+    166,406 parameters for MNIST. Weights have torch's default initialisation.
 
     Args:
         num_classes: The number of logits.
@@ -157,8 +157,8 @@ def sat_cnn(
 ) -> Net:
     """P-SAT's BasicModel (code of arXiv:2003.09347): 3 convolutions and no hidden layer.
 
-    729,418 parameters for MNIST. Weights of convolutions start from He's normal distribution, scaled by their
-    outputs; the rest starts as torch's layers do.
+    729,418 parameters for MNIST. Convolution weights are initialised from He's normal distribution (fan-out), the rest
+    has torch's default initialisation.
 
     Args:
         num_classes: The number of logits.
@@ -183,7 +183,7 @@ def sat_cnn(
 def digits_cnn(num_classes: int = 10, width: int = 32) -> Net:
     """A net of our own for scikit-learn's digits, 1 x 8 x 8 images: 3 convolutions and no hidden layer.
 
-    65,994 parameters for 10 classes. Weights start as torch's layers do.
+    65,994 parameters for 10 classes. Weights have torch's default initialisation.
 
     Args:
         num_classes: The number of logits.
@@ -207,7 +207,7 @@ def _two_pools(
     mean: PerChannel,
     std: PerChannel,
 ) -> Net:
-    """5 x 5 convolutions through the channels ``before`` and ``after`` a pooling, another, a hidden layer."""
+    """5 x 5 convolutions with the channels ``before`` and ``after`` a pooling, a second pooling, a hidden layer."""
     convs = nn.Sequential(
         *_convs(before, kernel_size=5, padding=2),
         nn.MaxPool2d(2),
@@ -228,7 +228,7 @@ def _convs(channels: Sequence[int], kernel_size: int, stride: int = 1, padding: 
 
 
 def _flat_size(convs: nn.Sequential, in_channels: int, image_size: int) -> int:
-    """The number of features that convolutions and poolings leave of an image."""
+    """The number of features of an image after the convolutions and poolings."""
     device = next(convs.parameters()).device
     try:
         with torch.no_grad():

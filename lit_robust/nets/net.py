@@ -1,11 +1,11 @@
-"""What every net here is: normalisation, a body and a linear head."""
+"""The structure of every net here: normalisation, a body and a linear head."""
 
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-#: One number per channel, or None for pixels as they come.
+#: One number per channel, or None for no normalisation.
 PerChannel: TypeAlias = tuple[float, ...] | None
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -15,8 +15,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Net(nn.Module):
     """Logits ``head(body((x - mean) / std))`` of images in [0, 1].
 
-    Normalisation is a part of the net, so that every eps outside is in units of pixels. ``mean`` and ``std``
-    are saved with the weights, so weights never meet a normalisation that they were not trained with.
+    Normalisation is part of the net, so that every eps is in units of pixels. ``mean`` and ``std`` are saved with the
+    weights, so weights are never used with a normalisation that they were not trained with.
 
     Args:
         body: Turns normalised images into one row of features each.

@@ -21,8 +21,8 @@ def resnet18(
 ) -> Net:
     """ResNet-18 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
 
-    11,173,962 parameters for 10 classes. Weights start as torch's layers do. NuAT and GAT feed pixels as they
-    are: ``mean=None, std=None``.
+    11,173,962 parameters for 10 classes. Weights have torch's default initialisation. NuAT and GAT do not normalise:
+    ``mean=None, std=None``.
 
     Args:
         num_classes: The number of logits.
@@ -44,7 +44,7 @@ def resnet50(
 ) -> Net:
     """ResNet-50 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
 
-    23,520,842 parameters for 10 classes. Weights start as torch's layers do.
+    23,520,842 parameters for 10 classes. Weights have torch's default initialisation.
 
     Args:
         num_classes: The number of logits.
@@ -66,10 +66,10 @@ def preact_resnet18(
 ) -> Net:
     """PreAct ResNet-18 (He et al., arXiv:1603.05027) as in the code of N-FGSM and of FastAT's later version.
 
-    11,172,170 parameters for 10 classes: 1,024 more than kuangliu/pytorch-cifar's net, which has no BatchNorm
-    before the pooling, nor have GradAlign's code and RobustBench's FastAT net. A shortcut that changes the
-    shape reads the block's input; He et al. (and RobustBench's net of Rice et al. for CIFAR-100) let it read
-    the activated input. Weights start as torch's layers do.
+    11,172,170 parameters for 10 classes: 1,024 more than kuangliu/pytorch-cifar's net, which has no BatchNorm before
+    the pooling; neither have GradAlign's code and RobustBench's FastAT net. A shortcut that changes the shape reads the
+    block's input; in He et al. (and RobustBench's net of Rice et al. for CIFAR-100) it reads the activated input.
+    Weights have torch's default initialisation.
 
     Args:
         num_classes: The number of logits.

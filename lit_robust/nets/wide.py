@@ -20,10 +20,10 @@ def wide_resnet28_10(
     mean: PerChannel = CIFAR10_MEAN,
     std: PerChannel = CIFAR10_STD,
 ) -> Net:
-    """WRN-28-10 as in the code of TRADES and RobustBench: 4 blocks a stage, no dropout.
+    """WRN-28-10 as in the code of TRADES and RobustBench: 4 blocks per stage, no dropout.
 
-    36,479,194 parameters for 10 classes. Convolutions start from N(0, 2 / (k * k * out_channels)), the head's
-    bias from 0.
+    36,479,194 parameters for 10 classes. Convolutions are initialised from N(0, 2 / (k * k * out_channels)), the head's
+    bias with 0.
 
     Args:
         num_classes: The number of logits.
@@ -44,12 +44,11 @@ def wide_resnet34_10(
     mean: PerChannel = CIFAR10_MEAN,
     std: PerChannel = CIFAR10_STD,
 ) -> Net:
-    """WRN-34-10 as in the code of TRADES and RobustBench: 5 blocks a stage, no dropout.
+    """WRN-34-10 as in the code of TRADES and RobustBench: 5 blocks per stage, no dropout.
 
-    46,160,474 parameters for 10 classes. TRADES' own file holds 2,102,112 more, in a stage that is never
-    used. NuAT's net of this name is another: its convolutions have biases, the stride is that of a block's
-    second one, shortcuts read the block's input, and the last BatchNorm has momentum 0.9. Weights start as
-    those of ``wide_resnet28_10``.
+    46,160,474 parameters for 10 classes. TRADES' own file has 2,102,112 more, in a stage that is never used. NuAT's net
+    of this name differs: its convolutions have biases, a block's second convolution has the stride, shortcuts read the
+    block's input, and the last BatchNorm has momentum 0.9. Weights are initialised as in ``wide_resnet28_10``.
 
     Args:
         num_classes: The number of logits.
@@ -66,12 +65,11 @@ def wide_resnet34_10(
 def wide_resnet32_10(num_classes: int = 10, in_channels: int = 3, width: int = 160) -> Net:
     """WRN-32-10: the Madry CIFAR challenge's net (arXiv:1706.06083), also that of FreeAT (arXiv:1904.12843).
 
-    45,901,914 parameters for 10 classes. With its 5 blocks a stage it is as deep as WRN-34-10: 32 counts
-    their 30 convolutions, the stem and the head, 34 the stem and 3 shortcuts that convolve. Here shortcuts
-    pool and add zero channels; ReLUs leak with slope 0.1, BatchNorm has eps 1e-3, and each image is
-    standardised by itself, so there are no ``mean`` and ``std``. Friendly AT's PyTorch net of this name has
-    none of that and equals ``wide_resnet34_10``. Convolutions and biases start as there, the head as in the
-    authors' code.
+    45,901,914 parameters for 10 classes. With 5 blocks per stage it is as deep as WRN-34-10: 32 counts the blocks' 30
+    convolutions, the stem and the head; 34 counts the 30, the stem and 3 convolutional shortcuts. Here shortcuts pool
+    and add zero channels, ReLUs are leaky with slope 0.1, BatchNorm has eps 1e-3, and each image is standardised
+    separately, so there are no ``mean`` and ``std``. Friendly AT's PyTorch net of this name has none of that and equals
+    ``wide_resnet34_10``. Convolutions and biases are initialised as there, the head as in the authors' code.
 
     Differences from the authors' code: convolutions of stride 2 pad both sides of an image, where TensorFlow
     pads one.
@@ -103,7 +101,7 @@ class Standardize(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Average pooling, and as many zero channels before as after the input's."""
+    """Average pooling, then zero channels, half of them before and half after the input's."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Numbers as functions of time: learning rates, momenta, and ramps of lambda or eps.
 
-Time is counted in *fractional epochs* from the start of training, 2.5 being the middle of the third epoch, so
-a schedule holds whatever the number of batches in an epoch is. One kind of value serves two ends: as a
-learning-rate schedule it is a factor of the optimizer's rate, with peak 1; as a ramp it is the attribute.
+Time is counted in *fractional epochs* from the start of training (2.5 is the middle of the third epoch), so a schedule
+does not depend on the number of batches per epoch. As a learning-rate schedule, its value is a factor of the
+optimizer's rate, with peak 1; as a ramp, it is the attribute's value.
 """
 
 from lit_robust.schedules.base import Schedule, drops

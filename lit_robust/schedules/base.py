@@ -1,4 +1,4 @@
-"""What a schedule is, where one drops, and what several kinds need."""
+"""The base class of schedules, the epochs at which one drops, and what several kinds need."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,27 +8,27 @@ from typing import Any
 
 from lit_robust.magnitudes import Magnitude, magnitude
 
-#: What a schedule passes through: any number, or ``8/255``. Magnitude comes first: jsonargparse saves a value
-#: by the first type of a union that takes it, and float would take a Magnitude, which YAML cannot hold.
+#: A value of a schedule: any number, or ``8/255``. Magnitude comes first, because jsonargparse saves a value by the
+#: first type of a union that accepts it, and float would accept a Magnitude, which YAML cannot hold.
 Value = Magnitude | float
 
 
 class Schedule(ABC):
-    """A pure function of time in fractional epochs, written down as a value.
+    """A pure function of time in fractional epochs, as a value.
 
-    A subclass is a frozen dataclass. Whatever its numbers come as (YAML, NumPy, ``"8/255"``), it keeps and
-    returns plain floats, for a checkpoint that is safe to load holds nothing else.
+    A subclass is a frozen dataclass. It converts its numbers (from YAML, NumPy, ``"8/255"``) to plain floats, because a
+    checkpoint that is safe to load holds nothing else.
     """
 
     @abstractmethod
     def __call__(self, time: float) -> float:
-        """Give the value at a moment."""
+        """Return the value at a time."""
 
     def __post_init__(self) -> None:
         """Turn the arguments into plain, hashable values.
 
         Raises:
-            TypeError: If one is no number.
+            TypeError: If one is not a number.
             ValueError: If one is NaN, or a fraction that cannot be read.
         """
         for name, value in list(vars(self).items()):
@@ -38,13 +38,13 @@ class Schedule(ABC):
 def drops(schedule: Schedule, epochs: int) -> list[int]:
     """List the epochs at whose start the learning rate has dropped: jumped to a half or less within an epoch.
 
-    A gradual decline is no drop: triangles and cosines have none, although their last epochs halve the rate
-    again and again. Nor is a jump to 0, after which nothing is learned, nor a step of an epoch-wise decline,
-    which falls at most twice as far as the step before it.
+    A gradual decline is not a drop: triangles and cosines have none, although the rate halves repeatedly in their last
+    epochs. Neither is a jump to 0, after which nothing is learned, nor a step of an epoch-wise decline, which falls at
+    most twice as far as the step before it.
 
     Args:
-        schedule: The learning rate's.
-        epochs: How many are trained; what would drop after the last of them does not.
+        schedule: The schedule of the learning rate.
+        epochs: The number of epochs trained; later drops are not listed.
     """
     values = [schedule(float(epoch)) for epoch in range(epochs)]
     falls = [0.0, *(before - now for before, now in pairwise(values))]
@@ -58,7 +58,7 @@ def drops(schedule: Schedule, epochs: int) -> list[int]:
 
 
 def _jumps_down(schedule: Schedule, left: float, right: float) -> bool:
-    """Whether the value halves at the one moment that bisection for the steepest fall ends at."""
+    """Whether the value halves in one jump, at the point to which bisection for the steepest fall converges."""
     while left < (middle := (left + right) / 2) < right:
         if schedule(left) - schedule(middle) > schedule(middle) - schedule(right):
             right = middle
@@ -84,7 +84,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def share(time: float, begin: float, end: float) -> float:
-    """How much of the way from ``begin`` to ``end`` is done, in [0, 1]."""
+    """The fraction of the time from ``begin`` to ``end`` that has passed, in [0, 1]."""
     return min(max((time - begin) / (end - begin), 0.0), 1.0)
 
 
@@ -94,5 +94,5 @@ def wave(share: float) -> float:
 
 
 def blend(start: float, stop: float, share: float) -> float:
-    """The value a share of the way from ``start`` to ``stop``."""
-    return (1 - share) * start + share * stop  # in this form exact at both ends
+    """Interpolate linearly from ``start`` at share 0 to ``stop`` at share 1."""
+    return (1 - share) * start + share * stop  # this form is exact at both ends

@@ -40,7 +40,7 @@ class Staircase(_Knots):
     """``values[i]`` from ``times[i]`` until ``times[i + 1]``; the first and the last are held outside."""
 
     def __call__(self, time: float) -> float:
-        """Give the value of the stair that ``time`` is on."""
+        """Return the value of the step that ``time`` is on."""
         return self.values[max(bisect_right(self.times, time) - 1, 0)]
 
 
@@ -79,17 +79,17 @@ class Cosine(_Ramp):
 class PeriodicCosine(Schedule):
     """The strength of Periodic Adversarial Scheduling (PAS; Liu et al., NeurIPS 2020, arXiv:2006.08403).
 
-        eps(t) = min(cap, low + (high - low) (1 - cos(pi tau)) / 2),   tau = how much of t's cycle is over, in [0, 1)
+        eps(t) = min(cap, low + (high - low) (1 - cos(pi tau)) / 2),   tau = elapsed fraction of t's cycle, in [0, 1)
 
-    A cycle climbs from ``low`` towards ``high`` and is cut off at ``cap``; the next starts at ``low`` again. After the
-    last one the cap is held. In the authors' code (``cycle_cos``) the value changes once an epoch unless it is told
-    otherwise, which is ``PerEpoch`` of this, and the attack's step is scaled along.
+    A cycle climbs from ``low`` towards ``high`` and is cut off at ``cap``; the next one starts at ``low`` again. After
+    the last cycle the value stays at ``min(cap, high)``. In the authors' code (``cycle_cos``) the value changes once
+    per epoch by default, which is ``PerEpoch`` of this schedule, and the attack's step is scaled along with it.
 
     Args:
         low: Where each cycle begins.
-        high: Where it would end without a cap.
-        cap: The bound that is trained for.
-        ends: When the cycles end: one for MNIST, ``[100]`` with 0 to 0.6 capped at 0.4.
+        high: Where each cycle would end without a cap.
+        cap: The bound to train for.
+        ends: When the cycles end. MNIST has one cycle, ``[100]``, from 0 to 0.6 with a cap of 0.4.
 
     Raises:
         ValueError: If ``low`` exceeds one of the others, or the ends are not above 0 and increasing.
@@ -119,8 +119,8 @@ class PeriodicCosine(Schedule):
 class MultiStep(Schedule):
     """1, multiplied by ``factor`` at every milestone.
 
-    The milestone 75 acts at ``time >= 75``, that is from the first batch of epoch 75 on, epochs counting from
-    0, like torch's MultiStepLR stepped once an epoch. A rate divided *after* epoch 70 has the milestone 71.
+    The milestone 75 applies at ``time >= 75``, that is from the first batch of epoch 75 on (epochs count from 0), like
+    torch's MultiStepLR stepped once per epoch. A rate divided *after* epoch 70 has the milestone 71.
     """
 
     milestones: Sequence[float]
@@ -140,7 +140,7 @@ class MultiStep(Schedule):
 class PerEpoch(Schedule):
     """Another schedule, held within each epoch at its value at the epoch's start.
 
-    NuAT's lambda climbs so: ``PerEpoch(Linear(0, 4.5, 0, 90))`` is 4.5 min(e, 90) / 90 all through epoch e.
+    NuAT's lambda, for example: ``PerEpoch(Linear(0, 4.5, 0, 90))`` is 4.5 min(e, 90) / 90 throughout epoch e.
     """
 
     schedule: Schedule
@@ -150,13 +150,13 @@ class PerEpoch(Schedule):
         _check_schedules(self.schedule)
 
     def __call__(self, time: float) -> float:
-        """Ask the other schedule about the start of the epoch."""
+        """Evaluate the other schedule at the start of the epoch."""
         return self.schedule(float(math.floor(time)))
 
 
 @dataclass(frozen=True)
 class Product(Schedule):
-    """Schedules multiplied: ``Product([Linear(0, 1, 0, 5), MultiStep([30, 60])])`` is a warm-up and steps."""
+    """Schedules multiplied: ``Product([Linear(0, 1, 0, 5), MultiStep([30, 60])])`` is a warm-up, then steps."""
 
     schedules: Sequence[Schedule]
 

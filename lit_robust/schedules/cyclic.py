@@ -13,8 +13,8 @@ from lit_robust.schedules.base import Schedule, blend
 class Cyclic(Schedule):
     """One triangle, 0 -> 1 -> 0: ``up`` epochs of rise and ``down`` epochs of fall; 0 afterwards.
 
-    The authors who train with it (Fast AT, N-FGSM, NuAT-WA) call torch's CyclicLR, which cycles the momentum
-    too unless told otherwise (``CyclicMomentum``) and would start a second cycle.
+    The code of Fast AT, N-FGSM and NuAT-WA uses torch's CyclicLR, which by default also cycles the momentum
+    (``CyclicMomentum``), and would start a second cycle.
     """
 
     up: float
@@ -32,7 +32,7 @@ class Cyclic(Schedule):
 
 @dataclass(frozen=True)
 class CyclicStep(Schedule):
-    """The "cyclic-step" rate of NuAT's code (NeurIPS 2021): a triangle left half-way, held, divided twice.
+    """The "cyclic-step" rate of NuAT's code (NeurIPS 2021): a triangle, cut short, then held and divided twice.
 
     NuAT's 100 epochs are ``CyclicStep(40, 50, 80)``: a rate of 0.1 is reached at epoch 40, 0.02 at epoch 80;
     it is held until epoch 85 is over, then it is 0.002 in epochs 86 to 90 and 0.0002 from 91 on. NuAT2's 55
@@ -41,10 +41,10 @@ class CyclicStep(Schedule):
     Args:
         up: Epochs from 0 to the peak.
         down: Epochs from the peak to 0, if the triangle were followed to its end.
-        until: The moment at which it is left.
-        after: How many epochs after ``until`` the divisions come. The authors make them once the epochs
-            ``until + 5`` and ``until + 10`` are over.
-        factor: What each division multiplies by.
+        until: When the triangle is left.
+        after: Epochs from ``until`` to each division. The authors divide once the epochs ``until + 5`` and
+            ``until + 10`` are over.
+        factor: The factor of each division.
     """
 
     up: float
@@ -71,7 +71,7 @@ class CyclicStep(Schedule):
 
 @dataclass(frozen=True)
 class CyclicMomentum(Schedule):
-    """The momentum that torch's CyclicLR cycles against the rate: ``high``, ``low`` at its peak, ``high``.
+    """The momentum of torch's CyclicLR, opposite to the rate: ``high``, ``low`` at the rate's peak, ``high``.
 
     The values are absolute. Methods whose papers say "momentum 0.9" and whose code calls CyclicLR with its
     defaults (NuAT, Fast AT, N-FGSM, AAER, ELLE) were trained with this.
@@ -79,8 +79,8 @@ class CyclicMomentum(Schedule):
     Args:
         up: The rate's rise, in epochs.
         down: Its fall.
-        until: That of ``CyclicStep``: from there on CyclicLR is not stepped any more, so the momentum stays
-            where it is (0.88 in NuAT) while the rate is held and divided.
+        until: As in ``CyclicStep``: from then on CyclicLR is not stepped any more, so the momentum stays where it
+            is (0.88 in NuAT) while the rate is held and divided.
         low: The momentum at the rate's peak.
         high: The momentum where the rate is 0.
     """

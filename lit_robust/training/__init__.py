@@ -1,1 +1,1 @@
-"""The machinery of a training: what is around a method's `perturb` and `loss`."""
+"""The training machinery around a method's `perturb` and `loss`."""

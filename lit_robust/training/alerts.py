@@ -1,8 +1,8 @@
 """Rules for which batches get a costlier step: an even share of them, or those after a detector has fired.
 
-Time is in fractional epochs. A rule is a value; what it remembers is in the method's ``memory.values``, as ``MEMORY``
-lists it. A detector looks once in ``every``, and only then the host waits for the device. What it sees must be summed
-over ranks, so that all ranks decide alike.
+Time is in fractional epochs. A rule is a value; its state is in the method's ``memory.values``, under the keys of
+``MEMORY``. A detector measures every ``every`` epochs, and only then the host waits for the device. Measurements must
+be summed over ranks, so that all ranks decide alike.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import Any
 from lit_robust import require
 from lit_robust.batch import Batch
 
-#: When a detector looked and what it saw, no further back than it compares; when the alert ends; what second steps have
-#: cost so far, in epochs; how many alerts and batches there have been; whether the last batch had a second step.
+#: Times and values of a detector's measurements, as far back as it compares; the alert's end; the cost of second steps
+#: so far, in epochs; the numbers of alerts and of batches; whether the last batch had a second step.
 MEMORY: dict[str, Any] = {
     "times": [], "values": [], "until": 0.0, "spent": 0.0, "triggers": 0, "batches": 0, "alert": None,
 }  # fmt: skip
@@ -23,7 +23,8 @@ MEMORY: dict[str, Any] = {
 class Trigger(ABC):
     """A rule for which batches get a second attack step.
 
-    Of the method it reads ``memory``, ``time``, ``batch_idx`` and ``trainer``, and calls ``log_now``.
+    It reads the method's ``memory``, ``time``, ``batch_idx`` and ``trainer``, and calls its ``log_now``; a subclass may
+    use more of the method.
     """
 
     #: Whether the method must leave its clean cross-entropy in ``memory.tensors``.
@@ -31,18 +32,18 @@ class Trigger(ABC):
 
     @abstractmethod
     def alert(self, method: Any, batch: Batch) -> bool:
-        """Whether this batch gets one; asked once in every batch, before its attack."""
+        """Whether this batch gets a second step; called once per batch, before its attack."""
 
 
 @dataclass(frozen=True)
 class EvenShare(Trigger):
-    """Second steps evenly spread, as an ablation: does it matter when they are taken?
+    """Second steps spread evenly over the batches: an ablation of their timing.
 
     Args:
-        share: Of all batches; 0.1 of 50 epochs costs the 5 that we read in "50+5".
+        share: The share of all batches; 0.1 of 50 epochs costs 5 epochs, our reading of "50+5".
 
     Raises:
-        ValueError: If it is not in [0, 1].
+        ValueError: If ``share`` is not in [0, 1].
     """
 
     share: float = 0.1
@@ -51,7 +52,7 @@ class EvenShare(Trigger):
         require.number("share", self.share, least=0, most=1)
 
     def alert(self, method: Any, batch: Batch) -> bool:
-        """Whether the share of the batches, with this one, reaches another whole number."""
+        """Whether ``share`` times the number of batches reaches another whole number with this one."""
         batches: int = method.memory.values["batches"]
         return math.floor((batches + 1) * self.share) > math.floor(batches * self.share)
 
@@ -61,19 +62,20 @@ class Detector(Trigger):
     """A rule that watches a number; when it fires, all batches of the next ``duration`` get a second step.
 
     Args:
-        every: How often it looks, in epochs.
-        duration: For how long there are second steps, in epochs; an alert goes on while the rule keeps firing.
-        extra_epochs: What second steps may cost in all, which we read as the 5 of "50+5". Then it only watches.
+        every: How often it measures, in epochs.
+        duration: The length of an alert, in epochs; firing again prolongs it.
+        extra_epochs: The most that second steps may cost in all, in epochs: our reading of the 5 in "50+5". Once they
+            are spent, the detector only watches.
 
     Raises:
-        ValueError: If one is not above 0.
+        ValueError: If an argument is not above 0.
     """
 
     every: float = 0.05
     duration: float = 0.5
     extra_epochs: float = 5.0
 
-    #: How far back in time the rule compares.
+    #: How far back the rule compares, in epochs.
     window = 0.0
 
     def __post_init__(self) -> None:
@@ -83,18 +85,18 @@ class Detector(Trigger):
 
     @abstractmethod
     def measure(self, method: Any, batch: Batch) -> float | None:
-        """The number that is watched, the same on every rank; None if there is none yet."""
+        """The watched number, the same on every rank; None if there is none yet."""
 
     @abstractmethod
     def fires(self, times: list[float], values: list[float]) -> bool:
-        """Whether the last value is suspicious; the first is the last one from before the window."""
+        """Whether ``values[-1]`` is suspicious; ``values[0]`` is the latest one from before the window."""
 
     def smoothed(self, times: list[float], values: list[float], time: float, value: float) -> float:
-        """What is noted of a measurement; the measurement itself by default."""
+        """The value that is kept of a measurement; by default the measurement itself."""
         return value
 
     def alert(self, method: Any, batch: Batch) -> bool:
-        """Look if the moment has come; whether an alert is on and affordable."""
+        """Measure if it is time; whether an alert is on and affordable."""
         memory, time = method.memory.values, method.time
         period = max(1, round(self.every * method.trainer.num_training_batches))
         if method.batch_idx % period == 0 and (value := self.measure(method, batch)) is not None:

@@ -18,7 +18,7 @@ SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9
 
 
 class EvaluatedArguments(TypedDict, total=False):
-    """Of ``Evaluated``, beside net, num_classes and attack."""
+    """The arguments of ``Evaluated``, besides net, num_classes and attack."""
 
     val_attack: Attack | None
     test_attacks: dict[str, Attack] | None
@@ -27,7 +27,7 @@ class EvaluatedArguments(TypedDict, total=False):
 
 
 class TrainedArguments(EvaluatedArguments, total=False):
-    """And of ``Trained``."""
+    """Those that ``Trained`` adds."""
 
     optimizer: OptimizerCallable
     lr_scheduler: Schedule | LRSchedulerCallable | None
@@ -37,23 +37,23 @@ class TrainedArguments(EvaluatedArguments, total=False):
 
 
 class TrainingArguments(TrainedArguments, total=False):
-    """What a method with an ``attack_bn_mode`` of its own hands on to ``Defense``."""
+    """What a method with its own ``attack_bn_mode`` passes on to ``Defense``."""
 
     weight_perturbation: AWP | None
 
 
 class DefenseArguments(TrainingArguments, total=False):
-    """What a method hands on to ``Defense`` as it is."""
+    """What a method passes on to ``Defense`` unchanged."""
 
     attack_bn_mode: BNMode
 
 
 def compose_signature(cls: type) -> None:
-    """Let a class's own ``__init__`` tell all its arguments, and document them.
+    """Give a class's ``__init__`` a signature and a docstring with all arguments, inherited ones included.
 
-    A method writes down its own arguments and ``**kwargs: Unpack[...]`` for those that it hands on. The signature that
-    ``inspect``, and so ``help()`` and jsonargparse, see has them all, with the defaults and documentation of the class
-    that states them. Without ``Unpack`` (a method of the user's own) everything that the base takes is handed on.
+    A method declares its own arguments, and ``**kwargs: Unpack[...]`` for those that it passes on. The signature that
+    ``inspect``, and so ``help()`` and jsonargparse, sees lists all of them, with the defaults and documentation of the
+    class that declares them. Without ``Unpack`` (in a user's own method) all arguments of the base are passed on.
     """
     if "__init__" not in vars(cls):
         return
@@ -76,7 +76,7 @@ def compose_signature(cls: type) -> None:
             for one in inherited
             if one.name not in taken and (handed_on is None or one.name in handed_on)
         ]
-    # On the command line a default is a configuration, whose arguments flags can change one by one.
+    # On the command line the default is a configuration, so that flags can change its arguments one by one.
     explicit = [one.replace(default=SGD) if one.default is sgd else one for one in explicit]
     init.__signature__ = own.replace(parameters=explicit)
     init.__doc__ = _documentation(cls, [parameter.name for parameter in explicit[1:]])
@@ -94,7 +94,7 @@ def _handed_on(annotation: Any) -> set[str] | None:
 
 
 def _documentation(cls: type, names: list[str]) -> str:
-    """An Args section: each argument in the words of the nearest class that documents it."""
+    """An Args section: each argument as the nearest class documents it."""
     known: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
         known |= _arguments(inspect.cleandoc(parent.__doc__ or ""))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
-from lit_robust.guards import frozen, network_mode
+from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.training.arguments import TrainedArguments
 from lit_robust.training.ranks import weighted_mean
 from lit_robust.training.trained import Trained
@@ -17,20 +17,20 @@ from lit_robust.training.weight_perturbation import AWP, as_awp, perturbed_weigh
 
 
 class Defense(Trained):
-    """Adversarial training with a cross-entropy on what ``attack`` finds; every method starts from here.
+    """Adversarial training with cross-entropy on what ``attack`` finds; the base of every method.
 
         min_theta  E  loss(theta; x, y, perturb(x, y))
 
-    A method overrides ``adversary``, the attack of its inner maximisation, and ``loss``, one number per sample; where
-    more than an attack is found, ``perturb``. While ``adversarial`` is false a batch is a step of plain cross-entropy
-    on clean images and calls none of them, so a delayed start works on every method.
+    A method overrides ``adversary``, the attack of its inner maximisation, and ``loss``, one number per sample; or
+    ``perturb``, if an attack alone does not describe it. While ``adversarial`` is false, a batch is one step of plain
+    cross-entropy on clean images and calls none of them, so a delayed start works on every method.
 
     Optimization is manual, with one optimizer step per batch (FreeAT takes m). The gradient is that of the weighted
     mean over all ranks.
 
     Args:
-        attack: The adversary of the training.
-        attack_bn_mode: The net's mode while the adversary is crafted. Published methods differ, see each one.
+        attack: The training adversary.
+        attack_bn_mode: The net's mode during the attack. Published methods differ, see each one.
         weight_perturbation: Takes the gradient of each update at nearby weights where the loss is worse, see ``AWP``.
     """
 
@@ -48,18 +48,18 @@ class Defense(Trained):
         require.one_of("attack_bn_mode", attack_bn_mode, ("eval", "train"))
         self.attack_bn_mode = attack_bn_mode
         self.weight_perturbation = as_awp(weight_perturbation)
-        #: What ``loss`` leaves for the metrics: numbers ``(N,)`` by name, and logits ``(N, C)``, of which the accuracy
-        #: is counted. ``optimize`` empties it before each call and counts it once, after the update.
+        #: What ``loss`` leaves for the metrics: numbers ``(N,)`` by name, and logits ``(N, C)`` to compute accuracies.
+        #: ``optimize`` empties it before each call of ``loss`` and counts it once, after the update.
         self.seen: dict[str, Tensor] = {}
 
     # The method: what the papers differ in.
 
     def adversary(self) -> Attack:
-        """The attack in force now; one that depends on the method's numbers is built with ``attacks.made_once``."""
+        """The attack in force now; build one that depends on the method's numbers by ``attacks.base.made_once``."""
         return self.attack
 
     def perturb(self, batch: Batch) -> Any:
-        """Craft the batch's adversary; whatever is returned goes to ``loss`` untouched."""
+        """Find the batch's adversarial images; the result goes to ``loss`` unchanged."""
         with network_mode(self.net, self.attack_bn_mode):
             return self.adversary()(self.net, batch.x, batch.y)
 
@@ -70,7 +70,7 @@ class Defense(Trained):
         return losses.ce(logits, batch.y)
 
     def natural_loss(self, batch: Batch) -> Tensor:
-        """The loss of each sample while there is no adversary, ``(N,)``."""
+        """The loss of each sample while ``adversarial`` is false, ``(N,)``."""
         logits = self.net(batch.x)
         self.seen["clean"] = logits
         return losses.ce(logits, batch.y)
@@ -79,13 +79,13 @@ class Defense(Trained):
     not_negative: tuple[str, ...] = ()
 
     def check_numbers(self) -> None:
-        """Refuse numbers out of range; ``AttributeRamp`` asks before the training whether its values will do.
+        """Refuse numbers out of range; ``AttributeRamp`` calls this before training, for the values it will set.
 
         Raises:
             ValueError: If a number of the method is out of range.
         """
         for name in self.not_negative:
-            if name in vars(self):  # a base checks before its subclasses have set theirs
+            if name in vars(self):  # a base class checks before its subclass has set its own
                 require.number(name, getattr(self, name), least=0)
 
     # The update.
@@ -101,14 +101,14 @@ class Defense(Trained):
             self.finish_epoch(batch_idx)
 
     def adversarial_step(self, batch: Batch) -> None:
-        """What one batch is while there is an adversary; Free training alone makes something else of it."""
-        # A compiled graph computes every gradient that it could: without this, the parameters' in attacks too.
-        with frozen(self.net) if self.compiled else nullcontext():
+        """One perturbation and one update; only ``FreeAT`` does otherwise."""
+        # A compiled graph computes every gradient it can: unless frozen, the parameters' in attacks too.
+        with frozen(self.net) if self.compiled else nullcontext(), checked():
             x_adv = self.perturb(batch)
         self.optimize(batch, lambda: self.loss(batch, x_adv))
 
     def optimize(self, batch: Batch, loss: Callable[[], Tensor]) -> None:
-        """One step of the optimizer on the weighted mean of ``(N,)`` losses, which then count in the metrics."""
+        """Take one optimizer step on the weighted mean of ``(N,)`` losses, and count the metrics."""
 
         def mean() -> Tensor:
             self.seen = {}
@@ -122,4 +122,4 @@ class Defense(Trained):
             self.manual_backward(mean())
         optimizer.step()
         self.metrics.count(self.seen, batch.y, batch.weight)
-        self.seen = {}  # with its graphs
+        self.seen = {}  # frees its autograd graphs

@@ -1,4 +1,4 @@
-"""What a net is measured by: Lightning's steps of validation, test and prediction."""
+"""Evaluation of a net: Lightning's validation, test and predict steps."""
 
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -16,26 +16,26 @@ from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, leg
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
+from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
 
 
 class Evaluated(LightningModule):
-    """A net and the attacks that tell how robust it is; they find gradients under Lightning's inference mode too.
+    """A net and the attacks that measure its robustness, also under Lightning's inference mode.
 
     Args:
-        net: Returns logits ``(N, num_classes)`` for images in [0, 1]; normalisation is inside it.
+        net: Returns logits ``(N, num_classes)`` for images in [0, 1]; it normalises them itself.
         num_classes: The number of classes; the command line takes it from the data.
-        attack: The adversary of the training, whose threat set the default attacks search.
-        val_attack: The attack behind ``val/acc/robust``, by which the best checkpoint is chosen; by default 7 steps of
-            eps/7 from the clean image, the selection of NuAT's and GAT's code for CIFAR-10, at the training attack's
-            eps.
-        test_attacks: The attacks of ``test`` by name; PGD-20 at the training attack's eps by default.
-        channels_last: Keeps images and weights in the memory format that GPUs (and most CPUs) are faster with.
+        attack: The training adversary, whose threat set the default attacks search.
+        val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
+            from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
+        test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps.
+        channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let every method's own signature tell all its arguments."""
+        """Give every method a signature with all its arguments."""
         super().__init_subclass__(**kwargs)
         compose_signature(cls)
 
@@ -66,32 +66,33 @@ class Evaluated(LightningModule):
         self.test_attacks = test_attacks
         self.val_survivors = Survivors(rows_of(self.val_attacks))
         self.test_survivors = Survivors(rows_of(self.test_attacks))
-        #: Filled by `test`: the accuracies by the name of the tested checkpoint.
+        #: Filled by ``test``: accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
-        #: The epoch and the step that the checkpoint loaded last was written in.
+        #: The epoch and step of the checkpoint that was loaded last.
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
+        self.limits = Limits(num_classes)
 
     def setup(self, stage: str) -> None:
-        """Miss a package now and not in the middle of an evaluation, and see that the precision leaves pixels alone.
+        """Check packages and precision before the run instead of in the middle of an evaluation.
 
         Raises:
             ImportError: If an attack needs a package that is not installed.
-            ValueError: If images would be rounded.
+            ValueError: If the trainer's precision would round images.
         """
         require.fine_precision(str(self.trainer.precision))
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
 
     def receive(self, raw: Any) -> Batch:
-        """Give every batch the same type and memory format, and check the first one of a stage."""
+        """Give every batch the same type and memory format, and check the first one of each stage."""
         batch = as_batch(raw)
         if self.channels_last:
             batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
             self._checked_stages.add(self.trainer.state.stage)
-        return batch
+        return self.limits.watch(batch)
 
     # Validation.
 
@@ -106,10 +107,11 @@ class Evaluated(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
+        self.limits.check()
         self._log_accuracies("val", self.val_survivors)
 
     def on_validation_end(self) -> None:
-        """Before the training starts, see whether what callbacks monitor is there."""
+        """After the sanity check, refuse callbacks that monitor what validation does not log."""
         if self.trainer.sanity_checking:
             check_monitors(self.trainer, logged=self.trainer.callback_metrics)
 
@@ -120,13 +122,14 @@ class Evaluated(LightningModule):
         self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the images that withstand each attack; in float32, because bfloat16's coarse logits flatter a net."""
+        """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
         batch = self.receive(batch)
         with torch.autocast(self.device.type, enabled=False):
             self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/acc/<attack>``, its 95 % interval and n, beside the epoch and step of the checkpoint."""
+        """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
+        self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
         name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
         accuracies = self.test_results[name] = self._log_accuracies("test", self.test_survivors)
@@ -137,12 +140,12 @@ class Evaluated(LightningModule):
             self.log_dict(self.loaded_at, batch_size=1)  # Lightning's own count of both is 0 in a test
 
     def teardown(self, stage: str) -> None:
-        """Print the table of all checkpoints tested so far; here, because progress bars are drawn until now."""
+        """Print the table of all checkpoints tested so far; here, because progress bars are drawn until then."""
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
             print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember where in its training the checkpoint was written."""
+        """Remember the epoch and step at which the checkpoint was written."""
         places = {"epoch": "epoch", "step": "global_step"}
         self.loaded_at = {name: float(checkpoint[key]) for name, key in places.items() if key in checkpoint}
 
@@ -166,7 +169,7 @@ class Evaluated(LightningModule):
 
 
 def _like(attack: Attack, steps: int, share: float, init: Literal["zero", "uniform"]) -> PGD:
-    """PGD in the threat set of another attack, with steps of a share of its eps."""
+    """PGD in the threat set of another attack, with steps of ``share`` times its eps."""
     eps: float | None = getattr(attack, "eps", None)
     norm: Norm = getattr(attack, "norm", "linf")
     if eps is None:

@@ -1,4 +1,4 @@
-"""What a method remembers from one batch to the next: forgotten, saved, gathered and loaded in one place."""
+"""What a method remembers between batches: reset, saved, gathered over ranks and loaded in one place."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -17,11 +17,11 @@ Tensors = dict[str, Tensor]
 class Memory:
     """Per-rank tensors and shared plain values that outlive a batch.
 
-    A fit begins with what was declared, a checkpoint holds the tensors of every rank and the values, and a resumed fit
-    goes on with them. It is no part of the weights: neither averages of them nor ``load_net`` see it.
+    A fit begins with the declared values. A checkpoint holds the values and the tensors of every rank, and a resumed
+    fit continues with them. They are not part of the weights: neither averages of weights nor ``load_net`` see them.
 
     ``tensors`` are this rank's, by name, and empty at first; ``values`` are numbers, lists of numbers, bools or None,
-    and the method sees to it that they are the same on every rank.
+    which the method must keep equal on all ranks.
     """
 
     def __init__(self) -> None:
@@ -31,37 +31,37 @@ class Memory:
         self._merge: Callable[[Sequence[Tensors]], Tensors] | None = None
 
     def declare(self, merge: Callable[[Sequence[Tensors]], Tensors] | None = None, **initial: Any) -> None:
-        """State what a fit begins with.
+        """Declare the values that a fit begins with.
 
         Args:
-            merge: Makes one rank's tensors out of those of another number of ranks. Without it they are forgotten
-                when a run is resumed on another number, which is told.
-            **initial: The values by name.
+            merge: Makes one rank's tensors from those of all saved ranks, for a run that is resumed on another number
+                of ranks. Without it they are forgotten then, with a warning.
+            **initial: The initial values by name.
         """
         self._merge = merge or self._merge
         self._initial |= initial
         self.values |= deepcopy(initial)
 
     def forget(self) -> None:
-        """Begin a fit."""
+        """Reset to the declared values."""
         self.tensors, self.values = {}, deepcopy(self._initial)
 
     def to(self, device: torch.device) -> None:
-        """Move the tensors to where the training runs."""
+        """Move the tensors to the training's device."""
         self.tensors = {name: value.to(device) for name, value in self.tensors.items()}
 
     def merge_ranks(self, device: torch.device) -> None:
-        """Give every rank what all of them know; every rank must ask."""
-        assert self._merge is not None, "the memory of this method says nothing of other ranks"
+        """Replace every rank's tensors by the merged ones of all ranks; every rank must call it."""
+        assert self._merge is not None, "merge_ranks needs a merge function: declare(merge=...)"
         self.tensors = self._merge(gather_over_ranks(self.tensors))
         self.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors of all ranks and the values, for a checkpoint; every rank must ask."""
+        """The tensors of all ranks and the values, for a checkpoint; every rank must call it."""
         return {"tensors": gather_over_ranks(self.tensors), "values": deepcopy(self.values)}
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int) -> None:
-        """Go on where a checkpoint stands."""
+        """Restore what a checkpoint holds."""
         ranks: Sequence[Tensors] = state.get("tensors", [])
         if len(ranks) == world_size():
             self.tensors = dict(ranks[rank])
@@ -79,5 +79,5 @@ class Memory:
 
 
 def of_older_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The memory in a checkpoint of version 0.1, which kept tensors, NuAT-H's and CurriculumAT's values apart."""
+    """The memory in a checkpoint of version 0.1, which saved tensors, NuAT-H's and CurriculumAT's values separately."""
     return {"tensors": saved.get("ranks", []), "values": {**saved.get("hybrid", {}), **saved.get("curriculum", {})}}

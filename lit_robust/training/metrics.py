@@ -1,4 +1,4 @@
-"""Training metrics that cost nothing: sums on the device, read now and then."""
+"""Cheap training metrics: sums that stay on the device until they are logged."""
 
 import math
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from lit_robust.training.ranks import sum_over_ranks
 
 
 class EpochMeans:
-    """Weighted means over an epoch, without a word to the logger or the host until they are asked for.
+    """Weighted means over an epoch, summed on the device without logging or host syncs until they are read.
 
-    ``self.log`` costs 0.3 ms a call, as much as a small net's forward; adding to a tensor costs a hundredth of it.
+    ``self.log`` costs 0.3 ms per call, as much as a small net's forward; adding to a tensor costs a hundredth of that.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def count(self, seen: Mapping[str, Tensor], y: Tensor, weight: Tensor) -> None:
-        """Add what a batch has shown, under its weights.
+        """Add a batch's numbers, weighted.
 
         Args:
-            seen: Numbers ``(N,)`` by name, of which NaN stands for none, except in ``loss``; and logits ``(N, C)``,
-                which count towards ``acc/<name>``.
+            seen: Numbers ``(N,)`` by name, where NaN means none (except in ``loss``), and logits ``(N, C)``, which are
+                counted as ``acc/<name>``.
             y: Labels ``(N,)``.
             weight: Weights ``(N,)``.
         """
@@ -41,10 +41,10 @@ class EpochMeans:
         self.sums[name] = self.sums[name] + entry if name in self.sums else entry
 
     def means(self, epoch: int, batch_idx: int) -> dict[str, float]:
-        """The means over this epoch so far and over all ranks; every rank must ask.
+        """The means over this epoch so far and over all ranks; every rank must call it.
 
         Raises:
-            FloatingPointError: If the loss is not finite any more.
+            FloatingPointError: If the mean loss is not finite.
         """
         sums = {name: sum_over_ranks(entry) for name, entry in sorted(self.sums.items())}
         means = {name: float(total / weight) for name, (total, weight) in sums.items()}
@@ -57,7 +57,7 @@ class EpochMeans:
         return means
 
     def to(self, device: torch.device) -> None:
-        """Move the sums to where the training runs."""
+        """Move the sums to the training's device."""
         self.sums = {name: entry.to(device) for name, entry in self.sums.items()}
 
     def reset(self) -> None:

@@ -1,18 +1,18 @@
-"""Callbacks that wait for a metric which never comes, told before the training."""
+"""Refuses, before training, callbacks that monitor a validation metric which is never logged."""
 
 from collections.abc import Collection
 from typing import Any
 
 
 def check_monitors(trainer: Any, logged: Collection[str]) -> None:
-    """Refuse callbacks that wait for a metric of the validation that never comes; Lightning says so an epoch later.
+    """Refuse callbacks that monitor a validation metric which is never logged; Lightning says so an epoch later.
 
     Args:
-        trainer: Whose callbacks are asked.
-        logged: The keys that one validation logs; none where there is no validation.
+        trainer: Its callbacks are checked.
+        logged: The keys that a validation logs; empty if there is no validation.
 
     Raises:
-        ValueError: If a callback's ``monitor`` is another ``val/`` key.
+        ValueError: If a callback monitors a ``val/`` key that is not logged.
     """
     for callback in trainer.callbacks:
         monitor = str(getattr(callback, "monitor", None))
@@ -31,5 +31,5 @@ _NO_VALIDATION = (
 
 
 def validates(trainer: Any) -> bool:
-    """Whether the run has images to validate on; those of a later epoch only, which are not loaded yet, count."""
+    """Whether the run has validation images, including loaders that are only loaded in a later epoch."""
     return trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))

@@ -1,4 +1,4 @@
-"""What the methods that remember a number of each training image have in common."""
+"""The base of methods that remember a number for each training image."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -14,15 +14,15 @@ from lit_robust.training.defense import Defense
 
 
 class PerImage(Defense):
-    """Adversarial training with a number for each image, which is 0 at first and is known by ``Batch.index``.
+    """Adversarial training with a number for each training image, initially 0 and looked up by ``Batch.index``.
 
-    The table is the same on every rank when an epoch starts. Within it a rank writes down what it learns of its own
-    images, and after the epoch's last batch the ranks exchange that. Images of weight 0, which only fill a rank up,
-    are another rank's and not written. A checkpoint holds the tables of all ranks, so a run resumes exactly; it may be
-    resumed on another number of ranks, too.
+    The table is the same on every rank at the start of an epoch. During the epoch each rank updates the numbers of its
+    own images, and after the last batch the ranks merge their tables. Images of weight 0 are padding that belongs to
+    another rank, and are not written. A checkpoint holds the tables of all ranks, so a run resumes exactly; it can also
+    be resumed on another number of ranks.
 
     Raises:
-        ValueError: If the training's images have no index, or it is not known how many there are.
+        ValueError: If the training images have no index, or their number is unknown.
     """
 
     def __init__(self, net: nn.Module, num_classes: int, attack: Attack, **kwargs: Unpack[DefenseArguments]) -> None:
@@ -34,7 +34,7 @@ class PerImage(Defense):
         return self.memory.tensors["numbers"][batch.index]
 
     def remember(self, batch: Batch, numbers: Tensor) -> None:
-        """Write down the ``(N,)`` numbers of a batch's images."""
+        """Store the ``(N,)`` numbers of a batch's images."""
         table, changed = (self.memory.tensors[name] for name in ("numbers", "changed"))
         exists = batch.weight > 0
         table[batch.index] = torch.where(exists, numbers, table[batch.index])
@@ -57,12 +57,12 @@ class PerImage(Defense):
             check_index(as_batch(batch).index, images=len(self.memory.tensors["numbers"]))
 
     def end_epoch(self) -> None:
-        """Let all ranks know what each has learned."""
+        """Merge the tables of all ranks."""
         super().end_epoch()
         self.memory.merge_ranks(self.device)
 
     def make_room(self) -> None:
-        """Lengthen the table to the images of the training's loader."""
+        """Extend the table to all images of the training loader."""
         n, tensors = images_in(self.trainer.train_dataloader), self.memory.tensors
         for name, dtype in (("numbers", torch.float32), ("changed", torch.bool)):
             known = tensors.get(name, torch.zeros(0, dtype=dtype, device=self.device))
@@ -70,7 +70,7 @@ class PerImage(Defense):
 
 
 def merge(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One table from those of all ranks: the number of the rank that changed it, the mean if several have."""
+    """One table from those of all ranks: the number from the rank that changed it, the mean if several did."""
     numbers, changed = (torch.stack([state[name] for state in states]) for name in ("numbers", "changed"))
     times = changed.sum(dim=0)
     means = (numbers * changed).sum(dim=0) / times.clamp_min(1)
@@ -81,13 +81,13 @@ def images_in(loader: Any) -> int:
     """One more than the largest index that a loader can give.
 
     Raises:
-        ValueError: If there is no knowing.
+        ValueError: If the loader does not tell.
     """
-    if hasattr(loader, "samples"):  # one of lit_robust.data, whose indices count the images that are held out, too
+    if hasattr(loader, "samples"):  # a loader of lit_robust.data: its indices count the held-out images, too
         return int(loader.samples.indices.max()) + 1
     try:
         images = loader.dataset
-        while isinstance(images, Subset):  # whose images keep the indices of the whole
+        while isinstance(images, Subset):  # its images keep the indices of the whole dataset
             images = images.dataset
         return len(images)
     except (AttributeError, TypeError):
@@ -98,10 +98,10 @@ def images_in(loader: Any) -> int:
 
 
 def check_index(index: Tensor, images: int) -> None:
-    """Refuse images that nothing can be remembered of.
+    """Refuse indices that have no place in the table.
 
     Raises:
-        ValueError: If they have no index, or one that is not below the number of images.
+        ValueError: If an image has no index, or one that is not below the number of images.
     """
     low, high = int(index.min()), int(index.max())
     if low < 0:

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_robust import require
 from lit_robust.schedules import Schedule
 
-#: What a checkpoint's optimizer would bring along, and the user has set. Other entries of a group may be its state.
+#: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
 
 
@@ -20,16 +20,16 @@ def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
 
 
 class LearningRate:
-    """Drives one optimizer by a ``Schedule`` of fractional epochs, or by a scheduler of torch.
+    """Drives one optimizer by a ``Schedule`` of fractional epochs, or by a torch scheduler.
 
-    A ``Schedule`` is a function of the clock, so it needs no state to be resumed and holds when the number of batches
-    an epoch changes. Under manual optimization Lightning steps no scheduler, so torch's are stepped here.
+    A ``Schedule`` is a function of time, so it has no state to resume, and it holds when the number of batches per
+    epoch changes. Under manual optimization Lightning steps no scheduler, so torch's are stepped here.
 
     Args:
         optimizer: Makes the optimizer from parameters.
-        scheduler: The Schedule, whose value multiplies the optimizer's ``lr``, or what makes torch's scheduler.
-        interval: When torch's scheduler takes its step.
-        momentum: The momentum, absolute; None leaves the optimizer's.
+        scheduler: A Schedule, whose value multiplies the optimizer's ``lr``, or a maker of a torch scheduler.
+        interval: When a torch scheduler is stepped.
+        momentum: A Schedule of the momentum, absolute; None leaves the optimizer's.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LearningRate:
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
         self.optimizer = self.make_optimizer(params)
-        # Kept here and not in the optimizer, whose state a checkpoint overwrites: what the user asks for now counts.
+        # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.settings = [{key: group[key] for key in SETTINGS if key in group} for group in self.optimizer.param_groups]
         if self.momentum is not None and not self.optimizer.param_groups[0].keys() & {"momentum", "betas"}:
@@ -69,7 +69,10 @@ class LearningRate:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def insist(self) -> None:
-        """Put the user's settings over a checkpoint's; a scheduler of torch may have changed all but weight decay."""
+        """Put the user's settings over a checkpoint's; under a torch scheduler only weight decay.
+
+        A torch scheduler may have changed the others.
+        """
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
             group.update(settings if self.torch_scheduler is None else decay)
@@ -85,16 +88,16 @@ class LearningRate:
                 group["momentum"] = self.momentum(time)
 
     def batch_done(self) -> None:
-        """Step a scheduler of torch that counts batches."""
+        """Step a torch scheduler that counts batches."""
         if isinstance(self.torch_scheduler, LRScheduler) and self.interval == "step":
             self.torch_scheduler.step()
 
     def epoch_done(self, metrics: Mapping[str, Any]) -> None:
-        """Step a scheduler of torch that counts epochs, with the metric that it monitors.
+        """Step a torch scheduler that counts epochs, with the metric that it monitors.
 
         Raises:
-            ValueError: If a plateau scheduler monitors what is not logged, or goes on from a checkpoint of the end of a
-                validation, which keeps no metrics.
+            ValueError: If a plateau scheduler monitors a metric that is not logged, or resumes from a checkpoint of the
+                end of a validation, which holds no metrics.
         """
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             monitor = getattr(self.torch_scheduler, "monitor", "val/acc/robust")

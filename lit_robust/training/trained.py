@@ -1,15 +1,15 @@
-"""What is around the batches of a training: the clock, the reports and the checkpoints."""
+"""Training around the batches: the clock, logging and checkpoints."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, Unpack
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_files import check_sections, forget_foreign_paths, read_checkpoint
 from lit_robust.lightning_internals import (
     batch_in_epoch,
     batches_begun,
@@ -21,29 +21,32 @@ from lit_robust.lightning_internals import (
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
+from lit_robust.training.checkpoint_checks import check_weights_finite, check_weights_fit, warn_of_other_data
+from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import EpochMeans
 from lit_robust.training.monitors import check_monitors, validates
+from lit_robust.training.parts import build_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 
 
 class Trained(Evaluated):
-    """A net, its optimizer and what an exact resume needs; a batch itself is ``Defense``'s.
+    """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
-    of fractional epochs. ModelCheckpoint runs before module hooks, so what a checkpoint must hold of an epoch is
-    settled in ``training_step``, by ``finish_epoch``, and not in ``on_train_epoch_end``. The hooks here must stay the
+    of fractional epochs. ModelCheckpoint runs before module hooks, so ``training_step`` calls ``finish_epoch`` to
+    complete what a checkpoint must hold; ``on_train_epoch_end`` would be too late. The hooks here must stay the
     module's own: as callbacks (``configure_callbacks``) they run in another order, and resumed runs differ.
 
     Args:
         optimizer: Makes the optimizer from the parameters; SGD(lr=0.1, momentum=0.9, weight_decay=5e-4) by default.
         lr_scheduler: A ``lit_robust.schedules.Schedule``, whose value at each moment in fractional epochs multiplies
-            the optimizer's ``lr``, or any scheduler of torch.
-        lr_interval: When a scheduler of torch takes its step; a Schedule needs none.
+            the optimizer's ``lr``, or any torch scheduler.
+        lr_interval: When a torch scheduler is stepped; a Schedule needs none.
         momentum: A Schedule of SGD's momentum (or Adam's first beta), absolute; None leaves the optimizer's.
-        gradient_clip_val: Clips the norm of the gradient; Lightning's own option refuses manual optimization.
+        gradient_clip_val: The largest norm of the gradient; Lightning's own option refuses manual optimization.
     """
 
     def __init__(
@@ -61,8 +64,8 @@ class Trained(Evaluated):
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
         if built_by_the_command_line():
-            # Built by the command line: keep the configuration, so that `load_from_checkpoint` can build it again.
-            # Built in Python: arguments are live objects, which a checkpoint that is safe to load cannot hold.
+            # Keep the configuration, so that `load_from_checkpoint` can build the module again. In Python, arguments
+            # are live objects, which a checkpoint that is safe to load cannot hold.
             self.save_hyperparameters(logger=False)
         if gradient_clip_val is not None:
             require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null is no clipping")
@@ -75,7 +78,7 @@ class Trained(Evaluated):
         self.metrics = EpochMeans()
         #: The training metrics of the last whole epoch, by name.
         self.epoch_means: dict[str, float] = {}
-        #: Index in its epoch of the batch in training.
+        #: The index of the current batch in its epoch.
         self.batch_idx = 0
         self._trained_on: dict[str, Any] = {}
 
@@ -85,19 +88,20 @@ class Trained(Evaluated):
         """Forget an earlier fit; here, because Lightning restores a checkpoint right after."""
         super().setup(stage)
         if stage == "fit":
+            keep_checkpoints_whole(self.trainer)
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and, where torch's own is used, the scheduler that ``rate`` steps."""
+        """Build the optimizer and, if one is given, the torch scheduler that ``rate`` steps."""
         return self.rate.configure(self.net.parameters())
 
     def on_train_start(self) -> None:
-        """Go on with what a checkpoint held, on the device; report the epoch of which it had seen every batch.
+        """Continue from a checkpoint, on the device; log the epoch if it was saved after the epoch's last batch.
 
         Raises:
-            ValueError: If a callback waits for a validation that there is not.
+            ValueError: If a callback monitors a validation metric, but there is no validation.
         """
         if not validates(self.trainer):
             check_monitors(self.trainer, logged=())
@@ -111,11 +115,11 @@ class Trained(Evaluated):
 
     @property
     def time(self) -> float:
-        """Fractional epochs since the start of training: what every schedule is a function of."""
+        """Fractional epochs since the start of training: the argument of every schedule."""
         return fractional_epoch(self.trainer, self.batch_idx)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the batch, so that its random numbers do not depend on the batches before, and set the rates."""
+        """Seed the batch, so that its random numbers do not depend on earlier batches, and set the rates."""
         seed(self.device, "train", self.current_epoch, batch_idx, self.global_rank)
         self.batch_idx = batch_idx
         if batches_begun(self.trainer) > 1:
@@ -128,22 +132,23 @@ class Trained(Evaluated):
             nn.utils.clip_grad_norm_(self.net.parameters(), self.gradient_clip_val)
 
     def finish_epoch(self, batch_idx: int) -> None:
-        """Settle the epoch after its last update, before any callback can save."""
+        """Complete the epoch after its last update, before any callback can save."""
         average_buffers(self.net)
         self._log_training(batch_idx, on_epoch=True)
         self.end_epoch()
 
     def end_epoch(self) -> None:
-        """What a method does after the epoch's last update, when ``epoch_means`` are known; nothing by default."""
+        """Called after the epoch's last update, when ``epoch_means`` are known; does nothing by default."""
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Report now and then, because logging costs as much as a small net's forward."""
+        """Log every ``log_every_n_steps`` only, because logging costs as much as a small net's forward."""
         if is_due_for_logging(self.trainer):
             self._log_training(batch_idx, on_epoch=False)
         if self.trainer.is_last_batch:
             self.metrics.reset()
 
     def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
+        self.limits.check()
         values = self.metrics.means(self.current_epoch, batch_idx)
         if on_epoch:
             self.epoch_means = values
@@ -160,11 +165,12 @@ class Trained(Evaluated):
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how the net was built, for ``load_net``, and what an exact resume needs beside weights.
+        """Add how the net was built, for ``load_net``, and what an exact resume needs besides weights.
 
         Raises:
-            FloatingPointError: If loss or weights are no longer finite; the checkpoint before stays what it was.
+            FloatingPointError: If loss or weights are no longer finite; the previous checkpoint stays intact.
         """
+        self.limits.check()
         self.metrics.means(self.current_epoch, self.batch_idx)
         check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
@@ -175,7 +181,9 @@ class Trained(Evaluated):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another net in one sentence, and go on where the checkpoint stands."""
+        """Refuse the weights of another net, and restore what an exact resume needs."""
+        check_sections(checkpoint)
+        forget_foreign_paths(checkpoint, self.trainer.checkpoint_callbacks)
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_robust", {})
@@ -185,44 +193,27 @@ class Trained(Evaluated):
         self._trained_on = saved.get("data", {})
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
+        cls, checkpoint_path: str | Path, **kwargs: Any
+    ) -> Self:
+        """Build the method that a run of the command line has saved, with its weights, on the CPU.
+
+        The file is data: a net is one of ``lit_robust.nets`` and every other part one of ``lit_robust`` or
+        ``torch.optim``, all with plain arguments. Anything else is asked for.
+
+        Args:
+            checkpoint_path: A .ckpt file.
+            **kwargs: Arguments that replace the file's, such as a net of your own.
+
+        Raises:
+            ValueError: If the file cannot be used, or an argument must be given.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        module: Self = build_method(cls, checkpoint, checkpoint_path, kwargs)
+        check_weights_fit(module.state_dict(), checkpoint["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
+
     def _fingerprint(self) -> dict[str, Any]:
         return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})
-
-
-def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse to write weights that no training can go on from.
-
-    Raises:
-        FloatingPointError: At the first tensor that holds NaN or infinity.
-    """
-    for key, value in weights.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise FloatingPointError(
-                f"{key} is no longer finite, so no checkpoint was written and the one before is intact: resume from it "
-                "with a lower learning rate or clipped gradients (gradient_clip_val)."
-            )
-
-
-def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of weights.
-
-    Raises:
-        ValueError: At the first tensor that is missing, unknown or of another shape.
-    """
-    for key in [*own, *other]:
-        mine, theirs = (tuple(side[key].shape) if key in side else None for side in (own, other))
-        if mine != theirs:
-            raise ValueError(
-                f"the checkpoint holds another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} here; "
-                "build the net that was trained (its configuration is saved beside the checkpoint's folder)."
-            )
-
-
-def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Say it once if a training goes on with other data; without a fingerprint on both sides nothing is known."""
-    changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
-    if own and other and changes:
-        rank_zero_warn(
-            f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
-            "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
-        )

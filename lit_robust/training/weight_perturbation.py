@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: each update's gradient is that of nearby weights where the loss is worse."""
+"""Adversarial weight perturbation: each update's gradient is taken at nearby weights where the loss is worse."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,23 +19,25 @@ class AWP:
         v_l = |w_l| g_l / |g_l|  for each tensor l,     g = grad_w L(w)
         w <- SGD( w, grad L(w + gamma v) )
 
-    ``L`` is the method's own loss of the batch, whose adversary is crafted once, at w. Tensors of one dimension
-    (biases, BatchNorm's) stay as they are; |.| is the Euclidean norm of a whole tensor. ``loss`` is called twice a
-    batch: once for g, which leaves no trace, and once at w + gamma v, which moves BatchNorm's statistics and counts in
-    the metrics. The weights are back bit for bit before gradients are clipped and the optimizer steps. Under several
-    ranks g is the gradient over all of them. While there is no adversary, weights are not perturbed either.
+    ``L`` is the method's own loss on the batch, whose adversary is crafted once, at w. One-dimensional tensors (biases,
+    BatchNorm's) are not perturbed; |.| is the Euclidean norm of a whole tensor. ``loss`` is called twice per batch:
+    once for g, which changes neither BatchNorm's statistics nor the metrics, and once at w + gamma v, which changes
+    both. The weights are restored bit for bit before gradients are clipped and the optimizer steps. With several ranks
+    g is the gradient over all of them. While ``adversarial`` is false, weights are not perturbed either.
 
-    As in the authors' code, both passes are in train mode. Different from it: they find g by a step of a second net,
-    whose rate cancels; they step at w + gamma v and take gamma v off afterwards, so that weight decay acts there, and
-    here at w; they leave out tensors whose names lack "weight". In 16-mixed the gradient scaler does not see g, of
-    which small entries become 0; bf16-mixed has no such limit.
+    As in the authors' code: both passes are in train mode. Differs from the authors' code: it finds g by a step of a
+    second net, whose rate cancels; it steps at w + gamma v and subtracts gamma v afterwards, so weight decay acts at w
+    + gamma v, here at w; it leaves out tensors whose names lack "weight".
+
+    In 16-mixed the gradient scaler does not act on g, so its small entries become 0; bf16-mixed has no such limit.
 
     Args:
         gamma: The relative size of the perturbation: 0.005 for TRADES and 0.01 for PGD training in the authors' code.
-        warm_up: How many epochs are trained without it. The code for TRADES begins with its epoch 10, counted from 1.
+        warm_up: The number of epochs without perturbation. The authors' code for TRADES begins in epoch 10, counted
+            from 1.
 
     Raises:
-        ValueError: If an argument is negative, or in training there is no such tensor.
+        ValueError: If an argument is negative, or the net trains no tensor of more than one dimension.
     """
 
     gamma: float = 0.005
@@ -47,15 +49,15 @@ class AWP:
 
     @contextmanager
     def perturbed(self, net: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:
-        """Raise the loss by moving the net's weights, and put them back afterwards."""
+        """Move the net's weights up the loss, and restore them afterwards."""
         weights = [weight for weight in net.parameters() if weight.requires_grad and weight.ndim > 1]
         if not weights:
             raise ValueError(
-                "AWP perturbs tensors of more than one dimension, of which this net trains none: leave "
+                "AWP perturbs tensors of more than one dimension, but this net trains none: leave "
                 "weight_perturbation out."
             )
         with kept(net.buffers()):
-            # Not by `backward`: it would leave gradients on the parameters, and set off the reduction of DDP's.
+            # Not by `backward`, which would leave gradients on the parameters and start DDP's reduction.
             gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
         with kept(weights):
             with torch.no_grad():
@@ -78,7 +80,7 @@ class Perturbable(Protocol):
 
 @contextmanager
 def perturbed_weights(defense: Perturbable, closure: Callable[[], Tensor]) -> Iterator[None]:
-    """Let a backward pass see the perturbed weights, if there are to be any."""
+    """Run a backward pass at the perturbed weights, if the method perturbs them now."""
     awp = defense.weight_perturbation
     if awp is None or not defense.adversarial or defense.time < awp.warm_up:
         yield
@@ -89,7 +91,7 @@ def perturbed_weights(defense: Perturbable, closure: Callable[[], Tensor]) -> It
 
 
 def as_awp(weight_perturbation: Any) -> AWP | None:
-    """Refuse, in Python, what the command line would refuse.
+    """Refuse in Python what the command line refuses.
 
     Raises:
         TypeError: If it is neither an AWP nor None.
@@ -101,7 +103,7 @@ def as_awp(weight_perturbation: Any) -> AWP | None:
 
 @contextmanager
 def kept(tensors: Any) -> Iterator[None]:
-    """Whatever happens to tensors inside, give them back their values bit for bit."""
+    """Restore the tensors' values bit for bit on leaving."""
     tensors = list(tensors)
     copies = [tensor.detach().clone() for tensor in tensors]
     try:

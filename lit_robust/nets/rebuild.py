@@ -1,0 +1,90 @@
+"""Builds a net again from what a checkpoint says of it, which is data from outside and never code."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import nets
+
+#: The functions that a file may name.
+BUILDERS = {name: getattr(nets, name) for name in nets.__all__ if inspect.isfunction(getattr(nets, name))}
+
+#: No argument of a builder is larger: a wider net would have more weights than a file can hold.
+LARGEST = 2**20
+
+
+def rebuild(recipe: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Call the builder that a file names with the plain arguments that it gives.
+
+    The net is first built without memory, and only if the weights are its own, with.
+
+    Args:
+        recipe: ``{"class_path": "lit_robust.nets.NAME", "init_args": {...}}``, or the path alone.
+        weights: The file's weights, by the names of the net's ``state_dict``.
+
+    Raises:
+        ValueError: If the recipe names anything but a builder, its arguments are not plain numbers, strings and lists
+            of numbers, or the weights are of another net.
+    """
+    path, arguments = (recipe.get("class_path"), recipe.get("init_args")) if isinstance(recipe, dict) else (recipe, {})
+    room, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if room != "lit_robust.nets" or name not in BUILDERS:
+        raise ValueError(f"it names the net {str(path)[:100]}, which is none of lit_robust.nets")
+    build = BUILDERS[name]
+    if not isinstance(arguments, dict | None) or not set(arguments or {}) <= set(inspect.signature(build).parameters):
+        raise ValueError(f"it gives {name} other arguments than it has: {_short(arguments)}")
+    given = {key: plain(key, value) for key, value in (arguments or {}).items()}
+    if "pretrained" in given:
+        given["pretrained"] = False  # the weights are in the file, and the network is never asked
+    try:
+        with torch.device("meta"):
+            outline = build(**given)
+        check_fit(outline.state_dict(), weights)
+        net: nn.Module = build(**given)
+        return net
+    except (RuntimeError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"it names a net that cannot be built: {name}({_short(given)})") from error
+
+
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        ValueError: At the first tensor that is missing, unknown, of another shape, or none.
+    """
+    for key in [*own, *weights]:
+        mine, theirs = (_shape(side.get(key)) for side in (own, weights))
+        if mine != theirs:
+            raise ValueError(
+                f"it holds the weights of another net: {key} is {theirs or 'missing'} there, {mine or 'missing'} here"
+            )
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else "" if value is None else type(value).__name__
+
+
+def plain(name: str, value: Any) -> Any:
+    """A number, a word or a tuple of numbers, as they are.
+
+    Raises:
+        ValueError: If it is anything else, too large, or a path or an address.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and math.isfinite(value) and abs(value) <= LARGEST:
+        return value
+    if isinstance(value, str) and len(value) <= 100 and not set(value) & {":", "\\"}:
+        return value
+    if isinstance(value, list | tuple) and len(value) <= 1000 and all(isinstance(one, int | float) for one in value):
+        return tuple(plain(name, one) for one in value)
+    raise ValueError(f"its argument {str(name)[:50]} is neither a plain number nor a word: {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = f"{type(value).__name__}" if isinstance(value, Tensor) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,48 @@
+"""Pixels and labels of every batch, watched on the device."""
+
+import torch
+from torch import Tensor
+
+from lit_robust import require
+from lit_robust.batch import Batch
+from lit_robust.training.ranks import max_over_ranks
+
+
+class Limits:
+    """The range of the pixels and labels since the last check; reading it waits for the device, adding to it does not.
+
+    Args:
+        num_classes: Labels are 0 to ``num_classes - 1``; what shall not count has weight 0, not another label.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.reached: Tensor | None = None
+
+    def watch(self, batch: Batch) -> Batch:
+        """Add a batch, and give it back with labels that no kernel refuses before ``check`` does."""
+        x, y = torch.stack(torch.aminmax(batch.x.detach())), torch.stack(torch.aminmax(batch.y))
+        reached = torch.stack([-x[0], x[1], -y[0].to(x.dtype), y[1].to(x.dtype)]).float()
+        self.reached = reached if self.reached is None else torch.maximum(self.reached, reached)
+        return batch._replace(y=batch.y.clamp(0, self.num_classes - 1))
+
+    def check(self) -> None:
+        """Refuse what has been seen since the last check, on any rank; every rank must ask.
+
+        Raises:
+            ValueError: If a pixel was outside [0, 1] or NaN, or a label was none of the classes.
+        """
+        if self.reached is None:
+            return
+        low, high, first, last = max_over_ranks(self.reached.nan_to_num(nan=torch.inf)).tolist()
+        self.reached = None
+        if low > require.TOLERANCE or high > 1 + require.TOLERANCE:
+            raise ValueError(
+                f"pixels of a later batch run from {-low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: let "
+                "the loader give all images as it gives the first ones."
+            )
+        if -first < 0 or last >= self.num_classes:
+            raise ValueError(
+                f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
+                f"{self.num_classes - 1}: give what shall not count the weight 0, not another label."
+            )

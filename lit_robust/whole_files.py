@@ -1,0 +1,72 @@
+"""Files that are whole or absent: written beside their place and moved there in one step."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+#: How a file is called while it is written; what a kill leaves is not taken for a checkpoint.
+UNFINISHED = ".part"
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file so that at every moment the old one or the new one is whole.
+
+    Raises:
+        OSError: If there is no place or no permission; what was there before is untouched.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}{UNFINISHED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part_is_gone(part)
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"{path} cannot be written ({reason}): free some space or choose another folder for the run (save_dir of "
+            "trainer.logger); what was there before is whole."
+        ) from error
+
+
+def part_is_gone(part: Path) -> None:
+    """Remove an unfinished file if there is one and it may be removed."""
+    try:
+        part.unlink(missing_ok=True)
+    except OSError:  # a file system that has become read-only keeps it
+        return
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what killed processes have left in a folder."""
+    for part in Path(folder).glob(f".*{UNFINISHED}"):
+        part_is_gone(part)
+
+
+def csv_cell(text: Any) -> Any:
+    """A name as a cell that no spreadsheet takes for a formula; numbers stay as they are.
+
+    A name from a file that begins with ``=``, ``+``, ``-`` or ``@`` gets a quotation mark, by which spreadsheets know
+    text.
+    """
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write into a folder, or into the one that it will be made in.
+
+    Raises:
+        PermissionError: If that is refused.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        TemporaryFile(dir=existing).close()  # what os.access says is no proof
+    except OSError as error:
+        why = "may not be written to" if existing.is_dir() else "is no folder"
+        raise PermissionError(
+            f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
+        ) from error

@@ -1,0 +1,221 @@
+"""A file from outside is data: nothing in it is run, followed or believed, and what is broken is told in a sentence."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_robust import load_net
+from lit_robust.attacks import PGD
+from lit_robust.checkpoint_files import SECTIONS, read_checkpoint
+from lit_robust.defenses import PGDAT, TRADES, Defense
+from lit_robust.nets import digits_cnn
+from lit_robust.schedules import MultiStep
+from tests.front_door import lit
+from tests.tiny import loader as loader_of
+from tests.tiny import trainer
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> dict:
+    """A checkpoint of a net of ours."""
+    folder = tmp_path_factory.mktemp("good")
+    method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.05, steps=1))
+    fit = trainer(folder, max_epochs=1)
+    fit.fit(method, loader_of(digits()))
+    fit.save_checkpoint(folder / "a.ckpt")
+    return torch.load(folder / "a.ckpt", weights_only=True)
+
+
+def digits():
+    from tests.tiny import images
+
+    batch = images(8)
+    return batch._replace(x=batch.x[:, :1])
+
+
+def written(checkpoint: dict, folder: Path) -> Path:
+    torch.save(checkpoint, folder / "x.ckpt")
+    return folder / "x.ckpt"
+
+
+MARK = "import pathlib; pathlib.Path('pwned').touch()\n"
+#: Recipes that would run code, reach for the network or a file, or take memory without end.
+RECIPES = {
+    "torch's function that executes source text": {
+        "class_path": "lit_robust.nets.Net",
+        "init_args": {
+            "body": {
+                "class_path": "torch.fx.graph_module.reduce_graph_module",
+                "init_args": {"body": {"_code": "forward=lambda self:None"}, "import_block": MARK},
+            },
+            "head": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 2}},
+        },
+    },
+    "the same inside a builder's argument": {
+        "class_path": "lit_robust.nets.digits_cnn",
+        "init_args": {"width": {"class_path": "os.system", "init_args": {"command": "touch pwned"}}},
+    },
+    "a function of Python": {"class_path": "os.system", "init_args": {"command": "touch pwned"}},
+    "a module of the room": {"class_path": "lit_robust.nets.builders.recorded", "init_args": {}},
+    "a path": "tests.test_hostile_files.own",
+    "another argument": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"depth": 3}},
+    "no memory for that": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 10**6, "num_classes": 4}},
+    "a number without end": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": float("inf")}},
+    "a huge integer": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 10**30}},
+    "a file": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": "../../etc/passwd"}},
+    "an address": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": "http:example"}},
+    "a list of lists": {"class_path": "lit_robust.nets.resnet18", "init_args": {"mean": [[0.1], [0.2]]}},
+    "another net of ours": {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 3, "num_classes": 4}},
+    "no text": 7,
+    "no arguments": {"class_path": "lit_robust.nets.digits_cnn", "init_args": [1, 2]},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("place", ["lit_robust", "hyper_parameters"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_net_is_built_by_one_of_our_builders_from_plain_numbers_or_not_at_all(
+    good, recipe, place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    bad = {key: value for key, value in good.items() if key not in ("lit_robust", "hyper_parameters")}
+    path = written(bad | {place: {"net": RECIPES[recipe]}}, tmp_path)
+    with pytest.raises(ValueError, match=r"x\.ckpt: .*pass the net that was trained") as refused:
+        load_net(path)
+    assert "\n" not in str(refused.value)
+    assert not Path("pwned").exists()
+
+
+def test_the_good_one_is_built(good, tmp_path):
+    net = load_net(written(good, tmp_path))
+    assert net(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("junk", [None, 3, "text", [1], torch.zeros(2)], ids=lambda junk: type(junk).__name__)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_of_another_type_is_named(good, section, junk, tmp_path):
+    if isinstance(junk, SECTIONS[section]):
+        junk = {}
+    path = written(good | {section: junk}, tmp_path)
+    with pytest.raises(ValueError, match=rf"x\.ckpt (is broken: its section {section} is of type|is no checkpoint)"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("weight", [3, "text", None, [1.0], {"a": 1}], ids=lambda junk: type(junk).__name__)
+def test_weights_that_are_no_tensors_are_named(good, weight, tmp_path):
+    state = dict(good["state_dict"])
+    state["net.head.weight"] = weight
+    with pytest.raises(ValueError, match=r"head\.weight is .* there"):
+        load_net(written(good | {"state_dict": state}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"\x80\x02", b"P", b"PK", b"PK\x03\x04", b"text", b"\x80\x02}q\x00."]
+)
+def test_a_file_of_a_few_bytes_is_no_checkpoint(content, tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.ckpt is (no checkpoint|truncated)"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_an_archive_that_grows_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + b"N0" * 5_000_000 + b".")
+    with pytest.raises(ValueError, match=r"x\.ckpt is compressed, which no checkpoint is"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_told(good, share, tmp_path):
+    path = written(good, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is no checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_method_is_built_from_parts_that_are_known_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lit("fit", "--model", "TRADES", "--model.beta", 2, "--model.attack", "PGD", "--model.attack.eps", "8/255",
+        "--model.lr_scheduler", "MultiStep", "--model.lr_scheduler.milestones", "[1]",
+        "--model.lr_scheduler.factor", 0.1)  # fmt: skip
+    path = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    method = Defense.load_from_checkpoint(path)
+    assert type(method) is TRADES
+    assert (method.beta, method.attack.eps) == (2, 8 / 255)
+    assert method.rate.scheduler == MultiStep([1], 0.1)
+    assert isinstance(method.rate.make_optimizer(method.net.parameters()), torch.optim.Optimizer)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
+    assert TRADES.load_from_checkpoint(path, beta=3.0).beta == 3
+
+
+TOUCH = {"class_path": "os.system", "init_args": {"command": "touch pwned"}}
+SOURCE = {"body": {}, "import_block": MARK}
+HOSTILE_PARTS = {
+    "attack": TOUCH,
+    "optimizer": TOUCH,
+    "lr_scheduler": {
+        "class_path": "torch.fx.graph_module.reduce_graph_module",
+        "init_args": {"body": {}, "import_block": MARK},
+    },
+    "val_attack": {
+        "class_path": "lit_robust.attacks.PGD",
+        "init_args": {"loss": TOUCH},
+    },
+    "test_attacks": {"a": {"class_path": "tests.tiny.TinyNet"}},
+    "momentum": "../../etc:passwd",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_PARTS)
+def test_other_parts_are_asked_for(good, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = {
+        "_class_path": "lit_robust.defenses.PGDAT",
+        "num_classes": 4,
+        "attack": {"class_path": "lit_robust.attacks.PGD"},
+    }
+    saved["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+    path = written(good | {"hyper_parameters": saved | {name: HOSTILE_PARTS[name]}}, tmp_path)
+    with pytest.raises(ValueError, match=r"x\.ckpt does not build a PGDAT: ") as refused:
+        PGDAT.load_from_checkpoint(path)
+    assert "\n" not in str(refused.value)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_resumed_training_deletes_nothing_outside_its_own_folder(tmp_path):
+    def keeping(folder):
+        return ModelCheckpoint(folder, filename="{epoch}", monitor="val/acc/robust", mode="max", save_top_k=1)
+
+    def fit(folder, **arguments):
+        method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.05, steps=1))
+        epochs = 2 if arguments else 1
+        run = trainer(tmp_path, enable_checkpointing=True, callbacks=[keeping(folder)], max_epochs=epochs)
+        run.fit(method, loader_of(digits()), loader_of(digits()), **arguments)
+        return run
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "precious").write_text("text")
+    first = fit(tmp_path / "run")
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    bad = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    (state,) = bad["callbacks"].values()
+    outside = str(tmp_path / "run" / ".." / "home")
+    state |= {
+        "best_model_path": outside,
+        "kth_best_model_path": outside,
+        "best_k_models": {outside: torch.tensor(-1.0)},
+    }
+    state |= {"best_model_score": torch.tensor(-1.0), "kth_value": torch.tensor(-1.0), "last_model_path": outside}
+    bad["loops"]["fit_loop"]["epoch_progress"]["current"] = dict.fromkeys(
+        ("ready", "started", "processed", "completed"), 1
+    )
+    torch.save(bad, tmp_path / "x.ckpt")
+    fit(tmp_path / "run", ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert (home / "precious").read_text() == "text"

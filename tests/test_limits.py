@@ -1,0 +1,54 @@
+"""Every batch is watched: what is out of range is told before a number or a checkpoint is written."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_robust.defenses import PGDAT
+from tests.methods import build
+from tests.tiny import images, indexed, trainer
+
+
+def spoilt(change, batch_size=8):
+    """24 images in three batches, of which the second is changed."""
+    batch = images(24)
+    x, y = batch.x.clone(), batch.y.clone()
+    change(x[8:16], y[8:16])
+    return indexed(batch._replace(x=x, y=y), batch_size)
+
+
+CHANGES = {
+    "0 to 255": (lambda x, y: x.mul_(255), "pixels of a later batch run from .* to 2[45]"),
+    "normalised": (lambda x, y: x.sub_(0.5), "pixels of a later batch run from -0"),
+    "NaN": (lambda x, y: x[0].fill_(torch.nan), "pixels of a later batch run from"),
+    "-100": (
+        lambda x, y: y[0].fill_(-100),
+        r"labels of a later batch run from -100 to 3, but .* 0 to 3",
+    ),
+    "-1": (lambda x, y: y[3].fill_(-1), "labels of a later batch run from -1"),
+    "too many classes": (lambda x, y: y[3].fill_(4), "labels of a later batch run from 0 to 4"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_later_batch_of_a_training_is_refused_and_no_checkpoint_is_written(name, tmp_path):
+    change, message = CHANGES[name]
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[keep], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=message):
+        run.fit(build(PGDAT), spoilt(change))
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["epoch=0-step=1.ckpt"]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_later_batch_of_a_validation_or_a_test_is_refused(name, tmp_path):
+    change, message = CHANGES[name]
+    for measure in ("validate", "test"):
+        with pytest.raises(ValueError, match=message):
+            getattr(trainer(tmp_path), measure)(build(PGDAT), spoilt(change), verbose=False)
+
+
+def test_a_fit_without_checkpoints_is_told_at_the_epochs_end(tmp_path):
+    with pytest.raises(ValueError, match="labels of a later batch"):
+        trainer(tmp_path, max_epochs=1, log_every_n_steps=50).fit(build(PGDAT), spoilt(CHANGES["-100"][0]))

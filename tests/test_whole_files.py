@@ -1,0 +1,155 @@
+"""What is written is whole or absent, and what is broken does not hinder what is whole."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.defenses import Natural
+from lit_robust.runs import checkpoints_of, next_free, read_last
+from lit_robust.training.checkpoint_io import WholeCheckpoints
+from lit_robust.whole_files import csv_cell, write_whole
+from tests.front_door import lit
+from tests.methods import build
+from tests.tiny import images, loader, trainer
+
+
+def test_a_file_takes_the_place_of_another_in_one_step(tmp_path):
+    write_whole(tmp_path / "new" / "a.txt", b"first")
+    write_whole(tmp_path / "new" / "a.txt", b"second")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+    assert (tmp_path / "new" / "a.txt").read_bytes() == b"second"
+
+
+def test_a_disk_without_space_is_told_with_the_file_and_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("before")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"a\.txt cannot be written \(No space left on device\): free some space or choose"
+    ):
+        write_whole(tmp_path / "a.txt", b"after")
+    assert (tmp_path / "a.txt").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from lit_robust import whole_files
+whole_files.os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
+whole_files.write_whole(Path(sys.argv[1]), b"x" * 10_000_000)
+"""
+
+
+def test_a_kill_while_it_is_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_a_fit_writes_its_checkpoints_so_and_removes_what_a_kill_has_left(tmp_path):
+    (tmp_path / ".last.ckpt.part").write_text("half")
+    run = trainer(
+        tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, filename="last")]
+    )
+    with pytest.warns(UserWarning, match="exists and is not empty"):
+        run.fit(build(Natural), loader(images(8)))
+    assert isinstance(run.strategy.checkpoint_io, WholeCheckpoints)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert read_checkpoint(tmp_path / "last.ckpt")["epoch"] == 0
+
+
+def test_a_users_own_way_of_writing_stays(tmp_path):
+    class Mine(TorchCheckpointIO):
+        pass
+
+    run = trainer(tmp_path, max_epochs=1, plugins=[Mine()])
+    run.fit(build(Natural), loader(images(8)))
+    assert type(run.strategy.checkpoint_io) is Mine
+
+
+# Broken checkpoints.
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with three checkpoints, of which `last` is broken."""
+    for age, name in enumerate(("epoch=0", "best", "last")):
+        torch.save({"state_dict": {}, "epoch": age}, tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (age, age))
+    (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:100])
+    return tmp_path
+
+
+def test_where_the_last_one_is_broken_the_newest_whole_one_is_read_and_that_is_told(run):
+    with pytest.warns(
+        UserWarning, match=r"last\.ckpt is truncated.* This goes on from .*best\.ckpt, the newest whole one"
+    ):
+        path, checkpoint = read_last(checkpoints_of(run))
+    assert (path.name, checkpoint["epoch"]) == ("best.ckpt", 1)
+
+
+def test_a_broken_file_that_was_named_is_refused(run):
+    with pytest.raises(ValueError, match=r"last\.ckpt is truncated"):
+        read_last({"mine": run / "last.ckpt"})
+
+
+def test_a_broken_last_one_does_not_hinder_the_test_of_the_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lit("fit")
+    last = checkpoints_of(tmp_path / "runs")["last"]
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"last\.ckpt is truncated .* It is left out\."):
+        lit("test", "--ckpt_path", "runs/tiny")
+    assert "best" in capsys.readouterr().out
+
+
+# Names.
+
+
+def test_a_number_that_was_used_is_not_used_again(tmp_path):
+    assert next_free(tmp_path, "metrics", ".csv").name == "metrics_0.csv"
+    (tmp_path / "metrics_1.csv").touch()  # somebody has deleted metrics_0.csv
+    (tmp_path / "metrics_of_mine.csv").touch()
+    assert next_free(tmp_path, "metrics", ".csv").name == "metrics_2.csv"
+
+
+def test_a_run_is_found_through_symbolic_links_and_loops_end(tmp_path):
+    (tmp_path / "disk" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "disk" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "version_0").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    found = checkpoints_of(tmp_path / "runs")
+    assert found == {"last": tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"}
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_checkpoint("~/a.ckpt") == {"state_dict": {}}
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2", "@sum"])
+def test_no_name_becomes_a_formula(name):
+    assert csv_cell(name) == f"'{name}"
+
+
+def test_other_cells_stay_as_they_are():
+    assert [csv_cell(cell) for cell in ("pgd20", -0.5, 3, "")] == ["pgd20", -0.5, 3, ""]
