@@ -10,6 +10,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import check_sections, forget_foreign_paths, read_checkpoint
+from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import (
     batch_in_epoch,
     batches_begun,
@@ -92,6 +93,21 @@ class Trained(Evaluated):
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
+
+    def on_fit_start(self) -> None:
+        """Hold the run's folder, if the first logger has one: a second training would mix the files."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero and (folder := self._own_folder()):
+            lock(folder)
+
+    def teardown(self, stage: str) -> None:
+        """Release the folder."""
+        super().teardown(stage)
+        if stage == "fit" and (folder := self._own_folder()):
+            unlock(folder)
+
+    def _own_folder(self) -> str | None:
+        return getattr(self.trainer.logger, "log_dir", None)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if one is given, the torch scheduler that ``rate`` steps."""
