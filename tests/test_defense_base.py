@@ -237,6 +237,24 @@ def test_arguments_that_make_no_sense_are_refused(arguments, named):
         build(PGDAT, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "interval", "error"),
+    [
+        ({}, "epoch", 'mode="min" .* val/acc/robust'),  # torch's own default
+        ({"monitor": "val/acc/clean"}, "epoch", 'mode="min" .* val/acc/clean'),
+        ({"monitor": "train/loss", "mode": "max"}, "epoch", 'mode="max" .* train/loss'),
+        ({"mode": "max"}, "step", "lr_interval="),
+    ],
+)
+def test_a_plateau_scheduler_that_would_work_against_the_training_is_refused(arguments, interval, error, tmp_path):
+    from lightning.pytorch.cli import ReduceLROnPlateau
+
+    kind = ReduceLROnPlateau if "monitor" in arguments else torch.optim.lr_scheduler.ReduceLROnPlateau
+    defense = build(Natural, lr_scheduler=lambda optimizer: kind(optimizer, **arguments), lr_interval=interval)
+    with pytest.raises(ValueError, match=error):
+        fit(defense, tmp_path)
+
+
 def test_a_momentum_schedule_needs_an_optimizer_with_momentum(tmp_path):
     defense = build(Natural, optimizer=torch.optim.Adagrad, momentum=MultiStep(milestones=[1], factor=0.5))
     with pytest.raises(ValueError, match=r"^momentum .*Adagrad"):

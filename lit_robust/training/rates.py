@@ -58,6 +58,8 @@ class LearningRate:
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             return {"optimizer": self.optimizer}
         self.torch_scheduler = self.scheduler(self.optimizer)
+        if isinstance(self.torch_scheduler, ReduceLROnPlateau):
+            check_plateau(self.torch_scheduler, self.interval)
         return {
             "optimizer": self.optimizer,
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
@@ -100,7 +102,7 @@ class LearningRate:
                 end of a validation, which holds no metrics.
         """
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
-            monitor = getattr(self.torch_scheduler, "monitor", "val/acc/robust")
+            monitor = monitored_by(self.torch_scheduler)
             if not metrics:
                 raise ValueError(
                     f"the scheduler monitors {monitor}, but nothing is logged yet: resume from a checkpoint of the "
@@ -111,3 +113,24 @@ class LearningRate:
             self.torch_scheduler.step(metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
             self.torch_scheduler.step()
+
+
+def monitored_by(scheduler: ReduceLROnPlateau) -> str:
+    """The metric that a plateau scheduler watches: Lightning's class says it, torch's gets the robust accuracy."""
+    return str(getattr(scheduler, "monitor", "val/acc/robust"))
+
+
+def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
+    """Refuse a plateau scheduler that would lower the rate while the net gets better.
+
+    Raises:
+        ValueError: If its mode contradicts its metric, or it is to step by batches, of which there is no metric.
+    """
+    monitor = monitored_by(scheduler)
+    right = "max" if "/acc/" in monitor else "min" if "loss" in monitor else scheduler.mode
+    if scheduler.mode != right:
+        raise ValueError(
+            f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
+        )
+    if interval != "epoch":
+        raise ValueError(f'lr_interval="{interval}" gives a ReduceLROnPlateau no metric: set it to "epoch".')
