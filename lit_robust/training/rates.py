@@ -14,6 +14,10 @@ from lit_robust.schedules import Schedule
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
 
 
+#: What tells the kinds of optimizers apart.
+OF_ONE_KIND = {"momentum", "betas", "dampening", "nesterov", "alpha", "rho", "etas", "lr_decay", "centered"}
+
+
 def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
     """The default optimizer: SGD with rate 0.1, momentum 0.9 and weight decay 5e-4, the usual one for CIFAR."""
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -44,6 +48,8 @@ class LearningRate:
         self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
+        #: The optimizer states of the checkpoint that the training goes on from.
+        self.resumed: list[Any] = []
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
@@ -55,6 +61,7 @@ class LearningRate:
             raise ValueError(
                 f"momentum is scheduled, but {type(self.optimizer).__name__} has none: remove the schedule."
             )
+        self._check_resumed()
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             return {"optimizer": self.optimizer}
         self.torch_scheduler = self.scheduler(self.optimizer)
@@ -64,6 +71,22 @@ class LearningRate:
             "optimizer": self.optimizer,
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
         }
+
+    def _check_resumed(self) -> None:
+        """Refuse the state of another optimizer, which torch takes for this one's.
+
+        Raises:
+            ValueError: If a checkpoint's groups have the numbers of another kind of optimizer.
+        """
+        for state in self.resumed:
+            groups = state.get("param_groups", []) if isinstance(state, dict) else []
+            for mine, theirs in zip(self.optimizer.param_groups, groups, strict=False):
+                other = OF_ONE_KIND & (set(mine) ^ set(theirs))
+                if other:
+                    raise ValueError(
+                        f"the checkpoint was written with another optimizer than {type(self.optimizer).__name__} (one "
+                        f"of them has {', '.join(sorted(other))}): resume with its own, or begin anew with load_net."
+                    )
 
     @property
     def current(self) -> float:
@@ -84,6 +107,11 @@ class LearningRate:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
+                if group["lr"] < 0:
+                    raise ValueError(
+                        f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values "
+                        "be 0 or above."
+                    )
             if self.momentum is not None and "betas" in group:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:

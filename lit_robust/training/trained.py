@@ -22,7 +22,12 @@ from lit_robust.lightning_internals import (
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
-from lit_robust.training.checkpoint_checks import check_weights_finite, check_weights_fit, warn_of_other_data
+from lit_robust.training.checkpoint_checks import (
+    check_weights_finite,
+    check_weights_fit,
+    warn_of_averages,
+    warn_of_other_data,
+)
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
@@ -90,6 +95,7 @@ class Trained(Evaluated):
         super().setup(stage)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
+            self.rate.resumed = []
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
@@ -207,6 +213,8 @@ class Trained(Evaluated):
         self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
+        self.rate.resumed = checkpoint.get("optimizer_states", [])
+        warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
 
     @classmethod
