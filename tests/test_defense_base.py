@@ -1,6 +1,7 @@
 """The base that all training methods stand on."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch, as_batch
+from lit_robust.callbacks import EMAWeights
 from lit_robust.defenses import PGDAT, Defense, Natural
-from lit_robust.schedules import Cyclic, MultiStep, PiecewiseLinear
+from lit_robust.schedules import Cyclic, Linear, MultiStep, PiecewiseLinear
+from lit_robust.training.checkpoint_checks import warn_of_averages
 from lit_robust.training.ranks import weighted_mean
 from tests.methods import ATTACK, build, sgd
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
@@ -28,9 +31,10 @@ class Recorder(Callback):
         self.values.append(value[0] if isinstance(value, tuple) else value)
 
 
-def fit(defense, tmp_path, n=24, epochs=1, **kwargs):
+def fit(defense, tmp_path, n=24, epochs=1, resume=None, **kwargs):
     fitted = trainer(tmp_path, max_epochs=epochs, **kwargs)
-    fitted.fit(defense, loader(images(n)), loader(images(16, seed=1)))
+    arguments = {"ckpt_path": resume, "weights_only": True} if resume else {}
+    fitted.fit(defense, loader(images(n)), loader(images(16, seed=1)), **arguments)
     return fitted
 
 
@@ -235,6 +239,61 @@ def test_nets_that_return_no_logits_of_these_classes_are_refused(tmp_path, net, 
 def test_arguments_that_make_no_sense_are_refused(arguments, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         build(PGDAT, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interval", "error"),
+    [
+        ({}, "epoch", 'mode="min" .* val/acc/robust'),  # torch's own default
+        ({"monitor": "val/acc/clean"}, "epoch", 'mode="min" .* val/acc/clean'),
+        ({"monitor": "train/loss", "mode": "max"}, "epoch", 'mode="max" .* train/loss'),
+        ({"mode": "max"}, "step", "lr_interval="),
+    ],
+)
+def test_a_plateau_scheduler_that_would_work_against_the_training_is_refused(arguments, interval, error, tmp_path):
+    from lightning.pytorch.cli import ReduceLROnPlateau
+
+    kind = ReduceLROnPlateau if "monitor" in arguments else torch.optim.lr_scheduler.ReduceLROnPlateau
+    defense = build(Natural, lr_scheduler=lambda optimizer: kind(optimizer, **arguments), lr_interval=interval)
+    with pytest.raises(ValueError, match=error):
+        fit(defense, tmp_path)
+
+
+def test_a_schedule_that_turns_the_rate_negative_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="lr_scheduler gives the learning rate -"):
+        fit(build(Natural, lr_scheduler=Linear(1, -1, 0, 1)), tmp_path)
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    fit(build(Natural), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"another optimizer than Adam .*betas"):
+        fit(build(Natural, optimizer=torch.optim.Adam), tmp_path, epochs=2, resume=tmp_path / "a.ckpt")
+
+
+def test_a_training_that_goes_on_from_averages_without_keeping_any_is_told():
+    checkpoint = {"state_dict": {}, "current_model_state": {}}
+    run = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
+    with pytest.warns(UserWarning, match="so it goes on from them, not from the live ones"):
+        warn_of_averages(checkpoint, run)
+    run.callbacks = [EMAWeights(0.5)]
+    warn_of_averages(checkpoint, run)  # a warning would be an error
+    run.callbacks, run.state.fn = [], "test"
+    warn_of_averages(checkpoint, run)
+
+
+def test_another_bound_in_training_than_in_evaluation_is_told(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        fit(
+            build(Natural, attack=PGD(0.05), val_attack=PGD(0.1), test_attacks={"a": PGD(0.1), "b": PGD(0.05)}),
+            tmp_path,
+        )
+    said = [record.getMessage() for record in caplog.records if "eps=0.05" in record.getMessage()]
+    assert said == ["the training's attack has eps=0.05, but val_attack has 0.1: is that meant?"]
+
+
+def test_the_same_test_attack_twice_is_refused():
+    with pytest.raises(ValueError, match="test_attacks a and b are the same attack"):
+        build(Natural, test_attacks={"a": PGD(0.1), "b": PGD(0.1)})
 
 
 def test_a_momentum_schedule_needs_an_optimizer_with_momentum(tmp_path):

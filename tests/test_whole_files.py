@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.defenses import Natural
+from lit_robust.folder_locks import lock, unlock
 from lit_robust.runs import checkpoints_of, next_free, read_last
 from lit_robust.training.checkpoint_io import WholeCheckpoints
 from lit_robust.whole_files import csv_cell, write_whole
@@ -153,3 +154,57 @@ def test_no_name_becomes_a_formula(name):
 
 def test_other_cells_stay_as_they_are():
     assert [csv_cell(cell) for cell in ("pgd20", -0.5, 3, "")] == ["pgd20", -0.5, 3, ""]
+
+
+# Two trainings in one folder.
+
+HOLDS = """
+import sys, time
+from lit_robust.folder_locks import lock
+lock(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_training(tmp_path):
+    """A process that trains in a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_training_in_a_folder_is_refused_until_the_first_has_died(other_training, tmp_path):
+    with pytest.raises(ValueError, match=r"another process is training in .*run: wait"):
+        lock(tmp_path / "run")
+    other_training.kill()
+    other_training.wait()
+    lock(tmp_path / "run")
+    lock(tmp_path / "run")  # its own
+    unlock(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_the_metrics(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lit("fit")
+    folder = tmp_path / "runs/tiny/version_0"
+    before = sorted(path.name for path in folder.iterdir())
+    assert ".training" not in before
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(SystemExit) as stop:
+            lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
+        assert stop.value.code == 1
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".training"])
+        lit("test", "--ckpt_path", "runs/tiny")  # beside the training
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import as_batch
-from lit_robust.callbacks.needs import net_of
+from lit_robust.callbacks.needs import callbacks_of, net_of
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.pictures import Examples, draw
@@ -80,7 +80,10 @@ class AdversarialExamples(Callback):
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
         # Here, because all ranks must ask for the run's folder.
-        self._folder = Path(self.dirpath or run_folder(trainer) / "examples")
+        self._folder = Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
+        for other in callbacks_of(trainer, AdversarialExamples):
+            if other is not self and other.dirpath == self.dirpath:
+                raise ValueError("two AdversarialExamples would draw over each other's pictures: give each a dirpath.")
 
     def on_validation_batch_end(
         self,

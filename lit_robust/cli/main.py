@@ -29,6 +29,7 @@ from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
+from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_last, run_folder
@@ -148,6 +149,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if epochs_done(checkpoint) >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
+            if self.trainer.is_global_zero:
+                lock(path.parent.parent)  # before its metrics are moved aside
             go_on_in(path.parent.parent, self.trainer)
             ckpt_path = str(path)
         self.trainer.fit(ckpt_path=ckpt_path, **kwargs)

@@ -29,6 +29,11 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
             raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
     for name, attack in {**attacks, **test_attacks}.items():
         check_attack(name, attack)
+    names = list(test_attacks)
+    for later, name in enumerate(names):
+        for other in names[:later]:
+            if test_attacks[other] == test_attacks[name]:
+                raise ValueError(f"test_attacks {other} and {name} are the same attack: drop one, or change it.")
 
 
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:

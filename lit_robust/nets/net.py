@@ -68,8 +68,16 @@ class Net(nn.Module):
         return features
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Return ``(x - mean) / std``, or ``x`` where the net has neither."""
-        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+        """Return ``(x - mean) / std``, or ``x`` where the net has neither.
+
+        Raises:
+            ValueError: If the images have another number of channels, which would be repeated silently.
+        """
+        if self.mean is None or self.std is None:
+            return x
+        if x.shape[1] != self.mean.shape[1]:
+            raise ValueError(f"the net is built for {self.mean.shape[1]} channels and the images have {x.shape[1]}.")
+        return (x - self.mean) / self.std
 
 
 def _column(name: str, values: PerChannel, in_channels: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -43,4 +44,14 @@ def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None
         rank_zero_warn(
             f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
             "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
+        )
+
+
+def warn_of_averages(checkpoint: Mapping[str, Any], trainer: Any) -> None:
+    """Tell a training that it goes on from averaged weights, because no callback brings the live ones back."""
+    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if "current_model_state" in checkpoint and trainer.state.fn == "fit" and not averages:
+        rank_zero_warn(
+            "the checkpoint holds averaged weights, and this training keeps no average, so it goes on from them, "
+            "not from the live ones: add the EMAWeights that the checkpoint was written with."
         )

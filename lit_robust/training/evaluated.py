@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_robust import require
@@ -83,6 +84,17 @@ class Evaluated(LightningModule):
         require.fine_precision(str(self.trainer.precision))
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
+        if stage == "fit":
+            self._tell_of_another_eps()
+
+    def _tell_of_another_eps(self) -> None:
+        """Say it where the training's attack has another bound than every attack that measures it."""
+        mine = getattr(self.attack, "eps", None)
+        for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
+            others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]
+            if mine is not None and others and mine not in others:
+                bounds = ", ".join(f"{eps:.4g}" for eps in dict.fromkeys(others))
+                rank_zero_info(f"the training's attack has eps={mine:.4g}, but {name} has {bounds}: is that meant?")
 
     def receive(self, raw: Any) -> Batch:
         """Give every batch the same type and memory format, and check the first one of each stage."""

@@ -14,6 +14,10 @@ from lit_robust.schedules import Schedule
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
 
 
+#: What tells the kinds of optimizers apart.
+OF_ONE_KIND = {"momentum", "betas", "dampening", "nesterov", "alpha", "rho", "etas", "lr_decay", "centered"}
+
+
 def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
     """The default optimizer: SGD with rate 0.1, momentum 0.9 and weight decay 5e-4, the usual one for CIFAR."""
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -44,6 +48,8 @@ class LearningRate:
         self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
+        #: The optimizer states of the checkpoint that the training goes on from.
+        self.resumed: list[Any] = []
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
@@ -55,13 +61,32 @@ class LearningRate:
             raise ValueError(
                 f"momentum is scheduled, but {type(self.optimizer).__name__} has none: remove the schedule."
             )
+        self._check_resumed()
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             return {"optimizer": self.optimizer}
         self.torch_scheduler = self.scheduler(self.optimizer)
+        if isinstance(self.torch_scheduler, ReduceLROnPlateau):
+            check_plateau(self.torch_scheduler, self.interval)
         return {
             "optimizer": self.optimizer,
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
         }
+
+    def _check_resumed(self) -> None:
+        """Refuse the state of another optimizer, which torch takes for this one's.
+
+        Raises:
+            ValueError: If a checkpoint's groups have the numbers of another kind of optimizer.
+        """
+        for state in self.resumed:
+            groups = state.get("param_groups", []) if isinstance(state, dict) else []
+            for mine, theirs in zip(self.optimizer.param_groups, groups, strict=False):
+                other = OF_ONE_KIND & (set(mine) ^ set(theirs))
+                if other:
+                    raise ValueError(
+                        f"the checkpoint was written with another optimizer than {type(self.optimizer).__name__} (one "
+                        f"of them has {', '.join(sorted(other))}): resume with its own, or begin anew with load_net."
+                    )
 
     @property
     def current(self) -> float:
@@ -82,6 +107,11 @@ class LearningRate:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
+                if group["lr"] < 0:
+                    raise ValueError(
+                        f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values "
+                        "be 0 or above."
+                    )
             if self.momentum is not None and "betas" in group:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:
@@ -100,7 +130,7 @@ class LearningRate:
                 end of a validation, which holds no metrics.
         """
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
-            monitor = getattr(self.torch_scheduler, "monitor", "val/acc/robust")
+            monitor = monitored_by(self.torch_scheduler)
             if not metrics:
                 raise ValueError(
                     f"the scheduler monitors {monitor}, but nothing is logged yet: resume from a checkpoint of the "
@@ -111,3 +141,24 @@ class LearningRate:
             self.torch_scheduler.step(metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
             self.torch_scheduler.step()
+
+
+def monitored_by(scheduler: ReduceLROnPlateau) -> str:
+    """The metric that a plateau scheduler watches: Lightning's class says it, torch's gets the robust accuracy."""
+    return str(getattr(scheduler, "monitor", "val/acc/robust"))
+
+
+def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
+    """Refuse a plateau scheduler that would lower the rate while the net gets better.
+
+    Raises:
+        ValueError: If its mode contradicts its metric, or it is to step by batches, of which there is no metric.
+    """
+    monitor = monitored_by(scheduler)
+    right = "max" if "/acc/" in monitor else "min" if "loss" in monitor else scheduler.mode
+    if scheduler.mode != right:
+        raise ValueError(
+            f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
+        )
+    if interval != "epoch":
+        raise ValueError(f'lr_interval="{interval}" gives a ReduceLROnPlateau no metric: set it to "epoch".')

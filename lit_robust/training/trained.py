@@ -10,6 +10,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import check_sections, forget_foreign_paths, read_checkpoint
+from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import (
     batch_in_epoch,
     batches_begun,
@@ -21,7 +22,12 @@ from lit_robust.lightning_internals import (
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
-from lit_robust.training.checkpoint_checks import check_weights_finite, check_weights_fit, warn_of_other_data
+from lit_robust.training.checkpoint_checks import (
+    check_weights_finite,
+    check_weights_fit,
+    warn_of_averages,
+    warn_of_other_data,
+)
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
@@ -89,9 +95,25 @@ class Trained(Evaluated):
         super().setup(stage)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
+            self.rate.resumed = []
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
+
+    def on_fit_start(self) -> None:
+        """Hold the run's folder, if the first logger has one: a second training would mix the files."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero and (folder := self._own_folder()):
+            lock(folder)
+
+    def teardown(self, stage: str) -> None:
+        """Release the folder."""
+        super().teardown(stage)
+        if stage == "fit" and (folder := self._own_folder()):
+            unlock(folder)
+
+    def _own_folder(self) -> str | None:
+        return getattr(self.trainer.logger, "log_dir", None)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if one is given, the torch scheduler that ``rate`` steps."""
@@ -191,6 +213,8 @@ class Trained(Evaluated):
         self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
+        self.rate.resumed = checkpoint.get("optimizer_states", [])
+        warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
 
     @classmethod

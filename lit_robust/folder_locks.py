@@ -1,0 +1,45 @@
+"""One training per run folder: two that write to the same files mix them."""
+
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
+
+#: What this process holds; the system releases it when the process dies.
+_held: dict[Path, IO[str]] = {}
+
+
+def lock(folder: str | Path) -> None:
+    """Hold a folder for a training of this process; a second call changes nothing.
+
+    Tests and predictions do not ask, so they may run beside a training.
+
+    Raises:
+        ValueError: If another process trains there.
+    """
+    folder = Path(folder).resolve()
+    if fcntl is None or folder in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".training").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ValueError(
+            f"another process is training in {folder}: wait until it ends, or train in another folder (name or version "
+            "of trainer.logger)."
+        ) from error
+    _held[folder] = file
+
+
+def unlock(folder: str | Path) -> None:
+    """Release a folder, if this process holds it."""
+    folder = Path(folder).resolve()
+    file = _held.pop(folder, None)
+    if file is not None:
+        file.close()
+        (folder / ".training").unlink(missing_ok=True)
