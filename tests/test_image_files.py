@@ -84,6 +84,16 @@ def test_sixteen_bits_of_big_endian_and_of_32_are_read_too(tmp_path):
     assert (levels(tmp_path / "wide.tif") == RAMP).all()
 
 
+def test_twelve_bits_of_a_tiff_are_scaled_by_their_own_white(tmp_path):
+    levels_12 = [0, 1000, 3000, 4095]
+    packed = bytes.fromhex("".join(f"{level:03x}" for level in levels_12))
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed
+    (tmp_path / "x.tif").write_bytes(head + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert levels(tmp_path / "x.tif").tolist() == [[round(level / 4095 * 255) for level in levels_12]]
+
+
 def test_floats_from_zero_to_one_are_their_twin_of_eight_bits(tmp_path):
     save(tmp_path / "float.tif", (RAMP / 255).astype(np.float32))
     assert (levels(tmp_path / "float.tif") == RAMP).all()
@@ -289,6 +299,17 @@ def test_loops_of_links_end_and_bring_nothing_twice(tree):
     assert names(own(tree)) == [*PLAIN[:3], "cat/sub/3.png", *PLAIN[3:]]
 
 
+def test_a_link_from_a_set_to_itself_is_no_class(tree):
+    for part in ("train", "val"):
+        (tree / part / "loop").symlink_to(".")
+        (tree / part / "up").symlink_to(tree)
+        (tree / part / "self").symlink_to("self")
+    with pytest.warns(UserWarning, match=r"no images: 2, \S*train/self the first"):
+        dm = own(tree)
+    assert dm.class_names == ["cat", "dog"]
+    assert names(dm) == PLAIN
+
+
 def test_a_linked_class_its_folders_and_its_files_are_followed(tree, tmp_path):
     elsewhere = tree / "elsewhere"
     (tree / "train" / "dog").rename(elsewhere)
@@ -326,7 +347,8 @@ def test_images_of_subfolders_come_in_the_order_of_their_folders(tree):
 # Faults.
 
 
-def test_all_faults_are_one_report_before_training(tree):
+def test_all_faults_are_one_report_before_training(tree, monkeypatch):
+    monkeypatch.setattr(image_files, "_SLICE", 3)  # so that several threads look
     for path, kept in zip(sorted(tree.glob("*/*/*.png")), [0, 10, 30, 300, 900], strict=False):
         path.write_bytes(save(path, NOISE).read_bytes()[:kept])
     with pytest.raises(OSError, match=r"^[^\n]*has 5 files that are not readable images: [^\n]*$") as refused:
@@ -335,10 +357,24 @@ def test_all_faults_are_one_report_before_training(tree):
     assert "cat/0.png (not BMP, DIB," in str(refused.value)
 
 
-def test_a_truncated_image_is_told_before_training(tree):
-    path = save(tree / "val" / "dog" / "x.jpg", NOISE)
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".jpg", ".png", ".ppm", ".tif", ".webp"])
+def test_a_truncated_image_is_told_before_training(tree, suffix):
+    path = save(tree / "val" / "dog" / f"x{suffix}", NOISE)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(OSError, match=r"val/dog/x\.jpg is not a readable image \(.*truncated"):
+    with pytest.raises(OSError, match=rf"val/dog/x\{suffix} is not a readable image \("):
+        own(tree)
+
+
+def test_a_subfolder_that_cannot_be_listed_is_a_fault(tree, monkeypatch):
+    def scandir(path):
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    listed = os.scandir
+    (tree / "train" / "cat" / "closed").mkdir()
+    monkeypatch.setattr(image_files.os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"cat/closed is not a readable image \(Permission denied\)"):
         own(tree)
 
 

@@ -49,16 +49,18 @@ def is_hidden(name: str) -> bool:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of a folder's subfolders, sorted, without hidden ones.
+    """The names of a folder's subfolders, sorted, without hidden ones and links to a folder that holds them.
 
     Raises:
         FileNotFoundError: If there are none.
     """
+    real = folder.resolve()
+    loops = {real, *real.parents}
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if not is_hidden(entry.name) and entry.is_dir())
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
     except OSError:
         names = []
-    if not names:
+    if not (names := sorted(name for name in names if (folder / name).resolve() not in loops)):
         raise FileNotFoundError(f"{folder} has no class folders: it must hold one folder of images for each class.")
     return names
 
@@ -169,9 +171,7 @@ def _look(paths: Sequence[str], whole: bool) -> tuple[list[tuple[str, str]], lis
             with Image.open(path, formats=FORMATS) as image:
                 if getattr(image, "is_animated", False):
                     animated.append(path)
-                _check_mode(image)
-                if whole:
-                    _to_rgb(image)
+                _to_rgb(image) if whole else _check_mode(image)
         except Exception as error:
             faults.append((path, _reason(error)))
     return faults, animated
