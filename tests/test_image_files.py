@@ -310,11 +310,14 @@ def test_a_link_from_a_set_to_itself_is_no_class(tree):
     assert names(dm) == PLAIN
 
 
-def test_a_linked_class_its_folders_and_its_files_are_followed(tree, tmp_path):
-    elsewhere = tree / "elsewhere"
+def test_a_linked_class_its_folders_and_its_files_are_followed(tree):
+    elsewhere = tree / "elsewhere" / "dogs"
+    (tree / "elsewhere" / "others").mkdir(parents=True)
+    save(tree / "elsewhere" / "others" / "0.png", NOISE)
     (tree / "train" / "dog").rename(elsewhere)
     (tree / "train" / "dog").symlink_to(elsewhere)
     (elsewhere / "up").symlink_to(tree / "train")
+    (elsewhere / "holder").symlink_to("..")
     (tree / "train" / "cat" / "3.png").symlink_to(elsewhere / "0.png")
     assert names(own(tree)) == [*PLAIN[:3], "cat/3.png", *PLAIN[3:]]
 
