@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from PIL import Image
 from torch import nn
 
 from lit_robust import load_net
@@ -357,11 +358,12 @@ def test_too_little_memory_is_answered_with_what_to_lower(tmp_path, capsys, monk
     check(says, "CUDA out of memory: lower data.batch_size and data.eval_batch_size.")
 
 
-def test_an_image_that_a_worker_cannot_read_is_named(tmp_path, capsys):
+def test_an_image_that_cannot_be_read_is_named(tmp_path, capsys):
     for part in ("train", "val"):
         for label in ("cat", "dog"):
             (tmp_path / "images" / part / label).mkdir(parents=True)
-            (tmp_path / "images" / part / label / "0.png").write_text("no picture")
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / part / label / "0.png")
+    (tmp_path / "images" / "val" / "cat" / "0.png").write_text("no picture")
     flags = ["--data", "ImageFolderDataModule", "--data.root", "images", "--data.num_workers", 1, "--data.val_size", 0]
     says = refusal(capsys, "test", "-c", tiny(tmp_path), *flags, "--data.train_size", 2, "--data.test_size", 2)
     check(says, "images/val/cat/0.png is not a readable image (...): repair or remove it.")

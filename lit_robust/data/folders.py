@@ -8,12 +8,12 @@ import torch
 from lightning.fabric.utilities import suggested_max_num_workers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, find_classes, make_dataset
 from torchvision.transforms import v2
 
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.base import ImageDataModule
+from lit_robust.data.image_files import Findings, class_folders, decode, is_hidden
 from lit_robust.data.loaders import EpochLoader, Samples
 from lit_robust.data.splits import Split, in_turns
 from lit_robust.seeds import derive_seed
@@ -40,10 +40,7 @@ class FolderImages(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         index, weight, seed = request
         path, label = self.files[index]
-        try:
-            image = default_loader(path)
-        except Exception as error:  # Pillow raises many kinds for a broken file
-            raise OSError(f"{path} is not a readable image ({error}): repair or remove it.") from error
+        image = decode(path)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the accelerator, even in a worker.
             torch.default_generator.manual_seed(seed)
@@ -139,6 +136,11 @@ class FolderDataModule(ImageDataModule):
     cropped at the centre. Files are sorted by class, so unshuffled images, and those of ``train_size`` and
     ``test_size``, alternate between the classes.
 
+    Images are BMP, GIF, JPEG, PNG, PPM, TIFF and WebP files, turned upright by their EXIF orientation; grey levels of
+    16 bits and floats in [0, 1] are rounded to 8 bits. Names that begin with a point, and ``__MACOSX``, are passed
+    over. ``setup`` reads the header of every image, and decodes all of up to 20,000, so that faults are told before
+    training.
+
     Args:
         base: The folder that holds ``train``.
         image_size: Height and width of the images in a batch.
@@ -186,9 +188,11 @@ class FolderDataModule(ImageDataModule):
         train, val, test = (self.base / part for part in ("train", "val", "test"))
         classes, known = self._classes(), class_folders(train)
         tested = test if test.is_dir() else val
-        of_train, of_test = (list_images(folder, classes, known) for folder in (train, tested))
+        findings = Findings()
+        of_train, of_test = (list_images(folder, classes, known, findings) for folder in (train, tested))
         validates = self.val_size is None and test.is_dir() and val.is_dir()
-        of_val = list_images(val, classes, known) if validates else []
+        of_val = list_images(val, classes, known, findings) if validates else []
+        findings.check(self.base, [path for path, _ in (*of_train, *of_test, *of_val)])
         self._in_val = len(of_val)
         self._files = {True: of_train + of_val, False: of_test}
         labels = {key: torch.tensor([label for _, label in files]) for key, files in self._files.items()}
@@ -218,27 +222,18 @@ def _transform(size: int, augment: bool) -> v2.Transform:
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The names of a folder's subfolders, sorted.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
-    try:
-        classes: list[str] = find_classes(folder)[0]
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{folder} has no class folders: it must hold one folder of images for each class."
-        ) from error
-    return classes
-
-
-def list_images(folder: Path, classes: list[str], known: list[str]) -> list[tuple[str, int]]:
+def list_images(folder: Path, classes: list[str], known: list[str], findings: Findings) -> list[tuple[str, int]]:
     """Path and label of every image of ``classes`` in the class folders of ``folder``.
+
+    Args:
+        folder: The folder with the class folders.
+        classes: The classes, in the order of their labels.
+        known: The class folders of the training set.
+        findings: Gets what else is found.
 
     Raises:
         FileNotFoundError: If one of the classes has no folder or no image.
-        ValueError: If there is a folder that is not among ``known``, the folders of the training set.
+        ValueError: If there is a folder that is not among ``known``.
     """
     found = set(class_folders(folder))
     if unknown := sorted(found - set(known)):
@@ -247,9 +242,15 @@ def list_images(folder: Path, classes: list[str], known: list[str]) -> list[tupl
         raise FileNotFoundError(
             f"{folder} has no folder for {len(missing)} of the {len(classes)} classes, {missing[0]} among them."
         )
-    labels = {name: label for label, name in enumerate(classes)}
-    try:
-        files: list[tuple[str, int]] = make_dataset(folder, labels, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder} has classes without images: {str(error).split('. ')[0]}.") from error
-    return files
+    findings.unused += [str(entry) for entry in folder.iterdir() if not is_hidden(entry.name) and not entry.is_dir()]
+    images: list[tuple[str, int]] = []
+    without = []
+    for label, name in enumerate(classes):
+        faults = len(findings.faults)
+        of_class = findings.images(folder / name)
+        if not of_class and len(findings.faults) == faults:
+            without.append(name)
+        images += [(path, label) for path in of_class]
+    if without:
+        raise FileNotFoundError(f"{folder} has classes without images, {without[0]} among them.")
+    return images

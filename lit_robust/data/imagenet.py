@@ -21,6 +21,7 @@ class ImageFolderDataModule(FolderDataModule):
 
     Raises:
         FileNotFoundError: If a folder is missing or a class has no images.
+        OSError: If there are images that cannot be read, with their number and the first paths.
         ValueError: If the folders have different classes, or too few images for the sizes.
     """
 
