@@ -14,6 +14,37 @@ from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 
 
+class NoLogitsError(ValueError):
+    """The net returns something other than logits."""
+
+
+def logits_of(found: Any) -> Any:
+    """The logits of a net's output if it has them as an attribute ``logits``, else the output itself."""
+    logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
+    return logits if isinstance(logits, Tensor) else found
+
+
+def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
+    """A forward hook that replaces a net's output by its ``logits``, in train mode as well as in eval mode.
+
+    Raises:
+        NoLogitsError: If there are none.
+    """
+    logits = logits_of(found)
+    if not isinstance(logits, Tensor):
+        raise _no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
+    return logits
+
+
+#: What a net must return.
+REMEDY = "let it return one tensor (N, num_classes), alone or as the attribute logits"
+
+
+def _no_logits(found: Any, x: Tensor, name: str, remedy: str) -> NoLogitsError:
+    what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    return NoLogitsError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
+
+
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     """Refuse a net or a batch that would make all results wrong, before anything is trained or reported.
 
@@ -74,7 +105,7 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
     try:
         with network_mode(net, "eval"), torch.no_grad():
             return net(x)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NoLogitsError):
         raise
     except Exception as error:
         shape, reason = "x".join(map(str, x.shape[1:])), f"{type(error).__name__}: {error}".splitlines()[0]
@@ -95,8 +126,7 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
         ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
-        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
+        raise _no_logits(found, x, name, remedy)
     logits = found.float()
     if not bool(logits.isfinite().all()):
         raise ValueError(

@@ -14,6 +14,8 @@ from lit_robust.first_batch import (
     check_classes,
     check_labels,
     check_logits,
+    logits_of,
+    only_logits,
     outputs,
 )
 
@@ -60,7 +62,6 @@ class Adapter:
         self.normalised = mean is not None
         for value in self.std:
             require.number("std", value, above=0, hint="it is what images are divided by")
-        self._unpack = False
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
@@ -84,8 +85,8 @@ class Adapter:
             x_adv = x + (x_adv - self.pixels(batch)) / self._statistics(x)[1]
         return _exchanged(batch, _path(batch, self.x), x_adv)
 
-    def logits_net(self, module: LightningModule) -> nn.Module:
-        """The net for attacks, from pixels to logits: the user's own, wrapped if its inputs or outputs differ."""
+    def logits_net(self, module: LightningModule) -> "_PixelsToLogits":
+        """The net for attacks, from pixels to logits: the user's own, wrapped, because outputs may differ by mode."""
         try:
             net: nn.Module = module.get_submodule(self.net or "")
         except AttributeError:
@@ -94,7 +95,7 @@ class Adapter:
                 f'net="{self.net}" is no sub-module of {type(module).__name__}: name the one that returns logits '
                 f"(it has: {parts or 'none'})."
             ) from None
-        return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
+        return _PixelsToLogits(net, self)
 
     @torch.no_grad()
     def check(self, module: LightningModule, batch: Any) -> None:
@@ -118,10 +119,8 @@ class Adapter:
         name = owner if self.net is None else f"{owner}.{self.net}"
         remedy = f"set net to the sub-module that turns images into logits ({owner} has: {parts})"
         few = self.pixels(batch)[:2]
-        found = outputs(self.logits_net(module), few, name, remedy)
-        if not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor):
-            self._unpack, found = True, found.logits
-        logits = check_logits(found, few, name, remedy, "set net to the sub-module before the softmax")
+        found = outputs(self.logits_net(module).net, self._normalise(few), name, remedy)
+        logits = check_logits(logits_of(found), few, name, remedy, "set net to the sub-module before the softmax")
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
@@ -140,6 +139,12 @@ class Adapter:
                 f"images run from {low:.4g} to {high:.4g} as they come, so the data pipeline does not normalise them "
                 f"with {given}: leave mean and std out."
             )
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        if not self.normalised:
+            return pixels
+        mean, std = self._statistics(pixels)
+        return (pixels - mean) / std
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (x.ndim - 2))
@@ -169,12 +174,7 @@ class _PixelsToLogits(nn.Module):
         self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.adapter.normalised:
-            mean, std = self.adapter._statistics(x)
-            x = (x - mean) / std
-        found: Any = self.net(x)
-        logits: Tensor = found if isinstance(found, Tensor) else found.logits
-        return logits
+        return only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))
 
 
 _REMEDY = 'give an index, a key or the name of a field, or a path of them such as "views.0"'

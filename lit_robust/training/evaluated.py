@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch
+from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
 from lit_robust.seeds import seed
@@ -24,7 +24,8 @@ class Evaluated(LightningModule):
     """A net and the attacks that measure its robustness, also under Lightning's inference mode.
 
     Args:
-        net: Returns logits ``(N, num_classes)`` for images in [0, 1]; it normalises them itself.
+        net: Returns logits ``(N, num_classes)`` for images in [0, 1], alone or as the attribute ``logits``; it
+            normalises the images itself.
         num_classes: The number of classes; the command line takes it from the data.
         attack: The training adversary, whose threat set the default attacks search.
         val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
@@ -56,6 +57,8 @@ class Evaluated(LightningModule):
         test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        if only_logits not in self.net._forward_hooks.values():
+            self.net.register_forward_hook(only_logits)
         if compile:
             self.net.compile()
         self.num_classes = num_classes
