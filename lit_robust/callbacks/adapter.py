@@ -62,6 +62,7 @@ class Adapter:
         self.normalised = mean is not None
         for value in self.std:
             require.number("std", value, above=0, hint="it is what images are divided by")
+        self._unpack = False
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
@@ -85,17 +86,25 @@ class Adapter:
             x_adv = x + (x_adv - self.pixels(batch)) / self._statistics(x)[1]
         return _exchanged(batch, _path(batch, self.x), x_adv)
 
-    def logits_net(self, module: LightningModule) -> "_PixelsToLogits":
-        """The net for attacks, from pixels to logits: the user's own, wrapped, because outputs may differ by mode."""
+    def logits_net(self, module: LightningModule, wrapped: bool = False) -> nn.Module:
+        """The net for attacks, from pixels to logits: the user's own, wrapped if its inputs or outputs differ.
+
+        Args:
+            module: The user's module.
+            wrapped: Whether to wrap it anyway, for use in train mode, in which its outputs have not been checked.
+        """
+        net = self._users_net(module)
+        return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
+
+    def _users_net(self, module: LightningModule) -> nn.Module:
         try:
-            net: nn.Module = module.get_submodule(self.net or "")
+            return module.get_submodule(self.net or "")
         except AttributeError:
             parts = ", ".join(name for name, _ in module.named_children())
             raise ValueError(
                 f'net="{self.net}" is no sub-module of {type(module).__name__}: name the one that returns logits '
                 f"(it has: {parts or 'none'})."
             ) from None
-        return _PixelsToLogits(net, self)
 
     @torch.no_grad()
     def check(self, module: LightningModule, batch: Any) -> None:
@@ -119,8 +128,10 @@ class Adapter:
         name = owner if self.net is None else f"{owner}.{self.net}"
         remedy = f"set net to the sub-module that turns images into logits ({owner} has: {parts})"
         few = self.pixels(batch)[:2]
-        found = outputs(self.logits_net(module).net, self._normalise(few), name, remedy)
-        logits = check_logits(logits_of(found), few, name, remedy, "set net to the sub-module before the softmax")
+        found = outputs(self._users_net(module), self._normalise(few), name, remedy)
+        logits = logits_of(found)
+        self._unpack = logits is not found
+        logits = check_logits(logits, few, name, remedy, "set net to the sub-module before the softmax")
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
