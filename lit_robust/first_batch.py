@@ -4,6 +4,8 @@ A Defense calls ``check_first_batch``. Callbacks, which also work on a user's ow
 are the same in both cases; the caller supplies the remedy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -139,3 +141,21 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
             "weaker than it is."
         )
     return found
+
+
+@contextmanager
+def naming_drop_last() -> Iterator[None]:
+    """Add the remedy where BatchNorm refuses the last batch, which may hold one image.
+
+    Raises:
+        ValueError: In place of torch's.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("Expected more than 1 value per channel when training"):
+            raise ValueError(
+                "a batch of one image gives BatchNorm a single value per channel: leave a last batch that is not full "
+                "out (--data.drop_last true), or change batch_size."
+            ) from error
+        raise

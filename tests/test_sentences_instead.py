@@ -7,11 +7,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lit_robust.attacks import PGD
+from lit_robust.attacks import FGSM, PGD, AutoAttack
+from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import AdversarialTraining, EMAWeights
-from lit_robust.defenses import PGDAT
+from lit_robust.defenses import PGDAT, Natural
+from lit_robust.nets import small_cnn
 from tests.methods import build
-from tests.tiny import TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 
 class Returns(TinyNet):
@@ -93,3 +95,52 @@ def test_a_module_of_the_users_own_may_return_logits_as_an_attribute_in_one_mode
     net = Returns(as_attribute, modes)
     module = User(net)
     fit(module, AdversarialTraining(PGD(0.1, steps=1), net="net", attack_bn_mode="train"))
+
+
+# Precisions, labels and sizes of batches.
+
+
+def test_double_precision_trains_and_tests():
+    x = torch.rand(8, 1, 28, 28)
+    batches = loader(Batch(x, torch.arange(8), *images(8)[2:]))
+    defense = PGDAT(small_cnn(), 10, PGD(0.1, steps=1))
+    run = trainer(".", max_epochs=1, precision="64-true")
+    run.fit(defense, batches, batches)
+    run.test(defense, batches, verbose=False)
+    assert next(defense.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("attack", [PGD(0.1, steps=2), FGSM(0.1), AutoAttack(0.1)])
+def test_an_empty_batch_has_no_adversarial_images(attack):
+    x, y = images(8)[:2]
+    found = attack(TinyNet().eval(), x[:0], y[:0])
+    assert found.shape == (0, *x.shape[1:])
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_integers_of_any_size_are_labels(dtype, indexed):
+    batch = images(8)
+    short = batch._replace(y=batch.y.to(dtype))
+    found = as_batch(short if indexed else short[:2])
+    assert found.y.dtype == torch.int64
+    assert torch.equal(found.y, batch.y)
+
+
+@pytest.mark.parametrize("y", [images(8).y.float(), images(8).y.double(), images(8).y > 1])
+def test_labels_that_are_no_integers_are_refused(y):
+    for batch in (images(8)._replace(y=y), (images(8).x, y)):
+        with pytest.raises(ValueError, match=f"labels of {y.dtype}"):
+            as_batch(batch)
+
+
+@pytest.mark.parametrize("method", [Natural, PGDAT])
+def test_a_last_image_alone_in_a_net_with_batchnorm_is_left_out_by_drop_last(method):
+    class Narrow(TinyNet):
+        def forward(self, x):
+            return self.norm(super().forward(x))
+
+    net = Narrow()
+    net.norm = nn.BatchNorm1d(CLASSES)
+    with pytest.raises(ValueError, match="drop_last"):
+        trainer(".", max_epochs=1).fit(build(method, net=net), loader(images(9)), loader(images(8)))

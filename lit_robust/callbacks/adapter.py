@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.batch import SHORT
 from lit_robust.first_batch import (
     check_classes,
     check_labels,
@@ -23,9 +24,6 @@ from lit_robust.first_batch import (
 Key = int | str
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
-
-#: Types of labels that are converted to int64.
-_SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
 class Adapter:
@@ -77,7 +75,7 @@ class Adapter:
         if self.y is None:
             return None
         y = self._tensor(batch, self.y, "y")
-        return y.long() if y.dtype in _SHORT else y  # losses accept int64 only
+        return y.long() if y.dtype in SHORT else y  # losses accept int64 only
 
     def exchanged(self, batch: Any, x_adv: Tensor) -> Any:
         """A copy of the batch with other pixels; an image that did not change stays exactly as it was."""
