@@ -5,13 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 
 from lit_robust.attacks import FGSM, PGD, AutoAttack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.callbacks import AdversarialTraining, EMAWeights
+from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights
+from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.nets import small_cnn
+from lit_robust.schedules import CyclicStep, MultiStep, PeriodicCosine, PiecewiseLinear, Product, Staircase
 from tests.methods import build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -144,3 +148,93 @@ def test_a_last_image_alone_in_a_net_with_batchnorm_is_left_out_by_drop_last(met
     net.norm = nn.BatchNorm1d(CLASSES)
     with pytest.raises(ValueError, match="drop_last"):
         trainer(".", max_epochs=1).fit(build(method, net=net), loader(images(9)), loader(images(8)))
+
+
+# Monitors of what is never logged.
+
+MISSPELT = {"val": "val/acc/robst", "train": "train/los", "no split": "loss"}
+MONITORS = {
+    "EarlyStopping": lambda key: ([EarlyStopping(key)], {}),
+    "ModelCheckpoint": lambda key: ([ModelCheckpoint("saved", monitor=key)], {}),
+    "DelayedStart": lambda key: ([DelayedStart(latest_epoch=1, monitor=key)], {}),
+    "ReduceLROnPlateau": lambda key: ([], {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key)}),
+}
+
+
+@pytest.mark.parametrize("sanity", [0, 1])
+@pytest.mark.parametrize("key", MISSPELT)
+@pytest.mark.parametrize("watcher", MONITORS)
+def test_a_monitor_of_what_is_never_logged_is_refused_in_the_first_batch(watcher, key, sanity, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks, arguments = MONITORS[watcher](MISSPELT[key])
+    defense = build(PGDAT, **arguments)
+    run = trainer(
+        ".", max_epochs=2, callbacks=callbacks, num_sanity_val_steps=sanity, enable_checkpointing=watcher[0] == "M"
+    )
+    with pytest.raises(ValueError, match=f"{watcher} monitors {MISSPELT[key]}, but"):
+        run.fit(defense, loader(images(24)), loader(images(8)))
+    assert run.global_step <= 1
+
+
+@pytest.mark.parametrize("key", ["val/acc/robust", "train/loss", "train/acc/robust"])
+@pytest.mark.parametrize("watcher", ["EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau"])
+def test_a_monitor_of_what_is_logged_is_no_mistake(watcher, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks, arguments = MONITORS[watcher](key)
+    if watcher == "ReduceLROnPlateau" and "acc" in key:
+        arguments = {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key, mode="max")}
+    run = trainer(".", max_epochs=2, callbacks=callbacks, enable_checkpointing=watcher[0] == "M")
+    run.fit(build(PGDAT, **arguments), loader(images(8)), loader(images(8)))
+    assert run.current_epoch == 2
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_validation_in_no_epoch_is_asked_for_in_other_ways(every):
+    with pytest.raises(ValueError, match="check_val_every_n_epoch"):
+        fit(build(Natural), check_val_every_n_epoch=every)
+
+
+# Wrong types in Python.
+
+WEIGHT = nn.Parameter(torch.zeros(1))
+OPTIMIZER = torch.optim.SGD([WEIGHT], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: build(PGDAT, optimizer=torch.optim.Adam([WEIGHT])), "optimizer"),
+        (lambda: build(PGDAT, optimizer=None), "optimizer"),
+        (lambda: build(PGDAT, optimizer="adam"), "optimizer"),
+        (lambda: build(PGDAT, lr_scheduler=torch.optim.lr_scheduler.StepLR(OPTIMIZER, 1)), "lr_scheduler"),
+        (lambda: build(PGDAT, lr_scheduler="cosine"), "lr_scheduler"),
+        (lambda: build(PGDAT, lr_scheduler=MultiStep), "lr_scheduler"),
+        (lambda: build(PGDAT, momentum=0.9), "momentum"),
+        (lambda: build(PGDAT, optimizer=lambda weights: None).configure_optimizers(), "optimizer"),
+        (lambda: build(PGDAT, lr_scheduler=lambda sgd: None).configure_optimizers(), "lr_scheduler"),
+        (lambda: build(PGDAT, attack="pgd"), "attack"),
+        (lambda: build(PGDAT, attack=None), "attack"),
+        (lambda: build(PGDAT, test_attacks=[PGD()]), "test_attacks"),
+        (lambda: build(PGDAT, test_attacks=PGD()), "test_attacks"),
+        (lambda: build(PGDAT, net="resnet18"), "net"),
+        (lambda: build(PGDAT, net=TinyNet), "net"),
+        (lambda: build(PGDAT, compile="yes"), "compile"),
+        (lambda: build(PGDAT, channels_last="yes"), "channels_last"),
+        (lambda: DigitsDataModule(batch_size="32"), "batch_size"),
+        (lambda: DigitsDataModule(val_size=0.1), "val_size"),
+        (lambda: DigitsDataModule(augment="no"), "augment"),
+        (lambda: DigitsDataModule(drop_last="no"), "drop_last"),
+        (lambda: EMAWeights("0.9"), "decay"),
+        (lambda: EMAWeights(extra=0.9), "extra"),
+        (lambda: MultiStep(5), "milestones"),
+        (lambda: PiecewiseLinear([0, 1], 1), "values"),
+        (lambda: Staircase(0, [1]), "times"),
+        (lambda: CyclicStep(1, 1, 1, after=6), "after"),
+        (lambda: PeriodicCosine(0, 1, 1, ends=5), "ends"),
+        (lambda: Product(MultiStep([5])), "schedules"),
+        (lambda: AttributeRamp(5, MultiStep([5])), "attribute"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named(call, argument):
+    with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b"):
+        call()

@@ -25,6 +25,7 @@ _REMEDIES = {
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
+    r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
 }

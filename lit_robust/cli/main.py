@@ -242,10 +242,15 @@ def main(args: Sequence[str] | None = None) -> None:
                 auto_configure_optimizers=False,
                 args=list(args) if args is not None else sys.argv[1:],
             )
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, *_errors_of_wandb()) as error:
         if os.environ.get("LIT_ROBUST_DEBUG"):
             raise
         _exit(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
+
+
+def _errors_of_wandb() -> tuple[type[Exception], ...]:
+    """What W&B raises, such as without a login; nothing if it is not in use."""
+    return (sys.modules["wandb"].Error,) if "wandb" in sys.modules else ()
 
 
 def _exit(message: str, hint: str, code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """Evaluation of a net: Lightning's validation, test and predict steps."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
@@ -52,7 +54,15 @@ class Evaluated(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
         require.integer("num_classes", num_classes, least=2)
+        check_attack("attack", attack)
+        if not isinstance(test_attacks, Mapping | None):
+            raise TypeError(
+                f'test_attacks is a {type(test_attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.'
+            )
+        for name, flag in (("channels_last", channels_last), ("compile", compile)):
+            require.instance(name, flag, bool, "give True or False")
         val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
         test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
@@ -81,9 +91,12 @@ class Evaluated(LightningModule):
 
         Raises:
             ImportError: If an attack needs a package that is not installed.
-            ValueError: If the trainer's precision would round images.
+            ValueError: If the trainer's precision would round images, or it validates in no epoch.
         """
         require.fine_precision(str(self.trainer.precision))
+        if (every := self.trainer.check_val_every_n_epoch) is not None:
+            hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
+            require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
 
