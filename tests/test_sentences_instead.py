@@ -1,5 +1,7 @@
 """Mistakes that once ended in a traceback, or in a riddle of another package: each is now a sentence, or works."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +16,10 @@ from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, Natural
+from lit_robust.measures.pictures import Examples, draw
 from lit_robust.nets import small_cnn
 from lit_robust.schedules import CyclicStep, MultiStep, PeriodicCosine, PiecewiseLinear, Product, Staircase
+from tests.front_door import refusal, tiny
 from tests.methods import build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -238,3 +242,58 @@ OPTIMIZER = torch.optim.SGD([WEIGHT], lr=0.1)
 def test_an_argument_of_the_wrong_type_is_named(call, argument):
     with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b"):
         call()
+
+
+# Wrapped nets, and names that are no formulas.
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: nn.DataParallel(torch.compile(net))])
+def test_a_wrapped_net_has_its_own_names_in_checkpoints(wrap):
+    net = TinyNet()
+    defense = build(PGDAT, net=wrap(net))
+    assert defense.net is net
+    assert defense.state_dict().keys() == build(PGDAT).state_dict().keys()
+    assert defense.compiled == (wrap is not nn.DataParallel)
+
+
+def test_names_of_classes_are_drawn_as_they_are(tmp_path):
+    x, y = images(4)[:2]
+    names = ["$x_{", "a$b$", "\\frac", "$"]
+    draw(Examples(x, x, y, torch.eye(4), torch.eye(4)), "$x_{", class_names=names).savefig(tmp_path / "drawn.png")
+
+
+# The command line.
+
+
+def system(command: str) -> int:
+    """Stands for ``os.system``."""
+    Path("HACKED").touch()
+    return 0
+
+
+def unannotated(params, lr=0.1):
+    return torch.optim.SGD(params, lr=lr)
+
+
+@pytest.mark.parametrize("argument", ["optimizer", "lr_scheduler"])
+def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = f"{{class_path: {__name__}.system, init_args: {{command: x}}}}"
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), "-c", f"model: {{init_args: {{{argument}: {asked}}}}}")
+    assert says.startswith(f"model.{argument}: ")
+    assert not Path("HACKED").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (f"--model.optimizer {__name__}.unannotated", "model.optimizer: .*annotated"),
+        ("--trainer.max_epoch 3", "--trainer.max_epoch"),
+        ("--trainer.logger WandbLogger", "wandb login.*offline"),
+    ],
+)
+def test_a_flag_that_cannot_be_meant_is_answered_by_one_sentence(flags, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert re.search(says, refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()))

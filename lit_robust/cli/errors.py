@@ -95,6 +95,8 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"{where}{found[1].strip() or mistake.value} is no {found[2]}."
     if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
         return f"{where}{found[1]} is no {found[2]}."
+    if found := re.match(r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$", reason):
+        return f"{where}{found[1]} is not annotated to return {found[2]}: write def f(...) -> {found[2]}."
     if found := re.match(r"Expected an instantiatable class, but (\S+) is abstract", reason):
         return f"{where}this {found[1].rpartition('.')[2]} has no class yet: give its class_path before its arguments."
     if reason.startswith("Not a valid subclass") and (named := re.search(r"'class_path': '([^']*)'", mistake.value)):

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.cli.config import NAMES, classes_start_afresh, gathered
+from lit_robust.cli.config import NAMES, check_makers, classes_start_afresh, gathered
 from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
@@ -53,6 +53,10 @@ DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse abbreviations of options: a typing error must not set another option."""
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         """Ignore ``linked_targets``, which jsonargparse (4.53) passes here although it only accepts it for classes.
@@ -140,6 +144,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         assert isinstance(args, list)
         with classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
+        config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
+        check_makers(config.model.get("init_args") or {})
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
@@ -242,7 +248,9 @@ def main(args: Sequence[str] | None = None) -> None:
                 auto_configure_optimizers=False,
                 args=list(args) if args is not None else sys.argv[1:],
             )
-    except (*USER_ERRORS, *_errors_of_wandb()) as error:
+    except Exception as error:
+        if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):
+            raise
         if os.environ.get("LIT_ROBUST_DEBUG"):
             raise
         _exit(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
@@ -250,7 +258,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _errors_of_wandb() -> tuple[type[Exception], ...]:
     """What W&B raises, such as without a login; nothing if it is not in use."""
-    return (sys.modules["wandb"].Error,) if "wandb" in sys.modules else ()
+    error: type[Exception] | None = getattr(sys.modules.get("wandb"), "Error", None)
+    return (error,) if error else ()
 
 
 def _exit(message: str, hint: str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from lit_robust import require
 from lit_robust.attacks import PGD, Attack
@@ -21,6 +22,9 @@ from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
 
+#: What is taken off a net, so that checkpoints have its own names; Lightning distributes it.
+_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 
 class Evaluated(LightningModule):
     """A net and the attacks that measure its robustness, also under Lightning's inference mode.
@@ -34,7 +38,7 @@ class Evaluated(LightningModule):
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
         test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
-        compile: Compiles the net with ``torch.compile``.
+        compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -55,6 +59,9 @@ class Evaluated(LightningModule):
     ) -> None:
         super().__init__()
         require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
+        while isinstance(net, _WRAPPERS):  # whose prefix would be in every name of the checkpoints
+            compile = compile or isinstance(net, OptimizedModule)
+            net = net._orig_mod if isinstance(net, OptimizedModule) else net.module
         require.integer("num_classes", num_classes, least=2)
         check_attack("attack", attack)
         if not isinstance(test_attacks, Mapping | None):
