@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from importlib import import_module
-from inspect import isclass, signature
+from inspect import isclass, isfunction, signature
 from typing import Any, get_type_hints
 
 import torch
@@ -209,6 +209,11 @@ def check_makers(arguments: Mapping[str, Any]) -> None:
         path = getattr(maker, "class_path", None)
         part = maker if path is None else found(path)
         made = part if isclass(part) else _returned(part)
+        if path is not None and isfunction(part) and isclass(made) and issubclass(made, kinds):
+            raise ValueError(
+                f"model.{name}: {path} is a function, which would be called without its first argument: name it alone, "
+                f"as {name}: {path}."
+            )
         if maker is not None and not (isclass(made) and issubclass(made, kinds)):
             raise ValueError(
                 f"model.{name}: {path or part} makes no {kinds[0].__name__}: name a class of them, or a function that "

@@ -44,7 +44,8 @@ class LearningRate:
         if scheduler is not None and not isinstance(scheduler, Schedule):
             example = "a Schedule, or functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)"
             require.factory("lr_scheduler", scheduler, LRScheduler, example)
-            if scheduler in Schedule.__subclasses__():
+            given: Any = scheduler
+            if isinstance(given, type) and issubclass(given, Schedule):
                 raise TypeError(f"lr_scheduler={scheduler} is a class: write it with its arguments.")
         if momentum is not None:
             require.instance("momentum", momentum, Schedule, "give a Schedule; a constant is the optimizer's own")
