@@ -288,7 +288,8 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
     ("flags", "says"),
     [
         (f"--model.optimizer {__name__}.unannotated", "model.optimizer: .*annotated"),
-        ("--trainer.max_epoch 3", "--trainer.max_epoch"),
+        ("--trainer.max_epoch 3", r"--trainer\.max_epoch: did you mean --trainer\.max_epochs\?"),
+        ("--model.atack.eps 0.2", r"--model\.atack\.eps: did you mean --model\.attack\.eps\?"),
         ("--trainer.logger WandbLogger", "wandb login.*offline"),
     ],
 )

@@ -5,12 +5,15 @@ The only module that imports all others. Importing a package makes the short nam
 
 import csv
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
+from inspect import signature
 from io import StringIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jsonargparse.typing import register_type
@@ -54,6 +57,9 @@ DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}
 class Parser(LightningArgumentParser):
     """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
 
+    #: The options of the command line, as they were written.
+    flags: ClassVar[list[str]] = []
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Refuse abbreviations of options: a typing error must not set another option."""
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
@@ -71,10 +77,24 @@ class Parser(LightningArgumentParser):
         """Print what is wrong and where to find help, and exit with 2."""
         if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
             super().error(message, ex)
+        if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
+            message = self._unknown(found[1], message)
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
         _exit(message, f"{command} --help lists all options", code=2)
+
+    def _unknown(self, key: str, message: str) -> str:
+        """Suggest an option, for a class's own parser sees ``--model.atack`` without the prefix."""
+        written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
+        prefix = written.removesuffix(key)
+        options = [option.removeprefix("--") for option in self._option_string_actions]
+        head, dot, rest = key.partition(".")
+        heads = [*signature(Defense.__init__).parameters][1:] if prefix == "--model." else []
+        near = get_close_matches(key, options, n=1, cutoff=0.9) or [
+            f"{one}{dot}{rest}" for one in get_close_matches(head, heads, 1)
+        ]
+        return f"there is no option {written}: did you mean {prefix}{near[0]}?" if near else message
 
 
 class SaveConfig(SaveConfigCallback):
@@ -142,6 +162,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Without the parent's warning about ``sys.argv``; ``main(args)`` never reads both.
         """
         assert isinstance(args, list)
+        Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
         with classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
