@@ -23,15 +23,31 @@ class Batch(NamedTuple):
     weight: Tensor
 
 
+#: Types of labels that are converted to int64, the only one that losses accept.
+SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
+
+
 def as_batch(batch: Any) -> Batch:
-    """Return a ``Batch`` unchanged, or build one from another loader's ``(x, y)``, with weights 1 and indices -1.
+    """Return a ``Batch`` with int64 labels, also from another loader's ``(x, y)``, with weights 1 and indices -1.
 
     Raises:
         TypeError: If the batch is neither.
+        ValueError: If the labels are no integers.
     """
     if isinstance(batch, Batch):
-        return batch
+        return batch if batch.y.dtype == torch.int64 else batch._replace(y=class_labels(batch.y))
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        x, y = batch
+        x, y = batch[0], class_labels(batch[1])
         return Batch(x, y, torch.full_like(y, -1), torch.ones_like(y, dtype=torch.float32))
     raise TypeError(f"a batch must be a lit_robust.batch.Batch or a pair (images, labels), not {type(batch).__name__}.")
+
+
+def class_labels(y: Tensor) -> Tensor:
+    """Convert labels of any integer type to int64.
+
+    Raises:
+        ValueError: If they are no integers.
+    """
+    if y.dtype != torch.int64 and y.dtype not in SHORT:
+        raise ValueError(f"labels of {y.dtype} are no classes: give integers from 0 on, such as y.long().")
+    return y.long()

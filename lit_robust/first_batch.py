@@ -4,6 +4,8 @@ A Defense calls ``check_first_batch``. Callbacks, which also work on a user's ow
 are the same in both cases; the caller supplies the remedy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,37 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
+
+
+class NoLogitsError(ValueError):
+    """The net returns something other than logits."""
+
+
+def logits_of(found: Any) -> Any:
+    """The logits of a net's output if it has them as an attribute ``logits``, else the output itself."""
+    logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
+    return logits if isinstance(logits, Tensor) else found
+
+
+def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
+    """A forward hook that replaces a net's output by its ``logits``, in train mode as well as in eval mode.
+
+    Raises:
+        NoLogitsError: If there are none.
+    """
+    logits = logits_of(found)
+    if not isinstance(logits, Tensor):
+        raise _no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
+    return logits
+
+
+#: What a net must return.
+REMEDY = "let it return one tensor (N, num_classes), alone or as the attribute logits"
+
+
+def _no_logits(found: Any, x: Tensor, name: str, remedy: str) -> NoLogitsError:
+    what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    return NoLogitsError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -74,7 +107,7 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
     try:
         with network_mode(net, "eval"), torch.no_grad():
             return net(x)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NoLogitsError):
         raise
     except Exception as error:
         shape, reason = "x".join(map(str, x.shape[1:])), f"{type(error).__name__}: {error}".splitlines()[0]
@@ -95,8 +128,7 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
         ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
-        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
+        raise _no_logits(found, x, name, remedy)
     logits = found.float()
     if not bool(logits.isfinite().all()):
         raise ValueError(
@@ -109,3 +141,21 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
             "weaker than it is."
         )
     return found
+
+
+@contextmanager
+def naming_drop_last() -> Iterator[None]:
+    """Add the remedy where BatchNorm refuses the last batch, which may hold one image.
+
+    Raises:
+        ValueError: In place of torch's.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("Expected more than 1 value per channel when training"):
+            raise ValueError(
+                "a batch of one image gives BatchNorm a single value per channel: leave a last batch that is not full "
+                "out (--data.drop_last true), or change batch_size."
+            ) from error
+        raise

@@ -101,6 +101,27 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
     raise TypeError(f"{name}={value!r} is no {names}: {remedy}.")
 
 
+def factory(name: str, value: Any, made: type, example: str) -> Any:
+    """Require a function or class that makes something later.
+
+    Args:
+        name: The argument's name.
+        value: The argument's value.
+        made: What it makes.
+        example: What to give instead.
+
+    Raises:
+        TypeError: If it is already what it should make, or cannot be called.
+    """
+    if isinstance(value, made):
+        found = f"one {type(value).__name__}, already built"
+    elif callable(value):
+        return value
+    else:
+        found = repr(value)
+    raise TypeError(f"{name} is {found}, but it must be what builds one: give {example}.")
+
+
 def pixels(name: str, value: float | str, norm: Norm = "linf") -> float:
     """Require a distance between images; in L-infinity at most 1, the distance from black to white.
 

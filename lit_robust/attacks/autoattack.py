@@ -91,6 +91,8 @@ class AutoAttack(Attack):
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Run the version's attacks, each on the images that are still unbroken."""
         package = _Package()
+        if not len(x):
+            return x.clone()
         check_images(x)
         # Rich, which draws Lightning's bar, would print each update of this bar as a new line.
         terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)

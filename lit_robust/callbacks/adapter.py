@@ -10,10 +10,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.batch import SHORT
 from lit_robust.first_batch import (
     check_classes,
     check_labels,
     check_logits,
+    logits_of,
+    only_logits,
     outputs,
 )
 
@@ -21,9 +24,6 @@ from lit_robust.first_batch import (
 Key = int | str
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
-
-#: Types of labels that are converted to int64.
-_SHORT = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
 class Adapter:
@@ -75,7 +75,7 @@ class Adapter:
         if self.y is None:
             return None
         y = self._tensor(batch, self.y, "y")
-        return y.long() if y.dtype in _SHORT else y  # losses accept int64 only
+        return y.long() if y.dtype in SHORT else y  # losses accept int64 only
 
     def exchanged(self, batch: Any, x_adv: Tensor) -> Any:
         """A copy of the batch with other pixels; an image that did not change stays exactly as it was."""
@@ -84,17 +84,25 @@ class Adapter:
             x_adv = x + (x_adv - self.pixels(batch)) / self._statistics(x)[1]
         return _exchanged(batch, _path(batch, self.x), x_adv)
 
-    def logits_net(self, module: LightningModule) -> nn.Module:
-        """The net for attacks, from pixels to logits: the user's own, wrapped if its inputs or outputs differ."""
+    def logits_net(self, module: LightningModule, wrapped: bool = False) -> nn.Module:
+        """The net for attacks, from pixels to logits: the user's own, wrapped if its inputs or outputs differ.
+
+        Args:
+            module: The user's module.
+            wrapped: Whether to wrap it anyway, for use in train mode, in which its outputs have not been checked.
+        """
+        net = self._users_net(module)
+        return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
+
+    def _users_net(self, module: LightningModule) -> nn.Module:
         try:
-            net: nn.Module = module.get_submodule(self.net or "")
+            return module.get_submodule(self.net or "")
         except AttributeError:
             parts = ", ".join(name for name, _ in module.named_children())
             raise ValueError(
                 f'net="{self.net}" is no sub-module of {type(module).__name__}: name the one that returns logits '
                 f"(it has: {parts or 'none'})."
             ) from None
-        return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
     @torch.no_grad()
     def check(self, module: LightningModule, batch: Any) -> None:
@@ -118,10 +126,10 @@ class Adapter:
         name = owner if self.net is None else f"{owner}.{self.net}"
         remedy = f"set net to the sub-module that turns images into logits ({owner} has: {parts})"
         few = self.pixels(batch)[:2]
-        found = outputs(self.logits_net(module), few, name, remedy)
-        if not isinstance(found, Tensor) and isinstance(getattr(found, "logits", None), Tensor):
-            self._unpack, found = True, found.logits
-        logits = check_logits(found, few, name, remedy, "set net to the sub-module before the softmax")
+        found = outputs(self._users_net(module), self._normalise(few), name, remedy)
+        logits = logits_of(found)
+        self._unpack = logits is not found
+        logits = check_logits(logits, few, name, remedy, "set net to the sub-module before the softmax")
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
@@ -140,6 +148,12 @@ class Adapter:
                 f"images run from {low:.4g} to {high:.4g} as they come, so the data pipeline does not normalise them "
                 f"with {given}: leave mean and std out."
             )
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        if not self.normalised:
+            return pixels
+        mean, std = self._statistics(pixels)
+        return (pixels - mean) / std
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (x.ndim - 2))
@@ -169,12 +183,7 @@ class _PixelsToLogits(nn.Module):
         self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.adapter.normalised:
-            mean, std = self.adapter._statistics(x)
-            x = (x - mean) / std
-        found: Any = self.net(x)
-        logits: Tensor = found if isinstance(found, Tensor) else found.logits
-        return logits
+        return only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))
 
 
 _REMEDY = 'give an index, a key or the name of a field, or a path of them such as "views.0"'

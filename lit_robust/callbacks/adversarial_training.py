@@ -127,7 +127,8 @@ class AdversarialTraining(Callback):
         return self._found[2]
 
     def _perturb(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
-        x, y, net = self.adapter.pixels(batch), self.adapter.labels(batch), self.adapter.logits_net(module)
+        x, y = self.adapter.pixels(batch), self.adapter.labels(batch)
+        net = self.adapter.logits_net(module, wrapped=self.attack_bn_mode == "train")
         place = trainer.current_epoch, batch_in_epoch(trainer), trainer.global_rank
         # Compiled nets compute every gradient they can, the parameters' too, unless these are frozen.
         with own_random_state(x.device), checked(), frozen(net), network_mode(net, self.attack_bn_mode):

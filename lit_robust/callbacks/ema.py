@@ -60,6 +60,7 @@ class EMAWeights(WeightAveraging):
     ) -> None:
         super().__init__()
         require.integer("start_epoch", start_epoch, least=0)
+        require.instance("extra", {} if extra is None else extra, dict, 'give decays by name, {"fast": 0.99}')
         self.decay = _checked("decay", decay)
         self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
         self.start_epoch = start_epoch

@@ -55,6 +55,7 @@ class AttributeRamp(Callback):
     """
 
     def __init__(self, attribute: str, schedule: Schedule) -> None:
+        require.instance("attribute", attribute, str, "give a name (lam) or a path (attack.eps)")
         if not all(part.isidentifier() for part in attribute.split(".")):
             raise ValueError(f"attribute={attribute!r} is neither a name (lam) nor a path (attack.eps).")
         require.instance("schedule", schedule, Schedule, "give one of lit_robust.schedules")

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from importlib import import_module
-from inspect import isclass, signature
-from typing import Any
+from inspect import isclass, isfunction, signature
+from typing import Any, get_type_hints
 
 import torch
 import yaml
@@ -26,6 +26,7 @@ from lightning.pytorch import loggers
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
+from lit_robust.schedules import Schedule
 
 #: What YAML may call by its short name, because importing a room is what makes it known.
 ROOMS = (
@@ -183,6 +184,48 @@ def kept(class_path: str) -> set[str]:
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
     return names & {name for parent in cls.__mro__ for name in signature(parent.__init__).parameters}  # type: ignore[misc]
+
+
+#: What the maker of each callable argument of a method must make.
+MADE: dict[str, tuple[type, ...]] = {
+    "optimizer": (torch.optim.Optimizer,),
+    "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, Schedule),
+}
+
+
+def check_makers(arguments: Mapping[str, Any]) -> None:
+    """Refuse, by its name and before it is called, whatever makes no optimizer or scheduler.
+
+    jsonargparse calls any function that a ``class_path`` names.
+
+    Args:
+        arguments: The method's arguments, as they are parsed.
+
+    Raises:
+        ValueError: If one is neither a class of such things nor a function that is annotated to return one.
+    """
+    for name, kinds in MADE.items():
+        maker = arguments.get(name)
+        path = getattr(maker, "class_path", None)
+        part = maker if path is None else found(path)
+        made = part if isclass(part) else _returned(part)
+        if path is not None and isfunction(part) and isclass(made) and issubclass(made, kinds):
+            raise ValueError(
+                f"model.{name}: {path} is a function, which would be called without its first argument: name it alone, "
+                f"as {name}: {path}."
+            )
+        if maker is not None and not (isclass(made) and issubclass(made, kinds)):
+            raise ValueError(
+                f"model.{name}: {path or part} makes no {kinds[0].__name__}: name a class of them, or a function that "
+                f"is annotated to return one (def f(...) -> {kinds[0].__name__})."
+            )
+
+
+def _returned(function: Any) -> Any:
+    try:
+        return get_type_hints(function).get("return")
+    except (TypeError, NameError):
+        return None
 
 
 # The command line.

@@ -25,6 +25,7 @@ _REMEDIES = {
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
+    r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
 }
@@ -94,6 +95,8 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"{where}{found[1].strip() or mistake.value} is no {found[2]}."
     if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
         return f"{where}{found[1]} is no {found[2]}."
+    if found := re.match(r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$", reason):
+        return f"{where}{found[1]} is not annotated to return {found[2]}: write def f(...) -> {found[2]}."
     if found := re.match(r"Expected an instantiatable class, but (\S+) is abstract", reason):
         return f"{where}this {found[1].rpartition('.')[2]} has no class yet: give its class_path before its arguments."
     if reason.startswith("Not a valid subclass") and (named := re.search(r"'class_path': '([^']*)'", mistake.value)):

@@ -5,12 +5,15 @@ The only module that imports all others. Importing a package makes the short nam
 
 import csv
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
+from inspect import signature
 from io import StringIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jsonargparse.typing import register_type
@@ -24,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.cli.config import NAMES, classes_start_afresh, gathered
+from lit_robust.cli.config import NAMES, check_makers, classes_start_afresh, gathered
 from lit_robust.cli.errors import sentence
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
@@ -55,6 +58,13 @@ DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}
 class Parser(LightningArgumentParser):
     """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
 
+    #: The options of the command line, as they were written.
+    flags: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse abbreviations of options: a typing error must not set another option."""
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         """Ignore ``linked_targets``, which jsonargparse (4.53) passes here although it only accepts it for classes.
 
@@ -68,10 +78,24 @@ class Parser(LightningArgumentParser):
         """Print what is wrong and where to find help, and exit with 2."""
         if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
             super().error(message, ex)
+        if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
+            message = self._unknown(found[1], message)
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
         _exit(message, f"{command} --help lists all options", code=2)
+
+    def _unknown(self, key: str, message: str) -> str:
+        """Suggest an option, for a class's own parser sees ``--model.atack`` without the prefix."""
+        written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
+        prefix = written.removesuffix(key)
+        options = [option.removeprefix("--") for option in self._option_string_actions]
+        head, dot, rest = key.partition(".")
+        heads = [*signature(Defense.__init__).parameters][1:] if prefix == "--model." else []
+        near = get_close_matches(key, options, n=1, cutoff=0.9) or [
+            f"{one}{dot}{rest}" for one in get_close_matches(head, heads, 1)
+        ]
+        return f"there is no option {written}: did you mean {prefix}{near[0]}?" if near else message
 
 
 class SaveConfig(SaveConfigCallback):
@@ -139,8 +163,11 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Without the parent's warning about ``sys.argv``; ``main(args)`` never reads both.
         """
         assert isinstance(args, list)
+        Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
         with classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
+        config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
+        check_makers(config.model.get("init_args") or {})
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
@@ -245,10 +272,18 @@ def main(args: Sequence[str] | None = None) -> None:
                 auto_configure_optimizers=False,
                 args=list(args) if args is not None else sys.argv[1:],
             )
-    except USER_ERRORS as error:
+    except Exception as error:
+        if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):
+            raise
         if os.environ.get("LIT_ROBUST_DEBUG"):
             raise
         _exit(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
+
+
+def _errors_of_wandb() -> tuple[type[Exception], ...]:
+    """What W&B raises, such as without a login; nothing if it is not in use."""
+    error: type[Exception] | None = getattr(sys.modules.get("wandb"), "Error", None)
+    return (error,) if error else ()
 
 
 def _exit(message: str, hint: str, code: int) -> NoReturn:

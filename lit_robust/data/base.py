@@ -70,6 +70,8 @@ class ImageDataModule(LightningDataModule, ABC):
         ):
             if value is not None:
                 require.integer(name, value, least)
+        for name, flag in (("augment", augment), ("drop_last", drop_last)):
+            require.instance(name, flag, bool, "give True or False")
         require.one_of("split", split, get_args(Split))
         if split == "first_per_class" and (val_size or 0) % self.num_classes:
             raise ValueError(f"val_size={val_size} does not divide evenly among {self.num_classes} classes.")

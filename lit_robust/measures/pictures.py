@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -63,16 +64,17 @@ def draw(
     # One pair of axes whose unit is the inch: a grid of 3 n of them takes five times as long to lay out.
     figure = Figure(figsize=(width, height), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.text(GAP, GAP, "\n".join(lines), va="top", size=9, weight="bold")
+    text = partial(axes.text, parse_math=False)  # names of classes may contain dollar signs
+    text(GAP, GAP, "\n".join(lines), va="top", size=9, weight="bold")
     summary = _summary(examples, class_names, target)
-    axes.text(GAP, top - HEADS + 0.05, summary, va="top", size=8, color="dimgray")
-    axes.text(LABEL - GAP, top - 0.06, "class", ha="right", size=9, color="dimgray")
+    text(GAP, top - HEADS + 0.05, summary, va="top", size=8, color="dimgray")
+    text(LABEL - GAP, top - 0.06, "class", ha="right", size=9, color="dimgray")
     heads = ("clean", f"perturbation x {magnification:.3g}", "adversarial")
     for left, head in zip(columns, heads, strict=True):
-        axes.text(left + CELL / 2, top - 0.06, head, ha="center", size=9, color="dimgray")
+        text(left + CELL / 2, top - 0.06, head, ha="center", size=9, color="dimgray")
     for row, label in enumerate(examples.labels.tolist()):
         upper = top + row * (high + CAPTION)
-        axes.text(LABEL - GAP, upper + high / 2, _name(label, class_names), ha="right", va="center", size=8.5)
+        text(LABEL - GAP, upper + high / 2, _name(label, class_names), ha="right", va="center", size=8.5)
         _show(axes, examples.clean[row], columns[0], upper)
         _show(axes, 0.5 + magnification * delta[row], columns[1], upper)
         _show(axes, examples.adversarial[row], columns[2], upper)
@@ -83,7 +85,7 @@ def draw(
             predicted = int(opinion.argmax())
             style: dict[str, Any] = {"color": "black"} if predicted == label else {"color": "crimson", "weight": "bold"}
             caption = f"{_name(predicted, class_names)}  {float(opinion[predicted]):.0%}"
-            axes.text(left + CELL / 2, upper + high + 0.04, caption, ha="center", va="top", size=8, **style)
+            text(left + CELL / 2, upper + high + 0.04, caption, ha="center", va="top", size=8, **style)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     return figure

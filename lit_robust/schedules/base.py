@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_origin
 
 from lit_robust.magnitudes import Magnitude, magnitude
 
@@ -31,6 +31,10 @@ class Schedule(ABC):
             TypeError: If one is not a number.
             ValueError: If one is NaN, or a fraction that cannot be read.
         """
+        for field in getattr(self, "__dataclass_fields__", {}).values():
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Sequence and (not isinstance(value, Iterable) or isinstance(value, str)):
+                raise TypeError(f"{field.name}={value!r} is no list: write [{value!r}].")
         for name, value in list(vars(self).items()):
             object.__setattr__(self, name, _plain(name, value))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
+from lit_robust.first_batch import naming_drop_last
 from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.training.arguments import TrainedArguments
 from lit_robust.training.ranks import weighted_mean
@@ -93,10 +94,11 @@ class Defense(Trained):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch: perturb, loss, weighted mean, update."""
         batch = self.receive(batch)
-        if self.adversarial:
-            self.adversarial_step(batch)
-        else:
-            self.optimize(batch, lambda: self.natural_loss(batch))
+        with naming_drop_last():
+            if self.adversarial:
+                self.adversarial_step(batch)
+            else:
+                self.optimize(batch, lambda: self.natural_loss(batch))
         if self.trainer.is_last_batch:
             self.finish_epoch(batch_idx)
 

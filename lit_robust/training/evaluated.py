@@ -1,5 +1,6 @@
 """Evaluation of a net: Lightning's validation, test and predict steps."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -7,11 +8,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from lit_robust import require
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch
+from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
 from lit_robust.seeds import seed
@@ -20,19 +23,23 @@ from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
 
+#: What is taken off a net, so that checkpoints have its own names; Lightning distributes it.
+_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 
 class Evaluated(LightningModule):
     """A net and the attacks that measure its robustness, also under Lightning's inference mode.
 
     Args:
-        net: Returns logits ``(N, num_classes)`` for images in [0, 1]; it normalises them itself.
+        net: Returns logits ``(N, num_classes)`` for images in [0, 1], alone or as the attribute ``logits``; it
+            normalises the images itself.
         num_classes: The number of classes; the command line takes it from the data.
         attack: The training adversary, whose threat set the default attacks search.
         val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
         test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
-        compile: Compiles the net with ``torch.compile``.
+        compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -52,11 +59,24 @@ class Evaluated(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
+        while isinstance(net, _WRAPPERS):  # whose prefix would be in every name of the checkpoints
+            compile = compile or isinstance(net, OptimizedModule)
+            net = net._orig_mod if isinstance(net, OptimizedModule) else net.module
         require.integer("num_classes", num_classes, least=2)
+        check_attack("attack", attack)
+        if not isinstance(test_attacks, Mapping | None):
+            raise TypeError(
+                f'test_attacks is a {type(test_attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.'
+            )
+        for name, flag in (("channels_last", channels_last), ("compile", compile)):
+            require.instance(name, flag, bool, "give True or False")
         val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
         test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        if only_logits not in self.net._forward_hooks.values():
+            self.net.register_forward_hook(only_logits)
         if compile:
             self.net.compile()
         self.num_classes = num_classes
@@ -79,9 +99,12 @@ class Evaluated(LightningModule):
 
         Raises:
             ImportError: If an attack needs a package that is not installed.
-            ValueError: If the trainer's precision would round images.
+            ValueError: If the trainer's precision would round images, or it validates in no epoch.
         """
         require.fine_precision(str(self.trainer.precision))
+        if (every := self.trainer.check_val_every_n_epoch) is not None:
+            hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
+            require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":

@@ -1,26 +1,42 @@
-"""Refuses, before training, callbacks that monitor a validation metric which is never logged."""
+"""Refuses, before training, callbacks and schedulers that monitor a metric which is never logged."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
+#: What Lightning's callbacks can monitor without anybody logging it.
+ALWAYS = ("epoch", "step")
 
-def check_monitors(trainer: Any, logged: Collection[str]) -> None:
-    """Refuse callbacks that monitor a validation metric which is never logged; Lightning says so an epoch later.
+#: Callbacks of ours that log nothing but ``train/switch_epoch``; Lightning's own log nothing that can be monitored.
+SILENT = tuple(f"lit_robust.callbacks.{name}" for name in ("delayed_start", "early_stop", "ema", "predictions"))
+
+
+def monitored(trainer: Any) -> Iterator[tuple[str, str]]:
+    """Who monitors, and what: callbacks, and a scheduler that waits for a plateau."""
+    watchers = [*trainer.callbacks, *(config.scheduler for config in trainer.lr_scheduler_configs)]
+    for watcher in watchers:
+        if (monitor := getattr(watcher, "monitor", None)) is not None:
+            yield type(watcher).__name__, str(monitor)
+
+
+def check_monitors(trainer: Any, logged: Collection[str], split: str = "val/") -> None:
+    """Refuse monitors of a metric which is never logged; Lightning says so an epoch later.
 
     Args:
-        trainer: Its callbacks are checked.
-        logged: The keys that a validation logs; empty if there is no validation.
+        trainer: Its callbacks and schedulers are checked.
+        logged: The keys that are logged; none of ``val/`` if there is no validation.
+        split: Only monitors of keys that begin so are checked; all of them if it is empty.
 
     Raises:
-        ValueError: If a callback monitors a ``val/`` key that is not logged.
+        ValueError: If one monitors a key that is not logged.
     """
-    for callback in trainer.callbacks:
-        monitor = str(getattr(callback, "monitor", None))
-        if monitor.startswith("val/") and monitor not in logged:
-            known = ", ".join(key for key in sorted(logged) if key.startswith("val/"))
+    for watcher, monitor in monitored(trainer):
+        if monitor.startswith(split) and monitor not in (*logged, *ALWAYS):
+            part = next((part for part in ("val/", "train/") if monitor.startswith(part)), "")
+            known = ", ".join(key for key in sorted(logged) if key.startswith(part))
+            who = {"val/": "validation", "train/": "training", "": "the run"}[part]
             raise ValueError(
-                f"{type(callback).__name__} monitors {monitor}, "
-                + (f"but validation logs {known}: correct the name." if known else _NO_VALIDATION)
+                f"{watcher} monitors {monitor}, "
+                + (f"but {who} logs {known}: correct the name." if known else _NO_VALIDATION)
             )
 
 
@@ -33,3 +49,10 @@ _NO_VALIDATION = (
 def validates(trainer: Any) -> bool:
     """Whether the run has validation images, including loaders that are only loaded in a later epoch."""
     return trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
+
+
+def only_the_method_logs(trainer: Any) -> bool:
+    """Whether no code of a user's, and no callback, may log further metrics, so that all keys are known."""
+    known = ("lightning.", *SILENT)
+    ours = type(trainer.lightning_module).__module__.startswith("lit_robust.")
+    return ours and all(type(callback).__module__.startswith(known) for callback in trainer.callbacks)

@@ -44,6 +44,15 @@ class LearningRate:
         momentum: Schedule | None,
     ) -> None:
         require.one_of("lr_interval", interval, ("epoch", "step"))
+        require.factory("optimizer", optimizer, torch.optim.Optimizer, "functools.partial(torch.optim.SGD, lr=0.1)")
+        if scheduler is not None and not isinstance(scheduler, Schedule):
+            example = "a Schedule, or functools.partial(torch.optim.lr_scheduler.StepLR, step_size=30)"
+            require.factory("lr_scheduler", scheduler, LRScheduler, example)
+            given: Any = scheduler
+            if isinstance(given, type) and issubclass(given, Schedule):
+                raise TypeError(f"lr_scheduler={scheduler} is a class: write it with its arguments.")
+        if momentum is not None:
+            require.instance("momentum", momentum, Schedule, "give a Schedule; a constant is the optimizer's own")
         self.make_optimizer, self.scheduler = optimizer, scheduler
         self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
@@ -53,7 +62,9 @@ class LearningRate:
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
-        self.optimizer = self.make_optimizer(params)
+        self.optimizer = require.instance(
+            "what optimizer builds", self.make_optimizer(params), torch.optim.Optimizer, "return a torch optimizer"
+        )
         # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.settings = [{key: group[key] for key in SETTINGS if key in group} for group in self.optimizer.param_groups]
@@ -64,7 +75,12 @@ class LearningRate:
         self._check_resumed()
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             return {"optimizer": self.optimizer}
-        self.torch_scheduler = self.scheduler(self.optimizer)
+        self.torch_scheduler = require.instance(
+            "what lr_scheduler builds",
+            self.scheduler(self.optimizer),
+            (LRScheduler, ReduceLROnPlateau),
+            "return a torch scheduler",
+        )
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             check_plateau(self.torch_scheduler, self.interval)
         return {

@@ -19,6 +19,7 @@ from lit_robust.lightning_internals import (
     fractional_epoch,
     is_due_for_logging,
 )
+from lit_robust.measures.accuracy import rows_of
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
@@ -32,7 +33,7 @@ from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import EpochMeans
-from lit_robust.training.monitors import check_monitors, validates
+from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
 from lit_robust.training.parts import build_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
@@ -123,10 +124,12 @@ class Trained(Evaluated):
         """Continue from a checkpoint, on the device; log the epoch if it was saved after the epoch's last batch.
 
         Raises:
-            ValueError: If a callback monitors a validation metric, but there is no validation.
+            ValueError: If a callback or scheduler monitors a validation metric that is not logged.
         """
         if not validates(self.trainer):
             check_monitors(self.trainer, logged=())
+        elif only_the_method_logs(self.trainer):
+            check_monitors(self.trainer, logged=self._val_keys())
         warn_of_other_data(self._fingerprint(), self._trained_on)
         self.rate.insist()
         self.memory.to(self.device)
@@ -164,6 +167,10 @@ class Trained(Evaluated):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every ``log_every_n_steps`` only, because logging costs as much as a small net's forward."""
+        if batches_begun(self.trainer) == 1 and only_the_method_logs(self.trainer):
+            names = (*self.metrics.sums, "adversarial", "lr", "updates", "switch_epoch")
+            val_keys = self._val_keys() if validates(self.trainer) else []
+            check_monitors(self.trainer, [*(f"train/{name}" for name in names), *val_keys], split="")
         if is_due_for_logging(self.trainer):
             self._log_training(batch_idx, on_epoch=False)
         if self.trainer.is_last_batch:
@@ -238,6 +245,9 @@ class Trained(Evaluated):
         check_weights_fit(module.state_dict(), checkpoint["state_dict"])
         module.load_state_dict(checkpoint["state_dict"])
         return module
+
+    def _val_keys(self) -> list[str]:
+        return [f"val/acc/{name}" for name in rows_of(self.val_attacks)]
 
     def _fingerprint(self) -> dict[str, Any]:
         return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})

@@ -1,0 +1,300 @@
+"""Mistakes that once ended in a traceback, or in a riddle of another package: each is now a sentence, or works."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import nn
+
+from lit_robust.attacks import FGSM, PGD, AutoAttack
+from lit_robust.batch import Batch, as_batch
+from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights
+from lit_robust.data import DigitsDataModule
+from lit_robust.defenses import PGDAT, Natural
+from lit_robust.measures.pictures import Examples, draw
+from lit_robust.nets import small_cnn
+from lit_robust.schedules import CyclicStep, MultiStep, PeriodicCosine, PiecewiseLinear, Product, Staircase
+from tests.front_door import refusal, tiny
+from tests.methods import build
+from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+
+
+class Returns(TinyNet):
+    """A net that gives its logits in another form, in one of its modes or in both."""
+
+    def __init__(self, form, modes=(True, False)):
+        super().__init__()
+        self.form, self.modes = form, modes
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return self.form(logits) if self.training in self.modes else logits
+
+
+class User(LightningModule):
+    """A module of the user's own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        found = self.net(batch[0])
+        return nn.functional.cross_entropy(getattr(found, "logits", found), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def as_attribute(logits):
+    return SimpleNamespace(logits=logits, aux=None)
+
+
+FORMS = {
+    "tuple": lambda logits: (logits, logits),
+    "list": lambda logits: [logits],
+    "dict": lambda logits: {"logits": logits},
+    "object": lambda logits: SimpleNamespace(scores=logits),
+    "nothing": lambda logits: None,
+}
+
+
+def fit(module, *callbacks, **options):
+    run = trainer(".", max_epochs=1, callbacks=list(callbacks), **options)
+    run.fit(module, loader(images(8)), loader(images(8)))
+    return run
+
+
+# What a net returns.
+
+
+@pytest.mark.parametrize("modes", [(True, False), (True,), (False,)])
+@pytest.mark.parametrize("attack_bn_mode", ["eval", "train"])
+def test_logits_are_taken_from_an_attribute_in_either_mode(modes, attack_bn_mode):
+    plain, wrapped = (
+        build(PGDAT, net=net, attack_bn_mode=attack_bn_mode) for net in (TinyNet(), Returns(as_attribute, modes))
+    )
+    for defense in (plain, wrapped):
+        fit(defense, EMAWeights(0.9, extra={"fast": 0.5}))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(plain.parameters(), wrapped.parameters(), strict=True))
+    assert plain.state_dict().keys() == wrapped.state_dict().keys()
+
+
+@pytest.mark.parametrize("modes", [(True, False), (True,), (False,)])
+@pytest.mark.parametrize("form", FORMS)
+def test_anything_else_is_refused_in_either_mode_before_an_update(form, modes):
+    defense = build(PGDAT, net=Returns(FORMS[form], modes))
+    before = [weight.clone() for weight in defense.parameters()]
+    with pytest.raises(ValueError, match="instead of logits: let it return one tensor"):
+        fit(defense)
+    assert all(torch.equal(old, new) for old, new in zip(before, defense.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("modes", [(True,), (False,)])
+def test_a_module_of_the_users_own_may_return_logits_as_an_attribute_in_one_mode(modes):
+    net = Returns(as_attribute, modes)
+    module = User(net)
+    fit(module, AdversarialTraining(PGD(0.1, steps=1), net="net", attack_bn_mode="train"))
+
+
+# Precisions, labels and sizes of batches.
+
+
+def test_double_precision_trains_and_tests():
+    x = torch.rand(8, 1, 28, 28)
+    batches = loader(Batch(x, torch.arange(8), *images(8)[2:]))
+    defense = PGDAT(small_cnn(), 10, PGD(0.1, steps=1))
+    run = trainer(".", max_epochs=1, precision="64-true")
+    run.fit(defense, batches, batches)
+    run.test(defense, batches, verbose=False)
+    assert next(defense.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("attack", [PGD(0.1, steps=2), FGSM(0.1), AutoAttack(0.1)])
+def test_an_empty_batch_has_no_adversarial_images(attack):
+    x, y = images(8)[:2]
+    found = attack(TinyNet().eval(), x[:0], y[:0])
+    assert found.shape == (0, *x.shape[1:])
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_integers_of_any_size_are_labels(dtype, indexed):
+    batch = images(8)
+    short = batch._replace(y=batch.y.to(dtype))
+    found = as_batch(short if indexed else short[:2])
+    assert found.y.dtype == torch.int64
+    assert torch.equal(found.y, batch.y)
+
+
+@pytest.mark.parametrize("y", [images(8).y.float(), images(8).y.double(), images(8).y > 1])
+def test_labels_that_are_no_integers_are_refused(y):
+    for batch in (images(8)._replace(y=y), (images(8).x, y)):
+        with pytest.raises(ValueError, match=f"labels of {y.dtype}"):
+            as_batch(batch)
+
+
+@pytest.mark.parametrize("method", [Natural, PGDAT])
+def test_a_last_image_alone_in_a_net_with_batchnorm_is_left_out_by_drop_last(method):
+    class Narrow(TinyNet):
+        def forward(self, x):
+            return self.norm(super().forward(x))
+
+    net = Narrow()
+    net.norm = nn.BatchNorm1d(CLASSES)
+    with pytest.raises(ValueError, match="drop_last"):
+        trainer(".", max_epochs=1).fit(build(method, net=net), loader(images(9)), loader(images(8)))
+
+
+# Monitors of what is never logged.
+
+MISSPELT = {"val": "val/acc/robst", "train": "train/los", "no split": "loss"}
+MONITORS = {
+    "EarlyStopping": lambda key: ([EarlyStopping(key)], {}),
+    "ModelCheckpoint": lambda key: ([ModelCheckpoint("saved", monitor=key)], {}),
+    "DelayedStart": lambda key: ([DelayedStart(latest_epoch=1, monitor=key)], {}),
+    "ReduceLROnPlateau": lambda key: ([], {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key)}),
+}
+
+
+@pytest.mark.parametrize("sanity", [0, 1])
+@pytest.mark.parametrize("key", MISSPELT)
+@pytest.mark.parametrize("watcher", MONITORS)
+def test_a_monitor_of_what_is_never_logged_is_refused_in_the_first_batch(watcher, key, sanity, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks, arguments = MONITORS[watcher](MISSPELT[key])
+    defense = build(PGDAT, **arguments)
+    run = trainer(
+        ".", max_epochs=2, callbacks=callbacks, num_sanity_val_steps=sanity, enable_checkpointing=watcher[0] == "M"
+    )
+    with pytest.raises(ValueError, match=f"{watcher} monitors {MISSPELT[key]}, but"):
+        run.fit(defense, loader(images(24)), loader(images(8)))
+    assert run.global_step <= 1
+
+
+@pytest.mark.parametrize("key", ["val/acc/robust", "train/loss", "train/acc/robust"])
+@pytest.mark.parametrize("watcher", ["EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau"])
+def test_a_monitor_of_what_is_logged_is_no_mistake(watcher, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks, arguments = MONITORS[watcher](key)
+    if watcher == "ReduceLROnPlateau" and "acc" in key:
+        arguments = {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key, mode="max")}
+    run = trainer(".", max_epochs=2, callbacks=callbacks, enable_checkpointing=watcher[0] == "M")
+    run.fit(build(PGDAT, **arguments), loader(images(8)), loader(images(8)))
+    assert run.current_epoch == 2
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_validation_in_no_epoch_is_asked_for_in_other_ways(every):
+    with pytest.raises(ValueError, match="check_val_every_n_epoch"):
+        fit(build(Natural), check_val_every_n_epoch=every)
+
+
+# Wrong types in Python.
+
+WEIGHT = nn.Parameter(torch.zeros(1))
+OPTIMIZER = torch.optim.SGD([WEIGHT], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: build(PGDAT, optimizer=torch.optim.Adam([WEIGHT])), "optimizer"),
+        (lambda: build(PGDAT, optimizer=None), "optimizer"),
+        (lambda: build(PGDAT, optimizer="adam"), "optimizer"),
+        (lambda: build(PGDAT, lr_scheduler=torch.optim.lr_scheduler.StepLR(OPTIMIZER, 1)), "lr_scheduler"),
+        (lambda: build(PGDAT, lr_scheduler="cosine"), "lr_scheduler"),
+        (lambda: build(PGDAT, lr_scheduler=MultiStep), "lr_scheduler"),
+        (lambda: build(PGDAT, momentum=0.9), "momentum"),
+        (lambda: build(PGDAT, optimizer=lambda weights: None).configure_optimizers(), "optimizer"),
+        (lambda: build(PGDAT, lr_scheduler=lambda sgd: None).configure_optimizers(), "lr_scheduler"),
+        (lambda: build(PGDAT, attack="pgd"), "attack"),
+        (lambda: build(PGDAT, attack=None), "attack"),
+        (lambda: build(PGDAT, test_attacks=[PGD()]), "test_attacks"),
+        (lambda: build(PGDAT, test_attacks=PGD()), "test_attacks"),
+        (lambda: build(PGDAT, net="resnet18"), "net"),
+        (lambda: build(PGDAT, net=TinyNet), "net"),
+        (lambda: build(PGDAT, compile="yes"), "compile"),
+        (lambda: build(PGDAT, channels_last="yes"), "channels_last"),
+        (lambda: DigitsDataModule(batch_size="32"), "batch_size"),
+        (lambda: DigitsDataModule(val_size=0.1), "val_size"),
+        (lambda: DigitsDataModule(augment="no"), "augment"),
+        (lambda: DigitsDataModule(drop_last="no"), "drop_last"),
+        (lambda: EMAWeights("0.9"), "decay"),
+        (lambda: EMAWeights(extra=0.9), "extra"),
+        (lambda: MultiStep(5), "milestones"),
+        (lambda: PiecewiseLinear([0, 1], 1), "values"),
+        (lambda: Staircase(0, [1]), "times"),
+        (lambda: CyclicStep(1, 1, 1, after=6), "after"),
+        (lambda: PeriodicCosine(0, 1, 1, ends=5), "ends"),
+        (lambda: Product(MultiStep([5])), "schedules"),
+        (lambda: AttributeRamp(5, MultiStep([5])), "attribute"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named(call, argument):
+    with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b"):
+        call()
+
+
+# Wrapped nets, and names that are no formulas.
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: nn.DataParallel(torch.compile(net))])
+def test_a_wrapped_net_has_its_own_names_in_checkpoints(wrap):
+    net = TinyNet()
+    defense = build(PGDAT, net=wrap(net))
+    assert defense.net is net
+    assert defense.state_dict().keys() == build(PGDAT).state_dict().keys()
+    assert defense.compiled == (wrap is not nn.DataParallel)
+
+
+def test_names_of_classes_are_drawn_as_they_are(tmp_path):
+    x, y = images(4)[:2]
+    names = ["$x_{", "a$b$", "\\frac", "$"]
+    draw(Examples(x, x, y, torch.eye(4), torch.eye(4)), "$x_{", class_names=names).savefig(tmp_path / "drawn.png")
+
+
+# The command line.
+
+
+def system(command: str) -> int:
+    """Stands for ``os.system``."""
+    Path("HACKED").touch()
+    return 0
+
+
+def unannotated(params, lr=0.1):
+    return torch.optim.SGD(params, lr=lr)
+
+
+@pytest.mark.parametrize("argument", ["optimizer", "lr_scheduler"])
+def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = f"{{class_path: {__name__}.system, init_args: {{command: x}}}}"
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), "-c", f"model: {{init_args: {{{argument}: {asked}}}}}")
+    assert says.startswith(f"model.{argument}: ")
+    assert not Path("HACKED").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (f"--model.optimizer {__name__}.unannotated", "model.optimizer: .*annotated"),
+        ("--trainer.max_epoch 3", r"--trainer\.max_epoch: did you mean --trainer\.max_epochs\?"),
+        ("--model.atack.eps 0.2", r"--model\.atack\.eps: did you mean --model\.attack\.eps\?"),
+        ("--trainer.logger WandbLogger", "wandb login.*offline"),
+    ],
+)
+def test_a_flag_that_cannot_be_meant_is_answered_by_one_sentence(flags, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert re.search(says, refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()))
