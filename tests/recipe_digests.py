@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_robust.cli.config import load, merged, same
+from lit_robust.cli.classes import same
+from lit_robust.cli.config import load, merged
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 #: Files that begin with an underscore are what recipes share.

@@ -9,7 +9,8 @@ import yaml
 from jsonargparse import _typehints
 
 from lit_robust.cli import main
-from lit_robust.cli.config import KEPT, found, gathered, load, merged, same
+from lit_robust.cli.classes import KEPT, found, same
+from lit_robust.cli.config import gathered, load, merged
 from tests.front_door import refusal, tiny
 
 CONFIGS = Path(__file__).parent.parent / "configs"

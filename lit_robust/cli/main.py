@@ -5,15 +5,12 @@ The only module that imports all others. Importing a package makes the short nam
 
 import csv
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
-from inspect import signature
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 import torch
 from jsonargparse.typing import register_type
@@ -27,8 +24,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.cli.config import NAMES, check_makers, classes_start_afresh, gathered
-from lit_robust.cli.errors import sentence
+from lit_robust.cli.classes import check_makers, classes_start_afresh
+from lit_robust.cli.config import gathered
+from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
@@ -53,49 +51,6 @@ USER_ERRORS = (
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
-
-    #: The options of the command line, as they were written.
-    flags: ClassVar[list[str]] = []
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse abbreviations of options: a typing error must not set another option."""
-        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
-
-    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
-        """Ignore ``linked_targets``, which jsonargparse (4.53) passes here although it only accepts it for classes.
-
-        Nets are built by functions. Without this, any flag such as ``--model.optimizer.lr`` fails if a file gives the
-        net an argument.
-        """
-        added: list[str] = super().add_function_arguments(*args, **kwargs)
-        return added
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and where to find help, and exit with 2."""
-        if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
-            super().error(message, ex)
-        if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
-            message = self._unknown(found[1], message)
-        if "arguments are required" in message:
-            message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
-        command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
-        _exit(message, f"{command} --help lists all options", code=2)
-
-    def _unknown(self, key: str, message: str) -> str:
-        """Suggest an option, for a class's own parser sees ``--model.atack`` without the prefix."""
-        written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
-        prefix = written.removesuffix(key)
-        options = [option.removeprefix("--") for option in self._option_string_actions]
-        head, dot, rest = key.partition(".")
-        heads = [*signature(Defense.__init__).parameters][1:] if prefix == "--model." else []
-        near = get_close_matches(key, options, n=1, cutoff=0.9) or [
-            f"{one}{dot}{rest}" for one in get_close_matches(head, heads, 1)
-        ]
-        return f"there is no option {written}: did you mean {prefix}{near[0]}?" if near else message
 
 
 class SaveConfig(SaveConfigCallback):
@@ -277,15 +232,10 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         if os.environ.get("LIT_ROBUST_DEBUG"):
             raise
-        _exit(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
+        exit_with(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
 
 
 def _errors_of_wandb() -> tuple[type[Exception], ...]:
     """What W&B raises, such as without a login; nothing if it is not in use."""
     error: type[Exception] | None = getattr(sys.modules.get("wandb"), "Error", None)
     return (error,) if error else ()
-
-
-def _exit(message: str, hint: str, code: int) -> NoReturn:
-    sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
-    sys.exit(code)

@@ -1,0 +1,119 @@
+"""Classes by their names: which one is meant, which arguments stay when another is named, and what one may make."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from inspect import isclass, isfunction, signature
+from typing import Any, get_type_hints
+
+import torch
+from jsonargparse import Namespace, _typehints
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers
+
+from lit_robust import attacks, callbacks, data, defenses, nets, schedules
+from lit_robust.defenses import Defense
+from lit_robust.schedules import Schedule
+
+#: What YAML may call by its short name, because importing a room is what makes it known.
+ROOMS = (
+    *(attacks, callbacks, data, defenses, nets, schedules),
+    *(lightning_callbacks, loggers, torch.optim, torch.optim.lr_scheduler),
+)
+NAMES = [name for room in ROOMS for name in room.__all__]
+
+#: The arguments that stay when another class of a kind is named.
+KEPT: dict[type, str] = {
+    Defense: "net attack val_attack test_attacks optimizer lr_scheduler lr_interval momentum gradient_clip_val "
+    "channels_last compile",
+    loggers.Logger: "name save_dir",
+}
+
+
+def found(class_path: Any) -> Any:
+    """The class or function that is called so, None if there is none."""
+    room, _, name = str(class_path).rpartition(".")
+    try:
+        rooms = [import_module(room)] if room else [room for room in ROOMS if name in room.__all__]
+    except Exception:  # whatever a module of the user's raises: the parser imports it, too, and says it
+        return None
+    return getattr(rooms[0], name, None) if rooms else None
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two names are those of one class."""
+    return one == other or (found(one) is not None and found(one) is found(other))
+
+
+def kept(class_path: str) -> set[str]:
+    """The arguments that stay when this class is named over another one of its kind, and that it takes."""
+    cls = found(class_path)
+    if not isclass(cls):
+        return set()
+    names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
+    return names & {name for parent in cls.__mro__ for name in signature(parent.__init__).parameters}  # type: ignore[misc]
+
+
+#: What the maker of each callable argument of a method must make.
+MADE: dict[str, tuple[type, ...]] = {
+    "optimizer": (torch.optim.Optimizer,),
+    "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, Schedule),
+}
+
+
+def check_makers(arguments: Mapping[str, Any]) -> None:
+    """Refuse, by its name and before it is called, whatever makes no optimizer or scheduler.
+
+    jsonargparse calls any function that a ``class_path`` names.
+
+    Args:
+        arguments: The method's arguments, as they are parsed.
+
+    Raises:
+        ValueError: If one is neither a class of such things nor a function that is annotated to return one.
+    """
+    for name, kinds in MADE.items():
+        maker = arguments.get(name)
+        path = getattr(maker, "class_path", None)
+        part = maker if path is None else found(path)
+        made = part if isclass(part) else _returned(part)
+        if path is not None and isfunction(part) and isclass(made) and issubclass(made, kinds):
+            raise ValueError(
+                f"model.{name}: {path} is a function, which would be called without its first argument: name it alone, "
+                f"as {name}: {path}."
+            )
+        if maker is not None and not (isclass(made) and issubclass(made, kinds)):
+            raise ValueError(
+                f"model.{name}: {path or part} makes no {kinds[0].__name__}: name a class of them, or a function that "
+                f"is annotated to return one (def f(...) -> {kinds[0].__name__})."
+            )
+
+
+def _returned(function: Any) -> Any:
+    try:
+        return get_type_hints(function).get("return")
+    except (TypeError, NameError):
+        return None
+
+
+@contextmanager
+def classes_start_afresh() -> Iterator[None]:
+    """Let the parser keep no more than ``KEPT`` while it lasts, when a flag, or a file over a default, names a class.
+
+    jsonargparse (4.52 and 4.53) asks one function which arguments stay. Its own answer is all that the new class takes,
+    too: ``--model.optimizer Adam`` would keep SGD's lr.
+    """
+    accepted: Any = _typehints.discard_init_args_on_class_path_change
+
+    def discard(parser: Any, old: Any, new: Any) -> None:
+        init_args = old.get("init_args") if old else None
+        accepted(parser, old, new)
+        if isinstance(init_args, Namespace) and not same(old["class_path"], new["class_path"]):
+            for name in vars(init_args).keys() - kept(new["class_path"]):
+                init_args.pop(name)
+
+    _typehints.discard_init_args_on_class_path_change = discard
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = accepted

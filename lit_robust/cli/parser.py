@@ -1,0 +1,62 @@
+"""The parser of the command line, which reports a mistake in one sentence."""
+
+import re
+import sys
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any, ClassVar, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_robust.cli.classes import NAMES
+from lit_robust.cli.errors import sentence
+from lit_robust.defenses import Defense
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
+
+    #: The options of the command line, as they were written.
+    flags: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse abbreviations of options: a typing error must not set another option."""
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+
+    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
+        """Ignore ``linked_targets``, which jsonargparse (4.53) passes here although it only accepts it for classes.
+
+        Nets are built by functions. Without this, any flag such as ``--model.optimizer.lr`` fails if a file gives the
+        net an argument.
+        """
+        added: list[str] = super().add_function_arguments(*args, **kwargs)
+        return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and where to find help, and exit with 2."""
+        if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
+            super().error(message, ex)
+        if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
+            message = self._unknown(found[1], message)
+        if "arguments are required" in message:
+            message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
+        command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
+        exit_with(message, f"{command} --help lists all options", code=2)
+
+    def _unknown(self, key: str, message: str) -> str:
+        """Suggest an option, for a class's own parser sees ``--model.atack`` without the prefix."""
+        written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
+        prefix = written.removesuffix(key)
+        options = [option.removeprefix("--") for option in self._option_string_actions]
+        head, dot, rest = key.partition(".")
+        heads = [*signature(Defense.__init__).parameters][1:] if prefix == "--model." else []
+        near = get_close_matches(key, options, n=1, cutoff=0.9) or [
+            f"{one}{dot}{rest}" for one in get_close_matches(head, heads, 1)
+        ]
+        return f"there is no option {written}: did you mean {prefix}{near[0]}?" if near else message
+
+
+def exit_with(message: str, hint: str, code: int) -> NoReturn:
+    """Print an error in one sentence and where to find help, and exit."""
+    sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
+    sys.exit(code)
