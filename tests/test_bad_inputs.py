@@ -129,7 +129,7 @@ FLAGS = {
     "half a step": ("--model.attack.steps 2.5", "model.attack.steps: 2.5 is not of type int."),
     "unknown norm": ("--model.attack.norm l1", "model.attack.norm: l1 is unknown: choose one of 'linf', 'l2'."),
     "no run": ("--model.attack.restarts 0", "restarts=0 must be an integer, at least 1."),
-    "no batch": ("--data.batch_size 0", "batch_size=0 must be at least 1."),
+    "no batch": ("--data.batch_size 0", "batch_size=0 must be an integer, at least 1."),
     "all held out": ("--data.val_size 1400", "val_size=1400 leaves no image of 1400 to train on: take fewer."),
     "more than there are": ("--data.train_size 1399", "train_size=1399 is more than the 1380 images there are."),
     "no full batch": (
@@ -137,7 +137,7 @@ FLAGS = {
         "batch_size=65 with drop_last=True makes no batch of 64 images on 1 ranks: take a smaller batch_size.",
     ),
     "unknown split": ("--data.split frist", "data.split: frist is unknown: choose one of 'random', 'first', ..."),
-    "no width": ("--model.net.width 0", "width=0 of digits_cnn must be at least 1."),
+    "no width": ("--model.net.width 0", "digits_cnn's width=0 must be an integer, at least 1."),
     "a word for a number": ("--model.optimizer.lr fast", "model.optimizer.lr: fast is not of type float."),
     "negative rate": (
         "--model.optimizer.lr -1",
@@ -145,7 +145,7 @@ FLAGS = {
     ),
     "negative clipping": (
         "--model.gradient_clip_val -1",
-        "gradient_clip_val=-1.0 must be above 0, or null for no clipping.",
+        "gradient_clip_val=-1.0 must be a finite number, above 0: null is no clipping.",
     ),
     "negative seed": ("--seed_everything -1", "-1 is not in bounds, ... 4294967295: change seed_everything."),
     "unknown precision": (
@@ -190,7 +190,7 @@ FLAGS = {
     ),
     "bytes for pixels": (
         "--data tests.test_bad_inputs.Bytes",
-        "pixels run from 0 to 16, but every eps here is in units of [0, 1]: divide them by 255.",
+        "pixels run from 0 to 16, but every eps is in units of [0, 1]: divide them by 255.",
     ),
     # Files.
     "no such configuration": ("-c nowhere.yaml", "-c nowhere.yaml: there is no such file."),
@@ -441,7 +441,7 @@ def test_a_checkpoint_whose_net_is_a_program_is_refused_and_the_program_not_run(
     for recipe in ({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "touched")]}},
                    {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path / 'touched'}"}}):  # fmt: skip
         torch.save(checkpoint | {"lit_robust": {"net": recipe}}, "evil.ckpt")
-        with pytest.raises(ValueError, match=r"^evil\.ckpt .*(subprocess\.Popen|os\.system)"):
+        with pytest.raises(ValueError, match=r"^evil\.ckpt: .*(subprocess\.Popen|os\.system)"):
             load_net("evil.ckpt")
     assert not (tmp_path / "touched").exists()
 

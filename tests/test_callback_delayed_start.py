@@ -575,7 +575,9 @@ class ByHand(Classifier):
         lambda: build(PGDAT, lr_scheduler=Cosine(1, 0, 0, 6)),
         lambda: build(PGDAT, lr_scheduler=MultiStep([6])),
         lambda: build(PGDAT, lr_scheduler=MultiStep([3], factor=0.6)),
-        lambda: build(PGDAT, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)),
+        lambda: build(
+            PGDAT, lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max")
+        ),
         lambda: Classifier(scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)),
         lambda: Classifier(scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)),
         lambda: Classifier(scheduler=by_batches),

@@ -278,7 +278,7 @@ def test_it_measures_what_a_defense_measures_of_itself(tmp_path):
 
 
 def test_on_a_defense_it_adds_attacks_of_other_names(tmp_path):
-    defense = PGDAT(TinyNet(), CLASSES, ATTACK, test_attacks={"a": ATTACK, "b": ATTACK})
+    defense = PGDAT(TinyNet(), CLASSES, ATTACK, test_attacks={"a": ATTACK, "b": replace(ATTACK, eps=0.01)})
     measure = RobustAccuracy({"none": sure(0.0)}, {"inverted": Inverts(), "none": sure(0.0)}, net="net")
     alone, run = trainer(tmp_path), trainer(tmp_path, callbacks=[measure])
     for stage, split in (("validate", "val"), ("test", "test")):

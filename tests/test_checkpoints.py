@@ -75,7 +75,7 @@ def test_a_net_trained_by_the_command_line_comes_back(empty):
 def test_a_net_of_the_users_own_must_be_given_because_naming_it_would_run_its_module(empty):
     lit("fit", "--model.net", "tests.test_checkpoints.own_net", "--model.net.width", 3)
     path = empty / "runs/tiny/version_0/checkpoints/last.ckpt"
-    with pytest.raises(ValueError, match=r"last\.ckpt .*own_net"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: .*own_net"):
         load_net(path)
     assert holds(load_net(str(path), own_net(width=3)), weights_of(path))
 

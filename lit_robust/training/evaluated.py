@@ -81,6 +81,7 @@ class Evaluated(LightningModule):
             self.net.compile()
         self.num_classes = num_classes
         self.attack = attack
+        self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
         self.channels_last = channels_last
         self.compiled = compile
         self.val_attacks = {"robust": val_attack}
@@ -112,7 +113,7 @@ class Evaluated(LightningModule):
 
     def _tell_of_another_eps(self) -> None:
         """Say it where the training's attack has another bound than every attack that measures it."""
-        mine = getattr(self.attack, "eps", None)
+        mine = self._built_eps
         for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
             others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]
             if mine is not None and others and mine not in others:
