@@ -154,6 +154,11 @@ def test_a_last_image_alone_in_a_net_with_batchnorm_is_left_out_by_drop_last(met
         trainer(".", max_epochs=1).fit(build(method, net=net), loader(images(9)), loader(images(8)))
 
 
+def plateau(optimizer, key):
+    """A plateau scheduler in the direction of its metric."""
+    return ReduceLROnPlateau(optimizer, monitor=key, mode="max" if "acc" in key else "min")
+
+
 # Monitors of what is never logged.
 
 MISSPELT = {"val": "val/acc/robst", "train": "train/los", "no split": "loss"}
@@ -161,7 +166,7 @@ MONITORS = {
     "EarlyStopping": lambda key: ([EarlyStopping(key)], {}),
     "ModelCheckpoint": lambda key: ([ModelCheckpoint("saved", monitor=key)], {}),
     "DelayedStart": lambda key: ([DelayedStart(latest_epoch=1, monitor=key)], {}),
-    "ReduceLROnPlateau": lambda key: ([], {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key)}),
+    "ReduceLROnPlateau": lambda key: ([], {"lr_scheduler": lambda sgd: plateau(sgd, key)}),
 }
 
 

@@ -209,9 +209,9 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: require.increasing("times", [0, 5, 5]),
-        "times=[0, 5, 5] must be at least one time, each later than the one before.",
+        "times=[0, 5, 5] must hold at least one time, each later than the one before.",
     ),
-    (lambda: require.increasing("times", []), "times=[] must be at least one time, each later than the one before."),
+    (lambda: require.increasing("times", []), "times=[] must hold at least one time, each later than the one before."),
     (
         lambda: require.fine_precision("bf16-true"),
         "trainer.precision=bf16-true rounds images to steps as coarse as an eps: use bf16-mixed.",
@@ -312,8 +312,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: AWP(gamma=-0.1), "AWP's gamma=-0.1 must be a finite number, at least 0."),
     (
         lambda: fit(build(PGDAT, net=of_vectors(), weight_perturbation=AWP())),
-        "AWP perturbs tensors of more than one dimension, of which this net trains none: leave weight_perturbation "
-        "out.",
+        "AWP perturbs tensors of more than one dimension, but this net trains none: leave weight_perturbation out.",
     ),
     (
         lambda: fit(build(Natural, optimizer=torch.optim.Adagrad, momentum=MultiStep([1]))),
@@ -412,7 +411,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: build(CustomizedAT, smoothing=11),
-        "smoothing=11 times attack.eps=0.1 is a share of the label: choose a smoothing from 0 to 10.",
+        "smoothing=11 times attack.eps=0.1 is a share of the label, but above 1: choose a smoothing from 0 to 10.",
     ),
     (
         lambda: build(PSAT, attack=FGSM(0.5, norm="l2")),
@@ -450,16 +449,16 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     # The first batch.
     (
         lambda: first_batch(x=X * 255),
-        "pixels run from 0.01016 to 254.9, but every eps here is in units of [0, 1]: divide them by 255.",
+        "pixels run from 0.01016 to 254.9, but every eps is in units of [0, 1]: divide them by 255.",
     ),
     (
         lambda: first_batch(x=X * 2 - 1),
-        "pixels run from -0.9999 to 0.9992, but every eps here is in units of [0, 1]: give the images as they are "
+        "pixels run from -0.9999 to 0.9992, but every eps is in units of [0, 1]: give the images as they are "
         "and normalise inside the net.",
     ),
     (
         lambda: first_batch(x=X * math.nan),
-        "pixels run from nan to nan, but every eps here is in units of [0, 1]: give the images as they are and "
+        "pixels run from nan to nan, but every eps is in units of [0, 1]: give the images as they are and "
         "normalise inside the net.",
     ),
     (
@@ -510,12 +509,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     # The first batch of a user's module.
     (
         lambda: adapt(x=X * 2 - 1),
-        "pixels run from -0.9999 to 0.9992, but every eps here is in units of [0, 1]: if the data pipeline "
+        "pixels run from -0.9999 to 0.9992, but every eps is in units of [0, 1]: if the data pipeline "
         "normalises, give its mean and std; otherwise normalise inside the net.",
     ),
     (
         lambda: adapt(x=X * 9 - 4, mean=0.5, std=0.5),
-        "pixels run from -1.5 to 2.998, but every eps here is in units of [0, 1]: mean=[0.5] and std=[0.5] are not "
+        "pixels run from -1.5 to 2.998, but every eps is in units of [0, 1]: mean=[0.5] and std=[0.5] are not "
         "what the data pipeline normalises with.",
     ),
     (
@@ -687,12 +686,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(Netless(), EMAWeights()),
-        "EMAWeights averages module.net, which Netless lacks: name the nn.Module that returns its logits so.",
+        "EMAWeights averages module.net, which Netless lacks: assign it the nn.Module that returns logits.",
     ),
     (
         lambda: fit(Netless(), CatastrophicOverfittingMonitor()),
-        "CatastrophicOverfittingMonitor attacks module.net, which Netless lacks: name the nn.Module that returns "
-        "its logits so.",
+        "CatastrophicOverfittingMonitor attacks module.net, which Netless lacks: assign it the nn.Module that returns "
+        "logits.",
     ),
     (
         lambda: fit(User(), CatastrophicOverfittingMonitor()),
@@ -744,8 +743,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: nets.small_cnn(image_size=15), "image_size=15 is too small for this net (*)."),
     (lambda: load_net("nowhere.ckpt"), "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
-    (lambda: load_saved(), "a.ckpt does not say how its net was built: pass the net, load_net(path, net=...)."),
-    (lambda: load_saved(TinyNet(width=4)), "a.ckpt holds the weights of another net than TinyNet: *"),
+    (lambda: load_saved(), "a.ckpt: it does not say how its net was built: pass the net that was trained, *"),
+    (
+        lambda: load_saved(TinyNet(width=4)),
+        "a.ckpt: it holds the weights of another net: body.0.weight is *",
+    ),
     # Data.
     (lambda: CIFAR10DataModule(val_size=50_000), "val_size=50000 leaves no image of 50000 to train on: take fewer."),
     (
@@ -764,7 +766,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: ImageNet100DataModule(class_list="nowhere.txt"),
-        "class_list='nowhere.txt' cannot be read: give a file with one wnid a line.",
+        "class_list='nowhere.txt' cannot be read: give a file with one wnid per line.",
     ),
     (lambda: DigitsDataModule(train_size=1399).setup(), "train_size=1399 is more than the 1300 images there are."),
     (

@@ -47,7 +47,7 @@ class Parser(LightningArgumentParser):
         """Suggest an option, for a class's own parser sees ``--model.atack`` without the prefix."""
         written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
         prefix = written.removesuffix(key)
-        options = [option.removeprefix("--") for option in self._option_string_actions]
+        options = re.findall(r"--([\w.]+)", self.format_help())
         head, dot, rest = key.partition(".")
         heads = [*signature(Defense.__init__).parameters][1:] if prefix == "--model." else []
         near = get_close_matches(key, options, n=1, cutoff=0.9) or [

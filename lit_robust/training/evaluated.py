@@ -62,7 +62,7 @@ class Evaluated(LightningModule):
         require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
         while isinstance(net, _WRAPPERS):  # whose prefix would be in every name of the checkpoints
             compile = compile or isinstance(net, OptimizedModule)
-            net = net._orig_mod if isinstance(net, OptimizedModule) else net.module
+            (net,) = net.children()
         require.integer("num_classes", num_classes, least=2)
         check_attack("attack", attack)
         if not isinstance(test_attacks, Mapping | None):
@@ -75,8 +75,9 @@ class Evaluated(LightningModule):
         test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        if only_logits not in self.net._forward_hooks.values():
+        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
             self.net.register_forward_hook(only_logits)
+            self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         if compile:
             self.net.compile()
         self.num_classes = num_classes
