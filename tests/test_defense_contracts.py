@@ -122,6 +122,22 @@ def test_a_second_fit_is_the_first_fit_of_a_fresh_object(method, defense, tmp_pa
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_second_fit_checks_its_first_batch_and_knows_nothing_of_an_earlier_run(tmp_path):
+    defense = build(METHODS["PGDAT"].cls)
+    trainer(tmp_path, max_epochs=1).fit(defense, indexed(images()))
+    bright = images()
+    with pytest.raises(ValueError, match=r"^pixels run from .*divide them by 255"):
+        trainer(tmp_path, max_epochs=1).fit(defense, indexed(bright._replace(x=255 * bright.x)))
+
+
+def test_an_average_of_an_earlier_fit_is_not_attacked(tmp_path):
+    method = METHODS["NuAT2-WA"]
+    defense = build(method.cls, **method.arguments)
+    trainer(tmp_path, max_epochs=1, callbacks=method.callbacks()).fit(defense, indexed(images()))
+    with pytest.raises(ValueError, match=r"^attack_average="):
+        trainer(tmp_path, max_epochs=1).fit(defense, indexed(images()))
+
+
 # What a batch may cost: rows of images through the net in the attack and in the update, forwards and backwards, for a
 # batch of 8. The numbers are those of the papers' algorithms; FAT's depend on which images are misclassified.
 COSTS = {

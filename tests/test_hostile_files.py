@@ -153,6 +153,14 @@ def test_a_method_is_built_from_parts_that_are_known_here(tmp_path, monkeypatch)
     assert TRADES.load_from_checkpoint(path, beta=3.0).beta == 3
 
 
+@pytest.mark.parametrize("rule", ["EvenShare", "CleanLossDrop", "SecondStepGain"])
+def test_nuat_h_is_built_with_its_trigger(rule, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lit("fit", "--model", "NuAT", "--model.attack", "FGSM", "--model.two_step", f"lit_robust.defenses.hybrid.{rule}")
+    method = Defense.load_from_checkpoint(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
+    assert type(method.two_step).__name__ == rule
+
+
 TOUCH = {"class_path": "os.system", "init_args": {"command": "touch pwned"}}
 SOURCE = {"body": {}, "import_block": MARK}
 HOSTILE_PARTS = {

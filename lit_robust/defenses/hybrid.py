@@ -9,7 +9,7 @@ compare them with.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
 from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger
 from lit_robust.training.ranks import sum_over_ranks, world_size
-
-if TYPE_CHECKING:
-    from lit_robust.defenses.nuat import NuAT
 
 __all__ = ["MEMORY", "CleanLossDrop", "Detector", "EvenShare", "SecondStepGain", "Trigger"]
 
@@ -57,14 +54,14 @@ class CleanLossDrop(Detector):
         require.number("warm_up", self.warm_up, least=0)
         require.number("drop", self.drop, above=0, below=1, hint="it is the share of the loss that may be lost")
 
-    def alert(self, method: "NuAT", batch: Batch) -> bool:
+    def alert(self, method: Any, batch: Batch) -> bool:
         """Add the loss of the previous batch, then measure if it is time."""
         tensors = method.memory.tensors
         if (last := tensors.pop("last_clean", None)) is not None:
             tensors["clean"] = tensors["clean"] + last if "clean" in tensors else last
         return super().alert(method, batch)
 
-    def measure(self, method: "NuAT", batch: Batch) -> float | None:
+    def measure(self, method: Any, batch: Batch) -> float | None:
         """The mean over the batches since the last measurement."""
         clean = method.memory.tensors.pop("clean", None)
         return None if clean is None else _mean_over_ranks(clean)
@@ -100,7 +97,7 @@ class SecondStepGain(Detector):
         super().__post_init__()
         require.number("gain", self.gain, least=0)
 
-    def measure(self, method: "NuAT", batch: Batch) -> float:
+    def measure(self, method: Any, batch: Batch) -> float:
         """The mean difference over the batches of all ranks."""
         with network_mode(method.net, "eval"):
             gain = second_step_gain(method.net, batch.x, batch.y, method.single_step())

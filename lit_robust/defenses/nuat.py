@@ -1,6 +1,6 @@
 """Nuclear-norm adversarial training: NuAT, its hybrid NuAT-H, and NuAT2 with two attack steps."""
 
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +62,7 @@ class NuAT(GAT):
             return self.climb(self.lam, steps=2)
         return super().adversary()
 
-    # NuAT-H.
-
-    def perturb(self, batch: Batch) -> Tensor:
+    def perturb(self, batch: Batch) -> Any:
         """Decide whether this batch gets a second step, and attack."""
         if self.two_step is not None:
             memory, before = self.memory.values, self.memory.values["alert"]
@@ -73,8 +71,7 @@ class NuAT(GAT):
                 self.log_now(alert=memory["alert"])
             memory["batches"] += 1
             memory["spent"] += memory["alert"] / self.trainer.num_training_batches
-        x_adv: Tensor = super().perturb(batch)
-        return x_adv
+        return super().perturb(batch)
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on clean images, and the penalty; remembers the former for a trigger that watches it."""
@@ -157,21 +154,21 @@ class NuAT2(NuAT):
 
     def average(self) -> nn.Module:
         """The extra average of ``EMAWeights`` that is attacked."""
-        name, averages = self.attack_average, getattr(self, "averaged", {})
+        name = self.attack_average or ""
+        averages: dict[str, nn.Module] = getattr(self, "averaged", {})
         if name not in averages:
             known = f", which keeps {', '.join(averages)}" if averages else ""
             raise ValueError(
                 f'attack_average="{name}" is no average of EMAWeights{known}: add the callback '
                 f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
             )
-        average: nn.Module = averages[name]
-        return average
+        return averages[name]
 
     def adversary(self) -> PGD:
         """A guided step, then an unguided one."""
         return self.climb(self.lam, steps=2)
 
-    def perturb(self, batch: Batch) -> Tensor:
+    def perturb(self, batch: Batch) -> Any:
         """Both steps, the first one on the average from the second epoch on."""
         if self.attack_average is None or self.current_epoch < 1:
             return super().perturb(batch)

@@ -29,6 +29,7 @@ def known_parts() -> dict[str, Callable[..., Any]]:
             paths = {f"{part.__module__}.{part.__name__}", f"{part.__module__.rpartition('.')[0]}.{part.__name__}"}
             found |= dict.fromkeys(paths, part)
     found["lit_robust.defenses.AWP"] = AWP
+    found |= {f"lit_robust.defenses.hybrid.{part.__name__}": part for part in subclasses(Trigger)}
     for room, kind in (
         (torch.optim, torch.optim.Optimizer),
         (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),

@@ -96,7 +96,9 @@ class Trained(Evaluated):
         super().setup(stage)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed = []
+            self.rate.resumed, self._trained_on, self.batch_idx = [], {}, 0
+            self._checked_stages.clear()
+            vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means = {}
