@@ -1,6 +1,9 @@
 """Mistakes that once ended in a traceback, or in a riddle of another package: each is now a sentence, or works."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -295,11 +298,19 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
         (f"--model.optimizer {__name__}.unannotated", "model.optimizer: .*annotated"),
         ("--trainer.max_epoch 3", r"--trainer\.max_epoch: did you mean --trainer\.max_epochs\?"),
         ("--model.atack.eps 0.2", r"--model\.atack\.eps: did you mean --model\.attack\.eps\?"),
-        ("--trainer.logger WandbLogger", "wandb login.*offline"),
     ],
 )
 def test_a_flag_that_cannot_be_meant_is_answered_by_one_sentence(flags, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert re.search(says, refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()))
+
+
+def test_wandb_without_a_login_is_answered_by_one_sentence(tmp_path):
+    """In a process of its own: an offline run leaves W&B offline for the rest of a process."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-m", "lit_robust", "fit", "-c", tiny(tmp_path), "--trainer.logger", "WandbLogger"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**env, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 1
+    assert re.search("wandb login.*offline", run.stderr)
