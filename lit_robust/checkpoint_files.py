@@ -1,4 +1,4 @@
-"""Checkpoints as files from outside: read as data, section by section, and never believed."""
+"""Checkpoints as files from outside: read as data and checked section by section."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -71,7 +71,7 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
 
 
 def forget_foreign_paths(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Drop from the states of ModelCheckpoints each path outside their folder: they delete what they have outdone.
+    """Drop from the states of ModelCheckpoints each path outside their folder, because they delete outdated files.
 
     Args:
         checkpoint: Changed in place.

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-#: How a file is called while it is written; what a kill leaves is not taken for a checkpoint.
+#: The suffix of a file that is being written; after a kill it is not taken for a checkpoint.
 UNFINISHED = ".part"
 
 

@@ -20,7 +20,7 @@ LARGEST = 2**20
 def rebuild(recipe: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     """Call the builder that a file names with the plain arguments that it gives.
 
-    The net is first built without memory, and only if the weights are its own, with.
+    The net is first built on the meta device, and in memory only if the weights fit.
 
     Args:
         recipe: ``{"class_path": "lit_robust.nets.NAME", "init_args": {...}}``, or the path alone.

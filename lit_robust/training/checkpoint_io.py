@@ -28,7 +28,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def keep_checkpoints_whole(trainer: Any) -> None:
-    """Let a trainer write them so, unless the user has chosen how; and remove what an earlier kill has left."""
+    """Let a trainer write whole checkpoints, unless the user has chosen how; remove what a kill has left."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     for callback in trainer.checkpoint_callbacks:

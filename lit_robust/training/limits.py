@@ -12,7 +12,7 @@ class Limits:
     """The range of the pixels and labels since the last check; reading it waits for the device, adding to it does not.
 
     Args:
-        num_classes: Labels are 0 to ``num_classes - 1``; what shall not count has weight 0, not another label.
+        num_classes: Labels are 0 to ``num_classes - 1``; a sample that should not count has weight 0.
     """
 
     def __init__(self, num_classes: int) -> None:
