@@ -6,7 +6,7 @@ from typing import IO
 try:
     import fcntl
 except ImportError:  # Windows has no flock: nothing is locked there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module until here
 
 #: What this process holds; the system releases it when the process dies.
 _held: dict[Path, IO[str]] = {}

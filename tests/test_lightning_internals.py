@@ -404,7 +404,7 @@ def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_i
     fit(tmp_path, SaveAtEnds(tmp_path), module=Hyper(width=3))
 
     class Ours(internals.CommandLineInternals, LightningCLI):
-        subcommand_defaults = {"test": {"verbose": False}}  # noqa: RUF012
+        subcommand_defaults = {"test": {"verbose": False}}  # noqa: RUF012  # as a user would write it
 
         def test(self, **kwargs):
             self.asked = kwargs

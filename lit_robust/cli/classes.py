@@ -51,7 +51,8 @@ def kept(class_path: str) -> set[str]:
     if not isclass(cls):
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
-    return names & {name for parent in cls.__mro__ for name in signature(parent.__init__).parameters}  # type: ignore[misc]
+    makers = [parent.__init__ for parent in cls.__mro__]  # type: ignore[misc]  # read for their arguments, never called
+    return names & {name for maker in makers for name in signature(maker).parameters}
 
 
 #: What the maker of each callable argument of a method must make.
