@@ -30,7 +30,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, is no checkpoint, holds code, or a section of it is not what it should be.
+        ValueError: If the file is truncated, is not a checkpoint, holds code, or has a broken section.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -45,9 +45,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # of a broken file, torch raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{path} is truncated or is no checkpoint ({reason}): use an earlier one.") from error
+        raise ValueError(f"{path} is truncated or is not a checkpoint ({reason}): use an earlier one.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of a Lightning run: it has no state_dict.")
+        raise ValueError(f"{path} is not a checkpoint of a Lightning run: it has no state_dict.")
     check_sections(checkpoint, path)
     return checkpoint
 
@@ -98,9 +98,9 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(2)
     if start not in (b"PK", b"\x80\x02"):  # a zip archive, or a pickle of torch's older format
-        raise ValueError(f"{path} is no checkpoint: give a .ckpt file that a training has written.")
+        raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
     if start == b"PK" and not is_zipfile(path):
-        raise ValueError(f"{path} is truncated or is no checkpoint: use an earlier one.")
+        raise ValueError(f"{path} is truncated or is not a checkpoint: use an earlier one.")
     if start == b"PK":
         with ZipFile(path) as archive:
             if any(member.compress_type != ZIP_STORED for member in archive.infolist()):

@@ -98,7 +98,7 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
     if isinstance(value, kind):
         return value
     names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-    raise TypeError(f"{name}={value!r} is no {names}: {remedy}.")
+    raise TypeError(f"{name}={value!r} must be of type {names}: {remedy}.")
 
 
 def factory(name: str, value: Any, made: type, example: str) -> Any:

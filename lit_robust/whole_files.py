@@ -66,7 +66,7 @@ def check_writable(folder: Path) -> None:
     try:
         TemporaryFile(dir=existing).close()  # what os.access says is no proof
     except OSError as error:
-        why = "may not be written to" if existing.is_dir() else "is no folder"
+        why = "may not be written to" if existing.is_dir() else "is not a folder"
         raise PermissionError(
             f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
         ) from error

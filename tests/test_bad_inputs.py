@@ -97,11 +97,11 @@ FLAGS = {
     "unknown flag": ("--trainer.foo 1", "unrecognized arguments: --trainer.foo 1: check their spelling."),
     "a net as attack": (
         "--model.attack lit_robust.nets.resnet18",
-        "model.attack: lit_robust.nets.resnet18 is no Attack.",
+        "model.attack: lit_robust.nets.resnet18 is not of type Attack.",
     ),
     "a program as optimizer": (
         "--model.optimizer subprocess.Popen",
-        "model.optimizer: subprocess.Popen is no Optimizer.",
+        "model.optimizer: subprocess.Popen is not of type Optimizer.",
     ),
     "forgotten arguments": (
         "--model.lr_scheduler Cyclic",
@@ -145,7 +145,7 @@ FLAGS = {
     ),
     "negative clipping": (
         "--model.gradient_clip_val -1",
-        "gradient_clip_val=-1.0 must be a finite number, above 0: null is no clipping.",
+        "gradient_clip_val=-1.0 must be a finite number, above 0: null means no clipping.",
     ),
     "negative seed": ("--seed_everything -1", "-1 is not in bounds, ... 4294967295: change seed_everything."),
     "unknown precision": (
@@ -208,7 +208,7 @@ FLAGS = {
     ),
     "a log folder below a file": (
         "--trainer.logger.save_dir tiny.yaml/runs",
-        "cannot log to tiny.yaml/runs, because ...tiny.yaml is no folder: change save_dir of trainer.logger.",
+        "cannot log to tiny.yaml/runs, because ...tiny.yaml is not a folder: change save_dir of trainer.logger.",
     ),
     "resuming no run": (
         "--ckpt_path last",
@@ -237,7 +237,7 @@ FLAGS = {
     ),
     "another file as checkpoint": (
         "--ckpt_path tiny.yaml",
-        "tiny.yaml is no checkpoint: give a .ckpt file that a training has written.",
+        "tiny.yaml is not a checkpoint: give a .ckpt file that a training has written.",
     ),
     "resuming no file": ("--ckpt_path nowhere.ckpt", "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
 }
@@ -270,7 +270,7 @@ YAML = {
     ),
     "broken YAML": (
         "trainer: {max_epochs: 1\nmodel: [",
-        "mistake.yaml is no valid YAML: while parsing a flow mapping in line 1, column 10 did not find ...",
+        "mistake.yaml is not valid YAML: while parsing a flow mapping in line 1, column 10 did not find ...",
     ),
     "no mapping": ("hello", "mistake.yaml is 'hello': it must consist of options such as model: and data:."),
     "empty file": ("", "mistake.yaml is '': it must consist of options such as model: and data:."),
@@ -413,14 +413,14 @@ def test_the_checkpoint_of_another_net_is_refused(command, good, tmp_path, capsy
 def test_a_truncated_checkpoint_is_refused(good, tmp_path, capsys):
     Path("half.ckpt").write_bytes(good.read_bytes()[:5000])
     says = refusal(capsys, "test", "-c", tiny(tmp_path), "--ckpt_path", "half.ckpt")
-    assert says.startswith("half.ckpt is truncated or is no checkpoint")
+    assert says.startswith("half.ckpt is truncated or is not a checkpoint")
     assert says.endswith("use an earlier one.")
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path, capsys):
     torch.save({"epoch": 1}, "other.ckpt")
     says = refusal(capsys, "test", "-c", tiny(tmp_path), "--ckpt_path", "other.ckpt")
-    assert says == "other.ckpt is no checkpoint of a Lightning run: it has no state_dict."
+    assert says == "other.ckpt is not a checkpoint of a Lightning run: it has no state_dict."
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

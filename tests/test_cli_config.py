@@ -227,13 +227,13 @@ MISTAKES = {
     "no list": ({"row": "extends: a.yaml"}, "row.yaml: extends='a.yaml' must be a list of paths."),
     "broken YAML of another file": (
         {"row": "extends: [a.yaml]", "a": "a: 1\nb: [1\nc: 2\n"},
-        "a.yaml is no valid YAML: while parsing a flow sequence in line 2, column 4",
+        "a.yaml is not valid YAML: while parsing a flow sequence in line 2, column 4",
     ),
     "a tag of Python": (
         {"row": "a: !!python/object/apply:os.getcwd []"},
-        "row.yaml is no valid YAML: could not determine a constructor for the tag",
+        "row.yaml is not valid YAML: could not determine a constructor for the tag",
     ),
-    "another file that is no configuration": (
+    "another file that is not a configuration": (
         {"row": "extends: [a.yaml]", "a": "- 1"},
         "a.yaml is '- 1': it must consist of options such as model: and data:.",
     ),

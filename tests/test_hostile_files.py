@@ -100,7 +100,7 @@ def test_a_section_of_another_type_is_named(good, section, junk, tmp_path):
     if isinstance(junk, SECTIONS[section]):
         junk = {}
     path = written(good | {section: junk}, tmp_path)
-    with pytest.raises(ValueError, match=rf"x\.ckpt (is broken: its section {section} is of type|is no checkpoint)"):
+    with pytest.raises(ValueError, match=rf"x\.ckpt (is broken: its section {section} is of type|is not a checkpoint)"):
         read_checkpoint(path)
 
 
@@ -117,7 +117,7 @@ def test_weights_that_are_no_tensors_are_named(good, weight, tmp_path):
 )
 def test_a_file_of_a_few_bytes_is_no_checkpoint(content, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.ckpt is (no checkpoint|truncated)"):
+    with pytest.raises(ValueError, match=r"x\.ckpt is (not a checkpoint|truncated)"):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
@@ -133,7 +133,7 @@ def test_a_truncated_file_is_told(good, share, tmp_path):
     path = written(good, tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is no checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is not a checkpoint"):
         read_checkpoint(path)
 
 

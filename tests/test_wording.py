@@ -197,10 +197,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: require.one_of("revert", "no", ("failed", "succeeded", "never")),
         'revert="no" is unknown: choose failed, succeeded or never.',
     ),
-    (lambda: require.instance("psi", 3, Difficulty, "give FOSC()"), "psi=3 is no Difficulty: give FOSC()."),
+    (lambda: require.instance("psi", 3, Difficulty, "give FOSC()"), "psi=3 must be of type Difficulty: give FOSC()."),
     (
         lambda: require.instance("rule", 0.5, (Schedule, SwitchRule), "give one of them"),
-        "rule=0.5 is no Schedule or SwitchRule: give one of them.",
+        "rule=0.5 must be of type Schedule or SwitchRule: give one of them.",
     ),
     (lambda: require.pixels("eps", 8), "eps=8.0 is above 1, but pixels are in [0, 1]: did you mean 8/255?"),
     (
@@ -221,7 +221,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "trainer.precision=16-true rounds images to steps as coarse as an eps: use 16-mixed.",
     ),
     # Attacks and losses.
-    (lambda: PGD(loss="ce"), "loss='ce' is no function: give one such as lit_robust.losses.ce."),
+    (lambda: PGD(loss="ce"), "loss='ce' is not a function: give one such as lit_robust.losses.ce."),
     (
         lambda: PGD(compare_with="clean_logits"),
         'loss=ce needs labels: set compare_with="label" (clean_logits is for kl).',
@@ -295,7 +295,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: build(PGDAT, val_attack="PGD"),
-        "val_attack='PGD' is no attack: give one of lit_robust.attacks, such as PGD(steps=10).",
+        "val_attack='PGD' is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).",
     ),
     (
         lambda: build(PGDAT, test_attacks={"worst": PGD()}),
@@ -303,11 +303,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: build(PGDAT, gradient_clip_val=0),
-        "gradient_clip_val=0 must be a finite number, above 0: null is no clipping.",
+        "gradient_clip_val=0 must be a finite number, above 0: null means no clipping.",
     ),
     (
         lambda: build(PGDAT, weight_perturbation=0.005),
-        "weight_perturbation=0.005 is no AWP: write AWP(gamma=0.005), or None.",
+        "weight_perturbation=0.005 is not an AWP: write AWP(gamma=0.005), or None.",
     ),
     (lambda: AWP(gamma=-0.1), "AWP's gamma=-0.1 must be a finite number, at least 0."),
     (
@@ -419,7 +419,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: build(HSAT, psi="power"),
-        "psi='power' is no Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT.",
+        "psi='power' must be of type Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT.",
     ),
     (
         lambda: build(
@@ -434,12 +434,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(build(NuAT2, attack=ONE_STEP, attack_average="fast")),
-        'attack_average="fast" is no average of EMAWeights: add the callback EMAWeights(decay=0.9998, '
+        'attack_average="fast" is not an average of EMAWeights: add the callback EMAWeights(decay=0.9998, '
         'extra={"fast": 0.99}).',
     ),
     (
         lambda: fit(build(NuAT2, attack=ONE_STEP, attack_average="fast"), EMAWeights(extra={"slow": 0.9})),
-        'attack_average="fast" is no average of EMAWeights, which keeps slow: add the callback '
+        'attack_average="fast" is not an average of EMAWeights, which keeps slow: add the callback '
         'EMAWeights(decay=0.9998, extra={"fast": 0.99}).',
     ),
     (
@@ -536,7 +536,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: adapt(net="model"),
-        'net="model" is no sub-module of User: name the one that returns logits (it has: net).',
+        'net="model" is not a sub-module of User: name the one that returns logits (it has: net).',
     ),
     (
         lambda: adapt(net="net.head"),
@@ -630,7 +630,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: DelayedStart(at_epoch=1, latest_epoch=2),
         "at_epoch=1 leaves nothing for latest_epoch=2 to bound: drop one.",
     ),
-    (lambda: DelayedStart(rule=0.1), "rule=0.1 is no SwitchRule: give a Plateau, or a subclass of your own."),
+    (lambda: DelayedStart(rule=0.1), "rule=0.1 must be of type SwitchRule: give a Plateau, or a subclass of your own."),
     (
         lambda: fit(Driven(), DelayedStart(at_epoch=3)),
         "at_epoch=3 is not before max_epochs=3: nothing would be adversarial.",

@@ -93,7 +93,7 @@ class PGD(Attack):
         require.integer("steps", self.steps, least=0)
         require.integer("restarts", self.restarts, least=1)
         if not callable(self.loss):
-            raise TypeError(f"loss={self.loss!r} is no function: give one such as lit_robust.losses.ce.")
+            raise TypeError(f"loss={self.loss!r} is not a function: give one such as lit_robust.losses.ce.")
         require.number("momentum", self.momentum, least=0)
         if self.loss is losses.kl and self.compare_with == "label":
             raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')

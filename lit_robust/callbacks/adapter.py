@@ -100,7 +100,7 @@ class Adapter:
         except AttributeError:
             parts = ", ".join(name for name, _ in module.named_children())
             raise ValueError(
-                f'net="{self.net}" is no sub-module of {type(module).__name__}: name the one that returns logits '
+                f'net="{self.net}" is not a sub-module of {type(module).__name__}: name the one that returns logits '
                 f"(it has: {parts or 'none'})."
             ) from None
 

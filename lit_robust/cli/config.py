@@ -37,7 +37,7 @@ def load(source: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If something is no YAML, no configuration, or extends itself.
+        ValueError: If something is not YAML, not a configuration, or extends itself.
     """
     try:
         file = File(source)
@@ -83,7 +83,7 @@ def _parsed(text: str, name: str) -> Any:
         return get_loader("yaml")(text)
     except yaml.YAMLError as error:
         why = " ".join(str(error).replace('"<unicode string>", ', "").split())
-        raise ValueError(f"{name} is no valid YAML: {why}.") from error
+        raise ValueError(f"{name} is not valid YAML: {why}.") from error
 
 
 def _line(text: str, value: str) -> int:

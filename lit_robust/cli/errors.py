@@ -92,9 +92,9 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     if found := re.match(r"module '(.*)' has no attribute '(.*)'", reason):
         return f"{where}there is no {found[1]}.{found[2]} ({_meant(found[2], names) or 'check its spelling'})."
     if found := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
-        return f"{where}{found[1].strip() or mistake.value} is no {found[2]}."
+        return f"{where}{found[1].strip() or mistake.value} is not of type {found[2]}."
     if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
-        return f"{where}{found[1]} is no {found[2]}."
+        return f"{where}{found[1]} is not of type {found[2]}."
     if found := re.match(r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$", reason):
         return f"{where}{found[1]} is not annotated to return {found[2]}: write def f(...) -> {found[2]}."
     if found := re.match(r"Expected an instantiatable class, but (\S+) is abstract", reason):
@@ -102,7 +102,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     if reason.startswith("Not a valid subclass") and (named := re.search(r"'class_path': '([^']*)'", mistake.value)):
         return f"{where}the arguments of {named[1]} belong below init_args."
     if found := re.match(r"Not a valid subclass of (\w+)", reason):
-        return f"{where}this is no {found[1]}: give its class_path, and its arguments below init_args."
+        return f"{where}this is not of type {found[1]}: give its class_path, and its arguments below init_args."
     if reason.startswith("Option 'class_path' is not accepted"):
         return f"{where}the arguments of {owner} belong below init_args."
     if found := re.match(r"Option '(.*)' is not accepted", reason):

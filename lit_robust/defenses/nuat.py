@@ -159,7 +159,7 @@ class NuAT2(NuAT):
         if name not in averages:
             known = f", which keeps {', '.join(averages)}" if averages else ""
             raise ValueError(
-                f'attack_average="{name}" is no average of EMAWeights{known}: add the callback '
+                f'attack_average="{name}" is not an average of EMAWeights{known}: add the callback '
                 f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
             )
         return averages[name]

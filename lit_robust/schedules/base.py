@@ -34,7 +34,7 @@ class Schedule(ABC):
         for field in getattr(self, "__dataclass_fields__", {}).values():
             value = getattr(self, field.name)
             if get_origin(field.type) is Sequence and (not isinstance(value, Iterable) or isinstance(value, str)):
-                raise TypeError(f"{field.name}={value!r} is no list: write [{value!r}].")
+                raise TypeError(f"{field.name}={value!r} is not a list: write [{value!r}].")
         for name, value in list(vars(self).items()):
             object.__setattr__(self, name, _plain(name, value))
 

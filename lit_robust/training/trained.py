@@ -75,7 +75,7 @@ class Trained(Evaluated):
             # are live objects, which a checkpoint that is safe to load cannot hold.
             self.save_hyperparameters(logger=False)
         if gradient_clip_val is not None:
-            require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null is no clipping")
+            require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null means no clipping")
         self.automatic_optimization = False
         self.adversarial = True
         self.gradient_clip_val = gradient_clip_val

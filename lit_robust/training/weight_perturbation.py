@@ -98,7 +98,7 @@ def as_awp(weight_perturbation: Any) -> AWP | None:
     """
     if weight_perturbation is None or isinstance(weight_perturbation, AWP):
         return weight_perturbation
-    raise TypeError(f"weight_perturbation={weight_perturbation!r} is no AWP: write AWP(gamma=0.005), or None.")
+    raise TypeError(f"weight_perturbation={weight_perturbation!r} is not an AWP: write AWP(gamma=0.005), or None.")
 
 
 @contextmanager
