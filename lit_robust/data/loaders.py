@@ -70,8 +70,6 @@ class EpochLoader(ABC):
         self.rank = rank
         self.world = world
         self.seed = seed
-        # Lightning calls set_epoch on a loader's sampler only, so this loader is its own sampler.
-        self.sampler, self.batch_sampler = self, None
         self.epoch = 0
         self._resume_at = 0
         self._done = 0
@@ -80,6 +78,15 @@ class EpochLoader(ABC):
                 f"batch_size={batch_size} with drop_last={drop_last} makes no batch of "
                 f"{len(samples.indices)} images on {world} ranks: take a smaller batch_size."
             )
+
+    #: Lightning asks a loader for both of its samplers.
+    batch_sampler = None
+
+    @property
+    def sampler(self) -> "EpochLoader":
+        """This loader: Lightning calls ``set_epoch`` on a loader's sampler only."""
+        # Not an attribute: a reference cycle would keep worker processes until the garbage collector runs.
+        return self
 
     def __len__(self) -> int:
         share = math.ceil(len(self.samples.indices) / self.world)
