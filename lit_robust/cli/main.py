@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.cli import verbs
 from lit_robust.cli.classes import check_makers, classes_start_afresh
 from lit_robust.cli.config import gathered
 from lit_robust.cli.parser import Parser, exit_with
@@ -209,8 +210,11 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments, those of the process by default.
     """
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    args = list(sys.argv[1:] if args is None else args)
     try:
         with quiet():
+            if args and args[0] in verbs.VERBS:
+                return verbs.run(args)
             RobustCLI(
                 Defense,
                 ImageDataModule,
@@ -225,7 +229,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 parser_kwargs={"version": __version__},
                 parser_class=Parser,
                 auto_configure_optimizers=False,
-                args=list(args) if args is not None else sys.argv[1:],
+                args=args,
             )
     except Exception as error:
         if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):

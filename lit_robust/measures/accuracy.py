@@ -44,19 +44,20 @@ def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> di
     Returns:
         ``(N,)`` bool for ``"clean"``, each attack's name and, where there are several attacks, ``"worst"``.
     """
-    correct = {CLEAN: _is_correct(net, batch.x, batch.y)}
+    correct = {CLEAN: is_correct(net, batch.x, batch.y)}
     for name, attack in attacks.items():
         with own_random_state(batch.x.device), checked():
             torch.manual_seed(torch.initial_seed())  # makes an attack's draws independent of the other attacks
             x_adv = attack(net, batch.x, batch.y)
-        correct[name] = _is_correct(net, x_adv, batch.y)
+        correct[name] = is_correct(net, x_adv, batch.y)
     if len(attacks) > 1:
         correct[WORST] = torch.stack(list(correct.values())).all(dim=0)
     return correct
 
 
 @torch.no_grad()
-def _is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Tell which images are classified correctly, ``(N,)`` bool."""
     logits: Tensor = net(x)
     return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)  # NaN is wrong, not class 0
 

@@ -1,0 +1,47 @@
+"""Finished measurements of a long analysis, so that a killed one goes on where it stopped."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_robust import __version__
+
+
+class Journal:
+    """Results by what they depend on, one line of JSON each.
+
+    A result is written as soon as it is there; a last line that a kill has cut is measured again.
+
+    Args:
+        path: The file; it is made with its first result.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, Any] = {}
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                try:
+                    self._found.update([json.loads(line)])
+                except ValueError:  # cut, or not ours
+                    continue
+
+    def get(self, key: tuple[str, ...], measure: Callable[[], Any]) -> Any:
+        """The result of an earlier call with this key, or else of ``measure``, which is kept.
+
+        Args:
+            key: All that the result depends on: digests of weights and images, the attack, the seed.
+            measure: Returns numbers, strings, lists and dictionaries of them.
+        """
+        name = " | ".join((__version__, *key))
+        if name not in self._found:
+            self._found[name] = measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            with self.path.open("a") as file:
+                file.write("\n" * cut + json.dumps([name, self._found[name]]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return self._found[name]

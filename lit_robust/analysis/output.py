@@ -1,0 +1,95 @@
+"""What every analysis ends with: a CSV file, a picture, and both in Weights & Biases where that is wanted."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_robust.whole_files import csv_cell, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+def check_plotting() -> None:
+    """Fail before hours of measuring if pictures cannot be drawn.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401  # whether it is there is the question
+    except ImportError as error:
+        raise ImportError('Pictures need matplotlib: pip install "lit-robust[plot]".') from error
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"device={name!r} cannot be used here: choose auto, cpu or cuda.") from error
+
+
+def new_figure(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """A figure with axes side by side; matplotlib's object API opens no window."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
+    return figure, list(axes)
+
+
+def plain_text(text: str) -> str:
+    """A name as matplotlib shows it literally: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def write(out: Path, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:
+    """Write ``stem.csv`` and ``stem.png``, whole or not at all, and say where they are.
+
+    Args:
+        out: The folder.
+        stem: The files' name.
+        rows: Their first one names the columns.
+        figure: The picture.
+        wandb_project: The project of Weights & Biases that gets both, too.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    text = StringIO(newline="")
+    table = csv.writer(text)
+    table.writerows([[*rows[0]], *([csv_cell(value) for value in row.values()] for row in rows)])
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(out / f"{stem}.csv", text.getvalue().encode())
+    write_whole(out / f"{stem}.png", picture.getvalue())
+    print(f"{out / f'{stem}.csv'}\n{out / f'{stem}.png'}")
+    if wandb_project is not None:
+        import wandb
+
+        with wandb.init(project=wandb_project, job_type=stem) as run:
+            columns: list[str | int] = [*rows[0]]
+            run.log(
+                {
+                    f"{stem}/table": wandb.Table(columns=columns, data=[[*row.values()] for row in rows]),
+                    f"{stem}/picture": wandb.Image(str(out / f"{stem}.png")),
+                }
+            )

@@ -1,0 +1,144 @@
+"""What an analysis looks at: nets by name, and the images that all of them see."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import require
+from lit_robust.attacks import Attack
+from lit_robust.batch import Batch
+from lit_robust.data import ImageDataModule
+from lit_robust.guards import checked, own_random_state
+from lit_robust.measures.accuracy import Accuracy, is_correct
+from lit_robust.runs import checkpoints_of, load_net
+from lit_robust.seeds import seed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained net: its name in tables and legends, its weights' digest, and the net in eval mode."""
+
+    name: str
+    path: Path
+    net: nn.Module
+    key: str
+
+
+@dataclass(frozen=True)
+class Images:
+    """Test images in batches on the device, and their digest."""
+
+    batches: list[Batch]
+    key: str
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return sum(len(batch.y) for batch in self.batches)
+
+
+def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subject]:
+    """Load nets.
+
+    Args:
+        checkpoints: .ckpt files or folders of runs, whose ``last`` is taken; ``name=path`` gives a net its name.
+        device: Where to put the nets.
+
+    Raises:
+        FileNotFoundError: If a path has no checkpoint.
+        ValueError: If there is none, two have one name, or a file cannot be used.
+    """
+    if isinstance(checkpoints, str) or not checkpoints:
+        raise ValueError(
+            f"checkpoints={checkpoints!r} must be a list of .ckpt files or folders of runs: give at least one."
+        )
+    paths = [(name, _file(path)) for name, path in map(_named, checkpoints)]
+    shown = dict(zip([name or _short(path) for name, path in paths], [path for _, path in paths], strict=False))
+    if len(shown) < len(paths):  # short names clash
+        shown = {name or str(path): path for name, path in paths}
+    if len(shown) < len(paths):
+        raise ValueError(f"checkpoints={list(checkpoints)} names a net twice: write name=path with different names.")
+    subjects = []
+    for name, path in shown.items():
+        net = load_net(path).to(device)
+        subjects.append(Subject(name, path, net, digest(net.state_dict())))
+    return subjects
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    return (name, Path(path).expanduser()) if equals and "/" not in name else ("", Path(text).expanduser())
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = checkpoints_of(path)
+    if not found:
+        raise FileNotFoundError(f"there is no last.ckpt or best.ckpt below {path}: give a .ckpt file.")
+    return found.get("last") or found["best"]
+
+
+def _short(path: Path) -> str:
+    """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one."""
+    folder = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
+    which = "" if path.stem == "last" else f":{path.stem}"
+    return f"{folder.parent.name}/{folder.name}{which}"
+
+
+def test_images(data: ImageDataModule, limit: int | None, device: torch.device) -> Images:
+    """Read the first ``limit`` test images, or all, once.
+
+    Raises:
+        ValueError: If ``limit`` is below 1.
+    """
+    if limit is not None:
+        require.integer("limit", limit, least=1)
+    data.prepare_data()
+    data.setup("test")
+    batches: list[Batch] = []
+    left = limit
+    for raw in data.test_dataloader():
+        batch = raw if left is None else Batch(*(field[:left] for field in raw))
+        batches.append(Batch(*(field.to(device) for field in batch)))
+        left = None if left is None else left - len(batch.y)
+        if left == 0:
+            break
+    key = digest({f"{name}{i}": field for i, b in enumerate(batches) for name, field in (("x", b.x), ("y", b.y))})
+    return Images(batches, key)
+
+
+def adversarial_images(net: nn.Module, attack: Attack, images: Images) -> list[Tensor]:
+    """Attack all batches; the random draws of a batch are the same for every net and attack."""
+    crafted = []
+    for number, batch in enumerate(images.batches):
+        with own_random_state(batch.x.device), checked():
+            seed(batch.x.device, "evaluate", number, 0)
+            crafted.append(attack(net, batch.x, batch.y))
+    return crafted
+
+
+def survivors(net: nn.Module, crafted: Iterable[Tensor], images: Images) -> str:
+    """Tell for each image whether the net classifies its adversarial one correctly, as ``"1101..."``."""
+    found = [is_correct(net, x_adv, batch.y) for x_adv, batch in zip(crafted, images.batches, strict=True)]
+    return "".join("01"[survived] for survived in torch.cat(found).tolist())
+
+
+def cells(survived: str) -> dict[str, float]:
+    """The accuracy of ``survivors``, its 95 % interval and n, as columns of a table."""
+    accuracy = Accuracy(survived.count("1") / len(survived), len(survived))
+    low, high = accuracy.interval
+    return {"accuracy": accuracy.value, "low": low, "high": high, "n": accuracy.n}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of named tensors that changes if any byte does."""
+    sha = hashlib.sha256()
+    for name, tensor in tensors.items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

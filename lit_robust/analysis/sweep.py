@@ -1,0 +1,169 @@
+"""Robust accuracy against the strength of an attack: over eps, over the number of steps, or over restarts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
+
+from lit_robust import require
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
+from lit_robust.analysis.subjects import Images, adversarial_images, cells, load_subjects, survivors, test_images
+from lit_robust.attacks import PGD, Attack
+from lit_robust.data import ImageDataModule
+from lit_robust.measures.accuracy import describe
+from lit_robust.seeds import run_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Over = Literal["eps", "steps", "restarts"]
+
+#: The default values: multiples of the attack's eps, and numbers of steps and of restarts. The grids of the DAT slides
+#: (ICASSP 2022) are not recoverable; these are ours.
+GRIDS: dict[Over, tuple[float, ...]] = {
+    "eps": (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 4),
+    "steps": (1, 2, 5, 10, 20, 50, 100),
+    "restarts": (1, 2, 5, 10, 20),
+}
+
+#: The label of the horizontal axis.
+LABELS = {"eps": "eps, {norm} (pixels in [0, 1])", "steps": "number of steps", "restarts": "number of restarts"}
+
+
+def sweep(
+    checkpoints: list[str],
+    data: ImageDataModule,
+    attack: Attack | None = None,
+    over: Over = "eps",
+    values: list[float] | None = None,
+    step: Literal["fixed", "scaled"] = "fixed",
+    limit: int | None = None,
+    device: str = "auto",
+    out: Path = Path("analysis"),
+    wandb_project: str | None = None,
+) -> list[dict[str, Any]]:
+    """Measure robust accuracy over the strength of an attack, and plot all nets together.
+
+    The strength sweep of the DAT slides: eps at a fixed number and size of steps, or the steps at a fixed eps. All
+    nets see the same images and random starts. Where steps x step_size is less than eps, the attack cannot cross the
+    ball and its accuracy says little: such points are drawn hollow. At a large eps the accuracy of an honest net is 0.
+
+    Args:
+        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        data: Its test images are attacked.
+        attack: A PGD or one of its kind; by default PGD at eps 8/255 with 20 steps of 2/255.
+        over: What is varied.
+        values: Its values; by default 0 to 4 times the attack's eps, 1 to 100 steps, or 1 to 20 restarts.
+        step: With over=eps, whether the step size stays fixed, as in the slides, or is scaled with eps.
+        limit: The number of test images, the first ones; by default all.
+        device: auto, cpu or cuda.
+        out: The folder of sweep_<over>.csv and .png, and of the journal from which a stopped sweep goes on.
+        wandb_project: The project of Weights & Biases that gets table and picture, too.
+
+    Returns:
+        The rows of the table.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ImportError: If matplotlib is missing.
+        ValueError: If an argument is out of range or a checkpoint cannot be used.
+    """
+    check_plotting()
+    require.one_of("over", over, get_args(Over))
+    attack = attack or PGD(steps=20)
+    variants = strengths(attack, over, values, scaled=step == "scaled")
+    place = device_of(device)
+    subjects, images = load_subjects(checkpoints, place), test_images(data, limit, place)
+    journal = Journal(Path(out) / "journal.jsonl")
+    rows = []
+    for subject in subjects:
+        for value, variant in variants.items():
+            key = (subject.key, images.key, repr(variant), str(run_seed()))
+            survived = journal.get(key, partial(_attacked, subject.net, variant, images))
+            row = {"net": subject.name, over: value, **cells(survived)}
+            rows.append({**row, "crosses": crosses(variant), "attack": describe(variant)})
+    write(Path(out), f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
+    return rows
+
+
+def _attacked(net: nn.Module, attack: Attack, images: Images) -> str:
+    return survivors(net, adversarial_images(net, attack, images), images)
+
+
+def strengths(attack: Any, over: Over, values: Sequence[float] | None, scaled: bool) -> dict[float, Attack]:
+    """The variants of an attack, by the value that is varied.
+
+    Raises:
+        TypeError: If the attack has no such argument.
+        ValueError: If there are no values, or one is out of range.
+    """
+    if not hasattr(attack, over):
+        raise TypeError(f"over={over!r} needs an attack with {over}, such as PGD, not {type(attack).__name__}.")
+    if values is not None and not values:
+        raise ValueError("values=[] must have at least one value: leave it out for the default ones.")
+    if over != "eps":
+        chosen = GRIDS[over] if values is None else values
+        return {value: replace(attack, **{over: _whole(over, value)}) for value in chosen}
+    grid = [factor * attack.eps for factor in GRIDS[over]] if values is None else values
+    largest = 1.0 if getattr(attack, "norm", "linf") == "linf" else float("inf")
+    variants = {}
+    for value in dict.fromkeys(min(value, largest) for value in grid):
+        step_size = {"step_size": attack.step_size * value / attack.eps} if scaled else {}
+        variants[value] = replace(attack, eps=value, **step_size)
+    return variants
+
+
+def _whole(name: str, value: float) -> int:
+    if value != int(value):
+        raise ValueError(f"values={value} of {name} must be a whole number.")
+    return int(value)
+
+
+def crosses(attack: Attack) -> bool:
+    """Whether all steps together are as long as eps, so that every point of the ball can be reached from its centre."""
+    eps, step_size, steps = (getattr(attack, name, None) for name in ("eps", "step_size", "steps"))
+    return eps is None or step_size is None or steps is None or step_size * steps >= eps * (1 - 1e-6)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figure":
+    """Plot a line with its 95 % interval for each net; attacks that cannot cross the ball are hollow."""
+    figure, (axes,) = new_figure()
+    for number, net in enumerate(dict.fromkeys(row["net"] for row in rows)):
+        mine = [row for row in rows if row["net"] == net]
+        x, y = [row[over] for row in mine], [100 * row["accuracy"] for row in mine]
+        colour = f"C{number % 10}"
+        axes.plot(x, y, color=colour, linewidth=1.5)
+        axes.fill_between(
+            x,
+            [100 * row["low"] for row in mine],
+            [100 * row["high"] for row in mine],
+            alpha=0.15,
+            color=colour,
+            linewidth=0,
+        )
+        for row in mine:
+            axes.plot(
+                row[over],
+                100 * row["accuracy"],
+                "o",
+                color=colour,
+                markerfacecolor=colour if row["crosses"] else "white",
+                markersize=5,
+            )
+        axes.plot([], [], "o-", color=colour, label=plain_text(net))
+    if not all(row["crosses"] for row in rows):
+        axes.plot([], [], "o", color="gray", markerfacecolor="white", label="steps too short to cross the ball")
+    if over == "steps" and min(row[over] for row in rows) > 0:
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({row[over] for row in rows}), minor=False)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
+    axes.set(xlabel=LABELS[over].format(norm=norm), ylabel="robust accuracy (%)", ylim=(-2, 102))
+    axes.set_title(f"{describe(attack)}, {rows[0]['n']} test images, band: 95 % interval", fontsize=8)
+    axes.legend(fontsize=8)
+    return figure

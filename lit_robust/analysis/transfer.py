@@ -1,0 +1,98 @@
+"""Black-box robustness: adversarial images of one net, shown to another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
+from lit_robust.analysis.subjects import Images, adversarial_images, cells, load_subjects, survivors, test_images
+from lit_robust.attacks import PGD, Attack
+from lit_robust.data import ImageDataModule
+from lit_robust.measures.accuracy import describe
+from lit_robust.seeds import run_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def transfer(
+    checkpoints: list[str],
+    data: ImageDataModule,
+    sources: list[str] | None = None,
+    attack: Attack | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    out: Path = Path("analysis"),
+    wandb_project: str | None = None,
+) -> list[dict[str, Any]]:
+    """Show every net the adversarial images that were crafted on every other one.
+
+    The black-box table of the DAT slides (ICASSP 2022), where the sources are trained independently: other seeds of a
+    natural, a fully adversarial and a delayed training. A net that adversarial images of another net fool more often
+    than its own hides its gradients.
+
+    Args:
+        checkpoints: The nets to attack: .ckpt files or folders of runs, whose last checkpoint is taken; name=path
+            names a net.
+        data: Its test images are attacked.
+        sources: The nets to craft on, in the same form; by default the attacked nets.
+        attack: By default PGD at eps 8/255 with 10 steps of 2/255, as in the slides.
+        limit: The number of test images, the first ones; by default all.
+        device: auto, cpu or cuda.
+        out: The folder of transfer.csv and .png, and of the journal from which a stopped run goes on.
+        wandb_project: The project of Weights & Biases that gets table and picture, too.
+
+    Returns:
+        The rows of the table; source and target are the same in the rows of the white-box attack.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ImportError: If matplotlib is missing.
+        ValueError: If an argument is out of range or a checkpoint cannot be used.
+    """
+    check_plotting()
+    attack, place = attack or PGD(steps=10), device_of(device)
+    targets = load_subjects(checkpoints, place)
+    origins = targets if sources is None else load_subjects(sources, place)
+    images = test_images(data, limit, place)
+    journal = Journal(Path(out) / "journal.jsonl")
+    rows = []
+    for origin in origins:
+        crafted = cache(partial(adversarial_images, origin.net, attack, images))
+        for target in targets:
+            key = (target.key, images.key, repr(attack), origin.key, str(run_seed()))
+            survived = journal.get(key, partial(_shown, target.net, crafted, images))
+            row = {"target": target.name, "source": origin.name, **cells(survived)}
+            rows.append({**row, "white_box": origin.key == target.key, "attack": describe(attack)})
+    write(Path(out), "transfer", rows, draw(rows, f"{describe(attack)}, {images.n} test images"), wandb_project)
+    return rows
+
+
+def _shown(net: nn.Module, crafted: Callable[[], list[Tensor]], images: Images) -> str:
+    return survivors(net, crafted(), images)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+    """Draw a table of colours: a row per attacked net, a column per source; white-box numbers are bold."""
+    targets, origins = (list(dict.fromkeys(row[name] for row in rows)) for name in ("target", "source"))
+    figure, (axes,) = new_figure(width=3.2 + 0.9 * len(origins), height=1.8 + 0.5 * len(targets))
+    cell = {(row["target"], row["source"]): row for row in rows}
+    values = [[100 * cell[target, origin]["accuracy"] for origin in origins] for target in targets]
+    shown = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for (target, origin), row in cell.items():
+        x, y, value = origins.index(origin), targets.index(target), 100 * row["accuracy"]
+        weight = "bold" if row["white_box"] else "normal"
+        axes.text(
+            x, y, f"{value:.1f}", ha="center", va="center", color="black" if value > 55 else "white", weight=weight
+        )
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(origins)), [plain_text(name) for name in origins], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(range(len(targets)), [plain_text(name) for name in targets], fontsize=8)
+    axes.set(xlabel="crafted on (bold: the attacked net itself)", ylabel="attacked net")
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(shown, ax=axes, label="accuracy (%)")
+    return figure

@@ -1,0 +1,190 @@
+"""The analyses: what they measure, write and refuse, and that a stopped one goes on."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lit_robust.analysis import sweep, transfer
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.subjects import load_subjects, test_images
+from lit_robust.analysis.sweep import crosses, strengths
+from lit_robust.attacks import PGD, AutoAttack
+from lit_robust.cli import main
+from lit_robust.data import DigitsDataModule
+from lit_robust.nets import digits_cnn
+from tests.front_door import refusal
+
+test_images.__test__ = False  # a function that reads test images
+CPU = torch.device("cpu")
+ATTACK = PGD(eps=0.1, step_size=0.02, steps=4)
+
+
+def digits() -> DigitsDataModule:
+    return DigitsDataModule(test_size=40, eval_batch_size=16)
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch) -> list[str]:
+    """Checkpoints of two small nets, one of them trained for a moment, in the layout of runs."""
+    monkeypatch.chdir(tmp_path)
+    for name, epochs in (("trained", 30), ("fresh", 0)):
+        torch.manual_seed(1)
+        net = digits_cnn(width=4)
+        fit(net, epochs)
+        path = tmp_path / f"runs/{name}/version_0/checkpoints/last.ckpt"
+        path.parent.mkdir(parents=True)
+        recipe = {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 4}}
+        state = {f"net.{key}": value for key, value in net.state_dict().items()}
+        torch.save({"state_dict": state, "lit_robust": {"net": recipe}}, path)
+    return ["trained=runs/trained", "runs/fresh/version_0/checkpoints/last.ckpt"]
+
+
+def fit(net: nn.Module, epochs: int) -> None:
+    data = DigitsDataModule(train_size=256, batch_size=256)
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.03)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(batch.x), batch.y).backward()
+        optimizer.step()
+
+
+def read(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# The sweep.
+
+
+def test_a_sweep_over_eps_begins_at_the_clean_accuracy_and_ends_at_zero(two):
+    rows = sweep(two, digits(), attack=ATTACK, values=[0, 0.05, 0.9], step="scaled")
+    trained = [row["accuracy"] for row in rows if row["net"] == "trained"]
+    (subject, _) = load_subjects(two, CPU)
+    images = test_images(digits(), None, CPU)
+    clean = sum(int((subject.net(batch.x).argmax(1) == batch.y).sum()) for batch in images.batches)
+    assert trained[0] == clean / 40 > 0.5
+    assert trained[0] > trained[1] > trained[2] == 0
+
+
+def test_a_sweep_writes_the_rows_that_it_returns_and_a_picture(two):
+    rows = sweep(two, digits(), attack=ATTACK, over="steps", values=[1, 3])
+    assert read("analysis/sweep_steps.csv") == [{key: str(value) for key, value in row.items()} for row in rows]
+    assert [(row["net"], row["steps"]) for row in rows] == [
+        ("trained", 1), ("trained", 3), ("fresh/version_0", 1), ("fresh/version_0", 3),
+    ]  # fmt: skip
+    assert Path("analysis/sweep_steps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_measurement_is_not_repeated(two, monkeypatch):
+    first = sweep(two, digits(), attack=ATTACK, values=[0.05])
+    monkeypatch.setattr(PGD, "__call__", None)  # a second attack would fail
+    assert sweep(two, digits(), attack=ATTACK, values=[0.05]) == first
+    with pytest.raises(TypeError):
+        sweep(two, digits(), attack=ATTACK, values=[0.06])
+    with pytest.raises(TypeError):
+        sweep(two, digits(), attack=ATTACK, values=[0.05], limit=20)  # other images
+
+
+@pytest.mark.parametrize(("scaled", "step_sizes"), [(False, [0.02, 0.02]), (True, [0.01, 0.04])])
+def test_the_step_is_fixed_or_scaled_with_eps(scaled, step_sizes):
+    variants = strengths(ATTACK, "eps", [0.05, 0.2], scaled)
+    assert [variant.step_size for variant in variants.values()] == pytest.approx(step_sizes)
+
+
+def test_steps_that_cannot_cross_the_ball_are_marked():
+    assert crosses(PGD(eps=0.08, step_size=0.02, steps=4))
+    assert not crosses(PGD(eps=0.081, step_size=0.02, steps=4))
+
+
+# Transfer.
+
+
+def test_a_transfer_to_the_net_itself_is_the_white_box_attack(two):
+    (white, black) = transfer(two[:1], digits(), sources=two, attack=ATTACK)
+    (alone,) = sweep(two[:1], digits(), attack=ATTACK, over="steps", values=[4])
+    assert white["white_box"]
+    assert not black["white_box"]
+    assert white["accuracy"] == alone["accuracy"] < black["accuracy"]
+    assert (white["source"], black["source"]) == ("trained", "fresh/version_0")
+
+
+def test_transfer_writes_a_row_for_each_pair(two):
+    transfer(two, digits(), attack=ATTACK, limit=10)
+    rows = read("analysis/transfer.csv")
+    assert len({(row["target"], row["source"]) for row in rows}) == 4
+    assert {row["n"] for row in rows} == {"10"}
+    assert Path("analysis/transfer.png").exists()
+
+
+# Nets and images.
+
+
+def test_a_net_is_called_after_its_run_unless_it_is_named(two):
+    assert [subject.name for subject in load_subjects(two, CPU)] == ["trained", "fresh/version_0"]
+    assert [subject.name for subject in load_subjects(["runs/trained"], CPU)] == ["trained/version_0"]
+
+
+def test_the_limit_takes_the_first_images(two):
+    images, all_of_them = test_images(digits(), 20, CPU), test_images(digits(), None, CPU)
+    assert (images.n, all_of_them.n) == (20, 40)
+    assert torch.equal(torch.cat([b.x for b in images.batches]), torch.cat([b.x for b in all_of_them.batches])[:20])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "names"),
+    [
+        ({"checkpoints": []}, ValueError, "checkpoints"),
+        ({"checkpoints": ["a=runs/trained", "a=runs/fresh"]}, ValueError, "a=runs/fresh"),
+        ({"checkpoints": ["runs/none"]}, FileNotFoundError, "runs/none"),
+        ({"values": []}, ValueError, "values"),
+        ({"over": "steps", "values": [1.5]}, ValueError, "values"),
+        ({"over": "size"}, ValueError, "over"),
+        ({"limit": 0}, ValueError, "limit"),
+        ({"device": "abacus"}, ValueError, "device"),
+        ({"attack": AutoAttack(), "over": "steps"}, TypeError, "over"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_is_refused(two, change, error, names):
+    with pytest.raises(error, match=names):
+        sweep(**{"checkpoints": two, "data": digits(), "attack": ATTACK} | change)
+    assert not Path("analysis").exists()
+
+
+# The journal.
+
+
+def test_a_line_that_a_kill_has_cut_is_measured_again(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    for value in (1, 2):
+        Journal(path).get((f"key {value}",), lambda value=value: value)
+    path.write_text(path.read_text()[:-4])
+    journal = Journal(path)
+    assert journal.get(("key 1",), lambda: "anew") == 1
+    assert journal.get(("key 2",), lambda: "anew") == "anew"
+    assert Journal(path).get(("key 2",), lambda: "again") == "anew"
+
+
+# The command.
+
+
+def test_the_command_takes_the_data_of_a_runs_configuration(two, capsys):
+    Path("config.yaml").write_text(
+        "seed_everything: 0\nmodel: {class_path: PGDAT}\n"
+        "data: {class_path: DigitsDataModule, init_args: {test_size: 40, eval_batch_size: 16}}\n"
+    )
+    attack = ["--attack", "PGD", "--attack.eps", "0.1", "--attack.steps", "2", "--attack.step_size", "0.05"]
+    main(["sweep", *two, "-c", "config.yaml", "--over", "steps", "--values", "[2]", *attack])
+    assert [row["n"] for row in read("analysis/sweep_steps.csv")] == ["40", "40"]
+    assert "analysis/sweep_steps.png" in capsys.readouterr().out
+
+
+def test_the_command_refuses_in_one_sentence(two, capsys):
+    assert "runs/none" in refusal(capsys, "sweep", "runs/none", "--data", "DigitsDataModule")
+    assert "required: data" in refusal(capsys, "transfer", *two)
+    assert "attak" in refusal(capsys, "sweep", *two, "--data", "DigitsDataModule", "--attak.eps", "0.1")
