@@ -3,10 +3,9 @@
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from lit_robust import __version__
 
 
 class Journal:
@@ -35,7 +34,7 @@ class Journal:
             key: All that the result depends on: digests of weights and images, the attack, the seed.
             measure: Returns numbers, strings, lists and dictionaries of them.
         """
-        name = " | ".join((__version__, *key))
+        name = " | ".join((version("lit-robust"), *key))
         if name not in self._found:
             self._found[name] = measure()
             self.path.parent.mkdir(parents=True, exist_ok=True)

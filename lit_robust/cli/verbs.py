@@ -5,7 +5,7 @@ from inspect import signature
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # exported, but not in its __all__
 
 from lit_robust import __version__, analysis
 from lit_robust.cli.classes import classes_start_afresh
