@@ -1,13 +1,15 @@
 """The analyses: what they measure, write and refuse, and that a stopped one goes on."""
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from lit_robust.analysis import sweep, transfer
+from lit_robust.analysis import diversity, stale, sweep, transfer
+from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.subjects import load_subjects, test_images
 from lit_robust.analysis.sweep import crosses, strengths
@@ -119,6 +121,58 @@ def test_transfer_writes_a_row_for_each_pair(two):
     assert len({(row["target"], row["source"]) for row in rows}) == 4
     assert {row["n"] for row in rows} == {"10"}
     assert Path("analysis/transfer.png").exists()
+
+
+# Stale adversaries.
+
+
+def keep_epochs(two) -> None:
+    """Make the two nets the first and the last epoch of one run."""
+    folder = Path("runs/trained/version_0/checkpoints")
+    Path(two[1]).rename(folder / "epoch=0.ckpt")
+    for name, epoch in (("epoch=0", 0), ("last", 4)):
+        checkpoint = torch.load(folder / f"{name}.ckpt", weights_only=True)
+        torch.save({**checkpoint, "epoch": epoch}, folder / f"{name}.ckpt")
+
+
+def test_the_final_net_meets_the_images_of_earlier_epochs(two):
+    black = transfer(two[:1], digits(), sources=two[1:], attack=ATTACK)[0]["accuracy"]
+    white = transfer(two[:1], digits(), attack=ATTACK)[0]["accuracy"]
+    keep_epochs(two)
+    rows = stale(two[:1], digits(), attack=ATTACK)
+    assert [(row["epoch"], row["accuracy"]) for row in rows] == [(1, black), (5, white)]
+    assert len(read("analysis/stale.csv")) == 2
+    assert Path("analysis/stale.png").exists()
+
+
+def test_a_run_that_kept_no_epochs_is_refused(two):
+    with pytest.raises(ValueError, match="keep_epochs"):
+        stale(two[:1], digits(), attack=ATTACK)
+
+
+# Diversity.
+
+
+@pytest.mark.parametrize(
+    ("counts", "score"),
+    [
+        ([[5, 1, 1, 1], [2, 0, 2, 2], [0, 0, 9, 0], [0, 0, 0, 9]], 1.0),  # evenly; classes without errors do not count
+        ([[5, 3, 0, 0], [0, 0, 4, 0], [0, 0, 9, 1], [0, 2, 0, 9]], 0.0),  # always the same one
+        ([[0, 1, 1, 0], [0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9]], math.log(2) / math.log(3)),
+    ],
+)
+def test_the_entropy_of_the_wrong_predictions(counts, score):
+    assert entropy_score(torch.tensor(counts)) == pytest.approx(score)
+
+
+def test_diversity_counts_every_image_once(two):
+    rows = diversity(two, digits(), eps=0.3)
+    for net in ("trained", "fresh/version_0"):
+        for attack in ("nuclear", "Frobenius"):
+            mine = [row for row in rows if (row["net"], row["attack"]) == (net, attack)]
+            assert sum(row[f"as {label}"] for row in mine for label in range(10)) == 40
+    assert len(read("analysis/diversity.csv")) == len(rows) == 40
+    assert Path("analysis/diversity.png").exists()
 
 
 # Nets and images.

@@ -44,16 +44,29 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"device={name!r} cannot be used here: choose auto, cpu or cuda.") from error
 
 
-def new_figure(width: float = 6.4, height: float = 4.0, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    """A figure with axes side by side; matplotlib's object API opens no window."""
+def new_figure(
+    width: float = 6.4, height: float = 4.0, columns: int = 1, rows: int = 1
+) -> tuple["Figure", list["Axes"]]:
+    """A figure and its axes, row by row; matplotlib's object API opens no window."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
     return figure, list(axes)
+
+
+def draw_line(axes: "Axes", rows: Sequence[Row], over: str, name: str, colour: str) -> None:
+    """Draw accuracies with their 95 % interval; where a row's ``crosses`` is false, the point is hollow."""
+    x = [row[over] for row in rows]
+    value, low, high = ([100 * row[column] for row in rows] for column in ("accuracy", "low", "high"))
+    axes.plot(x, value, color=colour, linewidth=1.5)
+    axes.fill_between(x, low, high, alpha=0.15, color=colour, linewidth=0)
+    faces = [colour if row.get("crosses", True) else "white" for row in rows]
+    axes.scatter(x, value, s=24, c=faces, edgecolors=colour, zorder=3)
+    axes.plot([], [], "o-", color=colour, label=plain_text(name))
 
 
 def plain_text(text: str) -> str:

@@ -6,12 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import nn
-
 from lit_robust import require
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
-from lit_robust.analysis.subjects import Images, adversarial_images, cells, load_subjects, survivors, test_images
+from lit_robust.analysis.output import check_plotting, device_of, draw_line, new_figure, write
+from lit_robust.analysis.subjects import cells, crafted_survivors, load_subjects, test_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
@@ -83,15 +81,11 @@ def sweep(
     for subject in subjects:
         for value, variant in variants.items():
             key = (subject.key, images.key, repr(variant), str(run_seed()))
-            survived = journal.get(key, partial(_attacked, subject.net, variant, images))
+            survived = journal.get(key, partial(crafted_survivors, subject.net, subject.net, variant, images))
             row = {"net": subject.name, over: value, **cells(survived)}
             rows.append({**row, "crosses": crosses(variant), "attack": describe(variant)})
     write(Path(out), f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
     return rows
-
-
-def _attacked(net: nn.Module, attack: Attack, images: Images) -> str:
-    return survivors(net, adversarial_images(net, attack, images), images)
 
 
 def strengths(attack: Any, over: Over, values: Sequence[float] | None, scaled: bool) -> dict[float, Attack]:
@@ -133,28 +127,7 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
     """Plot a line with its 95 % interval for each net; attacks that cannot cross the ball are hollow."""
     figure, (axes,) = new_figure()
     for number, net in enumerate(dict.fromkeys(row["net"] for row in rows)):
-        mine = [row for row in rows if row["net"] == net]
-        x, y = [row[over] for row in mine], [100 * row["accuracy"] for row in mine]
-        colour = f"C{number % 10}"
-        axes.plot(x, y, color=colour, linewidth=1.5)
-        axes.fill_between(
-            x,
-            [100 * row["low"] for row in mine],
-            [100 * row["high"] for row in mine],
-            alpha=0.15,
-            color=colour,
-            linewidth=0,
-        )
-        for row in mine:
-            axes.plot(
-                row[over],
-                100 * row["accuracy"],
-                "o",
-                color=colour,
-                markerfacecolor=colour if row["crosses"] else "white",
-                markersize=5,
-            )
-        axes.plot([], [], "o-", color=colour, label=plain_text(net))
+        draw_line(axes, [row for row in rows if row["net"] == net], over, net, f"C{number % 10}")
     if not all(row["crosses"] for row in rows):
         axes.plot([], [], "o", color="gray", markerfacecolor="white", label="steps too short to cross the ball")
     if over == "steps" and min(row[over] for row in rows) > 0:
