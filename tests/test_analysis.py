@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lit_robust.analysis import diversity, stale, sweep, transfer
+from lit_robust.analysis import curves, diversity, stale, sweep, transfer
+from lit_robust.analysis.curves import draw
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.subjects import load_subjects, test_images
@@ -16,8 +18,12 @@ from lit_robust.analysis.sweep import crosses, strengths
 from lit_robust.attacks import PGD, AutoAttack
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule
+from lit_robust.defenses import NuAT
+from lit_robust.defenses.hybrid import EvenShare
 from lit_robust.nets import digits_cnn
 from tests.front_door import refusal
+from tests.methods import ONE_STEP, build
+from tests.tiny import images, loader, trainer
 
 test_images.__test__ = False  # a function that reads test images
 CPU = torch.device("cpu")
@@ -148,6 +154,67 @@ def test_the_final_net_meets_the_images_of_earlier_epochs(two):
 def test_a_run_that_kept_no_epochs_is_refused(two):
     with pytest.raises(ValueError, match="keep_epochs"):
         stale(two[:1], digits(), attack=ATTACK)
+
+
+# Curves.
+
+HEAD = "epoch,step,train/loss,train/adversarial,train/lr,val/acc/clean,val/acc/robust\n"
+
+
+def metrics(folder: Path) -> None:
+    """A run of three epochs that was stopped in its third and resumed; its attack begins with the second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics_0.csv").write_text(
+        HEAD + "0,9,2.0,0,0.1,,\n0,9,,,,0.5,0.1\n1,19,1.5,1,0.1,0.6,0.3\n2,25,9.9,1,0.1,,\n"
+    )
+    (folder / "metrics.csv").write_text(HEAD + "2,29,1.0,1,0.01,0.7,0.4\n")
+
+
+def test_curves_join_the_metrics_of_a_resumed_run(two):
+    metrics(Path("runs/dat/version_0"))
+    rows = curves(["dat=runs/dat/version_0"])
+    assert [(row["epoch"], row["loss"], row["val robust"]) for row in rows] == [
+        (1, 2.0, 0.1),
+        (2, 1.5, 0.3),
+        (3, 1.0, 0.4),
+    ]
+    assert [row["test robust"] for row in rows] == [""] * 3
+    assert len(read("analysis/curves.csv")) == 3
+
+
+def test_curves_mark_the_switch_and_the_rates_drop(two):
+    metrics(Path("runs/dat/version_0"))
+    figure = draw(curves(["dat=runs/dat/version_0"]))
+    marks = {line.get_linestyle(): line.get_xdata()[0] for line in figure.axes[0].lines[1:]}
+    assert marks == {"--": 1, ":": 2}
+    legend = figure.axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["dat, clean validation", "dat, robust validation"]
+
+
+def test_curves_test_the_epochs_that_were_kept(two):
+    keep_epochs(two)
+    metrics(Path("runs/trained/version_0"))
+    rows = curves(["runs/trained/version_0"], digits(), attack=ATTACK)
+    alone = sweep(
+        ["runs/trained/version_0/checkpoints/epoch=0.ckpt"], digits(), attack=ATTACK, over="steps", values=[4]
+    )
+    assert rows[0]["test robust"] == alone[0]["accuracy"]
+    assert rows[1]["test robust"] == ""  # the second epoch was not kept
+
+
+def test_curves_shade_the_second_steps_of_nuat_h(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rule = EvenShare(share=0.5)
+    run = trainer(tmp_path, max_epochs=4, logger=CSVLogger(tmp_path, name="run", version=0), log_every_n_steps=1)
+    run.fit(build(NuAT, attack=ONE_STEP, two_step=rule), loader(images(32)))
+    rows = curves(["run/version_0"])
+    assert all(row["clean ce"] > 0 for row in rows)
+    assert len(draw(rows).axes) == 3
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
+        curves([str(tmp_path)])
 
 
 # Diversity.

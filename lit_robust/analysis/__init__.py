@@ -1,8 +1,9 @@
 """Analyses of trained nets: each verb measures, and writes a CSV file and a picture."""
 
+from lit_robust.analysis.curves import curves
 from lit_robust.analysis.diversity import diversity
 from lit_robust.analysis.stale import stale
 from lit_robust.analysis.sweep import sweep
 from lit_robust.analysis.transfer import transfer
 
-__all__ = ["diversity", "stale", "sweep", "transfer"]
+__all__ = ["curves", "diversity", "stale", "sweep", "transfer"]

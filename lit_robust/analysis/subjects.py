@@ -56,7 +56,7 @@ def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subj
         raise ValueError(
             f"checkpoints={checkpoints!r} must be a list of .ckpt files or folders of runs: give at least one."
         )
-    paths = [(name, _file(path)) for name, path in map(_named, checkpoints)]
+    paths = [(name, _file(path)) for name, path in map(named, checkpoints)]
     shown = dict(zip([name or _short(path) for name, path in paths], [path for _, path in paths], strict=False))
     if len(shown) < len(paths):  # short names clash
         shown = {name or str(path): path for name, path in paths}
@@ -69,7 +69,8 @@ def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subj
     return subjects
 
 
-def _named(text: str) -> tuple[str, Path]:
+def named(text: str) -> tuple[str, Path]:
+    """The name and the path of ``name=path``, or of a path alone, whose name is empty."""
     name, equals, path = text.partition("=")
     return (name, Path(path).expanduser()) if equals and "/" not in name else ("", Path(text).expanduser())
 

@@ -1,0 +1,179 @@
+"""Training curves of several runs: loss, accuracy, DAT's switch, rate drops, NuAT-H's second steps."""
+
+import csv
+import re
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
+from lit_robust.analysis.stale import epochs_of
+from lit_robust.analysis.subjects import cells, crafted_survivors, load_subjects, named, test_images
+from lit_robust.attacks import PGD, Attack
+from lit_robust.data import ImageDataModule
+from lit_robust.seeds import run_seed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: The columns of a metrics file that are drawn; an epoch's last value of a training metric is the mean over the epoch.
+COLUMNS = {
+    "loss": "train/loss",
+    "val clean": "val/acc/clean",
+    "val robust": "val/acc/robust",
+    "adversarial": "train/adversarial",
+    "rate": "train/lr",
+    "clean ce": "train/ce/clean",
+    "second steps": "train/alert",
+}
+
+
+def curves(
+    checkpoints: list[str],
+    data: ImageDataModule | None = None,
+    attack: Attack | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    out: Path = Path("analysis"),
+    wandb_project: str | None = None,
+) -> list[dict[str, Any]]:
+    """Plot the training loss and the accuracy of several runs over their epochs.
+
+    As in the DAT slides (ICASSP 2022), which show a higher training loss and a higher test accuracy with a delayed
+    start. Marked are DAT's switch (dashed) and each epoch whose learning rate is at most half of the last one's
+    (dotted). Accuracy is that of the test images where data is given and the run kept checkpoints of its epochs (-c
+    configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs of NuAT-H
+    add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
+
+    Args:
+        checkpoints: Folders of runs with a metrics.csv; the files of resumed runs are joined; name=path names a run.
+        data: Its test images are attacked, if there are checkpoints to test.
+        attack: The attack of that test; by default PGD at eps 8/255 with 20 steps of 2/255.
+        limit: The number of test images, the first ones; by default all.
+        device: auto, cpu or cuda.
+        out: The folder of curves.csv and .png, and of the journal from which a stopped run goes on.
+        wandb_project: The project of Weights & Biases that gets table and picture, too.
+
+    Returns:
+        The rows of the table, one per run and epoch.
+
+    Raises:
+        FileNotFoundError: If a folder has no metrics.
+        ImportError: If matplotlib is missing.
+        ValueError: If an argument is out of range, a file is broken, or a checkpoint cannot be used.
+    """
+    check_plotting()
+    attack, place = attack or PGD(steps=20), device_of(device)
+    runs = {}
+    for text in checkpoints:
+        name, folder = named(text)
+        runs[name or f"{folder.absolute().parent.name}/{folder.name}"] = text, epochs_of_metrics(folder)
+    tested: dict[str, dict[int, dict[str, Any]]] = {}
+    if data is not None:
+        tested = {name: _test(text, data, attack, limit, place, Path(out)) for name, (text, _) in runs.items()}
+    rows = [
+        {
+            "run": name,
+            "epoch": epoch,
+            **values,
+            **tested.get(name, {}).get(epoch, {"test clean": "", "test robust": ""}),
+        }
+        for name, (_, epochs) in runs.items()
+        for epoch, values in epochs.items()
+    ]
+    write(Path(out), "curves", rows, draw(rows), wandb_project)
+    return rows
+
+
+def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
+    """The metrics of a run by the number of finished epochs; what a run did again after a resume counts.
+
+    Raises:
+        FileNotFoundError: If there is no metrics file.
+        ValueError: If one is none.
+    """
+    files = sorted(folder.glob("metrics_*.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    files += [path for path in (folder / "metrics.csv",) if path.exists()]
+    if not files:
+        raise FileNotFoundError(
+            f"there is no metrics.csv in {folder}: give the folder of a run, such as runs/run/version_0."
+        )
+    epochs: dict[int, dict[str, float | str]] = {}
+    for path in files:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    epoch = int(row["epoch"]) + 1
+                    values = {name: float(row[key]) for name, key in COLUMNS.items() if row.get(key)}
+                except (KeyError, ValueError, TypeError) as error:
+                    raise ValueError(f"{path} is not a metrics file of a run ({error}): leave it out.") from error
+                epochs.setdefault(epoch, dict.fromkeys(COLUMNS, "")).update(values)
+    return dict(sorted(epochs.items()))
+
+
+def _test(
+    run: str, data: ImageDataModule, attack: Attack, limit: int | None, place: torch.device, out: Path
+) -> dict[int, dict[str, Any]]:
+    """Test accuracies of the kept checkpoints by epoch; none if the run kept fewer than two."""
+    try:
+        epochs = epochs_of(run)
+    except (ValueError, FileNotFoundError):  # its validation accuracy is drawn instead
+        return {}
+    images, journal = test_images(data, limit, place), Journal(out / "journal.jsonl")
+    found: dict[int, dict[str, Any]] = {}
+    for epoch, path in epochs.items():
+        (subject,) = load_subjects([str(path)], place)
+        for name, one in (("clean", PGD(steps=0, init="zero")), ("robust", attack)):
+            key = (subject.key, images.key, repr(one), str(run_seed()))
+            survived = journal.get(key, partial(crafted_survivors, subject.net, subject.net, one, images))
+            found.setdefault(epoch, {})[f"test {name}"] = cells(survived)["accuracy"]
+    return found
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """Draw loss above accuracy, and NuAT-H's clean cross-entropy below if a run has one."""
+    hybrid = any(row["second steps"] for row in rows)
+    figure, axes = new_figure(height=5.5 + 2 * hybrid, rows=2 + hybrid)
+    for number, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+        colour, mine = f"C{number % 10}", [row for row in rows if row["run"] == run]
+        _line(axes[0], mine, "loss", color=colour, label=plain_text(run))
+        split = "test" if any(row["test robust"] != "" for row in mine) else "val"
+        said = {"test": "test", "val": "validation"}[split]
+        _line(
+            axes[1], mine, f"{split} clean", 100, color=colour, linestyle="--", label=f"{plain_text(run)}, clean {said}"
+        )
+        _line(
+            axes[1], mine, f"{split} robust", 100, color=colour, marker=".", label=f"{plain_text(run)}, robust {said}"
+        )
+        for before, after in pairwise(mine):
+            if before["adversarial"] == 0 and after["adversarial"] == 1:
+                axes[0].axvline(before["epoch"], color=colour, linestyle="--", linewidth=0.8)
+            if before["rate"] != "" and after["rate"] != "" and after["rate"] <= before["rate"] / 2:
+                axes[0].axvline(before["epoch"], color=colour, linestyle=":", linewidth=0.8)
+        if hybrid:
+            _line(axes[2], mine, "clean ce", color=colour, marker=".", label=plain_text(run))
+            for row in mine:
+                if row["second steps"]:
+                    axes[2].axvspan(row["epoch"] - 0.5, row["epoch"] + 0.5, color=colour, alpha=0.15, linewidth=0)
+    axes[0].set(ylabel="training loss", title="dashed: the attack begins; dotted: the rate drops")
+    axes[0].title.set_fontsize(8)
+    axes[1].set(ylabel="accuracy (%)", ylim=(-2, 102))
+    if hybrid:
+        axes[2].set(ylabel="clean cross-entropy", title="shaded: epochs with second steps (NuAT-H)")
+        axes[2].title.set_fontsize(8)
+    axes[-1].set_xlabel("epoch")
+    for place in axes:
+        place.legend(fontsize=7)
+    return figure
+
+
+def _line(axes: "Axes", rows: Sequence[dict[str, Any]], column: str, factor: float = 1, **style: Any) -> None:
+    points = [(row["epoch"], factor * row[column]) for row in rows if row[column] != ""]
+    if points:
+        axes.plot(*zip(*points, strict=True), linewidth=1.3, **style)
