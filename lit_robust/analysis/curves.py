@@ -30,7 +30,7 @@ COLUMNS = {
     "adversarial": "train/adversarial",
     "rate": "train/lr",
     "clean ce": "train/ce/clean",
-    "second steps": "train/alert",
+    "second steps": "train/two_step",
 }
 
 
@@ -108,6 +108,8 @@ def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
     for path in files:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                if not row.get("epoch", "none"):  # what is logged outside of an epoch's summary
+                    continue
                 try:
                     epoch = int(row["epoch"]) + 1
                     values = {name: float(row[key]) for name, key in COLUMNS.items() if row.get(key)}
