@@ -171,7 +171,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> "Figure":
         axes[2].title.set_fontsize(8)
     axes[-1].set_xlabel("epoch")
     for place in axes:
-        place.legend(fontsize=7)
+        if place.lines:  # a run may have had no validation
+            place.legend(fontsize=7)
     return figure
 
 
