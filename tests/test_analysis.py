@@ -9,17 +9,20 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lit_robust.analysis import curves, diversity, stale, sweep, transfer
+from lit_robust.analysis import curves, diversity, stale, surface, sweep, transfer
 from lit_robust.analysis.curves import draw
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.subjects import load_subjects, test_images
+from lit_robust.analysis.subjects import adversarial_images, load_subjects, test_images
+from lit_robust.analysis.surface import filter_normalised
 from lit_robust.analysis.sweep import crosses, strengths
 from lit_robust.attacks import PGD, AutoAttack
+from lit_robust.attacks.hessian import top_eigenvalue
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import NuAT
 from lit_robust.defenses.hybrid import EvenShare
+from lit_robust.losses import ce
 from lit_robust.nets import digits_cnn
 from tests.front_door import refusal
 from tests.methods import ONE_STEP, build
@@ -215,6 +218,66 @@ def test_curves_shade_the_second_steps_of_nuat_h(tmp_path, monkeypatch):
 def test_a_folder_without_metrics_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
         curves([str(tmp_path)])
+
+
+# Surfaces.
+
+
+def test_the_centre_of_both_surfaces_is_the_nets_own_loss(two):
+    (subject, _), seen = load_subjects(two, CPU), test_images(digits(), None, CPU)
+    crafted = {"weights": adversarial_images(subject.net, ATTACK, seen), "input": [batch.x for batch in seen.batches]}
+    for space, points in crafted.items():
+        rows = surface(two[:1], digits(), attack=ATTACK, space=space, points=3, limit=40, eigenvalue=False)
+        (centre,) = (row["loss"] for row in rows if row["a"] == row["b"] == 0)
+        own = sum(ce(subject.net(x), b.y).sum().item() for x, b in zip(points, seen.batches, strict=True)) / 40
+        assert centre == pytest.approx(own, rel=1e-4)
+        assert max(row["loss"] for row in rows) > 1.2 * centre
+        assert len(read(f"analysis/surface_{space}.csv")) == 9
+
+
+def test_adversarial_images_of_the_centre_are_weaker_elsewhere(two):
+    losses = [
+        {
+            (row["a"], row["b"]): row["loss"]
+            for row in surface(two[:1], digits(), ATTACK, craft=craft, points=3, limit=40)
+        }
+        for craft in ("everywhere", "centre")
+    ]
+    anew, once = losses
+    assert sum(anew.values()) > sum(once.values())
+    assert anew[0, 0] == once[0, 0]
+
+
+def test_directions_have_the_norm_of_each_filter():
+    weight = torch.randn(4, 3, 5, 5) * torch.arange(1, 5).view(4, 1, 1, 1)
+    direction = filter_normalised(weight, torch.Generator().manual_seed(0))
+    assert torch.allclose(direction.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+    assert not filter_normalised(torch.ones(7), torch.Generator()).any()
+
+
+class Logistic(nn.Module):
+    """Logits (0, w x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-0.3, 0.5, 6))
+
+    def forward(self, x):
+        score = x.flatten(1) @ self.w
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def test_the_top_eigenvalue_of_logistic_regression_has_a_closed_form():
+    x = torch.rand(1, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    p = Logistic()(x).softmax(1)[0, 1].item()
+    value, settled = top_eigenvalue(Logistic(), [(x, torch.tensor([1]))])
+    assert settled
+    assert value == pytest.approx(p * (1 - p) * x.square().sum().item(), rel=1e-5)
+
+
+def test_an_eigenvalue_that_has_not_settled_says_so():
+    images = [(torch.eye(6).view(6, 1, 2, 3), torch.arange(6) % 2)]  # all eigenvalues are nearly equal
+    assert not top_eigenvalue(Logistic(), images, tol=0.0, iterations=2)[1]
 
 
 # Diversity.

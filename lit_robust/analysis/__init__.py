@@ -3,7 +3,8 @@
 from lit_robust.analysis.curves import curves
 from lit_robust.analysis.diversity import diversity
 from lit_robust.analysis.stale import stale
+from lit_robust.analysis.surface import surface
 from lit_robust.analysis.sweep import sweep
 from lit_robust.analysis.transfer import transfer
 
-__all__ = ["curves", "diversity", "stale", "sweep", "transfer"]
+__all__ = ["curves", "diversity", "stale", "surface", "sweep", "transfer"]

@@ -1,7 +1,8 @@
 """The curvature of the cross-entropy with respect to a net's weights."""
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -59,6 +60,43 @@ def curvatures(net: nn.Module, x: Tensor, y: Tensor, direction: Weights) -> Tens
 
         curvature: Tensor = jvp(slopes, (weights,), (direction,))[1]
     return curvature
+
+
+def top_eigenvalue(
+    net: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], tol: float = 0.01, iterations: int = 50
+) -> tuple[float, bool]:
+    """The eigenvalue of largest magnitude of the Hessian of the mean cross-entropy in all weights, by power iteration.
+
+    Args:
+        net: It is differentiated in eval mode.
+        batches: Images, adversarial ones for the adversarial loss, and labels.
+        tol: The relative change at which to stop.
+        iterations: The number of iterations at which to stop in any case.
+
+    Returns:
+        The Rayleigh quotient, and whether it had settled to ``tol``.
+    """
+    n = sum(len(y) for _, y in batches)
+
+    def times_hessian(weights: Weights, direction: Weights) -> Weights:
+        total: Weights = {name: torch.zeros_like(part) for name, part in direction.items()}
+        for x, y in batches:
+            slope = grad(lambda at, x=x, y=y: _losses(net, at, x, y).sum() / n)
+            for name, part in jvp(slope, (weights,), (direction,))[1].items():
+                total[name] += part
+        return total
+
+    with _twice_differentiable(net, batches[0][0]) as weights:
+        generator = torch.Generator().manual_seed(0)
+        drawn = {name: torch.randn(part.shape, generator=generator).to(part) for name, part in weights.items()}
+        direction, before = _normalized(drawn), math.inf
+        for _ in range(iterations):
+            product = times_hessian(weights, direction)
+            value = float(sum((direction[name] * part).sum() for name, part in product.items()))
+            if abs(value - before) <= tol * abs(value):
+                return value, True
+            direction, before = _normalized(product), value
+    return before, False
 
 
 @contextmanager

@@ -1,0 +1,187 @@
+"""How flat is the adversarial loss around a trained net, in its weights and in its images?"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import losses, require
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
+from lit_robust.analysis.subjects import Images, adversarial_images, load_subjects, test_images
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import input_gradient
+from lit_robust.attacks.hessian import top_eigenvalue
+from lit_robust.data import ImageDataModule
+from lit_robust.measures.accuracy import describe
+from lit_robust.seeds import derive_seed, run_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Space = Literal["weights", "input"]
+Craft = Literal["everywhere", "centre"]
+
+
+def surface(
+    checkpoints: list[str],
+    data: ImageDataModule,
+    attack: Attack | None = None,
+    space: Space = "weights",
+    craft: Craft = "everywhere",
+    points: int = 15,
+    radius: float | None = None,
+    eigenvalue: bool = True,
+    limit: int = 200,
+    device: str = "auto",
+    out: Path = Path("analysis"),
+    wandb_project: str | None = None,
+) -> list[dict[str, Any]]:
+    """Plot the loss over a plane through a trained net's weights, or through its test images.
+
+    In the space of weights the plane is spanned by two random directions that are normalised filter by filter (Li et
+    al., NeurIPS 2018, arXiv:1712.09913; biases and BatchNorm stay), and the loss is adversarial. In the space of images
+    it is spanned by the sign of the gradient and by random signs, and the loss is that of the shifted images. All nets
+    have the same images, directions by the same seed, and one colour scale; BatchNorm is in eval mode. The SAT slides
+    show such surfaces without saying how they were made: the method is ours.
+
+    Args:
+        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        data: Its test images are attacked.
+        attack: By default PGD at eps 8/255 with 10 steps of 2/255; its eps is also the unit of the input space.
+        space: What is varied.
+        craft: With space=weights, whether adversarial images are crafted anew at each point or once at the centre.
+        points: The number of points along each direction.
+        radius: Half of the plane's side: in units of the weights' own norm (0.5 by default), or of eps (2 by default).
+        eigenvalue: Whether to compute the largest eigenvalue of the adversarial loss's Hessian in the weights, too, by
+            power iteration to 1 % or at most 50 iterations.
+        limit: The number of test images, the first ones; at least 200 are needed for a smooth picture.
+        device: auto, cpu or cuda.
+        out: The folder of surface_<space>.csv and .png, and of the journal from which a stopped run goes on.
+        wandb_project: The project of Weights & Biases that gets table and picture, too.
+
+    Returns:
+        The rows of the table: a net, a point (a, b) and the mean loss there.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ImportError: If matplotlib is missing.
+        ValueError: If an argument is out of range or a checkpoint cannot be used.
+    """
+    check_plotting()
+    require.one_of("space", space, get_args(Space))
+    require.one_of("craft", craft, get_args(Craft))
+    require.integer("points", points, least=2)
+    attack, place = attack or PGD(steps=10), device_of(device)
+    radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
+    subjects, images = load_subjects(checkpoints, place), test_images(data, limit, place)
+    journal = Journal(Path(out) / "journal.jsonl")
+    steps = torch.linspace(-radius, radius, points).tolist()
+    rows = []
+    for subject in subjects:
+        plane = partial(_weights if space == "weights" else _input, subject.net, attack, images, steps, craft)
+        key: tuple[str, ...] = (
+            "surface",
+            space,
+            craft,
+            str(steps),
+            subject.key,
+            images.key,
+            repr(attack),
+            str(run_seed()),
+        )
+        values = journal.get(key, plane)
+        top: dict[str, Any] = {}
+        if eigenvalue:
+            key = ("eigenvalue", subject.key, images.key, repr(attack), str(run_seed()))
+            found, settled = journal.get(key, partial(sharpness, subject.net, attack, images))
+            top = {"top eigenvalue": found, "settled": settled}
+        for a, line in zip(steps, values, strict=True):
+            rows += [{"net": subject.name, "a": a, "b": b, "loss": v, **top} for b, v in zip(steps, line, strict=True)]
+    about = f"{describe(attack)}, {images.n} test images"
+    write(Path(out), f"surface_{space}", rows, draw(rows, space, about), wandb_project)
+    return rows
+
+
+def sharpness(net: nn.Module, attack: Attack, images: Images) -> tuple[float, bool]:
+    """The top eigenvalue of the Hessian of the adversarial loss in the weights, and whether it settled."""
+    crafted = adversarial_images(net, attack, images)
+    return top_eigenvalue(net, [(x_adv, batch.y) for x_adv, batch in zip(crafted, images.batches, strict=True)])
+
+
+def filter_normalised(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """A random direction with the norm of each filter of a weight; 0 for biases and BatchNorm."""
+    if parameter.ndim < 2:
+        return torch.zeros_like(parameter)
+    drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
+    along = tuple(range(1, parameter.ndim))
+    length = drawn.square().sum(dim=along, keepdim=True).sqrt()
+    return drawn * parameter.square().sum(dim=along, keepdim=True).sqrt() / length
+
+
+@torch.no_grad()
+def _weights(net: nn.Module, attack: Attack, images: Images, steps: Sequence[float], craft: Craft) -> list[list[float]]:
+    generator = torch.Generator().manual_seed(derive_seed(run_seed(), "surface"))
+    moved, centre = deepcopy(net), dict(net.named_parameters())
+    first, second = ({name: filter_normalised(p, generator) for name, p in centre.items()} for _ in range(2))
+    crafted = adversarial_images(net, attack, images)
+    values: list[list[float]] = []
+    for a in steps:
+        values.append([])
+        for b in steps:
+            for name, parameter in moved.named_parameters():
+                parameter.copy_(centre[name] + a * first[name] + b * second[name])
+            if craft == "everywhere":
+                crafted = adversarial_images(moved, attack, images)
+            values[-1].append(_loss(moved, crafted, images))
+    return values
+
+
+def _input(net: nn.Module, attack: Attack, images: Images, steps: Sequence[float], craft: Craft) -> list[list[float]]:
+    eps: float = getattr(attack, "eps", 8 / 255)
+    generator = torch.Generator().manual_seed(derive_seed(run_seed(), "surface"))
+    first, second = [], []
+    for batch in images.batches:
+        x = batch.x.clone().requires_grad_()
+        first.append(eps * input_gradient(losses.ce(net(x), batch.y), x).sign())
+        second.append(eps * torch.randn(x.shape, generator=generator).sign().to(x))
+    shifted = partial(zip, images.batches, first, second, strict=True)
+    with torch.no_grad():
+        return [[_loss(net, [i.x + a * u + b * v for i, u, v in shifted()], images) for b in steps] for a in steps]
+
+
+def _loss(net: nn.Module, points: Sequence[Tensor], images: Images) -> float:
+    found = [losses.ce(net(x), batch.y).sum() for x, batch in zip(points, images.batches, strict=True)]
+    return float(torch.stack(found).sum()) / images.n
+
+
+def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure":
+    """Draw the surfaces side by side in one colour scale, with contours; the net itself is the cross."""
+    nets = list(dict.fromkeys(row["net"] for row in rows))
+    figure, axes = new_figure(1.2 + 3.0 * len(nets), 3.7, columns=len(nets))
+    largest = max(row["loss"] for row in rows)
+    for place, net in zip(axes, nets, strict=True):
+        mine = [row for row in rows if row["net"] == net]
+        a, b = sorted({row["a"] for row in mine}), sorted({row["b"] for row in mine})
+        loss = {(row["a"], row["b"]): row["loss"] for row in mine}
+        values = [[loss[one, other] for one in a] for other in b]
+        shown = place.pcolormesh(a, b, values, vmin=0, vmax=largest, cmap="viridis", shading="gouraud")
+        place.contour(a, b, values, levels=8, colors="white", linewidths=0.5, vmin=0, vmax=largest)
+        place.plot(0, 0, "+", color="crimson", markersize=10)
+        top = mine[0].get("top eigenvalue")
+        settled = "" if mine[0].get("settled", True) else " (not settled)"
+        place.set_title(
+            plain_text(net) + (f"\ntop eigenvalue {top:.3g}{settled}" if top is not None else ""), fontsize=9
+        )
+        place.grid(visible=False)
+        place.tick_params(labelsize=7)
+        weights = space == "weights"
+        place.set_xlabel("filter-normalised direction 1" if weights else "sign of the gradient (eps)", fontsize=8)
+        place.set_ylabel("filter-normalised direction 2" if weights else "random signs (eps)", fontsize=8)
+    figure.colorbar(shown, ax=axes, label="adversarial cross-entropy" if space == "weights" else "cross-entropy")
+    figure.suptitle(about, fontsize=8)
+    return figure
