@@ -170,7 +170,7 @@ def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure
         loss = {(row["a"], row["b"]): row["loss"] for row in mine}
         values = [[loss[one, other] for one in a] for other in b]
         shown = place.pcolormesh(a, b, values, vmin=0, vmax=largest, cmap="viridis", shading="gouraud")
-        place.contour(a, b, values, levels=8, colors="white", linewidths=0.5, vmin=0, vmax=largest)
+        place.contour(a, b, values, levels=[largest * k / 12 for k in range(1, 12)], colors="white", linewidths=0.5)
         place.plot(0, 0, "+", color="crimson", markersize=10)
         top = mine[0].get("top eigenvalue")
         settled = "" if mine[0].get("settled", True) else " (not settled)"
