@@ -97,20 +97,33 @@ def test_images(data: ImageDataModule, limit: int | None, device: torch.device) 
     Raises:
         ValueError: If ``limit`` is below 1.
     """
-    if limit is not None:
-        require.integer("limit", limit, least=1)
     data.prepare_data()
     data.setup("test")
+    return _first(data.test_dataloader(), limit, device)
+
+
+def training_images(data: ImageDataModule, limit: int | None, device: torch.device) -> Images:
+    """Read the first ``limit`` training images, not augmented."""
+    data.prepare_data()
+    data.setup("fit")
+    return _first(data.plain_train_dataloader(), limit, device)
+
+
+def _first(loader: Iterable[Batch], limit: int | None, device: torch.device) -> Images:
+    if limit is not None:
+        require.integer("limit", limit, least=1)
     batches: list[Batch] = []
     left = limit
-    for raw in data.test_dataloader():
-        batch = raw if left is None else Batch(*(field[:left] for field in raw))
-        batches.append(Batch(*(field.to(device) for field in batch)))
+    for raw in loader:
+        batch = Batch(*(field[:left].to(device) for field in raw))
+        batches.append(batch)
         left = None if left is None else left - len(batch.y)
         if left == 0:
             break
-    key = digest({f"{name}{i}": field for i, b in enumerate(batches) for name, field in (("x", b.x), ("y", b.y))})
-    return Images(batches, key)
+    return Images(
+        batches,
+        digest({f"{i} {name}": field for i, b in enumerate(batches) for name, field in (("x", b.x), ("y", b.y))}),
+    )
 
 
 def adversarial_images(net: nn.Module, attack: Attack, images: Images) -> list[Tensor]:
