@@ -2,8 +2,8 @@
 
     python scripts/plot_hybrid.py runs/nuat_h/version_0/metrics.csv hybrid.png
 
-A trigger is marked where second steps begin: once the budget is spent the detector may still fire, and nothing
-happens. Needs matplotlib (``pip install "lit-robust[plot]"``).
+A trigger is marked where second steps begin. Once the budget is spent, the detector may still fire without effect, and
+this is not marked. Needs matplotlib (``pip install "lit-robust[plot]"``).
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def read(path: Path, key: str) -> list[tuple[int, str, float]]:
-    """The step, the epoch and the value of each row of a metric.
+    """Step, epoch and value of each row that has this metric.
 
     Raises:
         SystemExit: If the file has no such metric.
@@ -20,15 +20,15 @@ def read(path: Path, key: str) -> list[tuple[int, str, float]]:
     with path.open() as file:
         rows = [(int(row["step"]), row["epoch"], float(row[key])) for row in csv.DictReader(file) if row.get(key)]
     if not rows:
-        raise SystemExit(f"{path} has no {key}: it is logged by NuAT with a two_step.")
+        raise SystemExit(f"{path} has no {key}: only NuAT with two_step logs it.")
     return rows
 
 
 def plot(metrics: Path, picture: Path) -> None:
-    """Draw the mean cross-entropy of each epoch with a line for each trigger, and the second steps below."""
+    """Plot the mean cross-entropy per epoch with a line per trigger, and the second steps below."""
     from matplotlib import pyplot as plt
 
-    # An epoch's last row is its mean, and replaces those before.
+    # The last row of an epoch is its mean and replaces the earlier ones.
     epochs = {epoch: (step, value) for step, epoch, value in read(metrics, "train/ce/clean")}
     changes, _, alert = zip(*read(metrics, "train/alert"), strict=True)
     triggers = [step for step, on in zip(changes, alert, strict=True) if on]
@@ -37,7 +37,7 @@ def plot(metrics: Path, picture: Path) -> None:
     above.plot(steps, clean, marker=".")
     for step in triggers:
         above.axvline(step, color="tab:red", linewidth=0.8)
-    above.set(ylabel="clean cross-entropy, mean of an epoch", title=f"{len(triggers)} triggers (red)")
+    above.set(ylabel="clean cross-entropy, mean per epoch", title=f"{len(triggers)} triggers (red)")
     below.fill_between([*changes, steps[-1] + 1], [*alert, alert[-1]], step="post", color="tab:red", linewidth=0)
     below.set(ylabel="second steps", xlabel="updates", ylim=(0, 1), yticks=[])
     figure.savefig(picture, dpi=150)

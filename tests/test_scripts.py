@@ -267,7 +267,7 @@ def test_a_row_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(budget, mo
     assert (resumed["last"], resumed["best"]) == (whole["last"], whole["best"])
 
 
-def test_the_table_says_in_which_epoch_which_rule_spoke(budget):
+def test_the_table_has_the_epochs_in_which_each_rule_reported(budget):
     from cpu_budget_results import reports
 
     flag = "train/catastrophic_overfitting"
@@ -276,7 +276,7 @@ def test_the_table_says_in_which_epoch_which_rule_spoke(budget):
     assert reports({flag: [0, 0, 0]}) == "none"
 
 
-def test_rows_of_several_seeds_are_put_together_in_a_table_of_their_own(budget):
+def test_rows_with_several_seeds_have_a_table_of_their_own(budget):
     from cpu_budget_results import over_seeds
 
     def record(clean, cpu, adversarial):
@@ -292,7 +292,7 @@ def test_rows_of_several_seeds_are_put_together_in_a_table_of_their_own(budget):
     assert table.splitlines()[2:] == [
         "| dat | 2 | 85.0 (80.0-90.0) | 50.0 (50.0-50.0) | 0.850 (0.800-0.900) | 4 (3-5) | 2, 1 |"
     ]
-    assert "least and the greatest" in legend
+    assert "minimum and maximum" in legend
     assert over_seeds({"natural": rows["natural"]}) == []
 
 
