@@ -499,7 +499,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: check_index(torch.tensor([-1]), 12),
-        "this method knows an image by its index, which the training's loader does not give: let it yield "
+        "this method identifies images by their index, which the training loader does not give: let it yield "
         "lit_robust.batch.Batch(x, y, index, weight).",
     ),
     (
@@ -531,7 +531,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: adapt(y=Y[:3]), "y=1 finds labels of shape (3,) for 8 images: give one for each image."),
     (
         lambda: adapt(y=Y + 1),
-        "labels run from 1 to 4, but the net returns 4 logits an image: give the net an output for each class, and "
+        "labels run from 1 to 4, but the net returns 4 logits per image: give the net an output for each class, and "
         "classes numbers from 0 on.",
     ),
     (

@@ -132,7 +132,7 @@ class AdversarialExamples(Callback):
 
 
 def spread(y: Tensor, n: int) -> Tensor:
-    """Choose ``n`` samples, or all if there are fewer: classes in turn; of very many classes, some that are far apart.
+    """Choose ``n`` samples, or all if there are fewer, from as many classes as possible, evenly spaced if too many.
 
     Shape:
         y: ``(N,)``;  returned: positions, at most ``(n,)``.

@@ -41,7 +41,7 @@ class PerImage(Defense):
         changed[batch.index] |= exists
 
     def on_train_start(self) -> None:
-        """Make room for all images, also when an epoch is resumed."""
+        """Extend the table to all images, also when an epoch is resumed."""
         super().on_train_start()
         self.make_room()
 
@@ -81,7 +81,7 @@ def images_in(loader: Any) -> int:
     """One more than the largest index that a loader can give.
 
     Raises:
-        ValueError: If the loader does not tell.
+        ValueError: If it is unknown.
     """
     if hasattr(loader, "samples"):  # a loader of lit_robust.data: its indices count the held-out images, too
         return int(loader.samples.indices.max()) + 1
@@ -98,7 +98,7 @@ def images_in(loader: Any) -> int:
 
 
 def check_index(index: Tensor, images: int) -> None:
-    """Refuse indices that have no place in the table.
+    """Refuse indices outside the table.
 
     Raises:
         ValueError: If an image has no index, or one that is not below the number of images.
@@ -106,7 +106,7 @@ def check_index(index: Tensor, images: int) -> None:
     low, high = int(index.min()), int(index.max())
     if low < 0:
         raise ValueError(
-            "this method knows an image by its index, which the training's loader does not give: let it yield "
+            "this method identifies images by their index, which the training loader does not give: let it yield "
             "lit_robust.batch.Batch(x, y, index, weight)."
         )
     if high >= images:
