@@ -273,7 +273,7 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
 def test_a_training_that_goes_on_from_averages_without_keeping_any_is_told():
     checkpoint = {"state_dict": {}, "current_model_state": {}}
     run = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
-    with pytest.warns(UserWarning, match="so it goes on from them, not from the live ones"):
+    with pytest.warns(UserWarning, match="so it continues from them, not from the live ones"):
         warn_of_averages(checkpoint, run)
     run.callbacks = [EMAWeights(0.5)]
     warn_of_averages(checkpoint, run)  # a warning would be an error

@@ -494,7 +494,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: as_batch({"image": X}), "a batch must be a lit_robust.batch.Batch or a pair (images, labels), not dict."),
     (
         lambda: images_in(DataLoader(Endless())),
-        "this method remembers a number of each image, but DataLoader does not tell how many there are: give a "
+        "this method remembers a number for each image, but DataLoader does not tell how many there are: give a "
         "DataLoader of a dataset that has a length.",
     ),
     (

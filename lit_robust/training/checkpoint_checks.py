@@ -42,8 +42,8 @@ def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None
     changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
     if own and other and changes:
         rank_zero_warn(
-            f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
-            "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
+            f"this training continues with other data than the checkpoint's ({', '.join(changes)}): unless "
+            "that is intended, give the data of the config.yaml that is saved beside the checkpoint's folder."
         )
 
 
@@ -52,6 +52,6 @@ def warn_of_averages(checkpoint: Mapping[str, Any], trainer: Any) -> None:
     averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
     if "current_model_state" in checkpoint and trainer.state.fn == "fit" and not averages:
         rank_zero_warn(
-            "the checkpoint holds averaged weights, and this training keeps no average, so it goes on from them, "
+            "the checkpoint holds averaged weights, and this training keeps no average, so it continues from them, "
             "not from the live ones: add the EMAWeights that the checkpoint was written with."
         )

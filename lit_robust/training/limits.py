@@ -43,6 +43,6 @@ class Limits:
             )
         if -first < 0 or last >= self.num_classes:
             raise ValueError(
-                f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
-                f"{self.num_classes - 1}: give what shall not count the weight 0, not another label."
+                f"labels of a later batch run from {-first:.0f} to {last:.0f}, but the classes are 0 to "
+                f"{self.num_classes - 1}: give samples that must not count the weight 0, not another label."
             )

@@ -55,7 +55,7 @@ def rebuild_argument(name: str, value: Any) -> Any:
         arguments = value.get("init_args") or {}
         if build is None or not isinstance(arguments, Mapping):
             raise ValueError(
-                f"{name} is a {str(value['class_path'])[:100]}, which no file may ask for: give {name}=..."
+                f"{name} is a {str(value['class_path'])[:100]}, which is not built from a file: give {name}=..."
             )
         return build(**{str(key): rebuild_argument(str(key), one) for key, one in arguments.items()})
     if isinstance(value, Mapping):

@@ -92,7 +92,7 @@ def images_in(loader: Any) -> int:
         return len(images)
     except (AttributeError, TypeError):
         raise ValueError(
-            f"this method remembers a number of each image, but {type(loader).__name__} does not tell how many there "
+            f"this method remembers a number for each image, but {type(loader).__name__} does not tell how many there "
             "are: give a DataLoader of a dataset that has a length."
         ) from None
 
