@@ -35,6 +35,13 @@ def _reproducible() -> Iterator[None]:
     os.environ.pop("PL_SEED_WORKERS", None)
 
 
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real data sets; the test is skipped where there is none."""

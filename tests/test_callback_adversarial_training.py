@@ -25,7 +25,7 @@ from lit_robust.schedules import Linear
 from tests import stranger
 from tests.front_door import refusal, tiny
 from tests.stranger import MEAN, STD, DigitClassifier, DigitsData
-from tests.tiny import CLASSES, SaveAfter, TinyNet, images, named, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, named, trainer, two_ranks
 
 EPS, BATCHES = 0.1, 3
 #: Random, and the same with no random number in it.
@@ -130,12 +130,6 @@ def distances(module, loader):
         float((batch["image"] - x).abs().max())
         for batch, x in zip(module.seen, loader.loaded[-len(module.seen) :], strict=True)
     ]
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 # What the module is given.
@@ -466,15 +460,7 @@ class Noise(Attack):
 @pytest.mark.parametrize(("manual", "attack"), [(False, ATTACK), (True, ATTACK), (False, Noise())], ids=named)
 def test_two_ranks_attack_on_their_own_and_end_with_the_same_weights(tmp_path, monkeypatch, manual, attack):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path,
-        max_epochs=2,
-        callbacks=[AdversarialTraining(attack, **HERE)],
-        log_every_n_steps=1,
-        devices=2,
-        strategy="ddp_fork",
-    )
-    run.fit(Shares(manual))
+    two_ranks(tmp_path, max_epochs=2, callbacks=[AdversarialTraining(attack, **HERE)]).fit(Shares(manual))
     (weights, x), (others, other_x) = (torch.load(f"{rank}.pt") for rank in range(2))
     for name, parameter in TinyNet().named_parameters():
         assert torch.equal(weights[name], others[name]), name

@@ -12,7 +12,7 @@ from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
-from tests.tiny import CLASSES, SaveAfter, TinyNet, images, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, trainer, two_ranks
 
 BATCHES = 3
 
@@ -92,10 +92,6 @@ def assert_close(a, b, **kwargs):
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], msg=name, **kwargs)
-
-
-def assert_equal(a, b):
-    assert_close(a, b, rtol=0, atol=0)
 
 
 def of_net(state_dict):
@@ -332,14 +328,7 @@ class PerRank(Classifier):
 
 def test_ranks_agree_on_their_averages_at_the_end_of_an_epoch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path,
-        max_epochs=1,
-        callbacks=[EMAWeights(0.8, {"fast": 0.5})],
-        log_every_n_steps=1,
-        devices=2,
-        strategy="ddp_fork",
-    )
+    run = two_ranks(tmp_path, max_epochs=1, callbacks=[EMAWeights(0.8, {"fast": 0.5})])
     run.fit(PerRank(), val_dataloaders=batches())
     first, second = (torch.load(f"{rank}.pt") for rank in range(2))
     for mine, theirs in zip(first, second, strict=True):

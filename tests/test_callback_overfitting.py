@@ -25,7 +25,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from lit_robust.threats import L2, Linf
-from tests.tiny import CLASSES, SaveAfter, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, loader, trainer, two_ranks
 
 BATCHES = 3
 TRAINED_WITH = FGSM(8 / 255)
@@ -109,12 +109,6 @@ def fit(tmp_path, module, *callbacks, ckpt_path=None, **kwargs):
     run = trainer(tmp_path, callbacks=list(callbacks), **kwargs)
     run.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True)
     return run
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 # The rules. Images of one pixel, whose class is whether it is bright, and a net that knows it: PGD turns
@@ -608,15 +602,7 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path,
-        max_epochs=3,
-        callbacks=[CatastrophicOverfittingMonitor(PerRank(), "stop")],
-        log_every_n_steps=1,
-        devices=2,
-        strategy="ddp_fork",
-    )
-    run.fit(Shares())
+    two_ranks(tmp_path, max_epochs=3, callbacks=[CatastrophicOverfittingMonitor(PerRank(), "stop")]).fit(Shares())
     assert [torch.load(f"{rank}.pt") for rank in range(2)] == [[0.5, 0.0], [0.5, 0.0]]
 
 

@@ -19,7 +19,7 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import Accuracy
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, TinyNet, images, loader, trainer, two_ranks
 
 ATTACK = PGD(eps=0.1, step_size=0.05, steps=2)
 
@@ -310,9 +310,7 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:.*Using `DistributedSampler`")
 def test_two_ranks_count_every_image_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path, callbacks=[RobustAccuracy(EXACT)], devices=2, strategy="ddp_fork", use_distributed_sampler=False
-    )
+    run = two_ranks(tmp_path, callbacks=[RobustAccuracy(EXACT)], use_distributed_sampler=False)
     run.validate(Shares(), verbose=False)
     zero, one = (torch.load(f"{rank}.pt") for rank in range(2))
     # without 0.9, whom nothing can hurt

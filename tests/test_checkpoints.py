@@ -38,12 +38,6 @@ class ColourDigits(DigitsDataModule):
         return images.expand(-1, 3, -1, -1), labels
 
 
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def saved(net, path, classes=CLASSES, batch=None, **kwargs) -> nn.Module:
     """Train a net for an epoch in Python, save the checkpoint, and give the net back."""
     method = PGDAT(net, classes, PGD(eps=0.1, step_size=0.05, steps=1))

@@ -39,12 +39,6 @@ def here(fitted, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def rows(path):
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))

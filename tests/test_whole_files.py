@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -167,22 +168,22 @@ time.sleep(60)
 """
 
 
-@pytest.fixture
-def other_training(tmp_path):
-    """A process that trains in a folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+@contextmanager
+def other_training(folder):
+    """A process that trains in a folder until the end of the block."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_a_second_training_in_a_folder_is_refused_until_the_first_has_died(other_training, tmp_path):
-    with pytest.raises(ValueError, match=r"another process is training in .*run: wait"):
+def test_a_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_path):
+    with other_training(tmp_path / "run"), pytest.raises(ValueError, match=r"another process is training in .*run: w"):
         lock(tmp_path / "run")
-    other_training.kill()
-    other_training.wait()
     lock(tmp_path / "run")
     lock(tmp_path / "run")  # its own
     unlock(tmp_path / "run")
@@ -195,16 +196,10 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
     folder = tmp_path / "runs/tiny/version_0"
     before = sorted(path.name for path in folder.iterdir())
     assert ".training" not in before
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == b"held\n"
+    with other_training(folder):
         with pytest.raises(SystemExit) as stop:
             lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
         assert stop.value.code == 1
         assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".training"])
-        lit("test", "--ckpt_path", "runs/tiny")  # beside the training
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        lit("test", "--ckpt_path", "runs/tiny")  # while the other process trains
     lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)

@@ -1,6 +1,7 @@
 """The smallest things that train: a net with BatchNorm, and learnable images of its size."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
         "num_sanity_val_steps": 0,
     }
     return Trainer(accelerator="cpu", default_root_dir=tmp_path, **(quiet | kwargs))
+
+
+def two_ranks(tmp_path: Any, **kwargs: Any) -> Trainer:
+    """A trainer with two processes of this machine."""
+    return trainer(tmp_path, devices=2, strategy="ddp_fork", log_every_n_steps=1, **kwargs)
+
+
+def assert_equal(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Two states are the same, bit for bit."""
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
 
 
 def named(value: object) -> str:
