@@ -24,7 +24,7 @@ def batches(**share):
 
 
 class Classifier(LightningModule):
-    """A user's module, not a Defense; with ``steps``, it optimizes by hand and takes so many in a batch."""
+    """A user's module, not a Defense; with ``steps``, manual optimization with that many steps per batch."""
 
     def __init__(self, steps: int = 0) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def test_averaging_can_start_from_a_checkpoint_without_averages(tmp_path):
     assert_close(dict(rest.net.state_dict()), average(recorder.live, [0.8, 0.8]))
 
 
-# The traps of Lightning's own callback, each of which is a wrong result without a word.
+# Defects of Lightning's own callback, each of which gives a wrong result silently.
 
 
 @pytest.mark.parametrize("val", [False, True], ids=["", "validated"])
@@ -316,7 +316,7 @@ def test_lightning_still_has_the_private_names_that_are_relied_on():
 
 
 class PerRank(Classifier):
-    """Each rank sees other images, so their BatchNorm statistics differ, and writes down the averages that it keeps."""
+    """Each rank has other images, so BatchNorm's statistics differ, and saves its averages."""
 
     def train_dataloader(self):
         return batches(rank=self.global_rank, world=2)

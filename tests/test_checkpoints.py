@@ -1,4 +1,4 @@
-"""From a checkpoint to a plain net: however it was written, the same logits come back."""
+"""From a checkpoint to a plain net: the logits are the same, however the checkpoint was written."""
 
 import os
 
@@ -39,7 +39,7 @@ class ColourDigits(DigitsDataModule):
 
 
 def saved(net, path, classes=CLASSES, batch=None, **kwargs) -> nn.Module:
-    """Train a net for an epoch in Python, save the checkpoint, and give the net back."""
+    """Train a net for an epoch in Python, save the checkpoint, and return the net."""
     method = PGDAT(net, classes, PGD(eps=0.1, step_size=0.05, steps=1))
     fitted = trainer(path.parent, max_epochs=1, **kwargs)
     fitted.fit(method, loader(batch or images()))

@@ -161,7 +161,7 @@ def test_lenet_plus_is_what_the_spec_writes_down():
         ("wide_resnet34_10", {"stage1": True, "stage2": True, "stage3": True}),
     ],
 )
-def test_a_shortcut_reads_what_the_authors_code_lets_it_read(name, activated):
+def test_a_shortcut_reads_what_it_reads_in_the_authors_code(name, activated):
     body = getattr(nets, name)(width=24).eval().body
     for stage, reads_activation in activated.items():
         block = body.get_submodule(stage)[0]
@@ -222,7 +222,7 @@ def test_weights_start_as_in_the_authors_code():
     assert {m.eps for m in challenge.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
 
 
-# What all nets promise.
+# Contracts of all nets.
 
 
 @pytest.mark.parametrize("name", NAMES)

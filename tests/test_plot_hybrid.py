@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 class InTurns(SecondStepGain):
-    """Fires at every second look."""
+    """Fires at every second measurement."""
 
     def fires(self, times, values):
         return times[-1] % 2 == 1
@@ -23,7 +23,7 @@ class InTurns(SecondStepGain):
 
 @pytest.fixture
 def figure(tmp_path, monkeypatch):
-    """What is drawn of 4 epochs of 4 batches: a trigger before batch 4, and one before batch 12, which is not paid."""
+    """The plot of 4 epochs of 4 batches: a trigger before batch 4, and one before batch 12, which is over budget."""
     monkeypatch.syspath_prepend(SCRIPTS)
     plot = __import__("plot_hybrid").plot
     rule = InTurns(every=1.0, duration=0.5, extra_epochs=0.5)

@@ -1,4 +1,4 @@
-"""What a refusal says: the one file to change when a sentence does.
+"""The wording of refusals: the one test file to change with a sentence.
 
 Other tests assert that something is refused, with which exception, and the name of the argument. What the command line
 says is in ``tests/test_bad_inputs.py``.
@@ -81,7 +81,7 @@ RAMP = Linear(0, 1, 0, 1)
 
 
 class User(LightningModule):
-    """A user's module, which knows nothing of attacks."""
+    """A user's module, written without attacks."""
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ def images(n: int = 24, seed: int = 0) -> Batch:
 
 
 def loader(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
-    """Yields the images in order, as a loader of the user's own would: without index and weight."""
+    """Yields the images in order, like a user's loader: without index and weight."""
     return DataLoader(list(zip(batch.x, batch.y, strict=True)), batch_size=batch_size)
 
 
@@ -71,7 +71,7 @@ class SaveAfter(Callback):
 
 
 def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
-    """A silent trainer on the CPU that writes nothing unless it is asked to."""
+    """A quiet trainer on the CPU that writes nothing by default."""
     quiet: dict[str, Any] = {
         "devices": 1,
         "logger": False,
@@ -96,5 +96,5 @@ def assert_equal(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> No
 
 
 def named(value: object) -> str:
-    """How a test is called after a value: without addresses, which differ from one worker to the next."""
+    """A test's id from a value, without addresses, which differ between workers."""
     return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", str(value))
