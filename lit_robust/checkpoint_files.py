@@ -53,10 +53,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> None:
-    """Refuse a checkpoint whose sections are not of their types.
+    """Refuse a checkpoint with a section of the wrong type.
 
     Raises:
-        ValueError: At the first one.
+        ValueError: At the first such section.
     """
     found = [(name, checkpoint.get(name, kind()), kind) for name, kind in SECTIONS.items()]
     callbacks = checkpoint.get("callbacks")
@@ -71,11 +71,11 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
 
 
 def forget_foreign_paths(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Drop from the states of ModelCheckpoints each path outside their folder, because they delete outdated files.
+    """Drop paths outside its folder from each ModelCheckpoint's state, because it deletes the files it outdates.
 
     Args:
         checkpoint: Changed in place.
-        callbacks: The trainer's ModelCheckpoints, whose folders are known.
+        callbacks: The trainer's ModelCheckpoints.
     """
     for callback in callbacks:
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
@@ -94,7 +94,7 @@ def _is_below(path: Any, folder: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what torch.save never writes: other files, and archives that grow when they are unpacked."""
+    """Refuse what torch.save never writes: other formats, and compressed archives, which grow when unpacked."""
     with path.open("rb") as file:
         start = file.read(2)
     if start not in (b"PK", b"\x80\x02"):  # a zip archive, or a pickle of torch's older format

@@ -1,4 +1,4 @@
-"""One training per run folder: two that write to the same files mix them."""
+"""One training per run folder, because two would mix their files."""
 
 from pathlib import Path
 from typing import IO
@@ -8,14 +8,14 @@ try:
 except ImportError:  # Windows has no flock: nothing is locked there
     fcntl = None  # type: ignore[assignment]  # a module until here
 
-#: What this process holds; the system releases it when the process dies.
+#: The locks of this process; the system releases them when the process ends.
 _held: dict[Path, IO[str]] = {}
 
 
 def lock(folder: str | Path) -> None:
-    """Hold a folder for a training of this process; a second call changes nothing.
+    """Lock a folder for a training of this process; a second call changes nothing.
 
-    Tests and predictions do not ask, so they may run beside a training.
+    Tests and predictions take no lock, so they can run during a training.
 
     Raises:
         ValueError: If another process trains there.
@@ -37,7 +37,7 @@ def lock(folder: str | Path) -> None:
 
 
 def unlock(folder: str | Path) -> None:
-    """Release a folder, if this process holds it."""
+    """Release a folder, if this process has locked it."""
     folder = Path(folder).resolve()
     file = _held.pop(folder, None)
     if file is not None:

@@ -108,7 +108,7 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
 
 
 def read_last(found: Mapping[str, Path]) -> tuple[Path, dict[str, Any]]:
-    """Read the last checkpoint of a run or, where that is broken, the newest whole one beside it.
+    """Read the last checkpoint of a run or, if it is broken, the newest intact one in its folder.
 
     Args:
         found: Checkpoints by name; a file that was named is the only one.

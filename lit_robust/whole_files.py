@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place and moved there in one step."""
+"""Atomic writes: a file is written next to its destination and renamed onto it."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ UNFINISHED = ".part"
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file so that at every moment the old one or the new one is whole.
+    """Write a file atomically: at every moment there is the complete old one or the complete new one.
 
     Raises:
-        OSError: If there is no place or no permission; what was there before is untouched.
+        OSError: If there is no space or no permission; the old file stays as it was.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}{UNFINISHED}")
@@ -50,21 +50,20 @@ def remove_unfinished(folder: str | Path) -> None:
 def csv_cell(text: Any) -> Any:
     """A name as a cell that no spreadsheet takes for a formula; numbers stay as they are.
 
-    A name from a file that begins with ``=``, ``+``, ``-`` or ``@`` gets a quotation mark, by which spreadsheets know
-    text.
+    A name that begins with ``=``, ``+``, ``-`` or ``@`` gets a quotation mark, which marks text in spreadsheets.
     """
     return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text
 
 
 def check_writable(folder: Path) -> None:
-    """Try to write into a folder, or into the one that it will be made in.
+    """Try to write into a folder, or into its nearest existing parent.
 
     Raises:
         PermissionError: If that is refused.
     """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        TemporaryFile(dir=existing).close()  # what os.access says is no proof
+        TemporaryFile(dir=existing).close()  # os.access is not reliable
     except OSError as error:
         why = "may not be written to" if existing.is_dir() else "is not a folder"
         raise PermissionError(

@@ -1,15 +1,15 @@
-"""Trains what ``cpu_budget.yaml`` lists on MNIST within minutes a row, attacks it, and prints a table.
+"""Train the rows of ``cpu_budget.yaml`` on MNIST, in minutes per row, attack them, and print a table.
 
-    python scripts/cpu_budget.py single_step                     # all rows of a set, as far as they are not done
+    python scripts/cpu_budget.py single_step                     # all rows of a set that are not done
     python scripts/cpu_budget.py single_step --rows gat nuat     # some of them
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
-A row that is done, with this configuration, data and version, is skipped, and so is each of its attacks. One that was
-killed goes on from the checkpoint of its last whole epoch, in runs/cpu_budget. The result is written after each row and
-attack, as a whole or not at all, so several processes may work on different rows of a set at once. First every row is
-trained and attacked by PGD-40, then the other attacks have their turn, AutoAttack at last.
+A row that is done with this configuration, data and version is skipped, and so is each attack that is done. A row that
+was interrupted resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written
+atomically after each row and each attack, so several processes can work on different rows of a set at once. Every row
+is first trained and attacked by PGD-40; the other attacks follow, AutoAttack last.
 
-Nothing is chosen on test images: ``last`` is the last checkpoint, ``best`` the best of the epochs on validation images.
+Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` the best epoch on validation images.
 """
 
 import argparse
@@ -42,18 +42,18 @@ from lit_robust.seeds import derive_seed
 HERE = Path(__file__).parent
 ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu_budget")
 
-#: AutoAttack sees the first so many test images only.
+#: AutoAttack is run on this many test images, the first.
 AUTOATTACK_IMAGES = 500
-#: What a row is attacked by as soon as it is trained, its best checkpoint too; the others follow when all rows are.
+#: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
 FIRST_ATTACK = "pgd40"
-#: The first attack crafted on the nets of the set's ``transfer`` instead, the stronger one counting for each image.
+#: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
 TRANSFER = "transfer"
 
 # From rows to configurations.
 
 
 def filled(tree: Any, eps: float, epochs: int) -> Any:
-    """Put numbers where the text says EPS and EPOCHS."""
+    """Replace EPS and EPOCHS by their numbers."""
     if isinstance(tree, dict):
         return {key: filled(value, eps, epochs) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -67,9 +67,9 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 
 
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    """The rows of a set: ``config``, as the command line takes it, ``eps``, ``epochs`` and ``passes``, by name.
+    """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
-    A set with ``seeds`` has each row once for each of them, and one with ``attacks`` is tested by no others.
+    A set with ``seeds`` has each row once per seed; one with ``attacks`` is tested by these attacks only.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
@@ -88,7 +88,7 @@ def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 
 def built(config: Mapping[str, Any], folder: Path) -> RobustCLI:
-    """Trainer, model and data of a configuration, as ``lit-robust`` would build them; its checkpoints go there."""
+    """Trainer, model and data of a configuration, as ``lit-robust`` builds them, with checkpoints in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -106,7 +106,7 @@ def built(config: Mapping[str, Any], folder: Path) -> RobustCLI:
 
 
 def train(cli: RobustCLI, folder: Path) -> list[dict[str, float]]:
-    """Train, from the last checkpoint on if there is one, and give the diary back."""
+    """Train, resuming from the last checkpoint if there is one, and return the diary."""
     last = checkpoint(folder, "last")
     (diary,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Diary))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.exists() else None)
@@ -114,17 +114,17 @@ def train(cli: RobustCLI, folder: Path) -> list[dict[str, float]]:
 
 
 def checkpoint(folder: Path, name: str) -> Path:
-    """Where Lightning writes it."""
+    """The path at which Lightning writes this checkpoint."""
     return folder / "checkpoints" / f"{name}.ckpt"
 
 
 def test_images(data: ImageDataModule) -> Batch:
-    """All images that are tested, as one batch."""
+    """All test images, as one batch."""
     return Batch(*(torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)))
 
 
 def accuracy(net: torch.nn.Module, name: str, attack: Any, images: Batch) -> dict[str, list[float]]:
-    """Percent of the images that survive without and with an attack, with the bounds of the 95 % Wilson interval."""
+    """Accuracy in percent without and with an attack, with the bounds of the 95 % Wilson interval and n."""
     torch.manual_seed(derive_seed("cpu_budget", name))
     parts = (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True))
     found = [surviving(net, {name: attack}, part) for part in parts]
@@ -140,11 +140,11 @@ def accuracy(net: torch.nn.Module, name: str, attack: Any, images: Batch) -> dic
 
 
 class Work:
-    """The rows of one set, and what is done about one of them.
+    """The rows of one set, and how each is trained and attacked.
 
     Args:
-        name: The set's.
-        text: What ``cpu_budget.yaml`` says.
+        name: The name of the set.
+        text: The content of ``cpu_budget.yaml``.
     """
 
     def __init__(self, name: str, text: Mapping[str, Any]) -> None:
@@ -154,11 +154,11 @@ class Work:
         self.path = RESULTS / f"cpu_{name}.json"
 
     def folder(self, row: str) -> Path:
-        """Where a row's checkpoints are."""
+        """The folder of a row's run."""
         return RUNS / self.name / row
 
     def train(self, row: str) -> None:
-        """Train a row, unless it is done, and keep its diary."""
+        """Train a row, unless it is done, and store its diary."""
         said = self.rows[row]
         cli = built(said["config"], self.folder(row))
         record = {"config": said["config"], "md5": md5_of(cli.datamodule), "versions": versions()}
@@ -167,7 +167,7 @@ class Work:
         if before is not None and key_of(before) == key_of(record) and checkpoint(self.folder(row), "last").exists():
             return
         code = code_of(cli.model, cli.datamodule, *cli.trainer.callbacks)
-        # A checkpoint that another configuration or other code has left behind would be gone on with.
+        # Do not resume from a checkpoint of another configuration or other code.
         marker = self.folder(row) / "key.json"
         key = json.dumps([key_of(record), code])
         if marker.exists() and marker.read_text() != key:
@@ -186,7 +186,7 @@ class Work:
             results["rows"] = {name: results["rows"][name] for name in self.rows if name in results["rows"]}
 
     def test(self, row: str, names: Collection[str]) -> None:
-        """Attack a row's checkpoints by those of these attacks that are not done."""
+        """Run those of these attacks that are not done on a row's checkpoints."""
         config, done = self.rows[row]["config"], read(self.path)["rows"][row]
         missing = [
             (which, name)
@@ -208,14 +208,14 @@ class Work:
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
 
     def attacks(self, row: str) -> list[list[str]]:
-        """The names of a row's attacks: the first, those that follow, and those of which a row takes minutes."""
+        """The names of a row's attacks: the first, the cheap ones, and those that take minutes per row."""
         said = self.rows[row]["config"]["model"]["init_args"]["test_attacks"]
         costly = [name for name, attack in said.items() if attack["class_path"].endswith("AutoAttack")]
         cheap = [name for name in said if name not in (FIRST_ATTACK, *costly)]
         return [[FIRST_ATTACK], cheap + [TRANSFER] * bool(self.sources(row)), costly]
 
     def sources(self, row: str) -> list[Path]:
-        """The checkpoints whose nets a row is attacked through, none until all of them are trained."""
+        """The checkpoints on which a row's transferred attack is crafted; none until all of them are trained."""
         paths = [checkpoint(self.folder(name), "last") for name in self.transfer if name != row]
         return paths if all(path.exists() for path in paths) else []
 
@@ -225,9 +225,9 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = load(str(ROWS))
     parser.add_argument("set", choices=list(text["sets"]))
-    parser.add_argument("--rows", nargs="+", help="only these, all by default")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; with 1, CPU seconds compare best")
-    parser.add_argument("--table", action="store_true", help="only print what there is")
+    parser.add_argument("--rows", nargs="+", help="only these; default: all")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; CPU seconds compare best with 1")
+    parser.add_argument("--table", action="store_true", help="only print the results so far")
     asked = parser.parse_args(args)
     work = Work(asked.set, text)
     unknown = set(asked.rows or ()) - set(work.rows)
@@ -235,9 +235,9 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(work.rows)}")
     if not asked.table:
         torch.set_num_threads(asked.threads)
-        # Weight decay drives dead weights into denormal numbers, on which a pass takes up to eight times as long.
+        # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
-        logging.disable(logging.INFO)  # Lightning's, for each of the trainers
+        logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
         chosen = asked.rows or list(work.rows)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What the configurations of ``cpu_budget.yaml`` name beside lit_robust's own parts: data, a diary, and a transfer."""
+"""Parts of ``cpu_budget.yaml`` that lit_robust does not have: data, a diary, and a transferred attack."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ from lit_robust.measures.accuracy import surviving
 
 
 class FirstImages(MNISTDataModule):
-    """MNIST's first ``train_size`` training images to train on, and those that come next to validate on.
+    """MNIST's first ``train_size`` training images for training, and the next ``next_size`` for validation.
 
     Args:
-        train_size: How many there are to train on.
-        next_size: How many follow to validate on.
+        train_size: The number of images for training.
+        next_size: The number of images for validation.
         **kwargs: Arguments of ``MNISTDataModule``.
     """
 
@@ -31,22 +31,22 @@ class FirstImages(MNISTDataModule):
         self.next_size = next_size
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """The images right after those that are trained on."""
+        """The images that follow those for training."""
         self.setup()
         first = len(self._train)
         return self._walk(Samples.once(torch.arange(first, first + self.next_size)), train=True)
 
 
 class Diary(Callback):
-    """Writes down, for each epoch, its seconds, its passes and every metric; and measures FGSM on validation images.
+    """Records the seconds, passes and metrics of each epoch, and measures FGSM on validation images.
 
-    Seconds are those of the training batches alone, without validation, monitor and checkpoint: ``seconds`` is the time
-    on the wall, ``cpu_seconds`` what the process spent on all its threads, which other processes do not touch.
+    Seconds cover the training batches only, without validation, monitor and checkpoint: ``seconds`` is wall-clock time,
+    ``cpu_seconds`` the CPU time of all threads of the process, which does not depend on other processes.
 
-    Passes are counted on the nets that the method calls, its own and its averages: ``forwards`` and ``backwards`` of
-    the epoch's batches, weighted by their samples, so that a pass over half a batch is half a pass. A backward is one
-    arrival of a gradient at the logits, whatever it is a gradient of; that of a double backward (GradAlign) arrives
-    twice, and the passes through the gradient's own graph are not seen.
+    Passes are counted on the nets that the method calls (its own and its averages): ``forwards`` and ``backwards`` per
+    batch, weighted by samples, so that a pass over half a batch counts as half. A backward is counted whenever a
+    gradient reaches the logits; a double backward (GradAlign) reaches them twice, and passes through the gradient's own
+    graph are not counted.
 
     Args:
         eps: The bound of FGSM.
@@ -57,13 +57,13 @@ class Diary(Callback):
         self.epochs: list[dict[str, float]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Count on the class of the net, so that copies of it are counted too."""
+        """Count calls of the net's class, so that copies of the net are counted too."""
         self._net_class = type(pl_module.net)
         self._counts: list[float] | None = None
         self._hook = register_module_forward_hook(self._count)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Count no more."""
+        """Remove the hook."""
         self._hook.remove()
 
     def _count(self, module: nn.Module, inputs: Any, logits: Tensor) -> None:
@@ -80,7 +80,7 @@ class Diary(Callback):
             logits.register_hook(count)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks, and remember what earlier epochs have logged: the trainer keeps it."""
+        """Start the clocks, and remember the metrics of earlier epochs, which the trainer keeps."""
         self._before = dict(trainer.callback_metrics)
         self._passes = [0.0, 0.0]
         self._begin = time.perf_counter(), time.process_time()
@@ -92,7 +92,7 @@ class Diary(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop counting, and with the last batch the clocks."""
+        """Stop counting, and at the last batch stop the clocks."""
         self._counts = None
         if trainer.is_last_batch:
             self._seconds = time.perf_counter() - self._begin[0], time.process_time() - self._begin[1]
@@ -101,11 +101,11 @@ class Diary(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Measure FGSM, in the mode and with the weights of the validation."""
+        """Measure FGSM in the validation's mode and with its weights."""
         self._fgsm.append(surviving(pl_module.net, {"fgsm": self.attack}, batch)["fgsm"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch down; the monitors come before this callback and have logged theirs."""
+        """Record the epoch; the monitors come before this callback and have logged their metrics."""
         batches = trainer.num_training_batches
         entry = {"seconds": self._seconds[0], "cpu_seconds": self._seconds[1]}
         entry |= {"forwards": self._passes[0] / batches, "backwards": self._passes[1] / batches}
@@ -116,27 +116,27 @@ class Diary(Callback):
         self.epochs.append(entry)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is written down, so that a resumed run's diary is whole."""
+        """The epochs so far, so that a resumed run has the complete diary."""
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on writing."""
+        """Restore the epochs so far."""
         self.epochs = state_dict["epochs"]
 
 
 class Transfer(Attack):
-    """An attack on other nets: an image is broken if one of them is, in the eyes of the net that is given.
+    """A transferred attack: crafted on other nets, evaluated on the given one.
 
     Args:
-        attack: What crafts the images.
-        sources: The nets that they are crafted on; the worst of them counts for each image.
+        attack: The attack that crafts the images.
+        sources: The nets on which they are crafted; an image is broken if any of them breaks it.
     """
 
     def __init__(self, attack: Attack, sources: Sequence[nn.Module]) -> None:
         self.attack, self.sources = attack, sources
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Craft on the sources, keep what deceives the net."""
+        """Craft on the sources and keep the images that the net misclassifies."""
         x_adv = x
         for source in self.sources:
             found = self.attack(source, x, y)

@@ -1,4 +1,4 @@
-"""What a result of ``cpu_budget.py`` says about where it comes from, the file it is kept in, and its table."""
+"""The results of ``cpu_budget.py``: their provenance, their file and their table."""
 
 import fcntl
 import hashlib
@@ -23,11 +23,11 @@ from lit_robust.data import ImageDataModule
 
 HERE = Path(__file__).parent
 
-# What a result must say.
+# Provenance.
 
 
 def md5_of(data: ImageDataModule) -> dict[str, str]:
-    """The md5 of the images, as bytes, and labels that are trained, validated and tested on, in order."""
+    """The md5 of the images (as bytes) and labels of training, validation and test, in order."""
     loaders = {
         "train": data.plain_train_dataloader(),
         "val": data.val_dataloader(),
@@ -44,14 +44,14 @@ def md5_of(data: ImageDataModule) -> dict[str, str]:
 
 
 def code_of(*parts: Any) -> str:
-    """The md5 of the files that define the classes of these parts, as far as they are lit_robust's."""
+    """The md5 of the files of lit_robust that define the classes of these parts."""
     classes = {cls for part in parts for cls in type(part).__mro__ if cls.__module__.startswith("lit_robust.")}
     files = sorted({inspect.getfile(cls) for cls in classes})
     return hashlib.md5(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """The versions of the packages that affect the numbers."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The processor, how many of its cores there are, and how many threads are used."""
+    """The processor, its number of cores, and the number of threads in use."""
     try:
         info = Path("/proc/cpuinfo").read_text()
         processor = re.search(r"model name\s*: (.*)", info)
@@ -73,7 +73,7 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a plus sign where it has changed since."""
+    """The commit of the working tree, with a plus sign if lit_robust has uncommitted changes."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
@@ -86,7 +86,7 @@ def commit() -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[dict[str, Any]]:
-    """The results, to be changed; nobody else changes them meanwhile, and they are written all at once."""
+    """The results, to be changed under a lock and written atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.parent, os.O_RDONLY)
     try:
@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def as_text(tree: Any, depth: int = 3, indent: str = "") -> str:
-    """JSON with one line for what is ``depth`` deep."""
+    """JSON with one line per value at this depth."""
     if depth == 0 or not isinstance(tree, dict) or not tree:
         return json.dumps(tree)
     lines = [f"{indent} {json.dumps(key)}: {as_text(value, depth - 1, indent + ' ')}" for key, value in tree.items()]
@@ -114,7 +114,7 @@ def as_text(tree: Any, depth: int = 3, indent: str = "") -> str:
 
 
 def key_of(record: Mapping[str, Any]) -> Any:
-    """What must not have changed for a row to count as done; the test's attacks may, each is asked for by itself."""
+    """What must be unchanged for a row to count as done; test attacks are left out because each is checked by name."""
     model = record["config"]["model"]
     arguments = {key: value for key, value in model["init_args"].items() if key != "test_attacks"}
     return (
@@ -125,7 +125,7 @@ def key_of(record: Mapping[str, Any]) -> Any:
 
 
 def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
-    """The diary, number by number, and None where an epoch has none or NaN (the cosine of gradients that vanish)."""
+    """The diary as a list per metric, with None where an epoch has no value or NaN (the cosine of zero gradients)."""
     names = dict.fromkeys(name for epoch in epochs for name in epoch)
     table = {name: [epoch.get(name, math.nan) for epoch in epochs] for name in names}
     return {name: [None if math.isnan(x) else float(f"{x:.4g}") for x in row] for name, row in table.items()}
@@ -135,7 +135,7 @@ def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 
 def reports(diary: Mapping[str, list[float]]) -> str:
-    """The epochs, counted from 1, in which a monitor has reported overfitting, and the rules that said so."""
+    """The epochs, counted from 1, in which a monitor reported overfitting, and by which rules."""
     flag = "train/catastrophic_overfitting"
     rules = {key.removeprefix(f"{flag}/"): flags for key, flags in diary.items() if key.startswith(f"{flag}/")}
     found = []
@@ -146,7 +146,7 @@ def reports(diary: Mapping[str, list[float]]) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as a table in Markdown, and what its numbers are."""
+    """The results as a table in Markdown, with a legend."""
     rows = results.get("rows", {})
     if not rows:
         return "There are no results yet."
@@ -154,7 +154,7 @@ def table(results: Mapping[str, Any]) -> str:
     known = [name for record in rows.values() for name in record["config"]["model"]["init_args"]["test_attacks"]]
     columns = [name for name in dict.fromkeys(["clean", *known, *found]) if name in found]
     heads = ["row", *(f"{name} ({found[name]})" for name in columns), "best: pgd40"]
-    heads += ["CPU s an epoch", "in all", "forwards", "backwards", "passes", "model", "reported in epoch"]
+    heads += ["CPU s per epoch", "CPU s", "forwards", "backwards", "passes", "model", "reported in epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name, record in rows.items():
         diary, last = record["diary"], record["last"]
@@ -166,18 +166,18 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append([name, *cells, f"{record['passes']:.3g}" if record["passes"] else "", reports(diary)])
     machine = next(iter(rows.values()))["hardware"]
     legend = (
-        "Percent of so many first test images that survive, with 95 % Wilson intervals; the last checkpoint, and the "
-        "best by validation images. CPU seconds are those that the process spent on the training batches of its "
-        f"fastest epoch and of all ({machine['threads']} thread, {machine['processor']}), because other processes "
-        "stretch the time on the wall. Passes of a batch are counted: a forward is a third and a backward two; beside "
-        "them what the cost model says. Last, the epochs in which a CatastrophicOverfittingMonitor spoke, and by "
+        "Accuracy in percent on the first n test images (n in parentheses), with 95 % Wilson intervals, of the last "
+        "checkpoint and of the best on validation images. CPU seconds cover the training batches of the fastest epoch "
+        f"and of all epochs ({machine['threads']} thread, {machine['processor']}); wall-clock time would depend on "
+        "other processes. Passes per batch are counted, a forward as 1/3 and a backward as 2/3; model is the cost "
+        "model's number. The last column has the epochs in which a CatastrophicOverfittingMonitor reported, and by "
         "which rule."
     )
     return "\n\n".join([markdown(lines), legend, *over_seeds(rows)])
 
 
 def over_seeds(rows: Mapping[str, Any]) -> list[str]:
-    """Rows that were trained from several seeds in one line each, if there are any."""
+    """A table with one line per row that was trained with several seeds, if there are any."""
     groups: dict[str, list[Any]] = {}
     for name, record in rows.items():
         row, _, seed = name.partition("@")
@@ -185,7 +185,7 @@ def over_seeds(rows: Mapping[str, Any]) -> list[str]:
             groups.setdefault(row, []).append(record)
     if not groups:
         return []
-    heads = ["row", "seeds", "clean", "pgd40", "training loss at the end", "CPU s in all", "adversarial from epoch"]
+    heads = ["row", "seeds", "clean", "pgd40", "final training loss", "CPU s", "adversarial from epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for row, records in groups.items():
         diaries = [record["diary"] for record in records]
@@ -194,16 +194,16 @@ def over_seeds(rows: Mapping[str, Any]) -> list[str]:
         starts = [str(diary["train/adversarial"].index(1.0) + 1) for diary in diaries]
         cells = [spread(values, digits) for values, digits in zip(accuracies + costs, (1, 1, 3, 0), strict=True)]
         lines.append([row, str(len(records)), *cells, ", ".join(starts)])
-    return [markdown(lines), "The mean over the seeds, and the least and the greatest."]
+    return [markdown(lines), "Mean over the seeds, with minimum and maximum."]
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean, least and greatest."""
+    """Mean, minimum and maximum."""
     return f"{mean(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table in Markdown; its second line is the rule below the heads."""
+    """A table in Markdown; the second line is the rule below the headings."""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

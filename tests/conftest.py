@@ -10,7 +10,7 @@ import torch
 # Tests start processes that import torch and Lightning: without bytecode each of them compiles for ten seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Two workers share two cores; fixtures of modules are set up before those of tests, so it is said here too.
+# Two workers share two cores; also set here, because fixtures of modules come before those of tests.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
@@ -20,7 +20,7 @@ LONG = ("real_data", "configs", "real_pictures", "ranks", "quickstart", "resume"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first; within a file nothing moves."""
+    """Put the long files first, and keep the order within each file."""
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
@@ -33,6 +33,13 @@ def _reproducible() -> Iterator[None]:
     yield
     os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ.pop("PL_SEED_WORKERS", None)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

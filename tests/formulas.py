@@ -1,4 +1,4 @@
-"""What tests evaluate formulas with: autograd in float64, and nothing of the library."""
+"""Evaluation of formulas in tests: autograd in float64, without the library."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,14 +12,14 @@ from tests.tiny import CLASSES, images, loader, trainer
 
 
 def smooth_net(seed: int = 0) -> nn.Module:
-    """A net without BatchNorm, whose logits of a batch do not depend on what else is in it, and without kinks."""
+    """A smooth net without BatchNorm, so an image's logits do not depend on its batch."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Softplus(), nn.Linear(16, CLASSES))
 
 
 def in_float64(net: nn.Module) -> nn.Module:
-    """A copy that shares nothing."""
+    """A deep copy."""
     return deepcopy(net).double()
 
 

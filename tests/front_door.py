@@ -1,4 +1,4 @@
-"""The command line as a user meets it, on a net and a data set that train in half a second."""
+"""The command line as users call it, on a net and a data set that train in half a second."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lit_robust.cli import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-#: 64 training images of scikit-learn's digits, two batches an epoch, one epoch, runs/tiny.
+#: 64 training images of scikit-learn's digits, two batches per epoch, one epoch, runs/tiny.
 TINY = """
 seed_everything: 0
 trainer:
@@ -45,7 +45,7 @@ model:
 
 
 def tiny(folder: Path) -> str:
-    """Write the configuration into a folder and name it."""
+    """Write the configuration into a folder and return its path."""
     path = folder / "tiny.yaml"
     path.write_text(TINY)
     return str(path)
@@ -57,7 +57,7 @@ def lit(command: str, *args: Any) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
-    """The one sentence with which a command line is refused; it is followed by one hint, and by nothing else."""
+    """The sentence with which a command line is refused; only one line with a hint follows it."""
     with pytest.raises(SystemExit) as stop:
         main([*map(str, args)])
     assert stop.value.code in (1, 2)

@@ -1,4 +1,4 @@
-"""What two ranks find out for tests/test_ranks.py: `torchrun --nproc-per-node 2 -m tests.ranks FOLDER`.
+"""Scenarios of tests/test_ranks.py on two ranks: `torchrun --nproc-per-node 2 -m tests.ranks FOLDER`.
 
 One launch runs all scenarios, because importing the stack takes longer than they do, in one process group: Lightning
 starts it with the first Trainer and leaves it running for the next one.
@@ -69,7 +69,7 @@ class Drifting(PGDAT):
 
 
 class Seen(Callback):
-    """Which image counted how much, by epoch."""
+    """The weight of each image, by epoch."""
 
     def __init__(self) -> None:
         self.epochs: dict[int, list[tuple[int, float]]] = {}
@@ -102,7 +102,7 @@ def fit(
     max_epochs: int = 2,
     limit_val_batches: int | None = 0,
 ) -> Trainer:
-    """Two epochs on as many ranks as there are."""
+    """Two epochs on all ranks."""
     seed_everything(7, verbose=False)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = Trainer(
@@ -144,7 +144,7 @@ def state_of_a_rank(folder: Path) -> Finding:
 
 
 def eps_by_image(folder: Path) -> Finding:
-    """Of one epoch after another, and of a run that is resumed in the middle of the first one."""
+    """The means of two epochs, and of a run that is resumed in the middle of the first one."""
 
     def run(*callbacks: Callback, **kwargs: Any) -> dict[str, torch.Tensor]:
         module = build(CustomizedAT, net=linear(), attack=EXACT, noise="uniform", revert="succeeded")
@@ -205,7 +205,7 @@ class LevelledOff(SwitchRule):
 
 
 class OneSided(LightningModule):
-    """No Defense: each rank logs a loss of its own, and nobody reduces it."""
+    """Not a Defense: each rank logs its own loss, which is not reduced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
 
 
 def explained(scenario: Callable[..., Finding], *arguments: Any) -> Finding:
-    """What a scenario finds, or why it could not be run: the others are run all the same."""
+    """The result of a scenario, or its error; the other scenarios are run in any case."""
     try:
         return scenario(*arguments)
     except Exception:

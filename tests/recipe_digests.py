@@ -1,4 +1,4 @@
-"""A digest of what each recipe comes to; ``python -m tests.recipe_digests`` writes their list anew."""
+"""A digest of each resolved recipe; ``python -m tests.recipe_digests`` rewrites the list."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def _plain(tree: Any, key: str = "") -> Any:
 
 
 def digests() -> str:
-    """A line for each recipe: a digest of what its files say, without the defaults of this or other packages."""
+    """A line per recipe: a digest of its merged files, without the defaults of this or other packages."""
     lines = []
     for path in RECIPES:
         text = json.dumps(_plain(merged(load(str(path)))), sort_keys=True)

@@ -1,4 +1,4 @@
-"""An ordinary image classifier, as a user has it before any thought of attacks: nothing here is for the library."""
+"""An ordinary image classifier of a user, written without lit_robust."""
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule

@@ -65,7 +65,7 @@ def test_one_attack_is_its_own_worst_case():
     assert rows_of({"pgd": PGD()}) == ["clean", "pgd"]
 
 
-def test_the_table_has_a_row_an_attack_and_a_column_a_checkpoint():
+def test_the_table_has_a_row_per_attack_and_a_column_per_checkpoint():
     text = table(
         {
             "last": {"clean": Accuracy(0.5, 100)},

@@ -1,4 +1,4 @@
-"""The rooms of the package, and who may know whom."""
+"""The rooms of the package, and which may import which."""
 
 import ast
 import importlib
@@ -61,7 +61,7 @@ def rooms_imported_by(file: Path) -> set[str]:
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_arrows_between_rooms_go_one_way(file):
     room = room_of(file)
-    if room != "cli":  # the only place that knows everything
+    if room != "cli":  # which may import everything
         assert rooms_imported_by(file) <= MAY_KNOW[room] | {room}
 
 
@@ -87,7 +87,7 @@ LIGHTNINGS = {*dir(LightningModule), *vars(LightningModule())}
 
 
 def is_the_module(owner: ast.expr) -> bool:
-    """Whether this is what callbacks call the module that is trained."""
+    """Whether this expression is the trained module in a callback."""
     name = ast.unparse(owner)
     return name in ("pl_module", "module") or name.endswith(".lightning_module")
 
@@ -105,7 +105,7 @@ def members_of_protocols(tree: ast.AST) -> set[str]:
 
 
 def values_of(name: ast.expr, tree: ast.AST) -> set[str]:
-    """The strings that a name may be: itself, or what a loop over a tuple gives it; an f-string says what it is."""
+    """The possible strings of an expression: a constant, or the values of a loop over a tuple."""
     if isinstance(name, ast.Constant):
         return {name.value}
     if isinstance(name, ast.IfExp):

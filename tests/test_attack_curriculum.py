@@ -47,7 +47,7 @@ ATTACK = {"eps": 0.15, "step_size": 0.02, "steps": 8}
 
 
 class Smooth(nn.Module):
-    """Without kinks, and with the two parts that the last layer's Hessian is read from."""
+    """Smooth, with the two parts from which the last layer's Hessian is read."""
 
     def __init__(self, hidden=6, pixels=192, classes=4):
         super().__init__()
@@ -72,14 +72,14 @@ def trained(net, x, y, steps):
 
 @cache
 def fitted():
-    """A net that is right about most of ``images()``, and surer of some than of others."""
+    """A net that classifies most of ``images()`` correctly, with different confidence."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return trained(Smooth(hidden=16), images(48).x, images(48).y, steps=20)
 
 
 def batch_of(n=24):
-    """Images that the net has not seen, mixed with those of the next class ever more: easy and hard ones."""
+    """Images that the net has not seen, mixed more and more with the next class: easy and hard ones."""
     batch, share = images(n, seed=1), torch.linspace(0.2, 0.5, n).view(-1, 1, 1, 1)
     return batch._replace(x=(1 - share) * batch.x + share * batch.x.roll(1, dims=0))
 
@@ -123,7 +123,7 @@ def test_with_lambda_at_1_it_is_pgd_bit_for_bit(psi, arguments):
 
 
 @pytest.mark.parametrize("psi", [psi for psi in METRICS if not isinstance(psi, FOSC)], ids=repr)
-def test_with_lambda_at_minus_1_nobody_moves(psi):
+def test_with_lambda_at_minus_1_no_sample_moves(psi):
     start = run(PGD(**ATTACK | {"steps": 0}))
     assert torch.equal(run(CurriculumPGD(**ATTACK, psi=psi, lam=-1.0)), start)
     assert (run(PGD(**ATTACK)) != start).flatten(1).any(dim=1).all()
@@ -137,7 +137,7 @@ class Saturated(nn.Module):
         return z + 50 * (x[:, 0, 0, 0] > 0.5).unsqueeze(1) * torch.tensor([[1.0, 0, 0, 0]])
 
 
-def test_with_lambda_at_minus_1_only_those_move_whose_softmax_has_saturated():
+def test_with_lambda_at_minus_1_only_samples_with_a_saturated_softmax_move():
     x = images(8).x.clone()
     x[:, 0, 0, 0] = torch.tensor([1.0, 0.0] * 4)
     batch = images(8)._replace(x=x, y=torch.zeros(8, dtype=torch.int64))
@@ -185,7 +185,7 @@ def test_psi_was_at_most_lambda_before_every_step_that_a_sample_took_and_above_i
     unsure = (difficulty[:-1] - lam).abs() < 1e-5
     assert torch.equal(moved | unsure, (difficulty[:-1] <= lam) | unsure)
     assert 0.05 < moved.float().mean() < 0.95
-    assert (difficulty[-1] > lam).any()  # by the last step, which nothing undoes
+    assert (difficulty[-1] > lam).any()  # the last step may overshoot
 
 
 @every_metric
@@ -252,7 +252,7 @@ def test_dynamic_at_as_its_authors_run_it_steps_once_and_then_measures_from_the_
 
 
 @pytest.mark.parametrize("psi", [psi for psi in METRICS if not isinstance(psi, PowerIteration)], ids=repr)
-def test_a_metric_costs_no_pass_but_the_features_norm_a_forward(psi):
+def test_only_the_metric_with_the_features_norm_costs_a_forward(psi):
     net = deepcopy(fitted())
     body = Passes(net.body)
     run(CurriculumPGD(**ATTACK, psi=psi, lam=0.5), net)
@@ -270,7 +270,7 @@ def test_the_host_never_waits(psi):
 
 
 @every_metric
-def test_nothing_of_the_net_changes_and_inference_mode_is_no_obstacle(psi):
+def test_the_net_does_not_change_and_inference_mode_works(psi):
     net, batch = TinyNet().train(), images(8)
     net.requires_grad_(True).body[2].eval()
     state, flags = deepcopy(net.state_dict()), [module.training for module in net.modules()]
@@ -300,7 +300,7 @@ def test_second_derivatives_of_frozen_weights_under_autocast_are_those_of_float3
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fosc_is_what_the_best_point_of_the_ball_gains_to_first_order(norm):
+def test_fosc_is_the_first_order_gain_of_the_best_point_of_the_ball(norm):
     attack, x = PGD(0.1, norm=norm), torch.rand(5, 1, 2, 2)
     delta, g = 0.05 * torch.rand_like(x), torch.randn_like(x)
     measure = FOSC().begin(attack, nn.Identity(), x, torch.zeros(5, dtype=torch.int64))
@@ -333,7 +333,7 @@ def test_fosc_is_0_at_a_constrained_stationary_point_and_positive_elsewhere(norm
     assert (share(replace(attack, steps=0, init="uniform")(net, x, y)) > 0.5).all()
 
 
-def test_at_c_0_rounding_stops_nobody():
+def test_at_c_0_rounding_stops_no_sample():
     """The corner's FOSC is a difference of two equal sums, and may come out below 0."""
     x = torch.rand(200, 3, 8, 8)
     g = torch.randn_like(x)
@@ -425,7 +425,7 @@ def test_the_power_iteration_finds_the_dense_hessians_top_eigenvector_and_eigenv
     assert curvatures(net, x, y, direction).mean().item() == pytest.approx(values[-1].item(), rel=1e-5)
 
 
-def test_of_a_single_sample_the_curvature_is_its_own_eigenvalue():
+def test_the_curvature_of_a_single_sample_is_its_eigenvalue():
     net, x, y, hessians = tiny_and_dense()
     for i in range(3):
         direction = sharpest_direction(net, x[i : i + 1], y[i : i + 1], 25)
@@ -460,7 +460,7 @@ def test_power_iteration_keeps_the_direction_and_the_median_of_the_start():
     torch.testing.assert_close(measure(moved, net(moved), moved), later / (later + m), rtol=1e-4, atol=1e-5)
 
 
-def test_where_most_curvatures_are_negative_the_others_are_no_more_difficult_than_they_are(monkeypatch):
+def test_mostly_negative_curvatures_do_not_make_the_others_more_difficult(monkeypatch):
     found = torch.tensor([-4.0, -2.0, -3.0, 1.0, 0.0])
     monkeypatch.setattr(difficulty, "sharpest_direction", lambda *args: {"weight": torch.ones(1)})
     monkeypatch.setattr(difficulty, "curvatures", lambda *args: found)

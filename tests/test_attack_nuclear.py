@@ -29,7 +29,7 @@ def rademacher(x: torch.Tensor, size: float, seed: int) -> torch.Tensor:
 
 
 def climbed(attack, net, batch, seed):
-    """The attack's last point by the formula, in float64, and where the gradient was too small for its sign to tell."""
+    """The attack's last point by the formula, in float64, and where the gradient is too small for a certain sign."""
     net, x, y = net.double(), batch.x.double(), batch.y
     eps, size = attack.eps, attack.eps if attack.step_size is None else attack.step_size
     x_adv = rademacher(batch.x, eps / 2 if attack.init_size is None else attack.init_size, seed)
@@ -80,7 +80,7 @@ def test_by_default_one_step_of_eps_starts_at_half_of_it():
     assert (x_adv - x).abs().max().item() == pytest.approx(8 / 255, rel=1e-4)
 
 
-def test_the_two_norms_start_at_the_same_point_and_part():
+def test_the_two_norms_start_at_the_same_point_and_then_differ():
     batch, points = images(8), {}
     for attack in (NuclearNorm, FrobeniusNorm):
         for steps in (0, 1):

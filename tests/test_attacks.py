@@ -1,4 +1,4 @@
-"""One-step attacks and PGD: closed forms on linear nets, hand-written loops, what they leave alone."""
+"""One-step attacks and PGD: closed forms on linear nets, hand-written loops, and absence of side effects."""
 
 from contextlib import nullcontext
 from dataclasses import FrozenInstanceError, replace
@@ -320,7 +320,7 @@ def test_an_attack_ends_when_nothing_is_left_to_break():
 
 
 class Wavering(nn.Module):
-    """A net that errs on the first image in every second forward."""
+    """A net that misclassifies the first image in every second forward."""
 
     calls = 0
 
@@ -344,7 +344,7 @@ def test_a_sample_that_becomes_correct_again_moves_again():
 @pytest.mark.parametrize(
     "extra", [{}, {"momentum": 0.9}, {"loss": losses.kl, "compare_with": "clean_logits"}], ids=named
 )
-def test_pgd_is_one_forward_and_one_backward_a_step(extra, monkeypatch):
+def test_pgd_is_one_forward_and_one_backward_per_step(extra, monkeypatch):
     net, (x, y) = Counting(smooth_net()), data()
     backwards, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args: backwards.append(1) or grad(*args))
@@ -364,7 +364,7 @@ def test_images_outside_the_box_are_refused_and_not_clipped(attack, change):
         attack(smooth_net(), OUTSIDE[change](x), y)
 
 
-def test_a_caller_that_has_checked_the_images_spares_the_attack_the_look():
+def test_images_that_the_caller_has_checked_are_not_checked_again():
     x, y = data()
     with checked():
         PGD(0.1)(smooth_net(), 2 * x, y)
@@ -373,7 +373,7 @@ def test_a_caller_that_has_checked_the_images_spares_the_attack_the_look():
 
 
 class NoHostSync(TorchDispatchMode):
-    """Refuses whatever makes the host wait for a value of the device."""
+    """Refuses operations that make the host wait for a value of the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
@@ -396,7 +396,7 @@ class Curriculum(PGD):
         return lambda x_adv, logits, gradient: losses.probability_margin(logits, y) <= 0
 
 
-def test_an_attack_that_overrides_who_moves_needs_no_host_sync_either():
+def test_an_attack_that_overrides_movers_needs_no_host_sync_either():
     net, (x, y) = smooth_net(), data(32)
     with NoHostSync():
         x_adv = Curriculum(0.1, init="zero")(net, x, y)
@@ -411,7 +411,7 @@ def test_the_check_for_host_syncs_can_fail():
         PGD(0.1, freeze_misclassified=True)(net, x, y)
 
 
-# What attacks leave alone, and where they work.
+# Side effects, and gradient modes.
 
 
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
@@ -434,7 +434,7 @@ def test_every_attack_stays_in_its_set_in_every_gradient_mode(attack, mode):
     assert torch.equal(attack(net, x.clone(), y.clone()), x_adv)
 
 
-def test_crafting_hands_back_tensors_that_a_graph_may_hold():
+def test_crafting_yields_tensors_that_a_graph_may_hold():
     with torch.inference_mode():
         images, labels = data()
         with crafting(images, labels) as (x, y):
@@ -503,7 +503,7 @@ def test_training_after_an_attack_in_the_same_autocast_still_gets_gradients():
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
 
 
-def test_evaluation_mode_spares_batch_norm_and_training_mode_moves_it():
+def test_eval_mode_leaves_batch_norm_alone_and_train_mode_updates_it():
     net, (x, y) = conv_net(), data()
     before = net[1].running_mean.clone()
     with network_mode(net, "eval"):
@@ -516,7 +516,7 @@ def test_evaluation_mode_spares_batch_norm_and_training_mode_moves_it():
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_network_mode_gives_every_module_its_own_flag_back(mode, fails):
+def test_network_mode_restores_every_modules_own_flag(mode, fails):
     net = conv_net()
     net[1].eval()
     before = [module.training for module in net.modules()]
@@ -529,7 +529,7 @@ def test_network_mode_gives_every_module_its_own_flag_back(mode, fails):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_frozen_gives_every_parameter_its_own_flag_back(fails):
+def test_frozen_restores_every_parameters_own_flag(fails):
     net, (x, y) = conv_net(), data()
     net[0].weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in net.parameters()]

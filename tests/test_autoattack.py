@@ -32,7 +32,7 @@ def make(classes=5, n=10):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Few iterations for every sub-attack, whoever builds it."""
+    """Few iterations for every sub-attack, built here or by the package."""
     for kind, few in (
         (APGDAttack, {"n_iter": 10}),
         (FABAttack_PT, {"n_iter": 5}),
@@ -96,7 +96,7 @@ def test_every_sub_attack_is_set_up_as_the_package_does(version, norm, monkeypat
 
     def record(self, x, y):
         settings = {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
-        settings.pop("device", None)  # the package is told, the adapter lets it look at the images
+        settings.pop("device", None)  # an argument of the package, derived from the images here
         if isinstance(self, FABAttack_PT) and not self.targeted:
             del settings["n_target_classes"]
         runs.append((type(self).__name__, settings))
@@ -185,7 +185,7 @@ def test_it_ends_when_nothing_is_left_to_break(caplog):
     assert not caplog.records
 
 
-# The package's doubts.
+# The package's checks.
 
 
 def warnings_of(net, x, y, version="standard"):
@@ -210,7 +210,7 @@ class Gradient(nn.Module):
 
 
 @pytest.mark.usefixtures("quick")
-def test_doubts_are_python_warnings():
+def test_failed_checks_of_the_package_are_python_warnings():
     net, x, y = make()
     assert warnings_of(net, x, y) == ""
     randomised = nn.Sequential(nn.Dropout(0.1), net)
@@ -220,7 +220,7 @@ def test_doubts_are_python_warnings():
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_net_that_optimises_is_doubted_but_not_the_next_one():
+def test_a_net_that_optimises_is_warned_of_but_not_the_next_one():
     net, x, y = make()
     assert "dynamic defense" in warnings_of(Gradient(net), x, y)
     assert warnings_of(net, x, y) == ""

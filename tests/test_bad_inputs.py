@@ -1,4 +1,4 @@
-"""Mistakes, and the one sentence that answers each: it comes before training, and nothing is written."""
+"""Mistakes, and the sentence that refuses each before training, with nothing written."""
 
 import contextlib
 import pickle
@@ -23,7 +23,7 @@ from lit_robust.nets import digits_cnn
 from tests.front_door import lit, refusal, tiny
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
-# What users bring along.
+# Parts of users.
 
 
 class Bytes(DigitsDataModule):
@@ -51,7 +51,7 @@ class NaNNet(nn.Module):
 
 
 def broken_files(root: Path) -> None:
-    """CIFAR-10 and MNIST, cut off."""
+    """CIFAR-10 and MNIST, truncated."""
     (root / "cifar-10-batches-py").mkdir(parents=True)
     whole = pickle.dumps({"data": np.zeros((10, 3072), np.uint8), "labels": [0] * 10})
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
@@ -63,7 +63,7 @@ def broken_files(root: Path) -> None:
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, 9) + bytes(9))
 
 
-# The table: what a user adds to a good command line, and the answer, in which ... stands for anything.
+# The table: what a user adds to a good command line, and the message, in which ... matches anything.
 
 FLAGS = {
     # Names.
@@ -162,7 +162,7 @@ FLAGS = {
         "--trainer.accumulate_grad_batches 2",
         "Automatic gradient accumulation is not supported: raise data.batch_size instead.",
     ),
-    # What does not fit together.
+    # Contradictions.
     "no momentum to schedule": (
         "--model.optimizer torch.optim.Adagrad --model.momentum CyclicMomentum "
         "--model.momentum.up 1 --model.momentum.down 1",

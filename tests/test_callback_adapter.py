@@ -34,7 +34,7 @@ class Sample:
 
 
 class Fields:
-    """A batch of one's own making, whose constructor takes something else."""
+    """A batch class of a user's own, whose constructor takes something else."""
 
     def __init__(self, path: str) -> None:
         self.image, self.label, self.extra = X, Y, EXTRA
@@ -75,7 +75,7 @@ BATCHES = {
 
 
 def leaves(batch):
-    """All that a batch holds, by place."""
+    """All values of a batch, by path."""
     if isinstance(batch, (tuple, list)):
         return {f"{i}/{place}": leaf for i, part in enumerate(batch) for place, leaf in leaves(part).items()}
     if isinstance(batch, (dict, UserDict)):
@@ -88,7 +88,7 @@ def leaves(batch):
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_images_are_exchanged_in_a_batch_like_the_one_that_came_which_stays_as_it_was(name):
+def test_images_are_replaced_in_a_copy_of_the_batch(name):
     batch, x, y = BATCHES[name]
     before, adapter = leaves(batch), Adapter(x, y)
     assert adapter.pixels(batch) is X
@@ -119,7 +119,7 @@ def test_there_may_be_no_labels():
         ({"views": [X, X]}, "views", "a dict with the keys 'views', but a list of 2"),
     ],
 )
-def test_where_there_are_no_images_is_one_sentence_that_says_what_there_is(batch, x, found):
+def test_a_batch_without_images_is_refused_with_a_description_of_the_batch(batch, x, found):
     with pytest.raises(ValueError, match=f"^x={x!r} .*{found}"):
         Adapter(x).pixels(batch)
 
@@ -166,7 +166,7 @@ def test_an_attack_on_normalised_images_is_the_attack_on_pixels_with_the_normali
     torch.testing.assert_close(adapter.exchanged(batch, x_adv)[0], normalised(x_adv), rtol=0, atol=1e-4)
 
 
-def test_a_pixel_that_does_not_move_stays_exactly_what_the_pipeline_made_of_it():
+def test_a_pixel_that_does_not_move_keeps_its_exact_value():
     adapter, batch = Adapter(mean=MEAN, std=STD), (normalised(X), Y)
     x_adv = adapter.pixels(batch).clone()
     x_adv[:, :, 0, 0] = 0.5
@@ -230,7 +230,7 @@ class Labelled(TinyNet):
         ({"net": "scale"}, (X, Y), r"Classifier\.scale .*3x8x8 \(RuntimeError: "),
     ],
 )
-def test_what_does_not_fit_is_one_sentence_with_a_remedy(arguments, batch, named):
+def test_what_does_not_fit_is_refused_in_one_sentence_with_a_remedy(arguments, batch, named):
     with pytest.raises(ValueError, match=f"^{named}") as refused:
         Adapter(**arguments).check(Classifier(), batch)
     assert "\n" not in str(refused.value)
@@ -290,12 +290,12 @@ def test_a_check_leaves_no_trace():
 
 
 @pytest.mark.parametrize("y", [torch.rand(8, CLASSES), torch.rand(8), None], ids=["soft", "numbers", "none"])
-def test_labels_that_are_no_classes_are_the_attacks_affair(y):
+def test_labels_that_are_no_classes_are_left_to_the_attack(y):
     Adapter(y=None if y is None else 1).check(Classifier(), (X, y))
 
 
 class Output(TinyNet):
-    """As large libraries of nets return logits."""
+    """Logits as an attribute, as large libraries of nets return them."""
 
     def forward(self, x):
         return SimpleNamespace(logits=super().forward(x), hidden_states=None)

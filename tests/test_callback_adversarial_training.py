@@ -25,7 +25,7 @@ from lit_robust.schedules import Linear
 from tests import stranger
 from tests.front_door import refusal, tiny
 from tests.stranger import MEAN, STD, DigitClassifier, DigitsData
-from tests.tiny import CLASSES, SaveAfter, TinyNet, images, named, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, named, trainer, two_ranks
 
 EPS, BATCHES = 0.1, 3
 #: Random, and the same with no random number in it.
@@ -57,7 +57,7 @@ def as_they_are(*batches):
 
 
 class Classifier(LightningModule):
-    """A user's module: dropout, so that every random number counts, and a record of what its steps are given."""
+    """A user's module with dropout, so that every random number matters, and a record of its batches."""
 
     def __init__(self, manual: bool = False, dropout: float = 0.2, lr: float = 0.1) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Classifier(LightningModule):
 
 
 class Named(Classifier):
-    """Has its net under the name that EMAWeights wants, and nothing that changes from step to step."""
+    """Has its net as ``net``, which EMAWeights needs, and nothing that changes from step to step."""
 
     @property
     def net(self):
@@ -102,7 +102,7 @@ class Named(Classifier):
 
 @dataclass(frozen=True)
 class Watched(PGD):
-    """PGD that tells what it is given."""
+    """PGD that records its inputs."""
 
     calls: Any = None
 
@@ -132,18 +132,12 @@ def distances(module, loader):
     ]
 
 
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-# What the module is given.
+# The batches that the module gets.
 
 
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_training_step_gets_what_the_attack_finds_against_the_weights_of_the_moment(tmp_path, manual, mode):
+def test_training_step_gets_adversarial_images_of_the_current_weights(tmp_path, manual, mode):
     class Before(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             net = copy.deepcopy(pl_module.model)
@@ -158,7 +152,7 @@ def test_training_step_gets_what_the_attack_finds_against_the_weights_of_the_mom
         assert torch.equal(batch["image"], x_adv)
 
 
-def test_all_else_in_a_batch_is_the_loaders_own_and_its_images_stay_what_they_were(tmp_path):
+def test_the_rest_of_a_batch_and_its_original_images_do_not_change(tmp_path):
     class Before(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             before.append((batch, dict(batch), batch["image"].clone()))
@@ -234,7 +228,7 @@ def test_gradients_that_accumulate_are_not_touched(tmp_path):
 
 
 def test_with_the_same_loss_it_is_pgdat(tmp_path):
-    """Weight for weight, where no random number makes a difference."""
+    """The same weights, where no random number makes a difference."""
 
     def tuples():
         data = images(8 * BATCHES)
@@ -310,7 +304,7 @@ def test_a_closure_that_is_evaluated_several_times_sees_one_adversary(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers")
-def test_tuners_which_silence_all_callbacks_see_each_batchs_own_adversary(tmp_path):
+def test_each_batch_is_attacked_under_tuners_which_disable_callback_hooks(tmp_path):
     module, loader = Classifier(), dictionaries()
     run = trainer(tmp_path, max_epochs=1, callbacks=[AdversarialTraining(EXACT, **HERE)], enable_checkpointing=True)
     Tuner(run).lr_find(module, loader, num_training=BATCHES, early_stop_threshold=None)
@@ -346,7 +340,7 @@ def test_a_compiled_module_trains_as_it_does_uncompiled(tmp_path):
 
 
 def test_no_parameter_needs_a_gradient_while_a_net_is_attacked(tmp_path):
-    """Or a compiled net would compute them all."""
+    """A compiled net would compute all of them."""
 
     class Flags(TinyNet):
         def forward(self, x):
@@ -446,7 +440,7 @@ def test_random_starts_differ_from_batch_to_batch_and_from_seed_to_seed(tmp_path
 
 
 class Shares(Classifier):
-    """Each rank writes down its weights and its first images."""
+    """Each rank saves its weights and its first images."""
 
     def train_dataloader(self):
         return dictionaries(batch_size=4, rank=self.global_rank, world=2)
@@ -464,17 +458,9 @@ class Noise(Attack):
 
 
 @pytest.mark.parametrize(("manual", "attack"), [(False, ATTACK), (True, ATTACK), (False, Noise())], ids=named)
-def test_two_ranks_attack_on_their_own_and_end_with_the_same_weights(tmp_path, monkeypatch, manual, attack):
+def test_two_ranks_attack_separately_and_end_with_the_same_weights(tmp_path, monkeypatch, manual, attack):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path,
-        max_epochs=2,
-        callbacks=[AdversarialTraining(attack, **HERE)],
-        log_every_n_steps=1,
-        devices=2,
-        strategy="ddp_fork",
-    )
-    run.fit(Shares(manual))
+    two_ranks(tmp_path, max_epochs=2, callbacks=[AdversarialTraining(attack, **HERE)]).fit(Shares(manual))
     (weights, x), (others, other_x) = (torch.load(f"{rank}.pt") for rank in range(2))
     for name, parameter in TinyNet().named_parameters():
         assert torch.equal(weights[name], others[name]), name
@@ -611,10 +597,10 @@ def test_images_that_do_not_fit_are_refused_before_the_first_step(tmp_path, late
     assert_equal(module.state_dict(), before)
 
 
-# A stranger.
+# A user's module, compared with PGDAT.
 
 
-def test_the_stranger_knows_nothing_of_us():
+def test_the_users_module_imports_nothing_of_lit_robust():
     source = Path(stranger.__file__).read_text()
     assert not [word for word in ("lit_robust", "adversar", "eps", "perturb") if word in source]
 
@@ -664,7 +650,7 @@ def robust_accuracy_of_pgdat(tmp_path, seed):
     return 100 * defense.test_results["these weights"]["pgd20"].value
 
 
-def test_a_stranger_comes_within_three_points_of_pgdat(tmp_path):
+def test_a_users_module_comes_within_three_points_of_pgdat(tmp_path):
     theirs, mine = [], []
     for seed in range(3):
         theirs.append(robust_accuracy_of_pgdat(tmp_path, seed))
@@ -683,7 +669,7 @@ FRAGMENT = Path(__file__).parent.parent / "configs" / "callback" / "adversarial_
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
-def test_the_fragment_serves_a_command_line_of_the_users_own(tmp_path, monkeypatch):
+def test_the_fragment_works_in_a_users_own_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = {"x: 0": "x: image", "y: 1": "y: label", "net: null": "net: model"}
     mine |= {"mean: null": f"mean: {MEAN}", "std: null": f"std: [{STD}]"}

@@ -1,4 +1,4 @@
-"""What holds for every callback: a second fit with it is the first fit of a fresh object, bit for bit."""
+"""A contract of every callback: a second fit equals the first fit of a fresh object, bit for bit."""
 
 import copy
 import warnings
@@ -61,7 +61,7 @@ class Overfits(OverfittingRule):
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and with which callbacks."""
+    """The module, and its callbacks."""
 
     callbacks: Callable[[Path], list[Callback]]
     module: Callable[..., LightningModule] = lambda: build(PGDAT, lr_scheduler=MultiStep([2]))
@@ -116,7 +116,7 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(case: Case, module: LightningModule, attached: list[Callback], folder: Path, caplog: Any) -> dict[str, Any]:
-    """What four epochs leave: weights, metrics, and what callbacks log, say, draw and keep."""
+    """The results of four epochs: weights, metrics, and what callbacks log, print, draw and keep."""
     rows = Rows()
     seed_everything(7, verbose=False)
     caplog.clear()

@@ -118,7 +118,7 @@ def test_a_plateau_that_makes_no_sense_is_refused(name, value):
 
 @dataclass(frozen=True)
 class After(SwitchRule):
-    """Levelled off after so many epochs."""
+    """Fires after this number of epochs."""
 
     epochs: int
 
@@ -147,7 +147,7 @@ class Classifier(LightningModule):
 
     @property
     def adversarial_epochs(self):
-        """The epochs of adversarial batches; in none of them is another one natural."""
+        """The epochs with adversarial batches, which have no natural ones."""
         epochs = {epoch for epoch, adversarial in self.seen if adversarial}
         assert not epochs & {epoch for epoch, adversarial in self.seen if not adversarial}
         return sorted(epochs)
@@ -293,7 +293,7 @@ class Breaks(Callback):
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 5, "max_epochs": 9}, {"max_steps": 5, "max_epochs": -1}])
-def test_a_training_that_ends_before_the_switch_says_so(tmp_path, monkeypatch, limit):
+def test_a_training_that_ends_before_the_switch_warns(tmp_path, monkeypatch, limit):
     lines = said(monkeypatch)
     fit(tmp_path, Classifier(), DelayedStart(at_epoch=8), **limit)
     (line,) = lines
@@ -415,7 +415,7 @@ def test_a_yaml_puts_it_on_a_method(tmp_path, monkeypatch, defense, attack, upda
     assert values["train/updates"] == [2, 2 + updates]
 
 
-# Beside other callbacks.
+# Together with other callbacks.
 
 
 def test_it_drives_the_callback_that_attacks_any_module(tmp_path):
@@ -439,7 +439,7 @@ def test_it_drives_the_callback_that_attacks_any_module(tmp_path):
         fit(tmp_path, Plain(), DelayedStart(at_epoch=2), AdversarialTraining(PGD()))
 
 
-def test_it_stands_beside_averages_ramps_and_a_monitor(tmp_path):
+def test_it_works_together_with_averages_ramps_and_a_monitor(tmp_path):
     watch, ramp = Watch(), AttributeRamp("attack.eps", Linear(0.02, 0.1, 0, 4))
     callbacks = DelayedStart(After(2), latest_epoch=3), EMAWeights(0.9), ramp, CatastrophicOverfittingMonitor()
     module = build(PGDAT)
@@ -483,9 +483,7 @@ class SaveAfterTwo(Checkpoint):
 
 
 @pytest.mark.parametrize(("latest_epoch", "switch"), [(5, 4), (3, 3), (1, 2)], ids=["by the rule", "sooner", "at once"])
-def test_a_run_resumed_while_natural_remembers_its_losses_and_obeys_what_is_asked_for_now(
-    tmp_path, latest_epoch, switch
-):
+def test_a_run_resumed_while_natural_keeps_its_losses_and_uses_the_current_arguments(tmp_path, latest_epoch, switch):
     def run(latest_epoch, *callbacks, **kwargs):
         module, delay = Classifier(losses), DelayedStart(Plateau(2, 0.05, 1), latest_epoch=latest_epoch, monitor="loss")
         fit(tmp_path, module, delay, *callbacks, **kwargs)
@@ -500,7 +498,7 @@ def test_a_run_resumed_while_natural_remembers_its_losses_and_obeys_what_is_aske
     assert resumed.losses == delay.losses[:switch]
 
 
-def test_a_switch_that_is_settled_but_not_made_yet_is_settled_anew(tmp_path, monkeypatch):
+def test_a_switch_that_is_decided_but_not_made_yet_is_decided_anew(tmp_path, monkeypatch):
     path = tmp_path / "two.ckpt"  # after epoch 1, when epoch 2 was to be the first adversarial one
     fit(tmp_path, Classifier(), DelayedStart(at_epoch=2), SaveAfterTwo(path), enable_checkpointing=True)
     for at_epoch, expected in ((4, [4, 5]), (2, [2, 3, 4, 5]), (1, [2, 3, 4, 5])):
@@ -528,7 +526,7 @@ trainer:
       init_args:
         rule: {class_path: lit_robust.callbacks.Plateau, init_args: {window: 1, drop: 1.0, min_epochs: 4}}
         latest_epoch: 7
-"""  # epochs 4 to 7 are adversarial; 20 steps an epoch
+"""  # epochs 4 to 7 are adversarial; 20 steps per epoch
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -562,7 +560,7 @@ def by_batches(optimizer):
 
 
 class ByHand(Classifier):
-    """Steps its scheduler itself, nobody knows when."""
+    """Steps its scheduler itself, at unknown times."""
 
     automatic_optimization = False
 

@@ -23,7 +23,7 @@ def fit(tmp_path, schedule, *callbacks, max_epochs=9, ckpt_path=None, **kwargs):
 
 @pytest.mark.parametrize("drop", [1, 3])
 @pytest.mark.parametrize("epochs", [1, 2, 15])
-def test_as_many_epochs_as_it_says_have_the_dropped_rate(tmp_path, drop, epochs):
+def test_the_given_number_of_epochs_has_the_dropped_rate(tmp_path, drop, epochs):
     class Rates(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -35,7 +35,7 @@ def test_as_many_epochs_as_it_says_have_the_dropped_rate(tmp_path, drop, epochs)
     assert rates == pytest.approx([0.1] * drop + [0.01] * (trained - drop))
 
 
-def test_schedulers_of_torch_will_do(tmp_path):
+def test_schedulers_of_torch_work_too(tmp_path):
     run = fit(tmp_path, lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2), StopAfterDrop(1))
     assert run.current_epoch == 3
 
@@ -45,7 +45,7 @@ def test_the_default_is_what_the_published_times_imply():
     assert 112 <= 101 + StopAfterDrop().epochs <= 118
 
 
-def test_it_says_so_in_one_line(tmp_path, monkeypatch):
+def test_the_stop_is_reported_in_one_line(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(early_stop, "rank_zero_info", lines.append)
     fit(tmp_path, MultiStep([3]), StopAfterDrop(2))

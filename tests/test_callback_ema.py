@@ -12,7 +12,7 @@ from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
-from tests.tiny import CLASSES, SaveAfter, TinyNet, images, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, trainer, two_ranks
 
 BATCHES = 3
 
@@ -24,7 +24,7 @@ def batches(**share):
 
 
 class Classifier(LightningModule):
-    """A user's module, not a Defense; with ``steps``, it optimizes by hand and takes so many in a batch."""
+    """A user's module, not a Defense; with ``steps``, manual optimization with that many steps per batch."""
 
     def __init__(self, steps: int = 0) -> None:
         super().__init__()
@@ -92,10 +92,6 @@ def assert_close(a, b, **kwargs):
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], msg=name, **kwargs)
-
-
-def assert_equal(a, b):
-    assert_close(a, b, rtol=0, atol=0)
 
 
 def of_net(state_dict):
@@ -225,7 +221,7 @@ def test_averaging_can_start_from_a_checkpoint_without_averages(tmp_path):
     assert_close(dict(rest.net.state_dict()), average(recorder.live, [0.8, 0.8]))
 
 
-# The traps of Lightning's own callback, each of which is a wrong result without a word.
+# Defects of Lightning's own callback, each of which gives a wrong result silently.
 
 
 @pytest.mark.parametrize("val", [False, True], ids=["", "validated"])
@@ -320,7 +316,7 @@ def test_lightning_still_has_the_private_names_that_are_relied_on():
 
 
 class PerRank(Classifier):
-    """Each rank sees other images, so their BatchNorm statistics differ, and writes down the averages that it keeps."""
+    """Each rank has other images, so BatchNorm's statistics differ, and saves its averages."""
 
     def train_dataloader(self):
         return batches(rank=self.global_rank, world=2)
@@ -332,14 +328,7 @@ class PerRank(Classifier):
 
 def test_ranks_agree_on_their_averages_at_the_end_of_an_epoch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path,
-        max_epochs=1,
-        callbacks=[EMAWeights(0.8, {"fast": 0.5})],
-        log_every_n_steps=1,
-        devices=2,
-        strategy="ddp_fork",
-    )
+    run = two_ranks(tmp_path, max_epochs=1, callbacks=[EMAWeights(0.8, {"fast": 0.5})])
     run.fit(PerRank(), val_dataloaders=batches())
     first, second = (torch.load(f"{rank}.pt") for rank in range(2))
     for mine, theirs in zip(first, second, strict=True):

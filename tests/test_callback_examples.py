@@ -22,7 +22,7 @@ from tests import tiny
 
 @dataclass(frozen=True)
 class Brighten(Attack):
-    """Finds the brightest image in its ball, from a start that is as random as any attack's."""
+    """Finds the brightest image in its ball, from a random start."""
 
     eps: float = 8 / 255
     targeted: bool = False
@@ -168,7 +168,7 @@ class TestWhichImagesItDraws:
             ([*range(10)], 8, [*range(8)]),
         ],
     )
-    def test_of_every_class_in_turn_and_of_very_many_classes_some_far_apart(
+    def test_from_every_class_in_turn_and_evenly_spaced_if_there_are_too_many(
         self, y: list[int], n: int, chosen: list[int]
     ):
         assert torch.tensor(y)[spread(torch.tensor(y), n)].tolist() == chosen
@@ -223,7 +223,7 @@ class TestThePicture:
         assert [float(image.min()) for image in images] == pytest.approx([0.3, 0.7, 0.4, 0.3, 0.4, 0.25])
         assert [float(image.max()) for image in images] == pytest.approx([0.3, 0.7, 0.4, 0.3, 0.4, 0.25])
 
-    def test_magnifies_colour_by_50_and_grey_by_as_much_as_does_not_clip(self):
+    def test_magnifies_colour_by_50_and_grey_as_far_as_nothing_is_clipped(self):
         (_, colour, *_), (_, grey, *_) = (draw(self.example(c), "").axes[0].images for c in (3, 1))
         assert float(colour.get_array().min()) == 1
         assert float(grey.get_array().max()) == pytest.approx(1)
@@ -264,7 +264,7 @@ class TestThePicture:
         assert describe(Brighten(8 / 255, share=0.031)) == "Brighten(eps=8/255, share=0.031)"
         assert describe(Brighten(0.2, targeted=True, name="x")) == "Brighten(eps=0.2, targeted=True, name=x)"
 
-    def test_opinions_are_the_nets_on_both_images(self):
+    def test_probabilities_are_the_nets_for_both_images(self):
         x = torch.tensor([0.3, 0.45]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
         result = craft(Threshold(), Brighten(0.1), x, torch.zeros(2, dtype=torch.long))
         assert result.clean_probabilities[:, 1].tolist() == pytest.approx(
@@ -283,7 +283,7 @@ class TestTargetedAttacks:
         x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
         assert craft(Threshold(), Records(targeted=True), x, y, target=1).labels.tolist() == [0, 0]
 
-    def test_at_a_class_that_there_is_not_are_refused(self):
+    def test_at_a_class_that_does_not_exist_are_refused(self):
         x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
         with pytest.raises(ValueError, match=r"^target=2 .*2 classes"):
             craft(Threshold(), Brighten(targeted=True), x, y, target=2)

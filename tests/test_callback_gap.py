@@ -20,7 +20,7 @@ ATTACK = PGD(eps=0.1, step_size=0.05, steps=2, init="zero")
 
 
 class Data(LightningDataModule):
-    """Training and validation images that know nothing of each other."""
+    """Training images and separate validation images."""
 
     def __init__(self, trained=24, held_out=16):
         super().__init__()

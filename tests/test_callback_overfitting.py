@@ -25,7 +25,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from lit_robust.threats import L2, Linf
-from tests.tiny import CLASSES, SaveAfter, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, loader, trainer, two_ranks
 
 BATCHES = 3
 TRAINED_WITH = FGSM(8 / 255)
@@ -49,7 +49,7 @@ class Net(TinyNet):
 
 
 class Classifier(LightningModule):
-    """A user's module, not a Defense; what it draws depends on everything that was drawn before."""
+    """A user's module, not a Defense; its random numbers depend on all that were drawn before."""
 
     def __init__(self, attack: Attack | None = TRAINED_WITH) -> None:
         super().__init__()
@@ -111,13 +111,7 @@ def fit(tmp_path, module, *callbacks, ckpt_path=None, **kwargs):
     return run
 
 
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-# The rules. Images of one pixel, whose class is whether it is bright, and a net that knows it: PGD turns
+# The rules. Images of one pixel, whose class is whether it is bright, and a net that classifies them: PGD breaks
 # exactly those that are within eps of the middle.
 
 PIXELS = torch.tensor([0.1, 0.45, 0.55, 0.9]).view(4, 1, 1, 1)
@@ -132,7 +126,7 @@ class Threshold(nn.Module):
 
 
 class Saturated(nn.Module):
-    """So sure of dark images that their loss has no gradient."""
+    """So certain of dark images that their loss has no gradient."""
 
     def forward(self, x):
         distance = 1e4 * (x.flatten(1) - 0.5).clamp(max=0) + (x.flatten(1) - 0.5).clamp(min=0)
@@ -176,7 +170,7 @@ def test_they_have_its_norm_too():
     assert (bound.pgd5().norm, bound.fgsm().norm, bound.ball) == ("l2", "l2", L2(0.5))
 
 
-def test_a_rule_with_an_eps_of_its_own_looks_so_far_in_l_infinity():
+def test_a_rule_with_its_own_eps_uses_it_in_l_infinity():
     assert GradientCosineDrop("8/255").within(Bound(0.5, "l2")).ball == Linf(8 / 255)
 
 
@@ -198,7 +192,7 @@ def test_fgsm_gap_measures_both_attacks():
     ],
     ids=["it opens while PGD falls", "it opens where PGD was never withstood", "fall without gap", "open before"],
 )
-def test_fgsm_gap_tells_once_when_the_gap_opens(before, now, verdict):
+def test_fgsm_gap_reports_once_when_the_gap_opens(before, now, verdict):
     previous, current = (dict(zip(("acc/fgsm", "acc/pgd"), values, strict=True)) for values in (before, now))
     assert FGSMGap(margin=0.3).overfits([previous], current) is verdict
 
@@ -215,7 +209,7 @@ def test_the_split_measures_the_cross_entropy_with_and_without_the_attack():
     [(0.8, 1.2, True), (0.8, 0.9, False), (1.2, 1.2, False), (0.9, 1.2, False), (0.8, 1.1, False)],
     ids=["they part", "the rate is divided", "both rise", "clean falls a little", "adversarial rises a little"],
 )
-def test_the_cross_entropies_part_when_the_clean_one_falls_and_the_other_rises(clean, adversarial, verdict):
+def test_the_cross_entropies_split_when_the_clean_one_falls_and_the_other_rises(clean, adversarial, verdict):
     current = {"ce/clean": 0.5 * clean, "ce/adversarial": 2.0 * adversarial}
     assert CrossEntropySplit(change=0.15).overfits([{"ce/clean": 0.5, "ce/adversarial": 2.0}], current) is verdict
 
@@ -251,7 +245,7 @@ def test_the_cosine_is_small_where_the_gradient_turns_within_eps():
     ],
     ids=["below the share", "above it", "below zero", "negative, better", "negative, worse", "noise near zero"],
 )
-def test_a_cosine_falls_only_from_where_it_says_something(before, now, verdict):
+def test_a_cosine_that_was_small_already_does_not_count_as_a_drop(before, now, verdict):
     rule = GradientCosineDrop(factor=0.5, floor=0.1)
     assert rule.overfits([{"gradient_cosine": before}], {"gradient_cosine": now}) is verdict
 
@@ -309,7 +303,7 @@ def test_a_linearity_error_spikes_two_deviations_above_the_mean_of_its_history()
 # The monitor.
 
 
-def test_it_says_so_in_the_epoch_in_which_it_happens_and_goes_on(tmp_path):
+def test_overfitting_is_reported_in_its_epoch_and_training_continues(tmp_path):
     message = r"^catastrophic overfitting in epoch 2, says Scripted: acc/pgd 0\.5 -> 0\.1; training goes on\.$"
     with pytest.warns(UserWarning, match=message) as caught:
         run = fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(Scripted()))
@@ -391,7 +385,7 @@ def test_the_measurement_is_in_train_mode_and_leaves_no_gradient(tmp_path, rule)
 
 @dataclass(frozen=True)
 class Look(PGDDrop):
-    """Notes every batch that it is asked about."""
+    """Records every batch that it measures."""
 
     seen: list = field(default_factory=list)
 
@@ -401,7 +395,7 @@ class Look(PGDDrop):
 
 
 @pytest.mark.parametrize(("asked", "measured"), [(1, 1), (8, 1), (9, 2), (512, BATCHES)])
-def test_so_many_images_are_measured_in_whole_batches_as_far_as_the_epoch_has_them(tmp_path, asked, measured):
+def test_the_given_number_of_images_is_measured_in_whole_batches(tmp_path, asked, measured):
     rule = Look()
     fit(tmp_path, Classifier(), CatastrophicOverfittingMonitor(rule, images=asked), max_epochs=1)
     first = list(batches())[:measured]
@@ -476,7 +470,7 @@ def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_p
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
 
 
-def test_a_resumed_run_knows_the_history(tmp_path):
+def test_a_resumed_run_has_the_history(tmp_path):
     message = r"in epoch 3, says ScriptedErrors: linearity_error 3 -> 3\.7"
     for others, ckpt_path in (([SaveAfter(7, tmp_path / "part.ckpt")], None), ([], tmp_path / "part.ckpt")):
         with pytest.warns(UserWarning, match=message):
@@ -515,7 +509,7 @@ def test_monitors_side_by_side_share_a_verdict_and_have_one_of_their_own(tmp_pat
 
 @dataclass(frozen=True)
 class Steady(PGDDrop):
-    """A net whose robustness does not change in four epochs, and is gone in the fifth."""
+    """A net whose robustness is constant for four epochs and 0 in the fifth."""
 
     seen: list = field(default_factory=list)
 
@@ -542,7 +536,7 @@ def test_a_ramp_is_measured_at_the_eps_of_the_moment_and_its_growth_is_no_false_
     assert [bound.eps for bound in rule.seen] == pytest.approx([0.2 / 3, 0.5 / 3, 0.8 / 3, 0.3, 0.3])
 
 
-def test_a_rule_whose_numbers_mean_the_same_at_every_eps_is_heard_during_the_ramp(tmp_path):
+def test_a_rule_whose_numbers_mean_the_same_at_every_eps_also_judges_during_a_ramp(tmp_path):
     with pytest.warns(UserWarning, match="says SteadyAcrossEps") as caught:
         ramped(tmp_path, SteadyAcrossEps())
     messages = [str(warning.message) for warning in caught if "overfitting" in str(warning.message)]
@@ -590,7 +584,7 @@ class PerRank(PGDDrop):
 
 
 class Shares(Classifier):
-    """Each rank writes down what was logged after every epoch."""
+    """Each rank saves what was logged after every epoch."""
 
     def on_train_start(self):
         self.logged = []
@@ -608,15 +602,7 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path,
-        max_epochs=3,
-        callbacks=[CatastrophicOverfittingMonitor(PerRank(), "stop")],
-        log_every_n_steps=1,
-        devices=2,
-        strategy="ddp_fork",
-    )
-    run.fit(Shares())
+    two_ranks(tmp_path, max_epochs=3, callbacks=[CatastrophicOverfittingMonitor(PerRank(), "stop")]).fit(Shares())
     assert [torch.load(f"{rank}.pt") for rank in range(2)] == [[0.5, 0.0], [0.5, 0.0]]
 
 

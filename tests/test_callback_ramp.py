@@ -93,7 +93,7 @@ def test_a_path_replaces_frozen_values_and_leaves_the_old_ones_alone(tmp_path):
 
 
 def test_an_integer_stays_one(tmp_path):
-    """Such as a number of steps or of replays, for which 2.0 is no number."""
+    """Such as a number of steps or replays, which must not become 2.0."""
     module = Classifier()
     fit(tmp_path, module, AttributeRamp("attack.steps", Staircase([0, 1], [2, 4])))
     assert repr(module.attack.steps) == "4"
@@ -148,7 +148,7 @@ def test_the_end_of_an_epoch_that_is_resumed_after_its_validation_finds_its_last
     assert rest.ends == whole.ends == [3.0, 7.0]
 
 
-def test_values_are_logged_once_an_interval_and_once_an_epoch(tmp_path):
+def test_values_are_logged_once_per_interval_and_once_per_epoch(tmp_path):
     class Counting(Classifier):
         calls = 0
 
@@ -196,7 +196,7 @@ def test_a_defense_crafts_with_the_value_of_the_ramp(tmp_path):
         ("net.lam", "TinyNet: "),
     ],
 )
-def test_what_cannot_be_driven_is_one_sentence_with_near_names(tmp_path, attribute, found):
+def test_what_cannot_be_driven_is_refused_with_similar_names(tmp_path, attribute, found):
     with pytest.raises(ValueError, match=rf'^AttributeRamp\("{attribute}"\) .*{found}'):
         fit(tmp_path, Classifier(), AttributeRamp(attribute, Linear(0, 1, 0, 2)))
 

@@ -19,12 +19,12 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import Accuracy
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, TinyNet, images, loader, trainer, two_ranks
 
 ATTACK = PGD(eps=0.1, step_size=0.05, steps=2)
 
-# Images of one pixel, whose class is whether it is bright, and a net that knows it, but takes 0.3 for dark grey's end:
-# an attack turns exactly those that are within eps of 0.3.
+# Images of one pixel, whose class is whether it is bright, and a net that classifies them with the threshold 0.3:
+# an attack breaks exactly those that are within eps of 0.3.
 
 PIXELS = torch.tensor([0.1, 0.25, 0.35, 0.4, 0.6, 0.9]).view(-1, 1, 1, 1)
 BRIGHT = (PIXELS.flatten() > 0.5).long()
@@ -94,7 +94,7 @@ def of(run, split):
 
 @pytest.mark.parametrize("inference_mode", [True, False])
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_every_stage_finds_the_accuracies_that_can_be_told_beforehand(tmp_path, stage, inference_mode):
+def test_every_stage_finds_the_known_accuracies(tmp_path, stage, inference_mode):
     run = trainer(tmp_path, callbacks=[RobustAccuracy(EXACT)], inference_mode=inference_mode, max_epochs=1)
     module = Classifier()
     if stage == "fit":
@@ -215,7 +215,7 @@ def test_the_sanity_check_runs_it_and_reports_nothing(tmp_path):
     assert measure.accuracies["val"]["robust"].n == 24
 
 
-def test_mistakes_are_told_in_the_sanity_check(tmp_path):
+def test_mistakes_are_reported_in_the_sanity_check(tmp_path):
     module = Classifier(TinyNet(), 0.1)
     with pytest.raises(ValueError, match=r"^x='image' .*list"):
         fit(tmp_path, module, RobustAccuracy({"robust": ATTACK}, x="image"))
@@ -223,7 +223,7 @@ def test_mistakes_are_told_in_the_sanity_check(tmp_path):
 
 
 class Scripted(Classifier):
-    """Its threshold wanders from epoch to epoch, best in the second."""
+    """Its threshold changes from epoch to epoch and is best in the second."""
 
     thresholds = (0.3, 0.5, 0.7, 0.7, 0.7)
 
@@ -291,7 +291,7 @@ def test_on_a_defense_it_adds_attacks_of_other_names(tmp_path):
 
 
 class Shares(Classifier):
-    """Rank 1 has an image less, and a padding in its place."""
+    """Rank 1 has one image fewer, replaced by padding."""
 
     def val_dataloader(self):
         mine = slice(self.global_rank, None, 2)
@@ -310,12 +310,10 @@ class Shares(Classifier):
 @pytest.mark.filterwarnings("ignore:.*Using `DistributedSampler`")
 def test_two_ranks_count_every_image_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = trainer(
-        tmp_path, callbacks=[RobustAccuracy(EXACT)], devices=2, strategy="ddp_fork", use_distributed_sampler=False
-    )
+    run = two_ranks(tmp_path, callbacks=[RobustAccuracy(EXACT)], use_distributed_sampler=False)
     run.validate(Shares(), verbose=False)
     zero, one = (torch.load(f"{rank}.pt") for rank in range(2))
-    # without 0.9, whom nothing can hurt
+    # without 0.9, which no attack breaks
     assert (
         zero
         == one

@@ -1,4 +1,4 @@
-"""From a checkpoint to a plain net: however it was written, the same logits come back."""
+"""From a checkpoint to a plain net: the logits are the same, however the checkpoint was written."""
 
 import os
 
@@ -38,14 +38,8 @@ class ColourDigits(DigitsDataModule):
         return images.expand(-1, 3, -1, -1), labels
 
 
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def saved(net, path, classes=CLASSES, batch=None, **kwargs) -> nn.Module:
-    """Train a net for an epoch in Python, save the checkpoint, and give the net back."""
+    """Train a net for an epoch in Python, save the checkpoint, and return the net."""
     method = PGDAT(net, classes, PGD(eps=0.1, step_size=0.05, steps=1))
     fitted = trainer(path.parent, max_epochs=1, **kwargs)
     fitted.fit(method, loader(batch or images()))

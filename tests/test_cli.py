@@ -39,12 +39,6 @@ def here(fitted, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def rows(path):
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
@@ -110,7 +104,7 @@ def test_a_flag_changes_one_argument_and_leaves_the_others(empty):
     assert config["data"]["init_args"]["train_size"] == 64
 
 
-# Going on.
+# Resuming.
 
 
 def test_a_resumed_run_goes_on_in_its_folder_and_keeps_the_metrics_of_before(here):
@@ -147,7 +141,7 @@ def test_the_progress_bar_calls_a_resumed_run_by_its_number(here, capsys):
     assert "v_num=0," in capsys.readouterr().out
 
 
-def test_other_data_than_the_checkpoints_are_told_of_and_trained_on(here):
+def test_other_data_than_the_checkpoints_are_warned_of_and_trained_on(here):
     with pytest.warns(UserWarning, match=r"other data .*\(train_images=64 became 32, split_seed=0 became 1\)"):
         lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--data.train_size", 32, "--data.split_seed", 1)
     assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["lit_robust"]["data"]["train_images"] == 32
@@ -162,12 +156,12 @@ def test_a_second_logger_stays_when_a_run_is_resumed(here):
     assert rows("elsewhere/tiny/version_0/metrics.csv")[0]["epoch"] == rows(RUN / "metrics.csv")[0]["epoch"] == "1"
 
 
-def test_a_learning_rate_given_beside_the_checkpoint_is_what_a_resumed_run_goes_on_with(here):
+def test_a_learning_rate_given_with_the_checkpoint_is_used_by_a_resumed_run(here):
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--model.optimizer.lr", 0.25)
     assert {float(row["train/lr"]) for row in rows(RUN / "metrics.csv") if row["train/lr"]} == {0.25}
 
 
-def test_weight_decay_and_momentum_given_beside_the_checkpoint_count_too(here):
+def test_weight_decay_and_momentum_given_with_the_checkpoint_are_used_too(here):
     settings = ["--model.optimizer.weight_decay", 0.125, "--model.optimizer.momentum", 0.75]
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *settings)
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
@@ -222,7 +216,7 @@ def test_a_run_is_tested_with_its_last_and_best_checkpoint_in_one_table(here, ca
     assert "Test metric" not in output  # Lightning's own table
 
 
-def test_the_table_is_kept_beside_the_metrics(here):
+def test_the_table_is_saved_next_to_the_metrics(here):
     lit("test", "--ckpt_path", "runs/tiny")
     kept = rows("runs/tiny/version_1/test.csv")
     assert [(row["checkpoint"], row["attack"], row["n"]) for row in kept] == [
@@ -266,7 +260,7 @@ def test_one_checkpoint_is_meant_by_its_file_or_by_best_or_last(path, column, he
 
 
 @pytest.mark.parametrize("path", ["last", RUN / "checkpoints/last.ckpt"])  # Lightning lays over what a file holds
-def test_what_stands_beside_the_checkpoint_is_what_is_tested(path, here):
+def test_arguments_given_with_the_checkpoint_are_tested(path, here):
     old = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]
     assert list(old["test_attacks"]) == ["pgd2"]
     attacks = (
@@ -279,7 +273,7 @@ def test_what_stands_beside_the_checkpoint_is_what_is_tested(path, here):
     assert accuracy["none"] == accuracy["clean"] > accuracy["all"] == accuracy["worst"]
 
 
-def test_what_stands_beside_the_checkpoint_is_what_is_trained_with(here):
+def test_arguments_given_with_the_checkpoint_are_trained_with(here):
     path = RUN / "checkpoints/last.ckpt"
     lit("fit", "--ckpt_path", path, "--trainer.max_epochs", 2, "--model.attack.eps", "2/255", "--model", "Natural")
     config = yaml.safe_load((RUN / "config_resumed_1.yaml").read_text())["model"]
@@ -291,7 +285,7 @@ def test_what_stands_beside_the_checkpoint_is_what_is_trained_with(here):
 def test_a_test_uses_the_weights_of_the_checkpoint(here):
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     bias = checkpoint["state_dict"]["net.head.bias"]
-    bias.copy_(torch.where(torch.arange(10) == 3, 1e6, 0.0))  # says 3, whatever it sees
+    bias.copy_(torch.where(torch.arange(10) == 3, 1e6, 0.0))  # always predicts 3
     torch.save(checkpoint, "threes.ckpt")
     lit("test", "--ckpt_path", "threes.ckpt", "--data.test_size", 397)
     from lit_robust.data import DigitsDataModule
@@ -308,7 +302,7 @@ def test_validate_measures_the_held_out_images(here):
     assert (row["val/acc/clean"], row["val/acc/robust"]) == (best["val/acc/clean"], best["val/acc/robust"])
 
 
-def test_predict_writes_a_row_an_image(here):
+def test_predict_writes_a_row_per_image(here):
     lit("predict", "--ckpt_path", "last", "--data.eval_batch_size", 10)
     written = rows("runs/tiny/version_1/predictions.csv")
     assert [int(row["index"]) for row in written] == list(range(32))
@@ -351,7 +345,7 @@ def test_weights_and_biases_gets_metrics_configuration_pictures_and_the_table_an
     assert Path("runs/lit_robust/abc/checkpoints/last.ckpt").exists()
     wandb.finish()
     assert Path("runs/lit_robust/abc/config.yaml").exists()
-    assert [*Path("runs/lit_robust/abc/examples").glob("*.png")]  # and not beside another run's
+    assert [*Path("runs/lit_robust/abc/examples").glob("*.png")]  # not next to another run's
     with pytest.raises(SystemExit):  # it would become a run of its own
         lit("fit", *log[:4], "--ckpt_path", "last", "--trainer.max_epochs", 2)
     again = [*log, "--trainer.logger.resume", "allow", "--ckpt_path", "last"]
@@ -364,7 +358,7 @@ def test_weights_and_biases_gets_metrics_configuration_pictures_and_the_table_an
     assert [path for path in Path("runs").rglob("*.table.json") if "media" in path.parts]
 
 
-# Manners.
+# Output on the terminal.
 
 
 def test_the_module_is_the_command(monkeypatch, capsys):

@@ -34,7 +34,7 @@ def write(**files):
 
 
 def printed(capsys, *args):
-    """What a command line comes to."""
+    """The configuration of a command line."""
     with pytest.raises(SystemExit) as stop:
         main(["fit", *map(str, args), "--print_config"])
     said = capsys.readouterr()
@@ -195,7 +195,7 @@ def test_yaml_in_place_of_a_file_is_read_in_the_working_directory():
     assert load("{extends: [base.yaml], b: 2}") == {"a": 1, "b": 2}
 
 
-def test_a_part_may_lie_in_a_file_of_its_own_beside_its_configuration():
+def test_a_part_may_be_in_its_own_file_next_to_the_configuration():
     write(parts__all="model: mine.yaml", parts__mine="{class_path: NuAT, init_args: {lam: 7}}")
     assert load("parts/all.yaml") == tree("model: {class_path: NuAT, init_args: {lam: 7}}")
 
@@ -361,7 +361,7 @@ def test_what_is_printed_is_the_whole_configuration_and_comes_to_itself(capsys):
 
 
 def test_jsonargparse_asks_what_stays_where_we_answer():
-    """Each command hangs the answer in and takes it away; without the function it would go unheard."""
+    """The function is replaced during each command only; without it the rule would have no effect."""
     asked = _typehints.discard_init_args_on_class_path_change
     assert asked.__module__ == "jsonargparse._typehints"
     with pytest.raises(SystemExit):

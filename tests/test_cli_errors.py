@@ -1,4 +1,4 @@
-"""Pages of jsonargparse, and the sentence each becomes."""
+"""Long errors of jsonargparse, and the sentence to which each is reduced."""
 
 import pytest
 
@@ -70,7 +70,7 @@ Given value: Namespace(class_path='lit_robust.data.DigitsDataModule', init_args=
         (FROM_A_CONSTRUCTOR, "batch_size=0 must be at least 1."),
     ],
 )  # fmt: skip
-def test_a_page_becomes_its_innermost_reason(page, says):
+def test_a_long_error_is_reduced_to_its_innermost_reason(page, says):
     assert sentence(page) == says
 
 
@@ -84,7 +84,7 @@ def test_a_sentence_of_ours_stays_as_it_is():
     assert sentence("steps=-1 must be an integer, at least 0.") == "steps=-1 must be an integer, at least 0."
 
 
-def test_any_other_text_is_told_on_one_line():
+def test_any_other_text_is_put_on_one_line():
     assert sentence("a.ckpt holds\n\tanother net:\n\t  head") == "a.ckpt holds another net: head"
 
 

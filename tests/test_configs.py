@@ -32,7 +32,7 @@ def fragments(folder):
 
 @functools.cache
 def read(path):
-    """What a file and all that it extends come to."""
+    """A file merged with all that it extends."""
     return merged(load(str(path)))
 
 
@@ -47,7 +47,7 @@ def composed(data="digits", net="digits_cnn", defense="pgdat", attack="digits_pg
 
 
 def parsed(capsys, *flags):
-    """What a command line comes to."""
+    """The configuration of a command line."""
     with pytest.raises(SystemExit) as stop:
         main(["fit", *flags, "--print_config"])
     said = capsys.readouterr()
@@ -93,7 +93,7 @@ def write_cifar(folder, names, key, classes):
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_rubbish_in_what_is_imported():
-    """Spare the collector the walk through all modules, which is a quarter of the time here."""
+    """Exclude all modules from garbage collection, which takes a quarter of the time here."""
     gc.collect()
     gc.freeze()
     yield
@@ -136,7 +136,7 @@ def train_briefly(flags, model, data, **arguments):
 
 
 def part(room, name, key):
-    """What a fragment says of a part of the model."""
+    """A fragment's value of a part of the model."""
     return read(CONFIGS / room / f"{name}.yaml")["model"]["init_args"][key]
 
 
@@ -173,7 +173,7 @@ def representatives():
 
 @pytest.mark.parametrize("path", [CONFIGS / "quickstart.yaml", *RECIPES], ids=name_of)
 def test_a_recipe_runs_alone(path, monkeypatch):
-    """All are built; where another recipe runs the same code with other numbers, nothing is trained."""
+    """All are built, but only one of those that run the same code with other numbers is trained."""
     arguments, data = read(path)["model"]["init_args"], read(path)["data"]["class_path"]
     reached, train = [], Trainer.fit
 
@@ -281,7 +281,7 @@ def test_every_setting_is_a_recipes():
 
 
 def test_no_recipe_has_moved():
-    """What it comes to, whatever the versions of other packages; a fragment or a setting that is changed moves many."""
+    """The resolved recipes, independent of other packages' versions; a changed fragment moves many."""
     found, kept = digests(), LIST.read_text()
     moved = {line.split()[0] for line in set(found.splitlines()) ^ set(kept.splitlines())}
     assert found == kept, f"{', '.join(sorted(moved))}: where that is meant, python -m tests.recipe_digests"
@@ -291,7 +291,7 @@ def recipes_of_sat(row):
     return sorted((CONFIGS / "recipes/sat").glob(f"*_{row}.yaml"))
 
 
-def test_sats_recipes_measure_the_gap_that_its_slides_speak_of():
+def test_sats_recipes_measure_the_gap_of_its_slides():
     for path in recipes_of_sat("*"):
         gap = {"class_path": "GeneralizationGap", "init_args": {"images": 1000}}
         assert read(path)["trainer"]["callbacks"].count(gap) == 1, path
@@ -434,7 +434,7 @@ def test_a_trainer_fragment_is_understood(path, capsys):
     assert read(path)["trainer"].items() <= trainer.items()
 
 
-# Traps of composition.
+# Pitfalls of composition.
 
 
 def test_an_attack_fragment_after_a_defense_keeps_its_class_and_arguments(capsys):

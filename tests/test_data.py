@@ -1,4 +1,4 @@
-"""The data sets: what they read, split, select and refuse, and what Lightning makes of them."""
+"""The data sets: reading, splits, selection, refusals, and use by Lightning."""
 
 import multiprocessing
 import pickle
@@ -220,7 +220,7 @@ def test_validation_images_are_a_tenth_by_default_and_never_those_of_the_test_se
     assert not torch.equal(parts(own(tmp_path, split_seed=1).val_dataloader())[2], parts(dm.val_dataloader())[2])
 
 
-def test_beside_a_test_folder_val_is_what_is_validated_on_unless_a_size_is_given(folders):
+def test_with_a_test_folder_val_is_validated_on_unless_a_size_is_given(folders):
     (folders / "val").rename(folders / "test")
     write_folders(folders / "other", ["ant", "bee", "cat"], val=5)
     (folders / "other" / "val").rename(folders / "val")
@@ -317,7 +317,7 @@ def test_workers_whose_epoch_was_broken_off_start_the_next_one_afresh(folders):
     assert same(walk, plain)
 
 
-def test_two_walks_at_once_do_not_take_each_others_images(folders):
+def test_two_iterations_at_once_do_not_mix_their_images(folders):
     walk, plain = (own(folders, num_workers=n, batch_size=2).train_dataloader() for n in (1, 0))
     first = iter(walk)
     begun = next(first)
@@ -647,7 +647,7 @@ def test_the_trainers_ranks_share_every_set(cifar10, folders, world):
 
 
 class Recorder(LightningModule):
-    """Trains a linear net by hand and notes what it saw."""
+    """Trains a linear net by hand and records its batches."""
 
     def __init__(self, shape=(1, 8, 8)):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The base that all training methods stand on."""
+"""The base of all training methods."""
 
 import math
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 
 class Recorder(Callback):
-    """Writes down what the optimizer was set to in each batch."""
+    """Records the optimizer's settings in each batch."""
 
     def __init__(self, key="lr"):
         self.key, self.values = key, []
@@ -88,7 +88,7 @@ def test_metrics_are_logged_when_lightning_writes_them(tmp_path):
     lines = (tmp_path / "run" / "version_0" / "metrics.csv").read_text().splitlines()
     head = lines[0].split(",")
     rows = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
-    # 5 batches an epoch: after batches 2, 4, 6 and 8 counted from 1, and at the end of both epochs
+    # 5 batches per epoch: after batches 2, 4, 6 and 8 counted from 1, and at the end of both epochs
     losses_of = {step: {row["train/loss"] for row in rows if row["step"] == step} - {""} for step in "0123456789"}
     assert [len(losses_of[step]) for step in "0123456789"] == [0, 1, 0, 1, 1, 1, 0, 1, 0, 1]
     assert {"train/acc/robust", "train/lr", "val/acc/clean", "val/acc/robust"} <= set(head)
@@ -270,10 +270,10 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
         fit(build(Natural, optimizer=torch.optim.Adam), tmp_path, epochs=2, resume=tmp_path / "a.ckpt")
 
 
-def test_a_training_that_goes_on_from_averages_without_keeping_any_is_told():
+def test_a_training_that_continues_from_averages_without_keeping_any_warns():
     checkpoint = {"state_dict": {}, "current_model_state": {}}
     run = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
-    with pytest.warns(UserWarning, match="so it goes on from them, not from the live ones"):
+    with pytest.warns(UserWarning, match="so it continues from them, not from the live ones"):
         warn_of_averages(checkpoint, run)
     run.callbacks = [EMAWeights(0.5)]
     warn_of_averages(checkpoint, run)  # a warning would be an error
@@ -281,7 +281,7 @@ def test_a_training_that_goes_on_from_averages_without_keeping_any_is_told():
     warn_of_averages(checkpoint, run)
 
 
-def test_another_bound_in_training_than_in_evaluation_is_told(tmp_path, caplog):
+def test_another_bound_in_training_than_in_evaluation_is_reported(tmp_path, caplog):
     with caplog.at_level("INFO"):
         fit(
             build(Natural, attack=PGD(0.05), val_attack=PGD(0.1), test_attacks={"a": PGD(0.1), "b": PGD(0.05)}),

@@ -1,4 +1,4 @@
-"""What holds for every training method."""
+"""Contracts of every training method."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ def run(method, tmp_path) -> Callable[..., Trainer]:
 
 
 def attached(defense: Defense, run) -> Defense:
-    """A defense that a trainer has begun with: one epoch of nothing."""
+    """A defense attached to a trainer, after an epoch without batches."""
     run(max_epochs=1, limit_train_batches=1).fit(defense, indexed(images()))
     return defense
 
@@ -122,7 +122,7 @@ def test_a_second_fit_is_the_first_fit_of_a_fresh_object(method, defense, tmp_pa
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_second_fit_checks_its_first_batch_and_knows_nothing_of_an_earlier_run(tmp_path):
+def test_a_second_fit_checks_its_first_batch_and_forgets_an_earlier_run(tmp_path):
     defense = build(METHODS["PGDAT"].cls)
     trainer(tmp_path, max_epochs=1).fit(defense, indexed(images()))
     bright = images()

@@ -1,4 +1,4 @@
-"""Curriculum adversarial training: more and more steps."""
+"""Curriculum adversarial training: a growing number of steps."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def curriculum(k=0, **arguments) -> CurriculumAT:
 
 
 def attacks_of(defense, batch) -> list[tuple[PGD, torch.Tensor]]:
-    """What would be attacked how, part by part."""
+    """The attack of each part of a batch."""
     seen = []
 
     class Noted(PGD):

@@ -37,7 +37,7 @@ def eps_of(defense) -> torch.Tensor:
 
 
 class Sure(nn.Module):
-    """Says class 0, whatever it sees: an attack on images of class 0 fails, on others it has succeeded."""
+    """Always predicts class 0: an attack on images of class 0 fails, on others it succeeds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class TestEps:
         assert torch.equal(eps, torch.zeros(N))
         assert torch.equal(x_adv, images(N).x)
 
-    def test_of_an_image_that_only_fills_a_rank_up_is_not_written(self):
+    def test_of_an_image_that_only_pads_a_rank_is_not_written(self):
         defense, batch = customized(net=Sure()), images(N)
         defense.perturb(batch._replace(weight=(batch.index < 8).float()))
         lost = (batch.y != 0) & (batch.index < 8)
@@ -218,7 +218,7 @@ def fit(tmp_path, data, *callbacks, epochs=2, **arguments):
 
 
 class TestTraining:
-    def test_each_image_is_counted_once_an_epoch_and_images_held_out_not_at_all(self, tmp_path):
+    def test_each_image_is_counted_once_per_epoch_and_held_out_images_never(self, tmp_path):
         data = Data()
         defense, run = fit(tmp_path, data, epochs=3)
         trained = torch.zeros(24).index_fill(0, data.train_dataloader().samples.indices, 1.0)
@@ -254,7 +254,7 @@ class TestTraining:
         torch.testing.assert_close(eps_of(defense), torch.tensor([0.1, 0.3]))
 
 
-def test_ranks_tables_are_merged_by_who_has_seen_an_image():
+def test_ranks_tables_are_merged_by_the_rank_that_has_seen_an_image():
     states = [
         {"numbers": torch.tensor([0.1, 0.5, 0.3, 0.2]), "changed": torch.tensor([True, False, False, True])},
         {"numbers": torch.tensor([0.4, 0.7, 0.3, 0.4]), "changed": torch.tensor([False, True, False, True])},
@@ -318,7 +318,7 @@ class Endless(torch.utils.data.IterableDataset):
     ],
     ids=["no index", "index out of range", "no length"],
 )
-def test_images_that_nothing_can_be_remembered_of_are_refused_before_training(tmp_path, data, named):
+def test_images_without_an_index_are_refused_before_training(tmp_path, data, named):
     defense = build(CustomizedAT)
     before = defense.net.head.weight.clone()
     with pytest.raises(ValueError, match=named):

@@ -184,7 +184,7 @@ def test_a_gradient_that_overflowed_moves_no_pixel_and_poisons_none(tmp_path):
 
 
 def test_replays_of_batches_of_one_class_each_make_the_net_forget_the_other_classes(tmp_path):
-    """The Free-vs-Fast report's fear; scripts/free_forgetting.py measures it on digits."""
+    """As the Free-vs-Fast report suspects; scripts/free_forgetting.py measures it on digits."""
     data = images(64)
     by_class = data.y.argsort(stable=True)
 

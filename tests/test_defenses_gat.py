@@ -91,7 +91,7 @@ def test_every_other_attack_is_guided_and_the_count_starts_anew_in_each_epoch(me
             return super().adversary()
 
     trainer(tmp_path, max_epochs=2).fit(build(Spy, attack=ONE_STEP, lam=2.0), loader(images()))
-    # 3 batches an epoch: an odd number, so a count over the whole training would differ
+    # 3 batches per epoch: an odd number, so a count over the whole training would differ
     assert seen == [0, 2, 0, 0, 2, 0]
     always = build(method, attack=ONE_STEP, lam=2.0, attack_alternate=False).adversary()
     assert (always.steps, always.lam) == (1, 2.0)

@@ -91,7 +91,7 @@ class TestNuAT:
 
     def test_a_sample_of_weight_2_is_two_samples(self):
         batch, x_adv = images(8), images(8, seed=1).x
-        defense = build(NuAT, attack=ONE_STEP, lam=4.5).eval()  # BatchNorm itself knows no weights
+        defense = build(NuAT, attack=ONE_STEP, lam=4.5).eval()  # BatchNorm ignores sample weights
         weighted = batch._replace(weight=torch.tensor([2.0, 0, 1, 1, 1, 1, 1, 1]))
         rows = torch.tensor([0, 0, 2, 3, 4, 5, 6, 7])
         copied = Batch(*(part[rows] for part in batch))
@@ -231,7 +231,7 @@ class TestNuAT2WA:
     @pytest.mark.parametrize(
         ("callbacks", "kept"), [([], "EMAWeights"), ([EMAWeights(extra={"slow": 0.9})], "EMAWeights.* slow")]
     )
-    def test_an_average_that_nobody_keeps_is_named_before_training(self, callbacks, kept, tmp_path):
+    def test_a_missing_average_is_named_before_training(self, callbacks, kept, tmp_path):
         defense = build(NuAT2, attack=ONE_STEP, attack_average="fast")
         before = defense.net.head.weight.clone()
         with pytest.raises(ValueError, match=f'^attack_average="fast" .*{kept}'):
@@ -240,7 +240,7 @@ class TestNuAT2WA:
 
 
 def remembered(detector, curve, every=0.05, begin=10.0) -> dict:
-    """What a method remembers after a detector has measured a curve."""
+    """A method's memory after a detector has measured a curve."""
     method = SimpleNamespace(memory=Memory(), batch_idx=0, log_now=lambda **values: None)
     method.memory.declare(**MEMORY)
     method.trainer = SimpleNamespace(num_training_batches=1)  # so that it looks in every batch
@@ -308,7 +308,7 @@ class TestCleanLossDrop:
 
         defense = build(Net, attack=ONE_STEP, lam=0.0, two_step=Spy(every=0.5))
         batch = images(32)._replace(weight=torch.arange(32) % 5 / 2)
-        trainer(tmp_path, max_epochs=2).fit(defense, indexed(batch))  # 4 batches an epoch: looks before 0 and 2
+        trainer(tmp_path, max_epochs=2).fit(defense, indexed(batch))  # 4 batches per epoch: looks before 0 and 2
         assert watched[0] == (0.0, None)  # there is nothing yet
         assert [time for time, _ in watched[1:]] == [0.5, 1.0, 1.5]  # the second one reaches into the epoch before
         sums = [torch.tensor(clean[i : i + 2]).sum(dim=0) for i in (0, 2, 4)]
@@ -382,7 +382,7 @@ class TestHybrid:
         method, seen = spy
         rule = Always(every=0.5, duration=duration, extra_epochs=extra_epochs)
         trainer(tmp_path, max_epochs=3).fit(build(method, attack=ONE_STEP, two_step=rule), loader(images(32)))
-        assert [attack.steps for attack in seen] == steps  # of four batches an epoch
+        assert [attack.steps for attack in seen] == steps  # of four batches per epoch
 
     def test_a_natural_epoch_is_not_watched(self, tmp_path):
         defense = build(NuAT, attack=ONE_STEP, two_step=CleanLossDrop())
@@ -426,7 +426,7 @@ RECIPES = Path(__file__).parent.parent / "configs" / "recipes" / "nuat"
 
 
 def schedule_of(node):
-    """What a ``class_path`` with ``init_args`` of a schedule stands for."""
+    """The schedule of a ``class_path`` with ``init_args``."""
     if not isinstance(node, dict):
         return node
     arguments = {name: schedule_of(value) for name, value in node["init_args"].items()}
@@ -454,7 +454,7 @@ class Recipe:
 
 
 class TestRecipes:
-    """The check values of the authors' scripts, of what the YAML files say."""
+    """The YAML files' values, against those of the authors' scripts."""
 
     def test_nuat(self):
         row = Recipe("cifar10_resnet18_nuat")

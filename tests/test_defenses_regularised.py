@@ -47,7 +47,7 @@ def close(mine, exact):
 
 
 class Wavy(torch.nn.Module):
-    """So curved that a step makes some samples easier, and some of these change more than the rest."""
+    """So curved that a step lowers the loss of some samples, some of which change more than the rest."""
 
     def __init__(self):
         super().__init__()
@@ -249,8 +249,8 @@ def test_aaer_is_the_authors_loss(base, net, detach_ce):
     assert_formula(exact, result, loss)
 
 
-def test_aaer_of_samples_of_one_kind_is_its_base():
-    for row in range(12):  # alone, each is of one kind; some are abnormal
+def test_aaer_without_abnormal_or_without_normal_samples_is_its_base():
+    for row in range(12):  # a single sample is either normal or abnormal; some are abnormal
         batch = type(images())(*(part[row : row + 1] for part in images()))
         make = [build(method, net=Wavy(), attack=ONE_STEP) for method in (AAER, FastAT)]
         assert_same_batch(*make, batch)

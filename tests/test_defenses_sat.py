@@ -229,7 +229,7 @@ def test_arguments_that_make_no_sense_are_refused(method, arguments, error, name
 
 
 def test_hsat_learns_to_withstand_pgd_on_digits(tmp_path):
-    """Natural training ends at 0.06 here; PGD training at 0.10, with one class for all: a trivial classifier."""
+    """Natural training ends at 0.06 here; PGD training at 0.10, as a trivial classifier."""
     torch.manual_seed(0)
     data = DigitsDataModule(batch_size=32, train_size=640, val_size=300)
     defense = HSAT(

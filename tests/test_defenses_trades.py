@@ -84,7 +84,7 @@ def test_the_perturbation_is_the_formulas_in_float64(method, norm):
     torch.manual_seed(3)
     found = build(method, net=net, attack=PGD(eps, size, steps=2, norm=norm)).perturb(batch)
     off = (found.double() - x_adv).abs() > 1e-3
-    assert off.float().mean() < 0.01  # where a gradient is next to 0 its sign is anybody's guess
+    assert off.float().mean() < 0.01  # where a gradient is almost 0 its sign is not certain
 
 
 def test_both_give_pgd_their_start_and_their_objective_and_keep_the_rest():
@@ -118,7 +118,7 @@ def test_the_order_of_the_updates_forwards_is_the_codes(method, adversary_first)
 
 
 def stopped_by_the_formula(net, x, y, start, attack):
-    """Each sample alone, in float64; and how many points were looked at."""
+    """Each sample alone, in float64; and the number of evaluated points."""
     net, points, looks = in_float64(net), [], 0
     for image, label, x_adv in zip(x.double().split(1), y.split(1), start.double().split(1), strict=True):
         left, p = attack.tau, net(image).softmax(dim=1).detach()
@@ -140,7 +140,7 @@ def stopped_by_the_formula(net, x, y, start, attack):
 
 @pytest.fixture(scope="module")
 def unsure_net() -> nn.Module:
-    """A net that is right about most images, and wrong about them after some steps or more."""
+    """A net that classifies most images correctly, and misclassifies them after some steps."""
     batch, net = images(24), smooth_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(10):

@@ -18,7 +18,7 @@ CALLBACKS = Path(__file__).parent.parent / "configs" / "callback"
 
 
 def fit(method, tmp_path, *ramps, epochs=4):
-    """The method, and the attack, change and time of each batch of images; two batches an epoch."""
+    """The method, and the attack, change and time of each batch of images; two batches per epoch."""
     seen = []
 
     class Spy(method):
@@ -58,7 +58,7 @@ def test_other_curricula_take_a_ramp_of_eps_too(method, tmp_path):
 
 
 def schedules(name):
-    """What a fragment drives, and by which numbers."""
+    """The attributes that a fragment drives, and their values."""
     ramps = yaml.safe_load((CALLBACKS / name).read_text())["trainer"]["callbacks+"]
     cosines = {ramp["init_args"]["attribute"]: ramp["init_args"]["schedule"]["init_args"]["schedule"] for ramp in ramps}
     return {attribute: PeriodicCosine(**cosine["init_args"]) for attribute, cosine in cosines.items()}

@@ -1,4 +1,4 @@
-"""What a first batch is refused for that neither a Defense's tests nor an adapter's reach."""
+"""Refusals of a first batch that the tests of a Defense and of the adapter do not reach."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A file from outside is data: nothing in it is run, followed or believed, and what is broken is told in a sentence."""
+"""Files from outside are data: nothing in them is run, followed or trusted; faults are refused in one sentence."""
 
 import zipfile
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_an_archive_that_grows_is_not_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_truncated_file_is_told(good, share, tmp_path):
+def test_a_truncated_file_is_reported(good, share, tmp_path):
     path = written(good, tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -180,7 +180,7 @@ HOSTILE_PARTS = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_PARTS)
-def test_other_parts_are_asked_for(good, name, tmp_path, monkeypatch):
+def test_other_parts_must_be_given(good, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = {
         "_class_path": "lit_robust.defenses.PGDAT",

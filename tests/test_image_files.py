@@ -1,4 +1,4 @@
-"""Which files in class folders are images, what grey levels they give, and what is told or refused."""
+"""Which files in class folders are images, their grey levels, warnings and refusals."""
 
 import os
 import struct
@@ -214,7 +214,7 @@ def test_broken_exif_data_do_not_hinder_an_image(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_of_several_frames_the_first_is_used_and_told(tree, monkeypatch, suffix, whole):
+def test_the_first_of_several_frames_is_used_with_a_warning(tree, monkeypatch, suffix, whole):
     monkeypatch.setattr(image_files, "DECODED", 20_000 if whole else 0)
     first, second = (Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0)))
     path = tree / "train" / "cat" / f"3{suffix}"
@@ -251,7 +251,7 @@ def test_every_suffix_of_an_image_that_pillow_knows_is_read_or_refused():
     assert set(Image.registered_extensions()) <= image_files.READ | image_files.REFUSED | documents | rest
 
 
-def test_files_that_are_no_images_are_told_in_one_line(tree):
+def test_files_that_are_no_images_are_reported_in_one_line(tree):
     (tree / "train" / "dog" / "boxes.txt").write_text("0 1 2 3")
     (tree / "val" / "cat" / "notes").write_text("")
     (tree / "train" / "loose.png").write_bytes((tree / "train" / "cat" / "0.png").read_bytes())
@@ -273,7 +273,7 @@ def test_hidden_folders_are_neither_classes_nor_images(tree, name):
 
 
 @pytest.mark.parametrize("name", ["._0.png", ".DS_Store", ".hidden.png"])
-def test_hidden_files_are_passed_over_without_a_word(tree, name):
+def test_hidden_files_are_ignored_without_a_warning(tree, name):
     for folder in (tree / "train", tree / "val", tree / "train" / "cat"):
         (folder / name).write_bytes(b"\0\5\26\7")
     assert names(own(tree)) == PLAIN
@@ -285,7 +285,7 @@ def test_a_class_with_hidden_files_only_has_no_images(tree):
         own(tree)
 
 
-# Links and what is no file.
+# Links and special files.
 
 
 def test_loops_of_links_end_and_bring_nothing_twice(tree):
@@ -361,7 +361,7 @@ def test_all_faults_are_one_report_before_training(tree, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".gif", ".jpg", ".png", ".ppm", ".tif", ".webp"])
-def test_a_truncated_image_is_told_before_training(tree, suffix):
+def test_a_truncated_image_is_reported_before_training(tree, suffix):
     path = save(tree / "val" / "dog" / f"x{suffix}", NOISE)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(OSError, match=rf"val/dog/x\{suffix} is not a readable image \("):

@@ -1,4 +1,4 @@
-"""What we know of Lightning's insides: in one file alone, and each piece still true of the release installed."""
+"""Our knowledge of Lightning's internals: in one file only, and still true of the installed release."""
 
 import ast
 import importlib
@@ -42,7 +42,7 @@ BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
 PUBLIC = ("_fields", "_replace")
 
 
-# Nobody else touches them.
+# No other file touches them.
 
 
 def is_private(name: str) -> bool:
@@ -87,7 +87,7 @@ OWN = {name for file in FILES if file not in MAY_TOUCH for name in own_names(ast
 
 
 def insides_in(source: str) -> list[str]:
-    """The places where a file touches the insides of Lightning, or of anything else that is not ours."""
+    """The places where a file touches private names of Lightning or of other packages."""
     tree = ast.parse(source)
     found = [
         f"{owner}.{name}"
@@ -152,7 +152,7 @@ def test_no_class_overrides_what_is_private_in_lightning():
 SET_BY_ABC = {"_abc_impl"}
 
 
-# What it knows is still true. Three batches an epoch.
+# What it knows is still true. Three batches per epoch.
 
 
 class Plain(LightningModule):
@@ -282,7 +282,7 @@ class Ends(Plain):
 def test_an_epoch_that_was_saved_after_its_last_batch_is_validated_and_ended(tmp_path, kind, epochs):
     fit(tmp_path, SaveAfter(3, tmp_path / "a.ckpt"))
     module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt")
-    assert (module.validated, module.ended) == (epochs, epochs)  # if Plain's are [0, 1], Lightning has mended it
+    assert (module.validated, module.ended) == (epochs, epochs)  # if Plain's are [0, 1], Lightning has fixed it
 
 
 @pytest.mark.parametrize("batches", [2, 4])
@@ -423,7 +423,7 @@ def test_the_seed_of_a_run_is_where_seed_everything_leaves_it():
     assert run_seed() == 7
 
 
-# What Lightning no longer has is told when it is needed.
+# What Lightning no longer has is reported when it is needed.
 
 HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
 
@@ -445,12 +445,12 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.CommandLineInternals(),
     ],
 )
-def test_another_lightning_is_told_in_one_sentence_that_names_the_tested_one(use):
+def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one(use):
     with pytest.raises(ImportError, match=r"lightning 2\.6 that lightning \d.* has changed \(.+\): pip install \""):
         use()
 
 
-def test_a_context_that_is_gone_is_told_too(monkeypatch):
+def test_a_context_that_is_gone_is_reported_too(monkeypatch):
     monkeypatch.delattr(hparams_mixin, "_given_hyperparameters")
     with pytest.raises(ImportError, match=r"lightning 2\.6.*built_by_the_command_line.*_given_hyperparameters"):
         internals.built_by_the_command_line()

@@ -1,4 +1,4 @@
-"""Every batch is watched: what is out of range is told before a number or a checkpoint is written."""
+"""Every batch is checked: values out of range are refused before a number or a checkpoint is written."""
 
 import pytest
 import torch
@@ -49,6 +49,6 @@ def test_a_later_batch_of_a_validation_or_a_test_is_refused(name, tmp_path):
             getattr(trainer(tmp_path), measure)(build(PGDAT), spoilt(change), verbose=False)
 
 
-def test_a_fit_without_checkpoints_is_told_at_the_epochs_end(tmp_path):
+def test_a_fit_without_checkpoints_is_refused_at_the_epochs_end(tmp_path):
     with pytest.raises(ValueError, match="labels of a later batch"):
         trainer(tmp_path, max_epochs=1, log_every_n_steps=50).fit(build(PGDAT), spoilt(CHANGES["-100"][0]))

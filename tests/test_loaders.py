@@ -1,4 +1,4 @@
-"""How epochs go through their samples: order, shards, augmentation, resume."""
+"""Iteration over epochs: order, shards, augmentation, resume."""
 
 from itertools import chain
 

@@ -161,7 +161,7 @@ def test_lenet_plus_is_what_the_spec_writes_down():
         ("wide_resnet34_10", {"stage1": True, "stage2": True, "stage3": True}),
     ],
 )
-def test_a_shortcut_reads_what_the_authors_code_lets_it_read(name, activated):
+def test_a_shortcut_reads_what_it_reads_in_the_authors_code(name, activated):
     body = getattr(nets, name)(width=24).eval().body
     for stage, reads_activation in activated.items():
         block = body.get_submodule(stage)[0]
@@ -222,7 +222,7 @@ def test_weights_start_as_in_the_authors_code():
     assert {m.eps for m in challenge.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
 
 
-# What all nets promise.
+# Contracts of all nets.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -322,7 +322,7 @@ def test_mnist_nets_take_other_images_and_a_normalisation(name):
 def test_images_that_are_too_small_are_refused_at_construction(name, least):
     build = getattr(nets, name)
     assert build(image_size=least)(torch.rand(2, 1, least, least)).shape == (2, 10)
-    assert f"at least {least}." in build.__doc__
+    assert f"at least {least} x {least}." in " ".join(build.__doc__.split())
     with pytest.raises(ValueError, match=f"^image_size={least - 1} "):
         build(image_size=least - 1)
 
@@ -387,7 +387,26 @@ def test_a_builder_keeps_its_signature_types_and_docstring():
     wrapped = recorded(build)
     assert inspect.signature(wrapped) == inspect.signature(build)
     assert typing.get_type_hints(wrapped) == typing.get_type_hints(build)
-    assert (wrapped.__name__, wrapped.__doc__) == ("build", "What it is.")
+    assert wrapped.__name__ == "build"
+    assert wrapped.__doc__ == "What it is.\n\nArgs:\n    num_classes: The number of logits.\n    mean: See ``Net``."
+
+
+def test_an_args_section_of_a_builders_own_stays():
+    def build(depth: int = 1) -> nets.Net:
+        """What it is.
+
+        Args:
+            depth: Its own.
+        """
+
+    assert recorded(build).__doc__ == build.__doc__
+
+
+@pytest.mark.parametrize("name", [name for name in nets.__all__ if name != "Net"])
+def test_help_has_every_argument_of_a_builder(name):
+    build = getattr(nets, name)
+    section = inspect.getdoc(build).partition("\nArgs:\n")[2]
+    assert re.findall(r"^    (\w+): ", section, re.MULTILINE) == list(inspect.signature(build).parameters)
 
 
 def test_the_command_lines_parser_knows_a_builders_arguments():

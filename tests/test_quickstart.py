@@ -1,4 +1,4 @@
-"""The README's first command: what it trains is robust, and not because gradients are masked."""
+"""The README's first command: its net is robust, and not by masked gradients."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
-    """What each of the two ranks found: name of the scenario -> (rank 0's finding, rank 1's)."""
+    """The results of both ranks: name of the scenario -> (rank 0's result, rank 1's)."""
     folder = tmp_path_factory.mktemp("ranks")
     shared = {  # as torchrun sets them
         "MASTER_ADDR": "127.0.0.1",
@@ -61,7 +61,7 @@ def findings(tmp_path_factory):
 
 
 def of(findings, name):
-    """Both ranks' findings, or why there are none."""
+    """Both ranks' results, or the error."""
     for finding in findings[name]:
         assert "error" not in finding, finding["error"]
     return findings[name]
@@ -86,7 +86,7 @@ def test_a_run_of_two_ranks_resumed_between_epochs_equals_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_image_counts_once_an_epoch_over_both_ranks_and_padding_not_at_all(findings, name):
+def test_every_image_counts_once_per_epoch_over_both_ranks_and_padding_never(findings, name):
     seen = [finding["seen"] for finding in of(findings, name)]
     for epoch in range(2):
         assert len(seen[0][epoch]) == len(seen[1][epoch]) == 11
@@ -110,7 +110,7 @@ def test_the_eps_of_an_image_is_the_same_on_both_ranks_after_a_resume_and_in_one
         assert_equal(finding["resumed"], finding["end"])
     alone = ranks.eps_by_image(tmp_path)["end"]
     torch.testing.assert_close(zero["end"], alone, rtol=0, atol=1e-5)
-    assert len(alone["eps"].unique()) > 2  # else it could not tell who has seen an image
+    assert len(alone["eps"].unique()) > 2  # else it could not tell which rank has seen an image
 
 
 def test_averages_are_equal_on_both_ranks_and_after_a_resume(findings):

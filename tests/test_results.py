@@ -1,4 +1,4 @@
-"""What scripts/results holds: that it was made by what stands here, and that it shows what it is meant to show."""
+"""scripts/results: made by the committed configurations, and with the effects that the README reports."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(n
 
 @pytest.mark.parametrize("row", RESULTS["single_step"])
 def test_every_single_step_method_has_been_attacked_in_every_way(row):
-    """Gradients that only look flat would show in one of these."""
+    """Masked gradients would show in one of these."""
     last = {attack: accuracy for attack, (accuracy, *_) in RESULTS["single_step"][row]["last"].items()}
     assert last["autoattack"] <= last["pgd40"] + 3  # of other images
     assert last["pgd100"] <= last["pgd40"] + 1
@@ -71,8 +71,8 @@ def test_the_monitors_are_silent_where_nothing_overfits(row):
 
 
 @pytest.mark.parametrize("row", RESULTS["overfitting"])
-def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_part(row):
-    """It sees PGD-5 on training images; what it is judged by is PGD-10 on validation images."""
+def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
+    """It measures PGD-5 on training images; this test uses PGD-10 on validation images."""
     diary = RESULTS["overfitting"][row]["diary"]
     gaps = [fgsm - pgd for fgsm, pgd in zip(diary["val/acc/fgsm"], diary["val/acc/robust"], strict=True)]
     reported = diary["train/catastrophic_overfitting"].index(1)
@@ -81,7 +81,7 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_part(row):
     assert RESULTS["overfitting"][row]["last"]["autoattack"][0] < 30
 
 
-# Who learns the trivial classifier.
+# Which methods learn the trivial classifier.
 
 TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
 #: The share of the class that is commonest among the first test images, n = 1,000 and 500: what such a net gets right.
@@ -123,7 +123,7 @@ def test_the_readmes_table_of_the_trivial_classifier_is_the_results_beside_the_s
         assert " | ".join(cells) == " | ".join([*own, SLIDES[row.strip("`")]])
 
 
-# What a delay saves.
+# The time that a delay saves.
 
 
 def means_of(row, read):

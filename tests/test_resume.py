@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed is the run that was not stopped, bit for bit."""
+"""A run that is stopped and resumed equals an uninterrupted one, bit for bit."""
 
 import os
 import signal
@@ -140,7 +140,7 @@ EVERYTHING = {
 
 
 class Run(NamedTuple):
-    """What is left of a run: its last checkpoint, what it logged, and where it could be stopped."""
+    """The results of a run: its last checkpoint, its log, and where it could be stopped."""
 
     end: dict[str, Any]
     rows: list[tuple[int, dict[str, float]]]
@@ -169,7 +169,7 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
 
 
 def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
-    """Where two nested values differ in a bit."""
+    """The paths at which two nested values differ."""
     if isinstance(mine, dict) and isinstance(theirs, dict) and mine.keys() == theirs.keys():
         return [d for key in mine for d in differences(mine[key], theirs[key], f"{path}/{key}")]
     if isinstance(mine, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(mine) == len(theirs):
@@ -182,7 +182,7 @@ def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(request, tmp_path_factory):
-    """A setup, and its run that nobody stopped."""
+    """A setup, and its uninterrupted run."""
     setup = request.param
     return setup, fit(setup, tmp_path_factory.mktemp("whole"))
 
@@ -248,7 +248,7 @@ model:
     net: {class_path: lit_robust.nets.digits_cnn}
     attack: {class_path: PGD, init_args: {eps: 0.15, step_size: 0.05, steps: 3}}
     optimizer: {class_path: torch.optim.Adam, init_args: {lr: 5.0e-3}}
-"""  # 20 batches an epoch
+"""  # 20 batches per epoch
 EVERY_21_STEPS = """
 trainer:
   callbacks+:
@@ -269,7 +269,7 @@ def command(folder: Path, *configs: str) -> list[str]:
 
 
 def kill_when_written(arguments: list[str], checkpoint: Path, times: int) -> None:
-    """Run the command line until the checkpoint has been written so often, and kill it as a dying machine does."""
+    """Run the command line until the checkpoint has been written this many times, and kill it."""
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "lit_robust", *arguments], env=one_thread)
     versions = set()

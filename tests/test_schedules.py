@@ -70,7 +70,7 @@ class TestAgainstTorch:
         ours = [CyclicMomentum(3, 5)(step / batches) for step in range(8 * batches)]
         assert ours == pytest.approx(stepped(optimizer, torchs, 8 * batches, "momentum"), abs=1e-12)
 
-    def test_multi_step_is_multi_step_lr_stepped_once_an_epoch(self):
+    def test_multi_step_is_multi_step_lr_stepped_once_per_epoch(self):
         optimizer = sgd()
         torchs = stepped(optimizer, MultiStepLR(optimizer, [3, 6, 7], gamma=0.2), 10)
         for epoch, rate in enumerate(torchs):
@@ -108,7 +108,7 @@ class TestNuAT:
         momentum = CyclicMomentum(40, 50, until=80)
         assert [momentum(t) for t in (0, 40, 80, 86, 99)] == pytest.approx([0.9, 0.8, 0.88, 0.88, 0.88])
 
-    def test_lambda_climbs_once_an_epoch_and_ends_at_its_maximum(self):
+    def test_lambda_rises_once_per_epoch_and_ends_at_its_maximum(self):
         lam = PerEpoch(Linear(0, 4.5, 0, 90))
         assert [lam(t) for t in (0, 0.99, 1, 1.99, 45.5)] == pytest.approx([0, 0, 0.05, 0.05, 2.25])
         assert [lam(t) for t in (90, 99.5)] == [4.5, 4.5]
@@ -224,7 +224,7 @@ class TestDrops:
             assert drops(schedule, epochs) == []
             assert drops(schedule, epochs + 5) == []
 
-    def test_nor_has_one_that_steps_once_an_epoch(self):
+    def test_nor_has_one_that_steps_once_per_epoch(self):
         for schedule in (Linear(1, 0, 0, 30), Cosine(1, 0, 0, 30), Cyclic(15, 15), Cyclic(10, 20)):
             assert drops(PerEpoch(schedule), 30) == []
 

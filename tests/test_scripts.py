@@ -1,4 +1,4 @@
-"""The scripts that make committed results, on data that train in a second."""
+"""The scripts that produce the committed results, on tiny data."""
 
 import json
 import shutil
@@ -144,7 +144,7 @@ def test_a_set_may_have_its_rows_once_for_each_seed(budget):
 
 
 def test_every_row_that_is_committed_is_understood(budget):
-    """A slip in the last row would otherwise be met after an hour."""
+    """A mistake in the last row would otherwise be found after an hour."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Defense, "model")
     parser.add_argument("--callbacks", type=list[Callback])
@@ -216,7 +216,7 @@ def test_an_attack_that_is_added_is_all_that_is_done(budget, capsys):
     assert all(after[name] == value for name, value in before.items())
 
 
-def test_a_row_that_says_something_else_is_trained_anew(budget):
+def test_a_row_with_another_configuration_is_trained_anew(budget):
     budget.main(["tiny", "--rows", "natural"])
     before = results()["natural"]
     change("lr: 5.0e-3", "lr: 1.0e-2")
@@ -238,7 +238,7 @@ def test_what_other_code_has_trained_is_trained_anew_and_never_called_this_codes
     assert [record["code"] for record in trained] == ["this", "this", "other"]
 
 
-def test_a_row_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(budget, monkeypatch):
+def test_a_killed_row_resumes_and_ends_like_an_uninterrupted_one(budget, monkeypatch):
     budget.main(["tiny", "--rows", "freeat"])
     whole = results()["freeat"]
     shutil.rmtree("results")
@@ -267,7 +267,7 @@ def test_a_row_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(budget, mo
     assert (resumed["last"], resumed["best"]) == (whole["last"], whole["best"])
 
 
-def test_the_table_says_in_which_epoch_which_rule_spoke(budget):
+def test_the_table_has_the_epochs_in_which_each_rule_reported(budget):
     from cpu_budget_results import reports
 
     flag = "train/catastrophic_overfitting"
@@ -276,7 +276,7 @@ def test_the_table_says_in_which_epoch_which_rule_spoke(budget):
     assert reports({flag: [0, 0, 0]}) == "none"
 
 
-def test_rows_of_several_seeds_are_put_together_in_a_table_of_their_own(budget):
+def test_rows_with_several_seeds_have_a_table_of_their_own(budget):
     from cpu_budget_results import over_seeds
 
     def record(clean, cpu, adversarial):
@@ -292,7 +292,7 @@ def test_rows_of_several_seeds_are_put_together_in_a_table_of_their_own(budget):
     assert table.splitlines()[2:] == [
         "| dat | 2 | 85.0 (80.0-90.0) | 50.0 (50.0-50.0) | 0.850 (0.800-0.900) | 4 (3-5) | 2, 1 |"
     ]
-    assert "least and the greatest" in legend
+    assert "minimum and maximum" in legend
     assert over_seeds({"natural": rows["natural"]}) == []
 
 
@@ -317,14 +317,14 @@ def test_an_epoch_has_the_numbers_that_it_has_logged_itself(budget):
     assert None not in diary["train/loss"] + diary["val/acc/robust"] + diary["train/lr"]
 
 
-def test_free_passes_once_a_replay(budget):
+def test_free_passes_once_per_replay(budget):
     budget.main(["tiny", "--rows", "freeat"])
     diary = results()["freeat"]["diary"]
     assert diary["backwards"] == [3] * 3
     assert diary["forwards"] == pytest.approx([3] * 3, abs=0.02)  # the check of the first batch looks at two images
 
 
-def test_a_transferred_image_is_one_that_deceives_the_net_itself(budget):
+def test_a_transferred_image_is_one_that_the_net_itself_misclassifies(budget):
     import cpu_budget_parts
 
     class Bright(torch.nn.Module):

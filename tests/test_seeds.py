@@ -9,7 +9,7 @@ def drawn():
     return torch.rand(4)
 
 
-def test_a_place_in_the_run_decides_what_is_drawn(monkeypatch):
+def test_random_numbers_depend_on_the_place_in_the_run(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     seed(torch.device("cpu"), "train", 3)
     first = drawn()

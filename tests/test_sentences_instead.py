@@ -300,7 +300,7 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
         ("--model.atack.eps 0.2", r"--model\.atack\.eps: did you mean --model\.attack\.eps\?"),
     ],
 )
-def test_a_flag_that_cannot_be_meant_is_answered_by_one_sentence(flags, says, capsys, tmp_path, monkeypatch):
+def test_a_flag_that_makes_no_sense_is_refused_in_one_sentence(flags, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert re.search(says, refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()))
 

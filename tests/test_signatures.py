@@ -50,7 +50,7 @@ def test_a_missing_argument_is_named(method):
         method()
 
 
-def test_a_method_takes_all_that_its_signature_tells(method):
+def test_a_method_takes_all_arguments_of_its_signature(method):
     """The names that are handed on (`Unpack`) are those that the base takes."""
     base = method.__mro__[1]
     handed_on = arguments_of(method).keys() - own_arguments(method)
@@ -115,7 +115,7 @@ class OnItsOwn(Defense):
         super().__init__(net, num_classes, attack)
 
 
-def test_a_users_method_with_stars_tells_all_arguments_of_its_base():
+def test_a_users_method_with_stars_lists_all_arguments_of_its_base():
     arguments = arguments_of(WithStars)
     assert list(arguments)[:5] == [*FIRST, "temperature", "attack_bn_mode"]
     assert arguments["attack_bn_mode"].default == "eval"
@@ -123,5 +123,5 @@ def test_a_users_method_with_stars_tells_all_arguments_of_its_base():
     assert "temperature: What it is new for." in WithStars.__init__.__doc__
 
 
-def test_what_is_not_handed_on_is_not_told():
+def test_arguments_that_are_not_passed_on_are_not_listed():
     assert list(arguments_of(OnItsOwn)) == FIRST

@@ -114,7 +114,7 @@ def test_memory_format_is_kept(threat_set):
         assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_threat_knows_norms_by_name():
+def test_threat_builds_norms_by_name():
     assert threat("linf", 0.1) == Linf(0.1)
     assert threat("l2", 0.5) == L2(0.5)
     with pytest.raises(ValueError, match=r'^norm="l1"'):

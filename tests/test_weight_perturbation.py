@@ -81,7 +81,7 @@ def test_an_update_is_sgd_with_the_gradient_at_the_perturbed_weights_in_float64(
         torch.testing.assert_close(found.double(), weight - LR * gradient, rtol=0, atol=1e-5)
 
 
-def test_only_tensors_of_more_than_one_dimension_move_and_gamma_is_by_how_much_uphill():
+def test_only_tensors_of_more_than_one_dimension_move_uphill_by_gamma():
     batch, net = images(8), TinyNet().train()
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
 
@@ -114,7 +114,7 @@ def test_with_gamma_0_a_run_is_the_methods_own_bit_for_bit(tmp_path):
     assert not torch.equal(different.net.head.weight, plain.net.head.weight)
 
 
-# What it leaves alone.
+# Side effects.
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

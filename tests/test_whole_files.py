@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_robust import folder_locks, whole_files
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.defenses import Natural
 from lit_robust.folder_locks import lock, unlock
@@ -28,7 +30,7 @@ def test_a_file_takes_the_place_of_another_in_one_step(tmp_path):
     assert (tmp_path / "new" / "a.txt").read_bytes() == b"second"
 
 
-def test_a_disk_without_space_is_told_with_the_file_and_the_remedy(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file_and_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("before")
 
     def full(descriptor):
@@ -43,12 +45,11 @@ def test_a_disk_without_space_is_told_with_the_file_and_the_remedy(tmp_path, mon
     assert len(list(tmp_path.iterdir())) == 1
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-from lit_robust import whole_files
-whole_files.os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
-whole_files.write_whole(Path(sys.argv[1]), b"x" * 10_000_000)
+# The processes run one file: importing the package, and so torch, takes ten seconds.
+KILLED = f"""
+import os, runpy, sys, time
+os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
+runpy.run_path({whole_files.__file__!r})["write_whole"](sys.argv[1], b"x" * 10_000_000)
 """
 
 
@@ -64,7 +65,7 @@ def test_a_kill_while_it_is_written_leaves_the_old_one(tmp_path):
     assert [found.name for found in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
 
 
-def test_a_fit_writes_its_checkpoints_so_and_removes_what_a_kill_has_left(tmp_path):
+def test_a_fit_writes_whole_checkpoints_and_removes_unfinished_ones(tmp_path):
     (tmp_path / ".last.ckpt.part").write_text("half")
     run = trainer(
         tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, filename="last")]
@@ -98,7 +99,7 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_where_the_last_one_is_broken_the_newest_whole_one_is_read_and_that_is_told(run):
+def test_a_broken_last_checkpoint_is_replaced_by_the_newest_whole_one_with_a_warning(run):
     with pytest.warns(
         UserWarning, match=r"last\.ckpt is truncated.* This goes on from .*best\.ckpt, the newest whole one"
     ):
@@ -111,7 +112,7 @@ def test_a_broken_file_that_was_named_is_refused(run):
         read_last({"mine": run / "last.ckpt"})
 
 
-def test_a_broken_last_one_does_not_hinder_the_test_of_the_best(tmp_path, monkeypatch, capsys):
+def test_a_broken_last_checkpoint_does_not_prevent_the_test_of_the_best(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lit("fit")
     last = checkpoints_of(tmp_path / "runs")["last"]
@@ -126,7 +127,7 @@ def test_a_broken_last_one_does_not_hinder_the_test_of_the_best(tmp_path, monkey
 
 def test_a_number_that_was_used_is_not_used_again(tmp_path):
     assert next_free(tmp_path, "metrics", ".csv").name == "metrics_0.csv"
-    (tmp_path / "metrics_1.csv").touch()  # somebody has deleted metrics_0.csv
+    (tmp_path / "metrics_1.csv").touch()  # metrics_0.csv has been deleted
     (tmp_path / "metrics_of_mine.csv").touch()
     assert next_free(tmp_path, "metrics", ".csv").name == "metrics_2.csv"
 
@@ -158,31 +159,31 @@ def test_other_cells_stay_as_they_are():
 
 # Two trainings in one folder.
 
-HOLDS = """
-import sys, time
-from lit_robust.folder_locks import lock
-lock(sys.argv[1])
+HOLDS = f"""
+import runpy, sys, time
+holder = runpy.run_path({folder_locks.__file__!r})
+holder["lock"](sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
 """
 
 
-@pytest.fixture
-def other_training(tmp_path):
-    """A process that trains in a folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+@contextmanager
+def other_training(folder):
+    """A process that trains in a folder until the end of the block."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_a_second_training_in_a_folder_is_refused_until_the_first_has_died(other_training, tmp_path):
-    with pytest.raises(ValueError, match=r"another process is training in .*run: wait"):
+def test_a_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_path):
+    with other_training(tmp_path / "run"), pytest.raises(ValueError, match=r"another process is training in .*run: w"):
         lock(tmp_path / "run")
-    other_training.kill()
-    other_training.wait()
     lock(tmp_path / "run")
     lock(tmp_path / "run")  # its own
     unlock(tmp_path / "run")
@@ -195,16 +196,10 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
     folder = tmp_path / "runs/tiny/version_0"
     before = sorted(path.name for path in folder.iterdir())
     assert ".training" not in before
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == b"held\n"
+    with other_training(folder):
         with pytest.raises(SystemExit) as stop:
             lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
         assert stop.value.code == 1
         assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".training"])
-        lit("test", "--ckpt_path", "runs/tiny")  # beside the training
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        lit("test", "--ckpt_path", "runs/tiny")  # while the other process trains
     lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)

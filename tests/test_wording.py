@@ -1,4 +1,4 @@
-"""What a refusal says: the one file to change when a sentence does.
+"""The wording of refusals: the one test file to change with a sentence.
 
 Other tests assert that something is refused, with which exception, and the name of the argument. What the command line
 says is in ``tests/test_bad_inputs.py``.
@@ -81,7 +81,7 @@ RAMP = Linear(0, 1, 0, 1)
 
 
 class User(LightningModule):
-    """A user's module, which knows nothing of attacks."""
+    """A user's module, written without attacks."""
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()
@@ -494,12 +494,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: as_batch({"image": X}), "a batch must be a lit_robust.batch.Batch or a pair (images, labels), not dict."),
     (
         lambda: images_in(DataLoader(Endless())),
-        "this method remembers a number of each image, but DataLoader does not tell how many there are: give a "
+        "this method remembers a number for each image, but DataLoader does not tell how many there are: give a "
         "DataLoader of a dataset that has a length.",
     ),
     (
         lambda: check_index(torch.tensor([-1]), 12),
-        "this method knows an image by its index, which the training's loader does not give: let it yield "
+        "this method identifies images by their index, which the training loader does not give: let it yield "
         "lit_robust.batch.Batch(x, y, index, weight).",
     ),
     (
@@ -531,7 +531,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: adapt(y=Y[:3]), "y=1 finds labels of shape (3,) for 8 images: give one for each image."),
     (
         lambda: adapt(y=Y + 1),
-        "labels run from 1 to 4, but the net returns 4 logits an image: give the net an output for each class, and "
+        "labels run from 1 to 4, but the net returns 4 logits per image: give the net an output for each class, and "
         "classes numbers from 0 on.",
     ),
     (

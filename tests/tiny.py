@@ -1,6 +1,7 @@
 """The smallest things that train: a net with BatchNorm, and learnable images of its size."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def images(n: int = 24, seed: int = 0) -> Batch:
 
 
 def loader(batch: Batch, batch_size: int = 8) -> DataLoader[Any]:
-    """Yields the images in order, as a loader of the user's own would: without index and weight."""
+    """Yields the images in order, like a user's loader: without index and weight."""
     return DataLoader(list(zip(batch.x, batch.y, strict=True)), batch_size=batch_size)
 
 
@@ -70,7 +71,7 @@ class SaveAfter(Callback):
 
 
 def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
-    """A silent trainer on the CPU that writes nothing unless it is asked to."""
+    """A quiet trainer on the CPU that writes nothing by default."""
     quiet: dict[str, Any] = {
         "devices": 1,
         "logger": False,
@@ -82,6 +83,18 @@ def trainer(tmp_path: Any, **kwargs: Any) -> Trainer:
     return Trainer(accelerator="cpu", default_root_dir=tmp_path, **(quiet | kwargs))
 
 
+def two_ranks(tmp_path: Any, **kwargs: Any) -> Trainer:
+    """A trainer with two processes of this machine."""
+    return trainer(tmp_path, devices=2, strategy="ddp_fork", log_every_n_steps=1, **kwargs)
+
+
+def assert_equal(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Two states are the same, bit for bit."""
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
 def named(value: object) -> str:
-    """How a test is called after a value: without addresses, which differ from one worker to the next."""
+    """A test's id from a value, without addresses, which differ between workers."""
     return re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", str(value))

@@ -1,4 +1,4 @@
-"""Finds what an attack needs in modules and batches that know nothing of attacks."""
+"""Finds what an attack needs in modules and batches that were not written for attacks."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -134,7 +134,7 @@ class Adapter:
         # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
             remedy = "give the net an output for each class, and classes numbers from 0 on"
-            check_classes(y, classes, f"the net returns {classes} logits an image: {remedy}")
+            check_classes(y, classes, f"the net returns {classes} logits per image: {remedy}")
 
     def _check_pixels(self, x: Tensor) -> None:
         require.floating(x, f"x={self.x!r} finds images")

@@ -86,7 +86,7 @@ class AdversarialTraining(Callback):
         self._found: tuple[Any, int, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Exchange the batches of the module's ``training_step``."""
+        """Replace the batches of the module's ``training_step``."""
         if stage != "fit":
             return
         require.fine_precision(str(trainer.precision))

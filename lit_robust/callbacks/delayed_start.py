@@ -86,7 +86,7 @@ class DelayedStart(Callback):
 
     Args:
         rule: Judges the losses.
-        latest_epoch: The latest s, counted from 0, beside the first epoch with a dropped learning rate. Required if no
+        latest_epoch: The latest s, counted from 0, besides the first epoch with a dropped learning rate. Required if no
             drop can be foreseen (see ``first_drop``): triangular and cosine schedules have none.
         at_epoch: Epoch s itself; then no loss is judged.
         monitor: The name under which the module logs its training loss, with ``on_epoch=True``, which is not

@@ -86,13 +86,7 @@ class AdversarialExamples(Callback):
                 raise ValueError("two AdversarialExamples would draw over each other's pictures: give each a dirpath.")
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw the first batch of a validation that is due."""
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -102,13 +96,7 @@ class AdversarialExamples(Callback):
             self._draw(trainer, pl_module, batch, "val", when)
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw the first batch."""
         if batch_idx == dataloader_idx == 0:
@@ -132,7 +120,7 @@ class AdversarialExamples(Callback):
 
 
 def spread(y: Tensor, n: int) -> Tensor:
-    """Choose ``n`` samples, or all if there are fewer: classes in turn; of very many classes, some that are far apart.
+    """Choose ``n`` samples, or all if there are fewer, from as many classes as possible, evenly spaced if too many.
 
     Shape:
         y: ``(N,)``;  returned: positions, at most ``(n,)``.

@@ -1,4 +1,4 @@
-"""Rules that detect catastrophic overfitting: what is measured of a net, and which change in it counts."""
+"""Rules that detect catastrophic overfitting: what they measure of a net, and which change they report."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ class CrossEntropySplit(OverfittingRule):
         CE(f(x), y) falls by more than ``change`` of itself, and CE(f(x'), y) rises by as much,     x' by ``attack``
 
     Ours, after what is known of NuAT-H (NeurIPS 2021): it watches the clean cross-entropy for an abnormal fall, and its
-    trigger is not published. The rise of the other one tells this fall from that after a drop of the learning rate.
+    trigger is not published. The rise distinguishes this fall from the one after a drop of the learning rate.
 
     Args:
         attack: By default PGD-5 at the training's eps, in steps of a quarter of it.

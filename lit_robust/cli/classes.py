@@ -1,4 +1,4 @@
-"""Classes by their names: which one is meant, which arguments stay when another is named, and what one may make."""
+"""Classes by name: finding one, the arguments kept when one replaces another, and checks of what factories make."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
 from lit_robust.schedules import Schedule
 
-#: What YAML may call by its short name, because importing a room is what makes it known.
+#: Packages whose classes YAML can name without a path, because importing the package registers them.
 ROOMS = (
     *(attacks, callbacks, data, defenses, nets, schedules),
     *(lightning_callbacks, loggers, torch.optim, torch.optim.lr_scheduler),
 )
 NAMES = [name for room in ROOMS for name in room.__all__]
 
-#: The arguments that stay when another class of a kind is named.
+#: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {
     Defense: "net attack val_attack test_attacks optimizer lr_scheduler lr_interval momentum gradient_clip_val "
     "channels_last compile",
@@ -31,22 +31,22 @@ KEPT: dict[type, str] = {
 
 
 def found(class_path: Any) -> Any:
-    """The class or function that is called so, None if there is none."""
+    """The class or function with this name or path, or None."""
     room, _, name = str(class_path).rpartition(".")
     try:
         rooms = [import_module(room)] if room else [room for room in ROOMS if name in room.__all__]
-    except Exception:  # whatever a module of the user's raises: the parser imports it, too, and says it
+    except Exception:  # a user's module may raise anything; the parser imports it, too, and reports it
         return None
     return getattr(rooms[0], name, None) if rooms else None
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two names are those of one class."""
+    """Whether two names mean the same class."""
     return one == other or (found(one) is not None and found(one) is found(other))
 
 
 def kept(class_path: str) -> set[str]:
-    """The arguments that stay when this class is named over another one of its kind, and that it takes."""
+    """The arguments that are kept when this class replaces another of its kind, if it takes them."""
     cls = found(class_path)
     if not isclass(cls):
         return set()
@@ -55,7 +55,7 @@ def kept(class_path: str) -> set[str]:
     return names & {name for maker in makers for name in signature(maker).parameters}
 
 
-#: What the maker of each callable argument of a method must make.
+#: What the factory given for each argument must make.
 MADE: dict[str, tuple[type, ...]] = {
     "optimizer": (torch.optim.Optimizer,),
     "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, Schedule),
@@ -63,7 +63,7 @@ MADE: dict[str, tuple[type, ...]] = {
 
 
 def check_makers(arguments: Mapping[str, Any]) -> None:
-    """Refuse, by its name and before it is called, whatever makes no optimizer or scheduler.
+    """Refuse, before it is called, a factory that does not make an optimizer or scheduler.
 
     jsonargparse calls any function that a ``class_path`` names.
 
@@ -99,10 +99,10 @@ def _returned(function: Any) -> Any:
 
 @contextmanager
 def classes_start_afresh() -> Iterator[None]:
-    """Let the parser keep no more than ``KEPT`` while it lasts, when a flag, or a file over a default, names a class.
+    """Make the parser keep only the arguments in ``KEPT`` when a flag, or a file over a default, names another class.
 
-    jsonargparse (4.52 and 4.53) asks one function which arguments stay. Its own answer is all that the new class takes,
-    too: ``--model.optimizer Adam`` would keep SGD's lr.
+    jsonargparse (4.52 and 4.53) decides in one function which arguments to keep. It keeps all that the new class takes:
+    ``--model.optimizer Adam`` would keep SGD's lr.
     """
     accepted: Any = _typehints.discard_init_args_on_class_path_change
 

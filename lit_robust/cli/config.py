@@ -1,12 +1,12 @@
-"""What several configurations come to: ``extends``, several ``-c``, and classes that are named anew.
+"""Merging of configurations: ``extends``, several ``-c``, and classes that replace others.
 
-- Mappings merge key by key; anything else is replaced by what comes later, and so is ``test_attacks``, the list of
-  what a test reports.
+- Mappings merge key by key; the later one of anything else replaces the earlier, and so does ``test_attacks``, the
+  list of what a test reports.
 - The same ``class_path`` merges. Another one, compared after import, replaces its node whole, so that the new class
   starts from its own defaults; what belongs to the run rather than to the class stays (``classes.KEPT``).
 - All ``callbacks+`` are appended to the last ``callbacks``, whatever the order of the files.
 - Flags beat files, wherever they stand on the command line.
-- ``extends: [paths]`` at the top of a file names what it is laid over; paths are relative to the file.
+- ``extends: [paths]`` at the top of a file names the files that it overrides; paths are relative to the file.
 """
 
 import os
@@ -54,7 +54,7 @@ def _read(file: Any, trail: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _extended(text: str, name: str, trail: tuple[str, ...]) -> dict[str, Any]:
-    """The configuration that a text and all that it names come to; it is that of the trail's last file."""
+    """The configuration of a text and all files that it names; the last file of the trail holds the text."""
 
     def other(path: str, does: str) -> dict[str, Any]:
         where = f"{name}, line {_line(text, path)}: {does} {path}"
@@ -141,11 +141,11 @@ def _appended(tree: Any) -> Any:
 
 
 def gathered(args: Sequence[str], commands: Collection[str]) -> list[str]:
-    """Put what all files of a command come to before its flags.
+    """Merge all files of a command into one, and put it before the flags.
 
     Args:
         args: The arguments of the command line.
-        commands: Words behind which files and flags are another parser's.
+        commands: The subcommands; files and flags after one of them are for its parser.
 
     Returns:
         Arguments with one ``-c``, whose value is YAML.

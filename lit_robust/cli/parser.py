@@ -44,7 +44,7 @@ class Parser(LightningArgumentParser):
         exit_with(message, f"{command} --help lists all options", code=2)
 
     def _unknown(self, key: str, message: str) -> str:
-        """Suggest an option, for a class's own parser sees ``--model.atack`` without the prefix."""
+        """Suggest an option; a class's own parser sees ``--model.atack`` without the prefix."""
         written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
         prefix = written.removesuffix(key)
         options = re.findall(r"--([\w.]+)", self.format_help())

@@ -129,7 +129,7 @@ class Findings:
         return False
 
     def check(self, base: Path, paths: Sequence[str]) -> None:
-        """Look at all images in threads, tell what is not used, and refuse all faults at once.
+        """Open all images in threads, warn of unused files, and refuse all faults at once.
 
         Args:
             base: The folder that the report names.
@@ -182,7 +182,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()  # turns a TIFF upright, and finds the EXIF data behind a PNG's pixels
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # what cannot be read says nothing of the orientation
+    except Exception:  # EXIF data that cannot be read have no orientation
         orientation = None
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     if _is_deep(image.mode):
@@ -201,7 +201,7 @@ def _is_deep(mode: str) -> bool:
 
 
 def _check_mode(image: Image.Image) -> None:
-    """Refuse what the header says to have no certain grey levels or colours."""
+    """Refuse images whose header leaves their grey levels or colours ambiguous."""
     if not _is_deep(image.mode):
         if image.mode not in CONVERTED:
             raise ValueError(f"mode {image.mode} cannot be converted faithfully, save it as RGB")
@@ -220,7 +220,7 @@ def _eight_bits(image: Image.Image, white: int, wide: bool) -> Image.Image:
     """Grey levels from 0 to ``white`` as the nearest of 8 bits; ``wide`` ones are stored in 32 bits."""
     levels = np.asarray(image, dtype=np.float32)
     low, high = levels.min(), levels.max()
-    if not 0 <= low <= high <= white:  # NaN neither
+    if not 0 <= low <= high <= white:  # also refuses NaN
         raise ValueError(f"mode {image.mode} with values from {low:g} to {high:g}, scale them to 0 to {white}")
     if wide and 0 < high < 256:
         raise ValueError(f"32 bits with values up to {high:g} may be 8 or 16 bits, save it as such")

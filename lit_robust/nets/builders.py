@@ -10,12 +10,22 @@ from lit_robust.nets.net import Net
 
 P = ParamSpec("P")
 
+#: The arguments that most builders share.
+ARGUMENTS = {
+    "num_classes": "The number of logits.",
+    "in_channels": "The images' channels.",
+    "image_size": "The images' height and width.",
+    "width": "The channels of the first stage; those of later ones grow with them.",
+    "mean": "See ``Net``.",
+    "std": "See ``Net``.",
+}
+
 
 def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
     """Give the nets of a builder a ``recipe``: its public name and all its arguments, as plain values.
 
     ``jsonargparse`` reads a recipe like any ``class_path`` with ``init_args``. Defaults are included, so a recipe still
-    builds the same net after they have changed.
+    builds the same net after they have changed. A docstring without an Args section gets one, from ``ARGUMENTS``.
 
     Raises:
         ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1.
@@ -38,4 +48,9 @@ def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
         }
         return net
 
+    doc = inspect.getdoc(build) or ""
+    if "Args:" not in doc:
+        wrapper.__doc__ = "\n".join(
+            [doc, "", "Args:", *(f"    {name}: {ARGUMENTS[name]}" for name in signature.parameters)]
+        )
     return wrapper

@@ -13,11 +13,6 @@ def imagenet_resnet18(num_classes: int = 10, mean: PerChannel = IMAGENET_MEAN, s
 
     11,227,812 parameters for 100 classes, 11,689,512 for 1000. GAT and NuAT do not normalise
     ImageNet-100: ``mean=None, std=None``.
-
-    Args:
-        num_classes: The number of logits.
-        mean: See ``Net``; ImageNet's by default.
-        std: See ``Net``; ImageNet's by default.
     """
     return _split(resnet.resnet18(weights=None, num_classes=num_classes), mean, std)
 
@@ -27,11 +22,6 @@ def imagenet_resnet50(num_classes: int = 10, mean: PerChannel = IMAGENET_MEAN, s
     """ResNet-50 (He et al., arXiv:1512.03385) as torchvision builds and initialises it.
 
     23,712,932 parameters for 100 classes, 25,557,032 for 1000.
-
-    Args:
-        num_classes: The number of logits.
-        mean: See ``Net``; ImageNet's by default.
-        std: See ``Net``; ImageNet's by default.
     """
     return _split(resnet.resnet50(weights=None, num_classes=num_classes), mean, std)
 

@@ -21,14 +21,8 @@ def small_cnn(
     """TRADES' SmallCNN (arXiv:1901.08573): 4 convolutions and 2 hidden layers of 200, dropout between them.
 
     312,202 parameters for MNIST. Convolutions are initialised from He's normal distribution, their biases with 0 and,
-    as in the authors' code, the head with 0: until the first update, an attack finds no gradient.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        image_size: Their height and width, at least 16.
-        mean: See ``Net``; none by default.
-        std: See ``Net``; none by default.
+    as in the authors' code, the head with 0: until the first update, an attack finds no gradient. Images must be at
+    least 16 x 16.
     """
     convs = nn.Sequential(
         *_convs([in_channels, 32, 32], kernel_size=3),
@@ -59,15 +53,8 @@ def madry_cnn(
 ) -> Net:
     """The Madry MNIST challenge's net (arXiv:1706.06083): 2 convolutions and a hidden layer of 1024.
 
-    3,274,634 parameters for MNIST. As in the authors' code, every weight is initialised from N(0, 0.1^2), cut
-    off at 0.2, and every bias with 0.1; the rest is as in ``lenet_plus``.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        image_size: Their height and width, at least 4.
-        mean: See ``Net``; none by default.
-        std: See ``Net``; none by default.
+    3,274,634 parameters for MNIST. As in the authors' code, every weight is initialised from N(0, 0.1^2), cut off at
+    0.2, and every bias with 0.1; the rest is as in ``lenet_plus``. Images must be at least 4 x 4.
     """
     net = _two_pools([in_channels, 32], [32, 64], 1024, num_classes, image_size, mean, std)
     for parameter in net.parameters():
@@ -88,14 +75,7 @@ def lenet_plus(
 ) -> Net:
     """R-MGM's LeNet+ (code of arXiv:2002.00614): 2 convolutions and a hidden layer of 1024.
 
-    3,274,634 parameters for MNIST. Weights have torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        image_size: Their height and width, at least 4.
-        mean: See ``Net``; none by default.
-        std: See ``Net``; none by default.
+    3,274,634 parameters for MNIST. Weights have torch's default initialisation. Images must be at least 4 x 4.
     """
     return _two_pools([in_channels, 32], [32, 64], 1024, num_classes, image_size, mean, std)
 
@@ -110,14 +90,7 @@ def lenet_gat(
 ) -> Net:
     """GAT's and NuAT's "modified LeNet" (code of arXiv:2011.14969): 4 convolutions and a hidden layer of 512.
 
-    1,791,466 parameters for MNIST. Weights have torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        image_size: Their height and width, at least 4.
-        mean: See ``Net``; none by default.
-        std: See ``Net``; none by default.
+    1,791,466 parameters for MNIST. Weights have torch's default initialisation. Images must be at least 4 x 4.
     """
     return _two_pools([in_channels, 32, 32], [32, 64, 64], 512, num_classes, image_size, mean, std)
 
@@ -132,14 +105,7 @@ def fast_cnn(
 ) -> Net:
     """FastAT's MNIST net (code of arXiv:2001.03994): 2 convolutions of stride 2 and a hidden layer of 100.
 
-    166,406 parameters for MNIST. Weights have torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        image_size: Their height and width, at least 4.
-        mean: See ``Net``; none by default.
-        std: See ``Net``; none by default.
+    166,406 parameters for MNIST. Weights have torch's default initialisation. Images must be at least 4 x 4.
     """
     convs = nn.Sequential(*_convs([in_channels, 16, 32], kernel_size=4, stride=2, padding=1))
     hidden = nn.Linear(_flat_size(convs, in_channels, image_size), 100)
@@ -158,14 +124,7 @@ def sat_cnn(
     """P-SAT's BasicModel (code of arXiv:2003.09347): 3 convolutions and no hidden layer.
 
     729,418 parameters for MNIST. Convolution weights are initialised from He's normal distribution (fan-out), the rest
-    has torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        image_size: Their height and width, at least 16.
-        mean: See ``Net``; none by default.
-        std: See ``Net``; none by default.
+    has torch's default initialisation. Images must be at least 16 x 16.
     """
     convs = nn.Sequential(
         *_convs([in_channels, 64], kernel_size=8, stride=2, padding=3),
@@ -183,11 +142,8 @@ def sat_cnn(
 def digits_cnn(num_classes: int = 10, width: int = 32) -> Net:
     """A net of our own for scikit-learn's digits, 1 x 8 x 8 images: 3 convolutions and no hidden layer.
 
-    65,994 parameters for 10 classes. Weights have torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        width: The first convolution's channels; the others have twice as many.
+    65,994 parameters for 10 classes. Weights have torch's default initialisation. The first convolution has ``width``
+    channels, the others twice as many.
     """
     convs = nn.Sequential(
         *_convs([1, width], kernel_size=3, padding=1),

@@ -1,4 +1,4 @@
-"""Builds a net again from what a checkpoint says of it, which is data from outside and never code."""
+"""Rebuilds a net from its description in a checkpoint, which is untrusted data and never code."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ from lit_robust import nets
 #: The functions that a file may name.
 BUILDERS = {name: getattr(nets, name) for name in nets.__all__ if inspect.isfunction(getattr(nets, name))}
 
-#: No argument of a builder is larger: a wider net would have more weights than a file can hold.
+#: The largest allowed argument of a builder: a wider net would have more weights than a file can hold.
 LARGEST = 2**20
 
 

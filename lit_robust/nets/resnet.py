@@ -22,14 +22,7 @@ def resnet18(
     """ResNet-18 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
 
     11,173,962 parameters for 10 classes. Weights have torch's default initialisation. NuAT and GAT do not normalise:
-    ``mean=None, std=None``.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels of the first stage; each later stage doubles them.
-        mean: See ``Net``; CIFAR-10's by default.
-        std: See ``Net``; CIFAR-10's by default.
+    ``mean=None, std=None``. The first stage has ``width`` channels; each later stage doubles them.
     """
     return _resnet(BasicBlock, width, 1, (2, 2, 2, 2), num_classes, in_channels, mean, std)
 
@@ -44,14 +37,8 @@ def resnet50(
 ) -> Net:
     """ResNet-50 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
 
-    23,520,842 parameters for 10 classes. Weights have torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels inside the first stage's blocks, which return four times as many.
-        mean: See ``Net``; CIFAR-10's by default.
-        std: See ``Net``; CIFAR-10's by default.
+    23,520,842 parameters for 10 classes. Weights have torch's default initialisation. The first stage's blocks have
+    ``width`` channels inside and return four times as many; each later stage doubles both.
     """
     return _resnet(Bottleneck, width, 4, (3, 4, 6, 3), num_classes, in_channels, mean, std)
 
@@ -69,14 +56,7 @@ def preact_resnet18(
     11,172,170 parameters for 10 classes: 1,024 more than kuangliu/pytorch-cifar's net, which has no BatchNorm before
     the pooling; neither have GradAlign's code and RobustBench's FastAT net. A shortcut that changes the shape reads the
     block's input; in He et al. (and RobustBench's net of Rice et al. for CIFAR-100) it reads the activated input.
-    Weights have torch's default initialisation.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels of the first stage; each later stage doubles them.
-        mean: See ``Net``; CIFAR-10's by default.
-        std: See ``Net``; CIFAR-10's by default.
+    Weights have torch's default initialisation. The first stage has ``width`` channels; each later stage doubles them.
     """
     widths = [width, 2 * width, 4 * width, 8 * width]
     body = nn.Sequential(

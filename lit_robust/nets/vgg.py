@@ -19,14 +19,8 @@ def vgg16(
     """VGG-16 (Simonyan and Zisserman, arXiv:1409.1556) with BatchNorm, as in kuangliu/pytorch-cifar.
 
     14,728,266 parameters for 10 classes, with a single linear layer. Weights have torch's default initialisation.
-    Images must be at least 32 x 32; the features of larger ones are averaged after the last pooling.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels of the first stage; the next four have 2, 4, 8 and 8 times as many.
-        mean: See ``Net``; CIFAR-10's by default.
-        std: See ``Net``; CIFAR-10's by default.
+    Images must be at least 32 x 32; the features of larger ones are averaged after the last pooling. The first stage
+    has ``width`` channels; the next four have 2, 4, 8 and 8 times as many.
     """
     widths = [in_channels, width, 2 * width, 4 * width, 8 * width, 8 * width]
     groups = (

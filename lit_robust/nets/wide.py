@@ -23,14 +23,7 @@ def wide_resnet28_10(
     """WRN-28-10 as in the code of TRADES and RobustBench: 4 blocks per stage, no dropout.
 
     36,479,194 parameters for 10 classes. Convolutions are initialised from N(0, 2 / (k * k * out_channels)), the head's
-    bias with 0.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels of the first stage, 16 times the widening factor; each later stage doubles them.
-        mean: See ``Net``; CIFAR-10's by default.
-        std: See ``Net``; CIFAR-10's by default.
+    bias with 0. The first stage has ``width`` channels, 16 times the widening factor; each later stage doubles them.
     """
     body = _body(partial(PreActBlock, activate_shortcut=True), 4, width, in_channels, nn.ReLU())
     return _initialized(Net(body, nn.Linear(4 * width, num_classes), in_channels=in_channels, mean=mean, std=std))
@@ -48,14 +41,7 @@ def wide_resnet34_10(
 
     46,160,474 parameters for 10 classes. TRADES' own file has 2,102,112 more, in a stage that is never used. NuAT's net
     of this name differs: its convolutions have biases, a block's second convolution has the stride, shortcuts read the
-    block's input, and the last BatchNorm has momentum 0.9. Weights are initialised as in ``wide_resnet28_10``.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels of the first stage, 16 times the widening factor; each later stage doubles them.
-        mean: See ``Net``; CIFAR-10's by default.
-        std: See ``Net``; CIFAR-10's by default.
+    block's input, and the last BatchNorm has momentum 0.9. ``width`` and initialisation are as in ``wide_resnet28_10``.
     """
     body = _body(partial(PreActBlock, activate_shortcut=True), 5, width, in_channels, nn.ReLU())
     return _initialized(Net(body, nn.Linear(4 * width, num_classes), in_channels=in_channels, mean=mean, std=std))
@@ -69,15 +55,11 @@ def wide_resnet32_10(num_classes: int = 10, in_channels: int = 3, width: int = 1
     convolutions, the stem and the head; 34 counts the 30, the stem and 3 convolutional shortcuts. Here shortcuts pool
     and add zero channels, ReLUs are leaky with slope 0.1, BatchNorm has eps 1e-3, and each image is standardised
     separately, so there are no ``mean`` and ``std``. Friendly AT's PyTorch net of this name has none of that and equals
-    ``wide_resnet34_10``. Convolutions and biases are initialised as there, the head as in the authors' code.
+    ``wide_resnet34_10``. Convolutions and biases are initialised as there, the head as in the authors' code. The first
+    stage has ``width`` channels, at least 16; each later stage doubles them.
 
     Differences from the authors' code: convolutions of stride 2 pad both sides of an image, where TensorFlow
     pads one.
-
-    Args:
-        num_classes: The number of logits.
-        in_channels: The images' channels.
-        width: The channels of the first stage, at least 16; each later stage doubles them.
     """
     if width < 16:
         raise ValueError(f"width={width} is less than the stem's 16 channels, which shortcuts can only add to.")

@@ -38,20 +38,20 @@ def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) ->
 
 
 def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Warn if a training is resumed on other data; without a fingerprint on both sides nothing is known."""
+    """Warn if training resumes on other data, which is known only if both sides have a fingerprint."""
     changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
     if own and other and changes:
         rank_zero_warn(
-            f"this training goes on with other data than the checkpoint was trained on ({', '.join(changes)}): unless "
-            "that is meant, give the data of the config.yaml that is saved beside the checkpoint's folder."
+            f"this training continues with other data than the checkpoint's ({', '.join(changes)}): unless "
+            "that is intended, give the data of the config.yaml that is saved beside the checkpoint's folder."
         )
 
 
 def warn_of_averages(checkpoint: Mapping[str, Any], trainer: Any) -> None:
-    """Tell a training that it goes on from averaged weights, because no callback brings the live ones back."""
+    """Warn that training continues from averaged weights, because no callback restores the live ones."""
     averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
     if "current_model_state" in checkpoint and trainer.state.fn == "fit" and not averages:
         rank_zero_warn(
-            "the checkpoint holds averaged weights, and this training keeps no average, so it goes on from them, "
+            "the checkpoint holds averaged weights, and this training keeps no average, so it continues from them, "
             "not from the live ones: add the EMAWeights that the checkpoint was written with."
         )

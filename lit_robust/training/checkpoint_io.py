@@ -1,4 +1,4 @@
-"""Checkpoints that a kill or a full disk cannot cut."""
+"""Checkpoints that a kill or a full disk cannot truncate."""
 
 from io import BytesIO
 from pathlib import Path
@@ -11,14 +11,14 @@ from lit_robust.whole_files import remove_unfinished, write_whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's own, except that a local file is written beside its place and moved there.
+    """Lightning's checkpoint IO, except that a local file is written next to its destination and renamed onto it.
 
-    Lightning writes it into the system's temporary folder and copies it over the old one, if that is another file
-    system: a kill in between destroys both.
+    Lightning writes to the system's temporary folder and, if that is on another file system, copies the file over the
+    old one: a kill during the copy destroys both.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; remote paths go Lightning's way."""
+        """Write a checkpoint; remote paths are left to Lightning."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -28,7 +28,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def keep_checkpoints_whole(trainer: Any) -> None:
-    """Let a trainer write whole checkpoints, unless the user has chosen how; remove what a kill has left."""
+    """Make a trainer write checkpoints atomically, unless the user has set a checkpoint IO; remove unfinished files."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     for callback in trainer.checkpoint_callbacks:

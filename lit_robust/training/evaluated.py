@@ -23,7 +23,7 @@ from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
 
-#: What is taken off a net, so that checkpoints have its own names; Lightning distributes it.
+#: Wrappers that are removed from a net, so that checkpoints have its own names; Lightning distributes it itself.
 _WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -113,7 +113,7 @@ class Evaluated(LightningModule):
             self._tell_of_another_eps()
 
     def _tell_of_another_eps(self) -> None:
-        """Say it where the training's attack has another bound than every attack that measures it."""
+        """Inform the user if the training attack's eps is none of those in validation, or in test."""
         mine = self._built_eps
         for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
             others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]

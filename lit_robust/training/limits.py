@@ -1,4 +1,4 @@
-"""Pixels and labels of every batch, watched on the device."""
+"""Range checks of every batch's pixels and labels that rarely wait for the device."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from lit_robust.training.ranks import max_over_ranks
 
 
 class Limits:
-    """The range of the pixels and labels since the last check; reading it waits for the device, adding to it does not.
+    """The range of pixels and labels since the last check; only ``check`` waits for the device.
 
     Args:
         num_classes: Labels are 0 to ``num_classes - 1``; a sample that should not count has weight 0.
@@ -20,17 +20,17 @@ class Limits:
         self.reached: Tensor | None = None
 
     def watch(self, batch: Batch) -> Batch:
-        """Add a batch, and give it back with labels that no kernel refuses before ``check`` does."""
+        """Add a batch, and return it with labels clamped to the classes, so that no kernel fails before ``check``."""
         x, y = torch.stack(torch.aminmax(batch.x.detach())), torch.stack(torch.aminmax(batch.y))
         reached = torch.stack([-x[0], x[1], -y[0].to(x.dtype), y[1].to(x.dtype)]).float()
         self.reached = reached if self.reached is None else torch.maximum(self.reached, reached)
         return batch._replace(y=batch.y.clamp(0, self.num_classes - 1))
 
     def check(self) -> None:
-        """Refuse what has been seen since the last check, on any rank; every rank must ask.
+        """Refuse values out of range since the last check, on any rank; every rank must call it.
 
         Raises:
-            ValueError: If a pixel was outside [0, 1] or NaN, or a label was none of the classes.
+            ValueError: If a pixel was outside [0, 1] or NaN, or a label was not one of the classes.
         """
         if self.reached is None:
             return
@@ -43,6 +43,6 @@ class Limits:
             )
         if -first < 0 or last >= self.num_classes:
             raise ValueError(
-                f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
-                f"{self.num_classes - 1}: give what shall not count the weight 0, not another label."
+                f"labels of a later batch run from {-first:.0f} to {last:.0f}, but the classes are 0 to "
+                f"{self.num_classes - 1}: give samples that must not count the weight 0, not another label."
             )

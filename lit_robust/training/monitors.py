@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-#: What Lightning's callbacks can monitor without anybody logging it.
+#: What Lightning's callbacks can monitor although it is never logged.
 ALWAYS = ("epoch", "step")
 
 #: Callbacks of ours that log nothing but ``train/switch_epoch``; Lightning's own log nothing that can be monitored.
@@ -11,7 +11,7 @@ SILENT = tuple(f"lit_robust.callbacks.{name}" for name in ("delayed_start", "ear
 
 
 def monitored(trainer: Any) -> Iterator[tuple[str, str]]:
-    """Who monitors, and what: callbacks, and a scheduler that waits for a plateau."""
+    """Each callback and scheduler that monitors a metric, with the metric."""
     watchers = [*trainer.callbacks, *(config.scheduler for config in trainer.lr_scheduler_configs)]
     for watcher in watchers:
         if (monitor := getattr(watcher, "monitor", None)) is not None:
@@ -19,12 +19,12 @@ def monitored(trainer: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_monitors(trainer: Any, logged: Collection[str], split: str = "val/") -> None:
-    """Refuse monitors of a metric which is never logged; Lightning says so an epoch later.
+    """Refuse monitors of a metric which is never logged; Lightning reports them an epoch later.
 
     Args:
         trainer: Its callbacks and schedulers are checked.
         logged: The keys that are logged; none of ``val/`` if there is no validation.
-        split: Only monitors of keys that begin so are checked; all of them if it is empty.
+        split: Only monitored keys with this prefix are checked; all if it is empty.
 
     Raises:
         ValueError: If one monitors a key that is not logged.
@@ -52,7 +52,7 @@ def validates(trainer: Any) -> bool:
 
 
 def only_the_method_logs(trainer: Any) -> bool:
-    """Whether no code of a user's, and no callback, may log further metrics, so that all keys are known."""
+    """Whether all logged keys are known, because neither a user's code nor a callback can log others."""
     known = ("lightning.", *SILENT)
     ours = type(trainer.lightning_module).__module__.startswith("lit_robust.")
     return ours and all(type(callback).__module__.startswith(known) for callback in trainer.callbacks)

@@ -1,4 +1,4 @@
-"""Builds a method again from a checkpoint's arguments, which are data from outside: only parts that are known here."""
+"""Rebuilds a method from a checkpoint's arguments, which are untrusted: only known parts are built."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ from lit_robust.training.weight_perturbation import AWP
 
 
 def known_parts() -> dict[str, Callable[..., Any]]:
-    """What a checkpoint may name, by the path that it is saved under.
+    """The parts that a checkpoint may name, by the path under which they are saved.
 
-    Optimizers and torch's schedulers are made later, from parameters or the optimizer.
+    Optimizers and torch's schedulers are factories, because they need parameters or the optimizer.
     """
     ours: list[type] = [getattr(room, name) for room in (attacks, schedules) for name in room.__all__]
     ours += [*subclasses(Difficulty), *subclasses(Trigger), AWP]
@@ -41,7 +41,7 @@ def known_parts() -> dict[str, Callable[..., Any]]:
 
 
 def rebuild_argument(name: str, value: Any) -> Any:
-    """What a checkpoint gives for an argument of a method: plain values, and parts that are known here.
+    """Rebuild a method's argument from what a checkpoint holds: plain values, and known parts.
 
     Args:
         name: The argument's name.
@@ -55,7 +55,7 @@ def rebuild_argument(name: str, value: Any) -> Any:
         arguments = value.get("init_args") or {}
         if build is None or not isinstance(arguments, Mapping):
             raise ValueError(
-                f"{name} is a {str(value['class_path'])[:100]}, which no file may ask for: give {name}=..."
+                f"{name} is a {str(value['class_path'])[:100]}, which is not built from a file: give {name}=..."
             )
         return build(**{str(key): rebuild_argument(str(key), one) for key, one in arguments.items()})
     if isinstance(value, Mapping):
@@ -68,7 +68,7 @@ def rebuild_argument(name: str, value: Any) -> Any:
 
 
 def subclasses(kind: type) -> list[type]:
-    """All classes below one, as far as they are imported."""
+    """All imported subclasses of a class, direct and indirect."""
     found: list[type] = []
     child: type
     for child in kind.__subclasses__():
@@ -77,12 +77,12 @@ def subclasses(kind: type) -> list[type]:
 
 
 def build_method(cls: type, checkpoint: Mapping[str, Any], path: str | Path, given: Mapping[str, Any]) -> Any:
-    """Build the method that a checkpoint names, if it is ``cls`` or a method of ours below it, else ``cls``.
+    """Build the method that a checkpoint names if it is ``cls`` or one of our subclasses of it, else ``cls``.
 
     Args:
         cls: The class that was asked for.
         checkpoint: Its ``hyper_parameters`` are the arguments.
-        path: Where it lies, for the error.
+        path: The checkpoint's path, for the error.
         given: Arguments that replace the file's.
 
     Raises:

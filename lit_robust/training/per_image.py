@@ -41,7 +41,7 @@ class PerImage(Defense):
         changed[batch.index] |= exists
 
     def on_train_start(self) -> None:
-        """Make room for all images, also when an epoch is resumed."""
+        """Extend the table to all images, also when an epoch is resumed."""
         super().on_train_start()
         self.make_room()
 
@@ -81,7 +81,7 @@ def images_in(loader: Any) -> int:
     """One more than the largest index that a loader can give.
 
     Raises:
-        ValueError: If the loader does not tell.
+        ValueError: If it is unknown.
     """
     if hasattr(loader, "samples"):  # a loader of lit_robust.data: its indices count the held-out images, too
         return int(loader.samples.indices.max()) + 1
@@ -92,13 +92,13 @@ def images_in(loader: Any) -> int:
         return len(images)
     except (AttributeError, TypeError):
         raise ValueError(
-            f"this method remembers a number of each image, but {type(loader).__name__} does not tell how many there "
+            f"this method remembers a number for each image, but {type(loader).__name__} does not tell how many there "
             "are: give a DataLoader of a dataset that has a length."
         ) from None
 
 
 def check_index(index: Tensor, images: int) -> None:
-    """Refuse indices that have no place in the table.
+    """Refuse indices outside the table.
 
     Raises:
         ValueError: If an image has no index, or one that is not below the number of images.
@@ -106,7 +106,7 @@ def check_index(index: Tensor, images: int) -> None:
     low, high = int(index.min()), int(index.max())
     if low < 0:
         raise ValueError(
-            "this method knows an image by its index, which the training's loader does not give: let it yield "
+            "this method identifies images by their index, which the training loader does not give: let it yield "
             "lit_robust.batch.Batch(x, y, index, weight)."
         )
     if high >= images:

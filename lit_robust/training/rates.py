@@ -14,7 +14,7 @@ from lit_robust.schedules import Schedule
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
 
 
-#: What tells the kinds of optimizers apart.
+#: Entries of a parameter group that only some kinds of optimizers have.
 OF_ONE_KIND = {"momentum", "betas", "dampening", "nesterov", "alpha", "rho", "etas", "lr_decay", "centered"}
 
 
@@ -57,7 +57,7 @@ class LearningRate:
         self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
-        #: The optimizer states of the checkpoint that the training goes on from.
+        #: The optimizer states of the checkpoint from which training resumes.
         self.resumed: list[Any] = []
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class LearningRate:
         }
 
     def _check_resumed(self) -> None:
-        """Refuse the state of another optimizer, which torch takes for this one's.
+        """Refuse the state of another optimizer, which torch would load without an error.
 
         Raises:
             ValueError: If a checkpoint's groups have the numbers of another kind of optimizer.
@@ -160,7 +160,7 @@ class LearningRate:
 
 
 def monitored_by(scheduler: ReduceLROnPlateau) -> str:
-    """The metric that a plateau scheduler watches: Lightning's class says it, torch's gets the robust accuracy."""
+    """The metric that a plateau scheduler monitors: Lightning's class names it, torch's gets the robust accuracy."""
     return str(getattr(scheduler, "monitor", "val/acc/robust"))
 
 
@@ -168,7 +168,7 @@ def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
     """Refuse a plateau scheduler that would lower the rate while the net gets better.
 
     Raises:
-        ValueError: If its mode contradicts its metric, or it is to step by batches, of which there is no metric.
+        ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
     """
     monitor = monitored_by(scheduler)
     right = "max" if "/acc/" in monitor else "min" if "loss" in monitor else scheduler.mode
