@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lit_robust.analysis import curves, diversity, stale, surface, sweep, transfer
+from lit_robust.analysis import compare, curves, diversity, stale, surface, sweep, transfer
+from lit_robust.analysis.compare import Method, interval, latex, markdown, ranked
 from lit_robust.analysis.curves import draw
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.journal import Journal
@@ -23,6 +24,7 @@ from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import NuAT
 from lit_robust.defenses.hybrid import EvenShare
 from lit_robust.losses import ce
+from lit_robust.measures.accuracy import Accuracy
 from lit_robust.nets import digits_cnn
 from tests.front_door import refusal
 from tests.methods import ONE_STEP, build
@@ -372,3 +374,57 @@ def test_the_command_refuses_in_one_sentence(two, capsys):
     assert "runs/none" in refusal(capsys, "sweep", "runs/none", "--data", "DigitsDataModule")
     assert "required: data" in refusal(capsys, "transfer", *two)
     assert "attak" in refusal(capsys, "sweep", *two, "--data", "DigitsDataModule", "--attak.eps", "0.1")
+
+
+# The comparison.
+
+
+def method(name: str, runs: list[float], images: list[float], seconds: float = 1.0) -> Method:
+    return Method(name, {"pgd": torch.tensor(images, dtype=torch.float64)}, {"pgd": runs}, seconds)
+
+
+def bits(share: float, n: int = 400) -> list[float]:
+    return [float(i < share * n) for i in range(n)]
+
+
+def test_methods_that_differ_by_less_than_their_seeds_have_one_rank():
+    wide, near = method("wide", [0.4, 0.5, 0.6], bits(0.5)), method("near", [0.44, 0.44, 0.44], bits(0.44))
+    assert [rank for rank, _ in ranked([wide, near], "pgd")] == [1, 1]
+    narrow = method("narrow", [0.5, 0.5, 0.5], bits(0.5))
+    assert [(rank, one.name) for rank, one in ranked([near, narrow], "pgd")] == [(1, "narrow"), (2, "near")]
+
+
+def test_methods_that_differ_by_less_than_the_images_explain_have_one_rank():
+    apart = [method("a", [0.5] * 3, bits(0.5, 20)), method("b", [0.45] * 3, bits(0.45, 20))]
+    assert [rank for rank, _ in ranked(apart, "pgd")] == [1, 1]
+
+
+def test_a_method_of_two_seeds_is_not_ranked():
+    few, enough = method("few", [0.9, 0.9], bits(0.9)), method("enough", [0.1] * 3, bits(0.1))
+    assert [rank for rank, _ in ranked([few, enough], "pgd")] == [None, 1]
+
+
+def test_the_interval_of_one_seed_is_wilsons():
+    assert interval(torch.tensor(bits(0.3, 50))) == pytest.approx(Accuracy(0.3, 50).interval)
+
+
+def test_compare_agrees_with_the_sweep_and_writes_four_files(two):
+    rows = compare([f"a@{i}={path.rpartition('=')[2]}" for i, path in enumerate(two)], digits(), {"pgd": ATTACK})
+    alone = sweep(two, digits(), attack=ATTACK, over="steps", values=[4])
+    assert rows[0]["pgd"] == pytest.approx(sum(row["accuracy"] for row in alone) / 2)
+    assert (rows[0]["pgd min"], rows[0]["pgd max"]) == tuple(sorted(row["accuracy"] for row in alone))
+    assert rows[0]["seeds"] == 2
+    written = {path.suffix for path in Path("analysis").glob("compare.*")}
+    assert written == {".csv", ".md", ".tex", ".png"}
+
+
+def test_tables_escape_what_their_language_would_read():
+    row = {"rank": None, "method": "a|b_c%$", "seeds": 1, "pgd": 0.5, "pgd low": 0.4, "pgd high": 0.6}
+    row |= {"pgd min": 0.5, "pgd max": 0.5, "n": 10, "seconds": math.nan, "time saved": math.nan}
+    assert r"a\|b_c%$" in markdown([row])
+    assert r"-- & a|b\_c\%\$ & 1 & 50.0 \\" in latex([row])
+
+
+def test_a_reference_that_is_not_compared_is_refused(two):
+    with pytest.raises(ValueError, match="reference"):
+        compare(two, digits(), {"pgd": ATTACK}, reference="none", gap=False)
