@@ -109,8 +109,9 @@ def compare(
     rows = table(ranked(methods, strongest), list(named_attacks), first if gap else None, reference or slowest)
     text = markdown(rows)
     print(text)
-    write_whole(Path(out) / "compare.md", text.encode())
-    write_whole(Path(out) / "compare.tex", latex(rows).encode())
+    for suffix, content in (("md", text), ("tex", latex(rows))):
+        write_whole(Path(out) / f"compare.{suffix}", content.encode())
+        print(Path(out) / f"compare.{suffix}")
     about = "\n".join(describe(attack) for name, attack in named_attacks.items() if name == strongest)
     write(Path(out), "compare", rows, draw(rows, strongest, f"{about}, {images.n} test images"), wandb_project)
     return rows
