@@ -12,6 +12,7 @@ from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
 
 BNMode = Literal["eval", "train"]
+BNForwards = Literal["needed", "authors"]
 
 #: ``rates.sgd`` as a configuration.
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
