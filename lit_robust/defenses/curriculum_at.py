@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import within_box
+from lit_robust.attacks.base import made_once, within_box
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
@@ -16,6 +16,17 @@ from lit_robust.measures.accuracy import Survivors, rows_of
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 from lit_robust.training.monitors import validates
+
+
+def stepped(attack: PGD, j: int, step_size: float) -> PGD:
+    """The attack with j steps; with 0 steps it returns the images."""
+    if j == 0:
+        return replace(attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
+    return replace(attack, steps=j, step_size=step_size)
+
+
+#: For step sizes that are not drawn; those that are would fill the cache.
+stepped_once = made_once(stepped)
 
 
 class CurriculumAT(Defense):
@@ -106,11 +117,12 @@ class CurriculumAT(Defense):
     def with_steps(self, j: int, random: bool = False) -> PGD:
         """The attack with j steps, of random size if ``random``; with 0 steps it returns the images."""
         if j == 0:
-            return replace(self.attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
+            return stepped_once(self.attack, 0, 0.0)
         longest = 2 * self.attack.eps
         size = longest / j * (1 + (10 / j - 1) * float(torch.rand(())) if random else 1)  # drawn on the host
         cut = min(size, longest)
-        return replace(self.attack, steps=j, step_size=cut if self.attack.norm == "l2" else within_box(cut))
+        build = stepped if random else stepped_once
+        return build(self.attack, j, cut if self.attack.norm == "l2" else within_box(cut))
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on all parts."""
