@@ -65,6 +65,25 @@ def test_arrows_between_rooms_go_one_way(file):
         assert rooms_imported_by(file) <= MAY_KNOW[room] | {room}
 
 
+def rooms_named_by(source: str) -> set[str]:
+    """The rooms in strings such as "lit_robust.defenses.NuAT", which are imports in disguise; not in docstrings."""
+    strings = [
+        node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and type(node.value) is str
+    ]
+    return {room for text in strings if "\n" not in text for room in re.findall(r"^lit_robust\.([a-z_]+)\.", text)}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_nor_do_paths_in_strings(file):
+    room = room_of(file)
+    if room != "cli" and file != PACKAGE / "training" / "monitors.py":  # lists callbacks that log no metric
+        assert rooms_named_by(file.read_text()) <= MAY_KNOW[room] | {room}
+
+
+def test_the_walk_sees_paths_in_strings():
+    assert rooms_named_by('"""lit_robust.cli.main\n"""\nPATHS = {f"lit_robust.defenses.{name}": 1}') == {"defenses"}
+
+
 LIGHT = (GROUND - {"seeds", "lightning_internals"}) | {"attacks", "nets"}
 
 

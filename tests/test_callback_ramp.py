@@ -92,6 +92,26 @@ def test_a_path_replaces_frozen_values_and_leaves_the_old_ones_alone(tmp_path):
     assert module.attack == PGD(eps=eps(1.75))
 
 
+@pytest.mark.parametrize(
+    ("attribute", "schedule", "values"),
+    [
+        ("attack.eps", Staircase([0], ["8/255"]), 1),
+        ("attack.eps", PerEpoch(Linear(0, "8/255", 0, 2)), 2),
+        ("attack.eps", Linear(0, "8/255", 0, 2), 2 * BATCHES),
+        ("attack.steps", Staircase([0, 1], [2, 4]), 2),
+    ],
+)
+def test_an_attack_is_built_anew_only_when_the_value_has_changed(tmp_path, attribute, schedule, values):
+    attacks = []
+
+    class Notes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            attacks.append(pl_module.attack)
+
+    fit(tmp_path, Classifier(), AttributeRamp(attribute, schedule), Notes())
+    assert len({id(attack) for attack in attacks}) == values
+
+
 def test_an_integer_stays_one(tmp_path):
     """Such as a number of steps or replays, which must not become 2.0."""
     module = Classifier()

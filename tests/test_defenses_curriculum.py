@@ -8,8 +8,9 @@ from torch import nn
 from lit_robust import losses
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp
-from lit_robust.defenses import CurriculumAT, Natural
+from lit_robust.defenses import AWP, CurriculumAT, Natural
 from lit_robust.schedules import Staircase
+from lit_robust.training.metrics import EpochMeans
 from tests.formulas import Passes, assert_same_batch, gradient, in_float64, smooth_net
 from tests.methods import EPS, ONE_STEP, build
 from tests.ranks import Data
@@ -156,6 +157,19 @@ class TestCurriculum:
     def test_waits_for_the_accuracy(self, tmp_path):
         assert self.run(tmp_path, expect_acc=0.25, **still())[0] == [0, 0, 0, 0]  # which is that of one class in four
         assert self.run(tmp_path, expect_acc=0.24, **still())[0] == [0, 1, 2, 2]
+
+    @pytest.mark.parametrize("weight_perturbation", [None, AWP(gamma=0.01)])
+    def test_decides_by_its_own_count_which_is_the_logged_accuracy(self, tmp_path, weight_perturbation):
+        arguments = {"expect_acc": 0.5, "weight_perturbation": weight_perturbation}
+        _, defense, fitted = self.run(tmp_path, epochs=1, **arguments)
+        logged = float(fitted.callback_metrics["train/acc/robust"])
+        assert 0 < logged < 1
+        assert defense.memory.values["learned"] == pytest.approx(logged)
+        assert not defense.memory.tensors  # the next epoch is counted from 0
+
+    def test_does_not_depend_on_the_metrics(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(EpochMeans, "count", lambda *arguments: None)
+        assert self.run(tmp_path, expect_acc=0.0)[0] == [0, 1, 2, 2]
 
     def test_is_logged(self, tmp_path):
         _, _, fitted = self.run(tmp_path, expect_acc=0.0, epochs=2)

@@ -163,6 +163,7 @@ def test_each_sample_stops_as_if_it_were_alone_and_costs_no_pass_afterwards(unsu
     assert ((found - expected).abs() > 1e-3).float().mean() < 0.01  # where the sign of a gradient is in doubt
     assert len(x) < looks < len(x) * attack.steps
     assert passes.backward == looks
+    assert passes.forward == looks + (len(x) if loss is losses.kl else 0)  # the clean images once
 
 
 def test_with_a_large_tau_and_no_noise_it_is_pgd(unsure_net):

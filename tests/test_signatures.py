@@ -86,6 +86,11 @@ def test_print_config_has_the_names_the_order_and_the_defaults_of_python(method,
             assert value == argument.default, name
 
 
+def test_help_shows_the_default_optimizer_as_a_call():
+    shown = str(inspect.signature(defenses.PGDAT))
+    assert " = SGD(lr=0.1, momentum=0.9, weight_decay=0.0005), lr_scheduler: " in shown
+
+
 def test_the_default_optimizer_is_one_and_the_same_in_python_and_on_the_command_line():
     (group,) = sgd([nn.Parameter(torch.zeros(1))]).param_groups
     assert {name: group[name] for name in SGD["init_args"]} == SGD["init_args"]

@@ -139,11 +139,13 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
 def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
     """Set the attribute at the end of a path; returns the owner, or its replacement if it is frozen."""
     name, *rest = path
+    before = getattr(owner, name)
     if rest:
-        part = getattr(owner, name)
-        value = _assign(part, rest, value)
-        if value is part:
-            return owner
+        value = _assign(before, rest, value)
+    elif type(value) is type(before) and value == before:
+        value = before
+    if value is before:  # nothing has changed: an attack is not built and checked anew
+        return owner
     try:
         setattr(owner, name, value)
     except FrozenInstanceError:

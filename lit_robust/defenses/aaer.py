@@ -26,7 +26,8 @@ class AAER(SingleStep):
 
     If no sample is abnormal, or all are, the regulariser is 0. Means are over all ranks. ``train/abnormal`` is |AB|/N.
 
-    As in the authors' code: V_rest is a constant, and so is CE1 in the lam2 term, which therefore changes the reported
+    As in the authors' code: BatchNorm is in train mode during the attack, whose only forward gives z0; V_rest is a
+    constant, and so is CE1 in the lam2 term, which therefore changes the reported
     loss but no weight; ``detach_ce=False`` gives the term a gradient.
 
     Args:
@@ -91,7 +92,7 @@ class AAER(SingleStep):
 
 def mean_variations(variation: Tensor, abnormal: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mean over the abnormal samples of all ranks, the mean over the others, and whether both exist."""
-    groups = torch.stack([weight * abnormal, weight * ~abnormal])
+    groups = torch.stack([weight * abnormal, weight * ~abnormal]).to(variation.dtype)
     sums = sum_over_ranks(torch.stack([groups @ variation, groups.sum(dim=1)]))
     v_abnormal, v_rest = sums[0] / sums[1].clamp_min(torch.finfo(sums.dtype).tiny)
     return v_abnormal, v_rest, (sums[1] > 0).all()

@@ -8,14 +8,27 @@ from torch import Tensor, nn
 
 from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import within_box
+from lit_robust.attacks.base import made_once, within_box
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.accuracy import Survivors, rows_of
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
+from lit_robust.training.memory import shared_out
 from lit_robust.training.monitors import validates
+from lit_robust.training.ranks import sum_over_ranks
+
+
+def stepped(attack: PGD, j: int, step_size: float) -> PGD:
+    """The attack with j steps; with 0 steps it returns the images."""
+    if j == 0:
+        return replace(attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
+    return replace(attack, steps=j, step_size=step_size)
+
+
+#: For step sizes that are not drawn; those that are would fill the cache.
+stepped_once = made_once(stepped)
 
 
 class CurriculumAT(Defense):
@@ -70,7 +83,7 @@ class CurriculumAT(Defense):
         self.expect_acc = expect_acc
         self.patience = patience
         # The training accuracy of the last epoch; the best validation accuracy at this k, and the validations since.
-        self.memory.declare(k=0, learned=0.0, best=-1.0, stale=0)
+        self.memory.declare(shared_out, k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.val_survivors = Survivors(rows_of(self.val_attacks))
@@ -96,6 +109,7 @@ class CurriculumAT(Defense):
 
     def perturb(self, batch: Batch) -> Tensor:
         """Attack the parts of the batch one after the other."""
+        self.count_right()
         n, k = len(batch.x), int(self.k)
         each = n // (k + 1) if self.batch_mixing else 0
         sizes = [each] * k + [n - k * each]
@@ -106,17 +120,21 @@ class CurriculumAT(Defense):
     def with_steps(self, j: int, random: bool = False) -> PGD:
         """The attack with j steps, of random size if ``random``; with 0 steps it returns the images."""
         if j == 0:
-            return replace(self.attack, steps=0, init="zero", loss=losses.ce, compare_with="label")
+            return stepped_once(self.attack, 0, 0.0)
         longest = 2 * self.attack.eps
         size = longest / j * (1 + (10 / j - 1) * float(torch.rand(())) if random else 1)  # drawn on the host
         cut = min(size, longest)
-        return replace(self.attack, steps=j, step_size=cut if self.attack.norm == "l2" else within_box(cut))
+        build = stepped if random else stepped_once
+        return build(self.attack, j, cut if self.attack.norm == "l2" else within_box(cut))
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on all parts."""
-        values = super().loss(batch, x_adv)
-        self.seen["k"] = torch.full_like(batch.weight, self.k)
-        return values
+        logits = self.net(x_adv)
+        self.seen |= {"robust": logits, "k": torch.full_like(batch.weight, self.k)}
+        right = (logits.detach().argmax(dim=1) == batch.y) * batch.weight
+        # Of this batch alone, because a weight perturbation computes the loss twice.
+        self.memory.tensors["last_right"] = torch.stack([right.sum(), batch.weight.sum()])
+        return losses.ce(logits, batch.y)
 
     # The curriculum.
 
@@ -130,8 +148,17 @@ class CurriculumAT(Defense):
             )
 
     def end_epoch(self) -> None:
-        """Remember the epoch's training accuracy."""
-        self.memory.values["learned"] = self.epoch_means.get("acc/robust", 0.0)
+        """Remember the epoch's training accuracy; 0 while no batch is adversarial."""
+        self.count_right()
+        right = self.memory.tensors.pop("right", torch.zeros(2, device=self.device))
+        total, weight = sum_over_ranks(right).tolist()
+        self.memory.values["learned"] = total / weight if weight else 0.0
+
+    def count_right(self) -> None:
+        """Add the last batch's images to those of the epoch."""
+        tensors = self.memory.tensors
+        if (last := tensors.pop("last_right", None)) is not None:
+            tensors["right"] = tensors["right"] + last if "right" in tensors else last
 
     def on_validation_epoch_start(self) -> None:
         """Set the attack of ``val/acc/k_steps`` to k steps."""
@@ -143,7 +170,7 @@ class CurriculumAT(Defense):
         """Count the validations since the best one."""
         super().on_validation_epoch_end()
         if self.patience and not self.trainer.sanity_checking:
-            accuracy, memory = float(self.trainer.callback_metrics["val/acc/k_steps"]), self.memory.values
+            accuracy, memory = self.val_results["k_steps"].value, self.memory.values
             better = accuracy > memory["best"]
             memory |= {"best": accuracy, "stale": 0} if better else {"stale": memory["stale"] + 1}
 

@@ -39,7 +39,8 @@ class FGSMAT(SingleStep):
         min_theta  E  CE(f(x'), y),     x' = clip( x + eps sign grad CE(f(x), y), 0, 1 )
 
     The paper mixes this loss with the clean one; the rows called FGSM-AT in the NuAT and GAT tables do not, nor does
-    this. At 8/255 on CIFAR-10 it overfits catastrophically (0 % under PGD in the NuAT slides): it is a baseline.
+    this. BatchNorm is in train mode during the attack, as in ``FastAT``; its mode behind those rows is not published.
+    At 8/255 on CIFAR-10 it overfits catastrophically (0 % under PGD in the NuAT slides): it is a baseline.
     """
 
 
@@ -49,9 +50,9 @@ class RFGSMAT(SingleStep):
         x0 = clip( x + alpha sign N(0, I), 0, 1 ),     x' = clip( x0 + (eps - alpha) sign grad CE(f(x0), y), 0, 1 )
 
     Args:
-        alpha: The random step; eps/2 by default. This default and the use of Tramer's form are ours: the recipe
-            behind the rows called R-FGSM-AT in the NuAT and GAT tables is not published. While a ramp holds eps below
-            alpha, the random step is eps and the gradient step is 0.
+        alpha: The random step; eps/2 by default. This default, the use of Tramer's form and BatchNorm's train mode
+            during the attack are ours: the recipe behind the rows called R-FGSM-AT in the NuAT and GAT tables is not
+            published. While a ramp holds eps below alpha, the random step is eps and the gradient step is 0.
 
     Raises:
         ValueError: If ``alpha`` is above the attack's eps.
@@ -83,11 +84,12 @@ class FastAT(SingleStep):
         delta <- clip( delta + alpha sign grad CE(f(x + delta), y), -eps, eps ),  x + delta clipped to [0, 1]
         min_theta  E  CE(f(x + delta), y)
 
-    As in the authors' code: ``delta_init="previous"`` starts from the previous batch's perturbation (0 at first), which
-    is clipped to the new images' box only after the step; rows that a short batch lacks are kept for the next batch.
-    Their cyclic learning rate comes with a cyclic momentum, see ``schedules.CyclicMomentum``. Differs from the authors'
-    code: it works on normalised images and draws each channel's start within the first channel's eps; here, as in the
-    paper, eps is the same for all channels.
+    As in the authors' code: BatchNorm is in train mode during the attack; ``delta_init="previous"`` starts from the
+    previous batch's perturbation (0 at first), which is clipped to the new images' box only after the step; rows that a
+    short batch lacks are kept for the next batch. Their cyclic learning rate comes with a cyclic momentum, see
+    ``schedules.CyclicMomentum``. Differs from the authors' code: it works on normalised images, and until it was mended
+    in 2020 each channel's start was drawn up to the first channel's eps; here, as in the paper, eps is the same for all
+    channels.
 
     Args:
         alpha: The step; the paper's 1.25 eps by default. At 2 eps the nets of the Free-vs-Fast report overfit
@@ -134,8 +136,9 @@ class NFGSM(SingleStep):
         eta ~ U(-k eps, k eps),  x + eta clipped to [0, 1]
         min_theta  E  CE(f(x'), y),     x' = clip( x + eta + eps sign grad CE(f(x + eta), y), 0, 1 )
 
-    So ``x'`` is up to ``(k + 1) eps`` away from ``x``, by design. Same as the authors' code, which also warms eps up
-    over 5 epochs on SVHN: ``AttributeRamp("attack.eps", Linear(0, 8/255, 0, 5))``.
+    So ``x'`` is up to ``(k + 1) eps`` away from ``x``, by design. Same as the authors' code: BatchNorm is in train mode
+    during the attack. Their code also warms eps up over 5 epochs on SVHN:
+    ``AttributeRamp("attack.eps", Linear(0, 8/255, 0, 5))``.
 
     Args:
         k: The noise in units of eps: 2; 3 for SVHN at 12/255 and 4 for a WideResNet at 16/255 in the authors' scripts.

@@ -23,7 +23,8 @@ class FreeAT(SingleStep):
                            delta <- clip( delta + eps sign grad_delta L, -eps, eps )
 
     Both gradients are taken at the old theta and delta, so the order of the two updates does not matter. The attack's
-    forward pass is the update's, so ``attack_bn_mode`` has no effect, and a batch costs m natural steps. A batch takes
+    forward pass is the update's, with BatchNorm in train mode, so ``attack_bn_mode`` has no effect, and a batch costs m
+    natural steps. A batch takes
     m optimizer steps: ``max_steps`` and ``train/updates`` count them all, and a ``Schedule`` advances with each replay,
     as the rate in Wong et al.'s code does; a torch scheduler that counts steps counts batches.
 

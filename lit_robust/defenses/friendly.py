@@ -27,7 +27,9 @@ class FriendlyAT(Defense):
     is in eval mode during the attack. Their ``tau`` is 0, then 1 from epoch 50 of 120 on and 2 from epoch 90 on,
     counted from 0: ``AttributeRamp("tau", Staircase([0, 50, 90], [0, 1, 2]))``.
 
-    FAT for TRADES is ``TRADES(attack=FriendlyPGD(...))``; ramp ``attack.tau`` there.
+    FAT for TRADES is ``TRADES(attack=FriendlyPGD(...))``; ramp ``attack.tau`` there. Its authors' code clips the start
+    to [0, 1], which ``TRADES`` does not, sets omega to 0, and tau to 0, 1, 2 and 3 from epochs 0, 30, 50 and 70 of 85
+    on.
 
     Args:
         attack: A PGD.

@@ -111,7 +111,12 @@ class GAT(SingleStep):
 
     def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
         """Cross-entropy on clean images, and the penalty."""
+        clean, penalty = self.terms(batch, x_adv)
+        return clean + self.lam * penalty
+
+    def terms(self, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of each clean image, and the penalty."""
         logits, clean_logits = self.net(x_adv), self.net(batch.x)
         clean = losses.ce(clean_logits, batch.y)
         self.seen |= {"robust": logits, "clean": clean_logits, "ce/clean": clean}
-        return clean + self.lam * self.penalty(logits, clean_logits, batch.weight)
+        return clean, self.penalty(logits, clean_logits, batch.weight)

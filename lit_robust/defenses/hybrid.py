@@ -7,9 +7,7 @@ compare them with.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +16,10 @@ from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
-from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger
-from lit_robust.training.ranks import sum_over_ranks, world_size
+from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger, Watched
+from lit_robust.training.ranks import sum_over_ranks
 
-__all__ = ["MEMORY", "CleanLossDrop", "Detector", "EvenShare", "SecondStepGain", "Trigger"]
+__all__ = ["MEMORY", "CleanLossDrop", "Detector", "EvenShare", "SecondStepGain", "Trigger", "Watched"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +52,14 @@ class CleanLossDrop(Detector):
         require.number("warm_up", self.warm_up, least=0)
         require.number("drop", self.drop, above=0, below=1, hint="it is the share of the loss that may be lost")
 
-    def alert(self, method: Any, batch: Batch) -> bool:
+    def alert(self, method: Watched, batch: Batch) -> bool:
         """Add the loss of the previous batch, then measure if it is time."""
         tensors = method.memory.tensors
         if (last := tensors.pop("last_clean", None)) is not None:
             tensors["clean"] = tensors["clean"] + last if "clean" in tensors else last
         return super().alert(method, batch)
 
-    def measure(self, method: Any, batch: Batch) -> float | None:
+    def measure(self, method: Watched, batch: Batch) -> float | None:
         """The mean over the batches since the last measurement."""
         clean = method.memory.tensors.pop("clean", None)
         return None if clean is None else _mean_over_ranks(clean)
@@ -97,7 +95,7 @@ class SecondStepGain(Detector):
         super().__post_init__()
         require.number("gain", self.gain, least=0)
 
-    def measure(self, method: Any, batch: Batch) -> float:
+    def measure(self, method: Watched, batch: Batch) -> float:
         """The mean difference over the batches of all ranks."""
         with network_mode(method.net, "eval"):
             gain = second_step_gain(method.net, batch.x, batch.y, method.single_step())
@@ -106,13 +104,6 @@ class SecondStepGain(Detector):
     def fires(self, times: list[float], values: list[float]) -> bool:
         """Compare the last value with ``gain``."""
         return values[-1] > self.gain
-
-
-def shared_out(ranks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The sums of another number of ranks in equal shares, because detectors add them up again."""
-    names = {name for tensors in ranks for name in tensors}
-    sums = {name: torch.stack([tensors[name] for tensors in ranks if name in tensors]).sum(dim=0) for name in names}
-    return {name: total / world_size() for name, total in sums.items()}
 
 
 def _mean_over_ranks(total_and_weight: Tensor) -> float:

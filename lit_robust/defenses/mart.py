@@ -36,7 +36,7 @@ class MART(TRADES):
         beta: float = 5.0,
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
-        super().__init__(net, num_classes, attack, beta=beta, **kwargs)
+        super().__init__(net, num_classes, attack, beta=beta, bn_forwards="needed", **kwargs)
 
     def adversary(self) -> PGD:
         """PGD on the cross-entropy, from TRADES' start."""

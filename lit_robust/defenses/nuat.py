@@ -9,10 +9,11 @@ from lit_robust import losses
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.gat import GAT, GATArguments
-from lit_robust.defenses.hybrid import MEMORY, Trigger, shared_out
+from lit_robust.defenses.hybrid import MEMORY, Trigger
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
 from lit_robust.training.arguments import DefenseArguments
+from lit_robust.training.memory import shared_out
 
 
 class NuAT(GAT):
@@ -73,15 +74,15 @@ class NuAT(GAT):
             memory["spent"] += memory["alert"] / self.trainer.num_training_batches
         return super().perturb(batch)
 
-    def loss(self, batch: Batch, x_adv: Tensor) -> Tensor:
-        """Cross-entropy on clean images, and the penalty; remembers the former for a trigger that watches it."""
-        values = super().loss(batch, x_adv)
+    def terms(self, batch: Batch, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """GAT's; remembers the clean images' cross-entropy for a trigger that watches it."""
+        clean, penalty = super().terms(batch, x_adv)
         if self.two_step is not None and self.two_step.watches_clean_loss:
-            clean = self.seen["ce/clean"].detach() * batch.weight
-            self.memory.tensors["last_clean"] = torch.stack([clean.sum(), batch.weight.sum()])
+            total = (clean.detach() * batch.weight).sum()
+            self.memory.tensors["last_clean"] = torch.stack([total, batch.weight.sum()])
         if self.two_step is not None:
             self.seen["two_step"] = torch.full_like(batch.weight, float(self.memory.values["alert"]))
-        return values
+        return clean, penalty
 
     def single_step(self) -> PGD:
         """The attack's start and its step, unguided."""
@@ -155,14 +156,13 @@ class NuAT2(NuAT):
     def average(self) -> nn.Module:
         """The extra average of ``EMAWeights`` that is attacked."""
         name = self.attack_average or ""
-        averages: dict[str, nn.Module] = getattr(self, "averaged", {})
-        if name not in averages:
-            known = f", which keeps {', '.join(averages)}" if averages else ""
+        if name not in self.averaged:
+            known = f", which keeps {', '.join(self.averaged)}" if self.averaged else ""
             raise ValueError(
                 f'attack_average="{name}" is not an average of EMAWeights{known}: add the callback '
                 f'EMAWeights(decay=0.9998, extra={{"{name}": 0.99}}).'
             )
-        return averages[name]
+        return self.averaged[name]
 
     def adversary(self) -> PGD:
         """A guided step, then an unguided one."""

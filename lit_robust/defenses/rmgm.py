@@ -62,8 +62,9 @@ class RMGM(SATR):
         x2 = clip( x0 + eps sign grad CE(f(x0), y), 0, 1 ),     x0 = x + alpha sign N(0, I)
         min_theta  E[ CE(f(x1), y) + lam |f(x1) - f(x2)|^2 ]
 
-    f returns logits, which are compared. As in the authors' code (SAT-Rx, ``reg_utils.py``): ``x0`` is not clipped, and
-    ``x2`` is clipped to [0, 1] only, so it may be ``eps + alpha`` away from ``x``.
+    f returns logits, which are compared. As in the authors' code (SAT-Rx, ``reg_utils.py``): BatchNorm is in eval mode
+    during the attack, and the update's only forward is on both adversaries; ``x0`` is not clipped, and ``x2`` is
+    clipped to [0, 1] only, so it may be ``eps + alpha`` away from ``x``.
 
     Args:
         lam: Weight of the regulariser: 25 for CIFAR-10 (WideResNet-28-10), 5 for MNIST.
@@ -109,7 +110,8 @@ class SATR1(SATR):
         min_theta  E[ CE(f(x1), y) ] + lam |f(x1_B) - f(x2_B)|^2
 
     ``x1`` is FGSM, ``x2_B`` is I-FGSM (``steps`` steps of eps/steps) on the batch's last sample only, as in the
-    authors' code. Under DDP every rank has a last sample, and the term is their mean.
+    authors' code, in which BatchNorm is in eval mode during the attack, and the update's only forward is on all of
+    them. Under DDP every rank has a last sample, and the term is their mean.
 
     Args:
         lam: Weight of the regulariser: 0.2 for CIFAR-10 and MNIST.
@@ -149,7 +151,8 @@ class SATR3(SATR):
         x0 = clip( x + alpha sign N(0, I), 0, 1 ),     x(e) = clip( x0 + e sign grad CE(f(x0), y), 0, 1 )
         min_theta  L(eps) + lam max( L(eps_low) - tau L(eps), 0 ),     L(e) = E[ CE(f(x(e)), y) ]
 
-    As in the authors' code: the maximum is of the batch's means, and ``x(eps)`` may be ``eps + alpha`` away from ``x``.
+    As in the authors' code: BatchNorm is in eval mode during the attack, and the update's only forward is on both
+    adversaries; the maximum is of the batch's means, and ``x(eps)`` may be ``eps + alpha`` away from ``x``.
 
     Args:
         lam: Weight of the regulariser: 1 for CIFAR-10 and MNIST.

@@ -45,7 +45,8 @@ class ZeroGrad(SingleStep):
         g = grad CE(f(x + delta), y), and in each sample 0 wherever |g| is below its quantile q
         min_theta  E  CE(f(x'), y),     x' = x + clip( delta + 2 eps sign g, -eps, eps ),  clipped to [0, 1]
 
-    Same as the authors' code (rohban-lab/catastrophic_overfitting, ``quantile_fgsm``).
+    Same as the authors' code (rohban-lab/catastrophic_overfitting, ``quantile_fgsm``): BatchNorm is in train mode
+    during the attack.
 
     Args:
         q: The quantile: 0.35 for CIFAR-10, 0.45 for CIFAR-100, 0.7 for SVHN; 0 is Fast AT with alpha = 2 eps.

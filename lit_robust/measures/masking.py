@@ -77,7 +77,7 @@ def linearity_error(net: nn.Module, x: Tensor, y: Tensor, ball: Threat) -> Tenso
     t = torch.rand(len(x), dtype=x.dtype, device=x.device)
     x_c = torch.lerp(x_a, x_b, t.view(-1, *[1] * (x.ndim - 1)))
     ce_a, ce_b, ce_c = losses.ce(net(torch.cat([x_a, x_b, x_c])), y.repeat(3)).chunk(3)
-    return (ce_c - torch.lerp(ce_a, ce_b, t)).square()
+    return (ce_c - torch.lerp(ce_a, ce_b, t.to(ce_a.dtype))).square()  # losses are in float32, also of a float64 net
 
 
 def abnormal(before: Tensor, after: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ be summed over ranks, so that all ranks decide alike.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from torch import nn
 
 from lit_robust import require
+from lit_robust.attacks import PGD
 from lit_robust.batch import Batch
+from lit_robust.training.memory import Memory
 
 #: Times and values of a detector's measurements, as far back as it compares; the alert's end; the cost of second steps
 #: so far, in epochs; the numbers of alerts and of batches; whether the last batch had a second step.
@@ -20,18 +24,36 @@ MEMORY: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Trigger(ABC):
-    """A rule for which batches get a second attack step.
+class Watched(Protocol):
+    """What a rule needs of a method; a subclass of ``Trigger`` may need more."""
 
-    It reads the method's ``memory``, ``time``, ``batch_idx`` and ``trainer``, and calls its ``log_now``; a subclass may
-    use more of the method.
-    """
+    net: nn.Module
+    memory: Memory
+    batch_idx: int
+
+    @property
+    def time(self) -> float:
+        """Fractional epochs."""
+
+    @property
+    def trainer(self) -> Any:
+        """Lightning's trainer, which knows the number of batches."""
+
+    def single_step(self) -> PGD:
+        """The attack's start and its step, unguided."""
+
+    def log_now(self, **values: float) -> None:
+        """Log values at once."""
+
+
+class Trigger(ABC):
+    """A rule for which batches get a second attack step."""
 
     #: Whether the method must leave its clean cross-entropy in ``memory.tensors``.
     watches_clean_loss = False
 
     @abstractmethod
-    def alert(self, method: Any, batch: Batch) -> bool:
+    def alert(self, method: Watched, batch: Batch) -> bool:
         """Whether this batch gets a second step; called once per batch, before its attack."""
 
 
@@ -51,7 +73,7 @@ class EvenShare(Trigger):
     def __post_init__(self) -> None:
         require.number("share", self.share, least=0, most=1)
 
-    def alert(self, method: Any, batch: Batch) -> bool:
+    def alert(self, method: Watched, batch: Batch) -> bool:
         """Whether ``share`` times the number of batches reaches another whole number with this one."""
         batches: int = method.memory.values["batches"]
         return math.floor((batches + 1) * self.share) > math.floor(batches * self.share)
@@ -84,7 +106,7 @@ class Detector(Trigger):
         require.number("extra_epochs", self.extra_epochs, above=0)
 
     @abstractmethod
-    def measure(self, method: Any, batch: Batch) -> float | None:
+    def measure(self, method: Watched, batch: Batch) -> float | None:
         """The watched number, the same on every rank; None if there is none yet."""
 
     @abstractmethod
@@ -95,7 +117,7 @@ class Detector(Trigger):
         """The value that is kept of a measurement; by default the measurement itself."""
         return value
 
-    def alert(self, method: Any, batch: Batch) -> bool:
+    def alert(self, method: Watched, batch: Batch) -> bool:
         """Measure if it is time; whether an alert is on and affordable."""
         memory, time = method.memory.values, method.time
         period = max(1, round(self.every * method.trainer.num_training_batches))

@@ -12,9 +12,20 @@ from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
 
 BNMode = Literal["eval", "train"]
+BNForwards = Literal["needed", "authors"]
 
 #: ``rates.sgd`` as a configuration.
-SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
+SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
+
+
+class SGDByDefault(inspect.Parameter):
+    """The optimizer's place in a signature: the command line reads the configuration, ``help()`` shows the call."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in SGD["init_args"].items())
+        return super().__str__().replace(repr(SGD), f"SGD({arguments})")
 
 
 class EvaluatedArguments(TypedDict, total=False):
@@ -77,9 +88,13 @@ def compose_signature(cls: type) -> None:
             if one.name not in taken and (handed_on is None or one.name in handed_on)
         ]
     # On the command line the default is a configuration, so that flags can change its arguments one by one.
-    explicit = [one.replace(default=SGD) if one.default is sgd else one for one in explicit]
+    explicit = [_with_configuration(one) if one.default is sgd else one for one in explicit]
     init.__signature__ = own.replace(parameters=explicit)
     init.__doc__ = _documentation(cls, [parameter.name for parameter in explicit[1:]])
+
+
+def _with_configuration(optimizer: inspect.Parameter) -> inspect.Parameter:
+    return SGDByDefault(optimizer.name, optimizer.kind, default=SGD, annotation=optimizer.annotation)
 
 
 _ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

@@ -1,7 +1,8 @@
 """What all training methods share: one batch is one `perturb`, one `loss` and one update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
@@ -52,6 +53,9 @@ class Defense(Trained):
         #: What ``loss`` leaves for the metrics: numbers ``(N,)`` by name, and logits ``(N, C)`` to compute accuracies.
         #: ``optimize`` empties it before each call of ``loss`` and counts it once, after the update.
         self.seen: dict[str, Tensor] = {}
+
+    #: Averages of ``net`` by name, while a fit has an ``EMAWeights(extra=...)``, which assigns them.
+    averaged: Mapping[str, nn.Module] = MappingProxyType({})
 
     # The method: what the papers differ in.
 

@@ -89,6 +89,8 @@ class Evaluated(LightningModule):
         self.test_attacks = test_attacks
         self.val_survivors = Survivors(rows_of(self.val_attacks))
         self.test_survivors = Survivors(rows_of(self.test_attacks))
+        #: The last validation's accuracies by the name of the attack.
+        self.val_results: dict[str, Accuracy] = {}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
         #: The epoch and step of the checkpoint that was loaded last.
@@ -145,7 +147,7 @@ class Evaluated(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
         self.limits.check()
-        self._log_accuracies("val", self.val_survivors)
+        self.val_results = self._log_accuracies("val", self.val_survivors)
 
     def on_validation_end(self) -> None:
         """After the sanity check, refuse callbacks that monitor what validation does not log."""

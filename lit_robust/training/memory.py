@@ -78,6 +78,13 @@ class Memory:
         }
 
 
+def shared_out(ranks: Sequence[Tensors]) -> Tensors:
+    """The sums of another number of ranks in equal shares, for tensors that are added up over the ranks."""
+    names = {name for tensors in ranks for name in tensors}
+    sums = {name: torch.stack([tensors[name] for tensors in ranks if name in tensors]).sum(dim=0) for name in names}
+    return {name: total / world_size() for name, total in sums.items()}
+
+
 def of_older_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The memory in a checkpoint of version 0.1, which saved tensors, NuAT-H's and CurriculumAT's values separately."""
     return {"tensors": saved.get("ranks", []), "values": {**saved.get("hybrid", {}), **saved.get("curriculum", {})}}

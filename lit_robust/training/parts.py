@@ -1,7 +1,8 @@
 """Rebuilds a method from a checkpoint's arguments, which are untrusted: only known parts are built."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,35 @@ from lit_robust.training.alerts import Trigger
 from lit_robust.training.weight_perturbation import AWP
 
 
-def known_parts() -> dict[str, Callable[..., Any]]:
-    """The parts that a checkpoint may name, by the path under which they are saved.
+def published(path: str, kinds: Iterable[type]) -> Any:
+    """The class among ``kinds`` that a path of ours names, wherever a room exports it; None if there is none.
+
+    Only modules that are imported already are looked at: nothing is imported for the sake of a file.
+    """
+    module, _, name = path.rpartition(".")
+    found = vars(sys.modules[module]).get(name) if module.startswith("lit_robust.") and module in sys.modules else None
+    return found if any(found is kind for kind in kinds) else None
+
+
+def known_part(path: str) -> Callable[..., Any] | None:
+    """The part that a checkpoint may name by the path under which it is saved; None if there is none.
 
     Optimizers and torch's schedulers are factories, because they need parameters or the optimizer.
     """
-    ours: list[type] = [getattr(room, name) for room in (attacks, schedules) for name in room.__all__]
-    ours += [*subclasses(Difficulty), *subclasses(Trigger), AWP]
-    found: dict[str, Callable[..., Any]] = {}
-    for part in ours:
-        if inspect.isclass(part) and not inspect.isabstract(part) and part.__module__.startswith("lit_robust."):
-            paths = {f"{part.__module__}.{part.__name__}", f"{part.__module__.rpartition('.')[0]}.{part.__name__}"}
-            found |= dict.fromkeys(paths, part)
-    found["lit_robust.defenses.AWP"] = AWP
-    found |= {f"lit_robust.defenses.hybrid.{part.__name__}": part for part in subclasses(Trigger)}
-    for room, kind in (
+    exported = [getattr(room, name) for room in (attacks, schedules) for name in room.__all__]
+    ours = [*exported, *subclasses(Difficulty), *subclasses(Trigger), AWP]
+    part = published(path, ours)
+    if inspect.isclass(part) and not inspect.isabstract(part):
+        return part
+    room, _, name = path.rpartition(".")
+    for package, kind in (
         (torch.optim, torch.optim.Optimizer),
         (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
     ):
-        for name, part in vars(room).items():
-            if inspect.isclass(part) and issubclass(part, kind) and part is not kind:
-                found[f"{room.__name__}.{name}"] = partial(partial, part)
-    return found
+        part = vars(package).get(name) if room == package.__name__ else None
+        if inspect.isclass(part) and issubclass(part, kind) and part is not kind:
+            return partial(partial, part)
+    return None
 
 
 def rebuild_argument(name: str, value: Any) -> Any:
@@ -51,7 +59,7 @@ def rebuild_argument(name: str, value: Any) -> Any:
         ValueError: If it names anything else.
     """
     if isinstance(value, Mapping) and "class_path" in value:
-        build = known_parts().get(str(value["class_path"]))
+        build = known_part(str(value["class_path"]))
         arguments = value.get("init_args") or {}
         if build is None or not isinstance(arguments, Mapping):
             raise ValueError(
@@ -89,8 +97,7 @@ def build_method(cls: type, checkpoint: Mapping[str, Any], path: str | Path, giv
         ValueError: If an argument must be given.
     """
     saved = checkpoint.get("hyper_parameters", {})
-    named = {f"lit_robust.defenses.{method.__name__}": method for method in (cls, *subclasses(cls))}
-    method = named.get(str(saved.get("_class_path")), cls)
+    method = published(str(saved.get("_class_path")), (cls, *subclasses(cls))) or cls
     arguments = dict(given)
     try:
         for name in inspect.signature(method).parameters.keys() - given.keys():

@@ -27,7 +27,10 @@ class AWP:
 
     As in the authors' code: both passes are in train mode. Differs from the authors' code: it finds g by a step of a
     second net, whose rate cancels; it steps at w + gamma v and subtracts gamma v afterwards, so weight decay acts at w
-    + gamma v, here at w; it leaves out tensors whose names lack "weight".
+    + gamma v, here at w; it leaves out tensors whose names lack "weight". In AT-AWP (``train_cifar10.py``) a batch's
+    learning rate is that of its end, ``epoch + (i + 1) / len``, so a drop comes one batch earlier than here, and the
+    first batch of each epoch but the first is attacked in eval mode, which the evaluation before it has left behind;
+    all other batches are attacked in train mode.
 
     In 16-mixed the gradient scaler does not act on g, so its small entries become 0; bf16-mixed has no such limit.
 
