@@ -559,7 +559,7 @@ def test_an_eps_of_zero_returns_the_images():
 
 def test_magnitudes_are_read_from_fractions_and_kept_as_floats():
     attack = PGD(eps="8/255", step_size="2/255", init_size="1/255")
-    assert attack == PGD(8 / 255, 2 / 255, init_size=1 / 255) == replace(PGD(), init_size=1 / 255)
+    assert attack == PGD(8 / 255, 2 / 255, init_size=1 / 255) == replace(PGD(step_size=2 / 255), init_size=1 / 255)
     assert {
         type(value) for value in (attack.eps, attack.step_size, attack.init_size, FGSM().eps, AutoAttack().eps)
     } == {float}
@@ -631,15 +631,23 @@ def test_images_that_are_integers_are_refused():
         PGD()(net, (255 * x).byte(), y)
 
 
+MARGIN = "lit_robust.losses.margin"
+
+
 def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
     register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Attack, "attack")
     config = parser.parse_object(
-        {"attack": {"class_path": "PGD", "init_args": {"eps": "4/255", "loss": "lit_robust.losses.margin"}}}
+        {
+            "attack": {
+                "class_path": "PGD",
+                "init_args": {"eps": "4/255", "step_size": "1/255", "loss": MARGIN},
+            }
+        }
     )
     text = parser.dump(config)
-    for line in ("eps: 4/255", "step_size: 2/255", "loss: lit_robust.losses.margin"):
+    for line in ("eps: 4/255", "step_size: 1/255", f"loss: {MARGIN}"):
         assert line in text
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    assert build(parser.parse_string(text)).attack == PGD(4 / 255, loss=losses.margin)
+    assert build(parser.parse_string(text)).attack == PGD(4 / 255, 1 / 255, loss=losses.margin)

@@ -291,7 +291,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: build(PGDAT, attack=PGD(0.1, step_size=0)),
-        "step_size=0 of attack never leaves its start: give 0.025 or so.",
+        "step_size=0 of attack never leaves its start: leave step_size out (it is then 0.025).",
     ),
     (
         lambda: build(PGDAT, val_attack="PGD"),
@@ -623,8 +623,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "before the ramp.",
     ),
     (
-        lambda: fit(Driven(), AttributeRamp("attack.steps", Linear(1, 2, 0, 1))),
-        "AttributeRamp leads to attack.steps=1.5 at epoch 0.5: steps=1.5 must be an integer, at least 0.",
+        lambda: fit(Driven(), AttributeRamp("attack.steps", Linear(2, 3, 0, 1))),
+        "AttributeRamp leads to attack.steps=2.5 at epoch 0.5: steps=2.5 must be an integer, at least 0.",
     ),
     (
         lambda: DelayedStart(at_epoch=1, latest_epoch=2),
