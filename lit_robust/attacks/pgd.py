@@ -1,7 +1,7 @@
 """Projected gradient descent: the loop, and the methods that other iterative attacks override."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -211,7 +211,7 @@ class PGD(Attack):
 
 
 def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -> PGD:
-    """Return the attack of a method that builds its own PGD from it, if it is a PGD.
+    """Return the attack of a method that builds its own PGD from it, if it is a PGD whose arguments may be replaced.
 
     Args:
         owner: The method; the message names its class.
@@ -220,9 +220,9 @@ def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -
         exactly: Whether to refuse subclasses, too, because their rules would be lost.
 
     Raises:
-        TypeError: If the attack is not a PGD.
+        TypeError: If the attack is not a PGD, or fixes arguments of PGD, as GAMAPGD does.
     """
-    if isinstance(attack, PGD) and (type(attack) is PGD or not exactly):
+    if isinstance(attack, PGD) and (type(attack) is PGD or not exactly) and all(one.init for one in fields(attack)):
         return attack
     name, given = type(owner).__name__, type(attack).__name__
     raise TypeError(f"{name} {does}: set attack=PGD(eps=..., step_size=..., steps=...), not {given}.")

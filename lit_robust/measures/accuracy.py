@@ -162,6 +162,8 @@ def describe(attack: Attack) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Attack):
+        return describe(value)
     if not isinstance(value, float):
         return getattr(value, "__name__", None) or str(value)
     levels = round(value * 255)
