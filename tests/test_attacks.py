@@ -12,7 +12,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_robust import losses
-from lit_robust.attacks import FGSM, PGD, RFGSM, Attack, AutoAttack
+from lit_robust.attacks import (
+    BPDA,
+    CWPGD,
+    FGSM,
+    GAMAFW,
+    GAMAPGD,
+    PGD,
+    RFGSM,
+    Attack,
+    AutoAttack,
+    MultiTargetedPGD,
+    TargetedPGD,
+)
 from lit_robust.guards import checked, crafting, frozen, network_mode
 from lit_robust.magnitudes import Magnitude
 from tests.tiny import named
@@ -30,6 +42,16 @@ ATTACKS = [
     PGD(0.1, 0.04, steps=3, init="rademacher", momentum=0.9, restarts=2),
     PGD(0.1, 0.04, steps=3, restarts=3, freeze_misclassified=True),
     PGD(0.1, 0.04, steps=3, targeted=True, loss=losses.margin),
+    GAMAPGD(0.1, steps=8),
+    GAMAPGD(0.5, steps=8, norm="l2", guide="clean"),
+    GAMAFW(0.1, steps=8),
+    GAMAFW(0.5, steps=8, norm="l2"),
+    CWPGD(0.1, steps=3),
+    TargetedPGD(0.1, steps=3, target_rank=-1),
+    TargetedPGD(0.5, steps=3, norm="l2", towards=losses.dlr_targeted),
+    MultiTargetedPGD(0.1, steps=3, targets=2),
+    MultiTargetedPGD(0.5, steps=3, norm="l2", restarts=2),
+    BPDA(PGD(0.1, steps=3), F.hardtanh),
 ]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import BPDA, CWPGD, GAMAFW, GAMAPGD, PGD, Attack, MultiTargetedPGD, TargetedPGD
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
@@ -102,6 +102,19 @@ def test_every_stage_finds_the_accuracies_that_can_be_told_beforehand(tmp_path, 
     else:
         getattr(run, stage)(module, pixels(), verbose=False)
     assert of(run, "test" if stage == "test" else "val") == pytest.approx(EXPECTED)
+
+
+def test_every_iterative_attack_finds_the_exact_accuracy(tmp_path):
+    attacks = {
+        type(attack).__name__: attack
+        for attack in (
+            *(GAMAPGD(0.08), GAMAFW(0.08), CWPGD(0.08), TargetedPGD(0.08), MultiTargetedPGD(0.08)),
+            BPDA(PGD(0.08), "net", Threshold()),
+        )
+    }
+    run = trainer(tmp_path, callbacks=[RobustAccuracy(attacks)])
+    run.test(Classifier(), pixels(), verbose=False)
+    assert of(run, "test") == pytest.approx(dict.fromkeys([*attacks, "worst"], 3 / 6) | {"clean": 4 / 6})
 
 
 def test_one_trainer_may_go_through_all_stages(tmp_path):

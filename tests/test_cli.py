@@ -279,6 +279,29 @@ def test_what_stands_beside_the_checkpoint_is_what_is_tested(path, here):
     assert accuracy["none"] == accuracy["clean"] > accuracy["all"] == accuracy["worst"]
 
 
+def test_a_test_can_be_given_each_attack_by_its_name(here, capsys):
+    flags = {
+        "gama": "lit_robust.attacks.GAMAPGD",
+        "gama.eps": "38/255",
+        "gama.steps": 4,
+        "fw": "{class_path: GAMAFW, init_args: {eps: 38/255, steps: 4, drops: [0.5]}}",
+        "cw": "{class_path: CWPGD, init_args: {eps: 38/255, steps: 2, kappa: 3}}",
+        "least": "{class_path: TargetedPGD, init_args: {eps: 38/255, steps: 2, target_rank: -1, towards: "
+        "lit_robust.losses.ce_targeted}}",
+        "multi": "{class_path: MultiTargetedPGD, init_args: {eps: 38/255, steps: 2, targets: 2}}",
+        "bpda": "{class_path: BPDA, init_args: {attack: {class_path: PGD, init_args: {eps: 0.1}}, forward: body.0.1}}",
+    }
+    lit(
+        "test",
+        "--ckpt_path",
+        "last",
+        *(word for name in flags for word in (f"--model.test_attacks.{name}", flags[name])),
+    )
+    output = capsys.readouterr().out
+    assert "\ngama is GAMAPGD(eps=38/255, step_size=0.298, steps=4)\n" in output
+    assert list(table_of(output)[1]) == ["clean", "pgd2", "gama", "fw", "cw", "least", "multi", "bpda", "worst"]
+
+
 def test_what_stands_beside_the_checkpoint_is_what_is_trained_with(here):
     path = RUN / "checkpoints/last.ckpt"
     lit("fit", "--ckpt_path", path, "--trainer.max_epochs", 2, "--model.attack.eps", "2/255", "--model", "Natural")

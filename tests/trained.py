@@ -37,7 +37,7 @@ def trained(name: str) -> nn.Module:
         torch.manual_seed(0)
         net, attack = digits_cnn(width=8), TRAINED[name]
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-        for _ in range(20):
+        for _ in range(10):
             for rows in torch.randperm(len(x)).split(64):
                 images = x[rows] if attack is None else attack(net, x[rows], y[rows])
                 optimizer.zero_grad()

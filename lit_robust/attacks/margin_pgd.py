@@ -24,7 +24,7 @@ class CWPGD(PGD):
     ``PGD(loss=losses.margin)``.
 
     Args:
-        kappa: The largest margin that is aimed at, in units of logits; ``math.inf`` for no bound.
+        kappa: The largest margin that is aimed at, in units of logits; None for no bound.
 
     The other arguments are those of PGD, whose ``loss`` and ``compare_with`` are fixed.
 
@@ -34,17 +34,18 @@ class CWPGD(PGD):
 
     loss: SampleLoss = field(default=losses.margin, init=False)
     compare_with: Reference = field(default="label", init=False)
-    kappa: float = 50.0
+    kappa: float | None = 50.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", losses.margin)  # as a class attribute it would be a method
         super().__post_init__()
-        require.number("kappa", self.kappa, least=0, finite=False, hint="from 0 on an image is misclassified")
+        if self.kappa is not None:
+            require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None is no bound")
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
         """The bounded margin."""
-        margin = super().objective(net, x, y)
-        return lambda x_adv, logits, k: margin(x_adv, logits, k).clamp(max=self.kappa)
+        margin, kappa = super().objective(net, x, y), self.kappa
+        return margin if kappa is None else lambda x_adv, logits, k: margin(x_adv, logits, k).clamp(max=kappa)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TargetedPGD(PGD):
         object.__setattr__(self, "loss", losses.margin)  # as a class attribute it would be a method
         super().__post_init__()
         if self.target_rank != -1:
-            require.integer("target_rank", self.target_rank, least=1, hint="or -1 for the least likely class")
+            require.integer("target_rank", self.target_rank, least=1, hint="-1 is the least likely class")
         _check_towards(self.towards)
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
