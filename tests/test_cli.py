@@ -298,7 +298,7 @@ def test_a_test_can_be_given_each_attack_by_its_name(here, capsys):
         *(word for name in flags for word in (f"--model.test_attacks.{name}", flags[name])),
     )
     output = capsys.readouterr().out
-    assert "\ngama is GAMAPGD(eps=38/255, step_size=0.298, steps=4)\n" in output
+    assert "\ngama is GAMAPGD(eps=38/255, step_size=76/255, steps=4)\n" in output
     assert list(table_of(output)[1]) == ["clean", "pgd2", "gama", "fw", "cw", "least", "multi", "bpda", "worst"]
 
 
