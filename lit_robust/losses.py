@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: ``(logits, y) -> (N,)``, or ``(logits, clean_logits) -> (N,)``.
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
+#: ``(logits, y, target) -> (N,)``, larger where the target class gains.
+TargetLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -42,6 +44,19 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     return _margin(logits.float().softmax(dim=1), y)
 
 
+def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """How far one class is ahead of the label: ``z_t - z_y``, the loss of MultiTargeted (arXiv:1910.09338)."""
+    _check(logits, y)
+    _check(logits, target)
+    logits = logits.float()
+    return _pick(logits, target) - _pick(logits, y)
+
+
+def ce_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy towards one class, ``log p_t`` (arXiv:1607.02533); the label is not used."""
+    return -ce(logits, target)
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference-of-logits ratio (Croce and Hein, arXiv:2003.01690): the margin over ``z_(1) - z_(3)``.
 
@@ -66,10 +81,8 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         ValueError: If there are fewer than 4 classes.
     """
     _check(logits, y, classes=4)
-    _check(logits, target, classes=4)
-    logits = logits.float()
-    first, _, third, fourth = logits.topk(4, dim=1).values.unbind(dim=1)
-    return (_pick(logits, target) - _pick(logits, y)) / (first - (third + fourth) / 2 + 1e-12)
+    first, _, third, fourth = logits.float().topk(4, dim=1).values.unbind(dim=1)
+    return margin_targeted(logits, y, target) / (first - (third + fourth) / 2 + 1e-12)
 
 
 def kl(logits: Tensor, clean_logits: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ model:
   class_path: PGDAT
   init_args:
     net: {class_path: lit_robust.nets.digits_cnn, init_args: {width: 4}}
-    attack: {class_path: PGD, init_args: {eps: 38/255, step_size: 0.05, steps: 2}}
+    attack: {class_path: PGD, init_args: {eps: 38/255, step_size: 0.1, steps: 2}}
     optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.05}}
     test_attacks:
-      pgd2: {class_path: PGD, init_args: {eps: 38/255, step_size: 0.05, steps: 2}}
+      pgd2: {class_path: PGD, init_args: {eps: 38/255, step_size: 0.1, steps: 2}}
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback, LightningModule
 
+from lit_robust.attacks import Attack
 from lit_robust.defenses import Defense
 
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
@@ -195,13 +196,15 @@ README = (PACKAGE.parent / "README.md").read_text()
 
 
 def names_in_the_readme() -> list[tuple[str, str]]:
-    """Room and name of each part that the README lists: in paragraphs that name their room, and in two tables."""
+    """Room and name of each part that the README lists: in paragraphs that name their room, and in three tables."""
     found = []
     for room, text in re.findall(r"^\*\*\w+\*\* \(`(lit_robust\.\w+)`\)(.*?)\n\n", README, re.DOTALL | re.MULTILINE):
         found += [(room, name) for name in re.findall(r"`([A-Za-z]\w+)`", text)]
     for row in README.partition("\n| method | class |")[2].partition("\n\n")[0].splitlines()[2:]:
         room = "lit_robust.callbacks" if "callback" in row.split("|")[2] else "lit_robust.defenses"
         found += [(room, name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[2])]
+    for row in README.partition("\n| attack | class |")[2].partition("\n\n")[0].splitlines()[2:]:
+        found += [("lit_robust.attacks", name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[2])]
     for row in README.partition("\n| callback | does |")[2].partition("\n\n")[0].splitlines()[2:]:
         found += [("lit_robust.callbacks", name) for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[1])]
     elsewhere = {"LIT_ROBUST_DATA"}  # a variable of the environment
@@ -213,9 +216,9 @@ def test_what_the_readme_lists_is_there(room, name):
     assert hasattr(importlib.import_module(room), name)
 
 
-def test_every_defense_and_callback_is_in_the_readme():
+def test_every_defense_attack_and_callback_is_in_the_readme():
     listed = {name for _, name in names_in_the_readme()}
-    for room, bases in (("defenses", (Defense,)), ("callbacks", (Callback,))):
+    for room, bases in (("defenses", (Defense,)), ("attacks", (Attack,)), ("callbacks", (Callback,))):
         module = importlib.import_module(f"lit_robust.{room}")
         parts = {name for name in module.__all__ if issubclass(getattr(module, name), bases)}
-        assert parts - {"Defense"} <= listed
+        assert parts - {"Defense", "Attack"} <= listed

@@ -12,7 +12,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_robust import losses
-from lit_robust.attacks import FGSM, PGD, RFGSM, Attack, AutoAttack
+from lit_robust.attacks import (
+    BPDA,
+    CWPGD,
+    FGSM,
+    GAMAFW,
+    GAMAPGD,
+    PGD,
+    RFGSM,
+    Attack,
+    AutoAttack,
+    MultiTargetedPGD,
+    TargetedPGD,
+)
 from lit_robust.guards import checked, crafting, frozen, network_mode
 from lit_robust.magnitudes import Magnitude
 from tests.tiny import named
@@ -30,6 +42,16 @@ ATTACKS = [
     PGD(0.1, 0.04, steps=3, init="rademacher", momentum=0.9, restarts=2),
     PGD(0.1, 0.04, steps=3, restarts=3, freeze_misclassified=True),
     PGD(0.1, 0.04, steps=3, targeted=True, loss=losses.margin),
+    GAMAPGD(0.1, steps=8),
+    GAMAPGD(0.5, steps=8, norm="l2", guide="clean"),
+    GAMAFW(0.1, steps=8),
+    GAMAFW(0.5, steps=8, norm="l2"),
+    CWPGD(0.1, steps=3),
+    TargetedPGD(0.1, steps=3, target_rank=-1),
+    TargetedPGD(0.5, steps=3, norm="l2", towards=losses.dlr_targeted),
+    MultiTargetedPGD(0.1, steps=3, targets=2),
+    MultiTargetedPGD(0.5, steps=3, norm="l2", restarts=2),
+    BPDA(PGD(0.1, steps=3), F.hardtanh),
 ]
 
 
@@ -559,7 +581,7 @@ def test_an_eps_of_zero_returns_the_images():
 
 def test_magnitudes_are_read_from_fractions_and_kept_as_floats():
     attack = PGD(eps="8/255", step_size="2/255", init_size="1/255")
-    assert attack == PGD(8 / 255, 2 / 255, init_size=1 / 255) == replace(PGD(), init_size=1 / 255)
+    assert attack == PGD(8 / 255, 2 / 255, init_size=1 / 255) == replace(PGD(step_size=2 / 255), init_size=1 / 255)
     assert {
         type(value) for value in (attack.eps, attack.step_size, attack.init_size, FGSM().eps, AutoAttack().eps)
     } == {float}
@@ -631,15 +653,23 @@ def test_images_that_are_integers_are_refused():
         PGD()(net, (255 * x).byte(), y)
 
 
+MARGIN = "lit_robust.losses.margin"
+
+
 def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
     register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Attack, "attack")
     config = parser.parse_object(
-        {"attack": {"class_path": "PGD", "init_args": {"eps": "4/255", "loss": "lit_robust.losses.margin"}}}
+        {
+            "attack": {
+                "class_path": "PGD",
+                "init_args": {"eps": "4/255", "step_size": "1/255", "loss": MARGIN},
+            }
+        }
     )
     text = parser.dump(config)
-    for line in ("eps: 4/255", "step_size: 2/255", "loss: lit_robust.losses.margin"):
+    for line in ("eps: 4/255", "step_size: 1/255", f"loss: {MARGIN}"):
         assert line in text
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    assert build(parser.parse_string(text)).attack == PGD(4 / 255, loss=losses.margin)
+    assert build(parser.parse_string(text)).attack == PGD(4 / 255, 1 / 255, loss=losses.margin)

@@ -410,7 +410,7 @@ def test_averaged_weights_and_copies_and_pickles_of_the_module_are_possible_in_t
 @pytest.mark.parametrize("stop", [2, 3, 4, 6, 8])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, stop):
     def run(module, *others, **kwargs):
-        drivers = DelayedStart(at_epoch=1), AttributeRamp("attack.eps", Linear(0.05, 0.2, 1, 3))
+        drivers = DelayedStart(at_epoch=1), AttributeRamp("attack.eps", Linear(0.02, 0.1, 1, 3))
         fit(tmp_path, module, AdversarialTraining(ATTACK, **HERE), *drivers, *others, max_epochs=3, **kwargs)
 
     class OtherNumbers(Callback):

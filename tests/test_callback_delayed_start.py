@@ -433,7 +433,7 @@ def test_it_drives_the_callback_that_attacks_any_module(tmp_path):
             return super().training_step(batch, batch_idx)
 
     module = Plain()
-    fit(tmp_path, module, AdversarialTraining(PGD(0.1, 0.05, steps=1)), DelayedStart(at_epoch=2), max_epochs=4)
+    fit(tmp_path, module, AdversarialTraining(PGD(0.1, 0.1, steps=1)), DelayedStart(at_epoch=2), max_epochs=4)
     assert module.changed == [False] * 4 + [True] * 4
     with pytest.raises(TypeError, match=r"^DelayedStart .*adversarial"):
         fit(tmp_path, Plain(), DelayedStart(at_epoch=2), AdversarialTraining(PGD()))

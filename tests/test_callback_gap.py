@@ -116,7 +116,7 @@ def test_a_checkpoint_can_be_chosen_by_it(tmp_path):
 
 def test_our_data_give_their_plain_images(tmp_path):
     data = DigitsDataModule(val_size=200)
-    defense = PGDAT(net=digits_cnn(), num_classes=10, attack=PGD(eps=0.15, step_size=0.05, steps=2), val_attack=ATTACK)
+    defense = PGDAT(net=digits_cnn(), num_classes=10, attack=PGD(eps=0.15, step_size=0.1, steps=2), val_attack=ATTACK)
     run = trainer(tmp_path, max_epochs=1, callbacks=[GeneralizationGap(images=300)])
     run.fit(defense, data)
     parts = [torch.cat(column) for column in zip(*data.plain_train_dataloader(), strict=True)]

@@ -565,7 +565,7 @@ def test_a_module_without_a_bound_needs_a_rule_that_has_one(tmp_path):
 
 
 def test_a_bound_that_is_lent_is_found_by_a_monitor_that_comes_after(tmp_path):
-    lender = AdversarialTraining(PGD(0.1, 0.05, steps=1), net="net")
+    lender = AdversarialTraining(PGD(0.1, 0.1, steps=1), net="net")
     rule = Steady()
     fit(tmp_path, Classifier(attack=None), lender, CatastrophicOverfittingMonitor(rule, images=8), max_epochs=1)
     assert rule.seen == [Bound(0.1)]

@@ -202,6 +202,24 @@ def test_a_defense_crafts_with_the_value_of_the_ramp(tmp_path):
     assert distances == pytest.approx([0.02 * batch for batch in range(8)], abs=1e-6)
 
 
+def test_a_step_size_follows_a_ramp_of_eps_unless_it_is_given(tmp_path):
+    module = Classifier()
+    module.attack = PGD(0.01, steps=10)
+    fit(tmp_path, module, AttributeRamp("attack.eps", Linear(0.02, 0.2, 0, 2)))
+    assert module.attack.step_length == pytest.approx(module.attack.eps / 4)
+
+
+def test_a_ramp_that_grows_eps_beyond_a_given_step_is_told_once(tmp_path):
+    module = Classifier()
+    module.attack = PGD(0.01, step_size=0.01, steps=10)
+    ramp = AttributeRamp("attack.eps", Linear(0.0, 0.4, 0, 2))
+    with pytest.warns(UserWarning, match=r"from epoch 1 on, step_size=0\.01 of attack .* eps=0\.2 in 10") as told:
+        fit(tmp_path, module, ramp)
+    assert sum("too short" in str(one.message) for one in told) == 1
+    both = [ramp, AttributeRamp("attack.step_size", Linear(0.0, 0.1, 0, 2))]
+    fit(tmp_path, module, *both)  # a warning would be an error
+
+
 @pytest.mark.parametrize(
     ("attribute", "found"),
     [

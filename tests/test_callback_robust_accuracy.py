@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import BPDA, CWPGD, GAMAFW, GAMAPGD, PGD, Attack, MultiTargetedPGD, TargetedPGD
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
@@ -102,6 +102,19 @@ def test_every_stage_finds_the_known_accuracies(tmp_path, stage, inference_mode)
     else:
         getattr(run, stage)(module, pixels(), verbose=False)
     assert of(run, "test" if stage == "test" else "val") == pytest.approx(EXPECTED)
+
+
+def test_every_iterative_attack_finds_the_exact_accuracy(tmp_path):
+    attacks = {
+        type(attack).__name__: attack
+        for attack in (
+            *(GAMAPGD(0.08), GAMAFW(0.08), CWPGD(0.08), TargetedPGD(0.08), MultiTargetedPGD(0.08)),
+            BPDA(PGD(0.08), "net", Threshold()),
+        )
+    }
+    run = trainer(tmp_path, callbacks=[RobustAccuracy(attacks)])
+    run.test(Classifier(), pixels(), verbose=False)
+    assert of(run, "test") == pytest.approx(dict.fromkeys([*attacks, "worst"], 3 / 6) | {"clean": 4 / 6})
 
 
 def test_one_trainer_may_go_through_all_stages(tmp_path):
@@ -194,7 +207,7 @@ def fit(tmp_path, module, *callbacks, **kwargs):
 def test_a_measured_run_is_the_run_that_is_not_measured(tmp_path):
     plain, measured = Classifier(TinyNet(), 0.1), Classifier(TinyNet(), 0.1)
     fit(tmp_path, plain)
-    fit(tmp_path, measured, RobustAccuracy({"a": ATTACK, "b": replace(ATTACK, steps=1)}))
+    fit(tmp_path, measured, RobustAccuracy({"a": ATTACK, "b": replace(ATTACK, steps=3)}))
     assert measured.drawn == plain.drawn
     for name, value in measured.state_dict().items():
         assert torch.equal(value, plain.state_dict()[name]), name

@@ -40,7 +40,7 @@ class ColourDigits(DigitsDataModule):
 
 def saved(net, path, classes=CLASSES, batch=None, **kwargs) -> nn.Module:
     """Train a net for an epoch in Python, save the checkpoint, and return the net."""
-    method = PGDAT(net, classes, PGD(eps=0.1, step_size=0.05, steps=1))
+    method = PGDAT(net, classes, PGD(eps=0.1, step_size=0.1, steps=1))
     fitted = trainer(path.parent, max_epochs=1, **kwargs)
     fitted.fit(method, loader(batch or images()))
     fitted.save_checkpoint(path)

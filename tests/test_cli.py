@@ -86,12 +86,12 @@ def test_the_saved_configuration_runs_again_and_gives_the_same_net(here):
 
 def test_fractions_are_saved_as_they_were_written(empty):
     wide = "{class_path: PGD, init_args: {eps: 10/255, init_size: 1/255}}"
-    lit("fit", "--trainer.max_epochs", 0, "--model.attack.step_size", "9/255", "--model.test_attacks.wide", wide)
+    lit("fit", "--trainer.max_epochs", 0, "--model.attack.step_size", "19/255", "--model.test_attacks.wide", wide)
     model = yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]
-    assert (model["attack"]["init_args"]["eps"], model["attack"]["init_args"]["step_size"]) == ("38/255", "9/255")
+    assert (model["attack"]["init_args"]["eps"], model["attack"]["init_args"]["step_size"]) == ("38/255", "19/255")
     assert model["test_attacks"]["pgd2"]["init_args"]["eps"] == "38/255"
     wide = model["test_attacks"]["wide"]["init_args"]
-    assert (wide["eps"], wide["init_size"], wide["step_size"]) == ("10/255", "1/255", "2/255")
+    assert (wide["eps"], wide["init_size"], wide["step_size"]) == ("10/255", "1/255", None)
 
 
 def test_a_flag_changes_one_argument_and_leaves_the_others(empty):
@@ -212,7 +212,7 @@ def test_a_run_is_tested_with_its_last_and_best_checkpoint_in_one_table(here, ca
     assert columns == ["last", "best", "n"]
     assert list(table) == ["clean", "pgd2"]
     assert all(line.count("[") == 2 and line.endswith(" 32") for line in table.values())
-    assert "\npgd2 is PGD(eps=38/255, step_size=0.05, steps=2)\n" in output  # so that no one mistakes its eps
+    assert "\npgd2 is PGD(eps=38/255, step_size=0.1, steps=2)\n" in output  # so that no one mistakes its eps
     assert "Test metric" not in output  # Lightning's own table
 
 
@@ -271,6 +271,29 @@ def test_arguments_given_with_the_checkpoint_are_tested(path, here):
     accuracy = {row["attack"]: float(row["accuracy"]) for row in rows("runs/tiny/version_1/test.csv")}
     assert list(accuracy) == ["clean", "none", "all", "worst"]
     assert accuracy["none"] == accuracy["clean"] > accuracy["all"] == accuracy["worst"]
+
+
+def test_a_test_can_be_given_each_attack_by_its_name(here, capsys):
+    flags = {
+        "gama": "lit_robust.attacks.GAMAPGD",
+        "gama.eps": "38/255",
+        "gama.steps": 4,
+        "fw": "{class_path: GAMAFW, init_args: {eps: 38/255, steps: 4, drops: [0.5]}}",
+        "cw": "{class_path: CWPGD, init_args: {eps: 38/255, steps: 2, kappa: 3}}",
+        "least": "{class_path: TargetedPGD, init_args: {eps: 38/255, steps: 2, target_rank: -1, towards: "
+        "lit_robust.losses.ce_targeted}}",
+        "multi": "{class_path: MultiTargetedPGD, init_args: {eps: 38/255, steps: 2, targets: 2}}",
+        "bpda": "{class_path: BPDA, init_args: {attack: {class_path: PGD, init_args: {eps: 0.1}}, forward: body.0.1}}",
+    }
+    lit(
+        "test",
+        "--ckpt_path",
+        "last",
+        *(word for name in flags for word in (f"--model.test_attacks.{name}", flags[name])),
+    )
+    output = capsys.readouterr().out
+    assert "\ngama is GAMAPGD(eps=38/255, step_size=76/255, steps=4)\n" in output
+    assert list(table_of(output)[1]) == ["clean", "pgd2", "gama", "fw", "cw", "least", "multi", "bpda", "worst"]
 
 
 def test_arguments_given_with_the_checkpoint_are_trained_with(here):

@@ -88,7 +88,7 @@ def test_the_perturbation_is_the_formulas_in_float64(method, norm):
 
 
 def test_both_give_pgd_their_start_and_their_objective_and_keep_the_rest():
-    attack = PGD(EPS, step_size=0.02, steps=3, norm="l2", init="zero", momentum=0.5, restarts=2)
+    attack = PGD(EPS, step_size=0.04, steps=3, norm="l2", init="zero", momentum=0.5, restarts=2)
     near = {"init": "gaussian", "init_size": 0.001, "clip_init": False}
     trades, mart = build(TRADES, attack=attack), build(MART, attack=attack)
     assert trades.adversary() == replace(attack, **near, loss=losses.kl, compare_with="clean_logits")

@@ -22,7 +22,7 @@ from tests.tiny import trainer
 def good(tmp_path_factory) -> dict:
     """A checkpoint of a net of ours."""
     folder = tmp_path_factory.mktemp("good")
-    method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.05, steps=1))
+    method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.1, steps=1))
     fit = trainer(folder, max_epochs=1)
     fit.fit(method, loader_of(digits()))
     fit.save_checkpoint(folder / "a.ckpt")
@@ -201,7 +201,7 @@ def test_a_resumed_training_deletes_nothing_outside_its_own_folder(tmp_path):
         return ModelCheckpoint(folder, filename="{epoch}", monitor="val/acc/robust", mode="max", save_top_k=1)
 
     def fit(folder, **arguments):
-        method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.05, steps=1))
+        method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.1, steps=1))
         epochs = 2 if arguments else 1
         run = trainer(tmp_path, enable_checkpointing=True, callbacks=[keeping(folder)], max_epochs=epochs)
         run.fit(method, loader_of(digits()), loader_of(digits()), **arguments)

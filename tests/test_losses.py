@@ -54,6 +54,15 @@ def test_targeted_dlr_equals_its_formula(logits, y):
     torch.testing.assert_close(losses.dlr_targeted(logits, y, target), torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
+def test_the_other_targeted_losses_equal_their_formulas(logits, y):
+    target = (y + torch.randint(1, C, (N,))) % C
+    rows = list(zip(logits.double().tolist(), y.tolist(), target.tolist(), strict=True))
+    margins = torch.tensor([z[goal] - z[label] for z, label, goal in rows])
+    torch.testing.assert_close(losses.margin_targeted(logits, y, target), margins, atol=1e-5, rtol=1e-5)
+    logs = torch.tensor([math.log(softmax(z)[goal]) for z, label, goal in rows])
+    torch.testing.assert_close(losses.ce_targeted(logits, y, target), logs, atol=1e-5, rtol=1e-4)
+
+
 def test_kl_equals_its_formula(logits):
     clean = 2 * torch.randn(N, C)
     expected = [
@@ -121,7 +130,8 @@ def test_gradients_are_finite_where_logits_saturate(loss):
 def test_gradients_of_two_argument_losses_are_finite_where_logits_saturate():
     logits, y = saturated()
     clean = logits.detach().flip(0).requires_grad_()
-    for value in (losses.kl(logits, clean), losses.dlr_targeted(logits, y, (y + 1) % 4)):
+    targeted = (losses.dlr_targeted, losses.margin_targeted, losses.ce_targeted)
+    for value in (losses.kl(logits, clean), *(loss(logits, y, (y + 1) % 4) for loss in targeted)):
         assert value.isfinite().all()
         for gradient in torch.autograd.grad(value.sum(), (logits, clean), allow_unused=True):
             assert gradient is None or gradient.isfinite().all()

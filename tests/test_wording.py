@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
-from lit_robust.attacks import FGSM, PGD, RFGSM, AutoAttack, CurriculumPGD, FriendlyPGD
+from lit_robust.attacks import BPDA, FGSM, GAMAPGD, PGD, RFGSM, AutoAttack, CurriculumPGD, FriendlyPGD, TargetedPGD
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness
 from lit_robust.batch import as_batch
 from lit_robust.callbacks import (
@@ -255,6 +255,34 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "FriendlyPGD stops samples by a rule of its own: leave out momentum, or use PGD.",
     ),
     (
+        lambda: GAMAPGD(relaxed=25),
+        "relaxed=25 must be a finite number, at least 0 and at most 1: it is a share of the steps.",
+    ),
+    (
+        lambda: TargetedPGD(target_rank=0),
+        "target_rank=0 must be an integer, at least 1: -1 is the least likely class.",
+    ),
+    (
+        lambda: TargetedPGD(target_rank=4)(TinyNet().eval(), X, Y),
+        "target_rank=4 is out of range: the net has 3 wrong classes, so give at most 3, or -1 for the least likely "
+        "one.",
+    ),
+    (
+        lambda: TargetedPGD(towards="ce"),
+        "towards='ce' is not a function: give one such as lit_robust.losses.margin_targeted.",
+    ),
+    (lambda: BPDA(PGD(), 3), "forward=3 is not a step: give a layer's name, or a function of images."),
+    (lambda: BPDA(PGD(), "0", "tanh"), "substitute='tanh' is not a function: leave it out for the identity."),
+    (
+        lambda: BPDA(PGD(), "mask")(nn.Sequential(TinyNet().body, nn.Linear(128, 4)), X, Y),
+        'forward="mask" is not a layer of the net: give one of 0, 0.0, 0.1, 0.2, 0.3, 1.',
+    ),
+    (
+        lambda: BPDA(PGD(), "head")(TinyNet(), X, Y),
+        "BPDA's substitute returns the shape (8, 128), but forward (8, 4): give a substitute with the shapes of "
+        "forward.",
+    ),
+    (
         lambda: AutoAttack()(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.zeros(2).long()),
         'AutoAttack(version="standard") needs at least 4 classes for its DLR loss, but the net returns 3 logits: '
         'use version="v1".',
@@ -291,7 +319,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: build(PGDAT, attack=PGD(0.1, step_size=0)),
-        "step_size=0 of attack never leaves its start: give 0.025 or so.",
+        "step_size=0 of attack never leaves its start: leave step_size out (it is then 0.025).",
     ),
     (
         lambda: build(PGDAT, val_attack="PGD"),
@@ -378,6 +406,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: build(TRADES, attack=ONE_STEP),
         "TRADES gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., steps=...), not FGSM.",
+    ),
+    (
+        lambda: build(TRADES, attack=GAMAPGD()),
+        "TRADES gives PGD its own start and objective: set attack=PGD(eps=..., step_size=..., steps=...), not GAMAPGD.",
     ),
     (
         lambda: build(FriendlyAT, attack=FriendlyPGD()),
@@ -623,8 +655,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "before the ramp.",
     ),
     (
-        lambda: fit(Driven(), AttributeRamp("attack.steps", Linear(1, 2, 0, 1))),
-        "AttributeRamp leads to attack.steps=1.5 at epoch 0.5: steps=1.5 must be an integer, at least 0.",
+        lambda: fit(Driven(), AttributeRamp("attack.steps", Linear(2, 3, 0, 1))),
+        "AttributeRamp leads to attack.steps=2.5 at epoch 0.5: steps=2.5 must be an integer, at least 0.",
     ),
     (
         lambda: DelayedStart(at_epoch=1, latest_epoch=2),

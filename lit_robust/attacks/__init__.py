@@ -2,14 +2,21 @@
 
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.attacks.base import Attack
+from lit_robust.attacks.bpda import BPDA
 from lit_robust.attacks.curriculum_pgd import CurriculumFGSM, CurriculumPGD
 from lit_robust.attacks.fgsm import FGSM, RFGSM
 from lit_robust.attacks.friendly import FriendlyPGD
+from lit_robust.attacks.gama import GAMAFW, GAMAPGD
+from lit_robust.attacks.margin_pgd import CWPGD, MultiTargetedPGD, TargetedPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
 
 __all__ = [
+    "BPDA",
+    "CWPGD",
     "FGSM",
+    "GAMAFW",
+    "GAMAPGD",
     "PGD",
     "RFGSM",
     "Attack",
@@ -18,5 +25,7 @@ __all__ = [
     "CurriculumPGD",
     "FriendlyPGD",
     "FrobeniusNorm",
+    "MultiTargetedPGD",
     "NuclearNorm",
+    "TargetedPGD",
 ]

@@ -16,8 +16,8 @@ from lit_robust.magnitudes import Magnitude
 P = ParamSpec("P")
 A = TypeVar("A", bound="Attack")
 
-#: Defaults: the bound of the CIFAR-10 tables and its usual step; saved as written here.
-EPS, STEP_SIZE = Magnitude("8/255"), Magnitude("2/255")
+#: The default bound, that of the CIFAR-10 tables; saved as written here.
+EPS = Magnitude("8/255")
 
 
 class Attack(ABC):
@@ -81,6 +81,15 @@ def arguments_of(attack: Any) -> dict[str, Any]:
     return {field.name: getattr(attack, field.name) for field in fields(attack)}
 
 
+def step_length(eps: float, step_size: float | None, steps: int) -> float:
+    """The length of a step: ``step_size`` if it is given, otherwise ``2.5 eps / steps``, at most ``eps``.
+
+    So the steps can cross the ball whatever eps is, with a margin; Madry et al. (arXiv:1706.06083) choose it in this
+    way where they vary eps.
+    """
+    return min(2.5 * eps / max(steps, 1), eps) if step_size is None else step_size
+
+
 def within_box(distance: float) -> float:
     """Cap a distance in L-infinity at 1, the distance from black to white."""
     return min(distance, 1.0)
@@ -122,4 +131,5 @@ def check_attack(name: str, attack: Attack) -> None:
         )
     eps, step_size, steps = (getattr(attack, argument, None) for argument in ("eps", "step_size", "steps"))
     if eps and steps and step_size == 0:
-        raise ValueError(f"step_size=0 of {name} never leaves its start: give {2.5 * eps / steps:.3g} or so.")
+        usual = step_length(eps, None, steps)
+        raise ValueError(f"step_size=0 of {name} never leaves its start: leave step_size out (it is then {usual:.3g}).")

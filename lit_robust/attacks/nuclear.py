@@ -30,6 +30,11 @@ class _MatrixNorm(Attack):
         require.integer("steps", self.steps, least=0)
         require.number("lam", self.lam, above=0, hint="without the norm this is a PGD")
 
+    @property
+    def step_length(self) -> float:
+        """The length of a step."""
+        return self.pgd.step_length
+
     @abstractmethod
     def norm_of(self, difference: Tensor) -> Tensor:
         """Measure the differences ``(N, C)`` by one number."""
@@ -39,7 +44,7 @@ class _MatrixNorm(Attack):
         """The same attack as a PGD guided by the norm."""
         return GuidedPGD(
             self.eps,
-            step_size=self.eps if self.step_size is None else self.step_size,
+            step_size=self.step_size,
             steps=self.steps,
             init="rademacher",
             init_size=self.eps / 2 if self.init_size is None else self.init_size,
@@ -75,8 +80,9 @@ class NuclearNorm(_MatrixNorm):
 
     Args:
         eps: The bound in L-infinity, in units of [0, 1].
-        step_size: The length of a step; ``eps`` by default. NuAT's slides do not say how many steps they compare the
-            norms with; ``steps=10, step_size="2/255"`` would be usual.
+        step_size: The length of a step; by default ``2.5 eps / steps``, at most ``eps``: a single step is one of
+            ``eps``, and 10 steps are of 2/255 at 8/255. NuAT's slides do not say how many steps they compare the norms
+            with.
         steps: The number of steps.
         init_size: The magnitude of the Rademacher start; by default ``eps/2``, the code's 4/255 for CIFAR-10.
         loss: The per-sample loss that is maximised along with the norm; None for the norm alone.

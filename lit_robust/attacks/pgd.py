@@ -1,7 +1,7 @@
 """Projected gradient descent: the loop, and the methods that other iterative attacks override."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, STEP_SIZE, Attack, check_images, input_gradient
+from lit_robust.attacks.base import EPS, Attack, check_images, input_gradient, step_length
 from lit_robust.guards import crafting
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
@@ -42,7 +42,8 @@ class PGD(Attack):
 
     Args:
         eps: The bound, in units of [0, 1]; ``"8/255"`` is accepted.
-        step_size: The length of a step, in the norm.
+        step_size: The length of a step, in the norm; by default ``2.5 eps / steps``, at most ``eps``, also where a
+            ramp or ``dataclasses.replace`` changes them.
         steps: The number of steps; 0 returns the start.
         norm: The norm of the ball and of the step.
         init: Where a run starts: ``uniform`` in the ball (L2: ``threats.L2.random_start``), ``zero`` at the
@@ -69,7 +70,7 @@ class PGD(Attack):
     """
 
     eps: Magnitude = EPS
-    step_size: Magnitude = STEP_SIZE
+    step_size: Magnitude | None = None
     steps: int = 10
     norm: Norm = "linf"
     init: Init = "uniform"
@@ -86,10 +87,9 @@ class PGD(Attack):
         require.one_of("norm", self.norm, get_args(Norm))
         require.one_of("init", self.init, get_args(Init))
         require.one_of("compare_with", self.compare_with, get_args(Reference))
-        for name in ("eps", "step_size"):
-            object.__setattr__(self, name, require.pixels(name, getattr(self, name), self.norm))
-        if self.init_size is not None:
-            object.__setattr__(self, "init_size", require.pixels("init_size", self.init_size, self.norm))
+        for name in ("eps", "step_size", "init_size"):
+            if (value := getattr(self, name)) is not None or name == "eps":
+                object.__setattr__(self, name, require.pixels(name, value, self.norm))
         require.integer("steps", self.steps, least=0)
         require.integer("restarts", self.restarts, least=1)
         if not callable(self.loss):
@@ -141,6 +141,11 @@ class PGD(Attack):
         """The threat set."""
         return threat(self.norm, self.eps)
 
+    @cached_property
+    def step_length(self) -> float:
+        """The length of a step."""
+        return step_length(self.eps, self.step_size, self.steps)
+
     def start(self, net: nn.Module, x: Tensor) -> Tensor:
         """Draw the first point of a run, as a new tensor."""
         size = self.init_size
@@ -173,7 +178,7 @@ class PGD(Attack):
     def step(self, net: nn.Module, x: Tensor, x_adv: Tensor, direction: Tensor, k: int) -> Tensor:
         """Take a step along a gradient, and project onto the threat set."""
         threat = self.threat
-        return threat.project(x_adv + self.step_size * threat.steepest_step(direction), x)
+        return threat.project(x_adv + self.step_length * threat.steepest_step(direction), x)
 
     def broken(self, logits: Tensor, y: Tensor) -> Tensor:
         """Tell for which samples the attack has succeeded, ``(N,)`` bool."""
@@ -206,7 +211,7 @@ class PGD(Attack):
 
 
 def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -> PGD:
-    """Return the attack of a method that builds its own PGD from it, if it is a PGD.
+    """Return the attack of a method that builds its own PGD from it, if it is a PGD whose arguments may be replaced.
 
     Args:
         owner: The method; the message names its class.
@@ -215,9 +220,9 @@ def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -
         exactly: Whether to refuse subclasses, too, because their rules would be lost.
 
     Raises:
-        TypeError: If the attack is not a PGD.
+        TypeError: If the attack is not a PGD, or fixes arguments of PGD, as GAMAPGD does.
     """
-    if isinstance(attack, PGD) and (type(attack) is PGD or not exactly):
+    if isinstance(attack, PGD) and (type(attack) is PGD or not exactly) and all(one.init for one in fields(attack)):
         return attack
     name, given = type(owner).__name__, type(attack).__name__
     raise TypeError(f"{name} {does}: set attack=PGD(eps=..., step_size=..., steps=...), not {given}.")

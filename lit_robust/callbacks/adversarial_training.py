@@ -12,6 +12,7 @@ from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
+from lit_robust.measures.accuracy import tell_of_short_steps
 from lit_robust.seeds import seed
 
 
@@ -79,6 +80,7 @@ class AdversarialTraining(Callback):
     ) -> None:
         require.one_of("attack_bn_mode", attack_bn_mode, ("eval", "train"))
         check_attack("attack", attack)
+        tell_of_short_steps({"attack": attack})
         self.attack = attack
         self.adapter = Adapter(x, y, net, mean, std)
         self.attack_bn_mode = attack_bn_mode

@@ -16,7 +16,7 @@ from lit_robust.attacks.base import Attack
 from lit_robust.batch import as_batch
 from lit_robust.callbacks.needs import callbacks_of, net_of
 from lit_robust.guards import network_mode, own_random_state
-from lit_robust.measures.accuracy import describe
+from lit_robust.measures.accuracy import describe, tell_of_short_steps
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import run_folder
 from lit_robust.seeds import seed
@@ -62,6 +62,7 @@ class AdversarialExamples(Callback):
                 f"target={target} does not fit {type(attack).__name__}: a targeted attack needs the class "
                 "that it aims at, and any other takes none."
             )
+        tell_of_short_steps({"attack": attack})
         self.attack = attack
         self.num_images = num_images
         self.magnification = magnification

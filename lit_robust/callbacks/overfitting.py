@@ -17,6 +17,7 @@ from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks.needs import callbacks_of, net_of
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
 from lit_robust.guards import network_mode, own_random_state
+from lit_robust.measures.accuracy import tell_of_short_steps
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -66,6 +67,7 @@ class CatastrophicOverfittingMonitor(Callback):
     def __init__(self, rule: OverfittingRule = FAST_AT, action: Action = "warn", images: int = 512) -> None:
         require.one_of("action", action, get_args(Action))
         require.integer("images", images, least=1)
+        tell_of_short_steps({f"rule.{name}": value for name, value in vars(rule).items()})
         self.rule = rule
         self.action = action
         self.images = images

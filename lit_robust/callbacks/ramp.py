@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
 from lit_robust.callbacks.needs import callbacks_of
 from lit_robust.lightning_internals import batch_in_epoch, fractional_epoch, is_due_for_logging, names_in_every_module
+from lit_robust.measures.accuracy import short_steps
 from lit_robust.schedules import Schedule
 
 
@@ -35,8 +36,8 @@ class AttributeRamp(Callback):
 
     ``AttributeRamp("lam", PerEpoch(Linear(0, 4.5, 0, 90)))`` is NuAT's lambda, and ``AttributeRamp("attack.eps", ...)``
     grows the threat set. Along a path, a frozen dataclass such as an attack is replaced by a copy with the new value;
-    other objects are changed in place. Only the named attribute changes: an attack's ``step_size`` does not follow its
-    ``eps``.
+    other objects are changed in place. Only the named attribute changes: an attack's step follows its ``eps`` where no
+    ``step_size`` is given.
 
     The value depends only on time in fractional epochs, so there is no state to resume, and it holds when a coreset
     changes the number of batches. Callbacks run before the module, so the module's own ``on_train_batch_start`` sees
@@ -124,6 +125,8 @@ class AttributeRamp(Callback):
 def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float]) -> None:
     """Set the ramps' values at each time, let the module check them, and restore the first values."""
     before = [attrgetter(ramp.attribute)(module) for ramp in ramps]
+    told = {owner: short_steps(owner, attrgetter(owner)(module)) for owner in _owners(ramps)}
+    short: dict[str, str] = {}
     for time in times:
         try:
             for ramp in ramps:
@@ -132,8 +135,18 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
         except (ValueError, TypeError) as error:
             values = ", ".join(f"{ramp.attribute}={ramp.schedule(time):.4g}" for ramp in ramps)
             raise type(error)(f"AttributeRamp leads to {values} at epoch {time:g}: {error}") from error
+        for owner in told.keys() - short.keys():
+            if not told[owner] and (found := short_steps(owner, attrgetter(owner)(module))):
+                short[owner] = f"from epoch {time:g} on, {found}"
+    for sentence in short.values():
+        rank_zero_warn(sentence)
     for ramp, value in zip(ramps, before, strict=True):
         _assign(module, ramp.attribute.split("."), value)
+
+
+def _owners(ramps: Iterable[AttributeRamp]) -> set[str]:
+    """The paths of what the ramps change, such as an attack, but for the module itself."""
+    return {ramp.attribute.rpartition(".")[0] for ramp in ramps} - {""}
 
 
 def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
@@ -176,6 +189,11 @@ def _check_number(module: HasAttribute, attribute: str) -> None:
                 f'AttributeRamp("{attribute}") finds no {name} in {type(owner).__name__}: did you mean '
                 f"{_listed(get_close_matches(name, known) or known)}?"
             )
+    if value is None:
+        raise ValueError(
+            f'AttributeRamp("{attribute}") drives a number, but {attribute} is None and so follows from other '
+            "arguments: give it a value to start from, or leave this ramp out."
+        )
     if not _is_number(value):
         raise ValueError(
             f'AttributeRamp("{attribute}") drives a number, but {attribute} is {value!r}: did you mean '
@@ -189,6 +207,8 @@ def _listed(names: list[str]) -> str:
 
 def _public(owner: Any) -> dict[str, Any]:
     inside, lightnings = getattr(owner, "__dict__", {}), names_in_every_module()
+    if is_dataclass(owner):  # an attack's cached properties are beside its arguments
+        inside = {field.name: getattr(owner, field.name) for field in fields(owner)}
     found = {**inside, **inside.get("_modules", {})}
     return {name: value for name, value in found.items() if not name.startswith("_") and name not in lightnings}
 

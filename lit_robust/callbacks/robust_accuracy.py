@@ -13,7 +13,17 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
-from lit_robust.measures.accuracy import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
+from lit_robust.measures.accuracy import (
+    CLEAN,
+    WORST,
+    Accuracy,
+    Survivors,
+    legend,
+    rows_of,
+    surviving,
+    table,
+    tell_of_short_steps,
+)
 from lit_robust.seeds import seed
 
 
@@ -65,6 +75,7 @@ class RobustAccuracy(Callback):
         self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
         for of_split in self.attacks.values():
             _check_attacks(of_split)
+        tell_of_short_steps({**attacks, **(test_attacks or {})})
         self.adapter = Adapter(x, y, net, mean, std)
         #: What was measured last, with n and its interval, by split and name.
         self.accuracies: dict[str, dict[str, Accuracy]] = {}

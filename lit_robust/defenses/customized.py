@@ -119,7 +119,7 @@ class CustomizedAT(PerImage):
                 logits = self.net(x_adv.requires_grad_())
                 safe = (self.kappa - losses.margin(logits, y)).clamp_min(0)
                 objective = losses.ce(logits, labels) - self.margin_weight * eps * safe
-                step = self.attack.step_size * ball.steepest_step(input_gradient(objective, x_adv))
+                step = self.attack.step_length * ball.steepest_step(input_gradient(objective, x_adv))
                 x_adv = ball.project(x_adv.detach() + step, x)
             with torch.no_grad():
                 return x_adv, self.net(x_adv).argmax(dim=1) != y

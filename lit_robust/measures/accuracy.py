@@ -6,10 +6,11 @@ from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_robust.attacks.base import Attack, check_attack
+from lit_robust.attacks.base import Attack, check_attack, step_length
 from lit_robust.batch import Batch
 from lit_robust.guards import checked, own_random_state
 
@@ -29,11 +30,34 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
             raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
     for name, attack in {**attacks, **test_attacks}.items():
         check_attack(name, attack)
+    tell_of_short_steps({**attacks, **test_attacks})
     names = list(test_attacks)
     for later, name in enumerate(names):
         for other in names[:later]:
             if test_attacks[other] == test_attacks[name]:
                 raise ValueError(f"test_attacks {other} and {name} are the same attack: drop one, or change it.")
+
+
+def tell_of_short_steps(attacks: Mapping[str, Any]) -> None:
+    """Warn of attacks that ``short_steps`` finds; called where a Defense or a callback is given one.
+
+    Args:
+        attacks: Attacks by the name of the argument or row; other values are skipped.
+    """
+    for name, attack in attacks.items():
+        if found := short_steps(name, attack):
+            rank_zero_warn(found)
+
+
+def short_steps(name: str, attack: Any) -> str | None:
+    """A sentence if an attack's steps together are shorter than its bound, so that it searches a part of the ball."""
+    eps, size, steps = (getattr(attack, argument, None) for argument in ("eps", "step_size", "steps"))
+    if not (eps and size and steps and steps * size < eps * (1 - 1e-6)):  # 7 steps of eps/7 fall short by rounding
+        return None
+    return (
+        f"step_size={size:.4g} of {name} is too short to cross the ball of eps={eps:.4g} in {steps} steps: leave "
+        f"step_size out (it is then {step_length(eps, None, steps):.4g}), or take more steps."
+    )
 
 
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:
@@ -122,9 +146,14 @@ def rows_of(attacks: Mapping[str, Attack]) -> list[str]:
 
 
 def describe(attack: Attack) -> str:
-    """Write an attack as ``PGD(eps=8/255, steps=10)``: its bound, step size and steps, and what is not a default."""
+    """Write an attack as ``PGD(eps=8/255, step_size=2/255, steps=10)``: these three, and what is not a default.
+
+    A step size that was not given is the one in use.
+    """
     arguments: tuple[Field[Any], ...] = fields(attack) if is_dataclass(attack) else ()
     values = [(argument, getattr(attack, argument.name)) for argument in arguments]
+    used = {"step_size": getattr(attack, "step_length", None)}
+    values = [(one, used.get(one.name) if value is None else value) for one, value in values]
     shown = [
         f"{argument.name}={_text(value)}"
         for argument, value in values
@@ -134,6 +163,8 @@ def describe(attack: Attack) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Attack):
+        return describe(value)
     if not isinstance(value, float):
         return getattr(value, "__name__", None) or str(value)
     levels = round(value * 255)
