@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.lightning_internals import go_on_in_folder
+from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.nets.rebuild import check_fit, rebuild
 
 
@@ -148,19 +149,30 @@ def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:
     return folder / f"{stem}_{number}{suffix}"
 
 
-def go_on_in(run: Path, trainer: Any) -> None:
-    """Log a resumed run into its own folder, and keep its earlier metrics, which CSVLogger would delete.
+def newest_config(run: Path) -> Path | None:
+    """The configuration that a run was started or last resumed with; None if it was not started by a command."""
+    resumed = sorted(run.glob("config_resumed_*.yaml"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in (run / "config.yaml", *resumed) if path.exists()]
+    return found[-1] if found else None
+
+
+def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Log a resumed run into its own folder, and begin with its metrics up to the checkpoint.
+
+    The earlier file, which may go on beyond the checkpoint, is kept as ``metrics_0.csv``; CSVLogger would delete it.
 
     Args:
         run: The folder of the run.
         trainer: Its loggers would start a new folder; loggers with another root still do.
+        checkpoint: Holds how many rows each logger had written.
 
     Raises:
         ValueError: If Weights & Biases is not told which run to resume.
     """
     from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-    for logger in trainer.loggers:
+    numbers = checkpoint.get("lit_robust", {}).get("rows", [])
+    for place, logger in enumerate(trainer.loggers):
         if isinstance(logger, WandbLogger) and logger.version is None:
             raise ValueError(
                 "--ckpt_path resumes a run, and Weights & Biases needs to know which: add "
@@ -168,6 +180,10 @@ def go_on_in(run: Path, trainer: Any) -> None:
             )
         if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
             metrics = run / "metrics.csv"
+            number = numbers[place] if place < len(numbers) else 0
+            rows = rows_before(run, number) if trainer.is_global_zero else []
             if metrics.exists() and trainer.is_global_zero:
                 metrics.rename(next_free(run, "metrics", ".csv"))
             go_on_in_folder(logger, run.name)
+            if rows:
+                begin_with(logger.experiment, rows)

@@ -113,12 +113,13 @@ def test_a_flag_changes_one_argument_and_leaves_the_others(empty):
 # Going on.
 
 
-def test_a_resumed_run_goes_on_in_its_folder_and_keeps_the_metrics_of_before(here):
+def test_a_resumed_run_goes_on_in_its_folder_and_with_its_metrics(here):
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     before, after = (rows(RUN / name) for name in ("metrics_0.csv", "metrics.csv"))
     assert {row["epoch"] for row in before} == {"0"}
-    assert {row["epoch"] for row in after} == {"1"}
+    assert after[: len(before)] == before
+    assert {row["epoch"] for row in after[len(before) :]} == {"1"}
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (1, 4)
 
@@ -127,7 +128,8 @@ def test_a_run_resumed_twice_keeps_all_metrics_and_equals_an_uninterrupted_one(h
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
     lit("fit", "--ckpt_path", RUN, "--trainer.max_epochs", 3)
     lit("fit", "--trainer.logger.name", "whole", "--trainer.max_epochs", 3)
-    assert [rows(RUN / f"metrics{which}.csv")[0]["epoch"] for which in ("_0", "_1", "")] == ["0", "1", "2"]
+    assert [rows(RUN / f"metrics{which}.csv")[-1]["epoch"] for which in ("_0", "_1", "")] == ["0", "1", "2"]
+    assert (RUN / "metrics.csv").read_bytes() == Path("runs/whole/version_0/metrics.csv").read_bytes()
     resumed, whole = (weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("tiny", "whole"))
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
@@ -159,12 +161,15 @@ def test_a_second_logger_stays_when_a_run_is_resumed(here):
         " {class_path: CSVLogger, init_args: {save_dir: elsewhere, name: tiny}}]}"
     )
     lit("fit", "-c", "two.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 2)
-    assert rows("elsewhere/tiny/version_0/metrics.csv")[0]["epoch"] == rows(RUN / "metrics.csv")[0]["epoch"] == "1"
+    elsewhere, own = rows("elsewhere/tiny/version_0/metrics.csv"), rows(RUN / "metrics.csv")
+    assert own[-len(elsewhere) :] == elsewhere  # from the row on that was logged right after the checkpoint
+    assert (own[0]["epoch"], elsewhere[-1]["epoch"], len(elsewhere) < len(own)) == ("0", "1", True)
 
 
 def test_a_learning_rate_given_beside_the_checkpoint_is_what_a_resumed_run_goes_on_with(here):
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--model.optimizer.lr", 0.25)
-    assert {float(row["train/lr"]) for row in rows(RUN / "metrics.csv") if row["train/lr"]} == {0.25}
+    resumed = [row for row in rows(RUN / "metrics.csv") if row["epoch"] == "1"]
+    assert {float(row["train/lr"]) for row in resumed if row["train/lr"]} == {0.25}
 
 
 def test_weight_decay_and_momentum_given_beside_the_checkpoint_count_too(here):

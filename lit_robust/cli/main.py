@@ -133,7 +133,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 return
             if self.trainer.is_global_zero:
                 lock(path.parent.parent)  # before its metrics are moved aside
-            go_on_in(path.parent.parent, self.trainer)
+            go_on_in(path.parent.parent, self.trainer, checkpoint)
             ckpt_path = str(path)
         self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
 
