@@ -84,20 +84,25 @@ def epochs_begun(trainer: Any) -> int:
 
 @_inside
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    """Number of epochs trained and validated before a checkpoint was written, 0 if it holds no loops.
-
-    Its ``epoch`` is the last one's index, finished or not. Without this, ``fit`` would resume a complete training.
-    """
+    """Number of epochs that a checkpoint has finished; else ``fit`` would resume a complete training."""
     loops = checkpoint.get("loops")
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"]) if loops else 0
 
 
 @_inside
-def end_the_epoch(fit_loop: dict[str, Any]) -> None:
-    """Make a run that was saved after an epoch's last batch, or in a validation, start that validation when it resumes.
+def validation_is_due(trainer: Any) -> bool:
+    """Whether a validation follows the running hooks of a batch's end; see ``end_the_epoch``."""
+    loop = trainer.fit_loop.epoch_loop
+    ended = loop.batch_progress.current.completed < loop.batch_progress.current.processed
+    return bool(ended and loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
-    Lightning counts that batch as unfinished and resumes with the next epoch: it skips the validation, the step of an
-    epoch-wise scheduler, and everything else in ``on_train_epoch_end``; and it skips the rest of a validation. So
+
+@_inside
+def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
+    """Make a run that was saved after an epoch's last batch, or when a validation was due or running, validate first.
+
+    Lightning counts that batch as unfinished and resumes with the next one: it skips the validation or its rest, the
+    step of an epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So
     ``checkpoint["loops"]["fit_loop"]`` is changed in place, unless it is empty: the batch becomes finished, and the
     validation interrupted before its first batch.
     """
@@ -105,7 +110,7 @@ def end_the_epoch(fit_loop: dict[str, Any]) -> None:
         return
     batches, validation = (fit_loop[f"epoch_loop.{part}batch_progress"] for part in ("", "val_loop."))
     ended = batches["is_last_batch"] and batches["total"]["completed"] < batches["total"]["processed"]
-    if ended or validation["current"]["completed"] < validation["current"]["processed"]:
+    if due or ended or validation["current"]["completed"] < validation["current"]["processed"]:
         for count in ("total", "current"):
             batches[count]["completed"] = batches[count]["processed"]
             validation[count] = dict.fromkeys(validation[count], 0)
@@ -213,10 +218,7 @@ def go_on_in_folder(logger: Any, name: str) -> None:
 
 @cache
 def names_in_every_module() -> frozenset[str]:
-    """Names that Lightning and torch put into every module's ``__dict__``, such as ``prepare_data_per_node``.
-
-    Without it, ``AttributeRamp`` would suggest these names to a user who misspells an attribute of the module.
-    """
+    """Names in every module's ``__dict__``; else ``AttributeRamp`` would suggest them for a misspelled attribute."""
     from lightning.pytorch import LightningModule
 
     return frozenset(vars(LightningModule()))

@@ -314,6 +314,23 @@ def test_a_validation_that_was_saved_within_starts_at_its_first_batch(tmp_path, 
     assert module.validated == epochs  # if they are six for Plain, Lightning has mended it
 
 
+def test_a_validation_is_due_at_the_end_of_the_batch_before_it(tmp_path):
+    ask = Ask(internals.validation_is_due, "on_train_batch_start", "on_train_batch_end", "on_validation_end")
+    fit(tmp_path, ask, max_epochs=1, val_check_interval=2)
+    assert ask.answers == [False] * 3 + [True, False] + [False] * 2
+
+
+def test_a_run_that_was_saved_before_a_validation_was_due_validates_first(tmp_path):
+    class Due(Plain):
+        def on_load_checkpoint(self, checkpoint):
+            internals.end_the_epoch(checkpoint["loops"]["fit_loop"], due=True)
+
+    every_two = {"val_check_interval": 2}
+    fit(tmp_path, SaveAfter(2, tmp_path / "a.ckpt"), **every_two)
+    runs = [fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt", **every_two) for kind in (Plain, Due)]
+    assert [run.validated for run in runs] == [[1], [0, 1]]  # if they are equal, Lightning has mended it
+
+
 def test_the_row_that_a_checkpoint_precedes_is_the_one_that_is_logged_next(tmp_path):
     foretold = {}
 
@@ -519,6 +536,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.epochs_begun(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.end_the_epoch({"batches": 3}),
+        lambda: internals.validation_is_due(HOLLOW),
         lambda: internals.row_to_come(HOLLOW, dict),
         lambda: internals.epoch_so_far(HOLLOW),
         lambda: internals.handle_sigterm(HOLLOW, print),

@@ -227,6 +227,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 auto_configure_optimizers=False,
                 args=list(args) if args is not None else sys.argv[1:],
             )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)  # Lightning exits with 1
+        raise
     except Exception as error:
         if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):
             raise

@@ -64,7 +64,7 @@ class StopRequest:
         if world_size() == 1:
             return weight
         total = sum_over_ranks(torch.stack([weight, torch.full_like(weight, self._share())]))
-        event = torch.cuda.Event() if total.is_cuda else None
+        event = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
         self._latest = total[1].to("cpu", non_blocking=True), event
         if event is not None:
             event.record()

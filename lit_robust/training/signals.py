@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -107,7 +107,7 @@ class Stoppable(Evaluated):
                 raise Stopped(signum)
 
     def _stop(self, signum: int) -> None:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         place = ""
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run and not trainer.sanity_checking:
             place = self._last_checkpoint()

@@ -16,6 +16,7 @@ from lit_robust.lightning_internals import (
     end_the_epoch,
     fractional_epoch,
     is_due_for_logging,
+    validation_is_due,
 )
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.schedules import Schedule
@@ -204,6 +205,7 @@ class Trained(Stoppable):
             "tally": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
             "data": self._fingerprint(),
+            "validation_is_due": validation_is_due(self.trainer),
             **logged_and_unlogged(self.trainer, lambda: self._row(means) if is_due_for_logging(self.trainer) else {}),
         }
 
@@ -221,7 +223,7 @@ class Trained(Stoppable):
         self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resumed = checkpoint.get("optimizer_states", [])
         warn_of_averages(checkpoint, self.trainer)
-        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions

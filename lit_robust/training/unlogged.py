@@ -41,9 +41,9 @@ def log_late(module: Any, unlogged: dict[str, dict[str, float]]) -> None:
     for name, value in unlogged.get("epoch", {}).items():
         module.log(name, value, prog_bar=name == "train/loss", on_step=False, on_epoch=True, batch_size=1)
     row = dict(unlogged.get("row", {}))
-    step = row.pop("step", None)
-    for logger in module.loggers if step is not None else []:
-        logger.log_metrics(row, int(step))
+    step = int(row.pop("step", 0))
+    for logger in module.loggers if row else []:
+        logger.log_metrics(row, step)
         logger.save()
 
 
