@@ -3,16 +3,21 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from torch import Tensor, nn
 
 from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.folder_locks import unlock
 from lit_robust.lightning_internals import go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.nets.rebuild import check_fit, rebuild
+
+#: Files that a run's folder has before anything is trained or measured.
+BEFORE_TRAINING = re.compile(r"config(_\w+)?\.yaml|hparams\.yaml|\.training|events\.out\.tfevents\..*")
 
 
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -140,6 +145,24 @@ def run_folder(trainer: Any) -> Path:
         _ = trainer.logger.experiment  # starts the run, which gives it an id
         return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+@contextmanager
+def no_bare_folder(trainer: Any) -> Iterator[None]:
+    """Remove the folders that loggers have made for a run, if it ends by an error before there is anything in them."""
+    folders = [Path(logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)]
+    new = [folder for folder in folders if not folder.exists()] if trainer.is_global_zero else []
+    try:
+        yield
+    except BaseException:
+        for folder in new if trainer.global_step == 0 else []:
+            unlock(folder)
+            files = [path.name for path in folder.rglob("*") if not path.is_dir()]
+            if not any(BEFORE_TRAINING.match(name) is None for name in files):
+                rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # it holds other runs
+                    folder.parent.rmdir()
+        raise
 
 
 def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:

@@ -208,3 +208,39 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
         process.wait()
         process.stdout.close()
     lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
+
+
+# Starts that fail.
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("fit", ["--trainer.check_val_every_n_epoch=0"]),  # refused in setup
+        ("fit", ["--trainer.precision=bf16-true"]),
+        ("fit", ["--model.net=lit_robust.nets.resnet18", "--model.net.in_channels=3"]),  # in the first batch
+        ("fit", ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_sanity_check_start"]),
+        ("test", ["--trainer.precision=bf16-true"]),
+    ],
+)
+def test_a_start_that_fails_leaves_no_numbered_folder(command, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "tests.sender" in flags[0]:
+        flags = [*flags, "--trainer.callbacks.epoch=0"]
+    with pytest.raises(SystemExit):
+        lit(command, *flags)
+    assert list(tmp_path.glob("runs/*")) == []
+    lit("fit")
+    with pytest.raises(SystemExit):
+        lit(command, *flags)
+    assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["version_0"]
+    assert sorted(path.name for path in (tmp_path / "runs/tiny/version_0").iterdir()) == [
+        "checkpoints", "config.yaml", "metrics.csv",
+    ]  # fmt: skip
+
+
+def test_a_run_that_fails_after_a_step_keeps_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        lit("fit", "--model.optimizer.lr", "1e30", "--trainer.max_epochs", 9)
+    assert (tmp_path / "runs/tiny/version_0/config.yaml").exists()

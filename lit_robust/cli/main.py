@@ -33,7 +33,7 @@ from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_last, run_folder
+from lit_robust.runs import find_checkpoints, go_on_in, next_free, no_bare_folder, read_last, run_folder
 from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
@@ -135,12 +135,14 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 lock(path.parent.parent)  # before its metrics are moved aside
             go_on_in(path.parent.parent, self.trainer, checkpoint)
             ckpt_path = str(path)
-        self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        with no_bare_folder(self.trainer):
+            self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
         ignore(*NOISE_OF_EVALUATION)
-        self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        with no_bare_folder(self.trainer):
+            self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run if a folder is given."""
@@ -150,8 +152,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         for logger in self.trainer.loggers:
             if isinstance(logger, CSVLogger):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
-        for path in paths:
-            self.trainer.test(ckpt_path=path, **kwargs)
+        with no_bare_folder(self.trainer):
+            for path in paths:
+                self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
         """Save the printed table as ``test.csv`` beside the metrics, and in Weights & Biases."""
@@ -175,7 +178,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
-        self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        with no_bare_folder(self.trainer):
+            self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
         """The checkpoints to evaluate, of a folder the last one or all; None stands for the net as built.

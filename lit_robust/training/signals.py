@@ -120,13 +120,12 @@ class Stoppable(Evaluated):
         raise Stopped(signum, code=0 if _is_child(trainer) else None)
 
     def _leave_validation(self) -> None:
-        """Bring back what the validation has changed for its duration: live weights, modes and counts."""
+        """Bring back what the validation has changed for its duration: weights and modes."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
             if isinstance(callback, WeightAveraging):
                 callback.on_validation_epoch_end(self.trainer, self)
         for module, training in self._modes:
             module.training = training
-        self.val_survivors.reset()
 
     def _last_checkpoint(self) -> str:
         folders = (getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks)
