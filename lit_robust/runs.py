@@ -19,6 +19,13 @@ from lit_robust.nets.rebuild import check_fit, rebuild
 #: Files that a run's folder has before anything is trained or measured.
 BEFORE_TRAINING = re.compile(r"config(_\w+)?\.yaml|hparams\.yaml|\.training|events\.out\.tfevents\..*")
 
+#: The tables of an evaluation; the first one is what it logs.
+TABLES = {
+    "validate": ["validate_metrics"],
+    "test": ["test_metrics", "test"],
+    "predict": ["predict_metrics", "predictions"],
+}
+
 
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     """Load the trained net of a checkpoint as a plain module in eval mode, on the CPU.
@@ -145,6 +152,31 @@ def run_folder(trainer: Any) -> Path:
         _ = trainer.logger.experiment  # starts the run, which gives it an id
         return Path(trainer.logger.save_dir or ".", str(trainer.logger.name), str(trainer.logger.version))
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def evaluate_in(run: Path, trainer: Any, stage: str) -> None:
+    """Let a run's tests and predictions lie in its own folder, beside its metrics; earlier ones are numbered.
+
+    Args:
+        run: The folder that a checkpoint lies in, which need not be a run's.
+        trainer: Its CSVLoggers would start a new folder; those with another root still do.
+        stage: ``validate``, ``test`` or ``predict``.
+    """
+    from lightning.pytorch.loggers import csv_logs
+
+    own = [logger for logger in trainer.loggers if isinstance(logger, csv_logs.CSVLogger)]
+    for logger in own if (run / "checkpoints").is_dir() else []:
+        if Path(logger.root_dir).resolve() == run.parent.resolve():
+            for path in [run / f"config_{stage}.yaml", *(run / f"{name}.csv" for name in TABLES[stage])]:
+                if path.exists() and trainer.is_global_zero:
+                    path.rename(next_free(run, path.stem, path.suffix))
+            go_on_in_folder(logger, run.name)
+            before = csv_logs.ExperimentWriter.NAME_METRICS_FILE
+            try:  # a writer deletes the file of its name, which is the training's
+                csv_logs.ExperimentWriter.NAME_METRICS_FILE = f"{TABLES[stage][0]}.csv"
+                _ = logger.experiment
+            finally:
+                csv_logs.ExperimentWriter.NAME_METRICS_FILE = before
 
 
 @contextmanager

@@ -229,20 +229,37 @@ def test_a_run_is_tested_with_its_last_and_best_checkpoint_in_one_table(here, ca
 
 def test_the_table_is_kept_beside_the_metrics(here):
     lit("test", "--ckpt_path", "runs/tiny")
-    kept = rows("runs/tiny/version_1/test.csv")
+    kept = rows("runs/tiny/version_0/test.csv")
     assert [(row["checkpoint"], row["attack"], row["n"]) for row in kept] == [
         ("last", "clean", "32"), ("last", "pgd2", "32"), ("best", "clean", "32"), ("best", "pgd2", "32"),
     ]  # fmt: skip
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in kept)
-    assert Path("runs/tiny/version_1/config_test.yaml").exists()
+    assert Path("runs/tiny/version_0/config_test.yaml").exists()
 
 
 def test_the_metrics_of_a_test_say_where_in_the_training_each_checkpoint_was_written(here):
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     torch.save(checkpoint | {"epoch": 7, "global_step": 16}, RUN / "checkpoints/last.ckpt")
     lit("test", "--ckpt_path", "runs/tiny")
-    written = rows("runs/tiny/version_1/metrics.csv")
+    written = rows(RUN / "test_metrics.csv")
     assert [(float(row["epoch"]), int(row["step"])) for row in written] == [(7, 16), (0, 2)]
+
+
+def test_what_belongs_to_a_run_lies_in_its_folder_and_is_named(here, caplog):
+    before = (RUN / "metrics.csv").read_bytes()
+    draw = "--trainer.callbacks+=AdversarialExamples", "--trainer.callbacks.attack=PGD"
+    for command in ("test", "test", "validate", "predict"):
+        lit(command, "--ckpt_path", "last", *(draw if command == "test" else ()))
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+    assert (RUN / "metrics.csv").read_bytes() == before
+    assert set(files(RUN)) == {
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv", "examples/test-last.png",
+        "config_test.yaml", "config_test_0.yaml", "test.csv", "test_0.csv", "test_metrics.csv", "test_metrics_0.csv",
+        "config_validate.yaml", "validate_metrics.csv", "config_predict.yaml", "predictions.csv",
+    }  # fmt: skip
+    assert caplog.text.count(f"The run is in {RUN}, and its pictures {RUN}/examples/test-last.png.") == 2
+    lit("fit")
+    assert "The run is in runs/tiny/version_1." in caplog.text
 
 
 @pytest.mark.parametrize("bar", ["RichProgressBar", "TQDMProgressBar"])
@@ -279,7 +296,7 @@ def test_what_stands_beside_the_checkpoint_is_what_is_tested(path, here):
         " all: {class_path: PGD, init_args: {eps: 1, step_size: 1, steps: 3, init: zero}}}"
     )
     lit("test", "--ckpt_path", path, "--model.test_attacks", attacks, "--data.test_size", 200)
-    accuracy = {row["attack"]: float(row["accuracy"]) for row in rows("runs/tiny/version_1/test.csv")}
+    accuracy = {row["attack"]: float(row["accuracy"]) for row in rows("runs/tiny/version_0/test.csv")}
     assert list(accuracy) == ["clean", "none", "all", "worst"]
     assert accuracy["none"] == accuracy["clean"] > accuracy["all"] == accuracy["worst"]
 
@@ -308,25 +325,25 @@ def test_a_test_uses_the_weights_of_the_checkpoint(here):
 
 def test_validate_measures_the_held_out_images(here):
     lit("validate", "--ckpt_path", "best")
-    (row,) = rows("runs/tiny/version_1/metrics.csv")
+    (row,) = rows(RUN / "validate_metrics.csv")
     (best,) = [row for row in rows(RUN / "metrics.csv") if row["val/acc/robust"]]
     assert (row["val/acc/clean"], row["val/acc/robust"]) == (best["val/acc/clean"], best["val/acc/robust"])
 
 
 def test_predict_writes_a_row_an_image(here):
     lit("predict", "--ckpt_path", "last", "--data.eval_batch_size", 10)
-    written = rows("runs/tiny/version_1/predictions.csv")
+    written = rows(RUN / "predictions.csv")
     assert [int(row["index"]) for row in written] == list(range(32))
     assert all(0.1 <= float(row["probability"]) <= 1 for row in written)
     lit("test", "--ckpt_path", "last")
     right = sum(row["predicted"] == row["label"] for row in written)
-    assert float(rows("runs/tiny/version_2/test.csv")[0]["accuracy"]) == pytest.approx(right / 32)
+    assert float(rows(RUN / "test.csv")[0]["accuracy"]) == pytest.approx(right / 32)
 
 
 def test_a_picture_of_adversarial_images_is_drawn_at_test(here):
     pytest.importorskip("matplotlib")
     lit("test", "--ckpt_path", "last", "-c", CONFIGS / "callback" / "examples.yaml")
-    (picture,) = Path("runs/tiny/version_1/examples").iterdir()
+    (picture,) = (RUN / "examples").iterdir()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.name.startswith("test-")
 

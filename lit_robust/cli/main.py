@@ -33,7 +33,7 @@ from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, go_on_in, next_free, no_bare_folder, read_last, run_folder
+from lit_robust.runs import evaluate_in, find_checkpoints, go_on_in, next_free, no_bare_folder, read_last, run_folder
 from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
@@ -137,6 +137,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             ckpt_path = str(path)
         with no_bare_folder(self.trainer):
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        self._name_files()
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
@@ -171,6 +172,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 table = StringIO(newline="")
                 csv.writer(table).writerows([columns, *rows])
                 write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
+        self._name_files()
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
@@ -190,20 +192,31 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             rank_zero_info("No --ckpt_path: the net keeps the weights it was built with.")
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
-        if not every or len(found) == 1:
-            return [str(read_last(found)[0])]
+        whole = self._whole(found) if every and len(found) > 1 else [read_last(found)[0]]
+        evaluate_in(whole[0].parent.parent, self.trainer, str(self.subcommand))
+        return [str(path) for path in whole]
+
+    def _whole(self, found: dict[str, Path]) -> list[Path]:
+        """The checkpoints that are not broken; those that are broken are told."""
         whole, broken = [], []
         for path in found.values():
             try:
                 read_checkpoint(path)
-                whole.append(str(path))
+                whole.append(path)
             except ValueError as error:
                 broken.append(error)
         if not whole:
             raise broken[0]
         for reason in broken:
             rank_zero_warn(f"{reason} It is left out.")
-        return list(whole)
+        return whole
+
+    def _name_files(self) -> None:
+        folder = run_folder(self.trainer)  # the ranks agree on it, so all must call this
+        parts: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+        pictures = [str(path) for callback in parts for path in getattr(callback, "pictures", [])]
+        drawn = f", and its pictures {', '.join(pictures)}" if pictures else ""
+        rank_zero_info(f"The run is in {folder}{drawn}.")
 
 
 def main(args: Sequence[str] | None = None) -> None:
