@@ -187,8 +187,9 @@ def no_bare_folder(trainer: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for folder in new if trainer.global_step == 0 else []:
+        for folder in folders:
             unlock(folder)
+        for folder in new if trainer.global_step == 0 else []:
             files = [path.name for path in folder.rglob("*") if not path.is_dir()]
             if not any(BEFORE_TRAINING.match(name) is None for name in files):
                 rmtree(folder, ignore_errors=True)

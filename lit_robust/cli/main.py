@@ -123,6 +123,11 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
         check_makers(config.model.get("init_args") or {})
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments = getattr(logger, "init_args", None) or {}
+            if str(arguments.get("save_dir")).startswith("~"):  # Lightning's loggers make a folder of this name
+                arguments["save_dir"] = os.path.expanduser(arguments["save_dir"])
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
