@@ -43,8 +43,8 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
-    Lightning passes it to hooks, except ``on_train_start``. Without it, a run resumed in mid-epoch would start with the
-    ramps' values at the epoch's beginning, and would draw other adversarial images.
+    Lightning does not pass it to ``on_train_start``. Without it, a run resumed in mid-epoch would start with the ramps'
+    values at the epoch's beginning.
     """
     return max(int(trainer.fit_loop.batch_idx), 0)
 
@@ -53,8 +53,7 @@ def batch_in_epoch(trainer: Any) -> int:
 def batches_begun(trainer: Any) -> int:
     """Number of batches begun, over all epochs; ``trainer.global_step`` counts optimizer steps instead.
 
-    Without it, a closure that is evaluated twice would attack its batch twice, and intervals would be wrong by the
-    number of optimizer steps per batch.
+    Without it, a closure that is evaluated twice would attack its batch twice, and intervals would count those steps.
     """
     return int(trainer.fit_loop.total_batch_idx) + 1
 
@@ -63,60 +62,72 @@ def batches_begun(trainer: Any) -> int:
 def is_due_for_logging(trainer: Any) -> bool:
     """Whether this batch's metrics are to be logged, by ``log_every_n_steps``, which one of the connectors sets.
 
-    Without it, metrics would be logged for every batch, which costs as much as a small net's forward.
+    Without it, each batch would be logged, which costs as much as a small net's forward.
     """
     every = int(trainer.log_every_n_steps)
     return every > 0 and batches_begun(trainer) % every == 0
 
 
 def fractional_epoch(trainer: Any, batch_idx: int) -> float:
-    """The start of a batch in fractional epochs, the argument of every schedule.
-
-    It uses public API only, and is here because it is needed together with ``batch_in_epoch``.
-    """
+    """The start of a batch in fractional epochs, the argument of every schedule; by public API only."""
     return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)
 
 
 @_inside
 def epochs_begun(trainer: Any) -> int:
-    """Number of epochs begun, including the current one; ``trainer.current_epoch`` increases at an epoch's end.
+    """Number of epochs begun, with the current one; ``trainer.current_epoch`` increases at an epoch's end.
 
-    Without it, ``DelayedStart`` cannot tell whether a switch that has been decided has already taken place.
+    Without it, ``DelayedStart`` cannot tell whether a switch that was decided has taken place.
     """
     return int(trainer.fit_loop.epoch_progress.current.started)
 
 
 @_inside
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    """Number of epochs trained and validated before a checkpoint was written, 0 if it holds no loops.
-
-    The checkpoint's ``epoch`` is the last epoch's index, whether it was finished or not. Without this, ``fit`` would
-    resume a training that is complete, and rename its metrics file.
-    """
+    """Number of epochs that a checkpoint has finished; else ``fit`` would resume a complete training."""
     loops = checkpoint.get("loops")
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"]) if loops else 0
 
 
 @_inside
-def end_the_epoch(fit_loop: dict[str, Any]) -> None:
-    """Make a run that was saved after an epoch's last batch validate and end that epoch when it resumes.
+def validation_is_due(trainer: Any) -> bool:
+    """Whether a validation follows the running hooks of a batch's end; see ``end_the_epoch``."""
+    loop = trainer.fit_loop.epoch_loop
+    ended = loop.batch_progress.current.completed < loop.batch_progress.current.processed
+    return bool(ended and loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
-    Lightning counts that batch as unfinished and resumes with the next epoch: it skips the validation, the step of an
-    epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So the loops' progress in the checkpoint is
-    changed in place: the batch becomes finished, and the validation interrupted before its first batch.
 
-    Args:
-        fit_loop: ``checkpoint["loops"]["fit_loop"]``; nothing is done if it is empty.
+@_inside
+def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
+    """Make a run that was saved after an epoch's last batch, or when a validation was due or running, validate first.
+
+    Lightning counts that batch as unfinished and resumes with the next one: it skips the validation or its rest, the
+    step of an epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So
+    ``checkpoint["loops"]["fit_loop"]`` is changed in place, unless it is empty: the batch becomes finished, and the
+    validation interrupted before its first batch.
     """
     if not fit_loop:
         return
     batches, validation = (fit_loop[f"epoch_loop.{part}batch_progress"] for part in ("", "val_loop."))
-    if batches["is_last_batch"] and batches["total"]["completed"] < batches["total"]["processed"]:
+    ended = batches["is_last_batch"] and batches["total"]["completed"] < batches["total"]["processed"]
+    if due or ended or validation["current"]["completed"] < validation["current"]["processed"]:
         for count in ("total", "current"):
             batches[count]["completed"] = batches[count]["processed"]
             validation[count] = dict.fromkeys(validation[count], 0)
         validation["total"] |= {"ready": 1, "started": 1}
         validation["is_last_batch"] = False
+
+
+@_inside
+def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
+    """Let a function handle SIGTERM from when Lightning takes signals over; a user's own handler is called after it.
+
+    Lightning's own handler broadcasts on the one rank that got the signal, so the other ranks hang; and it ends with
+    exit code 0 without a checkpoint. SLURM's requeueing is by another signal and stays.
+    """
+    connector = trainer._signal_connector
+    _ = connector._sigterm_notifier_fn  # if that is gone, setting it would do nothing
+    connector._sigterm_notifier_fn = handler
 
 
 # Batches, loaders and metrics.
@@ -126,8 +137,8 @@ def end_the_epoch(fit_loop: dict[str, Any]) -> None:
 def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
     """Pass ``change(batch)`` to ``training_step`` instead of the batch, until ``restore_batches``.
 
-    The strategy, which calls the step, is patched, so the module can still be copied and pickled. No callback hook can
-    replace a batch; without this, ``AdversarialTraining`` would train on clean images.
+    The strategy is patched, so the module can still be copied. No callback hook can replace a batch; without this,
+    ``AdversarialTraining`` would train on clean images.
     """
     step = trainer.strategy.training_step
 
@@ -145,10 +156,9 @@ def restore_batches(trainer: Any) -> None:
 
 @_inside
 def reload_every_epoch(trainer: Any) -> None:
-    """Reload the dataloaders in every epoch, unless the user has set an interval.
+    """Reload the dataloaders in every epoch, unless the user has set an interval; only then batches are counted.
 
-    Lightning counts a dataloader's batches only when it loads it. Without this, an epoch that has become longer would
-    be cut off silently, and one that has become shorter would never be validated.
+    Without it, an epoch that has become longer would be cut off, and one that has become shorter never validated.
     """
     if trainer.reload_dataloaders_every_n_epochs == 0:
         trainer.reload_dataloaders_every_n_epochs = 1
@@ -156,21 +166,47 @@ def reload_every_epoch(trainer: Any) -> None:
 
 @_inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
-    """Whether a metric of this loop is logged without a mean over the epoch; public API does not tell.
-
-    Without it, ``DelayedStart`` would take the last batch's loss for the epoch's.
-    """
+    """Whether a metric is logged without a mean over the epoch; else ``DelayedStart`` would take the last batch's."""
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
     return bool(found) and not any(meta.on_epoch for meta in found)
+
+
+@_inside
+def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The row that is logged after the running hooks of a batch's or an epoch's end, with its step; empty elsewhere.
+
+    ``own()`` is what the module, whose hook comes last, is about to log of the batch. Checkpoints are written in these
+    hooks. Without it, a run that is killed after one resumes without that row.
+    """
+    loop, connector = trainer.fit_loop, trainer._logger_connector
+    batch, epoch = loop.epoch_loop.batch_progress.current, loop.epoch_progress.current
+    of_epoch = epoch.completed < epoch.processed
+    if not of_epoch and not (batch.completed < batch.processed and connector.should_update_logs):
+        return {}
+    logged = {name: float(value) for name, value in connector.metrics["log"].items()} | ({} if of_epoch else own())
+    step = int(loop.epoch_loop._batches_that_stepped) - of_epoch
+    return {"epoch": trainer.current_epoch, "step": step} | logged if logged else {}
+
+
+@_inside
+def epoch_so_far(trainer: Any) -> dict[str, float]:
+    """The epoch's metrics between its last batch and its end, empty elsewhere; Lightning saves none.
+
+    Without it, a run that is saved there resumes without those that callbacks have logged.
+    """
+    loop = trainer.fit_loop
+    progress = loop.epoch_progress.current
+    if not loop.epoch_loop.batch_progress.is_last_batch or progress.started == progress.processed:
+        return {}
+    return {name: float(value) for name, value in loop.epoch_loop._results.metrics(on_step=False)["log"].items()}
 
 
 @_inside
 def go_on_in_folder(logger: Any, name: str) -> None:
     """Make a CSVLogger write into the folder of an earlier run, such as ``version_3``.
 
-    Its argument ``version`` would do the same, but the logger is built before the checkpoint is found. A numeric
-    version stays a number, because the progress bar shows only the last four characters of a string. Without this, a
-    resumed run would log into a new folder.
+    Its argument ``version`` is read before the checkpoint is found. A numeric version stays a number, because the
+    progress bar shows only a string's last four characters. Without this, a resumed run would log into a new folder.
     """
     number = re.fullmatch(r"version_(0|[1-9]\d*)", name)
     _ = logger._version  # if that is gone, setting it would do nothing
@@ -182,10 +218,7 @@ def go_on_in_folder(logger: Any, name: str) -> None:
 
 @cache
 def names_in_every_module() -> frozenset[str]:
-    """Names that Lightning and torch put into every module's ``__dict__``, such as ``prepare_data_per_node``.
-
-    Without it, ``AttributeRamp`` would suggest these names to a user who misspells an attribute of the module.
-    """
+    """Names in every module's ``__dict__``; else ``AttributeRamp`` would suggest them for a misspelled attribute."""
     from lightning.pytorch import LightningModule
 
     return frozenset(vars(LightningModule()))
@@ -195,8 +228,7 @@ def names_in_every_module() -> frozenset[str]:
 def built_by_the_command_line() -> bool:
     """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
 
-    Without it, a module built in Python would save live objects as its hyper-parameters, which a checkpoint that is
-    safe to load cannot hold.
+    Without it, a module built in Python would save live objects, which a checkpoint that is safe to load cannot hold.
     """
     from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
@@ -206,8 +238,7 @@ def built_by_the_command_line() -> bool:
 class CommandLineInternals:
     """Overrides private methods of ``LightningCLI``; a command line inherits from this class first.
 
-    Without it, a checkpoint's arguments would silently override those that the user gives beside ``--ckpt_path``, and
-    subcommands would have Lightning's defaults.
+    Without it, a checkpoint's arguments would silently override the user's, and subcommands have Lightning's defaults.
     """
 
     #: Defaults of the trainer's methods, by subcommand.

@@ -26,11 +26,15 @@ def write_whole(path: str | Path, content: bytes) -> None:
         part.replace(path)
     except OSError as error:
         part_is_gone(part)
-        reason = error.strerror or str(error)
-        raise OSError(
-            f"{path} cannot be written ({reason}): free some space or choose another folder for the run (save_dir of "
-            "trainer.logger); what was there before is whole."
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str | Path, error: OSError) -> OSError:
+    """The error of a file that could not be written, with its name and the remedy."""
+    return OSError(
+        f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder for the run "
+        "(save_dir of trainer.logger); what was there before is whole."
+    )
 
 
 def part_is_gone(part: Path) -> None:

@@ -107,12 +107,13 @@ def test_a_flag_changes_one_argument_and_leaves_the_others(empty):
 # Resuming.
 
 
-def test_a_resumed_run_goes_on_in_its_folder_and_keeps_the_metrics_of_before(here):
+def test_a_resumed_run_goes_on_in_its_folder_and_with_its_metrics(here):
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     before, after = (rows(RUN / name) for name in ("metrics_0.csv", "metrics.csv"))
     assert {row["epoch"] for row in before} == {"0"}
-    assert {row["epoch"] for row in after} == {"1"}
+    assert after[: len(before)] == before
+    assert {row["epoch"] for row in after[len(before) :]} == {"1"}
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (1, 4)
 
@@ -121,7 +122,8 @@ def test_a_run_resumed_twice_keeps_all_metrics_and_equals_an_uninterrupted_one(h
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
     lit("fit", "--ckpt_path", RUN, "--trainer.max_epochs", 3)
     lit("fit", "--trainer.logger.name", "whole", "--trainer.max_epochs", 3)
-    assert [rows(RUN / f"metrics{which}.csv")[0]["epoch"] for which in ("_0", "_1", "")] == ["0", "1", "2"]
+    assert [rows(RUN / f"metrics{which}.csv")[-1]["epoch"] for which in ("_0", "_1", "")] == ["0", "1", "2"]
+    assert (RUN / "metrics.csv").read_bytes() == Path("runs/whole/version_0/metrics.csv").read_bytes()
     resumed, whole = (weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("tiny", "whole"))
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
@@ -153,12 +155,15 @@ def test_a_second_logger_stays_when_a_run_is_resumed(here):
         " {class_path: CSVLogger, init_args: {save_dir: elsewhere, name: tiny}}]}"
     )
     lit("fit", "-c", "two.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 2)
-    assert rows("elsewhere/tiny/version_0/metrics.csv")[0]["epoch"] == rows(RUN / "metrics.csv")[0]["epoch"] == "1"
+    elsewhere, own = rows("elsewhere/tiny/version_0/metrics.csv"), rows(RUN / "metrics.csv")
+    assert own[-len(elsewhere) :] == elsewhere  # from the row on that was logged right after the checkpoint
+    assert (own[0]["epoch"], elsewhere[-1]["epoch"], len(elsewhere) < len(own)) == ("0", "1", True)
 
 
 def test_a_learning_rate_given_with_the_checkpoint_is_used_by_a_resumed_run(here):
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--model.optimizer.lr", 0.25)
-    assert {float(row["train/lr"]) for row in rows(RUN / "metrics.csv") if row["train/lr"]} == {0.25}
+    resumed = [row for row in rows(RUN / "metrics.csv") if row["epoch"] == "1"]
+    assert {float(row["train/lr"]) for row in resumed if row["train/lr"]} == {0.25}
 
 
 def test_weight_decay_and_momentum_given_with_the_checkpoint_are_used_too(here):
@@ -218,20 +223,37 @@ def test_a_run_is_tested_with_its_last_and_best_checkpoint_in_one_table(here, ca
 
 def test_the_table_is_saved_next_to_the_metrics(here):
     lit("test", "--ckpt_path", "runs/tiny")
-    kept = rows("runs/tiny/version_1/test.csv")
+    kept = rows("runs/tiny/version_0/test.csv")
     assert [(row["checkpoint"], row["attack"], row["n"]) for row in kept] == [
         ("last", "clean", "32"), ("last", "pgd2", "32"), ("best", "clean", "32"), ("best", "pgd2", "32"),
     ]  # fmt: skip
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in kept)
-    assert Path("runs/tiny/version_1/config_test.yaml").exists()
+    assert Path("runs/tiny/version_0/config_test.yaml").exists()
 
 
 def test_the_metrics_of_a_test_say_where_in_the_training_each_checkpoint_was_written(here):
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     torch.save(checkpoint | {"epoch": 7, "global_step": 16}, RUN / "checkpoints/last.ckpt")
     lit("test", "--ckpt_path", "runs/tiny")
-    written = rows("runs/tiny/version_1/metrics.csv")
+    written = rows(RUN / "test_metrics.csv")
     assert [(float(row["epoch"]), int(row["step"])) for row in written] == [(7, 16), (0, 2)]
+
+
+def test_what_belongs_to_a_run_lies_in_its_folder_and_is_named(here, caplog):
+    before = (RUN / "metrics.csv").read_bytes()
+    draw = "--trainer.callbacks+=AdversarialExamples", "--trainer.callbacks.attack=PGD"
+    for command in ("test", "test", "validate", "predict"):
+        lit(command, "--ckpt_path", "last", *(draw if command == "test" else ()))
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+    assert (RUN / "metrics.csv").read_bytes() == before
+    assert set(files(RUN)) == {
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv", "examples/test-last.png",
+        "config_test.yaml", "config_test_0.yaml", "test.csv", "test_0.csv", "test_metrics.csv", "test_metrics_0.csv",
+        "config_validate.yaml", "validate_metrics.csv", "config_predict.yaml", "predictions.csv",
+    }  # fmt: skip
+    assert caplog.text.count(f"The run is in {RUN}, and its pictures {RUN}/examples/test-last.png.") == 2
+    lit("fit")
+    assert "The run is in runs/tiny/version_1." in caplog.text
 
 
 @pytest.mark.parametrize("bar", ["RichProgressBar", "TQDMProgressBar"])
@@ -268,7 +290,7 @@ def test_arguments_given_with_the_checkpoint_are_tested(path, here):
         " all: {class_path: PGD, init_args: {eps: 1, step_size: 1, steps: 3, init: zero}}}"
     )
     lit("test", "--ckpt_path", path, "--model.test_attacks", attacks, "--data.test_size", 200)
-    accuracy = {row["attack"]: float(row["accuracy"]) for row in rows("runs/tiny/version_1/test.csv")}
+    accuracy = {row["attack"]: float(row["accuracy"]) for row in rows("runs/tiny/version_0/test.csv")}
     assert list(accuracy) == ["clean", "none", "all", "worst"]
     assert accuracy["none"] == accuracy["clean"] > accuracy["all"] == accuracy["worst"]
 
@@ -320,25 +342,25 @@ def test_a_test_uses_the_weights_of_the_checkpoint(here):
 
 def test_validate_measures_the_held_out_images(here):
     lit("validate", "--ckpt_path", "best")
-    (row,) = rows("runs/tiny/version_1/metrics.csv")
+    (row,) = rows(RUN / "validate_metrics.csv")
     (best,) = [row for row in rows(RUN / "metrics.csv") if row["val/acc/robust"]]
     assert (row["val/acc/clean"], row["val/acc/robust"]) == (best["val/acc/clean"], best["val/acc/robust"])
 
 
 def test_predict_writes_a_row_per_image(here):
     lit("predict", "--ckpt_path", "last", "--data.eval_batch_size", 10)
-    written = rows("runs/tiny/version_1/predictions.csv")
+    written = rows(RUN / "predictions.csv")
     assert [int(row["index"]) for row in written] == list(range(32))
     assert all(0.1 <= float(row["probability"]) <= 1 for row in written)
     lit("test", "--ckpt_path", "last")
     right = sum(row["predicted"] == row["label"] for row in written)
-    assert float(rows("runs/tiny/version_2/test.csv")[0]["accuracy"]) == pytest.approx(right / 32)
+    assert float(rows(RUN / "test.csv")[0]["accuracy"]) == pytest.approx(right / 32)
 
 
 def test_a_picture_of_adversarial_images_is_drawn_at_test(here):
     pytest.importorskip("matplotlib")
     lit("test", "--ckpt_path", "last", "-c", CONFIGS / "callback" / "examples.yaml")
-    (picture,) = Path("runs/tiny/version_1/examples").iterdir()
+    (picture,) = (RUN / "examples").iterdir()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.name.startswith("test-")
 

@@ -1,10 +1,13 @@
 """Our knowledge of Lightning's internals: in one file only, and still true of the installed release."""
 
 import ast
+import csv
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -292,6 +295,102 @@ def test_an_epoch_that_was_saved_in_its_middle_goes_on(tmp_path, batches):
     assert len(seen[0]) == len(seen[1]) == 6 - batches
 
 
+class SaveWithin(Callback):
+    """Saves in the second batch of the first validation."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1 and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("kind", "epochs"), [(Plain, [1, 1, 1]), (Ends, [0, 0, 0, 1, 1, 1])])
+def test_a_validation_that_was_saved_within_starts_at_its_first_batch(tmp_path, kind, epochs):
+    for module, callbacks, path in ((Plain(), [SaveWithin(tmp_path / "a.ckpt")], None), (kind(), [], "a.ckpt")):
+        run = trainer(tmp_path, max_epochs=2, callbacks=callbacks)
+        run.fit(module, loader(images()), loader(images()), ckpt_path=path and tmp_path / path)
+    assert module.validated == epochs  # if they are six for Plain, Lightning has mended it
+
+
+def test_a_validation_is_due_at_the_end_of_the_batch_before_it(tmp_path):
+    ask = Ask(internals.validation_is_due, "on_train_batch_start", "on_train_batch_end", "on_validation_end")
+    fit(tmp_path, ask, max_epochs=1, val_check_interval=2)
+    assert ask.answers == [False] * 3 + [True, False] + [False] * 2
+
+
+def test_a_run_that_was_saved_before_a_validation_was_due_validates_first(tmp_path):
+    class Due(Plain):
+        def on_load_checkpoint(self, checkpoint):
+            internals.end_the_epoch(checkpoint["loops"]["fit_loop"], due=True)
+
+    every_two = {"val_check_interval": 2}
+    fit(tmp_path, SaveAfter(2, tmp_path / "a.ckpt"), **every_two)
+    runs = [fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt", **every_two) for kind in (Plain, Due)]
+    assert [run.validated for run in runs] == [[1], [0, 1]]  # if they are equal, Lightning has mended it
+
+
+def test_the_row_that_a_checkpoint_precedes_is_the_one_that_is_logged_next(tmp_path):
+    foretold = {}
+
+    class Foretell(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.log("b", float(batch_idx), on_step=True)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if row := internals.row_to_come(trainer, lambda: {"mine": 3.0}):
+                foretold[f"batch {trainer.global_step}"] = row
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.log("e", 2.0)
+            foretold[f"epoch {trainer.current_epoch}"] = internals.row_to_come(trainer, dict)
+
+        def on_validation_end(self, trainer, pl_module):
+            assert internals.row_to_come(trainer, dict) == {}
+
+    logger = CSVLogger(tmp_path, name="tiny")
+    fit(tmp_path, Foretell(), logger=logger, log_every_n_steps=2)
+    with Path(logger.log_dir, "metrics.csv").open(newline="") as file:
+        logged = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    mine = [{k: v for k, v in row.items() if k != "mine"} for row in foretold.values()]
+    assert mine == [row for row in logged if "b" in row or "e" in row]
+    assert [name for name, row in foretold.items() if "mine" in row] == ["batch 2", "batch 4", "batch 6"]
+
+
+def test_an_epochs_metrics_are_known_between_its_last_batch_and_its_end(tmp_path):
+    class LogEpoch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pl_module.log("mean", float(batch_idx), on_step=False, on_epoch=True, batch_size=1)
+
+    hooks = {"on_train_batch_start": {}, "on_validation_batch_end": {"mean": 1.0}, "on_train_epoch_end": {}}
+    for hook, expected in hooks.items():
+        ask = Ask(lambda t: internals.epoch_so_far(t), hook)
+        fit(tmp_path, LogEpoch(), ask)
+        mine = {name: value for name, value in ask.answers[0].items() if not name.startswith("by_")}
+        assert mine == expected
+
+
+def test_sigterm_is_handled_by_the_function_that_is_given_and_then_by_the_users(tmp_path):
+    received = []
+
+    class Kill(Callback):
+        def setup(self, trainer, pl_module, stage):
+            internals.handle_sigterm(trainer, lambda signum, frame: received.append("ours"))
+
+        def on_train_start(self, trainer, pl_module):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: received.append("the user's"))
+    try:
+        module = fit(tmp_path, Kill())
+        assert signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None) is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == ["ours", "the user's", "the user's"]
+    assert len(module.seen) == 6  # Lightning has not heard of it
+
+
 class Dim(Callback):
     """Turns images black."""
 
@@ -437,6 +536,10 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.epochs_begun(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.end_the_epoch({"batches": 3}),
+        lambda: internals.validation_is_due(HOLLOW),
+        lambda: internals.row_to_come(HOLLOW, dict),
+        lambda: internals.epoch_so_far(HOLLOW),
+        lambda: internals.handle_sigterm(HOLLOW, print),
         lambda: internals.change_batches(HOLLOW, lambda batch: batch),
         lambda: internals.restore_batches(object()),
         lambda: internals.reload_every_epoch(HOLLOW),

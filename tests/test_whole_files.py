@@ -1,20 +1,25 @@
 """What is written is whole or absent, and what is broken does not hinder what is whole."""
 
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_robust import folder_locks, whole_files
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.defenses import Natural
 from lit_robust.folder_locks import lock, unlock
+from lit_robust.metrics_files import keep_rows_whole, number_of_rows, rows_before
 from lit_robust.runs import checkpoints_of, next_free, read_last
 from lit_robust.training.checkpoint_io import WholeCheckpoints
 from lit_robust.whole_files import csv_cell, write_whole
@@ -203,3 +208,113 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
         assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".training"])
         lit("test", "--ckpt_path", "runs/tiny")  # while the other process trains
     lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
+
+
+# Starts that fail.
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("fit", ["--trainer.check_val_every_n_epoch=0"]),  # refused in setup
+        ("fit", ["--trainer.precision=bf16-true"]),
+        ("fit", ["--model.net=lit_robust.nets.resnet18", "--model.net.in_channels=3"]),  # in the first batch
+        ("fit", ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_sanity_check_start"]),
+        ("test", ["--trainer.precision=bf16-true"]),
+    ],
+)
+def test_a_start_that_fails_leaves_no_numbered_folder(command, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "tests.sender" in flags[0]:
+        flags = [*flags, "--trainer.callbacks.epoch=0"]
+    with pytest.raises(SystemExit):
+        lit(command, *flags)
+    assert list(tmp_path.glob("runs/*")) == []
+    lit("fit")
+    with pytest.raises(SystemExit):
+        lit(command, *flags)
+    assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["version_0"]
+    assert sorted(path.name for path in (tmp_path / "runs/tiny/version_0").iterdir()) == [
+        "checkpoints", "config.yaml", "metrics.csv",
+    ]  # fmt: skip
+
+
+def test_a_run_that_fails_after_a_step_keeps_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        lit("fit", "--model.optimizer.lr", "1e30", "--trainer.max_epochs", 9)
+    assert (tmp_path / "runs/tiny/version_0/config.yaml").exists()
+
+
+# metrics.csv.
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A CSVLogger's writer that has written two rows."""
+    experiment = CSVLogger(tmp_path, name="run").experiment
+    keep_rows_whole(experiment)
+    experiment.log_metrics({"a": 1.0}, 0)
+    experiment.save()
+    experiment.log_metrics({"a": 2.5, "b": 3}, 1)
+    assert number_of_rows(experiment) == 2
+    return experiment
+
+
+def test_metrics_are_written_as_lightning_writes_them(writer, tmp_path):
+    theirs = CSVLogger(tmp_path, name="theirs").experiment
+    for values, step in (({"a": 1.0}, 0), ({"a": 2.5, "b": 3}, 1)):
+        theirs.log_metrics(values, step)
+        theirs.save()
+    assert Path(writer.metrics_file_path).read_bytes() == Path(theirs.metrics_file_path).read_bytes()
+
+
+@pytest.mark.parametrize("values", [{"a": 4.0}, {"new": 4.0}], ids=["a row", "a column"])
+def test_a_full_disk_loses_no_row_of_the_metrics(writer, values, monkeypatch):
+    path = Path(writer.metrics_file_path)
+    before = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 3, resource.RLIM_INFINITY))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    try:
+        writer.log_metrics(values, 2)
+        with pytest.raises(
+            OSError, match=r"metrics\.csv cannot be written \(File too large\): free some space or choose"
+        ):
+            writer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert path.read_bytes() == before
+    writer.save()
+    assert number_of_rows(writer) == 3
+
+
+def test_a_resumed_runs_rows_are_those_of_its_newest_file_that_has_as_many(tmp_path):
+    for age, (name, rows) in enumerate({"metrics_0.csv": 5, "metrics_1.csv": 3, "metrics.csv": 1}.items()):
+        (tmp_path / name).write_text("step\n" + "".join(f"{age}{row}\n" for row in range(rows)))
+        os.utime(tmp_path / name, (age, age))
+    steps = {number: [row["step"] for row in rows_before(tmp_path, number)] for number in (0, 1, 2, 4, 6)}
+    assert steps == {0: [], 1: ["20"], 2: ["10", "11"], 4: ["00", "01", "02", "03"], 6: []}
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_run_that_is_killed_right_after_a_step_checkpoint_logs_each_row_once(every, tmp_path, monkeypatch):
+    """What a kill leaves is the folder as it is when the checkpoint has been written."""
+    monkeypatch.chdir(tmp_path)
+    lit("fit", "--trainer.max_epochs", 4, "--trainer.logger.name", "whole")
+    steps = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=last"]
+    steps += [f"--trainer.callbacks.every_n_train_steps={every}", "--trainer.callbacks.enable_version_counter=false"]
+    copied = tmp_path / "killed"
+
+    class Copying(WholeCheckpoints):
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            if checkpoint["global_step"] == every and not copied.exists():
+                shutil.copytree("runs", copied)
+
+    monkeypatch.setattr("lit_robust.training.checkpoint_io.WholeCheckpoints", Copying)
+    lit("fit", "--trainer.max_epochs", 4, *steps)
+    shutil.rmtree("runs/tiny")
+    shutil.move(copied / "tiny", "runs/tiny")
+    lit("fit", "--trainer.max_epochs", 4, "--ckpt_path", "last")
+    mine, whole = (Path(f"runs/{name}/version_0/metrics.csv").read_text() for name in ("tiny", "whole"))
+    assert mine == whole

@@ -69,6 +69,8 @@ class AdversarialExamples(Callback):
         self.every_n_epochs = every_n_epochs
         self.target = target
         self.dirpath = dirpath
+        #: The files drawn by this process.
+        self.pictures: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module has a net and that matplotlib is installed; find the folder.
@@ -115,6 +117,7 @@ class AdversarialExamples(Callback):
         path, picture = self._folder / f"{split}-{when}.png", BytesIO()
         figure.savefig(picture, format="png")
         write_whole(path, picture.getvalue())
+        self.pictures.append(path)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust.batch import as_batch
 from lit_robust.runs import run_folder
+from lit_robust.whole_files import cannot_write
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -42,17 +43,21 @@ class PredictionWriter(BasePredictionWriter):
         confidence, predicted = probabilities.max(dim=1)
         columns = (batch.index, batch.y, predicted, confidence, batch.weight)
         rows = [row[:4] for row in zip(*(column.tolist() for column in columns), strict=True) if row[4] > 0]
-        with self._file(trainer).open("w" if batch_idx == 0 else "a", newline="") as file:
-            writer = csv.writer(file)
-            if batch_idx == 0:
-                writer.writerow(["index", "label", "predicted", "probability"])
-            writer.writerows([*row[:3], f"{row[3]:.6f}"] for row in rows)
+        path = self._file(trainer)
+        try:
+            with path.open("w" if batch_idx == 0 else "a", newline="") as file:
+                writer = csv.writer(file)
+                if batch_idx == 0:
+                    writer.writerow(["index", "label", "predicted", "probability"])
+                writer.writerows([*row[:3], f"{row[3]:.6f}"] for row in rows)
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the file is."""
         rank_zero_info(f"The predictions are in {self._file(trainer)}.")
 
     def _file(self, trainer: Trainer) -> Path:
-        path = Path(self.path or run_folder(trainer) / "predictions.csv")
+        path = Path(self.path or run_folder(trainer) / "predictions.csv").expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")

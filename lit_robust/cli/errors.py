@@ -26,6 +26,7 @@ _REMEDIES = {
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
     r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
+    r"\[Errno (28|30|122)\] .*": "free some space or choose a folder that can be written to",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
 }

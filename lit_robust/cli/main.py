@@ -34,7 +34,7 @@ from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, go_on_in, next_free, read_last, run_folder
+from lit_robust.runs import evaluate_in, find_checkpoints, go_on_in, next_free, no_bare_folder, read_last, run_folder
 from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
@@ -124,6 +124,11 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
         check_makers(config.model.get("init_args") or {})
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments = getattr(logger, "init_args", None) or {}
+            if str(arguments.get("save_dir")).startswith("~"):  # Lightning's loggers make a folder of this name
+                arguments["save_dir"] = os.path.expanduser(arguments["save_dir"])
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
@@ -134,14 +139,17 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 return
             if self.trainer.is_global_zero:
                 lock(path.parent.parent)  # before its metrics are moved aside
-            go_on_in(path.parent.parent, self.trainer)
+            go_on_in(path.parent.parent, self.trainer, checkpoint)
             ckpt_path = str(path)
-        self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        with no_bare_folder(self.trainer):
+            self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        self._name_files()
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
         ignore(*NOISE_OF_EVALUATION)
-        self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        with no_bare_folder(self.trainer):
+            self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run if a folder is given."""
@@ -151,8 +159,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         for logger in self.trainer.loggers:
             if isinstance(logger, CSVLogger):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
-        for path in paths:
-            self.trainer.test(ckpt_path=path, **kwargs)
+        with no_bare_folder(self.trainer):
+            for path in paths:
+                self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
         """Save the printed table as ``test.csv`` beside the metrics, and in Weights & Biases."""
@@ -169,6 +178,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 table = StringIO(newline="")
                 csv.writer(table).writerows([columns, *rows])
                 write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
+        self._name_files()
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
@@ -176,7 +186,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
-        self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        with no_bare_folder(self.trainer):
+            self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
 
     def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
         """The checkpoints to evaluate, of a folder the last one or all; None stands for the net as built.
@@ -187,20 +198,31 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             rank_zero_info("No --ckpt_path: the net keeps the weights it was built with.")
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
-        if not every or len(found) == 1:
-            return [str(read_last(found)[0])]
+        whole = self._whole(found) if every and len(found) > 1 else [read_last(found)[0]]
+        evaluate_in(whole[0].parent.parent, self.trainer, str(self.subcommand))
+        return [str(path) for path in whole]
+
+    def _whole(self, found: dict[str, Path]) -> list[Path]:
+        """The checkpoints that are not broken; those that are broken are told."""
         whole, broken = [], []
         for path in found.values():
             try:
                 read_checkpoint(path)
-                whole.append(str(path))
+                whole.append(path)
             except ValueError as error:
                 broken.append(error)
         if not whole:
             raise broken[0]
         for reason in broken:
             rank_zero_warn(f"{reason} It is left out.")
-        return list(whole)
+        return whole
+
+    def _name_files(self) -> None:
+        folder = run_folder(self.trainer)  # the ranks agree on it, so all must call this
+        parts: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+        pictures = [str(path) for callback in parts for path in getattr(callback, "pictures", [])]
+        drawn = f", and its pictures {', '.join(pictures)}" if pictures else ""
+        rank_zero_info(f"The run is in {folder}{drawn}.")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -231,6 +253,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 auto_configure_optimizers=False,
                 args=args,
             )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)  # Lightning exits with 1
+        raise
     except Exception as error:
         if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):
             raise

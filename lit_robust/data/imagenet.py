@@ -26,7 +26,7 @@ class ImageFolderDataModule(FolderDataModule):
     """
 
     def __init__(self, root: str, **kwargs: Any) -> None:
-        super().__init__(Path(root), **kwargs)
+        super().__init__(Path(root).expanduser(), **kwargs)
         self.setup()
 
     @property

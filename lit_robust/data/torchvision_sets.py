@@ -14,7 +14,7 @@ from lit_robust.data.resident import ResidentDataModule
 
 def data_root(root: str | None) -> str:
     """The folder with the data sets: ``root``, else the environment's ``LIT_ROBUST_DATA``, else ``data``."""
-    return root or os.environ.get("LIT_ROBUST_DATA") or "data"
+    return os.path.expanduser(root or os.environ.get("LIT_ROBUST_DATA") or "data")
 
 
 class TorchvisionDataModule(ResidentDataModule):

@@ -106,6 +106,8 @@ class Evaluated(LightningModule):
             ValueError: If the trainer's precision would round images, or it validates in no epoch.
         """
         require.fine_precision(str(self.trainer.precision))
+        for survivors in (self.val_survivors, self.test_survivors):
+            survivors.reset()  # of an evaluation that was stopped
         if (every := self.trainer.check_val_every_n_epoch) is not None:
             hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
             require.integer("check_val_every_n_epoch", every, least=1, hint=hint)

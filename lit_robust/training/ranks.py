@@ -1,5 +1,6 @@
 """Sums, means and gathers over ranks."""
 
+import signal
 from typing import Any
 
 import torch
@@ -38,13 +39,74 @@ def gather_over_ranks(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return states
 
 
+class StopRequest:
+    """Whether this process has been asked to stop training, and whether any rank has.
+
+    A signal reaches one process, but all ranks must stop after the same batch. So the request travels with a sum over
+    ranks that every batch needs anyway, and is read one batch later, when it costs no wait for the device.
+    """
+
+    #: What a signal adds to the sum, so that it also tells which one it was, for up to 1024 ranks.
+    SHARES = {signal.SIGTERM: 1.0, signal.SIGINT: 1 / 1024}  # noqa: RUF012  # never changed
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget an earlier fit's."""
+        #: The signal that this process received, 0 if none.
+        self.signal = 0
+        self._latest: tuple[Tensor, Any] | None = None
+        self._before: tuple[Tensor, Any] | None = None
+
+    def sum_with(self, weight: Tensor) -> Tensor:
+        """The sum of a number over ranks, ``()``; the request is added to what is sent."""
+        if world_size() == 1:
+            return weight
+        total = sum_over_ranks(torch.stack([weight, torch.full_like(weight, self._share())]))
+        event = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+        self._latest = total[1].to("cpu", non_blocking=True), event
+        if event is not None:
+            event.record()
+        return total[0]
+
+    def of_any_rank(self) -> int:
+        """The signal that some rank had received by the batch before, 0 if none; all ranks ask once per batch."""
+        if world_size() == 1:
+            return self.signal
+        known, self._before = self._before, self._latest
+        if known is None:
+            return 0
+        share, event = known
+        if event is not None:
+            event.synchronize()
+        return _signal_of(float(share))
+
+    def of_any_rank_now(self, device: torch.device) -> int:
+        """The same by a reduction of its own, where a batch costs far more than that: in validation."""
+        return _signal_of(float(sum_over_ranks(torch.tensor(self._share(), device=device))))
+
+    def _share(self) -> float:
+        return self.SHARES.get(signal.Signals(self.signal), 1.0) if self.signal else 0.0
+
+
+def _signal_of(share: float) -> int:
+    if share == 0:
+        return 0
+    return signal.SIGTERM if share >= 1 else signal.SIGINT
+
+
+#: Of this process, as signals are.
+stop_request = StopRequest()
+
+
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """The mean of ``(N,)`` values under ``(N,)`` weights over the batches of all ranks.
 
     DistributedDataParallel averages gradients over ranks, so each rank contributes its own weighted sum times the
     number of ranks; then the average equals one process's gradient, even if ranks hold different total weights.
     """
-    return (values * weight).sum() * world_size() / sum_over_ranks(weight.sum())
+    return (values * weight).sum() * world_size() / stop_request.sum_with(weight.sum())
 
 
 @torch.no_grad()

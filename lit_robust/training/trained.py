@@ -10,14 +10,13 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import check_sections, forget_foreign_paths, read_checkpoint
-from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import (
-    batch_in_epoch,
     batches_begun,
     built_by_the_command_line,
     end_the_epoch,
     fractional_epoch,
     is_due_for_logging,
+    validation_is_due,
 )
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.schedules import Schedule
@@ -30,16 +29,17 @@ from lit_robust.training.checkpoint_checks import (
     warn_of_other_data,
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
-from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import EpochMeans
 from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
 from lit_robust.training.parts import build_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
+from lit_robust.training.signals import Stoppable
+from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
-class Trained(Evaluated):
+class Trained(Stoppable):
     """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
@@ -88,12 +88,15 @@ class Trained(Evaluated):
         #: The index of the current batch in its epoch.
         self.batch_idx = 0
         self._trained_on: dict[str, Any] = {}
+        #: What a checkpoint holds that was not logged when it was written: a row, and the present epoch's metrics.
+        self._unlogged: dict[str, dict[str, float]] = {}
 
     # The clock.
 
     def setup(self, stage: str) -> None:
         """Forget an earlier fit; here, because Lightning restores a checkpoint right after."""
         super().setup(stage)
+        keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
             self.rate.resumed, self._trained_on, self.batch_idx = [], {}, 0
@@ -101,33 +104,19 @@ class Trained(Evaluated):
             vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
             self.metrics.reset()
-            self.epoch_means = {}
-
-    def on_fit_start(self) -> None:
-        """Hold the run's folder, if the first logger has one: a second training would mix the files."""
-        super().on_fit_start()
-        if self.trainer.is_global_zero and (folder := self._own_folder()):
-            lock(folder)
-
-    def teardown(self, stage: str) -> None:
-        """Release the folder."""
-        super().teardown(stage)
-        if stage == "fit" and (folder := self._own_folder()):
-            unlock(folder)
-
-    def _own_folder(self) -> str | None:
-        return getattr(self.trainer.logger, "log_dir", None)
+            self.epoch_means, self._unlogged = {}, {}
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if one is given, the torch scheduler that ``rate`` steps."""
         return self.rate.configure(self.net.parameters())
 
     def on_train_start(self) -> None:
-        """Continue from a checkpoint, on the device; log the epoch if it was saved after the epoch's last batch.
+        """Continue from a checkpoint, on the device; log what was not logged yet when it was written.
 
         Raises:
             ValueError: If a callback or scheduler monitors a validation metric that is not logged.
         """
+        super().on_train_start()
         if not validates(self.trainer):
             check_monitors(self.trainer, logged=())
         elif only_the_method_logs(self.trainer):
@@ -136,9 +125,11 @@ class Trained(Evaluated):
         self.rate.insist()
         self.memory.to(self.device)
         self.metrics.to(self.device)
-        if self.trainer.is_last_batch and self.metrics.sums:
-            self._log_training(batch_in_epoch(self.trainer), on_epoch=True)
+        log_late(self, self._unlogged)
+        if epoch := self._unlogged.get("epoch"):
             self.metrics.reset()
+            self.epoch_means = {name.removeprefix("train/"): value for name, value in epoch.items()}
+        self._unlogged = {}
 
     @property
     def time(self) -> float:
@@ -169,6 +160,7 @@ class Trained(Evaluated):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every ``log_every_n_steps`` only, because logging costs as much as a small net's forward."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
         if batches_begun(self.trainer) == 1 and only_the_method_logs(self.trainer):
             names = (*self.metrics.sums, "adversarial", "lr", "updates", "switch_epoch")
             val_keys = self._val_keys() if validates(self.trainer) else []
@@ -179,15 +171,20 @@ class Trained(Evaluated):
             self.metrics.reset()
 
     def _log_training(self, batch_idx: int, on_epoch: bool) -> None:
-        self.limits.check()
-        values = self.metrics.means(self.current_epoch, batch_idx)
+        means = self._means(batch_idx)
         if on_epoch:
-            self.epoch_means = values
-        updates = float(self.trainer.global_step)
-        values |= {"adversarial": float(self.adversarial), "lr": self.rate.current, "updates": updates}
-        for name, value in values.items():
-            shown = name == "loss"
-            self.log(f"train/{name}", value, prog_bar=shown, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)
+            self.epoch_means = means
+        for name, value in self._row(means).items():
+            shown = name == "train/loss"
+            self.log(name, value, prog_bar=shown, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)
+
+    def _means(self, batch_idx: int) -> dict[str, float]:
+        self.limits.check()
+        return self.metrics.means(self.current_epoch, batch_idx)
+
+    def _row(self, means: dict[str, float]) -> dict[str, float]:
+        state = {"adversarial": self.adversarial, "lr": self.rate.current, "updates": self.trainer.global_step}
+        return {f"train/{name}": float(value) for name, value in (means | state).items()}
 
     def on_train_epoch_end(self) -> None:
         """Step a torch scheduler that counts epochs."""
@@ -201,14 +198,15 @@ class Trained(Evaluated):
         Raises:
             FloatingPointError: If loss or weights are no longer finite; the previous checkpoint stays intact.
         """
-        self.limits.check()
-        self.metrics.means(self.current_epoch, self.batch_idx)
+        means = self._means(self.batch_idx)
         check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "recipe", None),
             "tally": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
             "data": self._fingerprint(),
+            "validation_is_due": validation_is_due(self.trainer),
+            **logged_and_unlogged(self.trainer, lambda: self._row(means) if is_due_for_logging(self.trainer) else {}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -222,9 +220,10 @@ class Trained(Evaluated):
         self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
+        self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resumed = checkpoint.get("optimizer_states", [])
         warn_of_averages(checkpoint, self.trainer)
-        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
