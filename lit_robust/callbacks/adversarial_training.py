@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
-from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
