@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
 from lit_robust.batch import Batch
 from lit_robust.seeds import derive_seed
@@ -70,8 +71,8 @@ class EpochLoader(ABC):
         self.rank = rank
         self.world = world
         self.seed = seed
-        # Lightning calls set_epoch on a loader's sampler only, so this loader is its own sampler.
-        self.sampler, self.batch_sampler = self, None
+        # Lightning calls set_epoch on a loader's sampler only, so this loader is its own sampler, or within one.
+        self.sampler, self.batch_sampler = self if shuffle else _InOrder(self), None
         self.epoch = 0
         self._resume_at = 0
         self._done = 0
@@ -127,6 +128,15 @@ class EpochLoader(ABC):
     @abstractmethod
     def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
         """The batches with these numbers."""
+
+
+class _InOrder(SequentialSampler):
+    """Stands for the order of a loader that does not shuffle, which Lightning otherwise says it turns off."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the loader's next iteration, for its augmentation."""
+        loader: Any = self.data_source
+        loader.set_epoch(epoch)
 
 
 def positions_of(indices: Any, on_disk: int) -> Tensor:
