@@ -94,10 +94,13 @@ class AdversarialExamples(Callback):
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
         # Here, because all ranks must ask for the run's folder.
-        self._folder = Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
+        self._folder = self._folder_in(trainer)
         for other in callbacks_of(trainer, AdversarialExamples):
-            if other is not self and other.dirpath == self.dirpath:
+            if other is not self and other._folder_in(trainer).resolve() == self._folder.resolve():
                 raise ValueError("two AdversarialExamples would draw over each other's pictures: give each a dirpath.")
+
+    def _folder_in(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
 
     def on_validation_batch_end(
         self,

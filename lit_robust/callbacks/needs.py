@@ -65,6 +65,27 @@ def _has_forward(module: LightningModule) -> bool:
     return type(module).forward is not LightningModule.forward
 
 
+class MayBeNatural(Protocol):
+    """What a module may have that attacks nothing in training, as ``Natural`` does."""
+
+    is_natural: bool
+
+
+def check_not_natural(module: LightningModule, does: str) -> None:
+    """Refuse a method whose training has no attack.
+
+    Args:
+        module: What is trained.
+        does: The callback and what it does: ``"DelayedStart delays the attack"``.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if getattr(module, "is_natural", False):
+        name = type(module).__name__
+        raise ValueError(f"{does}, but {name} trains without one: leave this callback out, or train another method.")
+
+
 def callbacks_of(trainer: Any, kind: type[Kind]) -> list[Kind]:
     """The trainer's callbacks of a kind, in order; the trainer does not declare their type."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]

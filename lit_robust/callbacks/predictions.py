@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.needs import callbacks_of
 from lit_robust.runs import run_folder
 
 
@@ -28,13 +29,21 @@ class PredictionWriter(BasePredictionWriter):
         y: Where a batch keeps its labels: an index, a key, the name of a field, or a path; None if there are none.
 
     Raises:
-        ValueError: If ``predict_step`` returns something else.
+        ValueError: If ``predict_step`` returns something else, or two callbacks write one file.
     """
 
     def __init__(self, path: str | None = None, y: Key | None = 1) -> None:
         super().__init__(write_interval="batch")
         self.path = path
         self.adapter = Adapter(y=y)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse two writers of one file."""
+        if stage != "predict":
+            return
+        for other in callbacks_of(trainer, PredictionWriter):
+            if other is not self and other._file(trainer).resolve() == self._file(trainer).resolve():
+                raise ValueError("two PredictionWriters would write the same file: give each a path.")
 
     def write_on_batch_end(
         self,
@@ -65,7 +74,7 @@ class PredictionWriter(BasePredictionWriter):
         rank_zero_info(f"The predictions are in {self._file(trainer)}.")
 
     def _file(self, trainer: Trainer) -> Path:
-        path = Path(self.path or run_folder(trainer) / "predictions.csv")
+        path = Path(self.path or run_folder(trainer) / "predictions.csv").expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")
 

@@ -105,7 +105,7 @@ class Evaluated(LightningModule):
             ValueError: If the trainer's precision would round images, it validates in no epoch, or it is asked for what
                 a Defense cannot do.
         """
-        check_trainer(self.trainer, stage)
+        check_trainer(self.trainer, self, stage)
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":

@@ -8,15 +8,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust import require
 from lit_robust.lightning_internals import batch_size_searched
+from lit_robust.measures.accuracy import tell_of_idle_attack
 
 
-def check_trainer(trainer: Any, stage: str) -> None:
+def check_trainer(trainer: Any, module: Any, stage: str) -> None:
     """Refuse, before the run, what Lightning would accept and then do without effect or wrongly.
 
     Lightning itself refuses ``gradient_clip_val``, ``accumulate_grad_batches`` and ``GradientAccumulationScheduler``.
 
     Args:
         trainer: The trainer of the run.
+        module: The Defense.
         stage: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
@@ -49,5 +51,17 @@ def check_trainer(trainer: Any, stage: str) -> None:
             f'gradient_clip_algorithm="{algorithm.value}" of the trainer has no effect: give model.gradient_clip_val, '
             "which clips the norm."
         )
+    tell_of_idle_attacks(trainer, module)
     if trainer.limit_train_batches == 0:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
+
+
+def tell_of_idle_attacks(trainer: Any, module: Any) -> None:
+    """Warn of a training attack, or one that selects the best checkpoint, that changes nothing.
+
+    A test attack that changes nothing is a baseline.
+    """
+    if not getattr(module, "is_natural", False):
+        tell_of_idle_attack(trainer, "attack", module.attack)
+    for attack in module.val_attacks.values():
+        tell_of_idle_attack(trainer, "val_attack", attack)
