@@ -156,12 +156,18 @@ def restore_batches(trainer: Any) -> None:
 
 @_inside
 def reload_every_epoch(trainer: Any) -> None:
-    """Reload the dataloaders in every epoch, unless the user has set an interval; only then batches are counted.
+    """Reload the dataloaders in every epoch, also where the user has set a longer interval.
 
     Without it, an epoch that has become longer would be cut off, and one that has become shorter never validated.
     """
-    if trainer.reload_dataloaders_every_n_epochs == 0:
-        trainer.reload_dataloaders_every_n_epochs = 1
+    _ = trainer.reload_dataloaders_every_n_epochs  # if that is gone, setting it would do nothing
+    trainer.reload_dataloaders_every_n_epochs = 1
+
+
+@_inside
+def batch_size_searched(finder: Any) -> str:
+    """The argument that a ``BatchSizeFinder`` changes; without this, it would search one that has no effect."""
+    return str(finder._batch_arg_name)
 
 
 @_inside

@@ -609,7 +609,7 @@ def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"^CatastrophicOverfittingMonitor .*module\.net, .*Classifier"):
+    with pytest.raises(TypeError, match=r"^CatastrophicOverfittingMonitor .*Classifier has neither .*set net"):
         CatastrophicOverfittingMonitor().setup(trainer(tmp_path), module, "fit")
 
 

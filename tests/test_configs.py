@@ -119,7 +119,7 @@ def train_briefly(flags, model, data, **arguments):
     sizes = {"batch_size": 4, "eval_batch_size": 4, "val_size": 100 if "100" in data else 10}
     if data.startswith("Image"):
         sizes |= {"image_size": 32, "num_workers": 0}
-    net, steps = model["net"]["class_path"], {"init_args": {"steps": 1}}
+    net, steps = model["net"]["class_path"], {"init_args": {"steps": 1, "step_size": 1.0}}
     narrow = {"width": 16 if "wide" in net else 4}
     if "imagenet" in net or not any(family in net for family in ("digits", "vgg", "resnet")):
         narrow = {}  # those of MNIST and ImageNet have no width

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, seed_everything
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
 from lightning.pytorch.loggers import CSVLogger
@@ -435,10 +436,14 @@ def test_a_loader_that_grows_is_counted_anew(tmp_path, reload, batches):
     assert len(module.seen) == batches  # if it is 5 without the reload, Lightning counts by itself
 
 
-def test_when_loaders_are_loaded_anew_stays_what_the_user_says(tmp_path):
+def test_a_longer_interval_of_the_users_would_cut_epochs_off_and_is_shortened(tmp_path):
     run = trainer(tmp_path, reload_dataloaders_every_n_epochs=3)
     internals.reload_every_epoch(run)
-    assert run.reload_dataloaders_every_n_epochs == 3
+    assert run.reload_dataloaders_every_n_epochs == 1
+
+
+def test_the_argument_that_a_search_of_the_batch_size_changes_is_found():
+    assert internals.batch_size_searched(BatchSizeFinder(batch_arg_name="eval_batch_size")) == "eval_batch_size"
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
@@ -543,6 +548,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.change_batches(HOLLOW, lambda batch: batch),
         lambda: internals.restore_batches(object()),
         lambda: internals.reload_every_epoch(HOLLOW),
+        lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
         lambda: internals.go_on_in_folder(HOLLOW, "version_0"),
         lambda: internals.CommandLineInternals(),

@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from lit_robust.data.augment import crop_and_flip
 from lit_robust.data.loaders import Samples
@@ -93,10 +93,13 @@ def test_each_epoch_has_its_own_order():
 
 
 def test_lightning_finds_the_loader_where_it_looks_for_set_epoch():
-    walk = loader()
-    assert walk.sampler is walk
-    assert walk.batch_sampler is None
-    assert not isinstance(walk, DataLoader)  # else Lightning would wrap its sampler
+    for shuffle in (True, False):
+        walk = loader(shuffle=shuffle)
+        walk.sampler.set_epoch(3)
+        assert walk.epoch == 3
+        assert isinstance(walk.sampler, SequentialSampler) != shuffle  # else Lightning warns of shuffling
+        assert walk.batch_sampler is None
+        assert not isinstance(walk, DataLoader)  # else Lightning would wrap its sampler
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -717,13 +717,14 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "decay=1.0 must be a finite number, at least 0 and below 1: 0.9998 forgets half in 3465 steps.",
     ),
     (
-        lambda: fit(Netless(), EMAWeights()),
-        "EMAWeights averages module.net, which Netless lacks: assign it the nn.Module that returns logits.",
+        lambda: fit(Netless(), EMAWeights(extra={"fast": 0.9})),
+        "EMAWeights averages a net, but Netless has neither forward nor net: set net to the sub-module that turns "
+        "images into logits (it has: model).",
     ),
     (
         lambda: fit(Netless(), CatastrophicOverfittingMonitor()),
-        "CatastrophicOverfittingMonitor attacks module.net, which Netless lacks: assign it the nn.Module that returns "
-        "logits.",
+        "CatastrophicOverfittingMonitor attacks a net, but Netless has neither forward nor net: set net to the "
+        "sub-module that turns images into logits (it has: model).",
     ),
     (
         lambda: fit(User(), CatastrophicOverfittingMonitor()),
@@ -737,13 +738,13 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(User(), GeneralizationGap()),
-        "GeneralizationGap attacks as the validation does, but User has no val_attacks: train a Defense, or leave "
-        "it out.",
+        "GeneralizationGap attacks as the validation does, but User has no val_attacks: give it an attack, or train "
+        "a Defense.",
     ),
     (
         lambda: fit(build(PGDAT), GeneralizationGap()),
         "GeneralizationGap needs the training images as they are: give the trainer a datamodule of "
-        "lit_robust.data, or one with plain_train_dataloader(), which yields Batches.",
+        "lit_robust.data, or one with plain_train_dataloader(), which yields them in order.",
     ),
     (
         lambda: AdversarialExamples(PGD(targeted=True)),

@@ -1,7 +1,6 @@
 """Finds what an attack needs in modules and batches that were not written for attacks."""
 
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -10,7 +9,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.batch import SHORT
+from lit_robust.batch import SHORT, Batch
+from lit_robust.callbacks.batch_paths import Key, exchanged, path_of, tensor_at
+from lit_robust.callbacks.needs import net_of, parts_of
 from lit_robust.first_batch import (
     check_classes,
     check_labels,
@@ -20,8 +21,6 @@ from lit_robust.first_batch import (
     outputs,
 )
 
-#: An index, a key or the name of a field, or a path of them, joined by dots.
-Key = int | str
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
 
@@ -34,7 +33,8 @@ class Adapter:
     Args:
         x: Where a batch keeps its images: ``0``, ``"image"``, or a path such as ``"views.0"``.
         y: Where it keeps their labels; None if there are none.
-        net: The path of the sub-module that returns logits, such as ``"model"``; None for the module itself.
+        net: The path of the sub-module that returns logits, such as ``"model"``; None for the module itself or, if it
+            has no ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1]; None if it does not normalise them.
         std: What it then divides them by.
 
@@ -64,7 +64,7 @@ class Adapter:
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
-        x = self._tensor(batch, self.x, "x")
+        x = tensor_at(batch, self.x, "x")
         if not self.normalised:
             return x
         mean, std = self._statistics(x)
@@ -74,15 +74,15 @@ class Adapter:
         """The labels of a batch, if it has any."""
         if self.y is None:
             return None
-        y = self._tensor(batch, self.y, "y")
+        y = tensor_at(batch, self.y, "y")
         return y.long() if y.dtype in SHORT else y  # losses accept int64 only
 
     def exchanged(self, batch: Any, x_adv: Tensor) -> Any:
         """A copy of the batch with other pixels; an image that did not change stays exactly as it was."""
-        x = self._tensor(batch, self.x, "x")
+        x = tensor_at(batch, self.x, "x")
         if self.normalised:
             x_adv = x + (x_adv - self.pixels(batch)) / self._statistics(x)[1]
-        return _exchanged(batch, _path(batch, self.x), x_adv)
+        return exchanged(batch, path_of(batch, self.x), x_adv)
 
     def logits_net(self, module: LightningModule, wrapped: bool = False) -> nn.Module:
         """The net for attacks, from pixels to logits: the user's own, wrapped if its inputs or outputs differ.
@@ -91,18 +91,26 @@ class Adapter:
             module: The user's module.
             wrapped: Whether to wrap it anyway, for use in train mode, in which its outputs have not been checked.
         """
-        net = self._users_net(module)
+        net = self.users_net(module)
         return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
 
-    def _users_net(self, module: LightningModule) -> nn.Module:
-        try:
-            return module.get_submodule(self.net or "")
-        except AttributeError:
-            parts = ", ".join(name for name, _ in module.named_children())
-            raise ValueError(
-                f'net="{self.net}" is not a sub-module of {type(module).__name__}: name the one that returns logits '
-                f"(it has: {parts or 'none'})."
-            ) from None
+    def users_net(self, module: LightningModule) -> nn.Module:
+        """The net as the user wrote it, which holds the weights."""
+        return net_of(module, self.net)
+
+    def labelled(self, batch: Any) -> Batch:
+        """The pixels and class labels of a batch, with weights 1 and indices -1 unless it is a ``Batch``.
+
+        Raises:
+            ValueError: If its labels are no classes.
+        """
+        x, y = self.pixels(batch), self.labels(batch)
+        if y is None or y.ndim != 1 or y.is_floating_point():
+            found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
+            raise ValueError(f"y={self.y!r} finds {found}, but an accuracy needs class labels (N,), integers.")
+        if isinstance(batch, Batch):
+            return batch._replace(x=x, y=y)
+        return Batch(x, y, torch.full_like(y, -1), torch.ones_like(y, dtype=torch.float32))
 
     @torch.no_grad()
     def check(self, module: LightningModule, batch: Any) -> None:
@@ -114,7 +122,7 @@ class Adapter:
             ValueError: If the batch has no such images or labels, pixels leave [0, 1], or the net returns no
                 logits for them.
         """
-        x, y = self._tensor(batch, self.x, "x"), self.labels(batch)
+        x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
         channels = x.shape[1] if x.ndim > 1 else 1
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
@@ -122,11 +130,11 @@ class Adapter:
         if y is not None:
             check_labels(x, y, f"y={self.y!r} finds labels")
         self._check_pixels(x)
-        owner, parts = type(module).__name__, ", ".join(child for child, _ in module.named_children())
+        owner, parts = type(module).__name__, parts_of(module)
         name = owner if self.net is None else f"{owner}.{self.net}"
         remedy = f"set net to the sub-module that turns images into logits ({owner} has: {parts})"
         few = self.pixels(batch)[:2]
-        found = outputs(self._users_net(module), self._normalise(few), name, remedy)
+        found = outputs(self.users_net(module), self._normalise(few), name, remedy)
         logits = logits_of(found)
         self._unpack = logits is not found
         logits = check_logits(logits, few, name, remedy, "set net to the sub-module before the softmax")
@@ -160,19 +168,6 @@ class Adapter:
         mean, std = (_on(values, x.device, x.dtype).view(shape) for values in (self.mean, self.std))
         return mean, std
 
-    def _tensor(self, batch: Any, key: Key, name: str) -> Tensor:
-        found = batch
-        try:
-            for step in _path(batch, key):
-                found = _part(found, step)
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError):
-            raise ValueError(f"{name}={key!r} finds nothing in {_described(batch)}: {_REMEDY}.") from None
-        if not isinstance(found, Tensor):
-            raise ValueError(
-                f"{name}={key!r} finds no tensor in {_described(batch)}, but {_described(found)}: {_REMEDY}."
-            )
-        return found
-
 
 class _PixelsToLogits(nn.Module):
     """The user's net with the normalisation before it, returning only the logits."""
@@ -184,55 +179,6 @@ class _PixelsToLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))
-
-
-_REMEDY = 'give an index, a key or the name of a field, or a path of them such as "views.0"'
-
-
-def _path(batch: Any, key: Key) -> tuple[Key, ...]:
-    """The steps to a place in a batch; a key that itself contains dots is one step."""
-    whole = isinstance(key, int) or (isinstance(batch, Mapping) and key in batch)
-    return (key,) if whole else tuple(str(key).split("."))
-
-
-def _part(owner: Any, step: Key) -> Any:
-    if isinstance(owner, Mapping):
-        return owner[step]
-    if isinstance(owner, Sequence) and not (isinstance(step, str) and hasattr(owner, step)):
-        return owner[int(step)]
-    return getattr(owner, str(step))
-
-
-def _exchanged(owner: Any, path: Sequence[Key], value: Any) -> Any:
-    """A shallow copy along the path, with another value at its end."""
-    step, *rest = path
-    if rest:
-        value = _exchanged(_part(owner, step), rest, value)
-    if isinstance(owner, tuple):
-        fields: Sequence[str] = getattr(owner, "_fields", ())  # of a named tuple
-        parts = [*owner]
-        parts[fields.index(str(step)) if step in fields else int(step)] = value
-        return type(owner)(*parts) if fields else tuple(parts)
-    other = copy(owner)
-    if isinstance(owner, Mapping):
-        other[step] = value
-    elif isinstance(owner, Sequence):
-        other[int(step)] = value
-    else:
-        object.__setattr__(other, str(step), value)  # a dataclass may be frozen
-    return other
-
-
-def _described(batch: Any) -> str:
-    kind = type(batch).__name__
-    if isinstance(batch, Mapping):
-        return f"a {kind} with the keys {', '.join(map(repr, batch))}"
-    fields = getattr(batch, "_fields", None) or getattr(batch, "__dataclass_fields__", None)
-    if fields:
-        return f"a {kind} with the fields {', '.join(fields)}"
-    if isinstance(batch, (tuple, list)):
-        return f"a {kind} of {len(batch)}"
-    return f"a {kind}"
 
 
 def _numbers(values: Channels) -> tuple[float, ...]:

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
-from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
-from lit_robust.measures.accuracy import tell_of_short_steps
+from lit_robust.measures.accuracy import tell_of_idle_attack, tell_of_short_steps
 from lit_robust.seeds import seed
 
 
@@ -95,6 +96,7 @@ class AdversarialTraining(Callback):
         why = "two AdversarialTraining callbacks would attack each other's images: keep one."
         check_alone(trainer, self, AdversarialTraining, why)
         _check_not_attacked(pl_module)
+        tell_of_idle_attack(trainer, "attack", self.attack)
         for name, value in zip(LENT, (True, self.attack), strict=True):
             setattr(pl_module, name, value)
         change_batches(trainer, lambda batch: self._attacked(trainer, pl_module, batch))

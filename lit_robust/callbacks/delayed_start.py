@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
-from lit_robust.callbacks.needs import is_trial
+from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
 from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
 
@@ -94,8 +94,8 @@ class DelayedStart(Callback):
 
     Raises:
         TypeError: If the module has no boolean ``adversarial``.
-        ValueError: If training would end before it becomes adversarial, no drop can be foreseen, or the loss is not
-            logged, or only by step.
+        ValueError: If the method is natural, training would end before it becomes adversarial, no drop can be foreseen,
+            or the loss is not logged, or only by step.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class DelayedStart(Callback):
         """Check the module and reset; a checkpoint is loaded after this."""
         if stage != "fit":
             return
+        check_not_natural(pl_module, "DelayedStart delays the training's attack")
         self._before = _fitting(pl_module).adversarial
         epochs = trainer.max_epochs or -1
         for name, epoch in self._given.items():

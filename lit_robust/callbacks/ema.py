@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lit_robust import require
-from lit_robust.callbacks.needs import check_alone, net_of
+from lit_robust.callbacks.needs import check_alone, check_net, net_of
 from lit_robust.lightning_internals import fractional_epoch
 from lit_robust.schedules import Schedule
 
@@ -25,7 +25,7 @@ class EMAWeights(WeightAveraging):
     Parameters and float buffers (BatchNorm's statistics) are averaged; integer buffers are copied. The main average is
     of the whole module: it is swapped in for validation, it is the ``state_dict`` of every checkpoint (Lightning's
     format, so ``test --ckpt_path`` evaluates it), and the module holds it after ``fit``. The ``extra`` averages are of
-    ``net`` only: ``module.averaged["fast"]`` is a plain net in eval mode on the module's device. It is not a
+    the net only: ``module.averaged["fast"]`` is a plain net in eval mode on the module's device. It is not a
     sub-module, so it is neither trained nor saved with the module, and it equals the live net until averaging starts.
 
     A batch of several optimizer steps (FreeAT) updates once, with ``decay ** steps``, so a decay has the same half-life
@@ -40,9 +40,11 @@ class EMAWeights(WeightAveraging):
         decay: The paper's tau: a number, or a schedule of fractional epochs.
         extra: The decays of further averages by name: NuAT2-WA attacks ``{"fast": 0.99}``.
         start_epoch: The epoch in which averaging starts.
+        net: The sub-module that ``extra`` averages; None for the module itself or, if it has no ``forward``, its
+            ``net``.
 
     Raises:
-        TypeError: If the module has no ``net``.
+        TypeError: If there is no such net for ``extra``.
         ValueError: If a decay is not in [0, 1), another callback averages weights too, or a ``ModelCheckpoint`` saves
             weights only, which would be the live ones.
     """
@@ -57,6 +59,7 @@ class EMAWeights(WeightAveraging):
         decay: float | Schedule = 0.9998,
         extra: dict[str, float | Schedule] | None = None,
         start_epoch: int = 0,
+        net: str | None = None,
     ) -> None:
         super().__init__()
         require.integer("start_epoch", start_epoch, least=0)
@@ -64,6 +67,7 @@ class EMAWeights(WeightAveraging):
         self.decay = _checked("decay", decay)
         self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
         self.start_epoch = start_epoch
+        self.net = net
         self._nets: dict[str, nn.Module] = {}
         self._updates = 0
         self._swapped = False
@@ -74,10 +78,11 @@ class EMAWeights(WeightAveraging):
         if stage != "fit":
             return
         _check_trainer(trainer, self)
+        if self.extra:
+            check_net(pl_module, self.net, "EMAWeights averages")
         vars(pl_module).pop("averaged", None)  # an earlier fit's, which the copy below would copy too
         super().setup(trainer, pl_module, stage)
-        net = _net_of(pl_module)
-        self._nets = {name: deepcopy(net) for name in self.extra}
+        self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
         self._updates, self._swapped = 0, False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,7 +152,7 @@ class EMAWeights(WeightAveraging):
             return
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
-        saved, live = checkpoint.get("extra_averages", {}), _net_of(pl_module).state_dict()
+        saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
         for name, net in self._nets.items():
             net.load_state_dict(saved.get(name, live))
 
@@ -160,7 +165,7 @@ class EMAWeights(WeightAveraging):
         """Each average with its decay and the live weights that it follows."""
         yield self.decay, self._average.module, pl_module
         for name, net in self._nets.items():
-            yield self.extra[name], net, _net_of(pl_module)
+            yield self.extra[name], net, net_of(pl_module, self.net)
 
     def _swap(self, pl_module: LightningModule) -> None:
         self._swap_models(pl_module)
@@ -214,7 +219,3 @@ def _check_trainer(trainer: Any, me: EMAWeights) -> None:
             "ModelCheckpoint(save_weights_only=True) would save the live weights instead of EMAWeights' "
             "average: set it to False."
         )
-
-
-def _net_of(module: LightningModule) -> nn.Module:
-    return net_of(module, "EMAWeights averages")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack
-from lit_robust.batch import as_batch
-from lit_robust.callbacks.needs import callbacks_of, net_of
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.accuracy import describe, tell_of_short_steps
 from lit_robust.measures.pictures import Examples, draw
@@ -42,6 +43,12 @@ class AdversarialExamples(Callback):
         every_n_epochs: Draws in the validation of every n-th epoch.
         target: The class that a targeted attack aims at.
         dirpath: Where pictures are saved; by default ``examples`` in the run's folder.
+        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        y: The same for the labels.
+        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
+            ``net``.
+        mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises. Pictures show the pixels.
+        std: What it then divides them by.
     """
 
     def __init__(
@@ -52,6 +59,11 @@ class AdversarialExamples(Callback):
         every_n_epochs: int = 1,
         target: int | None = None,
         dirpath: str | None = None,
+        x: Key = 0,
+        y: Key = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
     ) -> None:
         for name, count in (("num_images", num_images), ("every_n_epochs", every_n_epochs)):
             require.integer(name, count, least=1)
@@ -71,22 +83,26 @@ class AdversarialExamples(Callback):
         self.dirpath = dirpath
         #: The files drawn by this process.
         self.pictures: list[Path] = []
+        self.adapter = Adapter(x, y, net, mean, std)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module has a net and that matplotlib is installed; find the folder.
 
         Raises:
-            TypeError: If the module has no ``net``.
+            TypeError: If the module has no net.
             ModuleNotFoundError: Without matplotlib.
         """
-        net_of(pl_module, "AdversarialExamples attacks")
+        check_net(pl_module, self.adapter.net, "AdversarialExamples attacks")
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
         # Here, because all ranks must ask for the run's folder.
-        self._folder = Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
+        self._folder = self._folder_in(trainer)
         for other in callbacks_of(trainer, AdversarialExamples):
-            if other is not self and other.dirpath == self.dirpath:
+            if other is not self and other._folder_in(trainer).resolve() == self._folder.resolve():
                 raise ValueError("two AdversarialExamples would draw over each other's pictures: give each a dirpath.")
+
+    def _folder_in(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -108,8 +124,8 @@ class AdversarialExamples(Callback):
     def _draw(self, trainer: Trainer, module: LightningModule, batch: Any, split: str, when: str) -> None:
         if not trainer.is_global_zero:
             return
-        net = net_of(module, "AdversarialExamples attacks")
-        x, y = as_batch(batch)[:2]
+        self.adapter.check(module, batch)
+        net, (x, y, *_) = self.adapter.logits_net(module), self.adapter.labelled(batch)
         chosen = spread(y, self.num_images)
         examples = craft(net, self.attack, x[chosen], y[chosen], self.target)
         names = getattr(getattr(trainer, "datamodule", None), "class_names", None)

@@ -3,19 +3,23 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lit_robust import require
-from lit_robust.attacks.base import Attack
+from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.needs import check_net
 from lit_robust.guards import frozen, own_random_state
-from lit_robust.measures.accuracy import Survivors, rows_of, surviving
+from lit_robust.measures.accuracy import CLEAN, Survivors, surviving, tell_of_short_steps
 from lit_robust.seeds import seed
 
 
 class HasValidationAttack(Protocol):
-    """What ``GeneralizationGap`` needs of a module, as every Defense has it."""
+    """What ``GeneralizationGap`` needs of a module, as every Defense has it, if it is given no attack."""
 
     net: nn.Module
     val_attacks: dict[str, Attack]
@@ -25,14 +29,15 @@ class HasValidationAttack(Protocol):
 class HasPlainImages(Protocol):
     """What ``GeneralizationGap`` needs of the data, as all of ``lit_robust.data`` have it."""
 
-    def plain_train_dataloader(self) -> Iterable[Batch]:
-        """The training images as they are and in order, this rank's share of them."""
+    def plain_train_dataloader(self) -> Iterable[Any]:
+        """Batches of the training images as they are and in order, this rank's share of them."""
 
 
 class GeneralizationGap(Callback):
     """Logs the robust accuracy of training images minus that of validation images, ``val/gap/robust``.
 
     Both are measured in validation, with its attack, mode, precision and weights (averaged ones under ``EMAWeights``).
+    With an ``attack`` it measures both itself, on any LightningModule.
     The training images are not augmented; their robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` is
     no substitute: it is under the training adversary, which a curriculum keeps weak, on augmented images, and with
     changing weights.) SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap
@@ -42,61 +47,100 @@ class GeneralizationGap(Callback):
 
     Args:
         images: The number of training images, the first ones, over all ranks together.
+        attack: The attack; by default the validation's of a Defense.
+        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        y: The same for the labels.
+        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
+            ``net``.
+        mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
+        std: What it then divides them by.
 
     Raises:
-        TypeError: If the module has no validation attack, or the data have no ``plain_train_dataloader``.
-        ValueError: If ``images`` is below 1.
+        TypeError: If there is no attack or no net, or the data have no ``plain_train_dataloader``.
+        ValueError: If ``images`` is below 1, or pixels, labels or net do not fit in the first batch.
     """
 
-    def __init__(self, images: int = 1000) -> None:
+    def __init__(
+        self,
+        images: int = 1000,
+        attack: Attack | None = None,
+        x: Key = 0,
+        y: Key = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+    ) -> None:
         require.integer("images", images, least=1)
+        if attack is not None:
+            check_attack("attack", attack)
+            tell_of_short_steps({"attack": attack})
         self.images = images
+        self.attack = attack
+        self.adapter = Adapter(x, y, net, mean, std)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there is something to compare."""
         if stage != "fit":
             return
         # By name: from Python 3.12 on, isinstance with a Protocol does not see sub-modules such as nets.
-        if not all(hasattr(pl_module, name) for name in ("net", "val_attacks", "val_survivors")):
+        defense = all(hasattr(pl_module, name) for name in ("net", "val_attacks", "val_survivors"))
+        if self.attack is None and not defense:
             raise TypeError(
                 f"GeneralizationGap attacks as the validation does, but {type(pl_module).__name__} has no val_attacks: "
-                "train a Defense, or leave it out."
+                "give it an attack, or train a Defense."
             )
+        check_net(pl_module, self.adapter.net, "GeneralizationGap attacks")
         if not hasattr(_data(trainer), "plain_train_dataloader"):
             raise TypeError(
                 "GeneralizationGap needs the training images as they are: give the trainer a datamodule of "
-                "lit_robust.data, or one with plain_train_dataloader(), which yields Batches."
+                "lit_robust.data, or one with plain_train_dataloader(), which yields them in order."
             )
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Attack training images before the first batch, after other callbacks have swapped their weights in."""
-        if batch_idx == 0 and dataloader_idx == 0 and trainer.state.fn == "fit":
-            with trainer.precision_plugin.val_step_context():  # as validation images are measured
-                self._survivors = self._measure(trainer, pl_module)
+        if dataloader_idx != 0 or trainer.state.fn != "fit":
+            return
+        with trainer.precision_plugin.val_step_context():  # as validation images are measured
+            if batch_idx == 0:
+                self.adapter.check(pl_module, batch)
+                self._held_out = self._none_yet(trainer)
+                self._trained = self._measure(trainer, pl_module)
+            if self.attack is not None:
+                self._count(trainer, pl_module, self._held_out, batch, batch_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log both, before the module resets its counts."""
         if trainer.state.fn == "fit":
-            trained, held_out = (s.accuracies()["robust"] for s in (self._survivors, pl_module.val_survivors))
+            survivors = self._trained, pl_module.val_survivors if self.attack is None else self._held_out
+            trained, held_out = (counted.accuracies()["robust"] for counted in survivors)
             values = {"val/acc/robust_train": trained.value, "val/gap/robust": trained.value - held_out.value}
             pl_module.log_dict(values, sync_dist=True, batch_size=1)
 
-    def _measure(self, trainer: Trainer, module: HasValidationAttack) -> Survivors:
-        device = trainer.strategy.root_device
-        attacks = {"robust": module.val_attacks["robust"]}
-        survivors = Survivors(rows_of(attacks)).to(device)
-        missing = -(-self.images // trainer.world_size)
-        with own_random_state(device), frozen(module.net):
-            for index, batch in enumerate(_data(trainer).plain_train_dataloader()):
-                seed(device, "evaluate", index, trainer.global_rank)
-                few = Batch(*(part[:missing].to(device) for part in batch))
-                survivors.update(surviving(module.net, attacks, few), few.weight)
-                missing -= len(few.x)
-                if missing <= 0:
-                    break
+    def _none_yet(self, trainer: Trainer) -> Survivors:
+        return Survivors([CLEAN, "robust"]).to(trainer.strategy.root_device)
+
+    def _measure(self, trainer: Trainer, module: LightningModule) -> Survivors:
+        survivors, missing = self._none_yet(trainer), -(-self.images // trainer.world_size)
+        for index, batch in enumerate(_data(trainer).plain_train_dataloader()):
+            on_device = move_data_to_device(batch, trainer.strategy.root_device)
+            missing -= self._count(trainer, module, survivors, on_device, index, missing)
+            if missing <= 0:
+                break
         return survivors
+
+    def _count(
+        self, trainer: Trainer, module: Any, survivors: Survivors, batch: Any, index: int, most: int | None = None
+    ) -> int:
+        """Attack the first images of a batch; returns their number."""
+        attack: Attack = self.attack or module.val_attacks["robust"]
+        net, device = self.adapter.logits_net(module), trainer.strategy.root_device
+        few = Batch(*(part[:most] for part in self.adapter.labelled(batch)))
+        with own_random_state(device), frozen(net):
+            seed(device, "evaluate", index, trainer.global_rank)
+            survivors.update(surviving(net, {"robust": attack}, few), few.weight)
+        return len(few.x)
 
 
 def _data(trainer: Any) -> HasPlainImages:

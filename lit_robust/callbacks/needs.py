@@ -2,35 +2,88 @@
 
 from typing import Any, Protocol, TypeVar
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 Kind = TypeVar("Kind", bound=Callback)
 
 
 class HasNet(Protocol):
-    """A module with a ``net``, from images in [0, 1] to logits, as several callbacks need it."""
+    """What a module may have, as every Defense does: a net, from images in [0, 1] to logits."""
 
     net: nn.Module
 
 
-def net_of(module: object, does: str) -> nn.Module:
-    """The net of a module that is a ``HasNet``.
+def net_of(module: LightningModule, path: str | None) -> nn.Module:
+    """The sub-module at a path; without one the module itself or, if it has no ``forward``, its ``net``.
 
     Args:
         module: What is trained.
-        does: The callback and what it does with the net: ``"EMAWeights averages"``.
+        path: Such as ``"model"`` or ``"encoder.head"``.
 
     Raises:
-        TypeError: If there is none.
+        ValueError: If there is no such sub-module.
     """
-    # From Python 3.12 on, `isinstance(module, HasNet)` does not see what a torch module finds in its `__getattr__`.
-    net = getattr(module, "net", None)
-    if not isinstance(net, nn.Module):
+    if path is None:
+        # From Python 3.12 on, `isinstance(module, HasNet)` does not see what a torch module finds in its `__getattr__`.
+        net = getattr(module, "net", None)
+        return module if _has_forward(module) or not isinstance(net, nn.Module) else net
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        raise ValueError(
+            f'net="{path}" is not a sub-module of {type(module).__name__}: name the one that returns logits '
+            f"(it has: {parts_of(module)})."
+        ) from None
+
+
+def check_net(module: LightningModule, path: str | None, does: str) -> None:
+    """Refuse, before the first batch, a module in which ``net_of`` finds no net.
+
+    Args:
+        module: What is trained.
+        path: The argument ``net`` of a callback.
+        does: The callback and what it does: ``"EMAWeights averages"``.
+
+    Raises:
+        TypeError: If it has neither ``forward`` nor ``net``.
+        ValueError: If there is no such sub-module.
+    """
+    if net_of(module, path) is module and not _has_forward(module):
         raise TypeError(
-            f"{does} module.net, which {type(module).__name__} lacks: assign it the nn.Module that returns logits."
+            f"{does} a net, but {type(module).__name__} has neither forward nor net: set net to the sub-module that "
+            f"turns images into logits (it has: {parts_of(module)})."
         )
-    return net
+
+
+def parts_of(module: LightningModule) -> str:
+    """The names of its sub-modules, for messages."""
+    return ", ".join(name for name, _ in module.named_children()) or "none"
+
+
+def _has_forward(module: LightningModule) -> bool:
+    return type(module).forward is not LightningModule.forward
+
+
+class MayBeNatural(Protocol):
+    """What a module may have that attacks nothing in training, as ``Natural`` does."""
+
+    is_natural: bool
+
+
+def check_not_natural(module: LightningModule, does: str) -> None:
+    """Refuse a method whose training has no attack.
+
+    Args:
+        module: What is trained.
+        does: The callback and what it does: ``"DelayedStart delays the attack"``.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if getattr(module, "is_natural", False):
+        name = type(module).__name__
+        raise ValueError(f"{does}, but {name} trains without one: leave this callback out, or train another method.")
 
 
 def callbacks_of(trainer: Any, kind: type[Kind]) -> list[Kind]:

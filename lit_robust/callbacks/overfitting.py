@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
-from lit_robust.batch import Batch, as_batch
-from lit_robust.callbacks.needs import callbacks_of, net_of
+from lit_robust.batch import Batch
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.accuracy import tell_of_short_steps
@@ -57,20 +59,38 @@ class CatastrophicOverfittingMonitor(Callback):
             weights and buffers of the last healthy epoch, as the authors do; checkpoints hold them until then.
         images: The number of images, over all ranks together: as many whole batches as it takes, or as the epoch has.
             The standard error of an accuracy of 0.5 is 0.022 on 512 images, and 0.044 on 128.
+        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        y: The same for the labels.
+        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
+            ``net``.
+        mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
+        std: What it then divides them by.
 
     Raises:
-        TypeError: If the module has no ``net``, or the batches are neither ``Batch`` nor ``(x, y)``.
-        ValueError: If ``action`` is unknown, the rule needs an ``attack.eps`` that the module lacks, or ``restore``
-            is combined with a weight average, which would replace the restored weights after the fit.
+        TypeError: If the module has no net.
+        ValueError: If pixels, labels or net do not fit in the first batch, ``action`` is unknown, the rule needs an
+            ``attack.eps`` that the module lacks, or ``restore`` is combined with a weight average, which would replace
+            the restored weights after the fit.
     """
 
-    def __init__(self, rule: OverfittingRule = FAST_AT, action: Action = "warn", images: int = 512) -> None:
+    def __init__(
+        self,
+        rule: OverfittingRule = FAST_AT,
+        action: Action = "warn",
+        images: int = 512,
+        x: Key = 0,
+        y: Key = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+    ) -> None:
         require.one_of("action", action, get_args(Action))
         require.integer("images", images, least=1)
         tell_of_short_steps({f"rule.{name}": value for name, value in vars(rule).items()})
         self.rule = rule
         self.action = action
         self.images = images
+        self.adapter = Adapter(x, y, net, mean, std)
         self._forget()
 
     def _forget(self) -> None:
@@ -78,6 +98,7 @@ class CatastrophicOverfittingMonitor(Callback):
         self._earlier: list[dict[str, float]] = []
         self._bound: Bound | None = None
         self._healthy: dict[str, Tensor] | None = None
+        self._checked = False
 
     @property
     def name(self) -> str:
@@ -97,7 +118,7 @@ class CatastrophicOverfittingMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check module and callbacks, and reset; a checkpoint is loaded after this."""
         if stage == "fit":
-            _net(pl_module)
+            check_net(pl_module, self.adapter.net, "CatastrophicOverfittingMonitor attacks")
             if self.follows and math.isnan(_bound(pl_module).eps):
                 raise ValueError(
                     f"{self.name} measures at the training's eps, but {type(pl_module).__name__} has no attack.eps: "
@@ -113,7 +134,10 @@ class CatastrophicOverfittingMonitor(Callback):
         if batch_idx == 0:
             self._batches = []
         if sum(len(kept.x) for kept in self._batches) * trainer.world_size < self.images:
-            self._batches.append(Batch(*(part.detach().clone() for part in as_batch(batch))))
+            if not self._checked:
+                self.adapter.check(pl_module, batch)
+                self._checked = True
+            self._batches.append(Batch(*(part.detach().clone() for part in self.adapter.labelled(batch))))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, judge, report and act."""
@@ -132,14 +156,14 @@ class CatastrophicOverfittingMonitor(Callback):
         if overfits:
             self._act(trainer, pl_module, current)
         elif self.action == "restore":
-            state = _net(pl_module).state_dict()
+            state = self.adapter.users_net(pl_module).state_dict()
             self._healthy = {name: value.detach().clone() for name, value in state.items()}
         self._earlier.append(current)
         self._bound, self._batches = bound, []
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, bound: Bound) -> dict[str, float]:
         """The rule's means over the batches of all ranks; measured batch by batch, as in training."""
-        net, device = _net(pl_module), pl_module.device
+        net, device = self.adapter.logits_net(pl_module), pl_module.device
         batches = [Batch(*(part.to(device) for part in batch)) for batch in self._batches]
         with _untouched(net, device):
             seed(device, "monitor", trainer.current_epoch, trainer.global_rank)
@@ -154,7 +178,7 @@ class CatastrophicOverfittingMonitor(Callback):
             trainer.should_stop = True
             consequence = "training stops"
         if self.action == "restore" and self._healthy is not None:
-            _net(pl_module).load_state_dict(self._healthy)
+            self.adapter.users_net(pl_module).load_state_dict(self._healthy)
             consequence = "training stops with the weights of the last healthy epoch"
         rank_zero_warn(
             f"catastrophic overfitting in epoch {trainer.current_epoch}, says {self.name}: {', '.join(changes)}; "
@@ -210,7 +234,3 @@ def _check_no_average(trainer: Any) -> None:
             f'action="restore" would be undone by {type(other).__name__}, which leaves its average in the module '
             'after the fit: set action="stop", and go back to the best checkpoint.'
         )
-
-
-def _net(module: object) -> nn.Module:
-    return net_of(module, "CatastrophicOverfittingMonitor attacks")

@@ -8,8 +8,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
-from lit_robust.batch import as_batch
+from lit_robust.batch import Batch
+from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.needs import callbacks_of
 from lit_robust.runs import run_folder
 from lit_robust.whole_files import cannot_write
 
@@ -17,16 +21,30 @@ from lit_robust.whole_files import cannot_write
 class PredictionWriter(BasePredictionWriter):
     """Writes ``predictions.csv`` while ``predict`` runs: index, label, predicted class and its probability.
 
-    It works with any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)`` for
-    batches that have ``y``, ``index`` and ``weight``. With several ranks, each writes its own file.
+    It works with any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)``. The index
+    is that of a ``Batch`` or, in other batches, the one that Lightning's sampler gives. With several ranks, each writes
+    its own file.
 
     Args:
         path: The file; by default ``predictions.csv`` in the run's folder.
+        y: Where a batch keeps its labels: an index, a key, the name of a field, or a path; None if there are none.
+
+    Raises:
+        ValueError: If ``predict_step`` returns something else, or two callbacks write one file.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, y: Key | None = 1) -> None:
         super().__init__(write_interval="batch")
         self.path = path
+        self.adapter = Adapter(y=y)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse two writers of one file."""
+        if stage != "predict":
+            return
+        for other in callbacks_of(trainer, PredictionWriter):
+            if other is not self and other._file(trainer).resolve() == self._file(trainer).resolve():
+                raise ValueError("two PredictionWriters would write the same file: give each a path.")
 
     def write_on_batch_end(
         self,
@@ -39,10 +57,13 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append a batch's rows; padding is left out."""
-        probabilities, batch = prediction, as_batch(batch)
-        confidence, predicted = probabilities.max(dim=1)
-        columns = (batch.index, batch.y, predicted, confidence, batch.weight)
-        rows = [row[:4] for row in zip(*(column.tolist() for column in columns), strict=True) if row[4] > 0]
+        confidence, predicted = _probabilities(prediction, pl_module).max(dim=1)
+        labels = self.adapter.labels(batch)
+        y = [""] * len(predicted) if labels is None else labels.tolist()
+        index = batch.index.tolist() if isinstance(batch, Batch) else batch_indices or [-1] * len(predicted)
+        exists = batch.weight.tolist() if isinstance(batch, Batch) else [1] * len(predicted)
+        columns = zip(index, y, predicted.tolist(), confidence.tolist(), exists, strict=True)
+        rows = [row[:4] for row in columns if row[4] > 0]
         path = self._file(trainer)
         try:
             with path.open("w" if batch_idx == 0 else "a", newline="") as file:
@@ -61,3 +82,18 @@ class PredictionWriter(BasePredictionWriter):
         path = Path(self.path or run_folder(trainer) / "predictions.csv").expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")
+
+
+def _probabilities(prediction: Any, module: LightningModule) -> Tensor:
+    """What ``predict_step`` has returned, if its rows are probabilities."""
+    if isinstance(prediction, Tensor) and prediction.ndim == 2:
+        found = prediction.float()
+        if bool(((found >= 0).all(dim=1) & ((found.sum(dim=1) - 1).abs() < 1e-2)).all()):
+            return found
+    name, kind = type(module).__name__, f"a {type(prediction).__name__}"
+    if isinstance(prediction, Tensor):
+        kind = f"a tensor of shape {tuple(prediction.shape)} whose rows do not sum to 1"
+    raise ValueError(
+        f"{name}.predict_step returns {kind}, but PredictionWriter needs class probabilities (N, num_classes): return "
+        "logits.softmax(dim=1)."
+    )

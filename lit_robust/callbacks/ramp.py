@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
-from lit_robust.callbacks.needs import callbacks_of
+from lit_robust.callbacks.needs import callbacks_of, check_not_natural
 from lit_robust.lightning_internals import batch_in_epoch, fractional_epoch, is_due_for_logging, names_in_every_module
 from lit_robust.measures.accuracy import short_steps
 from lit_robust.schedules import Schedule
@@ -74,6 +74,8 @@ class AttributeRamp(Callback):
         if stage != "fit":
             return
         _check_number(pl_module, self.attribute)
+        if self.attribute.startswith("attack."):
+            check_not_natural(pl_module, f'AttributeRamp("{self.attribute}") changes the training\'s attack')
         self._was_integer = isinstance(attrgetter(self.attribute)(pl_module), int)
         _check_alone(trainer, self)
 

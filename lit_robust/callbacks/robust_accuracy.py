@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
-from lit_robust.batch import Batch
-from lit_robust.callbacks.adapter import Adapter, Channels, Key
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import (
@@ -53,7 +51,8 @@ class RobustAccuracy(Callback):
         test_attacks: Attacks of a test, if they differ, such as stronger ones.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself.
+        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
+            ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
 
@@ -134,12 +133,11 @@ class RobustAccuracy(Callback):
         if loader not in self._survivors:
             self.adapter.check(module, batch)
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
-        x, y, net = self.adapter.pixels(batch), _class_labels(self.adapter, batch), self.adapter.logits_net(module)
-        weight = batch.weight if isinstance(batch, Batch) else torch.ones_like(y, dtype=torch.float32)
-        with own_random_state(x.device), frozen(net):
-            seed(x.device, "evaluate", batch_idx, trainer.global_rank)
-            correct = surviving(net, self.attacks[split], Batch(x, y, torch.full_like(y, -1), weight))
-        self._survivors[loader].update(correct, weight)
+        batch, net = self.adapter.labelled(batch), self.adapter.logits_net(module)
+        with own_random_state(batch.x.device), frozen(net):
+            seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
+            correct = surviving(net, self.attacks[split], batch)
+        self._survivors[loader].update(correct, batch.weight)
 
     def _check_free(self, key: str, name: str, module: LightningModule) -> None:
         """Refuse a key that the module itself has logged: it is there before we log it for the first time."""
@@ -173,14 +171,6 @@ def _own_rows(module: LightningModule, split: str) -> set[str]:
     """The rows that the module logs itself, as a Defense does."""
     attacks = getattr(module, "test_attacks" if split == "test" else "val_attacks", None)
     return set(rows_of(attacks)) if isinstance(attacks, Mapping) else set()
-
-
-def _class_labels(adapter: Adapter, batch: Any) -> Tensor:
-    y = adapter.labels(batch)
-    if y is None or y.ndim != 1 or y.is_floating_point():
-        found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
-        raise ValueError(f"y={adapter.y!r} finds {found}, but an accuracy needs class labels (N,), integers.")
-    return y
 
 
 def _check_attacks(attacks: Mapping[str, Attack]) -> None:

@@ -201,8 +201,16 @@ class ImageDataModule(LightningDataModule, ABC):
             self.select(**selection)
 
     def train_dataloader(self) -> Iterable[Batch]:
-        """The selected training images, shuffled and augmented."""
-        return self._walk(self._samples(), train=True, augment=self.augment, shuffle=True, drop_last=self.drop_last)
+        """The selected training images, shuffled and augmented; with ``Trainer(overfit_batches=...)`` in order."""
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        return self._walk(
+            self._samples(),
+            train=True,
+            augment=self.augment,
+            shuffle=trainer is None or trainer.overfit_batches == 0,
+            drop_last=self.drop_last,
+            batch_size=self.batch_size,
+        )
 
     def plain_train_dataloader(self) -> Iterable[Batch]:
         """All training images, not augmented and in order, whatever is selected; coresets are chosen from them."""
@@ -228,13 +236,14 @@ class ImageDataModule(LightningDataModule, ABC):
         assert self._selected is not None
         return self._selected
 
-    def _walk(self, samples: Samples, *, augment: bool = False, shuffle: bool = False, **walk: Any) -> EpochLoader:
+    def _walk(
+        self, samples: Samples, *, augment: bool = False, batch_size: int | None = None, **walk: Any
+    ) -> EpochLoader:
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return self._loader(
             samples,
             augment=augment,
-            shuffle=shuffle,
-            batch_size=self.batch_size if shuffle else self.eval_batch_size,
+            batch_size=self.eval_batch_size if batch_size is None else batch_size,
             rank=rank,
             world=world,
             seed=run_seed(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
 from lit_robust.batch import Batch
 from lit_robust.seeds import derive_seed
@@ -83,10 +84,10 @@ class EpochLoader(ABC):
     batch_sampler = None
 
     @property
-    def sampler(self) -> "EpochLoader":
-        """This loader: Lightning calls ``set_epoch`` on a loader's sampler only."""
+    def sampler(self) -> Any:
+        """This loader, or a sequential sampler around it: Lightning calls ``set_epoch`` on a loader's sampler only."""
         # Not an attribute: a reference cycle would keep worker processes until the garbage collector runs.
-        return self
+        return self if self.shuffle else _InOrder(self)
 
     def __len__(self) -> int:
         share = math.ceil(len(self.samples.indices) / self.world)
@@ -134,6 +135,15 @@ class EpochLoader(ABC):
     @abstractmethod
     def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
         """The batches with these numbers."""
+
+
+class _InOrder(SequentialSampler):
+    """Stands for the order of a loader that does not shuffle, which Lightning otherwise says it turns off."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the loader's next iteration, for its augmentation."""
+        loader: Any = self.data_source
+        loader.set_epoch(epoch)
 
 
 def positions_of(indices: Any, on_disk: int) -> Tensor:

@@ -16,6 +16,9 @@ class Natural(Defense):
     ``attack`` is not used for training; its eps and norm are those of the default validation and test attacks.
     """
 
+    #: Callbacks that would act on attacks in training refuse it.
+    is_natural = True
+
     def perturb(self, batch: Batch) -> Any:
         """Return the clean images."""
         return batch.x

@@ -60,6 +60,22 @@ def short_steps(name: str, attack: Any) -> str | None:
     )
 
 
+def tell_of_idle_attack(trainer: Any, name: str, attack: Any) -> None:
+    """Warn of an attack without a radius or without a step, unless a callback ramps it.
+
+    Args:
+        trainer: Its callbacks are searched for a ramp, such as ``AttributeRamp("attack.eps", ...)``.
+        name: The argument that holds the attack, ``attack`` or ``val_attack``.
+        attack: The attack.
+    """
+    ramped = {getattr(callback, "attribute", None) for callback in trainer.callbacks}
+    does = {"eps": "changes no image", "steps": "takes no step from where it starts"}
+    for argument, nothing in does.items():
+        if getattr(attack, argument, None) == 0 and f"{name}.{argument}" not in ramped:
+            natural = ", or train Natural" if name == "attack" else ""
+            rank_zero_warn(f"{argument}=0 of {name} {nothing}: set another {argument}{natural}.")
+
+
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:
     """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
 

@@ -95,8 +95,8 @@ class Defense(Trained):
 
     # The update.
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch: perturb, loss, weighted mean, update."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch: perturb, loss, weighted mean, update; the mean is returned for callbacks that read it."""
         batch = self.receive(batch)
         with naming_drop_last():
             if self.adversarial:
@@ -105,6 +105,7 @@ class Defense(Trained):
                 self.optimize(batch, lambda: self.natural_loss(batch))
         if self.trainer.is_last_batch:
             self.finish_epoch(batch_idx)
+        return self.last_loss
 
     def adversarial_step(self, batch: Batch) -> None:
         """One perturbation and one update; only ``FreeAT`` does otherwise."""
@@ -125,7 +126,9 @@ class Defense(Trained):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         with perturbed_weights(self, mean):
-            self.manual_backward(mean())
+            value = mean()
+            self.manual_backward(value)
+        self.last_loss = value.detach()
         optimizer.step()
         self.metrics.count(self.seen, batch.y, batch.weight)
         self.seen = {}  # frees its autograd graphs

@@ -22,6 +22,7 @@ from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.monitors import check_monitors
+from lit_robust.training.trainer_checks import check_trainer
 
 #: Wrappers that are removed from a net, so that checkpoints have its own names; Lightning distributes it itself.
 _WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -99,18 +100,16 @@ class Evaluated(LightningModule):
         self.limits = Limits(num_classes)
 
     def setup(self, stage: str) -> None:
-        """Check packages and precision before the run instead of in the middle of an evaluation.
+        """Check packages and the trainer before the run instead of in the middle of an evaluation.
 
         Raises:
             ImportError: If an attack needs a package that is not installed.
-            ValueError: If the trainer's precision would round images, or it validates in no epoch.
+            ValueError: If the trainer's precision would round images, it validates in no epoch, or it is asked for what
+                a Defense cannot do.
         """
-        require.fine_precision(str(self.trainer.precision))
         for survivors in (self.val_survivors, self.test_survivors):
             survivors.reset()  # of an evaluation that was stopped
-        if (every := self.trainer.check_val_every_n_epoch) is not None:
-            hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
-            require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
+        check_trainer(self.trainer, self, stage)
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
@@ -137,6 +136,10 @@ class Evaluated(LightningModule):
 
     # Validation.
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a validation that was interrupted has counted."""
+        self.val_survivors.reset()
+
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every epoch."""
         seed(self.device, "evaluate", batch_idx, self.global_rank)
@@ -157,6 +160,10 @@ class Evaluated(LightningModule):
             check_monitors(self.trainer, logged=self.trainer.callback_metrics)
 
     # Test.
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what a test that was interrupted has counted."""
+        self.test_survivors.reset()
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every test."""

@@ -1,0 +1,67 @@
+"""What a trainer may be asked for that a Defense, with its manual optimization and its own loaders, cannot do."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_robust import require
+from lit_robust.lightning_internals import batch_size_searched
+from lit_robust.measures.accuracy import tell_of_idle_attack
+
+
+def check_trainer(trainer: Any, module: Any, stage: str) -> None:
+    """Refuse, before the run, what Lightning would accept and then do without effect or wrongly.
+
+    Lightning itself refuses ``gradient_clip_val``, ``accumulate_grad_batches`` and ``GradientAccumulationScheduler``.
+
+    Args:
+        trainer: The trainer of the run.
+        module: The Defense.
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: If a callback or an argument cannot work.
+    """
+    require.fine_precision(str(trainer.precision))
+    if (every := trainer.check_val_every_n_epoch) is not None:
+        hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
+        require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
+    for callback in trainer.callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise ValueError(
+                "LearningRateFinder, which lr_find uses, cannot drive the rate of a Defense, which follows its own "
+                "schedule in every batch: compare a few short fits with different model.optimizer.lr."
+            )
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ValueError(
+                "StochasticWeightAveraging replaces a scheduler that a Defense steps itself, so its rate would have no "
+                "effect: use EMAWeights."
+            )
+        if isinstance(callback, BatchSizeFinder) and stage != "fit" and batch_size_searched(callback) == "batch_size":
+            raise ValueError(
+                f"BatchSizeFinder would change batch_size, which {TrainerFn(stage).value} does not use: set "
+                'batch_arg_name="eval_batch_size".'
+            )
+    if stage != "fit":
+        return
+    if (algorithm := trainer.gradient_clip_algorithm) is not None:
+        raise ValueError(
+            f'gradient_clip_algorithm="{algorithm.value}" of the trainer has no effect: give model.gradient_clip_val, '
+            "which clips the norm."
+        )
+    tell_of_idle_attacks(trainer, module)
+    if trainer.limit_train_batches == 0:
+        rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
+
+
+def tell_of_idle_attacks(trainer: Any, module: Any) -> None:
+    """Warn of a training attack, or one that selects the best checkpoint, that changes nothing.
+
+    A test attack that changes nothing is a baseline.
+    """
+    if not getattr(module, "is_natural", False):
+        tell_of_idle_attack(trainer, "attack", module.attack)
+    for attack in module.val_attacks.values():
+        tell_of_idle_attack(trainer, "val_attack", attack)

@@ -1,0 +1,242 @@
+"""What Lightning's Trainer may be asked for: each argument that touches batches is honoured or refused."""
+
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks.spike import SpikeDetection
+from lightning.pytorch.tuner import Tuner
+
+from lit_robust.attacks import PGD
+from lit_robust.data import DigitsDataModule
+from lit_robust.defenses import PGDAT, FreeAT
+from lit_robust.nets import digits_cnn
+from tests.methods import ONE_STEP, build
+from tests.tiny import images, indexed, trainer
+
+# 1,300 images to train on, 100 to validate on and 397 to test.
+SIZES = {"batch_size": 256, "eval_batch_size": 50, "val_size": 100}
+
+pytestmark = [
+    # Of Lightning's tuner, which leaves the net in the mode of the stage that it tried.
+    pytest.mark.filterwarnings("ignore:Found .* module.*in eval mode at the start of training"),
+]
+
+
+class Seen(Callback):
+    """The images of each training epoch, by batch, and the number of batches of each validation."""
+
+    def __init__(self):
+        self.trained, self.validated = [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.trained.append([])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.trained[-1].append(batch.index.tolist())
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        self.validated.append(0)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.validated[-1] += 1
+
+    @property
+    def batches(self):
+        return [len(epoch) for epoch in self.trained]
+
+    @property
+    def distinct(self):
+        return len({index for epoch in self.trained for batch in epoch for index in batch})
+
+
+def method():
+    seed_everything(0, verbose=False)
+    return PGDAT(digits_cnn(width=2), 10, PGD(0.1, steps=1))
+
+
+def fitted(tmp_path, *callbacks, data=None, **options):
+    seen, defense = Seen(), method()
+    run = trainer(tmp_path, callbacks=[*callbacks, seen], **{"max_epochs": 3} | options)
+    run.fit(defense, data or DigitsDataModule(**SIZES))
+    return seen, defense
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "validated"),
+    [
+        ({}, [6, 6, 6], [2, 2, 2]),
+        ({"limit_train_batches": 2, "limit_val_batches": 1}, [2, 2, 2], [1, 1, 1]),
+        ({"limit_train_batches": 0.5, "limit_val_batches": 0.5}, [3, 3, 3], [1, 1, 1]),
+        ({"limit_val_batches": 0}, [6, 6, 6], []),
+        ({"fast_dev_run": 2}, [2], [2]),
+        ({"val_check_interval": 2}, [6, 6, 6], [2] * 9),
+        ({"val_check_interval": 0.5}, [6, 6, 6], [2] * 6),
+        ({"val_check_interval": 9, "check_val_every_n_epoch": None}, [6, 6, 6], [2, 2]),
+        ({"check_val_every_n_epoch": 2}, [6, 6, 6], [2]),
+        ({"num_sanity_val_steps": -1}, [6, 6, 6], [2] * 4),
+        ({"max_steps": 7, "max_epochs": -1}, [6, 1], [2]),
+        ({"min_epochs": 2, "max_epochs": 2}, [6, 6], [2, 2]),
+        ({"reload_dataloaders_every_n_epochs": 2}, [6, 6, 6], [2, 2, 2]),
+        ({"use_distributed_sampler": False}, [6, 6, 6], [2, 2, 2]),
+        ({"inference_mode": False}, [6, 6, 6], [2, 2, 2]),
+        ({"detect_anomaly": True, "max_epochs": 1}, [6], [2]),
+        ({"deterministic": True, "benchmark": False, "max_epochs": 1}, [6], [2]),
+        ({"profiler": "simple", "max_epochs": 1}, [6], [2]),
+        ({"max_time": "00:00:00:00"}, [], []),
+    ],
+    ids=str,
+)
+def test_is_honoured(tmp_path, options, batches, validated):
+    seen, defense = fitted(tmp_path, **options)
+    assert (seen.batches, seen.validated) == (batches, validated)
+    assert defense.trainer.global_step == sum(batches)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize(("share", "batches"), [(2, 2), (0.5, 3)])
+def test_overfit_batches_trains_on_the_same_images_in_every_epoch(tmp_path, share, batches, augment):
+    data = DigitsDataModule(**SIZES, augment=augment)  # a warning, such as that shuffling is on, would be an error
+    seen, _ = fitted(tmp_path, data=data, overfit_batches=share)
+    assert seen.batches == [batches] * 3
+    assert seen.trained[0] == seen.trained[1] == seen.trained[2]
+    assert seen.distinct == 256 * batches
+    augmented = [data.train_dataloader() for _ in range(2)]
+    for epoch, walk in enumerate(augmented):
+        walk.sampler.set_epoch(epoch)
+    first = [next(iter(walk)).x for walk in augmented]
+    assert torch.equal(*first) != augment  # each epoch has its own crops
+
+
+def test_without_it_each_epoch_has_another_order(tmp_path):
+    seen, _ = fitted(tmp_path, limit_train_batches=2)
+    assert seen.distinct > 900
+
+
+class Selects(Callback):
+    """Trains on the first images, of another number in each epoch."""
+
+    def __init__(self, *sizes):
+        self.sizes = sizes
+
+    def select(self, trainer, epoch):
+        data = trainer.datamodule
+        data.select(data._train[: self.sizes[min(epoch, len(self.sizes) - 1)]])
+
+    def on_fit_start(self, trainer, pl_module):
+        self.select(trainer, 0)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.select(trainer, trainer.current_epoch + 1)
+
+
+@pytest.mark.parametrize("sizes", [(256, 512, 1280, 256), (1280, 256, 512, 1280)])
+@pytest.mark.parametrize("every", [0, 1, 2, 3])
+def test_a_selection_of_another_size_holds_from_the_next_epoch_on(tmp_path, sizes, every):
+    seen, _ = fitted(tmp_path, Selects(*sizes), max_epochs=4, reload_dataloaders_every_n_epochs=every)
+    assert seen.batches == [size // 256 for size in sizes]
+    assert seen.validated == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("callback", "named"),
+    [
+        (lambda: LearningRateFinder(), r"LearningRateFinder, .*model\.optimizer\.lr"),
+        (lambda: StochasticWeightAveraging(1e-2), "StochasticWeightAveraging .*EMAWeights"),
+    ],
+)
+def test_a_callback_that_could_not_act_is_refused(tmp_path, callback, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
+        fitted(tmp_path, callback())
+
+
+def test_lr_find_is_refused_before_a_step(tmp_path):
+    run, defense = trainer(tmp_path, max_epochs=1), method()
+    before = [value.clone() for value in defense.state_dict().values()]
+    with pytest.raises(ValueError, match=r"^LearningRateFinder, which lr_find uses"):
+        Tuner(run).lr_find(defense, datamodule=DigitsDataModule(**SIZES))
+    assert all(map(torch.equal, before, defense.state_dict().values()))
+
+
+def test_a_clipping_that_has_no_effect_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'^gradient_clip_algorithm="value" .*model\.gradient_clip_val'):
+        fitted(tmp_path, gradient_clip_algorithm="value")
+
+
+def test_training_on_nothing_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="^limit_train_batches=0 leaves nothing"):
+        fitted(tmp_path, limit_train_batches=0)
+
+
+def test_a_batch_size_that_is_searched_is_trained_with_and_the_search_leaves_no_trace(tmp_path):
+    data = DigitsDataModule(**SIZES)
+    _, searched = fitted(tmp_path, BatchSizeFinder(init_val=65, max_trials=2, steps_per_trial=2), data=data)
+    assert data.batch_size == 130
+    seen, plain = fitted(tmp_path, data=DigitsDataModule(**SIZES | {"batch_size": 130}))
+    assert seen.batches == [10] * 3
+    for mine, its in zip(searched.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_the_batch_size_of_evaluation_is_another_argument(tmp_path, stage):
+    data, search = DigitsDataModule(**SIZES), {"method": stage, "max_trials": 2, "init_val": 20}
+    with pytest.raises(ValueError, match=f"^BatchSizeFinder would change batch_size, which {stage} .*eval_batch_size"):
+        Tuner(trainer(tmp_path)).scale_batch_size(method(), datamodule=data, **search)
+    size = Tuner(trainer(tmp_path)).scale_batch_size(
+        defense := method(), datamodule=data, batch_arg_name="eval_batch_size", **search
+    )
+    assert size == data.eval_batch_size == 40
+    trainer(tmp_path, max_epochs=1).fit(defense.train(), data)  # and it can still be trained
+
+
+def test_a_validation_that_was_interrupted_is_not_counted_by_the_next_one(tmp_path):
+    class Stops(Callback):
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            if batch_idx == 1:
+                raise RuntimeError("stop")
+
+        on_test_batch_end = on_validation_batch_end
+
+    for measure, key in (("validate", "val/acc/clean"), ("test", "test/acc/clean")):
+        defense, data = build(PGDAT), images(24)
+        with pytest.raises(RuntimeError, match="stop"):
+            getattr(trainer(tmp_path, callbacks=[Stops()]), measure)(
+                defense, indexed(data._replace(y=(data.y + 1) % 4)), verbose=False
+            )
+        ((key_metrics),) = getattr(trainer(tmp_path), measure)(defense, indexed(data), verbose=False)
+        with torch.no_grad():
+            expected = (defense.net.eval()(data.x).argmax(dim=1) == data.y).float().mean().item()
+        assert key_metrics[key] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("build_it", [lambda: build(PGDAT), lambda: build(FreeAT, attack=ONE_STEP, m=2)])
+def test_callbacks_find_the_loss_of_each_batch(tmp_path, build_it):
+    found = []
+
+    class Reads(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            found.append(outputs["loss"])
+
+    run = trainer(tmp_path, max_epochs=1, callbacks=[Reads()], log_every_n_steps=1)
+    run.fit(build_it(), indexed(images(8)))
+    assert len(found) == 1
+    assert not found[0].requires_grad
+    if not isinstance(run.lightning_module, FreeAT):  # whose logged loss is the mean of its replays
+        assert found[0].item() == pytest.approx(run.callback_metrics["train/loss"].item())
+
+
+def test_spike_detection_works(tmp_path):
+    class Spy(SpikeDetection):
+        losses: ClassVar = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.losses.append(outputs["loss"].item())
+            return super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    fitted(tmp_path, Spy(warmup=100), max_epochs=1)
+    assert len(Spy.losses) == 6
+    assert all(math.isfinite(loss) for loss in Spy.losses)
