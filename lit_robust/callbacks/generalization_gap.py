@@ -19,7 +19,7 @@ class HasValidationAttack(Protocol):
 
     net: nn.Module
     val_attacks: dict[str, Attack]
-    val_survivors: Survivors
+    survivors: dict[str, Survivors]
 
 
 class HasPlainImages(Protocol):
@@ -57,7 +57,7 @@ class GeneralizationGap(Callback):
         if stage != "fit":
             return
         # By name: from Python 3.12 on, isinstance with a Protocol does not see sub-modules such as nets.
-        if not all(hasattr(pl_module, name) for name in ("net", "val_attacks", "val_survivors")):
+        if not all(hasattr(pl_module, name) for name in ("net", "val_attacks", "survivors")):
             raise TypeError(
                 f"GeneralizationGap attacks as the validation does, but {type(pl_module).__name__} has no val_attacks: "
                 "train a Defense, or leave it out."
@@ -79,7 +79,7 @@ class GeneralizationGap(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log both, before the module resets its counts."""
         if trainer.state.fn == "fit":
-            trained, held_out = (s.accuracies()["robust"] for s in (self._survivors, pl_module.val_survivors))
+            trained, held_out = (s.accuracies()["robust"] for s in (self._survivors, pl_module.survivors["val"]))
             values = {"val/acc/robust_train": trained.value, "val/gap/robust": trained.value - held_out.value}
             pl_module.log_dict(values, sync_dist=True, batch_size=1)
 

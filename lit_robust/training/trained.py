@@ -32,7 +32,7 @@ from lit_robust.training.checkpoint_checks import (
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.training.memory import Memory, of_older_versions
-from lit_robust.training.metrics import EpochMeans
+from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
 from lit_robust.training.parts import build_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
@@ -186,8 +186,8 @@ class Trained(Evaluated):
         updates = float(self.trainer.global_step)
         values |= {"adversarial": float(self.adversarial), "lr": self.rate.current, "updates": updates}
         for name, value in values.items():
-            shown = name == "loss"
-            self.log(f"train/{name}", value, prog_bar=shown, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)
+            when = {"on_step": not on_epoch, "on_epoch": on_epoch} | (REDUCED if on_epoch else {})
+            self.log(f"train/{name}", value, prog_bar=name == "loss", **when, batch_size=1)
 
     def on_train_epoch_end(self) -> None:
         """Step a torch scheduler that counts epochs."""
