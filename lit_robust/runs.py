@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.lightning_internals import go_on_in_folder
 from lit_robust.nets.rebuild import check_fit, rebuild
+from lit_robust.weight_files import read_weights
 
 
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -41,6 +42,25 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error
     return net.eval().requires_grad_(False)
+
+
+def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
+    """Load weights from elsewhere, a plain ``state_dict``, into a net; names and shapes are compared before.
+
+    Args:
+        net: Keeps its mode.
+        path: A file of torch or safetensors, which may hold more than the weights, see ``read_weights``.
+
+    Returns:
+        The net.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be used, or its weights do not fit ``net``: what is missing, unknown or of
+            another shape.
+    """
+    net.load_state_dict(read_weights(path, net.state_dict()))
+    return net
 
 
 def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

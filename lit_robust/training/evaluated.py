@@ -93,6 +93,8 @@ class Evaluated(LightningModule):
         self.survivors = {"val": Survivors(rows_of(self.val_attacks)), "test": Survivors(rows_of(self.test_attacks))}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
+        #: The name of the file that the net's weights come from, if they are no checkpoint's of a training.
+        self.weights_from: str | None = None
         #: The epoch and step of the checkpoint that was loaded last.
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
@@ -176,7 +178,8 @@ class Evaluated(LightningModule):
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
         self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
-        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
+        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
+        name = name or self.weights_from or "these weights"
         accuracies = self.test_results[name] = self._log_accuracies("test")
         for attack, accuracy in accuracies.items():
             low, high = accuracy.interval
