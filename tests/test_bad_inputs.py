@@ -118,7 +118,7 @@ FLAGS = {
     ),
     "8 for 8/255": (
         "--model.attack.eps 8",
-        "eps=8.0 is above 1, but pixels are in [0, 1]: did you mean 8/255?",
+        "eps=8 is above 1, but pixels are in [0, 1]: did you mean 8/255?",
     ),
     "division by zero": (
         "--model.attack.eps 8/0",

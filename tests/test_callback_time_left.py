@@ -109,7 +109,7 @@ def test_it_needs_no_bar_and_gives_a_bar_its_method_back_after_an_exception(tmp_
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00:00"), (-3, "0:00:00"), (59.9, "0:00:59"), (360000, "100:00:00")]
+    ("seconds", "text"), [(0, "0:00:00"), (-3, "0:00:00"), (59.9, "0:01:00"), (360000, "100:00:00")]
 )
 def test_a_clock_is_plain_ascii(seconds, text):
     assert clock(seconds) == text

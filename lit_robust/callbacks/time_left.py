@@ -21,23 +21,24 @@ class TimeLeft(Callback):
     """
 
     def __init__(self) -> None:
-        #: The estimate, empty before the first batch.
-        self.text = ""
+        self._text = ""  # empty before the first batch
         # Time, fractional epochs and optimizer steps at the starts of this epoch and of the one before.
         self._marks: deque[tuple[float, float, float]] = deque(maxlen=2)
         self._timers: list[Timer] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Extend what the progress bar shows beside its own."""
-        bar: Any = trainer.progress_bar_callback
-        if stage == "fit" and bar is not None:
-            self._marks.clear()
-            self._timers, self.text = callbacks_of(trainer, Timer), ""
+        if stage != "fit":
+            return
+        self._marks.clear()
+        self._timers, self._text = callbacks_of(trainer, Timer), ""
+        bar: Any = trainer.progress_bar_callback  # whose method is replaced
+        if bar is not None:
             shown = bar.get_metrics
 
             def get_metrics(*args: Any) -> dict[str, Any]:
                 items = {name: value for name, value in shown(*args).items() if name != "v_num"}
-                return {"training left": self.text, **items} if self.text else items
+                return {"training left": self._text, **items} if self._text else items
 
             bar.get_metrics = get_metrics
 
@@ -55,12 +56,11 @@ class TimeLeft(Callback):
         for end, before, here in zip((trainer.max_epochs, trainer.max_steps), begun, done, strict=True):
             if end is not None and end > 0 and here > before:
                 left.append((now - then) * (end - here) / (here - before))
-        self.text = clock(min(left)) if left else ""
+        self._text = clock(min(left)) if left else ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the progress bar its own method back."""
-        bar: Any = trainer.progress_bar_callback
-        if bar is not None:
+        if (bar := trainer.progress_bar_callback) is not None:
             vars(bar).pop("get_metrics", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -70,7 +70,7 @@ class TimeLeft(Callback):
 
 def clock(seconds: float) -> str:
     """Write a time as hours, minutes and seconds, ``0:00:07``."""
-    minutes, seconds = divmod(max(int(seconds), 0), 60)
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 

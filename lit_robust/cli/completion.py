@@ -17,7 +17,8 @@ from lightning.pytorch import callbacks as lightning_callbacks
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 
-SHELLS = ("bash", "zsh", "tcsh")
+#: tcsh cannot complete the options of subcommands.
+SHELLS = ("bash", "zsh")
 
 #: Where an option's classes are: it takes their names, and ``option.argument`` each of their arguments.
 CLASSES: dict[str, tuple[ModuleType, ...]] = {

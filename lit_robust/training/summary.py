@@ -35,8 +35,8 @@ def _only_known_flops(summarize: Callable[..., None]) -> Callable[..., None]:
         rows = list(zip(*([cell.ljust(max(map(len, column))) for cell in column] for column in table), strict=True))
         head, *body = [" | ".join(row).rstrip() for row in rows]
         line = "-" * max(map(len, [head, *body]))
-        counts = f"{get_human_readable_count(trainable)} of {get_human_readable_count(parameters)} parameters trainable"
-        size = f"{get_formatted_model_size(megabytes)} MB"
-        rank_zero_info("\n".join(["", head, line, *body, line, f"{counts}, {size}"]))
+        some, all_ = (get_human_readable_count(count).strip() for count in (trainable, parameters))
+        counts = f"{some} of {all_} parameters trainable, {get_formatted_model_size(megabytes)} MB"
+        rank_zero_info("\n".join(["", head, line, *body, line, counts]))
 
     return only_known
