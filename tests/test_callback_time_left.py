@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lit_robust.callbacks import TimeLeft, time_left
@@ -39,7 +40,9 @@ class Watch(Callback):
         self.now += next(self.seconds)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.shown.append(trainer.progress_bar_callback.get_metrics(trainer, pl_module).get("training left"))
+        items = trainer.progress_bar_callback.get_metrics(trainer, pl_module)
+        self.shown.append(items.get("training left"))
+        assert items.get("v_num", "0") == "0"  # a number would be rounded to 0.000
 
 
 def run(tmp_path, monkeypatch, seconds, bar=TQDMProgressBar, **kwargs):
@@ -87,6 +90,10 @@ def test_without_an_end_nothing_is_shown(tmp_path, monkeypatch):
         tmp_path, callbacks=[TimeLeft(), watch, Stop(), TQDMProgressBar()], enable_progress_bar=True, max_epochs=-1
     ).fit(Plain(), loader(images(24)))
     assert watch.shown == [None] * 3
+
+
+def test_the_number_of_the_run_is_text(tmp_path, monkeypatch):
+    run(tmp_path, monkeypatch, [10] * 9, max_epochs=1, logger=CSVLogger(tmp_path))
 
 
 def test_max_time_alone_is_the_time_left(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ class TimeLeft(Callback):
 
     The estimate takes the pace since the start of the previous epoch, validation included, so that it follows a
     ``DelayedStart`` or a coreset. The end is the first of ``max_epochs``, ``max_steps`` and ``max_time``; an early stop
-    is not foreseen. A batch costs some microseconds; without a progress bar nothing is shown. The bar's ``v_num`` is
-    left out: it is the number of the run's folder, which the bar rounds or cuts off.
+    is not foreseen. A batch costs some microseconds; without a progress bar nothing is shown. The run's number,
+    ``v_num``, is passed on as text, because rich would print 0 as 0.000.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class TimeLeft(Callback):
             shown = bar.get_metrics
 
             def get_metrics(*args: Any) -> dict[str, Any]:
-                items = {name: value for name, value in shown(*args).items() if name != "v_num"}
+                items = {name: str(value) if name == "v_num" else value for name, value in shown(*args).items()}
                 return {"training left": self._text, **items} if self._text else items
 
             bar.get_metrics = get_metrics
