@@ -32,12 +32,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, is not a checkpoint, holds code, or has a broken section.
     """
+    checkpoint = read_data(path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(
+            f"{path} is not a checkpoint of a Lightning run: if it holds a net's weights, give it to --weights."
+        )
+    check_sections(checkpoint, path)
+    return checkpoint
+
+
+def read_data(path: str | Path) -> Any:
+    """Read a file of ``torch.save`` onto the CPU; only tensors and plain values are ever unpickled.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, is of another kind, or holds code.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file.")
     _check_archive(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and plain values, so it was not loaded: such a file can run any code "
@@ -46,10 +62,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # of a broken file, torch raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{path} is truncated or is not a checkpoint ({reason}): use an earlier one.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of a Lightning run: it has no state_dict.")
-    check_sections(checkpoint, path)
-    return checkpoint
 
 
 def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> None:

@@ -39,11 +39,14 @@ else:
         def __new__(cls, value: "float | str") -> "Magnitude":
             """Read the number and keep its text."""
             self = super().__new__(cls, magnitude(value))
-            self.text = str(value)
+            #: What was written, None if it was given as a number.
+            self.written = value if isinstance(value, str) else getattr(value, "written", None)
             return self
 
         def __getnewargs__(self) -> tuple[str]:
-            return (self.text,)
+            return (str(self),)
 
         def __str__(self) -> str:
-            return self.text
+            return float.__repr__(self) if self.written is None else self.written
+
+        __repr__ = __str__

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lit_robust.magnitudes import magnitude
+from lit_robust.magnitudes import Magnitude, magnitude
 from lit_robust.threats import Norm
 
 T = TypeVar("T")
@@ -128,7 +128,8 @@ def pixels(name: str, value: float | str, norm: Norm = "linf") -> float:
     Raises:
         ValueError: If it is larger, or not a magnitude.
     """
-    distance = magnitude(value, name)
+    magnitude(value, name)  # refused by its name
+    distance = Magnitude(value)
     if norm == "linf" and distance > 1:
         raise ValueError(f"{name}={distance} is above 1, but pixels are in [0, 1]: did you mean {distance:g}/255?")
     return distance

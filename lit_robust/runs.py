@@ -15,6 +15,7 @@ from lit_robust.folder_locks import unlock
 from lit_robust.lightning_internals import go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.nets.rebuild import check_fit, rebuild
+from lit_robust.weight_files import read_weights
 
 #: Files that a run's folder has before anything is trained or measured.
 BEFORE_TRAINING = re.compile(r"config(_\w+)?\.yaml|hparams\.yaml|\.training|events\.out\.tfevents\..*")
@@ -54,6 +55,25 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error
     return net.eval().requires_grad_(False)
+
+
+def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
+    """Load weights from elsewhere, a plain ``state_dict``, into a net; names and shapes are compared before.
+
+    Args:
+        net: Keeps its mode.
+        path: A file of torch or safetensors, which may hold more than the weights, see ``read_weights``.
+
+    Returns:
+        The net.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be used, or its weights do not fit ``net``: what is missing, unknown or of
+            another shape.
+    """
+    net.load_state_dict(read_weights(path, net.state_dict()))
+    return net
 
 
 def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

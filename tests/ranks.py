@@ -16,11 +16,21 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import nn
 
-from lit_robust.callbacks import DelayedStart, EMAWeights, GeneralizationGap, StopAfterDrop, SwitchRule
+from lit_robust.callbacks import (
+    AttributeRamp,
+    DelayedStart,
+    EMAWeights,
+    GeneralizationGap,
+    RobustAccuracy,
+    StopAfterDrop,
+    SwitchRule,
+)
 from lit_robust.data.resident import ResidentDataModule
-from lit_robust.defenses import AWP, PGDAT, CustomizedAT, Defense, Natural
+from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
+from lit_robust.schedules import Linear
 from tests.methods import ATTACK, METHODS, build
 from tests.tiny import CLASSES, SHAPE, images
 
@@ -245,6 +255,19 @@ def gap(folder: Path) -> Finding:
     return {"weights": module.state_dict(), "logged": {k: v.item() for k, v in trainer.callback_metrics.items()}}
 
 
+def warnings_of_a_run(folder: Path) -> Finding:
+    """What Lightning says of a fit with everything that logs, and of a test."""
+    result.warning_cache.clear()  # it says each thing once in a process, and other scenarios have run
+    ramp = AttributeRamp("beta", Linear(0, 1, begin=0, end=2))
+    callbacks = (ramp, DelayedStart(at_epoch=1), GeneralizationGap(), RobustAccuracy({"other": EXACT}))
+    attacks = {"weak": replace(EXACT, eps=0.1), "strong": replace(EXACT, eps=0.2, step_size=0.1)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = build(TRADES, attack=EXACT, val_attack=EXACT, test_attacks=attacks)
+        fit(module, Validated(), *callbacks, limit_val_batches=None).test(module, Data(), verbose=False)
+    return {"warnings": [str(warning.message) for warning in caught]}
+
+
 def under_attack() -> Defense:
     weak, strong = replace(EXACT, eps=0.1), replace(EXACT, eps=0.2, step_size=0.1)
     return build(Natural, test_attacks={"weak": weak, "strong": strong})
@@ -266,6 +289,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "metrics after a stop": metrics_after_a_stop,
     "delayed start": delayed_start,
     "gap": gap,
+    "warnings": warnings_of_a_run,
     "evaluation": evaluation,
 }
 

@@ -14,7 +14,7 @@ from lit_robust.defenses import Defense
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
 GROUND = {
     "threats", "losses", "magnitudes", "batch", "seeds", "require", "guards", "lightning_internals", "whole_files",
-    "checkpoint_files", "folder_locks", "metrics_files",
+    "checkpoint_files", "folder_locks", "metrics_files", "weight_files",
 }  # fmt: skip
 BELOW_ATTACKS = GROUND | {"schedules", "nets"}
 BELOW_MEASURES = BELOW_ATTACKS | {"attacks", "data", "selection"}

@@ -118,7 +118,7 @@ FLAGS = {
     ),
     "8 for 8/255": (
         "--model.attack.eps 8",
-        "eps=8.0 is above 1, but pixels are in [0, 1]: did you mean 8/255?",
+        "eps=8 is above 1, but pixels are in [0, 1]: did you mean 8/255?",
     ),
     "division by zero": (
         "--model.attack.eps 8/0",
@@ -420,7 +420,9 @@ def test_a_truncated_checkpoint_is_refused(good, tmp_path, capsys):
 def test_a_checkpoint_without_weights_is_refused(tmp_path, capsys):
     torch.save({"epoch": 1}, "other.ckpt")
     says = refusal(capsys, "test", "-c", tiny(tmp_path), "--ckpt_path", "other.ckpt")
-    assert says == "other.ckpt is not a checkpoint of a Lightning run: it has no state_dict."
+    assert (
+        says == "other.ckpt is not a checkpoint of a Lightning run: if it holds a net's weights, give it to --weights."
+    )
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -27,6 +27,7 @@ from lit_robust.callbacks import (
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
+    TimeLeft,
 )
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear, MultiStep, Staircase
@@ -93,6 +94,7 @@ CASES = {
     "a gap": Case(lambda folder: [GeneralizationGap(images=9)]),
     "an accuracy": stranger(RobustAccuracy({"pgd": ATTACK}, **HERE)),
     "pictures": Case(lambda folder: [AdversarialExamples(ATTACK, num_images=2, every_n_epochs=2, dirpath=str(folder))]),
+    "the time left": Case(lambda folder: [TimeLeft()]),
     "adversarial training": stranger(AdversarialTraining(ATTACK, **HERE)),
     "adversarial training, delayed, ramped and measured": stranger(
         AdversarialTraining(FGSM(0.1), **HERE),

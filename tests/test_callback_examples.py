@@ -2,13 +2,15 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -155,6 +157,31 @@ class TestWhenItDraws:
         (media,) = tmp_path.glob("wandb/offline-run-*/files/media/images/val/examples*.png")
         (picture,) = tmp_path.glob("lightning_logs/*/examples/val-epoch=0-step=1.png")  # in the run's own folder
         assert media.read_bytes() == picture.read_bytes()
+
+    def test_pictures_reach_tensorboard(self, tmp_path):
+        class Board(TensorBoardLogger):
+            """A logger without the package."""
+
+            name, version, save_dir, log_dir = "board", 0, str(tmp_path), str(tmp_path / "board")
+            figures: ClassVar[list[Any]] = []
+
+            def __init__(self):
+                Logger.__init__(self)
+
+            @property
+            def experiment(self):
+                return SimpleNamespace(add_figure=lambda *args: self.figures.append(args))
+
+            def log_metrics(self, *args, **kwargs): ...
+
+            log_hyperparams = log_graph = save = finalize = log_metrics
+
+        board = Board()
+        one = trainer(tmp_path, AdversarialExamples(Brighten()), logger=board, max_epochs=2)
+        one.fit(Plain(), loader(), loader())
+        assert [(name, step) for name, _, step in board.figures] == [("val/examples", 1), ("val/examples", 2)]
+        assert all(isinstance(figure, Figure) for _, figure, _ in board.figures)
+        assert len(list((tmp_path / "board" / "examples").glob("val-*.png"))) == 2
 
 
 class TestWhichImagesItDraws:

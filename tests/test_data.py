@@ -848,3 +848,69 @@ def test_real_folders_are_decoded(real_data, name, folder):
         assert 0 <= batch.x.min() < batch.x.max() <= 1
     labels = dm.test_dataloader().samples.indices
     assert len(labels) == 200
+
+
+# Drawing a few images.
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_images_are_drawn_without_a_trainer_and_always_the_same(cifar10, split):
+    (x, y), (again, labels) = (data.CIFAR10DataModule(str(cifar10), val_size=10).draw(7, split) for _ in range(2))
+    assert (x.shape, x.dtype, y.shape, y.dtype) == ((7, 3, 32, 32), torch.float32, (7,), torch.int64)
+    assert torch.equal(x, again)
+    assert torch.equal(y, labels)
+    values = (255 * x[:, 0, 0, 0]).round().long()
+    assert torch.equal(values % 10, y)  # image i is full of the value i, its class is i mod 10
+    assert torch.equal(x, values[:, None, None, None].expand_as(x) / 255)  # not cropped
+    assert len(values.unique()) == 7
+    assert values.tolist() != sorted(values.tolist())
+    module = data.CIFAR10DataModule(str(cifar10), val_size=10)
+    module.setup()
+    places = {"train": module._train, "val": module._val, "test": module._test + 100}[split]
+    assert {*values.tolist()} <= {*places.tolist()}
+
+
+def test_drawing_neither_follows_nor_moves_seeds_and_selections(cifar10):
+    module = data.CIFAR10DataModule(str(cifar10), val_size=10)
+    state = torch.get_rng_state()
+    x, _ = module.draw(5, "train")
+    assert torch.equal(torch.get_rng_state(), state)
+    seed_everything(9, verbose=False)
+    module.select(module._train[:2])
+    assert torch.equal(module.draw(5, "train")[0], x)
+    assert not torch.equal(module.draw(5, "train", seed=1)[0], x)
+    assert len(module._samples().indices) == 2
+
+
+def test_drawing_downloads_and_reads_once(mnist):
+    class Book(data.MNISTDataModule):
+        calls = 0
+
+        def prepare_data(self):
+            self.calls += 1
+
+    module = Book(str(mnist), val_size=5)
+    module.draw(2)
+    module.draw(2, "val")
+    assert module.calls == 1
+
+
+def test_images_are_drawn_from_folders_through_workers(folders):
+    module = data.ImageFolderDataModule(str(folders), val_size=3, image_size=8, num_workers=2)
+    x, y = module.draw(6)
+    assert x.shape == (6, 3, 8, 8)
+    assert sorted(y.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((14,), 'n=14 is more than the 13 images of split="test"'),
+        ((0,), "n=0"),
+        ((2.5,), "n=2.5"),
+        ((2, "tset"), "tset"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(cifar10, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        data.CIFAR10DataModule(str(cifar10), val_size=10).draw(*arguments)

@@ -1,11 +1,12 @@
 """The base of all training methods."""
 
+import copy
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelSummary, RichModelSummary
 from torch import nn
 
 from lit_robust import losses
@@ -364,3 +365,43 @@ def test_an_attacks_draws_do_not_depend_on_which_other_attacks_are_there(tmp_pat
         trainer(tmp_path).test(defense, loader(images(16)), verbose=False)
         results.append(crafted[-1])
     assert torch.equal(*results)
+
+
+# A Defense beside its training: called like a net, and summarised.
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("attack", [PGD(steps=2), FGSM()])
+def test_an_attack_takes_a_defense_as_it_takes_its_net(attack, training):
+    defense = build(PGDAT).train(training)
+    x, y = images()[:2]
+    torch.manual_seed(0)
+    of_net = attack(copy.deepcopy(defense).net, x, y)
+    torch.manual_seed(0)
+    assert torch.equal(attack(defense, x, y), of_net)
+    assert not torch.equal(of_net, x)
+    assert torch.equal(defense(x), copy.deepcopy(defense).net(x)) or training  # BatchNorm has moved on
+    assert [name for name, value in defense.named_parameters() if value.grad is not None] == []
+    assert {module.training for module in defense.modules()} == {training}
+    assert defense.metrics.sums == {}
+    assert not any(survivors.update_called for survivors in defense.survivors.values())
+
+
+@pytest.mark.parametrize("summary", [ModelSummary, RichModelSummary])
+def test_the_summary_lists_the_net_and_nothing_that_nobody_has_counted(summary, tmp_path, caplog, capsys):
+    with caplog.at_level("INFO"):
+        fit(build(PGDAT), tmp_path, callbacks=[summary()])
+    said = "\n".join(caplog.messages) + capsys.readouterr().out
+    table = said[said.index("  | Name") :].splitlines()[:6]
+    cells = [[cell.strip() for cell in line.split(" | ")[1:4]] for line in (table[0], table[2])]
+    assert cells == [["Name", "Type", "Params"], ["net", "TinyNet", "756"]]
+    assert table[4].startswith("756 of 756 parameters trainable, ")
+    assert not [word for word in ("FLOPs", "urvivors") if word in said]
+
+
+def test_the_summary_keeps_flops_that_are_counted(tmp_path, capsys, caplog):
+    defense = build(PGDAT)
+    defense.example_input_array = images(1).x
+    with caplog.at_level("INFO"):
+        fit(defense, tmp_path, callbacks=[ModelSummary()])
+    assert "FLOPs" in "\n".join(caplog.messages) + capsys.readouterr().out

@@ -83,10 +83,10 @@ def test_two_callbacks_do_not_write_the_same_files(tmp_path, monkeypatch, second
     monkeypatch.chdir(tmp_path)
     second = second.format(tmp_path.name)
     pictures = [AdversarialExamples(ATTACK, dirpath=path) for path in ("here", second)]
-    with pytest.raises(ValueError, match="AdversarialExamples .*dirpath"):
+    with pytest.raises(ValueError, match=r"AdversarialExamples .*dirpath"):
         fit(tmp_path, build(PGDAT), *pictures)
     writers = [PredictionWriter(path) for path in ("here", second)]
-    with pytest.raises(ValueError, match="PredictionWriters .*path"):
+    with pytest.raises(ValueError, match=r"PredictionWriters .*path"):
         trainer(tmp_path, callbacks=writers).predict(build(PGDAT), indexed(images(8)))
     assert not list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("*.csv"))
 

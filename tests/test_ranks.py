@@ -160,6 +160,11 @@ def test_the_generalisation_gap_counts_every_image_once(findings):
         assert zero["logged"][name] == pytest.approx(share)
 
 
+def test_no_warning_asks_to_reduce_what_is_reduced(findings):
+    zero, _ = of(findings, "warnings")  # only rank 0 warns
+    assert [warning for warning in zero["warnings"] if "sync_dist" in warning] == []
+
+
 def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):
     zero, one = of(findings, "evaluation")
     assert zero["results"] == one["results"]

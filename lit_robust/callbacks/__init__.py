@@ -20,6 +20,7 @@ from lit_robust.callbacks.overfitting_rules import (
 from lit_robust.callbacks.predictions import PredictionWriter
 from lit_robust.callbacks.ramp import AttributeRamp
 from lit_robust.callbacks.robust_accuracy import RobustAccuracy
+from lit_robust.callbacks.time_left import TimeLeft
 
 __all__ = [
     "AbnormalRise",
@@ -42,4 +43,5 @@ __all__ = [
     "RobustAccuracy",
     "StopAfterDrop",
     "SwitchRule",
+    "TimeLeft",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -29,8 +29,8 @@ class AdversarialExamples(Callback):
 
     A picture has a row for each of ``num_images`` images of the first validation batch, from as many classes as
     possible. The images are the same every time if the loader does not shuffle, and so is the attack's random start.
-    The picture is saved as a PNG, and every ``WandbLogger`` gets it as ``val/examples``. A test is drawn likewise, as
-    ``test/examples``. Class names are the data module's ``class_names``, if it has any.
+    The picture is saved as a PNG, and every ``WandbLogger`` and ``TensorBoardLogger`` gets it as ``val/examples``. A
+    test is drawn likewise, as ``test/examples``. Class names are the data module's ``class_names``, if it has any.
 
     Only rank zero draws, right after the batch, with averaged weights if there are any. Drawing changes nothing in
     training: neither modes nor gradients nor random numbers.
@@ -137,6 +137,8 @@ class AdversarialExamples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(f"{split}/examples", figure, trainer.global_step)
 
 
 def spread(y: Tensor, n: int) -> Tensor:

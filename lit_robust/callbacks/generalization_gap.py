@@ -23,7 +23,7 @@ class HasValidationAttack(Protocol):
 
     net: nn.Module
     val_attacks: dict[str, Attack]
-    val_survivors: Survivors
+    survivors: dict[str, Survivors]
 
 
 class HasPlainImages(Protocol):
@@ -83,7 +83,7 @@ class GeneralizationGap(Callback):
         if stage != "fit":
             return
         # By name: from Python 3.12 on, isinstance with a Protocol does not see sub-modules such as nets.
-        defense = all(hasattr(pl_module, name) for name in ("net", "val_attacks", "val_survivors"))
+        defense = all(hasattr(pl_module, name) for name in ("net", "val_attacks", "survivors"))
         if self.attack is None and not defense:
             raise TypeError(
                 f"GeneralizationGap attacks as the validation does, but {type(pl_module).__name__} has no val_attacks: "
@@ -113,7 +113,7 @@ class GeneralizationGap(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log both, before the module resets its counts."""
         if trainer.state.fn == "fit":
-            survivors = self._trained, pl_module.val_survivors if self.attack is None else self._held_out
+            survivors = self._trained, pl_module.survivors["val"] if self.attack is None else self._held_out
             trained, held_out = (counted.accuracies()["robust"] for counted in survivors)
             values = {"val/acc/robust_train": trained.value, "val/gap/robust": trained.value - held_out.value}
             pl_module.log_dict(values, sync_dist=True, batch_size=1)

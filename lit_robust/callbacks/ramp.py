@@ -112,7 +112,8 @@ class AttributeRamp(Callback):
         """Log the value at the end of the epoch."""
         if trainer.is_last_batch:
             value = self.schedule(fractional_epoch(trainer, batch_idx))
-            pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, batch_size=1)
+            reduced: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}  # equal on all ranks, so this is exact
+            pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, **reduced, batch_size=1)
 
     def _set(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> float:
         return self._set_for(pl_module, fractional_epoch(trainer, batch_idx))

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -26,6 +26,7 @@ from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli import verbs
 from lit_robust.cli.classes import check_makers, classes_start_afresh
+from lit_robust.cli.completion import SHELLS, PrintCompletion
 from lit_robust.cli.config import gathered
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
@@ -34,7 +35,16 @@ from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import evaluate_in, find_checkpoints, go_on_in, next_free, no_bare_folder, read_last, run_folder
+from lit_robust.runs import (
+    evaluate_in,
+    find_checkpoints,
+    go_on_in,
+    load_weights,
+    next_free,
+    no_bare_folder,
+    read_last,
+    run_folder,
+)
 from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
@@ -49,6 +59,9 @@ USER_ERRORS = (
     MisconfigurationException,
     torch.OutOfMemoryError,
 )
+
+#: Loggers that have a folder for each run.
+FILE_LOGGERS = (CSVLogger, TensorBoardLogger)
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
@@ -89,6 +102,13 @@ class RobustCLI(CommandLineInternals, LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the model's number of classes from the data."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.add_argument("--weights", type=str | None, help="A state_dict from elsewhere for the net to start from.")
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Add the option that prints a completion script."""
+        super().setup_parser(*args, **kwargs)
+        PrintCompletion.commands = self.subcommands()
+        self.parser.add_argument("--print_completion", action=PrintCompletion, choices=SHELLS)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; what it refuses, such as two callbacks of one kind, is the user's to fix."""
@@ -98,7 +118,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             raise ValueError(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
-        """Check the log folders and a ``num_classes`` of the user's before anything costly is done.
+        """Check the log folders and a ``num_classes`` of the user's before anything costly is done; load ``--weights``.
 
         Raises:
             ValueError: If ``num_classes`` is not that of the data, which would silently replace it.
@@ -112,6 +132,10 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             )
         for logger in self.trainer.loggers:
             check_writable(Path(logger.save_dir or "."))
+        if config.weights and not config.get("ckpt_path"):  # a checkpoint, such as the run's last, has its own
+            load_weights(self.model.net, config.weights)
+            self.model.weights_from = Path(config.weights).stem
+            rank_zero_info(f"The net starts from the weights of {config.weights}.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the merged files, then the flags.
@@ -157,7 +181,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         warnings.filterwarnings("always", module="(py)?autoattack")  # repeated for each checkpoint
         paths = self._readable(ckpt_path, every=True)
         for logger in self.trainer.loggers:
-            if isinstance(logger, CSVLogger):  # printed now, so that the table comes last
+            if isinstance(logger, FILE_LOGGERS):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
         with no_bare_folder(self.trainer):
             for path in paths:
@@ -174,7 +198,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         for logger in self.trainer.loggers if self.trainer.is_global_zero else []:
             if isinstance(logger, WandbLogger):
                 logger.log_table("test/accuracies", columns, rows)
-            elif isinstance(logger, CSVLogger):
+            elif isinstance(logger, FILE_LOGGERS):
                 table = StringIO(newline="")
                 csv.writer(table).writerows([columns, *rows])
                 write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
@@ -195,7 +219,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Each is read here once, so that a broken one is refused before anything costly is done.
         """
         if not ckpt_path:
-            rank_zero_info("No --ckpt_path: the net keeps the weights it was built with.")
+            if self.model.weights_from is None:
+                rank_zero_info("No --ckpt_path: the net keeps the weights it was built with.")
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
         whole = self._whole(found) if every and len(found) > 1 else [read_last(found)[0]]
@@ -245,7 +270,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True},
                 trainer_defaults={
-                    "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
+                    "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}},
+                    "callbacks": [callbacks.TimeLeft()],
                 },
                 seed_everything_default=0,
                 parser_kwargs={"version": __version__},

@@ -1,6 +1,7 @@
 """Warnings of other packages that we suppress, and why."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,4 +53,4 @@ def ignore(*messages: str) -> None:
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
+    return not re.search(r"Tip: For seamless cloud|TPU available: False", record.getMessage())

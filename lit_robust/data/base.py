@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.data.loaders import EpochLoader, Samples, check_selection, positions_of
+from lit_robust.data.loaders import EpochLoader, Samples, drawn, selected
 from lit_robust.data.splits import Split, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
@@ -174,23 +174,16 @@ class ImageDataModule(LightningDataModule, ABC):
             indices: ``(S,)``;  weights: ``(S,)``.
         """
         chosen = self._samples()
-        if indices is None:
-            chosen.indices, chosen.weights = self._train, torch.ones(len(self._train))
-        else:
-            indices = positions_of(indices, self._on_disk)
-            weights = torch.ones(len(indices)) if weights is None else weights
-            weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
-            check_selection(indices, weights, self._train)
-            chosen.indices, chosen.weights = indices.clone(), weights.clone()
+        part = None if indices is None else selected(indices, weights, self._on_disk, self._train)
+        chosen.indices, chosen.weights = part or (self._train, torch.ones(len(self._train)))
         if self.trainer is not None:
             reload_every_epoch(self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The selection, for a checkpoint."""
         chosen = self._samples()
-        if chosen.indices is self._train:
-            return {"selection": None}
-        return {"selection": {"indices": chosen.indices.to(torch.int32), "weights": chosen.weights}}
+        some = {"indices": chosen.indices.to(torch.int32), "weights": chosen.weights}
+        return {"selection": None if chosen.indices is self._train else some}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the selection of a checkpoint when its training is resumed."""
@@ -230,6 +223,27 @@ class ImageDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> Iterable[Batch]:
         """The test set."""
         return self.test_dataloader()
+
+    def draw(self, n: int, split: Literal["train", "val", "test"] = "test", seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Draw images and labels, as ``x, y = data.draw(64)``; the same arguments always give the same ones.
+
+        Args:
+            n: The number of images; they are distinct and not augmented.
+            split: Where they are drawn from.
+            seed: Another one draws other images.
+
+        Raises:
+            ValueError: If the split has fewer images.
+
+        Shape:
+            x: ``(n, C, H, W)`` float32 in [0, 1];  y: ``(n,)`` int64.
+        """
+        if self._selected is None:
+            self.prepare_data()
+            self.setup()
+        samples = drawn({"train": self._train, "val": self._val, "test": self._test}, n, split, seed)
+        (batch,) = self._loader(samples, train=split != "test", augment=False, batch_size=n)
+        return batch[:2]
 
     def _samples(self) -> Samples:
         self.setup()

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
+from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.seeds import derive_seed
 
@@ -159,6 +160,33 @@ def positions_of(indices: Any, on_disk: int) -> Tensor:
     if found.numel() and (found.is_floating_point() or found.is_complex()):  # an empty list makes floats
         raise ValueError(f"select() needs positions, which are integers, or a mask, but got {found.dtype}.")
     return found.to(torch.int64)
+
+
+def selected(indices: Any, weights: Any, on_disk: int, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions and weights ``(S,)`` of a selection from the positions ``train``, as copies on the CPU.
+
+    Raises:
+        ValueError: As ``positions_of`` and ``check_selection``.
+    """
+    indices = positions_of(indices, on_disk)
+    weights = torch.ones(len(indices)) if weights is None else weights
+    weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
+    check_selection(indices, weights, train)
+    return indices.clone(), weights.clone()
+
+
+def drawn(positions: Mapping[str, Tensor], n: int, split: str, seed: int) -> Samples:
+    """Draw distinct samples of a split.
+
+    Raises:
+        ValueError: If there is no such split, or it has fewer.
+    """
+    require.one_of("split", split, [*positions])
+    require.integer("n", n, least=1)
+    if n > (most := len(positions[split])):
+        raise ValueError(f'n={n} is more than the {most} images of split="{split}": draw fewer.')
+    order = torch.randperm(most, generator=torch.Generator().manual_seed(seed))
+    return Samples.once(positions[split][order[:n]])
 
 
 def check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:

@@ -86,7 +86,7 @@ class CurriculumAT(Defense):
         self.memory.declare(shared_out, k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
-            self.val_survivors = Survivors(rows_of(self.val_attacks))
+            self.survivors["val"] = Survivors(rows_of(self.val_attacks))
 
     @property
     def k(self) -> float:

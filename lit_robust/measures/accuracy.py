@@ -181,7 +181,7 @@ def describe(attack: Attack) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, Attack):
         return describe(value)
-    if not isinstance(value, float):
+    if not isinstance(value, float) or getattr(value, "written", None):
         return getattr(value, "__name__", None) or str(value)
     levels = round(value * 255)
     if float(f"{value:.3g}") != value and levels / 255 == value:

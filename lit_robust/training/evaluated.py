@@ -21,7 +21,9 @@ from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
+from lit_robust.training.metrics import REDUCED
 from lit_robust.training.monitors import check_monitors
+from lit_robust.training.summary import leave_out_unknown_flops
 from lit_robust.training.trainer_checks import check_trainer
 
 #: Wrappers that are removed from a net, so that checkpoints have its own names; Lightning distributes it itself.
@@ -88,12 +90,14 @@ class Evaluated(LightningModule):
         self.compiled = compile
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
-        self.val_survivors = Survivors(rows_of(self.val_attacks))
-        self.test_survivors = Survivors(rows_of(self.test_attacks))
+        #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.
+        self.survivors = {"val": Survivors(rows_of(self.val_attacks)), "test": Survivors(rows_of(self.test_attacks))}
         #: The last validation's accuracies by the name of the attack.
         self.val_results: dict[str, Accuracy] = {}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
+        #: The name of the file that the net's weights come from, if they are no checkpoint's of a training.
+        self.weights_from: str | None = None
         #: The epoch and step of the checkpoint that was loaded last.
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
@@ -107,13 +111,12 @@ class Evaluated(LightningModule):
             ValueError: If the trainer's precision would round images, it validates in no epoch, or it is asked for what
                 a Defense cannot do.
         """
-        for survivors in (self.val_survivors, self.test_survivors):
-            survivors.reset()  # of an evaluation that was stopped
         check_trainer(self.trainer, self, stage)
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
             self._tell_of_another_eps()
+            leave_out_unknown_flops(self.trainer)
 
     def _tell_of_another_eps(self) -> None:
         """Inform the user if the training attack's eps is none of those in validation, or in test."""
@@ -123,6 +126,11 @@ class Evaluated(LightningModule):
             if mine is not None and others and mine not in others:
                 bounds = ", ".join(f"{eps:.4g}" for eps in dict.fromkeys(others))
                 rank_zero_info(f"the training's attack has eps={mine:.4g}, but {name} has {bounds}: is that meant?")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the net's logits ``(N, num_classes)``, so that an attack takes the module as it takes a net."""
+        logits: Tensor = self.net(x)
+        return logits
 
     def receive(self, raw: Any) -> Batch:
         """Give every batch the same type and memory format, and check the first one of each stage."""
@@ -138,7 +146,7 @@ class Evaluated(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what a validation that was interrupted has counted."""
-        self.val_survivors.reset()
+        self.survivors["val"].reset()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every epoch."""
@@ -147,12 +155,12 @@ class Evaluated(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the images that withstand the validation attack."""
         batch = self.receive(batch)
-        self.val_survivors.update(self._surviving(self.val_attacks, batch), batch.weight)
+        self._count("val", self.val_attacks, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
         self.limits.check()
-        self.val_results = self._log_accuracies("val", self.val_survivors)
+        self.val_results = self._log_accuracies("val")
 
     def on_validation_end(self) -> None:
         """After the sanity check, refuse callbacks that monitor what validation does not log."""
@@ -163,7 +171,7 @@ class Evaluated(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Forget what a test that was interrupted has counted."""
-        self.test_survivors.reset()
+        self.survivors["test"].reset()
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every test."""
@@ -173,19 +181,21 @@ class Evaluated(LightningModule):
         """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
         batch = self.receive(batch)
         with torch.autocast(self.device.type, enabled=False):
-            self.test_survivors.update(self._surviving(self.test_attacks, batch), batch.weight)
+            self._count("test", self.test_attacks, batch)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
         self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
-        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt") or "these weights"
-        accuracies = self.test_results[name] = self._log_accuracies("test", self.test_survivors)
+        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
+        name = name or self.weights_from or "these weights"
+        accuracies = self.test_results[name] = self._log_accuracies("test")
         for attack, accuracy in accuracies.items():
             low, high = accuracy.interval
-            self.log_dict({f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}, batch_size=1)
+            values = {f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}
+            self.log_dict(values, **REDUCED, batch_size=1)
         if checkpoint:
-            self.log_dict(self.loaded_at, batch_size=1)  # Lightning's own count of both is 0 in a test
+            self.log_dict(self.loaded_at, **REDUCED, batch_size=1)  # Lightning's own count of both is 0 in a test
 
     def teardown(self, stage: str) -> None:
         """Print the table of all checkpoints tested so far; here, because progress bars are drawn until then."""
@@ -204,15 +214,16 @@ class Evaluated(LightningModule):
         probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
         return probabilities
 
-    def _surviving(self, attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
+    def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> None:
         with frozen(self.net) if self.compiled else nullcontext():
-            return surviving(self.net, attacks, batch)
+            correct = surviving(self.net, attacks, batch)
+        self.survivors[split].to(self.device).update(correct, batch.weight)
 
-    def _log_accuracies(self, split: str, survivors: Survivors) -> dict[str, Accuracy]:
-        accuracies = survivors.accuracies()
-        survivors.reset()
+    def _log_accuracies(self, split: Literal["val", "test"]) -> dict[str, Accuracy]:
+        accuracies = self.survivors[split].accuracies()
+        self.survivors[split].reset()
         for name, accuracy in accuracies.items():
-            self.log(f"{split}/acc/{name}", accuracy.value, prog_bar=split == "val", batch_size=1)
+            self.log(f"{split}/acc/{name}", accuracy.value, prog_bar=split == "val", **REDUCED, batch_size=1)
         return accuracies
 
 

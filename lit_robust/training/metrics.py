@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_robust.training.ranks import sum_over_ranks
+
+#: For ``self.log`` of an epoch's number that is the same on all ranks: Lightning warns unless it may reduce the number
+#: itself, and the largest of equal numbers is exact, as a mean of three is not.
+REDUCED: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
 
 
 class EpochMeans:

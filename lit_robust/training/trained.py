@@ -30,7 +30,7 @@ from lit_robust.training.checkpoint_checks import (
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.memory import Memory, of_older_versions
-from lit_robust.training.metrics import EpochMeans
+from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
 from lit_robust.training.parts import build_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
@@ -174,9 +174,9 @@ class Trained(Stoppable):
         means = self._means(batch_idx)
         if on_epoch:
             self.epoch_means = means
+        when = {"on_step": not on_epoch, "on_epoch": on_epoch} | (REDUCED if on_epoch else {})
         for name, value in self._row(means).items():
-            shown = name == "train/loss"
-            self.log(name, value, prog_bar=shown, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)
+            self.log(name, value, prog_bar=name == "train/loss", **when, batch_size=1)
 
     def _means(self, batch_idx: int) -> dict[str, float]:
         self.limits.check()
