@@ -24,8 +24,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.cli.classes import check_makers, classes_start_afresh
+from lit_robust.cli.classes import check_makers, classes_start_afresh, importable_folder
 from lit_robust.cli.config import gathered
+from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
@@ -88,6 +89,12 @@ class RobustCLI(CommandLineInternals, LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the model's number of classes from the data."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def instantiate_classes(self) -> None:
+        """Build the data first: a net takes its number of classes from them."""
+        config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
+        with completed(config, self._parser(self.subcommand)):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; what it refuses, such as two callbacks of one kind, is the user's to fix."""
@@ -210,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
-        with quiet():
+        with quiet(), importable_folder():
             RobustCLI(
                 Defense,
                 ImageDataModule,
