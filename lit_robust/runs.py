@@ -49,8 +49,10 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     try:
         if net is None:
             net = rebuild_net(checkpoint)
-        check_fit(net.state_dict(), weights)
-        net.load_state_dict(weights)
+        own = net.state_dict()
+        check_fit(own, weights)
+        own.update(weights)
+        net.load_state_dict(own)  # with the versions of its layers, without which torchvision's MNASNet loads nothing
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error

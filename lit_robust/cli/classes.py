@@ -1,5 +1,7 @@
 """Classes by name: finding one, the arguments kept when one replaces another, and checks of what factories make."""
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,12 +17,29 @@ from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
 from lit_robust.schedules import Schedule
 
+
+@contextmanager
+def importable_folder() -> Iterator[None]:
+    """Let modules of the current folder be imported, as ``python -m`` does and an installed script does not."""
+    folder = os.getcwd()
+    added = not sys.flags.safe_path and not {"", folder} & {*sys.path}
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+
+
 #: Packages whose classes YAML can name without a path, because importing the package registers them.
 ROOMS = (
     *(attacks, callbacks, data, defenses, nets, schedules),
     *(lightning_callbacks, loggers, torch.optim, torch.optim.lr_scheduler),
 )
-NAMES = [name for room in ROOMS for name in room.__all__]
+NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room, name))]
+#: What is built by a function needs its whole path.
+NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
 #: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {

@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import isfunction
+
+from lit_robust.cli.classes import found as part_called
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -93,7 +96,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     if found := re.match(r"module '(.*)' has no attribute '(.*)'", reason):
         return f"{where}there is no {found[1]}.{found[2]} ({_meant(found[2], names) or 'check its spelling'})."
     if found := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
-        return f"{where}{found[1].strip() or mistake.value} is not of type {found[2]}."
+        return f"{where}{_of_another_type(found[1].strip() or mistake.value, found[2])}"
     if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
         return f"{where}{found[1]} is not of type {found[2]}."
     if found := re.match(r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$", reason):
@@ -119,6 +122,19 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     return f"{where}{reason}"
 
 
+def _of_another_type(path: str, wanted: str) -> str:
+    """What a name stands for that is no class of the type."""
+    part = part_called(path)
+    if isfunction(part) and "return" not in part.__annotations__:
+        return (
+            f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or a function "
+            "of your own that calls it and is annotated."
+        )
+    if type(part).__name__ == wanted or any(one.__name__ == wanted for one in type(part).__mro__):
+        return f"{path} is a {wanted} that is already built: name its class, or a function that builds it."
+    return f"{path} is not of type {wanted}."
+
+
 def _expected(mistake: _Mistake) -> str:
     """What the value should have been, according to all types that were tried."""
     reasons = "\n".join(mistake.reasons)
@@ -129,5 +145,6 @@ def _expected(mistake: _Mistake) -> str:
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else ""
+    full = {one.rpartition(".")[2]: one for one in names}
+    near = get_close_matches(name, list(full), n=1, cutoff=0.6)
+    return f"did you mean {full[near[0]]}?" if near else ""

@@ -25,9 +25,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli import verbs
-from lit_robust.cli.classes import check_makers, classes_start_afresh
+from lit_robust.cli.classes import check_makers, classes_start_afresh, importable_folder
 from lit_robust.cli.completion import SHELLS, PrintCompletion
 from lit_robust.cli.config import gathered
+from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
@@ -109,6 +110,12 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         super().setup_parser(*args, **kwargs)
         PrintCompletion.commands = self.subcommands()
         self.parser.add_argument("--print_completion", action=PrintCompletion, choices=SHELLS)
+
+    def instantiate_classes(self) -> None:
+        """Build the data first: a net takes its number of classes from them."""
+        config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
+        with completed(config, self._parser(self.subcommand)):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; what it refuses, such as two callbacks of one kind, is the user's to fix."""
@@ -259,7 +266,7 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with quiet():
+        with quiet(), importable_folder():
             if args and args[0] in verbs.VERBS:
                 return verbs.run(args)
             RobustCLI(

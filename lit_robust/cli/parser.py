@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_robust.cli.classes import NAMES
 from lit_robust.cli.errors import sentence
+from lit_robust.cli.net_arguments import hides_class_count, makes_net
 from lit_robust.defenses import Defense
 
 
@@ -22,6 +23,19 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Refuse abbreviations of options: a typing error must not set another option."""
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+
+    def _add_signature_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Let ``num_classes`` of a net be null, and make that its default: ``fill_class_count`` replaces it."""
+        self._of_net = makes_net(args[0])
+        added: list[str] = super()._add_signature_arguments(*args, **kwargs)
+        if hides_class_count(args[0]):
+            self.add_argument("--num_classes", type=int | None, default=None, help="The data's by default.")
+        return added
+
+    def _add_signature_parameter(self, container: Any, nested_key: Any, param: Any, *args: Any, **kwargs: Any) -> None:
+        if self._of_net and param.name == "num_classes":
+            kwargs |= {"default": None, "linked_targets": None}  # of a class, jsonargparse passes the model's
+        super()._add_signature_parameter(container, nested_key, param, *args, **kwargs)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         """Ignore ``linked_targets``, which jsonargparse (4.53) passes here although it only accepts it for classes.

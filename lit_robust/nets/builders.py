@@ -3,12 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from lit_robust import require
-from lit_robust.nets.net import Net
+from lit_robust.nets.net import NormalizedNet
 
 P = ParamSpec("P")
+N = TypeVar("N", bound=NormalizedNet)
 
 #: The arguments that most builders share.
 ARGUMENTS = {
@@ -21,29 +22,32 @@ ARGUMENTS = {
 }
 
 
-def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
+def recorded(build: Callable[P, N]) -> Callable[P, N]:
     """Give the nets of a builder a ``recipe``: its public name and all its arguments, as plain values.
 
     ``jsonargparse`` reads a recipe like any ``class_path`` with ``init_args``. Defaults are included, so a recipe still
-    builds the same net after they have changed. A docstring without an Args section gets one, from ``ARGUMENTS``.
+    builds the same net after they have changed. ``pretrained`` is recorded as False: a checkpoint brings its weights. A
+    docstring without an Args section gets one, from ``ARGUMENTS``.
 
     Raises:
-        ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1.
+        ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1, or
+            ``num_classes`` is None.
     """
     signature = inspect.signature(build)
 
     @functools.wraps(build)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Net:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> N:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
-            if isinstance(value, int):
+            if (isinstance(value, int) and not isinstance(value, bool)) or name == "num_classes":
                 require.integer(f"{build.__name__}'s {name}", value, least=1)
         net = build(*args, **kwargs)
         net.recipe = {
             "class_path": f"lit_robust.nets.{build.__name__}",
             "init_args": {
-                name: list(value) if isinstance(value, tuple) else value for name, value in bound.arguments.items()
+                name: False if name == "pretrained" else list(value) if isinstance(value, tuple) else value
+                for name, value in bound.arguments.items()
             },
         }
         return net

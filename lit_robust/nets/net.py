@@ -1,4 +1,4 @@
-"""The structure of every net here: normalisation, a body and a linear head."""
+"""The structure of the nets here: normalisation, a body and, nearly always, a linear head."""
 
 from typing import Any, TypeAlias
 
@@ -12,21 +12,20 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Net(nn.Module):
-    """Logits ``head(body((x - mean) / std))`` of images in [0, 1].
+class NormalizedNet(nn.Module):
+    """Logits ``body((x - mean) / std)`` of images in [0, 1].
 
     Normalisation is part of the net, so that every eps is in units of pixels. ``mean`` and ``std`` are saved with the
     weights, so weights are never used with a normalisation that they were not trained with.
 
     Args:
-        body: Turns normalised images into one row of features each.
-        head: Turns features into logits; its ``out_features`` is the number of classes.
+        body: Turns normalised images into logits.
         in_channels: The images' channels.
         mean: Subtracted from each channel, in units of [0, 1]; None (for both) leaves the pixels as they are.
         std: What each channel is divided by.
 
     Shape:
-        x: ``(N, in_channels, H, W)`` in [0, 1];  logits: ``(N, head.out_features)``.
+        x: ``(N, in_channels, H, W)`` in [0, 1];  logits: ``(N, num_classes)``.
 
     Raises:
         ValueError: If only one of ``mean`` and ``std`` is given, either has not one value per channel, or a
@@ -39,17 +38,10 @@ class Net(nn.Module):
     recipe: dict[str, Any] | None = None
 
     def __init__(
-        self,
-        body: nn.Module,
-        head: nn.Linear,
-        *,
-        in_channels: int = 3,
-        mean: PerChannel = None,
-        std: PerChannel = None,
+        self, body: nn.Module, *, in_channels: int = 3, mean: PerChannel = None, std: PerChannel = None
     ) -> None:
         super().__init__()
         self.body = body
-        self.head = head
         self.register_buffer("mean", _column("mean", mean, in_channels))
         self.register_buffer("std", _column("std", std, in_channels))
         if (mean is None) != (std is None):
@@ -58,14 +50,9 @@ class Net(nn.Module):
             raise ValueError(f"std={std} divides the pixels, so each value must be above 0.")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``(N, head.out_features)``."""
-        logits: Tensor = self.head(self.features(x))
+        """Return the logits ``(N, num_classes)``."""
+        logits: Tensor = self.body(self.normalize(x))
         return logits
-
-    def features(self, x: Tensor) -> Tensor:
-        """Return what ``head`` reads, ``(N, head.in_features)``."""
-        features: Tensor = self.body(self.normalize(x))
-        return features
 
     def normalize(self, x: Tensor) -> Tensor:
         """Return ``(x - mean) / std``, or ``x`` where the net has neither.
@@ -78,6 +65,46 @@ class Net(nn.Module):
         if x.shape[1] != self.mean.shape[1]:
             raise ValueError(f"the net is built for {self.mean.shape[1]} channels and the images have {x.shape[1]}.")
         return (x - self.mean) / self.std
+
+
+class Net(NormalizedNet):
+    """Logits ``head(body((x - mean) / std))`` of images in [0, 1].
+
+    Args:
+        body: Turns normalised images into one row of features each.
+        head: Turns features into logits; its ``out_features`` is the number of classes.
+        in_channels: The images' channels.
+        mean: Subtracted from each channel, in units of [0, 1]; None (for both) leaves the pixels as they are.
+        std: What each channel is divided by.
+
+    Shape:
+        x: ``(N, in_channels, H, W)`` in [0, 1];  logits: ``(N, head.out_features)``.
+
+    Raises:
+        ValueError: As ``NormalizedNet``.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Linear,
+        *,
+        in_channels: int = 3,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+    ) -> None:
+        super().__init__(body, in_channels=in_channels, mean=mean, std=std)
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(N, head.out_features)``."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what ``head`` reads, ``(N, head.in_features)``."""
+        features: Tensor = self.body(self.normalize(x))
+        return features
 
 
 def _column(name: str, values: PerChannel, in_channels: int) -> Tensor | None:
