@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.cli.classes import check_makers, classes_start_afresh
+from lit_robust.cli.classes import check_makers, classes_start_afresh, expand_homes
 from lit_robust.cli.config import gathered
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
@@ -33,7 +33,16 @@ from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import evaluate_in, find_checkpoints, go_on_in, next_free, no_bare_folder, read_last, run_folder
+from lit_robust.runs import (
+    evaluate_in,
+    find_checkpoints,
+    go_on_in,
+    named_files,
+    next_free,
+    no_bare_folder,
+    read_last,
+    run_folder,
+)
 from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
@@ -123,11 +132,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
         check_makers(config.model.get("init_args") or {})
-        loggers = config.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            arguments = getattr(logger, "init_args", None) or {}
-            if str(arguments.get("save_dir")).startswith("~"):  # Lightning's loggers make a folder of this name
-                arguments["save_dir"] = os.path.expanduser(arguments["save_dir"])
+        expand_homes(config.trainer.logger)
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
@@ -142,7 +147,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             ckpt_path = str(path)
         with no_bare_folder(self.trainer):
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
-        self._name_files()
+        rank_zero_info(named_files(self.trainer))
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
@@ -177,7 +182,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 table = StringIO(newline="")
                 csv.writer(table).writerows([columns, *rows])
                 write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
-        self._name_files()
+        rank_zero_info(named_files(self.trainer))
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
@@ -215,13 +220,6 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         for reason in broken:
             rank_zero_warn(f"{reason} It is left out.")
         return whole
-
-    def _name_files(self) -> None:
-        folder = run_folder(self.trainer)  # the ranks agree on it, so all must call this
-        parts: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
-        pictures = [str(path) for callback in parts for path in getattr(callback, "pictures", [])]
-        drawn = f", and its pictures {', '.join(pictures)}" if pictures else ""
-        rank_zero_info(f"The run is in {folder}{drawn}.")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Iterating over an epoch: the order of the samples, each rank's share, and the batch to resume from."""
 
 import math
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,6 +128,11 @@ class EpochLoader(ABC):
     @abstractmethod
     def _batches(self, share: Samples, numbers: range) -> Iterator[Batch]:
         """The batches with these numbers."""
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Let a worker process go on after Ctrl-C, which a terminal sends to all: the training ends its batch and saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def positions_of(indices: Any, on_disk: int) -> Tensor:
