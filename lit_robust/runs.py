@@ -201,6 +201,13 @@ def evaluate_in(run: Path, trainer: Any, stage: str) -> None:
                 csv_logs.ExperimentWriter.NAME_METRICS_FILE = before
 
 
+def named_files(trainer: Any) -> str:
+    """A sentence that names the run's folder and the pictures that its callbacks have drawn; call it on all ranks."""
+    pictures = [str(path) for callback in trainer.callbacks for path in getattr(callback, "pictures", [])]
+    drawn = f", and its pictures {', '.join(pictures)}" if pictures else ""
+    return f"The run is in {run_folder(trainer)}{drawn}."
+
+
 @contextmanager
 def no_bare_folder(trainer: Any) -> Iterator[None]:
     """Remove the folders that loggers have made for a run, if it ends by an error before there is anything in them."""

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: the run is saved, says how to resume, and goes on as if it had not been stopped."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -13,9 +14,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
+from torchvision.transforms import v2
 
 from lit_robust.callbacks import EMAWeights
 from lit_robust.cli import main
+from lit_robust.data.folders import FolderImages, Workers
 from lit_robust.defenses import PGDAT
 from lit_robust.training.ranks import stop_request
 from lit_robust.training.signals import Stopped
@@ -260,6 +264,17 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         run_with(tmp_path, Twice()).fit(build(PGDAT), loader(images()))
     assert isinstance(stop.value.__context__, KeyboardInterrupt)
     assert list(tmp_path.glob("*.ckpt")) == []
+
+
+def test_workers_outlive_the_ctrl_c_that_a_terminal_sends_to_all_processes(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    to_tensor = v2.Compose([v2.PILToTensor()])
+    workers = Workers(FolderImages([(str(tmp_path / "a.png"), 0)], to_tensor), count=1, pin_memory=False)
+    batches = workers.decode(iter([[(0, 1.0, 0)]] * 8))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 7
 
 
 def test_a_users_own_handlers_are_called(tmp_path):

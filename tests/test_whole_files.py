@@ -14,9 +14,12 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 
 from lit_robust import folder_locks, whole_files
 from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.data import ImageFolderDataModule
+from lit_robust.data.torchvision_sets import data_root
 from lit_robust.defenses import Natural
 from lit_robust.folder_locks import lock, unlock
 from lit_robust.metrics_files import keep_rows_whole, number_of_rows, rows_before
@@ -151,6 +154,30 @@ def test_a_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_checkpoint("~/a.ckpt") == {"state_dict": {}}
+
+
+def test_a_run_in_the_home_folder_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    at_home = ["--trainer.logger.init_args.save_dir", "~/runs"]
+    lit("fit", *at_home)
+    assert "last" in checkpoints_of(tmp_path / "home/runs/tiny")
+    writer = ["--trainer.callbacks+=PredictionWriter", "--trainer.callbacks.path", "~/sub/mine.csv"]
+    lit("predict", "--ckpt_path", "last", *at_home, *writer)
+    assert (tmp_path / "home/sub/mine.csv").read_text().startswith("index,")
+    assert not (tmp_path / "~").exists()
+
+
+def test_data_in_the_home_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LIT_ROBUST_DATA", "~/sets")
+    assert data_root(None) == str(tmp_path / "sets")
+    assert data_root("~/mine") == str(tmp_path / "mine")
+    for part in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / part / label / "0.png")
+    assert ImageFolderDataModule("~/images").num_classes == 2
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd", "-2", "@sum"])
@@ -315,6 +342,6 @@ def test_a_run_that_is_killed_right_after_a_step_checkpoint_logs_each_row_once(e
     lit("fit", "--trainer.max_epochs", 4, *steps)
     shutil.rmtree("runs/tiny")
     shutil.move(copied / "tiny", "runs/tiny")
-    lit("fit", "--trainer.max_epochs", 4, "--ckpt_path", "last")
+    lit("fit", "--trainer.max_epochs", 4, "--ckpt_path", "last", *steps)
     mine, whole = (Path(f"runs/{name}/version_0/metrics.csv").read_text() for name in ("tiny", "whole"))
     assert mine == whole

@@ -66,6 +66,7 @@ class PredictionWriter(BasePredictionWriter):
         rows = [row[:4] for row in columns if row[4] > 0]
         path = self._file(trainer)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w" if batch_idx == 0 else "a", newline="") as file:
                 writer = csv.writer(file)
                 if batch_idx == 0:
@@ -80,7 +81,6 @@ class PredictionWriter(BasePredictionWriter):
 
     def _file(self, trainer: Trainer) -> Path:
         path = Path(self.path or run_folder(trainer) / "predictions.csv").expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
         return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")
 
 

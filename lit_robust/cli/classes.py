@@ -137,3 +137,15 @@ def classes_start_afresh() -> Iterator[None]:
         yield
     finally:
         _typehints.discard_init_args_on_class_path_change = accepted
+
+
+def expand_homes(configured: Any) -> None:
+    """Replace a leading ``~`` in the loggers' ``save_dir``; Lightning would make a folder of that name.
+
+    Args:
+        configured: The configuration of one logger, of several, or none; changed in place.
+    """
+    for logger in configured if isinstance(configured, list) else [configured]:
+        arguments = getattr(logger, "init_args", None) or {}
+        if str(arguments.get("save_dir")).startswith("~"):
+            arguments["save_dir"] = os.path.expanduser(arguments["save_dir"])

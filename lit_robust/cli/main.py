@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli import verbs
-from lit_robust.cli.classes import check_makers, classes_start_afresh, importable_folder
+from lit_robust.cli.classes import check_makers, classes_start_afresh, expand_homes, importable_folder
 from lit_robust.cli.completion import SHELLS, PrintCompletion
 from lit_robust.cli.config import gathered
 from lit_robust.cli.net_arguments import completed
@@ -41,6 +41,7 @@ from lit_robust.runs import (
     find_checkpoints,
     go_on_in,
     load_weights,
+    named_files,
     next_free,
     no_bare_folder,
     read_last,
@@ -155,11 +156,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
         check_makers(config.model.get("init_args") or {})
-        loggers = config.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
-            arguments = getattr(logger, "init_args", None) or {}
-            if str(arguments.get("save_dir")).startswith("~"):  # Lightning's loggers make a folder of this name
-                arguments["save_dir"] = os.path.expanduser(arguments["save_dir"])
+        expand_homes(config.trainer.logger)
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
@@ -174,7 +171,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             ckpt_path = str(path)
         with no_bare_folder(self.trainer):
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
-        self._name_files()
+        rank_zero_info(named_files(self.trainer))
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
@@ -209,7 +206,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 table = StringIO(newline="")
                 csv.writer(table).writerows([columns, *rows])
                 write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
-        self._name_files()
+        rank_zero_info(named_files(self.trainer))
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
@@ -248,13 +245,6 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         for reason in broken:
             rank_zero_warn(f"{reason} It is left out.")
         return whole
-
-    def _name_files(self) -> None:
-        folder = run_folder(self.trainer)  # the ranks agree on it, so all must call this
-        parts: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
-        pictures = [str(path) for callback in parts for path in getattr(callback, "pictures", [])]
-        drawn = f", and its pictures {', '.join(pictures)}" if pictures else ""
-        rank_zero_info(f"The run is in {folder}{drawn}.")
 
 
 def main(args: Sequence[str] | None = None) -> None:

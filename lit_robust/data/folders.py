@@ -14,7 +14,7 @@ from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.image_files import Findings, class_folders, decode, is_hidden
-from lit_robust.data.loaders import EpochLoader, Samples
+from lit_robust.data.loaders import EpochLoader, Samples, ignore_interrupts
 from lit_robust.data.splits import Split, in_turns
 from lit_robust.seeds import derive_seed
 
@@ -91,6 +91,7 @@ class Workers:
             persistent_workers=self.count > 0,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # so that the global one is not advanced
+            worker_init_fn=ignore_interrupts,
         )
 
 

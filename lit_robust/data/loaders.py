@@ -1,6 +1,7 @@
 """Iterating over an epoch: the order of the samples, each rank's share, and the batch to resume from."""
 
 import math
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,6 +146,11 @@ class _InOrder(SequentialSampler):
         """Choose the epoch of the loader's next iteration, for its augmentation."""
         loader: Any = self.data_source
         loader.set_epoch(epoch)
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Let a worker process go on after Ctrl-C, which a terminal sends to all: the training ends its batch and saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def positions_of(indices: Any, on_disk: int) -> Tensor:
