@@ -3,27 +3,22 @@
 The only module that imports all others. Importing a package makes the short names of its classes work in YAML.
 """
 
-import csv
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import __version__, callbacks
-from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli import verbs
 from lit_robust.cli.classes import check_makers, classes_start_afresh, expand_homes, importable_folder
 from lit_robust.cli.completion import SHELLS, PrintCompletion
@@ -31,6 +26,7 @@ from lit_robust.cli.config import gathered
 from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
+from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
@@ -42,12 +38,10 @@ from lit_robust.runs import (
     go_on_in,
     load_weights,
     named_files,
-    next_free,
     no_bare_folder,
     read_last,
-    run_folder,
 )
-from lit_robust.whole_files import check_writable, csv_cell, write_whole
+from lit_robust.whole_files import check_writable
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
@@ -62,38 +56,8 @@ USER_ERRORS = (
     torch.OutOfMemoryError,
 )
 
-#: Loggers that have a folder for each run.
-FILE_LOGGERS = (CSVLogger, TensorBoardLogger)
-
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the configuration of each stage beside the run's metrics, and logs it to Weights & Biases."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file under a name that keeps a test or a resume from overwriting the run's first one.
-
-        Without a logger nothing is written: the run has no folder of its own, and the current one may have another
-        config.yaml.
-        """
-        folder = run_folder(trainer)  # the ranks agree on it, so all must call this
-        if self.already_saved or not trainer.is_global_zero or not trainer.loggers:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
-        if stage == "fit" and self.config.get("ckpt_path") and (folder / name).exists():
-            name = next_free(folder, "config_resumed", ".yaml", start=1).name
-        write_whole(folder / name, self.parser.dump(self.config, skip_none=False).encode())
-        self.save_config(trainer, pl_module, stage)
-        self.already_saved = True
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the configuration to Weights & Biases, for search and comparison."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.config.as_dict())
 
 
 class RobustCLI(CommandLineInternals, LightningCLI):
@@ -193,19 +157,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def after_test(self) -> None:
         """Save the printed table as ``test.csv`` beside the metrics, and in Weights & Biases."""
-        columns = ["checkpoint", "attack", "accuracy", "low", "high", "n"]
-        rows = [
-            [csv_cell(checkpoint), csv_cell(attack), accuracy.value, *accuracy.interval, accuracy.n]
-            for checkpoint, accuracies in self.model.test_results.items()
-            for attack, accuracy in accuracies.items()
-        ]
-        for logger in self.trainer.loggers if self.trainer.is_global_zero else []:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("test/accuracies", columns, rows)
-            elif isinstance(logger, FILE_LOGGERS):
-                table = StringIO(newline="")
-                csv.writer(table).writerows([columns, *rows])
-                write_whole(Path(logger.log_dir, "test.csv"), table.getvalue().encode())
+        keep_table(self.trainer, self.model.test_results)
         rank_zero_info(named_files(self.trainer))
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -227,24 +179,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 rank_zero_info("No --ckpt_path: the net keeps the weights it was built with.")
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
-        whole = self._whole(found) if every and len(found) > 1 else [read_last(found)[0]]
+        whole = whole_ones(found) if every and len(found) > 1 else [read_last(found)[0]]
         evaluate_in(whole[0].parent.parent, self.trainer, str(self.subcommand))
         return [str(path) for path in whole]
-
-    def _whole(self, found: dict[str, Path]) -> list[Path]:
-        """The checkpoints that are not broken; those that are broken are told."""
-        whole, broken = [], []
-        for path in found.values():
-            try:
-                read_checkpoint(path)
-                whole.append(path)
-            except ValueError as error:
-                broken.append(error)
-        if not whole:
-            raise broken[0]
-        for reason in broken:
-            rank_zero_warn(f"{reason} It is left out.")
-        return whole
 
 
 def main(args: Sequence[str] | None = None) -> None:
