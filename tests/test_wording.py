@@ -334,6 +334,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "gradient_clip_val=0 must be a finite number, above 0: null means no clipping.",
     ),
     (
+        lambda: build(PGDAT, bn_forwards="authors", attack_bn_mode="eval"),
+        'attack_bn_mode="eval" must be "train" with bn_forwards="authors", as in their code: set it so, or '
+        'bn_forwards="needed".',
+    ),
+    (
         lambda: build(PGDAT, weight_perturbation=0.005),
         "weight_perturbation=0.005 is not an AWP: write AWP(gamma=0.005), or None.",
     ),
