@@ -74,7 +74,8 @@ def test_a_function_in_front_of_the_net_is_the_same_as_a_layer_of_it():
     assert torch.equal(BPDA(PGD(0.1, init="zero"), Rounded())(net[1], x, y), BPDA(ATTACK, "0")(net, x, y))
 
 
-def test_the_forward_is_exact_and_the_backward_is_the_substitutes():
+@pytest.mark.parametrize("layer", [Rounded(), nn.Sigmoid()])
+def test_the_forward_is_exact_and_the_backward_is_the_substitutes(layer):
     seen = []
 
     def smooth(x):
@@ -93,8 +94,8 @@ def test_the_forward_is_exact_and_the_backward_is_the_substitutes():
             return x_adv
 
     x, y = torch.rand(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64)
-    BPDA(Recording(0.1, steps=1, init="zero"), "0", smooth)(nn.Sequential(Rounded(), Watching()), x, y)
-    assert torch.equal(seen[0], rounded(x))
+    BPDA(Recording(0.1, steps=1, init="zero"), "0", smooth)(nn.Sequential(layer, Watching()), x, y)
+    assert torch.equal(seen[0], layer(x))
     q = torch.stack([-seen[0].flatten(), seen[0].flatten()], dim=1).softmax(1)
     torch.testing.assert_close(gradients[0].flatten(), 2 * q[:, 1].detach() * 2 * x.flatten())
 
@@ -148,11 +149,16 @@ def test_it_works_without_gradients_and_in_inference_mode(mode):
         assert torch.equal(BPDA(ATTACK, "0")(net, x.clone(), y.clone()), expected)
 
 
-def test_a_compiled_net_is_attacked_through_the_step_too():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_net_is_attacked_through_the_step_too(in_place):
     net, x, y, worst = quantised()
-    compiled = torch.compile(net, backend="eager")
-    compiled(x)
-    torch.testing.assert_close(BPDA(ATTACK, "_orig_mod.0")(compiled, x, y), worst, atol=1e-6, rtol=0)
+    compiled = net if in_place else torch.compile(net, backend="eager")
+    if in_place:
+        net.compile(backend="eager")  # as a Defense does
+    assert torch.equal(ATTACK(compiled, x, y), x)  # so that there is a graph without the substitute
+    torch.testing.assert_close(
+        BPDA(ATTACK, "0" if in_place else "_orig_mod.0")(compiled, x, y), worst, atol=1e-6, rtol=0
+    )
 
 
 def test_it_runs_in_bfloat16():

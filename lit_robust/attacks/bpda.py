@@ -20,21 +20,20 @@ Step = Callable[[Tensor], Tensor]
 class BPDA(Attack):
     """Backward-pass differentiable approximation (Athalye et al., ICML 2018, arXiv:1802.00420, section 4.1).
 
-    An attack on a net with a step ``g`` that cannot be differentiated, or whose gradient is 0: rounding, JPEG, a detour
-    through NumPy. The forward pass computes ``g``; the backward pass differentiates a substitute ``s``, which is the
-    identity by default (the paper's special case for ``g(x) = x`` approximately).
+    An attack on a net with a step ``g`` that cannot be differentiated or whose gradient is 0: rounding, JPEG, a
+    conversion to NumPy. The forward pass computes ``g``; the backward pass differentiates a substitute ``s``, by
+    default the identity, which is the paper's special case for steps with ``g(x)`` close to ``x``.
 
         net(x) = f(g(x)),     gradient = J_s(x)^T grad f(g(x))
 
-    It is exact in the forward pass, so the attack sees the logits of the defended net, and it works with any attack
-    that uses gradients. AutoAttack's own Square needs no gradient. A net that was compiled runs uncompiled here.
+    The forward pass is exact, so the attack sees the logits of the defended net. A compiled net runs uncompiled here.
 
     ============  ========================================================  =======================================
     ``forward``   is                                                        the net that is attacked
     ============  ========================================================  =======================================
     a name        a layer in the net, as in ``net.named_modules()``:        contains ``g``: the form for a test,
                   ``"0"``, ``"body.quantise"``; ``""`` is the whole net     whose accuracy is that of the net
-    a function    a preprocessing in front of the net (not in YAML)         is ``f``; ``g`` is put before it
+    a function    a preprocessing in front of the net; not in YAML          is ``f`` alone
     ============  ========================================================  =======================================
 
     Args:
@@ -112,11 +111,9 @@ def _layer(net: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def _substituted(layer: nn.Module, substitute: Step | None) -> Iterator[None]:
-    """Let a layer compute what it computes, with the gradient of another function."""
+    """Give a layer the gradient of another function; its output stays."""
 
     def straight_through(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return output
         smooth = inputs[0] if substitute is None else substitute(inputs[0])
         if smooth.shape != output.shape:
             raise ValueError(

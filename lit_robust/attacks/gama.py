@@ -21,15 +21,17 @@ class GAMAPGD(PGD):
 
         max_{|x' - x| <= eps}  max_{j != y} p_j(x') - p_y(x') + lam_k |p(x') - p(x_ref)|_2^2
 
-    ``lam_k`` falls linearly from ``lam`` to 0 over the first steps. The start is a random corner of the ball, and the
-    first gradient is taken there even if it lies outside [0, 1]. All numbers are those of the authors' code
-    (``GAMA_PGD.py``: eps 8/255, first step 16/255, 100 steps, the step divided by 10 at steps 60 and 85, the weight 50
-    that reaches 0 at step 25). Here the first step follows eps, and the three times follow ``steps``.
+    ``lam_k`` falls linearly from ``lam`` to 0 over the first steps. The start is a random corner of the ball; the first
+    gradient is taken there even if it lies outside [0, 1]. All numbers are those of the authors' code
+    (``GAMA_PGD.py``): eps 8/255, 100 steps, a first step of 16/255 that is divided by 10 at steps 60 and 85, and a
+    weight of 50 that reaches 0 at step 25. Here the first step is 2 eps, and the three times scale with ``steps``. The
+    code runs 5 restarts; the number behind published GAMA-100 rows is NOT VERIFIED.
 
-    Differs from the paper: it guides by the clean image, its code by the start, which is followed here; there the
-    term and its gradient are 0 in the first step. Differs from the code: it computes p(x_ref) in every step, here once;
-    it is for L-infinity, and L2 is ours: the start is projected onto the ball, and steps follow the normalised
-    gradient. The code runs 5 restarts; how many are behind the papers' GAMA-100 is NOT VERIFIED.
+    The paper takes the clean image as ``x_ref``. The code takes the start, where the second term and its gradient are 0
+    in the first step; that is the default here. Differs from the code: p(x_ref) is computed once, not in every step.
+    L2 is ours: the start is projected onto the ball, and steps follow the normalised gradient.
+
+    It is made for robust nets. On a naturally trained net PGD on cross-entropy may find slightly more.
 
     Args:
         step_size: The length of the first step; 2 eps by default, also where a ramp changes ``eps``.
@@ -62,7 +64,7 @@ class GAMAPGD(PGD):
     guide: Guide = "start"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.probability_margin)  # as a class attribute it would be a method
+        object.__setattr__(self, "loss", losses.probability_margin)  # from the class it would be a bound method
         super().__post_init__()
         require.number("lam", self.lam, least=0)
         require.number("relaxed", self.relaxed, least=0, most=1, hint="it is a share of the steps")
@@ -123,9 +125,9 @@ class GAMAFW(GAMAPGD):
         x' <- P( (1 - gamma_k) x' + gamma_k (x + eps steepest(grad)) )
 
     Each step goes a share ``gamma_k`` of the way to the point of the ball where the linearised objective is largest.
-    The objective, the start and the times are those of ``GAMAPGD``; ``gamma_k`` falls from 0.5 by a factor of 5 at
-    steps 60 and 85 of 100, as in the authors' code (``GAMA_FW.py``). A pixel without a gradient moves towards the clean
-    image, there too.
+    The objective, the start and the times are those of ``GAMAPGD``. ``gamma_k`` starts at 0.5 and is divided by 5 at
+    steps 60 and 85 of 100, as in the authors' code (``GAMA_FW.py``). As there, a pixel without a gradient moves towards
+    the clean image.
 
     Args:
         drop: What a drop divides ``gamma`` by.

@@ -17,11 +17,10 @@ class CWPGD(PGD):
 
         max_{|x' - x| <= eps}  min( max_{j != y} z_j(x') - z_y(x'), kappa )
 
-    An image whose margin has reached ``kappa`` stays where it is. Madry et al. (arXiv:1706.06083) evaluate with it at
-    kappa 50, the default. Differs from their code (``mnist_challenge``): it takes 0 for the label's logit in the
-    maximum, and so has no gradient towards another class where all logits of other classes are negative. With
-    ``targeted`` it is the paper's own form, ``y`` being the class to reach. Without the bound it is
-    ``PGD(loss=losses.margin)``.
+    An image whose margin has reached ``kappa`` stays where it is. Madry et al. (arXiv:1706.06083) evaluate with kappa
+    50, the default. Differs from their code (``mnist_challenge``), which takes 0 for the label's logit in the maximum
+    and so has no gradient towards another class where all other logits are negative. With ``targeted``, ``y`` is the
+    class to reach, as in Carlini and Wagner's paper. Without a bound it is ``PGD(loss=losses.margin)``.
 
     Args:
         kappa: The largest margin that is aimed at, in units of logits; None for no bound.
@@ -37,7 +36,7 @@ class CWPGD(PGD):
     kappa: float | None = 50.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.margin)  # as a class attribute it would be a method
+        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
         super().__post_init__()
         if self.kappa is not None:
             require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None is no bound")
@@ -50,16 +49,16 @@ class CWPGD(PGD):
 
 @dataclass(frozen=True)
 class TargetedPGD(PGD):
-    """PGD towards a wrong class that the net itself ranks: its n-th most likely one for the clean image.
+    """PGD towards the wrong class that is the n-th most likely one for the clean image.
 
         max_{|x' - x| <= eps}  z_t(x') - z_y(x'),        t the class of the n-th largest logit of x, without y
 
-    Any misclassification counts as a success. ``y`` are the true labels, so it can stand among the attacks of a test;
-    ``PGD(targeted=True)`` reaches for classes that the caller gives.
+    Any misclassification counts as a success. ``y`` are the true labels, so it can be one of a test's attacks; for
+    targets that the caller gives there is ``PGD(targeted=True)``.
 
-    The least likely class with ``towards=losses.ce_targeted`` is the iterative attack of Kurakin et al. (ICLR 2017,
-    arXiv:1607.02533), from a random start. The difference of logits is the loss of Gowal et al. (arXiv:1910.09338), and
-    ``losses.dlr_targeted`` is that of AutoAttack (arXiv:2003.01690).
+    The least likely class with ``towards=losses.ce_targeted`` is the iterative attack of Kurakin et al.
+    (arXiv:1607.02533), from a random start. The difference of logits is the loss of Gowal et al. (arXiv:1910.09338),
+    and ``losses.dlr_targeted`` is that of AutoAttack (arXiv:2003.01690).
 
     Args:
         target_rank: Which wrong class: 1 is the most likely one, -1 the least likely one.
@@ -80,7 +79,7 @@ class TargetedPGD(PGD):
     towards: TargetLoss = losses.margin_targeted
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.margin)  # as a class attribute it would be a method
+        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
         super().__post_init__()
         if self.target_rank != -1:
             require.integer("target_rank", self.target_rank, least=1, hint="-1 is the least likely class")
@@ -110,12 +109,12 @@ class MultiTargetedPGD(PGD):
 
         max_{t in T} max_{|x' - x| <= eps}  z_t(x') - z_y(x')
 
-    Each image keeps the final point with the largest margin, which is a misclassified one if there is any; nothing is
-    read back from the device for it. It costs ``targets`` runs of ``TargetedPGD``, each with a forward for the clean
-    images and one for the final points. ``restarts`` repeats all runs.
+    Each image keeps the final point with the largest margin, so a misclassified one if there is any. It costs
+    ``targets`` runs of ``TargetedPGD``, each with a forward for the clean images and one for the final points, and no
+    synchronisation with the device. ``restarts`` repeats all runs.
 
-    Differs from the paper: each restart there takes the next target; its optimiser is Adam with a step that falls, here
-    it is PGD's step. As many targets as AutoAttack's are ours.
+    The steps are those of PGD, and the number of targets is AutoAttack's (ours; the paper's optimiser and its order of
+    restarts and targets are NOT VERIFIED).
 
     Args:
         targets: How many classes are targets, by the logits of the clean image; at most all wrong ones.
@@ -135,7 +134,7 @@ class MultiTargetedPGD(PGD):
     towards: TargetLoss = losses.margin_targeted
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.margin)  # as a class attribute it would be a method
+        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
         super().__post_init__()
         require.integer("targets", self.targets, least=1)
         _check_towards(self.towards)
