@@ -78,8 +78,6 @@ def test_a_strangers_training_is_told_too(tmp_path):
     with pytest.warns(UserWarning, match="eps=0 of attack changes no image"):
         run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[callback])
         run.fit(DigitClassifier(), DigitsData())
-            DigitClassifier(), DigitsData()
-        )
 
 
 @pytest.mark.parametrize("second", ["here", "./here", "../{}/here"])
