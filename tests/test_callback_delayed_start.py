@@ -336,7 +336,7 @@ def test_the_reduction_over_ranks_does_not_write_into_the_metric(tmp_path):
 # On every method.
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"Natural"}))
 def test_before_the_switch_each_batch_costs_a_natural_step_and_every_method_runs_after_it(tmp_path, name):
     class Count(Callback):
         """Forwards, and backward passes through them, by epoch."""

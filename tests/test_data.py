@@ -634,7 +634,7 @@ def test_the_trainers_ranks_share_every_set(cifar10, folders, world):
         ranks = []
         for rank in range(world):
             strategy = SimpleNamespace(root_device=torch.device("cpu"))
-            dm.trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=strategy)
+            dm.trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=strategy, overfit_batches=0)
             ranks.append([dm.train_dataloader(), dm.val_dataloader(), dm.test_dataloader()])
         for walks, size in zip(zip(*ranks, strict=True), sizes, strict=True):
             assert len({len(walk) for walk in walks}) == 1

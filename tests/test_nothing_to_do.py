@@ -1,5 +1,7 @@
 """What would have no effect, or overwrite something, is told or refused before training."""
 
+import re
+
 import pytest
 import torch
 
@@ -54,12 +56,12 @@ def test_a_callback_of_the_trainings_attack_is_refused_by_natural_training(tmp_p
     ],
 )
 def test_an_attack_that_changes_nothing_is_told_once(tmp_path, method, arguments, sentences):
-    with pytest.warns(UserWarning, match=sentences[0]) as told:
+    with pytest.warns(UserWarning, match="=0 of ") as told:
         fit(tmp_path, build(method, **arguments))
     ours = [str(one.message) for one in told if "=0 of " in str(one.message)]
     assert len(ours) == len(sentences)
     for sentence, found in zip(sentences, ours, strict=True):
-        assert found.startswith(sentence.partition(":")[0])
+        assert re.match(sentence, found)
 
 
 def test_the_first_value_of_a_ramp_and_the_baseline_of_a_test_are_no_fault(tmp_path):
@@ -72,10 +74,10 @@ def test_the_first_value_of_a_ramp_and_the_baseline_of_a_test_are_no_fault(tmp_p
 
 def test_a_strangers_training_is_told_too(tmp_path):
     arguments = {"x": "image", "y": "label", "net": "model", "mean": 0.305, "std": 0.376}
+    callback = AdversarialTraining(PGD(0), **arguments)
     with pytest.warns(UserWarning, match="eps=0 of attack changes no image"):
-        trainer(
-            tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[AdversarialTraining(PGD(0), **arguments)]
-        ).fit(DigitClassifier(), DigitsData())
+        run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[callback])
+        run.fit(DigitClassifier(), DigitsData())
 
 
 @pytest.mark.parametrize("second", ["here", "./here", "../{}/here"])

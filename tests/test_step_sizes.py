@@ -69,6 +69,15 @@ def test_legends_print_the_step_in_use():
     assert describe(NuclearNorm(steps=10)) == "NuclearNorm(eps=8/255, step_size=2/255, steps=10)"
 
 
+def test_an_attack_whose_step_is_spelled_out_is_the_same_attack():
+    twice = {"a": PGD(0.1), "b": PGD(0.1, 0.025, steps=10)}
+    with pytest.raises(ValueError, match="test_attacks a and b are the same attack"):
+        build(PGDAT, test_attacks=twice)
+    with pytest.raises(ValueError, match="attacks a and b are the same attack"):
+        RobustAccuracy(twice)
+    build(PGDAT, test_attacks=twice | {"b": PGD(0.1, 0.02, steps=10)})
+
+
 SHORT = PGD(0.1, 0.01, steps=5)
 
 

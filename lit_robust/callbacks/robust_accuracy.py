@@ -16,6 +16,7 @@ from lit_robust.measures.accuracy import (
     WORST,
     Accuracy,
     Survivors,
+    check_different,
     legend,
     rows_of,
     surviving,
@@ -57,7 +58,7 @@ class RobustAccuracy(Callback):
         std: What it then divides them by.
 
     Raises:
-        ValueError: If an attack is targeted or has the name of another row, or pixels, labels or net do not fit in the
+        ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do not fit in the
             first batch.
     """
 
@@ -181,3 +182,4 @@ def _check_attacks(attacks: Mapping[str, Attack]) -> None:
         if name in (CLEAN, WORST):
             raise ValueError(f'attacks names an attack "{name}", as a row of every table is called: rename it.')
         check_attack(name, attack)
+    check_different("attacks", attacks)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -31,11 +31,23 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
     for name, attack in {**attacks, **test_attacks}.items():
         check_attack(name, attack)
     tell_of_short_steps({**attacks, **test_attacks})
-    names = list(test_attacks)
-    for later, name in enumerate(names):
-        for other in names[:later]:
-            if test_attacks[other] == test_attacks[name]:
-                raise ValueError(f"test_attacks {other} and {name} are the same attack: drop one, or change it.")
+    check_different("test_attacks", test_attacks)
+
+
+def check_different(argument: str, attacks: Mapping[str, Attack]) -> None:
+    """Refuse one attack under two names, also where only one of them spells out its step size.
+
+    Raises:
+        ValueError: If two are the same.
+    """
+    earlier: dict[str, Attack] = {}
+    for name, attack in attacks.items():
+        values = {"step_size": getattr(attack, "step_length", None)} if hasattr(attack, "step_size") else {}
+        spelled_out = replace(attack, **values) if is_dataclass(attack) and not isinstance(attack, type) else attack
+        for other, its in earlier.items():
+            if its == spelled_out:
+                raise ValueError(f"{argument} {other} and {name} are the same attack: drop one, or change it.")
+        earlier[name] = spelled_out
 
 
 def tell_of_short_steps(attacks: Mapping[str, Any]) -> None:

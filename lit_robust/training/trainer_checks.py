@@ -63,5 +63,4 @@ def tell_of_idle_attacks(trainer: Any, module: Any) -> None:
     """
     if not getattr(module, "is_natural", False):
         tell_of_idle_attack(trainer, "attack", module.attack)
-    for attack in module.val_attacks.values():
-        tell_of_idle_attack(trainer, "val_attack", attack)
+    tell_of_idle_attack(trainer, "val_attack", module.val_attacks["robust"])
