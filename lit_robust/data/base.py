@@ -3,16 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples, drawn, selected
-from lit_robust.data.splits import Split, hold_out
+from lit_robust.data.splits import Split, check_arguments, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
 
@@ -60,19 +59,9 @@ class ImageDataModule(LightningDataModule, ABC):
         drop_last: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("val_size", val_size, 0),
-            ("split_seed", split_seed, 0),
-            ("train_size", train_size, 1),
-            ("test_size", test_size, 1),
-        ):
-            if value is not None:
-                require.integer(name, value, least)
-        for name, flag in (("augment", augment), ("drop_last", drop_last)):
-            require.instance(name, flag, bool, "give True or False")
-        require.one_of("split", split, get_args(Split))
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "val_size": val_size}
+        sizes |= {"split_seed": split_seed, "train_size": train_size, "test_size": test_size}
+        check_arguments(sizes, {"augment": augment, "drop_last": drop_last}, split)
         if split == "first_per_class" and (val_size or 0) % self.num_classes:
             raise ValueError(f"val_size={val_size} does not divide evenly among {self.num_classes} classes.")
         if self.train_images is not None and (val_size or 0) >= self.train_images:

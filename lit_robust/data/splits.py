@@ -1,11 +1,13 @@
 """Which images are held out for validation, also as in papers, and how budgets are cut."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lit_robust import require
 
 #: ``random``: drawn by PyTorch from ``split_seed``.
 #: ``first``: the first images in file order (SAT's CIFAR-10: 5,000).
@@ -14,6 +16,21 @@ from torch import Tensor
 #: ``permutation_last``: its tail (GAT on MNIST: 10,000, seed 0).
 #: ``stratified``: as ``random``, but in proportion to the classes.
 Split = Literal["random", "first", "first_per_class", "permutation_first", "permutation_last", "stratified"]
+
+
+def check_arguments(sizes: Mapping[str, int | None], flags: Mapping[str, bool], split: Split) -> None:
+    """Refuse arguments of a data module that are not valid whatever the data; None leaves a size to the data.
+
+    Raises:
+        TypeError: If a flag is not a bool.
+        ValueError: If a size or the split is not valid.
+    """
+    for name, size in sizes.items():
+        if size is not None:
+            require.integer(name, size, least=0 if name in ("val_size", "split_seed") else 1)
+    for name, flag in flags.items():
+        require.instance(name, flag, bool, "give True or False")
+    require.one_of("split", split, get_args(Split))
 
 
 def hold_out(labels: Tensor, val_size: int, split: Split, seed: int) -> tuple[Tensor, Tensor]:
