@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
@@ -28,6 +27,7 @@ from lit_robust.cli.classes import check_makers, classes_start_afresh, expand_ho
 from lit_robust.cli.config import gathered
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
+from lit_robust.cli.save_config import SaveConfig
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
@@ -38,10 +38,8 @@ from lit_robust.runs import (
     find_checkpoints,
     go_on_in,
     named_files,
-    next_free,
     no_bare_folder,
     read_last,
-    run_folder,
 )
 from lit_robust.whole_files import check_writable, csv_cell, write_whole
 
@@ -60,33 +58,6 @@ USER_ERRORS = (
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the configuration of each stage beside the run's metrics, and logs it to Weights & Biases."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file under a name that keeps a test or a resume from overwriting the run's first one.
-
-        Without a logger nothing is written: the run has no folder of its own, and the current one may have another
-        config.yaml.
-        """
-        folder = run_folder(trainer)  # the ranks agree on it, so all must call this
-        if self.already_saved or not trainer.is_global_zero or not trainer.loggers:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
-        if stage == "fit" and self.config.get("ckpt_path") and (folder / name).exists():
-            name = next_free(folder, "config_resumed", ".yaml", start=1).name
-        write_whole(folder / name, self.parser.dump(self.config, skip_none=False).encode())
-        self.save_config(trainer, pl_module, stage)
-        self.already_saved = True
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the configuration to Weights & Biases, for search and comparison."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.config.as_dict())
 
 
 class RobustCLI(CommandLineInternals, LightningCLI):
