@@ -75,8 +75,8 @@ def test_the_first_value_of_a_ramp_and_the_baseline_of_a_test_are_no_fault(tmp_p
 def test_a_strangers_training_is_told_too(tmp_path):
     arguments = {"x": "image", "y": "label", "net": "model", "mean": 0.305, "std": 0.376}
     callback = AdversarialTraining(PGD(0), **arguments)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[callback])
     with pytest.warns(UserWarning, match="eps=0 of attack changes no image"):
-        run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=[callback])
         run.fit(DigitClassifier(), DigitsData())
 
 

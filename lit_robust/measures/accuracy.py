@@ -42,8 +42,8 @@ def check_different(argument: str, attacks: Mapping[str, Attack]) -> None:
     """
     earlier: dict[str, Attack] = {}
     for name, attack in attacks.items():
-        values = {"step_size": getattr(attack, "step_length", None)} if hasattr(attack, "step_size") else {}
-        spelled_out = replace(attack, **values) if is_dataclass(attack) and not isinstance(attack, type) else attack
+        size: float | None = getattr(attack, "step_length", None)
+        spelled_out: Any = attack if size is None else replace(attack, step_size=size)  # type: ignore[type-var]
         for other, its in earlier.items():
             if its == spelled_out:
                 raise ValueError(f"{argument} {other} and {name} are the same attack: drop one, or change it.")
