@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
+from lit_robust.nets import image_shapes
+from lit_robust.nets.image_shapes import name_of
 
 
 class NoLogitsError(ValueError):
@@ -67,7 +69,7 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     check_labels(x, y)
     check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
-    found = outputs(net, few, f"the net ({type(net).__name__})", "choose a net for this data set")
+    found = outputs(net, few, f"the net ({name_of(net)})", "choose a net for this data set")
     remedy = f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})"
     logits = check_logits(found, few, "the net", remedy, "remove its softmax")
     if logits.shape[1:] != (num_classes,):
@@ -102,7 +104,8 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
     """Return the net's output for a few images ``(N, C, H, W)``, computed in eval mode and without a graph.
 
     Raises:
-        ValueError: If the net, which the message calls ``name``, cannot read the images.
+        ValueError: If the net, which the message calls ``name``, cannot read the images. Of a net of
+            ``lit_robust.nets``, it names the argument to change instead of ``remedy``.
     """
     try:
         with network_mode(net, "eval"), torch.no_grad():
@@ -111,7 +114,8 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
         raise
     except Exception as error:
         shape, reason = "x".join(map(str, x.shape[1:])), f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{name} cannot read images of shape {shape} ({reason}): {remedy}.") from error
+        told = image_shapes.remedy(net, x.shape[1:]) or remedy
+        raise ValueError(f"{name} cannot read images of shape {shape} ({reason.rstrip('.')}): {told}.") from error
 
 
 def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) -> Tensor:

@@ -1,6 +1,8 @@
 """Fixtures that every test may use; nothing here reaches the network."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +51,14 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data: {root} is missing (set LIT_ROBUST_DATA)")
     return root
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """timm or, where it is not installed, a module with two small nets that is called so."""
+    installed = importlib.util.find_spec("timm") is not None
+    if not installed:
+        monkeypatch.syspath_prepend(str(Path(__file__).parent / "fakes"))
+    yield
+    if not installed:
+        sys.modules.pop("timm", None)

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from lit_robust import defenses
+from lit_robust import defenses, load_net
 from lit_robust.cli import main
 from lit_robust.cli.config import load, merged
 from lit_robust.cli.main import RobustCLI
@@ -101,7 +101,7 @@ def _no_rubbish_in_what_is_imported():
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(data_root, tmp_path, monkeypatch):
+def _elsewhere(data_root, tmp_path, monkeypatch, timm):
     """An empty working directory, the tiny data for whatever asks for real ones, and no parser but that of ``fit``."""
     monkeypatch.chdir(tmp_path)
     fit = {"fit": RobustCLI.subcommands()["fit"]}
@@ -402,10 +402,28 @@ def test_a_net_fragment_names_a_net_that_can_be_built(path, capsys):
     net = parsed(capsys, *composed("cifar10", path.stem))["model"]["init_args"]["net"]
     room, _, name = net["class_path"].rpartition(".")
     assert room == "lit_robust.nets"
-    assert name == path.stem
+    assert name.removesuffix("_net") == path.stem
+    assert net["init_args"]["num_classes"] is None, "the data's"
     with torch.device("meta"):
-        built = getattr(__import__(room, fromlist=[name]), name)(**net["init_args"] or {})
+        built = getattr(__import__(room, fromlist=[name]), name)(**net["init_args"] | {"num_classes": 10})
     assert built.head.out_features == 10
+
+
+@pytest.mark.parametrize("zoo", ["torchvision", "timm"])
+def test_a_net_of_another_library_trains_with_the_datas_classes(zoo, tmp_path):
+    name = "shufflenet_v2_x0_5" if zoo == "torchvision" else "resnet18"
+    brief = {"model": {"init_args": {"net": {"init_args": {"name": name}}}}}
+    Path("small.yaml").write_text(yaml.safe_dump(brief))
+    flags = [*composed("cifar100", zoo, attack="cifar_fgsm", defense="fgsmat"), *flags_of(Path("small.yaml"))]
+    limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}
+    brief = {"trainer": limits | {"logger": {"init_args": {"save_dir": str(tmp_path)}}}}
+    brief["data"] = {"init_args": {"batch_size": 4, "eval_batch_size": 4, "val_size": 100}}
+    Path("brief.yaml").write_text(yaml.safe_dump(brief))
+    main(["fit", *flags, *flags_of(Path("brief.yaml"))])
+    saved = yaml.safe_load(next(tmp_path.glob("**/config.yaml")).read_text())["model"]["init_args"]["net"]["init_args"]
+    assert saved["num_classes"] == 100
+    net = load_net(next(tmp_path.glob("**/last.ckpt")))
+    assert net.head.out_features == 100
 
 
 @pytest.mark.parametrize("path", fragments("callback"), ids=name_of)

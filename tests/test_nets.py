@@ -16,6 +16,8 @@ from lit_robust.nets.blocks import PreActBlock
 from lit_robust.nets.builders import recorded
 from lit_robust.nets.wide import Standardize
 
+pytestmark = pytest.mark.usefixtures("timm")
+
 #: What makes each net small, and the images it reads.
 TINY = {
     "resnet18": ({"width": 4}, (3, 32, 32)),
@@ -34,6 +36,8 @@ TINY = {
     "digits_cnn": ({"width": 4}, (1, 8, 8)),
     "imagenet_resnet18": ({}, (3, 64, 64)),
     "imagenet_resnet50": ({}, (3, 64, 64)),
+    "torchvision_net": ({"name": "shufflenet_v2_x0_5"}, (3, 64, 64)),
+    "timm_net": ({"name": "resnet18"}, (3, 64, 64)),
 }
 NAMES = sorted(TINY)
 MNIST = [name for name in NAMES if TINY[name][1] == (1, 28, 28)]
@@ -250,7 +254,7 @@ def test_a_net_is_built_again_from_its_recipe_and_weights(name):
     assert torch.equal(again.eval()(x), net(x))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("imagenet")])
+@pytest.mark.parametrize("name", [name for name in NAMES if TINY[name][1] != (3, 64, 64)])
 def test_half_precision_and_channels_last_change_only_the_rounding(name):
     net, x = tiny(name), images(name)
     expected = net(x)

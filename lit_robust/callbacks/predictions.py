@@ -15,15 +15,16 @@ from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of
 from lit_robust.runs import run_folder
-from lit_robust.whole_files import cannot_write
+from lit_robust.whole_files import cannot_write, csv_cell
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes ``predictions.csv`` while ``predict`` runs: index, label, predicted class and its probability.
 
     It works with any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)``. The index
-    is that of a ``Batch`` or, in other batches, the one that Lightning's sampler gives. With several ranks, each writes
-    its own file.
+    is that of a ``Batch`` or, in other batches, the one that Lightning's sampler gives. Where the data module has
+    ``test_files``, each row names the file, too, and where it has ``class_names``, both classes. With several ranks,
+    each writes its own file.
 
     Args:
         path: The file; by default ``predictions.csv`` in the run's folder.
@@ -36,6 +37,7 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, path: str | None = None, y: Key | None = 1) -> None:
         super().__init__(write_interval="batch")
         self.path = path
+        self._names: tuple[Sequence[Any] | None, Sequence[Any] | None] = (None, None)
         self.adapter = Adapter(y=y)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -58,20 +60,35 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Append a batch's rows; padding is left out."""
         confidence, predicted = _probabilities(prediction, pl_module).max(dim=1)
+        if batch_idx == 0:
+            data = getattr(trainer, "datamodule", None)
+            self._names = getattr(data, "test_files", None), getattr(data, "class_names", None)
+        files, classes = self._names
         labels = self.adapter.labels(batch)
-        y = [""] * len(predicted) if labels is None else labels.tolist()
+        y = [None] * len(predicted) if labels is None else labels.tolist()
         index = batch.index.tolist() if isinstance(batch, Batch) else batch_indices or [-1] * len(predicted)
         exists = batch.weight.tolist() if isinstance(batch, Batch) else [1] * len(predicted)
-        columns = zip(index, y, predicted.tolist(), confidence.tolist(), exists, strict=True)
-        rows = [row[:4] for row in columns if row[4] > 0]
+        columns: dict[str, Sequence[Any]] = {"index": index}
+        if files is not None:
+            columns["file"] = _named(index, files)
+        columns["label"] = y
+        if classes is not None:
+            columns["class"] = _named(y, classes)
+        columns["predicted"] = predicted.tolist()
+        if classes is not None:
+            columns["predicted_class"] = _named(predicted.tolist(), classes)
+        columns["probability"] = [f"{value:.6f}" for value in confidence.tolist()]
+        rows = [row for row, weight in zip(zip(*columns.values(), strict=True), exists, strict=True) if weight > 0]
         path = self._file(trainer)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w" if batch_idx == 0 else "a", newline="") as file:
+            # A file may have a name that is no valid UTF-8; it is written as it is.
+            mode: Literal[w, a] = "w" if batch_idx == 0 else "a"
+            with path.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
                 if batch_idx == 0:
-                    writer.writerow(["index", "label", "predicted", "probability"])
-                writer.writerows([*row[:3], f"{row[3]:.6f}"] for row in rows)
+                    writer.writerow(columns)
+                writer.writerows(rows)
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -97,3 +114,8 @@ def _probabilities(prediction: Any, module: LightningModule) -> Tensor:
         f"{name}.predict_step returns {kind}, but PredictionWriter needs class probabilities (N, num_classes): return "
         "logits.softmax(dim=1)."
     )
+
+
+def _named(numbers: Sequence[int | None], names: Sequence[Any]) -> list[Any]:
+    """The name of each number, as a cell of a table; empty where there is none."""
+    return [csv_cell(str(names[one])) if one is not None and 0 <= one < len(names) else "" for one in numbers]

@@ -127,11 +127,9 @@ def _of_another_type(path: str, wanted: str) -> str:
     part = part_called(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
-            f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or a function "
-            "of your own that calls it and is annotated."
+            f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or name a "
+            "function of your own that calls it and is annotated so."
         )
-    if type(part).__name__ == wanted or any(one.__name__ == wanted for one in type(part).__mro__):
-        return f"{path} is a {wanted} that is already built: name its class, or a function that builds it."
     return f"{path} is not of type {wanted}."
 
 

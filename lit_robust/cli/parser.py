@@ -19,10 +19,18 @@ class Parser(LightningArgumentParser):
 
     #: The options of the command line, as they were written.
     flags: ClassVar[list[str]] = []
+    #: Whether the arguments that are being added are those of a net.
+    _of_net = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Refuse abbreviations of options: a typing error must not set another option."""
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Read null in a flag of a part of a part, which jsonargparse (4.53) passes on as the word None."""
+        if not self.exit_on_error and args is not None:
+            args = [re.sub("=None$", "=null", word) for word in args]
+        return super().parse_args(args, *rest, **kwargs)
 
     def _add_signature_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         """Let ``num_classes`` of a net be null, and make that its default: ``fill_class_count`` replaces it."""

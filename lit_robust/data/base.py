@@ -88,6 +88,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return [str(label) for label in range(self.num_classes)]
 
     @property
+    def test_files(self) -> Sequence[str] | None:
+        """The files of the test set by ``Batch.index``, relative to the folder of the data; None if it has none."""
+        return None
+
+    @property
     @abstractmethod
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images in a batch."""

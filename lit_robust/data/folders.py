@@ -1,5 +1,6 @@
 """Data sets too big for the device: one folder per class, decoded and augmented by worker processes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torchvision.transforms import v2
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.data.base import ImageDataModule
-from lit_robust.data.image_files import Findings, class_folders, decode, is_hidden
+from lit_robust.data.folder_lists import list_images
+from lit_robust.data.image_files import Findings, class_folders, decode
 from lit_robust.data.loaders import EpochLoader, Samples, ignore_interrupts
 from lit_robust.data.splits import Split, in_turns
 from lit_robust.seeds import derive_seed
@@ -181,6 +183,12 @@ class FolderDataModule(ImageDataModule):
         """The names of the folders."""
         return self._classes()
 
+    @property
+    def test_files(self) -> Sequence[str]:
+        """Paths relative to the folder that holds ``train``."""
+        self.setup()
+        return [os.path.relpath(path, self.base) for path, _ in self._files[False]]
+
     def _classes(self) -> list[str]:
         """The class folders, in the order of their labels."""
         return class_folders(self.base / "train")
@@ -221,37 +229,3 @@ def _transform(size: int, augment: bool) -> v2.Transform:
     else:
         steps = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
     return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
-
-
-def list_images(folder: Path, classes: list[str], known: list[str], findings: Findings) -> list[tuple[str, int]]:
-    """Path and label of every image of ``classes`` in the class folders of ``folder``.
-
-    Args:
-        folder: The folder with the class folders.
-        classes: The classes, in the order of their labels.
-        known: The class folders of the training set.
-        findings: Gets what else is found.
-
-    Raises:
-        FileNotFoundError: If one of the classes has no folder or no image.
-        ValueError: If there is a folder that is not among ``known``.
-    """
-    found = set(class_folders(folder))
-    if unknown := sorted(found - set(known)):
-        raise ValueError(f"{folder} has classes that train lacks, {unknown[0]} among them.")
-    if missing := sorted(set(classes) - found):
-        raise FileNotFoundError(
-            f"{folder} has no folder for {len(missing)} of the {len(classes)} classes, {missing[0]} among them."
-        )
-    findings.unused += [str(entry) for entry in folder.iterdir() if not is_hidden(entry.name) and not entry.is_dir()]
-    images: list[tuple[str, int]] = []
-    without = []
-    for label, name in enumerate(classes):
-        faults = len(findings.faults)
-        of_class = findings.images(folder / name)
-        if not of_class and len(findings.faults) == faults:
-            without.append(name)
-        images += [(path, label) for path in of_class]
-    if without:
-        raise FileNotFoundError(f"{folder} has classes without images, {without[0]} among them.")
-    return images

@@ -1,21 +1,36 @@
 """ImageNet-100, Imagenette and the user's own folders."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torchvision.datasets import Imagenette
 
 from lit_robust import require
+from lit_robust.data.folder_lists import list_images
 from lit_robust.data.folders import FolderDataModule
+from lit_robust.data.image_files import Findings, class_folders
+from lit_robust.data.splits import hold_out
 from lit_robust.data.torchvision_sets import data_root
+
+#: Names of the folders of a split, besides ``train``: a tree that has one without ``train`` is no plain tree.
+_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
 class ImageFolderDataModule(FolderDataModule):
     """The user's own images in ``root/train/<class>/`` and ``root/val/<class>/``, labelled alphabetically.
 
+    A ``root`` without ``train`` is a plain tree, ``root/<class>/``, whose images are split by ``split_seed``: first the
+    test images, in proportion to the classes, and then, as always, those to validate on.
+
     Args:
-        root: The folder with ``train``, and with ``val``, ``test`` or both.
+        root: The folder with ``train``, and with ``val``, ``test`` or both; or with the class folders themselves.
+        test_size: For budgets: test on the first ``test_size`` images only; None for all. Of a plain tree, the number
+            of images held out for the test; a fifth by default.
         **kwargs: Arguments of :class:`~lit_robust.data.folders.FolderDataModule` and
             :class:`~lit_robust.data.ImageDataModule`.
 
@@ -25,14 +40,54 @@ class ImageFolderDataModule(FolderDataModule):
         ValueError: If the folders have different classes, or too few images for the sizes.
     """
 
-    def __init__(self, root: str, **kwargs: Any) -> None:
-        super().__init__(Path(root).expanduser(), **kwargs)
+    def __init__(self, root: str, *, test_size: int | None = None, **kwargs: Any) -> None:
+        super().__init__(Path(root).expanduser(), test_size=test_size, **kwargs)
         self.setup()
 
     @property
     def num_classes(self) -> int:
-        """The number of folders in ``train``."""
+        """The number of class folders."""
         return len(self._classes())
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.base.is_dir() and not (self.base / "train").is_dir()
+
+    def _classes(self) -> list[str]:
+        if not self._is_plain:
+            return super()._classes()
+        names = class_folders(self.base)
+        if parts := [name for name in names if name.lower() in _PARTS]:
+            raise FileNotFoundError(
+                f"{self.base} has a folder {parts[0]} but no folder train: rename the training images' folder to "
+                f"train, and others to val and test (or, if {parts[0]} is a class, rename that)."
+            )
+        return names
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        if not self._is_plain:
+            return super()._read()
+        classes, findings = self._classes(), Findings()
+        files = list_images(self.base, classes, classes, findings)
+        findings.check(self.base, [path for path, _ in files])
+        labels = torch.tensor([label for _, label in files])
+        size = math.ceil(len(files) / 5) if self.test_size is None else self.test_size
+        if size >= len(files):
+            raise ValueError(f"test_size={size} leaves no image of {len(files)} to train on: take fewer.")
+        rest, test = hold_out(labels, size, "stratified", self.split_seed)
+        self._in_val = 0
+        self._files = {train: [files[i] for i in part.tolist()] for train, part in ((True, rest), (False, test))}
+        return labels[rest], labels[test]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data, whatever the stage; say how a plain tree was split. Later calls do nothing."""
+        new = self._selected is None
+        super().setup(stage)
+        if new and self._is_plain:
+            rank_zero_info(
+                f"{self.base} has no folder train, so its images are split by split_seed={self.split_seed}: "
+                f"{len(self._train)} to train, {len(self._val)} to validate and {len(self._test)} to test on."
+            )
 
 
 class ImageNet100DataModule(FolderDataModule):
