@@ -81,7 +81,7 @@ class AdversarialExamples(Callback):
         self.every_n_epochs = every_n_epochs
         self.target = target
         self.dirpath = dirpath
-        #: The files drawn by this process.
+        #: The files drawn by this process, since the last fit began.
         self.pictures: list[Path] = []
         self.adapter = Adapter(x, y, net, mean, std)
 
@@ -93,6 +93,8 @@ class AdversarialExamples(Callback):
             ModuleNotFoundError: Without matplotlib.
         """
         check_net(pl_module, self.adapter.net, "AdversarialExamples attacks")
+        if stage == "fit":
+            self.pictures = []
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
         # Here, because all ranks must ask for the run's folder.

@@ -83,7 +83,7 @@ class PredictionWriter(BasePredictionWriter):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A file may have a name that is no valid UTF-8; it is written as it is.
-            mode: Literal[w, a] = "w" if batch_idx == 0 else "a"
+            mode = "w" if batch_idx == 0 else "a"
             with path.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
                 if batch_idx == 0:
