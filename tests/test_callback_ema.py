@@ -12,6 +12,7 @@ from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
+from tests.methods import build
 from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, trainer, two_ranks
 
 BATCHES = 3
@@ -107,6 +108,19 @@ def test_averages_follow_the_recursion_from_the_weights_after_the_first_step(tmp
     assert_equal(recorder.fast[0], recorder.live[0])
     assert_close(recorder.fast[-1], average(recorder.live, [0.5] * updates))
     assert_close(dict(module.net.state_dict()), average(recorder.live, [0.8] * updates))
+
+
+def test_a_maker_of_optimizers_that_cannot_be_copied_does_not_hinder_averages(tmp_path):
+    class Maker:  # as the command line's, which refers to the trainer and so to the processes of other ranks
+        def __call__(self, params):
+            return torch.optim.SGD(params, lr=0.1)
+
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot pickle '_thread.lock' object")
+
+    run = trainer(tmp_path, max_epochs=1, callbacks=[EMAWeights(0.9)])
+    run.fit(build(PGDAT, optimizer=Maker()), batches())
+    assert run.global_step == BATCHES
 
 
 def test_float_buffers_are_averaged_and_integer_buffers_are_the_live_ones(tmp_path):

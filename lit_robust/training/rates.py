@@ -1,6 +1,7 @@
 """Learning rate and momentum over time."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,10 @@ class LearningRate:
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
         #: The optimizer states of the checkpoint from which training resumes.
         self.resumed: list[Any] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
+        """Share the makers: the command line's refer to the trainer, which cannot be copied once it has started ranks."""
+        return copy(self)
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
