@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 from torch.nn import functional as F
@@ -742,6 +742,40 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: fit(Driven(), CatastrophicOverfittingMonitor(action="restore"), EMAWeights()),
         'action="restore" would be undone by EMAWeights, which leaves its average in the module after the fit: set '
         'action="stop", and go back to the best checkpoint.',
+    ),
+    (
+        lambda: fit(build(Natural), DelayedStart(at_epoch=1)),
+        "DelayedStart delays the training's attack, but Natural trains without one: leave this callback out, or train "
+        "another method.",
+    ),
+    (
+        lambda: fit(build(PGDAT), LearningRateFinder()),
+        "LearningRateFinder, which lr_find uses, cannot drive the rate of a Defense, which follows its own schedule in "
+        "every batch: compare a few short fits with different model.optimizer.lr.",
+    ),
+    (
+        lambda: fit(build(PGDAT), StochasticWeightAveraging(0.1)),
+        "StochasticWeightAveraging replaces a scheduler that a Defense steps itself, so its rate would have no effect: "
+        "use EMAWeights.",
+    ),
+    (
+        lambda: fit(build(PGDAT), gradient_clip_algorithm="norm"),
+        'gradient_clip_algorithm="norm" of the trainer has no effect: give model.gradient_clip_val, which clips the '
+        "norm.",
+    ),
+    (
+        lambda: fit(build(PGDAT, attack=PGD(0.1, 0.01, steps=5))),
+        "step_size=0.01 of attack is too short to cross the ball of eps=0.1 in 5 steps: leave step_size out (it is "
+        "then 0.05), or take more steps.",
+    ),
+    (
+        lambda: fit(build(PGDAT, attack=PGD(0, 0.1), val_attack=ATTACK)),
+        "eps=0 of attack changes no image: set another eps, or train Natural.",
+    ),
+    (
+        lambda: fit(build(PGDAT, attack=PGD(0.1)), AttributeRamp("attack.step_size", RAMP)),
+        'AttributeRamp("attack.step_size") drives a number, but attack.step_size is None and so follows from other '
+        "arguments: give it a value to start from, or leave this ramp out.",
     ),
     (
         lambda: fit(User(), GeneralizationGap()),

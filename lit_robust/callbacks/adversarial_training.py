@@ -57,7 +57,8 @@ class AdversarialTraining(Callback):
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels that are attacked; None for the net's own predictions.
         net: The sub-module that turns images into logits, such as ``"model"`` or ``"encoder.head"``; None for the
-            module itself. Its result may have them as an attribute ``logits``.
+            module itself or, if it has no ``forward``, its ``net``. Its result may have them as an attribute
+            ``logits``.
         mean: What the data pipeline subtracts from pixels, one number or one per channel, if it normalises. The attack
             still acts on pixels in [0, 1].
         std: What it then divides them by.
