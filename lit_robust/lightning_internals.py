@@ -196,10 +196,7 @@ def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, 
 
 @_inside
 def epoch_so_far(trainer: Any) -> dict[str, float]:
-    """The epoch's metrics between its last batch and its end, empty elsewhere; Lightning saves none.
-
-    Without it, a run that is saved there resumes without those that callbacks have logged.
-    """
+    """The epoch's metrics between its last batch and its end, without which a run saved there would lose them."""
     loop = trainer.fit_loop
     progress = loop.epoch_progress.current
     if not loop.epoch_loop.batch_progress.is_last_batch or progress.started == progress.processed:
@@ -209,10 +206,9 @@ def epoch_so_far(trainer: Any) -> dict[str, float]:
 
 @_inside
 def go_on_in_folder(logger: Any, name: str) -> None:
-    """Make a CSVLogger write into the folder of an earlier run, such as ``version_3``.
+    """Make a CSVLogger write into the folder of an earlier run, without which a resumed run would start a new one.
 
-    Its argument ``version`` is read before the checkpoint is found. A numeric version stays a number, because the
-    progress bar shows only a string's last four characters. Without this, a resumed run would log into a new folder.
+    A numeric version stays a number, because the progress bar shows only a string's last four characters.
     """
     number = re.fullmatch(r"version_(0|[1-9]\d*)", name)
     _ = logger._version  # if that is gone, setting it would do nothing
@@ -242,10 +238,7 @@ def built_by_the_command_line() -> bool:
 
 
 class CommandLineInternals:
-    """Overrides private methods of ``LightningCLI``; a command line inherits from this class first.
-
-    Without it, a checkpoint's arguments would silently override the user's, and subcommands have Lightning's defaults.
-    """
+    """Overrides private methods of ``LightningCLI``: arguments beat a checkpoint's, subcommands have our defaults."""
 
     #: Defaults of the trainer's methods, by subcommand.
     subcommand_defaults: ClassVar[Mapping[str, dict[str, Any]]] = {}

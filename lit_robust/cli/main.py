@@ -27,20 +27,13 @@ from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
+from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_bare_folder
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import (
-    evaluate_in,
-    find_checkpoints,
-    go_on_in,
-    load_weights,
-    named_files,
-    no_bare_folder,
-    read_last,
-)
+from lit_robust.runs import find_checkpoints, load_weights, read_last
 from lit_robust.whole_files import check_writable
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples, drawn, selected
-from lit_robust.data.splits import Split, check_arguments, hold_out
+from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
 
@@ -35,8 +35,7 @@ class ImageDataModule(LightningDataModule, ABC):
         train_size: For budgets: train on this number of images only, the first that are not held out; None for all.
         test_size: For budgets: test on the first ``test_size`` images only; None for all.
         augment: Whether training images are cropped and mirrored at random.
-        drop_last: Whether to leave out a last training batch that is not full. (BatchNorm fails on a single value per
-            channel, as with one left-over image in a net that ends in 1 x 1 features.)
+        drop_last: Whether to leave out a last training batch that is not full; BatchNorm can fail on a single image.
 
     Raises:
         ValueError: If a size or the split is not valid.
@@ -62,10 +61,7 @@ class ImageDataModule(LightningDataModule, ABC):
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "val_size": val_size}
         sizes |= {"split_seed": split_seed, "train_size": train_size, "test_size": test_size}
         check_arguments(sizes, {"augment": augment, "drop_last": drop_last}, split)
-        if split == "first_per_class" and (val_size or 0) % self.num_classes:
-            raise ValueError(f"val_size={val_size} does not divide evenly among {self.num_classes} classes.")
-        if self.train_images is not None and (val_size or 0) >= self.train_images:
-            raise ValueError(f"val_size={val_size} leaves no image of {self.train_images} to train on: take fewer.")
+        check_val_size(val_size or 0, split, self.num_classes, self.train_images)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_size = val_size

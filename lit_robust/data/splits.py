@@ -33,6 +33,18 @@ def check_arguments(sizes: Mapping[str, int | None], flags: Mapping[str, bool], 
     require.one_of("split", split, get_args(Split))
 
 
+def check_val_size(val_size: int, split: Split, classes: int, images: int | None) -> None:
+    """Refuse a number of validation images that cannot be held out, so far as that is known before the data are read.
+
+    Raises:
+        ValueError: If the split takes as many of each class and it does not divide, or if nothing is left to train on.
+    """
+    if split == "first_per_class" and val_size % classes:
+        raise ValueError(f"val_size={val_size} does not divide evenly among {classes} classes.")
+    if images is not None and val_size >= images:
+        raise ValueError(f"val_size={val_size} leaves no image of {images} to train on: take fewer.")
+
+
 def hold_out(labels: Tensor, val_size: int, split: Split, seed: int) -> tuple[Tensor, Tensor]:
     """Divide a training set into images to train on and images to validate on.
 
@@ -45,8 +57,7 @@ def hold_out(labels: Tensor, val_size: int, split: Split, seed: int) -> tuple[Te
     Shape:
         labels: ``(N,)``;  returned: ``(N - val_size,)`` and ``(val_size,)`` int64.
     """
-    if val_size >= len(labels):
-        raise ValueError(f"val_size={val_size} leaves no image of {len(labels)} to train on: take fewer.")
+    check_val_size(val_size, split, 1, len(labels))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[_RULES[split](labels, val_size, seed)] = True
     if int(held_out.sum()) != val_size:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_robust.attacks.base import Attack, check_attack, step_length
+from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.batch import Batch
 from lit_robust.guards import checked, own_random_state
 
@@ -40,10 +40,10 @@ def check_different(argument: str, attacks: Mapping[str, Attack]) -> None:
     Raises:
         ValueError: If two are the same.
     """
-    earlier: dict[str, Attack] = {}
+    earlier: dict[str, Any] = {}
     for name, attack in attacks.items():
         size: float | None = getattr(attack, "step_length", None)
-        spelled_out: Any = attack if size is None else replace(attack, step_size=size)  # type: ignore[type-var]
+        spelled_out: Any = attack if size is None else (type(attack), arguments_of(attack) | {"step_size": size})
         for other, its in earlier.items():
             if its == spelled_out:
                 raise ValueError(f"{argument} {other} and {name} are the same attack: drop one, or change it.")
@@ -66,9 +66,10 @@ def short_steps(name: str, attack: Any) -> str | None:
     eps, size, steps = (getattr(attack, argument, None) for argument in ("eps", "step_size", "steps"))
     if not (eps and size and steps and steps * size < eps * (1 - 1e-6)):  # 7 steps of eps/7 fall short by rounding
         return None
+    usual = replace(attack, step_size=None).step_length
     return (
         f"step_size={size:.4g} of {name} is too short to cross the ball of eps={eps:.4g} in {steps} steps: leave "
-        f"step_size out (it is then {step_length(eps, None, steps):.4g}), or take more steps."
+        f"step_size out (it is then {usual:.4g}), or take more steps."
     )
 
 

@@ -62,7 +62,7 @@ class LearningRate:
         self.resumed: list[Any] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
-        """Share the factories: those of the command line refer to the trainer, which cannot be copied once it has ranks."""
+        """Share the factories: the command line's refer to the trainer, which cannot be copied once it has ranks."""
         return copy(self)
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
