@@ -62,7 +62,7 @@ class LearningRate:
         self.resumed: list[Any] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
-        """Share the makers: the command line's refer to the trainer, which cannot be copied once it has started ranks."""
+        """Share the makers: the command line's refer to the trainer, which cannot be copied if it has started ranks."""
         return copy(self)
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
