@@ -174,7 +174,8 @@ FLAGS = {
     ),
     "too small images": (
         "--model.net lit_robust.nets.small_cnn",
-        "the net (Net) cannot read images of shape 1x8x8 (...): choose a net for this data set.",
+        "the net (small_cnn) cannot read images of shape 1x8x8 (...): small_cnn cannot be built for them, choose "
+        "another net.",
     ),
     "grey images for a colour net": (
         "--model.net torchvision.models.resnet18",
