@@ -12,9 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse.typing import register_type
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,9 +22,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.cli.classes import check_makers, classes_start_afresh
+from lit_robust.cli.classes import SAYING, check_makers, classes_start_afresh, constructors_speak
 from lit_robust.cli.config import gathered
 from lit_robust.cli.parser import Parser, exit_with
+from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
@@ -39,15 +38,7 @@ from lit_robust.whole_files import check_writable, csv_cell, write_whole
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
 #: Errors that a user can cause and fix, reported in one sentence. Any other is a defect and keeps its traceback.
-USER_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    FloatingPointError,
-    MisconfigurationException,
-    torch.OutOfMemoryError,
-)
+USER_ERRORS = (*SAYING, FloatingPointError)
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
@@ -96,6 +87,11 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         except RuntimeError as error:
             raise ValueError(str(error)) from error
 
+    def instantiate_classes(self) -> None:
+        """Build all parts; where one cannot be built, its constructor says why."""
+        with constructors_speak():
+            super().instantiate_classes()
+
     def after_instantiate_classes(self) -> None:
         """Check the log folders and a ``num_classes`` of the user's before anything costly is done.
 
@@ -119,7 +115,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """
         assert isinstance(args, list)
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
-        with classes_start_afresh():
+        with plain_yaml(), classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
         check_makers(config.model.get("init_args") or {})
