@@ -6,11 +6,13 @@ A user needs the key, the innermost reason, and the name that was probably meant
 
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from lit_robust.cli.classes import arguments, found
+from lit_robust.lightning_internals import fails_to_restore
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -181,3 +183,19 @@ def _expected(mistake: _Mistake) -> str:
 
 def _near(name: str, names: Iterable[str]) -> _Near:
     return _Near("".join(get_close_matches(name, list(names), n=1, cutoff=0.6)))
+
+
+@contextmanager
+def naming(path: str | None) -> Iterator[None]:
+    """Name the checkpoint where Lightning cannot restore it.
+
+    Raises:
+        ValueError: In place of whatever Lightning or torch raises then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if path is None or not fails_to_restore(error):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path} is broken or of another training ({what}): use an earlier one.") from error

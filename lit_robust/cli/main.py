@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lit_robust import __version__, callbacks
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.cli.classes import SAYING, check_makers, classes_start_afresh, constructors_speak
 from lit_robust.cli.config import gathered
+from lit_robust.cli.errors import naming
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
@@ -124,19 +126,25 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """Train, or resume from a checkpoint in its run's folder."""
         if ckpt_path is not None:
             path, checkpoint = read_last(find_checkpoints(ckpt_path, self.trainer))
-            if epochs_done(checkpoint) >= (self.trainer.max_epochs or 0) > 0:
+            done = 0
+            with suppress(ImportError, TypeError, ValueError, OverflowError):  # a broken file is refused later
+                done = epochs_done(checkpoint)
+            if done >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
             if self.trainer.is_global_zero:
                 lock(path.parent.parent)  # before its metrics are moved aside
             go_on_in(path.parent.parent, self.trainer)
             ckpt_path = str(path)
-        self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        with naming(ckpt_path):
+            self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
         ignore(*NOISE_OF_EVALUATION)
-        self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        (path,) = self._readable(ckpt_path)
+        with naming(path):
+            self.trainer.validate(ckpt_path=path, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run if a folder is given."""
@@ -147,7 +155,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if isinstance(logger, CSVLogger):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
         for path in paths:
-            self.trainer.test(ckpt_path=path, **kwargs)
+            with naming(path):
+                self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
         """Save the printed table as ``test.csv`` beside the metrics, and in Weights & Biases."""
@@ -171,7 +180,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
-        self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        (path,) = self._readable(ckpt_path)
+        with naming(path):
+            self.trainer.predict(ckpt_path=path, **kwargs)
 
     def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
         """The checkpoints to evaluate, of a folder the last one or all; None stands for the net as built.

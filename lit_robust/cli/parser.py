@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_robust.cli.classes import NAMES
@@ -64,7 +65,8 @@ class Parser(LightningArgumentParser):
 
     def _near(self, key: str) -> list[str]:
         """The option that is meant, with its prefix, where the spelling or the prefix is wrong."""
-        options = re.findall(r"--([\w.]+)", self.format_help())
+        options = [*re.findall(r"--([\w.]+)", self.format_help()), "model", "data", "trainer", "seed_everything"]
+        options += [f"trainer.{name}" for name in signature(Trainer).parameters]  # a mistake in a file has no help
         last = {option.rpartition(".")[2]: option for option in options}
         near = get_close_matches(key, options, 1, 0.9) or [last[one] for one in get_close_matches(key, last, 1, 0.8)]
         return [f"--{one}" for one in near]
