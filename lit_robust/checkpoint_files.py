@@ -22,6 +22,7 @@ SECTIONS: dict[str, type] = {
     "extra_averages": dict,
     "epoch": int,
     "global_step": int,
+    "pytorch-lightning_version": str,
 }
 
 

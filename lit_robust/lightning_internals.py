@@ -8,6 +8,8 @@ ImportError of one sentence; importing this file does not need Lightning.
 import re
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -128,6 +130,28 @@ def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     connector = trainer._signal_connector
     _ = connector._sigterm_notifier_fn  # if that is gone, setting it would do nothing
     connector._sigterm_notifier_fn = handler
+
+
+@_inside
+def loops_to_restore(trainer: Any) -> dict[str, Any]:
+    """The states of the fit loop and of this stage's loop, by their names in a checkpoint.
+
+    Without it, a broken checkpoint would be restored in part, and fail by a KeyError of Lightning's or in mid-training.
+    """
+    return {name: getattr(trainer, name).state_dict() for name in ("fit_loop", f"{trainer.state.fn.value}_loop")}
+
+
+def fails_to_restore(error: BaseException) -> bool:
+    """Whether an error comes from the part of Lightning that restores checkpoints, and was not raised by this package.
+
+    Without it, what Lightning or torch raises at a broken state would reach the user as a traceback.
+    """
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return any(file.endswith("checkpoint_connector.py") for file in files) and not _is_ours(files[-1])
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parent)
 
 
 # Batches, loaders and metrics.

@@ -76,7 +76,8 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the checkpoint names none, or another.
     """
-    recipe = checkpoint.get("lit_robust", {}).get("net") or checkpoint.get("hyper_parameters", {}).get("net")
+    recipes = (checkpoint.get(section, {}).get("net") for section in ("lit_robust", "hyper_parameters"))
+    recipe = next((one for one in recipes if one is not None), None)
     if recipe is None:
         raise ValueError("it does not say how its net was built")
     return rebuild(recipe, weights_of_net(checkpoint))

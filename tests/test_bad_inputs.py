@@ -254,11 +254,11 @@ YAML = {
     ),
     "misspelt key": (
         "model: {init_args: {attack: {init_args: {step: 3}}}}",
-        "model.attack: lit_robust.attacks.PGD has no argument 'step': check its spelling.",
+        "model.attack: lit_robust.attacks.PGD has no argument 'step': did you mean steps?",
     ),
     "misspelt key of the trainer": (
         "trainer: {max_epoch: 3}",
-        "the configuration has no option 'trainer.max_epoch': check its spelling.",
+        "the configuration has no option 'trainer.max_epoch': did you mean trainer.max_epochs?",
     ),
     "argument beside init_args": (
         "model: {init_args: {attack: {class_path: PGD, steps: 3}}}",

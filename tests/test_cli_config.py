@@ -231,7 +231,7 @@ MISTAKES = {
     ),
     "a tag of Python": (
         {"row": "a: !!python/object/apply:os.getcwd []"},
-        "row.yaml is not valid YAML: could not determine a constructor for the tag",
+        "row.yaml, line 1: the tag !!python/object/apply:os.getcwd is refused",
     ),
     "another file that is not a configuration": (
         {"row": "extends: [a.yaml]", "a": "- 1"},

@@ -1,16 +1,23 @@
 """Files from outside are data: nothing in them is run, followed or trusted; faults are refused in one sentence."""
 
+import re
 import zipfile
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_robust import load_net
 from lit_robust.attacks import PGD
+from lit_robust.callbacks import EMAWeights
 from lit_robust.checkpoint_files import SECTIONS, read_checkpoint
-from lit_robust.defenses import PGDAT, TRADES, Defense
+from lit_robust.cli.errors import naming
+from lit_robust.cli.main import USER_ERRORS
+from lit_robust.defenses import PGDAT, TRADES, CurriculumAT, Defense
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import MultiStep
 from tests.front_door import lit
@@ -227,3 +234,109 @@ def test_a_resumed_training_deletes_nothing_outside_its_own_folder(tmp_path):
     torch.save(bad, tmp_path / "x.ckpt")
     fit(tmp_path / "run", ckpt_path=tmp_path / "x.ckpt", weights_only=True)
     assert (home / "precious").read_text() == "text"
+
+
+# Every section broken by turns.
+
+
+def nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = {"a": [value]}
+    return value
+
+
+DELETED = object()
+JUNK = {
+    "none": None,
+    "list": [1, 2],
+    "negative": -3,
+    "huge": 10**30,
+    "nan": float("nan"),
+    "text": "junk",
+    "surrogate": "\ud800",
+    "mapping": {},
+    "nested": nested(60),
+    "tensor": torch.zeros(3),
+    "truth": True,
+    "tensors": [torch.zeros(2)],
+    "numbers as keys": {0: 1},
+    "deleted": DELETED,
+}
+
+
+def places(node: object, place: tuple = ()) -> list[tuple]:
+    """All places in a checkpoint, down to the numbers of an optimizer's group."""
+    below = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = [place] if place else []
+    return found + [other for key, value in below if len(place) < 6 for other in places(value, (*place, key))]
+
+
+def broken(checkpoint: dict, place: tuple, junk: object) -> dict:
+    """A copy with one value replaced."""
+    bad = deepcopy(checkpoint)
+    parent = bad
+    for key in place[:-1]:
+        parent = parent[key]
+    if junk is DELETED:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = junk
+    return bad
+
+
+def run_on(folder: Path, **options):
+    """A training with all that writes a state: averages, a best checkpoint, early stopping and a scheduler."""
+    best = ModelCheckpoint(folder / "run", monitor="val/acc/robust", mode="max", enable_version_counter=False)
+    stop = EarlyStopping("val/acc/robust", mode="max")
+    method = CurriculumAT(
+        digits_cnn(num_classes=4, width=2),
+        4,
+        PGD(eps=0.1, step_size=0.05, steps=1),
+        lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1),
+    )
+    callbacks = [best, stop, EMAWeights(0.9, extra={"fast": 0.5})]
+    run = trainer(folder, enable_checkpointing=True, callbacks=callbacks, **options)
+    return run, method
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("rich")
+    run, method = run_on(folder, max_epochs=1)
+    run.fit(method, loader_of(digits()), loader_of(digits()))
+    run.save_checkpoint(folder / "a.ckpt")
+    return torch.load(folder / "a.ckpt", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # what of it is told by a warning is tested elsewhere
+@pytest.mark.parametrize("seed", range(100))
+def test_a_broken_value_anywhere_ends_in_one_sentence(rich, seed, tmp_path):
+    """Each section is hit equally often; what is harmless trains."""
+    draw = Random(seed)
+    section = [*rich][seed % len(rich)]
+    place = draw.choice([place for place in places(rich) if place[0] == section])
+    name = draw.choice([*JUNK])
+    (tmp_path / "precious").write_text("text")
+    path = written(broken(rich, place, JUNK[name]), tmp_path)
+    run, method = run_on(tmp_path, max_epochs=2)
+
+    def fit():
+        with naming(str(path)):
+            run.fit(method, loader_of(digits()), loader_of(digits()), ckpt_path=path, weights_only=True)
+
+    for use in (lambda: load_net(path), lambda: Defense.load_from_checkpoint(path), fit):
+        says = refused(use)
+        assert "\n" not in says, (place, name)
+        assert not says or re.search("checkpoint|x.ckpt|training loss", says), (place, name, says)
+    assert (tmp_path / "precious").read_text() == "text"
+    assert {found.name for found in tmp_path.iterdir()} <= {"precious", "x.ckpt", "run"}
+
+
+def refused(use) -> str:
+    """The sentence of an error that the command line reports, or nothing; any other error is a defect."""
+    try:
+        use()
+    except USER_ERRORS as error:
+        return str(error)
+    return ""

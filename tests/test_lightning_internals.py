@@ -260,6 +260,23 @@ def test_epochs_that_have_begun_are_counted(tmp_path):
         assert answers(tmp_path, internals.epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
 
 
+def test_the_loops_of_a_checkpoint_are_those_that_are_restored(tmp_path):
+    run = fit(tmp_path, SaveAfter(5, tmp_path / "a.ckpt")).trainer
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["loops"]
+    assert internals.loops_to_restore(run).keys() == {"fit_loop"}
+    assert saved["fit_loop"].keys() >= internals.loops_to_restore(run)["fit_loop"].keys() > set()
+
+
+@pytest.mark.parametrize(("section", "broken"), [("loops", {}), ("optimizer_states", [{}])])
+def test_an_error_of_lightnings_at_a_broken_checkpoint_is_known(section, broken, tmp_path):
+    fit(tmp_path, SaveAfter(5, tmp_path / "a.ckpt"))
+    torch.save(torch.load(tmp_path / "a.ckpt", weights_only=True) | {section: broken}, tmp_path / "b.ckpt")
+    with pytest.raises(KeyError) as error:
+        trainer(tmp_path, max_epochs=2).fit(Plain(), loader(images()), ckpt_path=tmp_path / "b.ckpt")
+    assert internals.fails_to_restore(error.value)
+    assert not internals.fails_to_restore(KeyError("elsewhere"))
+
+
 class SaveAtEnds(Callback):
     """Saves as a `ModelCheckpoint` with `save_on_train_epoch_end` does."""
 
@@ -540,6 +557,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.is_due_for_logging(HOLLOW),
         lambda: internals.epochs_begun(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
+        lambda: internals.loops_to_restore(HOLLOW),
         lambda: internals.end_the_epoch({"batches": 3}),
         lambda: internals.validation_is_due(HOLLOW),
         lambda: internals.row_to_come(HOLLOW, dict),

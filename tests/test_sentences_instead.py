@@ -4,14 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lit_robust.attacks import FGSM, PGD, AutoAttack
@@ -21,7 +23,7 @@ from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.nets import small_cnn
-from lit_robust.schedules import CyclicStep, MultiStep, PeriodicCosine, PiecewiseLinear, Product, Staircase
+from lit_robust.schedules import CyclicStep, MultiStep, PeriodicCosine, PiecewiseLinear, Product, Schedule, Staircase
 from tests.front_door import refusal, tiny
 from tests.methods import build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
@@ -298,11 +300,122 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
         (f"--model.optimizer {__name__}.unannotated", "model.optimizer: .*annotated"),
         ("--trainer.max_epoch 3", r"--trainer\.max_epoch: did you mean --trainer\.max_epochs\?"),
         ("--model.atack.eps 0.2", r"--model\.atack\.eps: did you mean --model\.attack\.eps\?"),
+        ("--model.init_args.atack.eps 0.2", r"did you mean --model\.init_args\.attack\.eps\?"),
+        ("--model.attack.epss 0.2", r"model\.attack: .*PGD has no argument 'epss': did you mean eps\?"),
+        ("--model.test_attacks.pgd2.step 2", "has no argument 'step': did you mean steps?"),
+        ("--model.optimzer.lr 1", r"did you mean --model\.optimizer\.lr\?"),
+        ("--data.batchsize 3", r"data: .*DigitsDataModule has no argument 'batchsize': did you mean batch_size\?"),
+        ("--trainer.callbacks+=EMAWeights --trainer.callbacks.decy 1", r"has no argument 'decy': did you mean decay\?"),
+        ("--trainr.max_epochs 3", r"did you mean --trainer\.max_epochs\?"),
+        ("--max_epochs 3", r"did you mean --trainer\.max_epochs\?"),
+        ("--attack.eps 0.1", r"did you mean --model\.attack\.eps\?"),
+        ("--ckpt_pth last", r"did you mean --ckpt_path\?"),
+        ("--modl PGDAT", r"did you mean --model\?"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_refused_in_one_sentence(flags, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert re.search(says, refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()))
+
+
+#: Constructors that fail by themselves, and what is said: their own sentence, or the class with the error.
+FAILING = {
+    "net": "--model.net {here}.FailingNet",
+    "a function as net": "--model.net {here}.failing_net",
+    "attack": "--model.attack {here}.FailingAttack",
+    "val_attack": "--model.val_attack {here}.FailingAttack",
+    "optimizer": "--model.optimizer {here}.FailingOptimizer",
+    "lr_scheduler": "--model.lr_scheduler {here}.FailingScheduler",
+    "a schedule": "--model.lr_scheduler {here}.FailingSchedule",
+    "momentum": "--model.momentum {here}.FailingSchedule",
+    "callback": "--trainer.callbacks+={here}.FailingCallback",
+    "logger": "--trainer.logger {here}.FailingLogger",
+    "data": "--data {here}.FailingData",
+    "method": "--model {here}.FailingMethod",
+}
+
+
+@pytest.mark.parametrize("error", [ValueError, ImportError, KeyError, RuntimeError, AssertionError, AttributeError])
+@pytest.mark.parametrize("part", FAILING)
+def test_a_constructor_that_fails_says_why(part, error, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "ERROR", error("of mine"))
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), *FAILING[part].format(here=__name__).split())
+    if error in (ValueError, ImportError):
+        assert says == "of mine"
+    else:
+        assert re.fullmatch(rf"{__name__}\.(F|f)ailing_?\w+ cannot be built \({error.__name__}: .?of mine.?\)\.", says)
+
+
+ERROR: Exception = ValueError("of mine")
+
+
+def fail():
+    raise ERROR
+
+
+def failing_net(num_classes: int = 10) -> nn.Module:
+    fail()
+
+
+class FailingNet(nn.Module):
+    def __init__(self, num_classes: int = 10) -> None:
+        fail()
+
+
+class FailingAttack(PGD):
+    def __post_init__(self):
+        fail()
+
+
+class FailingOptimizer(torch.optim.SGD):
+    def __init__(self, params, lr: float = 0.1) -> None:
+        fail()
+
+
+class FailingScheduler(torch.optim.lr_scheduler.LRScheduler):
+    def __init__(self, optimizer) -> None:
+        fail()
+
+
+class FailingSchedule(Schedule):
+    def __init__(self, start: float = 0.1) -> None:
+        fail()
+
+    def __call__(self, time):
+        return 1.0
+
+
+class FailingCallback(Callback):
+    def __init__(self, number: int = 1) -> None:
+        fail()
+
+
+class FailingLogger(CSVLogger):
+    def __init__(self, save_dir: str = ".", name: str = "a") -> None:
+        fail()
+
+
+class FailingData(DigitsDataModule):
+    def __init__(self, batch_size: int = 32) -> None:
+        fail()
+
+
+class FailingMethod(PGDAT):
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        fail()
+
+
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "MLFlowLogger", "CometLogger", "NeptuneLogger"])
+def test_a_logger_whose_package_is_missing_names_it(logger, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = logger.removesuffix("Logger").lower()
+    if find_spec({"comet": "comet_ml"}.get(package, package)) is not None:
+        pytest.skip(f"{package} is installed")
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", logger)
+    assert package in says.lower()
+    assert "Namespace" not in says
 
 
 def test_wandb_without_a_login_is_answered_by_one_sentence(tmp_path):

@@ -380,13 +380,13 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: check_weights_fit({"head.bias": torch.zeros(4)}, {"head.bias": torch.zeros(3)}),
-        "the checkpoint holds another net: head.bias is (3,) there and (4,) here; build the net that was trained "
-        "(its configuration is saved beside the checkpoint's folder).",
+        "the checkpoint holds the weights of another net: head.bias is (3,) there and (4,) here; build the "
+        "net that was trained (its configuration is saved beside the checkpoint's folder).",
     ),
     (
         lambda: check_weights_fit({"head.bias": torch.zeros(4)}, {}),
-        "the checkpoint holds another net: head.bias is missing there and (4,) here; build the net that was "
-        "trained (its configuration is saved beside the checkpoint's folder).",
+        "the checkpoint holds the weights of another net: head.bias is missing there and (4,) here; build the "
+        "net that was trained (its configuration is saved beside the checkpoint's folder).",
     ),
     # Methods.
     (

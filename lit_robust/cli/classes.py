@@ -9,7 +9,8 @@ from inspect import isclass, isfunction, signature
 from typing import Any, get_type_hints
 
 import torch
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace, _instantiation, _typehints
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers
 
@@ -41,6 +42,9 @@ NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room
 #: What is built by a function needs its whole path.
 NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
+#: Errors of a constructor whose text is a sentence.
+SAYING = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
+
 #: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {
     Defense: "net attack val_attack test_attacks optimizer lr_scheduler lr_interval momentum gradient_clip_val "
@@ -70,8 +74,14 @@ def kept(class_path: str) -> set[str]:
     if not isclass(cls):
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
-    makers = [parent.__init__ for parent in cls.__mro__]  # type: ignore[misc]  # read for their arguments, never called
-    return names & {name for maker in makers for name in signature(maker).parameters}
+    return names & arguments(cls)
+
+
+def arguments(part: Any) -> set[str]:
+    """The names of all arguments of a class or function; those that a class hands on to its bases are the bases'."""
+    makers: list[Any] = [vars(parent).get("__init__") for parent in part.__mro__] if isclass(part) else [part]
+    names = (signature(maker).parameters for maker in makers if callable(maker))
+    return {name for parameters in names for name in parameters} - {"self", "args", "kwargs"}
 
 
 #: What the factory given for each argument must make.
@@ -149,3 +159,39 @@ def expand_homes(configured: Any) -> None:
         arguments = getattr(logger, "init_args", None) or {}
         if str(arguments.get("save_dir")).startswith("~"):
             arguments["save_dir"] = os.path.expanduser(arguments["save_dir"])
+
+
+@contextmanager
+def constructors_speak() -> Iterator[None]:
+    """Raise the error of the constructor that failed, in place of jsonargparse's, while this lasts.
+
+    jsonargparse (4.52 and 4.53) calls all constructors by one function. If the argument is of a union of types, it
+    tries the others after a failure, and its error may tell only why these did not do.
+
+    Raises:
+        ValueError: If a constructor fails by an error that says nothing by itself, such as a KeyError: the class and
+            the error.
+    """
+    call = _instantiation.call_without_instantiate_context
+    failed: list[Exception] = []
+
+    def speak(construct: Any, made: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(construct, made, *args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, SAYING):
+                name, what = getattr(made, "__qualname__", made), f"{type(error).__name__}: {error}"
+                failed.append(ValueError(f"{made.__module__}.{name} cannot be built ({what})."))
+                raise failed[-1] from error
+            failed.append(error)
+            raise
+
+    _instantiation.call_without_instantiate_context = speak
+    try:
+        yield
+    except Exception as error:
+        if failed and error is not failed[-1]:
+            raise failed[-1] from error
+        raise
+    finally:
+        _instantiation.call_without_instantiate_context = call

@@ -15,13 +15,16 @@ from functools import reduce
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader
 from jsonargparse.typing import path_type
 
 from lit_robust.cli.classes import found, kept, same
+from lit_robust.cli.plain_yaml import parse, read
 
 #: A file that can be read, here or wherever fsspec reaches.
 File = path_type("fsr")
+
+#: The most files that one ``-c`` may come to.
+MOST_FILES = 100
 
 # Reading.
 
@@ -42,19 +45,31 @@ def load(source: str) -> dict[str, Any]:
     try:
         file = File(source)
     except TypeError as error:
-        if isinstance(_parsed(source, "-c"), dict):
-            return _extended(source, "-c", ())
-        raise FileNotFoundError(f"-c {source}: there is no such file.") from error
-    return _read(file, ())
+        if os.path.isdir(source):
+            raise IsADirectoryError(f"-c {source} is a folder: give a YAML file.") from error
+        if isinstance(parse(source, "-c"), dict):
+            return _extended(source, "-c", (), [])
+        raise FileNotFoundError(f"-c {source[:200]}: there is no such file.") from error
+    return _read(file, (), [])
 
 
-def _read(file: Any, trail: tuple[str, ...]) -> dict[str, Any]:
-    with file.open() as opened:
-        return _extended(opened.read(), str(file), (*trail, os.path.realpath(file)))
+def _read(file: Any, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
+    place = os.path.realpath(file)
+    opened.append(place)
+    if len(opened) > MOST_FILES:  # two files that each name the next one twice are a billion after 30
+        raise ValueError(f"{file} is file number {len(opened)} of one configuration: let its files extend fewer.")
+    return _extended(read(file), str(file), (*trail, place), opened)
 
 
-def _extended(text: str, name: str, trail: tuple[str, ...]) -> dict[str, Any]:
-    """The configuration of a text and all files that it names; the last file of the trail holds the text."""
+def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
+    """The configuration of a text and all files that it names.
+
+    Args:
+        text: The content of the trail's last file.
+        name: Its name in messages.
+        trail: The files that lead to it, and itself.
+        opened: All files that were read.
+    """
 
     def other(path: str, does: str) -> dict[str, Any]:
         where = f"{name}, line {_line(text, path)}: {does} {path}"
@@ -64,9 +79,9 @@ def _extended(text: str, name: str, trail: tuple[str, ...]) -> dict[str, Any]:
             raise FileNotFoundError(f"{where}, but there is no such file (paths are relative to this one).") from error
         if os.path.realpath(file) in trail:
             raise ValueError(f"{where}, which comes back to this file: remove one of the two.")
-        return _read(file, trail)
+        return _read(file, trail, opened)
 
-    tree = _parsed(text, name)
+    tree = parse(text, name)
     if not isinstance(tree, dict):
         raise ValueError(f"{name} is {text[:50]!r}: it must consist of options such as model: and data:.")
     paths = tree.pop("extends", [])
@@ -76,14 +91,6 @@ def _extended(text: str, name: str, trail: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):  # a part in a file of its own
             tree[key] = other(value, f"{key} is")
     return reduce(_laid_over, [*(other(path, "extends") for path in paths), tree])
-
-
-def _parsed(text: str, name: str) -> Any:
-    try:
-        return get_loader("yaml")(text)
-    except yaml.YAMLError as error:
-        why = " ".join(str(error).replace('"<unicode string>", ', "").split())
-        raise ValueError(f"{name} is not valid YAML: {why}.") from error
 
 
 def _line(text: str, value: str) -> int:

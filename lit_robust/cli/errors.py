@@ -5,21 +5,28 @@ A user needs the key, the innermost reason, and the name that was probably meant
 """
 
 import re
-from collections.abc import Iterable
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import isfunction
 
-from lit_robust.cli.classes import found as part_called
+from lit_robust.cli.classes import arguments, found
+from lit_robust.lightning_internals import fails_to_restore
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
-    r"$|Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:|Expected a path but|"
+    r"$|Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:|"
+    r"Expected a path but (?!\S+\.(?:ya?ml|json) )|"
     r"Parser key \"[^\"]*\"[^:]*:$|Problem with given class_path '[^']*':$"
 )
 
 #: jsonargparse's remark on callables in general; the reason follows it.
 _CALLABLE = re.compile(r"Type \S*Callable\[.*\] expects a function or a callable class: ")
+
+#: Errors whose text jsonargparse passes on, and which says enough.
+_SPOKEN = (TypeError, ValueError, ImportError, AttributeError, AssertionError, ArgumentError)
 
 #: Messages of other packages without a remedy, or with one that is wrong here, and the remedy.
 _REMEDIES = {
@@ -55,13 +62,34 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
     if "Original Traceback (most recent call last)" in message:  # in a loader's worker: the last line is the error
         message = message.strip().splitlines()[-1].partition(": ")[2]
     for pattern, remedy in _REMEDIES.items():
-        if found := re.match(pattern, message):
-            return f"{found[0]}: {remedy}."
+        if match := re.match(pattern, message):
+            return f"{match[0]}: {remedy}."
     if re.search(r"Parser key \"|Problem with given class_path '|Does not validate against", message):
         mistake = _innermost(message)
     else:
         mistake = _Mistake("", "", [" ".join(message.split())], "")
     return _in_words(mistake, names)
+
+
+def in_full(message: str, error: BaseException | None) -> str:
+    """Put back into jsonargparse's page what it has hidden.
+
+    Args:
+        message: The page.
+        error: The exception that it was made from.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        text, hidden = str(error), error.__context__
+        if re.search(r"Config file loop detected: (\S+) -> \1$", text) and hidden is not None:
+            # The value of an option was tried a second time, as a name, which hides why the file was refused.
+            message = message.replace(text, str(hidden))
+        elif not isinstance(error, _SPOKEN) and not type(error).__module__.startswith("jsonargparse."):
+            # Of an error in a user's module that is imported; the text alone says little, such as 'k' of a KeyError.
+            message = re.sub(rf"(?m)^(\W*)(?={re.escape(text)}$)", rf"\g<1>{type(error).__name__}: ", message)
+        error = error.__cause__ or hidden
+    return message
 
 
 def _innermost(message: str) -> _Mistake:
@@ -71,6 +99,8 @@ def _innermost(message: str) -> _Mistake:
     told = [number for number, line in enumerate(lines) if not _TRIED.match(line)] or [0]
     if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]]:
         told = told[1:]  # the value is of another type of the union, whose reason comes next
+    if simple := [number for number in told if re.match(r"Expected a <class '(list|dict)'>", lines[number])]:
+        told = [number for number in told if number not in simple] or told  # what was tried for one item says more
     before = "\n".join(lines[: told[0] + 1])
     reasons = [re.sub(r'^Parser key "[^"]*":\s*', "", lines[number]) for number in told]
     reason, _, value = reasons[0].partition(". Got value: ")
@@ -85,46 +115,68 @@ def _innermost(message: str) -> _Mistake:
     )
 
 
+#: jsonargparse's reasons, and what is said instead; numbers in braces are the pattern's groups.
+_WORDS = {
+    r"Not of type Magnitude: magnitude=(.*)": "{key}={1}",
+    r"Expected a path but (\S+) either": "{where}there is no file {1}.",
+    r"Unable to load config '(.*)'": "{where}{1} is neither a file nor a mapping of options.",
+    r"Invalid content in sub-config file (\S+): (.*)": "{where}{1} is not valid YAML: {2}",
+    r"Expected a dot import path string: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
+    r"module '(.*)' has no attribute '(.*)'": "{where}there is no {1}.{2} ({meant:check its spelling}).",
+    r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": "{where}{1} is not of type {2}.",
+    r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$": (
+        "{where}{1} is not annotated to return {2}: write def f(...) -> {2}."
+    ),
+    r"Expected an instantiatable class, but (?:\S+\.)?(\w+) is abstract": (
+        "{where}this {1} has no class yet: give its class_path before its arguments."
+    ),
+    r"Not a valid subclass of \w+.*\n(?:.*\n)*.*'class_path': '([^']*)'": (
+        "{where}the arguments of {1} belong below init_args."
+    ),
+    r"Not a valid subclass of (\w+)": (
+        "{where}this is not of type {1}: give its class_path, and its arguments below init_args."
+    ),
+    r"Option 'class_path' is not accepted": "{where}the arguments of {owner} belong below init_args.",
+    r"Option '(.*)' is not accepted": "{where}{owner} has no argument '{1}': {argument:check its spelling}.",
+    r"Subcommand '.*' does not accept option '(.*)'": "the configuration has no option '{1}': check its spelling.",
+    r"the following arguments are required: ([^:\n]*)$": "{where}{owner} needs {1} below init_args.",
+    r"unrecognized arguments: (.*)": "unrecognized arguments: {1}: check their spelling.",
+}
+
+
+class _Near(str):
+    """The names that were probably meant; a format falls back to another hint."""
+
+    def __format__(self, hint: str) -> str:
+        return f"did you mean {self!s}?" if self else hint
+
+
 def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     """Rephrase jsonargparse's reason in terms of the configuration."""
     reason, owner = mistake.reasons[0], mistake.owner
-    where = f"{mistake.key}: " if mistake.key else ""
-    if found := re.match(r"Not of type Magnitude: magnitude=(.*)", reason):
-        return f"{mistake.key}={found[1]}"
-    if found := re.match(r"Expected a dot import path string: (.*)", reason):
-        return f'{where}there is no class "{found[1]}" ({_meant(found[1], names) or "others need a dotted path"}).'
-    if found := re.match(r"module '(.*)' has no attribute '(.*)'", reason):
-        return f"{where}there is no {found[1]}.{found[2]} ({_meant(found[2], names) or 'check its spelling'})."
-    if found := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
-        return f"{where}{_of_another_type(found[1].strip() or mistake.value, found[2])}"
-    if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):
-        return f"{where}{found[1]} is not of type {found[2]}."
-    if found := re.match(r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$", reason):
-        return f"{where}{found[1]} is not annotated to return {found[2]}: write def f(...) -> {found[2]}."
-    if found := re.match(r"Expected an instantiatable class, but (\S+) is abstract", reason):
-        return f"{where}this {found[1].rpartition('.')[2]} has no class yet: give its class_path before its arguments."
-    if reason.startswith("Not a valid subclass") and (named := re.search(r"'class_path': '([^']*)'", mistake.value)):
-        return f"{where}the arguments of {named[1]} belong below init_args."
-    if found := re.match(r"Not a valid subclass of (\w+)", reason):
-        return f"{where}this is not of type {found[1]}: give its class_path, and its arguments below init_args."
-    if reason.startswith("Option 'class_path' is not accepted"):
-        return f"{where}the arguments of {owner} belong below init_args."
-    if found := re.match(r"Option '(.*)' is not accepted", reason):
-        return f"{where}{owner or 'the configuration'} has no argument {found[1]!r}: check its spelling."
-    if found := re.match(r"Subcommand '.*' does not accept option '(.*)'", reason):
-        return f"the configuration has no option {found[1]!r}: check its spelling."
-    if mistake.key and (found := re.match(r"the following arguments are required: (.*)", reason)):
-        return f"{where}{owner or 'this'} needs {found[1]} below init_args."
-    if reason.startswith("unrecognized arguments: "):
-        return f"{reason}: check their spelling."
+    fields = {
+        "where": f"{mistake.key}: " if mistake.key else "",
+        "key": mistake.key,
+        "value": mistake.value,
+        "owner": owner or ("this" if mistake.key else "the configuration"),
+    }
+    if match := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
+        return f"{fields['where']}{_of_another_type(match[1].strip() or mistake.value, match[2])}"
+    for pattern, words in _WORDS.items():
+        if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
+            groups = [group or "" for group in (match[0], *match.groups())]
+            told = words.format(
+                *groups, **fields, meant=_near(groups[-1], names), argument=_near(groups[-1], arguments(found(owner)))
+            )
+            return re.sub(r"\?\.$", "?", told)
     if expected := _expected(mistake):
-        return f"{where}{mistake.value} {expected}."
-    return f"{where}{reason}"
+        return f"{fields['where']}{mistake.value} {expected}."
+    return f"{fields['where']}{reason}"
 
 
 def _of_another_type(path: str, wanted: str) -> str:
     """What a name stands for that is no class of the type."""
-    part = part_called(path)
+    part = found(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
             f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or name a "
@@ -142,7 +194,22 @@ def _expected(mistake: _Mistake) -> str:
     return f"is not of type {' or '.join(types)}" if types else ""
 
 
-def _meant(name: str, names: Iterable[str]) -> str:
+def _near(name: str, names: Iterable[str]) -> _Near:
     full = {one.rpartition(".")[2]: one for one in names}
-    near = get_close_matches(name, list(full), n=1, cutoff=0.6)
-    return f"did you mean {full[near[0]]}?" if near else ""
+    return _Near("".join(full[one] for one in get_close_matches(name, list(full), n=1, cutoff=0.6)))
+
+
+@contextmanager
+def naming(path: str | None) -> Iterator[None]:
+    """Name the checkpoint where Lightning cannot restore it.
+
+    Raises:
+        ValueError: In place of whatever Lightning or torch raises then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if path is None or not fails_to_restore(error):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path} is broken or of another training ({what}): use an earlier one.") from error

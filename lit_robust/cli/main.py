@@ -7,12 +7,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse.typing import register_type
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -20,11 +19,20 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import __version__, callbacks
 from lit_robust.cli import verbs
-from lit_robust.cli.classes import check_makers, classes_start_afresh, expand_homes, importable_folder
+from lit_robust.cli.classes import (
+    SAYING,
+    check_makers,
+    classes_start_afresh,
+    constructors_speak,
+    expand_homes,
+    importable_folder,
+)
 from lit_robust.cli.completion import SHELLS, PrintCompletion
 from lit_robust.cli.config import gathered
+from lit_robust.cli.errors import naming
 from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, exit_with
+from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
 from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_bare_folder
@@ -39,15 +47,7 @@ from lit_robust.whole_files import check_writable
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
 #: Errors that a user can cause and fix, reported in one sentence. Any other is a defect and keeps its traceback.
-USER_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    FloatingPointError,
-    MisconfigurationException,
-    torch.OutOfMemoryError,
-)
+USER_ERRORS = (*SAYING, FloatingPointError)
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
@@ -70,9 +70,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         self.parser.add_argument("--print_completion", action=PrintCompletion, choices=SHELLS)
 
     def instantiate_classes(self) -> None:
-        """Build the data first: a net takes its number of classes from them."""
+        """Build the data first, from which a net takes its number of classes; a failing constructor says why."""
         config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
-        with completed(config, self._parser(self.subcommand)):
+        with constructors_speak(), completed(config, self._parser(self.subcommand)):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -109,7 +109,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """
         assert isinstance(args, list)
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
-        with classes_start_afresh():
+        with plain_yaml(), classes_start_afresh():
             self.config = parser.parse_args(gathered(args, self.subcommands()))
         config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
         check_makers(config.model.get("init_args") or {})
@@ -119,22 +119,26 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """Train, or resume from a checkpoint in its run's folder."""
         if ckpt_path is not None:
             path, checkpoint = read_last(find_checkpoints(ckpt_path, self.trainer))
-            if epochs_done(checkpoint) >= (self.trainer.max_epochs or 0) > 0:
+            done = 0
+            with suppress(ImportError, TypeError, ValueError, OverflowError):  # a broken file is refused later
+                done = epochs_done(checkpoint)
+            if done >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
             if self.trainer.is_global_zero:
                 lock(path.parent.parent)  # before its metrics are moved aside
             go_on_in(path.parent.parent, self.trainer, checkpoint)
             ckpt_path = str(path)
-        with no_bare_folder(self.trainer):
+        with no_bare_folder(self.trainer), naming(ckpt_path):
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
         rank_zero_info(named_files(self.trainer))
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
         ignore(*NOISE_OF_EVALUATION)
-        with no_bare_folder(self.trainer):
-            self.trainer.validate(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        (path,) = self._readable(ckpt_path)
+        with no_bare_folder(self.trainer), naming(path):
+            self.trainer.validate(ckpt_path=path, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run if a folder is given."""
@@ -144,8 +148,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         for logger in self.trainer.loggers:
             if isinstance(logger, FILE_LOGGERS):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
-        with no_bare_folder(self.trainer):
-            for path in paths:
+        for path in paths:
+            with no_bare_folder(self.trainer), naming(path):
                 self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
@@ -159,8 +163,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
-        with no_bare_folder(self.trainer):
-            self.trainer.predict(ckpt_path=self._readable(ckpt_path)[0], **kwargs)
+        (path,) = self._readable(ckpt_path)
+        with no_bare_folder(self.trainer), naming(path):
+            self.trainer.predict(ckpt_path=path, **kwargs)
 
     def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
         """The checkpoints to evaluate, of a folder the last one or all; None stands for the net as built.

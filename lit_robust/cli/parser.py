@@ -6,10 +6,11 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_robust.cli.classes import NAMES
-from lit_robust.cli.errors import sentence
+from lit_robust.cli.errors import in_full, sentence
 from lit_robust.cli.net_arguments import hides_class_count, makes_net
 from lit_robust.defenses import Defense
 
@@ -58,8 +59,11 @@ class Parser(LightningArgumentParser):
         """Print what is wrong and where to find help, and exit with 2."""
         if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
             super().error(message, ex)
-        if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
-            message = self._unknown(found[1], message)
+        message = in_full(message, ex)
+        if found := re.search(
+            r"unrecognized arguments: --([\w.-]+)|Subcommand '\w+' does not accept option '(.*)'", message
+        ):
+            message = self._unknown(found[1], message) if found[1] else self._unknown_in_a_file(found[2], message)
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
@@ -69,13 +73,25 @@ class Parser(LightningArgumentParser):
         """Suggest an option; a class's own parser sees ``--model.atack`` without the prefix."""
         written = next((flag for flag in self.flags if flag.endswith(f".{key}")), f"--{key}")
         prefix = written.removesuffix(key)
-        options = re.findall(r"--([\w.]+)", self.format_help())
         head, dot, rest = key.partition(".")
-        heads = [*signature(Defense.__init__).parameters][1:] if prefix == "--model." else []
-        near = get_close_matches(key, options, n=1, cutoff=0.9) or [
-            f"{one}{dot}{rest}" for one in get_close_matches(head, heads, 1)
-        ]
-        return f"there is no option {written}: did you mean {prefix}{near[0]}?" if near else message
+        arguments = [*signature(Defense.__init__).parameters][1:]
+        if prefix in ("--model.", "--model.init_args."):
+            near = [f"{prefix}{one}{dot}{rest}" for one in get_close_matches(head, arguments, 1)]
+        elif not (near := self._near(key)) and head in arguments:
+            near = [f"--model.{key}"]
+        return f"there is no option {written}: did you mean {near[0]}?" if near else message
+
+    def _unknown_in_a_file(self, key: str, message: str) -> str:
+        near = [option.removeprefix("--") for option in self._near(key)]
+        return f"the configuration has no option {key!r}: did you mean {near[0]}?" if near else message
+
+    def _near(self, key: str) -> list[str]:
+        """The option that is meant, with its prefix, where the spelling or the prefix is wrong."""
+        options = [*re.findall(r"--([\w.]+)", self.format_help()), "model", "data", "trainer", "seed_everything"]
+        options += [f"trainer.{name}" for name in signature(Trainer).parameters]  # a mistake in a file has no help
+        last = {option.rpartition(".")[2]: option for option in options}
+        near = get_close_matches(key, options, 1, 0.9) or [last[one] for one in get_close_matches(key, last, 1, 0.8)]
+        return [f"--{one}" for one in near]
 
 
 def exit_with(message: str, hint: str, code: int) -> NoReturn:

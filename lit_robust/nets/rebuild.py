@@ -52,8 +52,14 @@ def rebuild(recipe: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         raise ValueError(f"it names a net that cannot be built: {name}({_short(given)})") from error
 
 
-def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Any], who: str = "it", remedy: str = "") -> None:
     """Compare names and shapes.
+
+    Args:
+        own: The net's weights.
+        weights: Those of a file.
+        who: What the file is called in the message.
+        remedy: What follows in the message.
 
     Raises:
         ValueError: At the first tensor that is missing, unknown, of another shape, or none.
@@ -62,7 +68,8 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
         mine, theirs = (_shape(side.get(key)) for side in (own, weights))
         if mine != theirs:
             raise ValueError(
-                f"it holds the weights of another net: {key} is {theirs or 'missing'} there, {mine or 'missing'} here"
+                f"{who} holds the weights of another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} "
+                f"here{remedy}"
             )
 
 

@@ -1,11 +1,141 @@
 """Checks of a checkpoint's weights and data, before it is written and after it is read."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_robust.checkpoint_files import check_sections
+from lit_robust.lightning_internals import loops_to_restore
+from lit_robust.nets.rebuild import check_fit
+
+#: No count, rate or time in a checkpoint is larger.
+LARGEST = 2**53
+
+
+def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose states are not built as this training's, before any of them is restored.
+
+    Args:
+        checkpoint: The content of the file.
+        trainer: Its loops and callbacks are compared with those of the file.
+        remembered: What the method remembers at the start.
+
+    Raises:
+        ValueError: At the first one that is missing, of another type or out of range.
+    """
+    check_sections(checkpoint)
+    if "loops" in checkpoint:
+        check_like("loops", loops_to_restore(trainer), checkpoint["loops"], least=0)
+    saved = checkpoint.get("lit_robust", {})
+    check_like("lit_robust", {key: value for key, value in _SAVED.items() if key in saved}, saved)
+    values = saved.get("memory", {}).get("values", {})
+    check_like("lit_robust.memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
+    for part, ranks in (("tally", saved.get("tally", [])), ("memory.tensors", _tensors(saved))):
+        for tensors in ranks:
+            if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+                raise _broken(f"lit_robust.{part}", tensors, "tensors by name")
+    if trainer.state.fn != "fit":
+        return
+    for section in ("optimizer_states", "lr_schedulers"):
+        if section not in checkpoint:
+            raise ValueError(
+                f"the checkpoint holds only weights, without {section}, so no training can go on from it: begin anew "
+                "with load_net, or save whole ones (ModelCheckpoint without save_weights_only)."
+            )
+    states = checkpoint.get("callbacks", {})
+    for callback in trainer.callbacks:
+        if callback.state_key in states:
+            check_like(f"callbacks[{callback.state_key}]", callback.state_dict(), states[callback.state_key])
+
+
+def _tensors(saved: Mapping[str, Any]) -> list[Any]:
+    found: list[Any] = saved.get("memory", {}).get("tensors", [])
+    return found
+
+
+#: What ``Trained`` saves: the types alone count.
+_SAVED: dict[str, Any] = {"tally": [], "memory": {"tensors": [], "values": {}}, "data": {}}
+
+
+def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None:
+    """Refuse a state that is not built as one's own; where that is None, nothing is known.
+
+    Args:
+        name: Where the state stands in the checkpoint.
+        own: A state of the kind; its numbers do not count.
+        other: The checkpoint's.
+        least: No number may be below.
+
+    Raises:
+        ValueError: At the first value that is missing, of another type or out of range.
+    """
+    if isinstance(own, dict):
+        if not isinstance(other, dict):
+            raise _broken(name, other, "a mapping")
+        for key, value in own.items():
+            if key not in other:
+                raise ValueError(f"the checkpoint is broken: {name} has no {key}; use an earlier one.")
+            check_like(f"{name}.{key}", value, other[key], least)
+    elif isinstance(own, bool | str | list | tuple) and not isinstance(other, type(own)):
+        raise _broken(name, other, f"of type {type(own).__name__}")
+    elif isinstance(own, Tensor) and not (isinstance(other, Tensor) and other.shape == own.shape):
+        raise _broken(name, other, f"a tensor of shape {tuple(own.shape)}")
+    elif isinstance(own, list | tuple) and own:
+        if len(other) != len(own):
+            raise _broken(name, other, f"of length {len(own)}")
+        for mine, theirs in zip(own, other, strict=True):
+            check_like(name, mine, theirs, least)
+    elif isinstance(own, int | float) and not isinstance(own, bool):
+        is_number = isinstance(other, int if least == 0 else int | float) and not isinstance(other, bool)
+        if not is_number or not (least <= other <= LARGEST or abs(other) == math.inf):
+            raise _broken(name, other, "a count" if least == 0 else "a number")
+
+
+#: What torch's optimizers keep of each weight in its own shape.
+_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum")
+
+
+def check_optimizer(own: Optimizer, other: Any) -> None:
+    """Refuse an optimizer's state that does not fit the weights, which torch would restore and fail by later.
+
+    Raises:
+        ValueError: At the first group or weight.
+    """
+    name = "optimizer_states"
+    check_like(name, {"state": {}, "param_groups": []}, other)
+    check_like(f"{name}.param_groups", [{**group, "params": []} for group in own.param_groups], other["param_groups"])
+    weights = [weight for group in own.param_groups for weight in group["params"]]
+    places = [place for group in other["param_groups"] for place in group["params"]]
+    for place, state in other["state"].items():
+        check_like(f"{name}.state", {}, state)
+        weight = weights[places.index(place)] if place in places[: len(weights)] else None
+        for key, value in state.items():
+            if key in _SHAPED and value is not None:
+                check_like(f"{name}.state.{key}", weight, value)
+            elif not isinstance(value, Tensor | int | float | None):
+                raise _broken(f"{name}.state.{key}", value, "a tensor or a number")
+
+
+def check_scheduler(own: Any, other: Any) -> None:
+    """Refuse a torch scheduler's state that is not built as its own, and drop what it would take for attributes.
+
+    Raises:
+        ValueError: At the first value.
+    """
+    state = own.state_dict()
+    check_like("lr_schedulers", state, other)
+    for key in other.keys() - state.keys():
+        del other[key]
+
+
+def _broken(name: str, found: Any, needed: str) -> ValueError:
+    what = f"a {type(found).__name__}" if isinstance(found, Tensor | dict | list) else repr(found)[:50]
+    return ValueError(f"the checkpoint is broken: {name} is {what}, but it must be {needed}; use an earlier one.")
 
 
 def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
@@ -22,24 +152,20 @@ def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Any]) -> None:
     """Compare names and shapes of weights.
 
     Raises:
         ValueError: At the first tensor that is missing, unknown or of another shape.
     """
-    for key in [*own, *other]:
-        mine, theirs = (tuple(side[key].shape) if key in side else None for side in (own, other))
-        if mine != theirs:
-            raise ValueError(
-                f"the checkpoint holds another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} here; "
-                "build the net that was trained (its configuration is saved beside the checkpoint's folder)."
-            )
+    remedy = "; build the net that was trained (its configuration is saved beside the checkpoint's folder)."
+    check_fit(own, other, "the checkpoint", remedy)
 
 
 def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Warn if training resumes on other data, which is known only if both sides have a fingerprint."""
-    changes = [f"{key}={other.get(key)} became {value}" for key, value in own.items() if other.get(key) != value]
+    pairs = {key: (repr(other.get(key)), repr(value)) for key, value in own.items()}  # a broken file holds anything
+    changes = [f"{key}={before[:50]} became {now}" for key, (before, now) in pairs.items() if before != now]
     if own and other and changes:
         rank_zero_warn(
             f"this training continues with other data than the checkpoint's ({', '.join(changes)}): unless "

@@ -60,7 +60,7 @@ def rebuild_argument(name: str, value: Any) -> Any:
     """
     if isinstance(value, Mapping) and "class_path" in value:
         build = known_part(str(value["class_path"]))
-        arguments = value.get("init_args") or {}
+        arguments = {} if value.get("init_args") is None else value["init_args"]
         if build is None or not isinstance(arguments, Mapping):
             raise ValueError(
                 f"{name} is a {str(value['class_path'])[:100]}, which is not built from a file: give {name}=..."

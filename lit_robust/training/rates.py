@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
 from lit_robust.schedules import Schedule
+from lit_robust.training.checkpoint_checks import check_optimizer, check_scheduler
 
 #: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
@@ -58,8 +59,8 @@ class LearningRate:
         self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
-        #: The optimizer states of the checkpoint from which training resumes.
-        self.resumed: list[Any] = []
+        #: The states of optimizers and schedulers in the checkpoint from which training resumes.
+        self.resumed: tuple[list[Any], list[Any]] = [], []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
         """Share the factories: the command line's refer to the trainer, which cannot be copied once it has ranks."""
@@ -88,6 +89,8 @@ class LearningRate:
         )
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             check_plateau(self.torch_scheduler, self.interval)
+        for state in self.resumed[1]:
+            check_scheduler(self.torch_scheduler, state)
         return {
             "optimizer": self.optimizer,
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
@@ -99,15 +102,19 @@ class LearningRate:
         Raises:
             ValueError: If a checkpoint's groups have the numbers of another kind of optimizer.
         """
-        for state in self.resumed:
-            groups = state.get("param_groups", []) if isinstance(state, dict) else []
+        for state in self.resumed[0]:
+            groups = state.get("param_groups") if isinstance(state, dict) else []
+            groups = groups if isinstance(groups, list) else []
             for mine, theirs in zip(self.optimizer.param_groups, groups, strict=False):
+                if not isinstance(theirs, dict):
+                    break  # which is refused below
                 other = OF_ONE_KIND & (set(mine) ^ set(theirs))
                 if other:
                     raise ValueError(
                         f"the checkpoint was written with another optimizer than {type(self.optimizer).__name__} (one "
                         f"of them has {', '.join(sorted(other))}): resume with its own, or begin anew with load_net."
                     )
+            check_optimizer(self.optimizer, state)
 
     @property
     def current(self) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
-from lit_robust.checkpoint_files import check_sections, forget_foreign_paths, read_checkpoint
+from lit_robust.checkpoint_files import forget_foreign_paths, read_checkpoint
 from lit_robust.lightning_internals import (
     batches_begun,
     built_by_the_command_line,
@@ -23,6 +23,7 @@ from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments
 from lit_robust.training.checkpoint_checks import (
+    check_states,
     check_weights_finite,
     check_weights_fit,
     warn_of_averages,
@@ -99,7 +100,7 @@ class Trained(Stoppable):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self._trained_on, self.batch_idx = [], {}, 0
+            self.rate.resumed, self._trained_on, self.batch_idx = ([], []), {}, 0
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
@@ -211,7 +212,7 @@ class Trained(Stoppable):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another net, and restore what an exact resume needs."""
-        check_sections(checkpoint)
+        check_states(checkpoint, self.trainer, self.memory.values)
         forget_foreign_paths(checkpoint, self.trainer.checkpoint_callbacks)
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
@@ -221,7 +222,7 @@ class Trained(Stoppable):
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
-        self.rate.resumed = checkpoint.get("optimizer_states", [])
+        self.rate.resumed = checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", [])
         warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
 
