@@ -72,7 +72,7 @@ FLAGS = {
     "misspelt method": ("--model PGDTA", 'model: there is no class "PGDTA" (did you mean PGDAT?).'),
     "misspelt net": (
         "--model.net lit_robust.nets.resnet19",
-        "model.net: there is no lit_robust.nets.resnet19 (did you mean resnet18?).",
+        "model.net: there is no lit_robust.nets.resnet19 (did you mean lit_robust.nets.resnet18?).",
     ),
     "misspelt optimizer": (
         "--model.optimizer torch.optim.SDG",
