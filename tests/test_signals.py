@@ -87,9 +87,10 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    """Lightning leaves Ctrl-C ignored after one that comes before it has taken signals over."""
+    """Ctrl-C as at a terminal: a shell's background job ignores it, and so does Lightning after one in its setup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, before)
 
 
 MOMENTS = {
