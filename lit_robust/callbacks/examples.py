@@ -91,6 +91,7 @@ class AdversarialExamples(Callback):
             ModuleNotFoundError: Without matplotlib.
         """
         check_net(pl_module, self.adapter.net, "AdversarialExamples attacks")
+        require.fine_precision(str(trainer.precision))
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError('AdversarialExamples needs matplotlib: pip install "lit-robust[plot]".')
         # Here, because all ranks must ask for the run's folder.
