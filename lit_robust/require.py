@@ -171,6 +171,29 @@ def images(x: Tensor, remedy: str) -> None:
         raise ValueError(f"pixels run from {low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: {remedy}.")
 
 
+def later_batches(reached: Sequence[float], classes: int | None) -> None:
+    """Refuse what batches after the first one have reached.
+
+    Args:
+        reached: The smallest pixel, negated, the largest one, and the same of the labels, so that all four are maxima.
+        classes: The number of classes; None if there are no class labels.
+
+    Raises:
+        ValueError: If a pixel was outside [0, 1], or a label was none of the classes.
+    """
+    low, high, first, last = reached
+    if low > TOLERANCE or high > 1 + TOLERANCE:
+        raise ValueError(
+            f"pixels of a later batch run from {-low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: let the "
+            "loader give all images as it gives the first ones."
+        )
+    if classes is not None and (-first < 0 or last >= classes):
+        raise ValueError(
+            f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
+            f"{classes - 1}: give what shall not count the weight 0, not another label."
+        )
+
+
 def floating(x: Tensor, found: str = "there are images") -> None:
     """Refuse images that attacks cannot move.
 

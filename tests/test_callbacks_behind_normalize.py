@@ -138,6 +138,7 @@ def test_extra_averages_are_those_of_the_named_net(tmp_path):
         return module.averaged["fast"]
 
     normalised, twin = pair(run)
+    assert isinstance(normalised, nn.Sequential)
     for mine, its in zip(normalised.state_dict().values(), twin.state_dict().values(), strict=True):
         assert torch.equal(mine, its)
 

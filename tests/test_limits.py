@@ -2,11 +2,20 @@
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_robust.callbacks import (
+    AdversarialExamples,
+    AdversarialTraining,
+    CatastrophicOverfittingMonitor,
+    GeneralizationGap,
+    PGDDrop,
+    RobustAccuracy,
+)
 from lit_robust.defenses import PGDAT
-from tests.methods import build
-from tests.tiny import images, indexed, trainer
+from tests.methods import ATTACK, build
+from tests.tiny import TinyNet, images, indexed, trainer
 
 
 def spoilt(change, batch_size=8):
@@ -52,3 +61,64 @@ def test_a_later_batch_of_a_validation_or_a_test_is_refused(name, tmp_path):
 def test_a_fit_without_checkpoints_is_refused_at_the_epochs_end(tmp_path):
     with pytest.raises(ValueError, match="labels of a later batch"):
         trainer(tmp_path, max_epochs=1, log_every_n_steps=50).fit(build(PGDAT), spoilt(CHANGES["-100"][0]))
+
+
+class Stranger(LightningModule):
+    """A user's module; its loss leaves out labels of -100, and it looks at no pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = TinyNet()
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.model(batch[0].nan_to_num()), batch[1].clamp(0, 3))
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_strangers_later_batch_is_refused_in_training_and_no_checkpoint_is_written(name, tmp_path):
+    change, message = CHANGES[name]
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    callbacks = [AdversarialTraining(ATTACK, net="model"), keep]
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=callbacks, enable_checkpointing=True)
+    with pytest.raises(ValueError, match=message):
+        run.fit(Stranger(), spoilt(change))
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["epoch=0-step=1.ckpt"]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_strangers_later_batch_is_refused_in_a_validation_or_a_test(name, tmp_path):
+    change, message = CHANGES[name]
+    for measure in ("validate", "test"):
+        run = trainer(tmp_path, callbacks=[RobustAccuracy({"pgd": ATTACK}, net="model")])
+        with pytest.raises(ValueError, match=message):
+            getattr(run, measure)(Stranger(), spoilt(change), verbose=False)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: AdversarialExamples(ATTACK, net="model"),
+        lambda: CatastrophicOverfittingMonitor(PGDDrop(ATTACK), net="model"),
+        lambda: GeneralizationGap(8, ATTACK, net="model"),
+    ],
+    ids=["examples", "monitor", "gap"],
+)
+def test_a_precision_that_rounds_images_is_refused_by_what_attacks_them(tmp_path, callback):
+    run = trainer(tmp_path, max_epochs=1, precision="bf16-true", callbacks=[callback()])
+    with pytest.raises(ValueError, match=r"^trainer\.precision=bf16-true"):
+        run.fit(Stranger(), datamodule=Plain())
+
+
+class Plain(LightningDataModule):
+    def train_dataloader(self):
+        return indexed(images(8))
+
+    plain_train_dataloader = val_dataloader = train_dataloader

@@ -61,6 +61,9 @@ class Adapter:
         for value in self.std:
             require.number("std", value, above=0, hint="it is what images are divided by")
         self._unpack = False
+        #: The number of classes, if the labels are classes.
+        self._classes: int | None = None
+        self._reached: Tensor | None = None
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
@@ -94,6 +97,10 @@ class Adapter:
         net = self.users_net(module)
         return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
 
+    def within_classes(self, y: Tensor) -> Tensor:
+        """The labels with those that ``tell`` will refuse replaced, so that no kernel fails before."""
+        return y if self._classes is None else y.clamp(0, self._classes - 1)
+
     def users_net(self, module: LightningModule) -> nn.Module:
         """The net as the user wrote it, which holds the weights."""
         return net_of(module, self.net)
@@ -102,8 +109,10 @@ class Adapter:
         """The pixels and class labels of a batch, with weights 1 and indices -1 unless it is a ``Batch``.
 
         Raises:
-            ValueError: If its labels are no classes.
+            ValueError: If its labels are no classes, or a pixel or label is out of range.
         """
+        self.watch(batch)
+        self.tell()
         x, y = self.pixels(batch), self.labels(batch)
         if y is None or y.ndim != 1 or y.is_floating_point():
             found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
@@ -143,6 +152,27 @@ class Adapter:
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
             remedy = "give the net an output for each class, and classes numbers from 0 on"
             check_classes(y, classes, f"the net returns {classes} logits per image: {remedy}")
+            self._classes = classes
+
+    @torch.no_grad()
+    def watch(self, batch: Any) -> None:
+        """Add a batch to the range of pixels and labels since the last ``tell``, without waiting for the device."""
+        x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
+        mean, std = self._statistics(x)
+        low, high = torch.aminmax(x * std + mean)
+        first, last = torch.aminmax(y) if y is not None and self._classes else (torch.zeros_like(low),) * 2
+        reached = torch.stack([-low, high, -first.to(low.dtype), last.to(low.dtype)]).float()
+        self._reached = reached if self._reached is None else torch.maximum(self._reached, reached)
+
+    def tell(self) -> None:
+        """Refuse what ``watch`` has seen since the last call.
+
+        Raises:
+            ValueError: If a pixel was outside [0, 1] or NaN, or a label was none of the classes.
+        """
+        if self._reached is not None:
+            reached, self._reached = self._reached.nan_to_num(nan=torch.inf).tolist(), None
+            require.later_batches(reached, self._classes)
 
     def _check_pixels(self, x: Tensor) -> None:
         require.floating(x, f"x={self.x!r} finds images")

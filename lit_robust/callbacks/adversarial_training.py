@@ -12,7 +12,13 @@ from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import checked, frozen, network_mode, own_random_state
-from lit_robust.lightning_internals import batch_in_epoch, batches_begun, change_batches, restore_batches
+from lit_robust.lightning_internals import (
+    batch_in_epoch,
+    batches_begun,
+    change_batches,
+    is_due_for_logging,
+    restore_batches,
+)
 from lit_robust.measures.accuracy import tell_of_idle_attack, tell_of_short_steps
 from lit_robust.seeds import seed
 
@@ -103,6 +109,17 @@ class AdversarialTraining(Callback):
         change_batches(trainer, lambda batch: self._attacked(trainer, pl_module, batch))
         self._installed, self._checked = True, False
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuse pixels and labels of later batches that are out of range; every now and then, because it waits."""
+        if is_due_for_logging(trainer) or trainer.is_last_batch:
+            self.adapter.tell()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Do the same before a checkpoint is written."""
+        self.adapter.tell()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
         if self._installed:
@@ -122,6 +139,7 @@ class AdversarialTraining(Callback):
                 self._checked = True
             if not module.adversarial:
                 return batch
+            self.adapter.watch(batch)
             return self.adapter.exchanged(batch, self._adversary(trainer, module, batch))
 
     def _adversary(self, trainer: Trainer, module: Any, batch: Any) -> Tensor:
@@ -141,6 +159,7 @@ class AdversarialTraining(Callback):
             if y is None:
                 with torch.no_grad():
                     y = net(x).argmax(dim=1)
+            y = self.adapter.within_classes(y)
             attack: Attack = module.attack
             return attack(net, x, y)
 

@@ -93,6 +93,7 @@ class AdversarialExamples(Callback):
             ModuleNotFoundError: Without matplotlib.
         """
         check_net(pl_module, self.adapter.net, "AdversarialExamples attacks")
+        require.fine_precision(str(trainer.precision))
         if stage == "fit":
             self.pictures = []
         if find_spec("matplotlib") is None:

@@ -90,6 +90,7 @@ class GeneralizationGap(Callback):
                 "give it an attack, or train a Defense."
             )
         check_net(pl_module, self.adapter.net, "GeneralizationGap attacks")
+        require.fine_precision(str(trainer.precision))
         if not hasattr(_data(trainer), "plain_train_dataloader"):
             raise TypeError(
                 "GeneralizationGap needs the training images as they are: give the trainer a datamodule of "

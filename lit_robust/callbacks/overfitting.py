@@ -119,6 +119,7 @@ class CatastrophicOverfittingMonitor(Callback):
         """Check module and callbacks, and reset; a checkpoint is loaded after this."""
         if stage == "fit":
             check_net(pl_module, self.adapter.net, "CatastrophicOverfittingMonitor attacks")
+            require.fine_precision(str(trainer.precision))
             if self.follows and math.isnan(_bound(pl_module).eps):
                 raise ValueError(
                     f"{self.name} measures at the training's eps, but {type(pl_module).__name__} has no attack.eps: "

@@ -34,15 +34,6 @@ class Limits:
         """
         if self.reached is None:
             return
-        low, high, first, last = max_over_ranks(self.reached.nan_to_num(nan=torch.inf)).tolist()
+        reached = max_over_ranks(self.reached.nan_to_num(nan=torch.inf)).tolist()
         self.reached = None
-        if low > require.TOLERANCE or high > 1 + require.TOLERANCE:
-            raise ValueError(
-                f"pixels of a later batch run from {-low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: let "
-                "the loader give all images as it gives the first ones."
-            )
-        if -first < 0 or last >= self.num_classes:
-            raise ValueError(
-                f"labels of a later batch run from {-first:.0f} to {last:.0f}, but the classes are 0 to "
-                f"{self.num_classes - 1}: give samples that must not count the weight 0, not another label."
-            )
+        require.later_batches(reached, self.num_classes)
