@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _checked = ContextVar("checked", default=False)
+_smaller_batches = ContextVar("smaller_batches", default=False)
 
 
 @contextmanager
@@ -24,6 +25,35 @@ def checked() -> Iterator[None]:
 def is_checked() -> bool:
     """Whether the caller has checked the images."""
     return _checked.get()
+
+
+@contextmanager
+def smaller_batches() -> Iterator[None]:
+    """Let attacks leave images out of the batch that are misclassified already, where ``may_shrink`` allows it.
+
+    An evaluation enters this; it needs one misclassified point per image and does not look at the others.
+    """
+    token = _smaller_batches.set(True)
+    try:
+        yield
+    finally:
+        _smaller_batches.reset(token)
+
+
+def may_shrink(net: nn.Module) -> bool:
+    """Whether an attack may leave images out of the batch without a change for the other ones.
+
+    Not where a layer is in train mode, whose statistics or draws depend on the batch, nor where the shape is fixed by
+    a compiled graph or a CUDA graph.
+    """
+    if not _smaller_batches.get() or torch.compiler.is_compiling():
+        return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    return not any(
+        module.training or getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+        for module in net.modules()
+    )
 
 
 @contextmanager

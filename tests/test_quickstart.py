@@ -49,8 +49,8 @@ def test_its_test_ends_with_the_table_and_a_picture(folder, monkeypatch, capsys)
     monkeypatch.chdir(folder.parent)
     monkeypatch.setitem(VERSIONS, "standard", {"apgd-ce": 1})  # a quarter of AutoAttack
     main(["test", "-c", str(QUICKSTART), "--ckpt_path", "last"])
-    table = [line.split()[0] for line in capsys.readouterr().out.rstrip().splitlines()[-4:]]
-    assert table == ["clean", "pgd20", "autoattack", "worst"]
+    table = [line.split()[0] for line in capsys.readouterr().out.rstrip().splitlines()[-5:]]
+    assert table == ["clean", "pgd20", "pgd20_margin", "autoattack", "worst"]
     assert list(folder.glob("quickstart/**/test-*.png"))
 
 

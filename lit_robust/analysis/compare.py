@@ -13,9 +13,11 @@ from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
 from lit_robust.analysis.subjects import Subject, crafted_survivors, load_subjects, test_images, training_images
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import EPS
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
+from lit_robust.measures.default_test import default_test
 from lit_robust.seeds import run_seed
 from lit_robust.whole_files import write_whole
 
@@ -61,7 +63,7 @@ def compare(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
-        attacks: Attacks by name; by default PGD at eps 8/255 with 20 steps of 2/255.
+        attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_test``.
         reference: The method whose training time is 100 %; by default the slowest.
         gap: Whether to attack as many training images, too: their accuracy under the first attack minus that of the
             test images is the generalisation gap.
@@ -79,7 +81,7 @@ def compare(
         ValueError: If an argument is out of range or a checkpoint cannot be used.
     """
     check_plotting()
-    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or {"pgd20": PGD(steps=20)})}
+    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(EPS))}
     place = device_of(device)
     subjects, images = load_subjects(checkpoints, place), test_images(data, limit, place)
     journal = Journal(Path(out) / "journal.jsonl")

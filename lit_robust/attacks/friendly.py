@@ -28,8 +28,8 @@ class FriendlyPGD(PGD):
         omega: The standard deviation of the noise of each step.
 
     Raises:
-        ValueError: If ``tau`` or ``omega`` is negative or infinite, or if ``momentum``, ``targeted`` or
-            ``freeze_misclassified`` is set, with which early stopping does not work.
+        ValueError: If ``tau`` or ``omega`` is negative or infinite, or if ``momentum``, ``targeted``,
+            ``freeze_misclassified``, ``keep`` or ``eot`` is set, with which early stopping does not work.
     """
 
     tau: float = 0
@@ -39,8 +39,8 @@ class FriendlyPGD(PGD):
         super().__post_init__()
         require.number("tau", self.tau, least=0)
         require.number("omega", self.omega, least=0)
-        for name in ("momentum", "targeted", "freeze_misclassified"):
-            if getattr(self, name):
+        for name in ("momentum", "targeted", "freeze_misclassified", "keep", "eot"):
+            if getattr(self, name) != getattr(PGD, name):
                 raise ValueError(f"FriendlyPGD stops samples by a rule of its own: leave out {name}, or use PGD.")
 
     def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.pgd import PGD, Init, Objective, Reference
+from lit_robust.attacks.passes import Objective
+from lit_robust.attacks.pgd import PGD, Init, Reference
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
 
@@ -41,8 +42,8 @@ class GAMAPGD(PGD):
         drop: What a drop divides the step by.
         guide: The reference ``x_ref``: the ``start`` of the run, or the ``clean`` image, which costs a forward.
 
-    ``eps``, ``steps``, ``norm``, ``restarts`` and ``freeze_misclassified`` are those of PGD, whose other arguments are
-    fixed.
+    ``eps``, ``steps``, ``norm``, ``restarts``, ``freeze_misclassified``, ``keep`` and ``eot`` are those of PGD, whose
+    other arguments are fixed.
 
     Raises:
         ValueError: If an argument is out of range.

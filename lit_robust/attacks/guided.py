@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lit_robust.attacks.pgd import PGD, Objective
+from lit_robust.attacks.passes import Objective
+from lit_robust.attacks.pgd import PGD
 from lit_robust.guards import network_mode
 
 #: ``(logits, clean_logits)``, both ``(N, C)``, to one number per sample or one for the batch.
@@ -31,6 +32,7 @@ class GuidedPGD(PGD):
         reference_bn_mode: The net's mode for the clean logits; None leaves it as it is.
     """
 
+    couples_images: ClassVar[bool] = True
     penalty: Penalty = field(kw_only=True)
     lam: float = field(kw_only=True)
     guided_steps: int | None = field(default=None, kw_only=True)

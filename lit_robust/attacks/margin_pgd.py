@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.pgd import PGD, Objective, Reference
+from lit_robust.attacks.passes import Objective, Passes
+from lit_robust.attacks.pgd import PGD, Reference
 from lit_robust.losses import SampleLoss, TargetLoss
 
 
@@ -151,8 +152,7 @@ class MultiTargetedPGD(PGD):
         start, best, best_margin = x_adv, x, x.new_full(y.shape, -torch.inf)
         for aim in self.aims:
             x_adv = aim.run(net, x, y, start)
-            with torch.no_grad():
-                logits = net(x_adv)
+            logits = Passes(net, self.eot).forward(x_adv)
             margin = losses.margin(logits, y)
             better = margin > best_margin
             best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv, best)

@@ -3,25 +3,25 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, Attack, check_images, input_gradient, step_length
-from lit_robust.guards import crafting
+from lit_robust.attacks.base import EPS, Attack, check_images, step_length
+from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, like_images
+from lit_robust.guards import crafting, may_shrink
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
 Reference = Literal["label", "clean_logits"]
+Keep = Literal["last", "worst"]
 #: Losses of labels; given logits, they would take them for soft labels, or fail only when the attack runs.
 OF_LABELS = (losses.ce, losses.margin, losses.probability_margin, losses.dlr)
 
-#: ``(x_adv, logits of x_adv, index of the step) -> (N,)``, the function to maximise.
-Objective = Callable[[Tensor, Tensor, int], Tensor]
 #: ``(x_adv, logits of x_adv, gradient) -> (N,)`` bool, which samples take the step.
 Movers = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -32,8 +32,10 @@ class PGD(Attack):
 
         x' <- P( x' + step_size * steepest(grad L(f(x'), y)) ),     P onto the eps-ball around x and [0, 1]
 
-    With one restart and without ``freeze_misclassified`` it costs exactly ``steps`` forward and backward passes (plus a
-    forward for ``clean_logits``), and no synchronisation with the device.
+    With one restart and without ``freeze_misclassified`` it costs exactly ``steps * eot`` forward and backward passes
+    (plus a forward for ``clean_logits`` and ``eot`` forwards for ``keep="worst"``), and no synchronisation with the
+    device. In an evaluation with ``keep="worst"``, misclassified images leave the batch every 10 steps, see
+    ``guards.smaller_batches``; the same images end up broken.
 
     With restarts, each sample keeps its best final point: a misclassified one beats a correctly classified one, then
     the larger loss wins. Wong et al.'s code keeps the larger cross-entropy, so with another loss it can replace a
@@ -62,6 +64,11 @@ class PGD(Attack):
         restarts: The number of runs.
         freeze_misclassified: Whether each step moves only the samples that are still classified correctly; a run
             then ends when there are none, as in the evaluations of Wong et al.'s code.
+        keep: Which point of a run is returned for each image: the ``last`` one, or the ``worst`` one seen, start and
+            last included: a misclassified one first, then the one with the largest margin ``losses.margin``. Restarts
+            are compared in the same way.
+        eot: How many passes each gradient is averaged over, with new random numbers in each, for nets that draw some:
+            expectation over transformation (Athalye et al., ICML 2018, arXiv:1802.00420, section 4.2).
 
     Raises:
         TypeError: If ``loss`` is not a function.
@@ -82,16 +89,22 @@ class PGD(Attack):
     targeted: bool = False
     restarts: int = 1
     freeze_misclassified: bool = False
+    keep: Keep = "last"
+    eot: int = 1
+    #: Whether the objective of an image depends on the other images, which then cannot leave the batch.
+    couples_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require.one_of("norm", self.norm, get_args(Norm))
         require.one_of("init", self.init, get_args(Init))
         require.one_of("compare_with", self.compare_with, get_args(Reference))
+        require.one_of("keep", self.keep, get_args(Keep))
         for name in ("eps", "step_size", "init_size"):
             if (value := getattr(self, name)) is not None or name == "eps":
                 object.__setattr__(self, name, require.pixels(name, value, self.norm))
         require.integer("steps", self.steps, least=0)
         require.integer("restarts", self.restarts, least=1)
+        require.integer("eot", self.eot, least=1)
         if not callable(self.loss):
             raise TypeError(f"loss={self.loss!r} is not a function: give one such as lit_robust.losses.ce.")
         require.number("momentum", self.momentum, least=0)
@@ -118,10 +131,17 @@ class PGD(Attack):
         """One run, from ``x_adv``, such as the end of an earlier one, or from a new start; inside ``crafting``."""
         objective, movers = self.objective(net, x, y), self.movers(net, x, y)
         x_adv, velocity = self.start(net, x) if x_adv is None else x_adv, x.new_zeros(())
+        passes, worst = Passes(net, self.eot), None
+        if self.keep == "worst":
+            shrinks = not self.couples_images and may_shrink(net)
+            worst = WorstPoint(passes, self.threat.project(x_adv, x), y, self.targeted, shrinks)
         for k in range(self.steps):
+            if worst and not worst.goes_on(k):
+                return worst.x_adv
             x_adv.requires_grad_()
-            logits = net(x_adv)
-            gradient = input_gradient(objective(x_adv, logits, k), x_adv)
+            logits, gradient = passes.gradient(objective, x_adv, k)
+            if worst and (k or self.clip_init):  # a start that is not projected may lie outside the set
+                worst.see(x_adv, logits)
             with torch.no_grad():
                 velocity = self.momentum * velocity + _l1_normalised(gradient) if self.momentum else gradient
                 x_next = self.step(net, x, x_adv, velocity, k)
@@ -129,10 +149,12 @@ class PGD(Attack):
                     moves = movers(x_adv, logits, gradient)
                     if self.freeze_misclassified and not moves.any():
                         break
-                    x_next = torch.where(_like_images(moves, x), x_next, x_adv)
+                    stay = self.threat.project(x_adv, x) if worst and not k else x_adv
+                    x_next = torch.where(like_images(moves, x), x_next, stay)
                 x_adv = x_next
         # A sample may have stayed at a start that was not projected.
-        return x_adv.detach() if self.clip_init else self.threat.project(x_adv.detach(), x)
+        x_adv = x_adv.detach() if self.clip_init else self.threat.project(x_adv.detach(), x)
+        return worst.or_at(x_adv) if worst else x_adv
 
     # What other iterative attacks override. A function returned here may keep state for one run.
 
@@ -205,7 +227,9 @@ class PGD(Attack):
 
     @torch.no_grad()
     def _judge(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Which final points are successful, and their losses."""
+        """Which final points are successful, and by how much: their losses, or margins with ``keep="worst"``."""
+        if self.keep == "worst":
+            return badness(Passes(net, self.eot).forward(x_adv), y, self.targeted)
         logits = net(x_adv)
         return self.broken(logits, y), self.objective(net, x, y)(x_adv, logits, self.steps)
 
@@ -231,8 +255,3 @@ def check_pgd(owner: object, attack: Attack, does: str, exactly: bool = False) -
 def _l1_normalised(gradient: Tensor) -> Tensor:
     size = gradient.abs().sum(dim=tuple(range(1, gradient.ndim)), keepdim=True)
     return gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)
-
-
-def _like_images(per_sample: Tensor, x: Tensor) -> Tensor:
-    """Shape ``(N,)`` so that it broadcasts over ``(N, C, H, W)``."""
-    return per_sample.view(-1, *[1] * (x.ndim - 1))

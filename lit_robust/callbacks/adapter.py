@@ -206,6 +206,7 @@ class _PixelsToLogits(nn.Module):
         super().__init__()
         self.net = net
         self.adapter = adapter
+        self.training = net.training
 
     def forward(self, x: Tensor) -> Tensor:
         return only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))

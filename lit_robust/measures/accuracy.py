@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.batch import Batch
-from lit_robust.guards import checked, own_random_state
+from lit_robust.guards import checked, own_random_state, smaller_batches
 
 #: The rows that every evaluation has besides the named attacks.
 CLEAN, WORST = "clean", "worst"
@@ -92,17 +92,18 @@ def tell_of_idle_attack(trainer: Any, name: str, attack: Any) -> None:
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:
     """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
 
-    The net is attacked in its current mode, which should be ``eval`` for an evaluation.
+    The net is attacked in its current mode, which should be ``eval`` for an evaluation. All attacks see the same
+    images. As in AutoAttack, an image that is wrong without an attack counts as broken by every attack.
 
     Returns:
         ``(N,)`` bool for ``"clean"``, each attack's name and, where there are several attacks, ``"worst"``.
     """
     correct = {CLEAN: is_correct(net, batch.x, batch.y)}
     for name, attack in attacks.items():
-        with own_random_state(batch.x.device), checked():
+        with own_random_state(batch.x.device), checked(), smaller_batches():
             torch.manual_seed(torch.initial_seed())  # makes an attack's draws independent of the other attacks
             x_adv = attack(net, batch.x, batch.y)
-        correct[name] = is_correct(net, x_adv, batch.y)
+        correct[name] = correct[CLEAN] & is_correct(net, x_adv, batch.y)
     if len(attacks) > 1:
         correct[WORST] = torch.stack(list(correct.values())).all(dim=0)
     return correct

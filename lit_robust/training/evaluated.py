@@ -17,6 +17,7 @@ from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
+from lit_robust.measures.default_test import default_test
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature
@@ -40,7 +41,8 @@ class Evaluated(LightningModule):
         attack: The training adversary, whose threat set the default attacks search.
         val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
-        test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps.
+        test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps, on cross-entropy
+            (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
     """
@@ -74,8 +76,8 @@ class Evaluated(LightningModule):
             )
         for name, flag in (("channels_last", channels_last), ("compile", compile)):
             require.instance(name, flag, bool, "give True or False")
-        val_attack = val_attack or _like(attack, steps=7, share=1 / 7, init="zero")
-        test_attacks = test_attacks or {"pgd20": _like(attack, steps=20, share=1 / 4, init="uniform")}
+        val_attack = val_attack or _validation(*_threat_of(attack))
+        test_attacks = test_attacks or default_test(*_threat_of(attack))
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
@@ -227,10 +229,13 @@ class Evaluated(LightningModule):
         return accuracies
 
 
-def _like(attack: Attack, steps: int, share: float, init: Literal["zero", "uniform"]) -> PGD:
-    """PGD in the threat set of another attack, with steps of ``share`` times its eps."""
+def _threat_of(attack: Attack) -> tuple[float, Norm]:
+    """The bound and the norm of the training attack."""
     eps: float | None = getattr(attack, "eps", None)
-    norm: Norm = getattr(attack, "norm", "linf")
     if eps is None:
         raise ValueError(f"{type(attack).__name__} has no eps: state val_attack and test_attacks yourself.")
-    return PGD(eps=eps, step_size=share * eps, steps=steps, norm=norm, init=init)
+    return eps, getattr(attack, "norm", "linf")
+
+
+def _validation(eps: float, norm: Norm) -> PGD:
+    return PGD(eps=eps, step_size=1 / 7 * eps, steps=7, norm=norm, init="zero")
