@@ -1,8 +1,9 @@
 """Everything we use of Lightning that is not public API, as of Lightning 2.6.6.
 
-Each function says what breaks without it. No other file touches Lightning's internals except ``callbacks/ema.py``,
-which subclasses ``WeightAveraging``. If Lightning no longer has what a function reads, calling the function raises an
-ImportError of one sentence; importing this file does not need Lightning.
+Each function says what breaks without it. No other file touches Lightning's internals except ``lightning_cli.py``, this
+one's part for the command line, and ``callbacks/ema.py``, which subclasses ``WeightAveraging``. If Lightning no longer
+has what a function reads, calling the function raises an ImportError of one sentence; importing this file does not need
+Lightning.
 """
 
 import re
@@ -10,13 +11,14 @@ from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _changed(what: object) -> ImportError:
+def changed(what: object) -> ImportError:
+    """An error that names the tested versions of Lightning, because an internal is gone."""
     import lightning
 
     return ImportError(
@@ -25,7 +27,7 @@ def _changed(what: object) -> ImportError:
     )
 
 
-def _inside(function: Callable[P, R]) -> Callable[P, R]:
+def inside(function: Callable[P, R]) -> Callable[P, R]:
     """Raise an ImportError that names the tested versions if an internal is gone."""
 
     @wraps(function)
@@ -33,7 +35,7 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (ImportError, AttributeError, KeyError) as error:
-            raise _changed(f"{function.__name__}: {error}") from error
+            raise changed(f"{function.__name__}: {error}") from error
 
     return guarded
 
@@ -41,7 +43,7 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
 # Training progress.
 
 
-@_inside
+@inside
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
@@ -51,7 +53,7 @@ def batch_in_epoch(trainer: Any) -> int:
     return max(int(trainer.fit_loop.batch_idx), 0)
 
 
-@_inside
+@inside
 def batches_begun(trainer: Any) -> int:
     """Number of batches begun, over all epochs; ``trainer.global_step`` counts optimizer steps instead.
 
@@ -60,7 +62,7 @@ def batches_begun(trainer: Any) -> int:
     return int(trainer.fit_loop.total_batch_idx) + 1
 
 
-@_inside
+@inside
 def is_due_for_logging(trainer: Any) -> bool:
     """Whether this batch's metrics are to be logged, by ``log_every_n_steps``, which one of the connectors sets.
 
@@ -75,7 +77,7 @@ def fractional_epoch(trainer: Any, batch_idx: int) -> float:
     return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)
 
 
-@_inside
+@inside
 def epochs_begun(trainer: Any) -> int:
     """Number of epochs begun, with the current one; ``trainer.current_epoch`` increases at an epoch's end.
 
@@ -84,14 +86,14 @@ def epochs_begun(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_progress.current.started)
 
 
-@_inside
+@inside
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
     """Number of epochs that a checkpoint has finished; else ``fit`` would resume a complete training."""
     loops = checkpoint.get("loops")
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"]) if loops else 0
 
 
-@_inside
+@inside
 def validation_is_due(trainer: Any) -> bool:
     """Whether a validation follows the running hooks of a batch's end; see ``end_the_epoch``."""
     loop = trainer.fit_loop.epoch_loop
@@ -99,7 +101,7 @@ def validation_is_due(trainer: Any) -> bool:
     return bool(ended and loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
-@_inside
+@inside
 def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
     """Make a run that was saved after an epoch's last batch, or when a validation was due or running, validate first.
 
@@ -120,7 +122,7 @@ def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
         validation["is_last_batch"] = False
 
 
-@_inside
+@inside
 def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     """Let a function handle SIGTERM from when Lightning takes signals over; a user's own handler is called after it.
 
@@ -132,7 +134,7 @@ def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     connector._sigterm_notifier_fn = handler
 
 
-@_inside
+@inside
 def loops_to_restore(trainer: Any) -> dict[str, Any]:
     """The states of the fit loop and of this stage's loop, by their names in a checkpoint.
 
@@ -157,7 +159,7 @@ def _is_ours(file: str) -> bool:
 # Batches, loaders and metrics.
 
 
-@_inside
+@inside
 def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
     """Pass ``change(batch)`` to ``training_step`` instead of the batch, until ``restore_batches``.
 
@@ -172,13 +174,13 @@ def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
     trainer.strategy.training_step = training_step
 
 
-@_inside
+@inside
 def restore_batches(trainer: Any) -> None:
     """Undo ``change_batches``; without it, the trainer's next fit would be attacked, too."""
     vars(trainer.strategy).pop("training_step", None)
 
 
-@_inside
+@inside
 def reload_every_epoch(trainer: Any) -> None:
     """Reload the dataloaders in every epoch, also where the user has set a longer interval.
 
@@ -188,20 +190,20 @@ def reload_every_epoch(trainer: Any) -> None:
     trainer.reload_dataloaders_every_n_epochs = 1
 
 
-@_inside
+@inside
 def batch_size_searched(finder: Any) -> str:
     """The argument that a ``BatchSizeFinder`` changes; without this, it would search one that has no effect."""
     return str(finder._batch_arg_name)
 
 
-@_inside
+@inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
     """Whether a metric is logged without a mean over the epoch; else ``DelayedStart`` would take the last batch's."""
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
     return bool(found) and not any(meta.on_epoch for meta in found)
 
 
-@_inside
+@inside
 def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The row that is logged after the running hooks of a batch's or an epoch's end, with its step; empty elsewhere.
 
@@ -218,7 +220,7 @@ def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, 
     return {"epoch": trainer.current_epoch, "step": step} | logged if logged else {}
 
 
-@_inside
+@inside
 def epoch_so_far(trainer: Any) -> dict[str, float]:
     """The epoch's metrics between its last batch and its end, without which a run saved there would lose them."""
     loop = trainer.fit_loop
@@ -228,7 +230,7 @@ def epoch_so_far(trainer: Any) -> dict[str, float]:
     return {name: float(value) for name, value in loop.epoch_loop._results.metrics(on_step=False)["log"].items()}
 
 
-@_inside
+@inside
 def go_on_in_folder(logger: Any, name: str) -> None:
     """Make a CSVLogger write into the folder of an earlier run, without which a resumed run would start a new one.
 
@@ -239,7 +241,7 @@ def go_on_in_folder(logger: Any, name: str) -> None:
     logger._version = int(number[1]) if number else name
 
 
-# Modules and the command line.
+# Modules.
 
 
 @cache
@@ -248,35 +250,3 @@ def names_in_every_module() -> frozenset[str]:
     from lightning.pytorch import LightningModule
 
     return frozenset(vars(LightningModule()))
-
-
-@_inside
-def built_by_the_command_line() -> bool:
-    """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
-
-    Without it, a module built in Python would save live objects, which a checkpoint that is safe to load cannot hold.
-    """
-    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-
-    return _given_hyperparameters.get() is not None
-
-
-class CommandLineInternals:
-    """Overrides private methods of ``LightningCLI``: arguments beat a checkpoint's, subcommands have our defaults."""
-
-    #: Defaults of the trainer's methods, by subcommand.
-    subcommand_defaults: ClassVar[Mapping[str, dict[str, Any]]] = {}
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
-            if not hasattr(super(), name):
-                raise _changed(f"LightningCLI.{name}")
-        super().__init__(*args, **kwargs)
-
-    def _parse_ckpt_path(self) -> None:
-        """Do nothing, so that a checkpoint's arguments do not override the user's."""
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)  # type: ignore[misc]  # LightningCLI's
-        parser.set_defaults(self.subcommand_defaults.get(subcommand, {}))
-        return parser

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import lit_robust
+from lit_robust import lightning_cli as command_line
 from lit_robust import lightning_internals as internals
 from lit_robust.cli.main import RobustCLI
 from lit_robust.seeds import run_seed
@@ -34,7 +35,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 
 #: The file that this is about, and the one that subclasses `WeightAveraging`.
-MAY_TOUCH = {PACKAGE / "lightning_internals.py", PACKAGE / "callbacks" / "ema.py"}
+MAY_TOUCH = {PACKAGE / "lightning_internals.py", PACKAGE / "lightning_cli.py", PACKAGE / "callbacks" / "ema.py"}
 
 #: Whose private names are Lightning's, by the end of the expression.
 OWNERS = ("trainer", "loop", "strategy", "logger", "loggers", "results")
@@ -496,7 +497,7 @@ SILENT = {"trainer_defaults": {"logger": False}, "seed_everything_default": 0}
 class Built(Plain):
     def __init__(self, width: int = 1) -> None:
         super().__init__()
-        self.by_the_command_line = internals.built_by_the_command_line()
+        self.by_the_command_line = command_line.built_by_the_command_line()
 
 
 class Hyper(Plain):
@@ -516,15 +517,15 @@ def test_a_module_knows_whether_the_command_line_builds_it(monkeypatch):
 def test_the_command_line_overrides_what_is_there_and_nothing_else():
     for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
         assert callable(getattr(LightningCLI, name))
-        assert name in vars(internals.CommandLineInternals)
-        assert getattr(RobustCLI, name) is vars(internals.CommandLineInternals)[name]
+        assert name in vars(command_line.CommandLineInternals)
+        assert getattr(RobustCLI, name) is vars(command_line.CommandLineInternals)[name]
 
 
 def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-robust"])
     fit(tmp_path, SaveAtEnds(tmp_path), module=Hyper(width=3))
 
-    class Ours(internals.CommandLineInternals, LightningCLI):
+    class Ours(command_line.CommandLineInternals, LightningCLI):
         subcommand_defaults = {"test": {"verbose": False}}  # noqa: RUF012  # as a user would write it
 
         def test(self, **kwargs):
@@ -569,7 +570,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
         lambda: internals.go_on_in_folder(HOLLOW, "version_0"),
-        lambda: internals.CommandLineInternals(),
+        lambda: command_line.CommandLineInternals(),
     ],
 )
 def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one(use):
@@ -580,7 +581,7 @@ def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one
 def test_a_context_that_is_gone_is_reported_too(monkeypatch):
     monkeypatch.delattr(hparams_mixin, "_given_hyperparameters")
     with pytest.raises(ImportError, match=r"lightning 2\.6.*built_by_the_command_line.*_given_hyperparameters"):
-        internals.built_by_the_command_line()
+        command_line.built_by_the_command_line()
 
 
 def test_the_file_can_be_imported_without_lightning(monkeypatch):

@@ -10,9 +10,9 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths, read_checkpoint
+from lit_robust.lightning_cli import built_by_the_command_line
 from lit_robust.lightning_internals import (
     batches_begun,
-    built_by_the_command_line,
     end_the_epoch,
     fractional_epoch,
     is_due_for_logging,
