@@ -1,7 +1,13 @@
-"""A callback that sends a signal to its own process, for tests/test_signals.py."""
+"""A callback that sends a signal to its own process, for tests/test_signals.py.
 
+`python -m tests.sender RUNS.json CODES.json` runs commands one after another, and writes their exit codes.
+"""
+
+import json
 import os
 import signal
+import sys
+from pathlib import Path
 
 from lightning.pytorch import Callback
 
@@ -26,3 +32,19 @@ class Send(Callback):
         here = "batch" not in self.hook or self.batch_idx in args[-2:]
         if late and here and trainer.global_rank == self.rank:
             os.kill(os.getpid(), signal.Signals[self.name])
+
+
+def exit_code(args: list[str]) -> int:
+    """What the command line ends with."""
+    from lit_robust.cli import main
+
+    try:
+        main(args)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+if __name__ == "__main__":
+    runs, codes = map(Path, sys.argv[1:])
+    codes.write_text(json.dumps([exit_code(args) for args in json.loads(runs.read_text())]))

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: the run is saved, says how to resume, and goes on as if it had not been stopped."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -141,43 +142,41 @@ def test_it_is_found_by_its_folder_and_stopped_again(here, uninterrupted):
 # Two ranks.
 
 
-@pytest.fixture
-def ranks(here):
-    """Starts a fit on two ranks, as torchrun does, and gives their exit codes and what they print."""
-    started = []
-
-    def fit_on_two(*flags: str) -> tuple[list[int], str]:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
-        shared |= {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
-        two = ["-c", "tiny.yaml", "-c", "more.yaml", "--trainer.devices=2", "--trainer.strategy=ddp", *flags]
-        for rank in ("0", "1"):
-            with Path(f"{rank}.txt").open("w") as log:
-                environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
-                command = [sys.executable, "-m", "lit_robust", "fit", *two]
-                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-        codes = [process.wait(timeout=120) for process in started[-2:]]
-        return codes, Path("0.txt").read_text() + Path("1.txt").read_text()
-
+def fit_on_two_ranks(*runs: list[str]) -> tuple[list[list[int]], str]:
+    """Exit codes by rank and run, and what is printed, of fits one after another in one pair of processes."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    shared |= {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
     Path("tiny.yaml").write_text(TINY)
     Path("more.yaml").write_text(MORE)
-    yield fit_on_two
-    for process in started:
-        process.kill()
-        process.wait()
+    two = ["fit", "-c", "tiny.yaml", "-c", "more.yaml", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    Path("runs.json").write_text(json.dumps([[*two, *flags] for flags in runs]))
+    started = []
+    for rank in ("0", "1"):
+        with Path(f"{rank}.txt").open("w") as log:
+            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+            command = [sys.executable, "-m", "tests.sender", "runs.json", f"{rank}.json"]
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        for process in started:
+            process.wait(timeout=240)
+    finally:
+        for process in started:
+            process.kill()
+    said = Path("0.txt").read_text() + Path("1.txt").read_text()
+    assert [process.returncode for process in started] == [0, 0], said
+    return [json.loads(Path(f"{rank}.json").read_text()) for rank in "01"], said
 
 
-def test_a_signal_to_rank_1_stops_both_and_both_go_on_as_if_they_had_not_been_stopped(ranks, here):
-    assert ranks("--trainer.logger.name=whole")[0] == [0, 0]
-    sender = ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.rank=1"]
-    for moment in (MOMENTS["in the first batch"], MOMENTS["in a validation in mid-epoch"]):
-        resume = ["--ckpt_path=last"] if RUN.exists() else []
-        codes, said = ranks(
-            *resume, *sender, *(f"--trainer.callbacks.{name}={value}" for name, value in moment.items())
-        )
-        assert (codes, "Traceback" in said) == ([143, 143], False), said
-        assert said.count("SIGTERM stopped the training in epoch") == 1
-    codes, said = ranks("--ckpt_path=last")
-    assert codes == [0, 0], said
+def test_a_signal_to_rank_1_stops_both_and_both_go_on_as_if_they_had_not_been_stopped(here):
+    first, within = (
+        ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.rank=1"]
+        + [f"--trainer.callbacks.{name}={value}" for name, value in MOMENTS[moment].items()]
+        for moment in ("in the first batch", "in a validation in mid-epoch")
+    )
+    resume = "--ckpt_path=runs/tiny"
+    codes, said = fit_on_two_ranks(["--trainer.logger.name=whole"], first, [resume, *within], [resume])
+    assert codes == [[0, 143, 143, 0]] * 2, said
+    assert (said.count("SIGTERM stopped the training in epoch"), "Traceback" in said) == (2, False)
     whole = Path("runs/whole/version_0")
     assert (RUN / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     mine, theirs = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (RUN, whole))
