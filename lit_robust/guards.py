@@ -50,10 +50,12 @@ def may_shrink(net: nn.Module) -> bool:
         return False
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
-    return not any(
-        module.training or getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-        for module in net.modules()
-    )
+    return not any(module.training or _is_compiled(name, module) for name, module in net.named_modules())
+
+
+def _is_compiled(name: str, module: nn.Module) -> bool:
+    """Whether a module is what ``torch.compile`` wraps, or was compiled in place; torch has no public way to ask."""
+    return name.endswith("_orig_mod") or vars(module).get("_compiled_call_impl") is not None
 
 
 @contextmanager

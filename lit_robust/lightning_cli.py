@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lit_robust.lightning_internals import changed, inside
+from lit_robust.lightning_internals import _changed, _inside
 
 
-@inside
+@_inside
 def built_by_the_command_line() -> bool:
     """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
 
@@ -24,10 +24,14 @@ class CommandLineInternals:
     subcommand_defaults: ClassVar[Mapping[str, dict[str, Any]]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
+        for name in ("_parse_ckpt_path", "_prepare_subcommand_parser", "_parser"):
             if not hasattr(super(), name):
-                raise changed(f"LightningCLI.{name}")
+                raise _changed(f"LightningCLI.{name}")
         super().__init__(*args, **kwargs)
+
+    def parser_in_use(self) -> Any:
+        """The parser of the subcommand, or of a script; without it, a net would not learn the number of classes."""
+        return self._parser(self.subcommand)  # type: ignore[attr-defined]  # LightningCLI's
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, so that a checkpoint's arguments do not override the user's."""

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def changed(what: object) -> ImportError:
+def _changed(what: object) -> ImportError:
     """An error that names the tested versions of Lightning, because an internal is gone."""
     import lightning
 
@@ -27,7 +27,7 @@ def changed(what: object) -> ImportError:
     )
 
 
-def inside(function: Callable[P, R]) -> Callable[P, R]:
+def _inside(function: Callable[P, R]) -> Callable[P, R]:
     """Raise an ImportError that names the tested versions if an internal is gone."""
 
     @wraps(function)
@@ -35,7 +35,7 @@ def inside(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (ImportError, AttributeError, KeyError) as error:
-            raise changed(f"{function.__name__}: {error}") from error
+            raise _changed(f"{function.__name__}: {error}") from error
 
     return guarded
 
@@ -43,7 +43,7 @@ def inside(function: Callable[P, R]) -> Callable[P, R]:
 # Training progress.
 
 
-@inside
+@_inside
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
@@ -53,7 +53,7 @@ def batch_in_epoch(trainer: Any) -> int:
     return max(int(trainer.fit_loop.batch_idx), 0)
 
 
-@inside
+@_inside
 def batches_begun(trainer: Any) -> int:
     """Number of batches begun, over all epochs; ``trainer.global_step`` counts optimizer steps instead.
 
@@ -62,7 +62,7 @@ def batches_begun(trainer: Any) -> int:
     return int(trainer.fit_loop.total_batch_idx) + 1
 
 
-@inside
+@_inside
 def is_due_for_logging(trainer: Any) -> bool:
     """Whether this batch's metrics are to be logged, by ``log_every_n_steps``, which one of the connectors sets.
 
@@ -77,7 +77,7 @@ def fractional_epoch(trainer: Any, batch_idx: int) -> float:
     return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)
 
 
-@inside
+@_inside
 def epochs_begun(trainer: Any) -> int:
     """Number of epochs begun, with the current one; ``trainer.current_epoch`` increases at an epoch's end.
 
@@ -86,14 +86,14 @@ def epochs_begun(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_progress.current.started)
 
 
-@inside
+@_inside
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
     """Number of epochs that a checkpoint has finished; else ``fit`` would resume a complete training."""
     loops = checkpoint.get("loops")
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"]) if loops else 0
 
 
-@inside
+@_inside
 def validation_is_due(trainer: Any) -> bool:
     """Whether a validation follows the running hooks of a batch's end; see ``end_the_epoch``."""
     loop = trainer.fit_loop.epoch_loop
@@ -101,7 +101,7 @@ def validation_is_due(trainer: Any) -> bool:
     return bool(ended and loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
-@inside
+@_inside
 def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
     """Make a run that was saved after an epoch's last batch, or when a validation was due or running, validate first.
 
@@ -122,7 +122,7 @@ def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
         validation["is_last_batch"] = False
 
 
-@inside
+@_inside
 def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     """Let a function handle SIGTERM from when Lightning takes signals over; a user's own handler is called after it.
 
@@ -134,7 +134,7 @@ def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     connector._sigterm_notifier_fn = handler
 
 
-@inside
+@_inside
 def loops_to_restore(trainer: Any) -> dict[str, Any]:
     """The states of the fit loop and of this stage's loop, by their names in a checkpoint.
 
@@ -159,7 +159,7 @@ def _is_ours(file: str) -> bool:
 # Batches, loaders and metrics.
 
 
-@inside
+@_inside
 def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
     """Pass ``change(batch)`` to ``training_step`` instead of the batch, until ``restore_batches``.
 
@@ -174,13 +174,13 @@ def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
     trainer.strategy.training_step = training_step
 
 
-@inside
+@_inside
 def restore_batches(trainer: Any) -> None:
     """Undo ``change_batches``; without it, the trainer's next fit would be attacked, too."""
     vars(trainer.strategy).pop("training_step", None)
 
 
-@inside
+@_inside
 def reload_every_epoch(trainer: Any) -> None:
     """Reload the dataloaders in every epoch, also where the user has set a longer interval.
 
@@ -190,20 +190,20 @@ def reload_every_epoch(trainer: Any) -> None:
     trainer.reload_dataloaders_every_n_epochs = 1
 
 
-@inside
+@_inside
 def batch_size_searched(finder: Any) -> str:
     """The argument that a ``BatchSizeFinder`` changes; without this, it would search one that has no effect."""
     return str(finder._batch_arg_name)
 
 
-@inside
+@_inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
     """Whether a metric is logged without a mean over the epoch; else ``DelayedStart`` would take the last batch's."""
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
     return bool(found) and not any(meta.on_epoch for meta in found)
 
 
-@inside
+@_inside
 def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The row that is logged after the running hooks of a batch's or an epoch's end, with its step; empty elsewhere.
 
@@ -220,7 +220,7 @@ def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, 
     return {"epoch": trainer.current_epoch, "step": step} | logged if logged else {}
 
 
-@inside
+@_inside
 def epoch_so_far(trainer: Any) -> dict[str, float]:
     """The epoch's metrics between its last batch and its end, without which a run saved there would lose them."""
     loop = trainer.fit_loop
@@ -230,7 +230,7 @@ def epoch_so_far(trainer: Any) -> dict[str, float]:
     return {name: float(value) for name, value in loop.epoch_loop._results.metrics(on_step=False)["log"].items()}
 
 
-@inside
+@_inside
 def go_on_in_folder(logger: Any, name: str) -> None:
     """Make a CSVLogger write into the folder of an earlier run, without which a resumed run would start a new one.
 

@@ -73,7 +73,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
     def instantiate_classes(self) -> None:
         """Build the data first, from which a net takes its number of classes; a failing constructor says why."""
         config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
-        with constructors_speak(), completed(config, self._parser(self.subcommand)):
+        with constructors_speak(), completed(config, self.parser_in_use()):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -34,11 +34,11 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mappin
     saved = checkpoint.get("lit_robust", {})
     check_like("lit_robust", {key: value for key, value in _SAVED.items() if key in saved}, saved)
     values = saved.get("memory", {}).get("values", {})
-    check_like("lit_robust.memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
+    check_like("memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
     for part, ranks in (("tally", saved.get("tally", [])), ("memory.tensors", _tensors(saved))):
         for tensors in ranks:
             if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-                raise _broken(f"lit_robust.{part}", tensors, "tensors by name")
+                raise _broken(part, tensors, "tensors by name")
     if trainer.state.fn != "fit":
         return
     for section in ("optimizer_states", "lr_schedulers"):
