@@ -63,7 +63,7 @@ class Adapter:
         self._unpack = False
         #: The number of classes, if the labels are classes.
         self._classes: int | None = None
-        self._reached: Tensor | None = None
+        self._range: Tensor | None = None
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
@@ -162,7 +162,7 @@ class Adapter:
         low, high = torch.aminmax(x * std + mean)
         first, last = torch.aminmax(y) if y is not None and self._classes else (torch.zeros_like(low),) * 2
         reached = torch.stack([-low, high, -first.to(low.dtype), last.to(low.dtype)]).float()
-        self._reached = reached if self._reached is None else torch.maximum(self._reached, reached)
+        self._range = reached if self._range is None else torch.maximum(self._range, reached)
 
     def tell(self) -> None:
         """Refuse what ``watch`` has seen since the last call.
@@ -170,8 +170,8 @@ class Adapter:
         Raises:
             ValueError: If a pixel was outside [0, 1] or NaN, or a label was none of the classes.
         """
-        if self._reached is not None:
-            reached, self._reached = self._reached.nan_to_num(nan=torch.inf).tolist(), None
+        if self._range is not None:
+            reached, self._range = self._range.nan_to_num(nan=torch.inf).tolist(), None
             require.later_batches(reached, self._classes)
 
     def _check_pixels(self, x: Tensor) -> None:
