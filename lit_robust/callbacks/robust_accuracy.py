@@ -13,7 +13,7 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels, Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
-from lit_robust.measures.accuracy import CLEAN, WORST, Accuracy, Survivors, legend, rows_of, surviving, table
+from lit_robust.measures.accuracy import Accuracy, Survivors, check_names, legend, rows_of, surviving, table
 from lit_robust.seeds import seed
 
 
@@ -173,10 +173,8 @@ def _class_labels(adapter: Adapter, batch: Any) -> Tensor:
 
 
 def _check_attacks(attacks: Mapping[str, Attack]) -> None:
-    if not isinstance(attacks, Mapping) or not attacks:
-        found = "none" if isinstance(attacks, Mapping) else f"a {type(attacks).__name__}"
-        raise ValueError(f'attacks are {found}: give them by name, {{"pgd20": PGD(steps=20)}}.')
+    check_names("attacks", attacks)
+    if not attacks:
+        raise ValueError('attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.')
     for name, attack in attacks.items():
-        if name in (CLEAN, WORST):
-            raise ValueError(f'attacks names an attack "{name}", as a row of every table is called: rename it.')
         check_attack(name, attack)

@@ -24,7 +24,10 @@ def recorded(build: Callable[P, Net]) -> Callable[P, Net]:
 
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Net:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{build.__name__}: {error}") from error
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             if isinstance(value, int):
