@@ -26,6 +26,13 @@ SECTIONS: dict[str, type] = {
 }
 
 
+#: The longest pickle, in bytes: everything but the numbers of tensors; a run's has about 100,000.
+LONGEST = 2**24
+
+#: The most values besides the numbers of tensors, and the most levels of nesting.
+MOST, DEEPEST = 10**6, 50
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of Lightning's onto the CPU; only tensors and plain values are ever unpickled.
 
@@ -42,8 +49,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_data(path: str | Path) -> Any:
+def read_data(path: str | Path, older: bool = False) -> Any:
     """Read a file of ``torch.save`` onto the CPU; only tensors and plain values are ever unpickled.
+
+    Args:
+        path: The file.
+        older: Whether it may be in torch's older format, a bare pickle, which was written until 2020.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -52,9 +63,9 @@ def read_data(path: str | Path) -> Any:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file.")
-    _check_archive(path)
+    _check_archive(path, older)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and plain values, so it was not loaded: such a file can run any code "
@@ -63,6 +74,11 @@ def read_data(path: str | Path) -> Any:
     except Exception as error:  # of a broken file, torch raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{path} is truncated or is not a checkpoint ({reason}): use an earlier one.") from error
+    try:
+        _size(found, (), {})
+    except ValueError as error:
+        raise ValueError(f"{path} is broken: {error}; use an earlier one.") from error
+    return found
 
 
 def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> None:
@@ -106,15 +122,46 @@ def _is_below(path: Any, folder: Path) -> bool:
     return isinstance(path, str) and path != "" and folder in Path(path).resolve().parents
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, older: bool) -> None:
     """Refuse what torch.save never writes: other formats, and compressed archives, which grow when unpacked."""
     with path.open("rb") as file:
         start = file.read(2)
-    if start not in (b"PK", b"\x80\x02"):  # a zip archive, or a pickle of torch's older format
+    if older and start == b"\x80\x02":
+        return
+    if start != b"PK":
         raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
-    if start == b"PK" and not is_zipfile(path):
+    if not is_zipfile(path):
         raise ValueError(f"{path} is truncated or is not a checkpoint: use an earlier one.")
-    if start == b"PK":
-        with ZipFile(path) as archive:
-            if any(member.compress_type != ZIP_STORED for member in archive.infolist()):
-                raise ValueError(f"{path} is compressed, which no checkpoint is: it was not unpacked.")
+    with ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != ZIP_STORED for member in members):
+        raise ValueError(f"{path} is compressed, which no checkpoint is: it was not unpacked.")
+    if sum(member.file_size for member in members if member.filename.endswith(".pkl")) > LONGEST:
+        raise ValueError(f"{path} has more than {LONGEST:,} bytes besides its tensors, which no checkpoint has.")
+
+
+def _size(value: Any, within: tuple[int, ...], sizes: dict[int, int]) -> int:
+    """Count the values in a container, each reference anew, as whatever walks or prints it would.
+
+    Raises:
+        ValueError: If it contains itself, has too many values or levels, or holds a tensor larger than what is stored.
+    """
+    if isinstance(value, torch.Tensor):
+        is_plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"it holds a tensor of shape {tuple(value.shape)} without so many numbers")
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) in within:
+        raise ValueError("it holds a container that contains itself")
+    if id(value) not in sizes:
+        if len(within) >= DEEPEST:
+            raise ValueError(f"it has more than {DEEPEST} levels of nesting")
+        inner, parts = (*within, id(value)), [*value, *value.values()] if isinstance(value, dict) else [*value]
+        size = 1
+        for part in parts:
+            size += _size(part, inner, sizes)
+            if size > MOST:
+                raise ValueError(f"it stands for more than {MOST:,} values")
+        sizes[id(value)] = size
+    return sizes[id(value)]

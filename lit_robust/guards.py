@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
+from lit_robust.batch import class_labels
+
 _checked = ContextVar("checked", default=False)
 _smaller_batches = ContextVar("smaller_batches", default=False)
 
@@ -62,15 +65,13 @@ def _is_compiled(name: str, module: nn.Module) -> bool:
 def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Enable gradients whatever the caller's gradient mode, and yield images and labels that a graph can use.
 
-    Tensors made in inference mode cannot be part of a graph, so they are copied.
+    Labels of any integer type become int64. Tensors made in inference mode are copied, because no graph can use them.
 
     Raises:
-        TypeError: If the images are not floating-point numbers.
+        ValueError: If the images are integers, or the labels neither integers nor shares of the classes ``(N, C)``.
     """
-    if not x.is_floating_point():
-        raise TypeError(
-            f"images must be floating-point numbers in [0, 1], not {x.dtype}: convert them and divide by 255."
-        )
+    require.floating(x)
+    y = class_labels(y) if y.ndim < 2 else y
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield x.clone() if x.is_inference() else x.detach(), y.clone() if y.is_inference() else y

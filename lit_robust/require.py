@@ -206,6 +206,31 @@ def floating(x: Tensor, found: str = "there are images") -> None:
         )
 
 
+def statistics(mean: Any, std: Any, counts: Sequence[int] = (), where: str = "") -> None:
+    """Require what images are normalised by: both or neither, one number or one for each channel, std above 0.
+
+    Args:
+        mean: What is subtracted: a number, a sequence of one for each channel, or None.
+        std: What is divided by, likewise.
+        counts: How many numbers there may be; any number by default.
+        where: What has the channels, for the message.
+
+    Raises:
+        ValueError: If they are not so.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean={mean} and std={std} go together: give both, or neither.")
+    for name, given in (("mean", mean), ("std", std)):
+        values = given if isinstance(given, Sequence) else () if given is None else (given,)
+        if given is not None and counts and len(values) not in counts:
+            raise ValueError(
+                f"{name}={given} has {len(values)} numbers for {where}: give one for each channel, or neither mean nor "
+                "std for pixels as they are."
+            )
+        if name == "std" and not all(math.isfinite(value) and value > 0 for value in values):
+            raise ValueError(_sentence(name, given, "finite and above 0", "it is what images are divided by"))
+
+
 def range_of(x: Tensor) -> tuple[float, float]:
     """The smallest and the largest value."""
     low, high = torch.stack(torch.aminmax(x)).tolist()

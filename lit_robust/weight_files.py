@@ -32,7 +32,9 @@ def read_weights(path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tenso
         ValueError: If the file cannot be used, or no weights in it have the net's names and shapes.
     """
     path = Path(path).expanduser()
-    content = _read_safetensors(path) if path.suffix == ".safetensors" and path.is_file() else read_data(path)
+    content = (
+        _read_safetensors(path) if path.suffix == ".safetensors" and path.is_file() else read_data(path, older=True)
+    )
     candidates = [names for found in _state_dicts(content) for names in _without_prefixes(found)]
     if not candidates:
         raise ValueError(f"{path} holds no state_dict, which names a tensor each: save net.state_dict() alone.")

@@ -340,3 +340,75 @@ def refused(use) -> str:
     except USER_ERRORS as error:
         return str(error)
     return ""
+
+
+# Pickles that stand for more than they hold.
+
+
+def doubled(levels: int) -> list:
+    value: list = [1]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def in_itself() -> list:
+    value: list = []
+    value.append(value)
+    return value
+
+
+def stored(*shape: int, stride: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of a few stored numbers that declares a larger shape."""
+    return torch.zeros(4).as_strided(shape, stride)
+
+
+TOO_MUCH = {
+    "2 to the 60 references": doubled(60),
+    "a list in itself": in_itself(),
+    "a thousand levels": nested(150),
+    "a tensor that repeats one number": stored(10**6, 10**6, stride=(0, 0)),
+    "a tensor that overlaps": stored(3, 2, stride=(1, 1)),
+    "a sparse tensor": torch.eye(3).to_sparse(),
+    "a tensor without numbers": torch.zeros(10**6, 10**6, device="meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("section", ["state_dict", "hyper_parameters", "lit_robust", "callbacks", "extra"])
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_what_stands_for_more_than_it_holds_is_refused_soon(good, name, section, tmp_path):
+    bad = dict(good) | {section: {**good.get(section, {}), "net.x": TOO_MUCH[name]}}
+    path = written(bad, tmp_path)
+    for use in (read_checkpoint, load_net, Defense.load_from_checkpoint):
+        with pytest.raises(ValueError, match=r"x\.ckpt is (broken: it|truncated)") as refusal:
+            use(path)
+        assert len(str(refusal.value)) < 400
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_long_pickle_and_the_older_format_are_not_read(good, tmp_path):
+    path = written(good | {"extra": "x" * 2**24}, tmp_path)
+    with pytest.raises(ValueError, match="bytes besides its tensors"):
+        read_checkpoint(path)
+    torch.save(good, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"x\.ckpt is not a checkpoint"):
+        read_checkpoint(path)
+
+
+def rebuilt(*arguments: object) -> object:
+    """A value whose pickle asks torch to rebuild a tensor from junk."""
+
+    class Junk:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, arguments
+
+    return Junk()
+
+
+@pytest.mark.parametrize("arguments", [(), (None,) * 6, (1, 2, 3, 4, 5, 6), ([], 0, (10**9,), (1,), False, {}), ("a",)])
+def test_a_tensor_of_junk_is_refused(good, arguments, tmp_path):
+    path = written(good | {"extra": rebuilt(*arguments)}, tmp_path)
+    with pytest.raises(ValueError, match=r"x\.ckpt (is truncated|holds more than)") as refusal:
+        read_checkpoint(path)
+    assert "\n" not in str(refusal.value)

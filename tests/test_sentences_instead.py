@@ -4,26 +4,36 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lit_robust.attacks import FGSM, PGD, AutoAttack
+from lit_robust.attacks import FGSM, PGD, AutoAttack, FrobeniusNorm, NuclearNorm
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights
 from lit_robust.data import DigitsDataModule
-from lit_robust.defenses import PGDAT, Natural
+from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.nets import small_cnn
-from lit_robust.schedules import CyclicStep, MultiStep, PeriodicCosine, PiecewiseLinear, Product, Schedule, Staircase
+from lit_robust.schedules import (
+    CyclicStep,
+    Linear,
+    MultiStep,
+    PeriodicCosine,
+    PiecewiseLinear,
+    Product,
+    Schedule,
+    Staircase,
+)
 from tests.front_door import refusal, tiny
 from tests.methods import build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
@@ -147,6 +157,34 @@ def test_labels_that_are_no_integers_are_refused(y):
             as_batch(batch)
 
 
+BARE = [PGD(0.1, steps=1), FGSM(0.1), NuclearNorm(0.1), FrobeniusNorm(0.1), AutoAttack(0.1, version="v1")]
+
+
+@pytest.mark.parametrize("attack", BARE, ids=lambda attack: type(attack).__name__)
+def test_an_attack_alone_takes_labels_of_any_integer_type_and_no_others(attack):
+    net, (x, y) = TinyNet().eval(), images(4)[:2]
+    expected = attack(net, x, y)
+    torch.manual_seed(0)
+    for dtype in (torch.uint8, torch.int32):
+        torch.manual_seed(torch.initial_seed())
+        assert attack(net, x, y.to(dtype)).shape == expected.shape
+    for wrong in (y.float(), y > 1, y[:, None], y[:3]):
+        with pytest.raises(ValueError, match="labels"):
+            attack(net, x, wrong)
+
+
+@pytest.mark.filterwarnings(r"ignore:You are trying to `self.log\(\)` but `Trainer\(barebones=True\)`")
+@pytest.mark.parametrize("options", [{"log_every_n_steps": 0}, {"barebones": True}, {"fast_dev_run": True}])
+@pytest.mark.parametrize("method", [Natural, PGDAT])
+def test_trainers_that_log_nothing_train(method, options):
+    if "barebones" in options:  # which refuses most others
+        run = Trainer(barebones=True, accelerator="cpu", devices=1, max_epochs=1)
+    else:
+        run = trainer(".", max_epochs=1, callbacks=[AttributeRamp("attack.eps", Linear(0, 0.1, 0, 1))], **options)
+    run.fit(build(method), loader(images(8)), loader(images(8)))
+    assert run.global_step == 1
+
+
 @pytest.mark.parametrize("method", [Natural, PGDAT])
 def test_a_last_image_alone_in_a_net_with_batchnorm_is_left_out_by_drop_last(method):
     class Narrow(TinyNet):
@@ -264,6 +302,88 @@ def test_a_wrapped_net_has_its_own_names_in_checkpoints(wrap):
     assert defense.net is net
     assert defense.state_dict().keys() == build(PGDAT).state_dict().keys()
     assert defense.compiled == (wrap is not nn.DataParallel)
+
+
+def test_a_compiled_net_keeps_the_options_that_it_was_compiled_with():
+    calls = []
+
+    def backend(graph, example):
+        calls.append(graph)
+        return graph.forward
+
+    def in_place(net):
+        net.compile(backend=backend)
+        return net
+
+    for wrap in (lambda net: torch.compile(net, backend=backend), in_place):
+        calls.clear()
+        torch.compiler.reset()
+        defense = build(PGDAT, net=wrap(TinyNet()))
+        with torch.no_grad():
+            defense.net(images(8).x)
+        assert calls
+        assert defense.compiled
+        assert defense.state_dict().keys() == build(PGDAT).state_dict().keys()
+
+
+def test_a_net_that_torch_cannot_copy_is_refused_by_averages_with_what_to_use():
+    net = TinyNet()
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(net.body[0])
+    with pytest.raises(ValueError, match=r"EMAWeights copies the net.*parametrizations\.weight_norm"):
+        fit(build(PGDAT, net=net), EMAWeights(0.9))
+    net = TinyNet()
+    nn.utils.parametrizations.weight_norm(net.body[0])
+    fit(build(PGDAT, net=net), EMAWeights(0.9, extra={"fast": 0.5}))
+
+
+class Unfreeze(BaseFinetuning):
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.net.body, train_bn=False)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.body, optimizer, train_bn=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"lr_scheduler": MultiStep([2])},
+        {"momentum": MultiStep([2], 0.5)},
+        {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1)},
+    ],
+)
+def test_a_group_that_is_added_in_mid_training_is_trained_and_resumed(arguments, tmp_path):
+    def trained_first(weights):
+        return torch.optim.SGD([weight for weight in weights if weight.requires_grad], lr=0.1, momentum=0.9)
+
+    module = build(PGDAT, optimizer=trained_first, **arguments)
+    before = module.net.body[0].weight.clone()
+    run = trainer(".", max_epochs=2, callbacks=[Unfreeze()])
+    run.fit(module, loader(images(8)), loader(images(8)))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    module = build(PGDAT, optimizer=trained_first, **arguments)
+    run = trainer(".", max_epochs=3, callbacks=[Unfreeze()])
+    run.fit(module, loader(images(8)), loader(images(8)), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert len(run.optimizers[0].param_groups) == 2
+    assert not torch.equal(before, module.net.body[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: build(PGDAT, atack=PGD()), "PGDAT has no argument 'atack': did you mean attack?"),
+        (lambda: build(TRADES, bta=6), "TRADES has no argument 'bta': did you mean beta?"),
+        (lambda: build(PGDAT, optimiser=1), "PGDAT has no argument 'optimiser': did you mean optimizer?"),
+        (lambda: build(Natural, nonsense=1), "Natural has no argument 'nonsense': remove it."),
+        (lambda: small_cnn(widht=3), "small_cnn: got an unexpected keyword argument 'widht'"),
+    ],
+)
+def test_a_misspelt_argument_names_what_is_built(call, says):
+    with pytest.raises(TypeError, match=rf"^{re.escape(says)}$"):
+        call()
 
 
 def test_names_of_classes_are_drawn_as_they_are(tmp_path):

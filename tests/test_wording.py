@@ -244,7 +244,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: PGD()(TinyNet(), X.byte(), Y),
-        "images must be floating-point numbers in [0, 1], not torch.uint8: convert them and divide by 255.",
+        "there are images of torch.uint8, but attacks move floating-point pixels in [0, 1]: convert them and "
+        "divide by 255.",
     ),
     (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha=0.2 is above eps=0.1 and leaves no step: choose a smaller one."),
     (
@@ -561,7 +562,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "images run from 3.985e-05 to 0.9996 as they come, so the data pipeline does not normalise them with "
         "mean=[0.5] and std=[0.5]: leave mean and std out.",
     ),
-    (lambda: adapt(mean=[0.1, 0.2], std=1), "mean=[0.1, 0.2] has 2 numbers for images of 3 channels."),
+    (
+        lambda: adapt(mean=[0.1, 0.2], std=1),
+        "mean=[0.1, 0.2] has 2 numbers for images of 3 channels: *",
+    ),
     (
         lambda: adapt(x=X.byte()),
         "x=0 finds images of torch.uint8, but attacks move floating-point pixels in [0, 1]: convert them and "
@@ -602,8 +606,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "x='views' finds no tensor in a dict with the keys 'views', but a list of 2: give an index, a key or the "
         'name of a field, or a path of them such as "views.0".',
     ),
-    (lambda: Adapter(mean=0.5), "mean=0.5 and std=None undo a normalisation together: give both, or neither."),
-    (lambda: Adapter(mean=0.5, std=0.0), "std=0.0 must be a finite number, above 0: it is what images are divided by."),
+    (lambda: Adapter(mean=0.5), "mean=0.5 and std=None go together: give both, or neither."),
+    (lambda: Adapter(mean=0.5, std=0.0), "std=0.0 must be finite and above 0: it is what images are divided by."),
     # Callbacks.
     (
         lambda: fit(build(Natural), AdversarialTraining(ATTACK)),
@@ -623,8 +627,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: fit(User(), RobustAccuracy({"a": ATTACK}), RobustAccuracy({"b": ATTACK})),
         "two RobustAccuracy callbacks would log the same rows: give all attacks to one.",
     ),
-    (lambda: RobustAccuracy([ATTACK]), 'attacks are a list: give them by name, {"pgd20": PGD(steps=20)}.'),
-    (lambda: RobustAccuracy({}), 'attacks are none: give them by name, {"pgd20": PGD(steps=20)}.'),
+    (lambda: RobustAccuracy([ATTACK]), 'attacks is a list: give attacks by name, {"pgd20": PGD(steps=20)}.'),
+    (lambda: RobustAccuracy({}), 'attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.'),
     (
         lambda: RobustAccuracy({"clean": ATTACK}),
         'attacks names an attack "clean", as a row of every table is called: rename it.',
@@ -799,17 +803,17 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     # Nets and checkpoints.
     (
         lambda: nets.resnet18(in_channels=1),
-        "mean=(0.4914, 0.4822, 0.4465) does not fit in_channels=1: give one value per channel, or null for pixels "
-        "as they are.",
+        "mean=(0.4914, 0.4822, 0.4465) has 3 numbers for in_channels=1: give one for each channel, or neither mean nor "
+        "std for pixels as they are.",
     ),
     (lambda: nets.resnet18(num_classes=0), "resnet18's num_classes=0 must be an integer, at least 1."),
     (
         lambda: nets.resnet18(mean=None),
-        "mean=None and std=(0.2471, 0.2435, 0.2616) go together: give both, or null for both.",
+        "mean=None and std=(0.2471, 0.2435, 0.2616) go together: give both, or neither.",
     ),
     (
         lambda: nets.resnet18(std=(1.0, 0.0, 1.0)),
-        "std=(1.0, 0.0, 1.0) divides the pixels, so each value must be above 0.",
+        "std=(1.0, 0.0, 1.0) must be finite and above 0: it is what images are divided by.",
     ),
     (
         lambda: nets.wide_resnet32_10(width=8),

@@ -94,6 +94,10 @@ class AutoAttack(Attack):
         if not len(x):
             return x.clone()
         check_images(x)
+        if y.shape != x.shape[:1]:
+            raise ValueError(
+                f"there are labels of shape {tuple(y.shape)} for {len(x)} images: give one for each image."
+            )
         # Rich, which draws Lightning's bar, would print each update of this bar as a new line.
         terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         bar = tqdm(desc="AutoAttack", file=terminal, unit=" images", unit_scale=True, leave=False, disable=None)

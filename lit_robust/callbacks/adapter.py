@@ -50,16 +50,13 @@ class Adapter:
         mean: Channels | None = None,
         std: Channels | None = None,
     ) -> None:
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean={mean} and std={std} undo a normalisation together: give both, or neither.")
+        require.statistics(mean, std)
         self.x = x
         self.y = y
         self.net = net
         self.mean = (0.0,) if mean is None else _numbers(mean)
         self.std = (1.0,) if std is None else _numbers(std)
         self.normalised = mean is not None
-        for value in self.std:
-            require.number("std", value, above=0, hint="it is what images are divided by")
         self._unpack = False
         #: The number of classes, if the labels are classes.
         self._classes: int | None = None
@@ -133,9 +130,7 @@ class Adapter:
         """
         x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
         channels = x.shape[1] if x.ndim > 1 else 1
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, channels):
-                raise ValueError(f"{name}={list(values)} has {len(values)} numbers for images of {channels} channels.")
+        require.statistics(list(self.mean), list(self.std), (1, channels), f"images of {channels} channels")
         if y is not None:
             check_labels(x, y, f"y={self.y!r} finds labels")
         self._check_pixels(x)

@@ -81,8 +81,14 @@ class EMAWeights(WeightAveraging):
         if self.extra:
             check_net(pl_module, self.net, "EMAWeights averages")
         vars(pl_module).pop("averaged", None)  # an earlier fit's, which the copy below would copy too
-        super().setup(trainer, pl_module, stage)
-        self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
+        try:
+            super().setup(trainer, pl_module, stage)
+            self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
+        except RuntimeError as error:  # torch copies no tensor that was computed, such as this one's weight
+            raise ValueError(
+                f"EMAWeights copies the net, which this {type(pl_module).__name__} prevents: replace "
+                "torch.nn.utils.weight_norm in it by torch.nn.utils.parametrizations.weight_norm."
+            ) from error
         self._updates, self._swapped = 0, False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,11 +12,10 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import (
-    CLEAN,
-    WORST,
     Accuracy,
     Survivors,
     check_different,
+    check_names,
     legend,
     rows_of,
     surviving,
@@ -175,11 +174,9 @@ def _own_rows(module: LightningModule, split: str) -> set[str]:
 
 
 def _check_attacks(attacks: Mapping[str, Attack]) -> None:
-    if not isinstance(attacks, Mapping) or not attacks:
-        found = "none" if isinstance(attacks, Mapping) else f"a {type(attacks).__name__}"
-        raise ValueError(f'attacks are {found}: give them by name, {{"pgd20": PGD(steps=20)}}.')
+    check_names("attacks", attacks)
+    if not attacks:
+        raise ValueError('attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.')
     for name, attack in attacks.items():
-        if name in (CLEAN, WORST):
-            raise ValueError(f'attacks names an attack "{name}", as a row of every table is called: rename it.')
         check_attack(name, attack)
     check_different("attacks", attacks)

@@ -23,11 +23,8 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
 
     Raises:
         TypeError: As ``check_attack``.
-        ValueError: As ``check_attack``, or if a test attack has the name of a row that every table has.
+        ValueError: As ``check_attack``, or if two test attacks are equal.
     """
-    for name in test_attacks:
-        if name in (CLEAN, WORST):
-            raise ValueError(f'test_attacks names an attack "{name}", as a row of every table is called: rename it.')
     for name, attack in {**attacks, **test_attacks}.items():
         check_attack(name, attack)
     tell_of_short_steps({**attacks, **test_attacks})
@@ -87,6 +84,20 @@ def tell_of_idle_attack(trainer: Any, name: str, attack: Any) -> None:
         if getattr(attack, argument, None) == 0 and f"{name}.{argument}" not in ramped:
             natural = ", or train Natural" if name == "attack" else ""
             rank_zero_warn(f"{argument}=0 of {name} {nothing}: set another {argument}{natural}.")
+
+
+def check_names(argument: str, attacks: Any) -> None:
+    """Refuse attacks that are not given by names of their own.
+
+    Raises:
+        TypeError: If they are given otherwise.
+        ValueError: If one has the name of a row that every table has.
+    """
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f'{argument} is a {type(attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
+    for name in attacks:
+        if name in (CLEAN, WORST):
+            raise ValueError(f'{argument} names an attack "{name}", as a row of every table is called: rename it.')
 
 
 def surviving(net: nn.Module, attacks: Mapping[str, Attack], batch: Batch) -> dict[str, Tensor]:

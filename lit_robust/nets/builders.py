@@ -37,7 +37,10 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
 
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> N:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{build.__name__}: {error}") from error
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             if (isinstance(value, int) and not isinstance(value, bool)) or name == "num_classes":

@@ -5,6 +5,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
+
 #: One number per channel, or None for no normalisation.
 PerChannel: TypeAlias = tuple[float, ...] | None
 
@@ -42,12 +44,9 @@ class NormalizedNet(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        self.register_buffer("mean", _column("mean", mean, in_channels))
-        self.register_buffer("std", _column("std", std, in_channels))
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean={mean} and std={std} go together: give both, or null for both.")
-        if std is not None and not min(std) > 0:
-            raise ValueError(f"std={std} divides the pixels, so each value must be above 0.")
+        require.statistics(mean, std, (in_channels,), f"in_channels={in_channels}")
+        self.register_buffer("mean", _column(mean))
+        self.register_buffer("std", _column(std))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(N, num_classes)``."""
@@ -107,12 +106,7 @@ class Net(NormalizedNet):
         return features
 
 
-def _column(name: str, values: PerChannel, in_channels: int) -> Tensor | None:
+def _column(values: PerChannel) -> Tensor | None:
     if values is None:
         return None
-    if len(values) != in_channels:
-        raise ValueError(
-            f"{name}={tuple(values)} does not fit in_channels={in_channels}: give one value per channel, or "
-            "null for pixels as they are."
-        )
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -91,6 +93,23 @@ def compose_signature(cls: type) -> None:
     explicit = [_with_configuration(one) if one.default is sgd else one for one in explicit]
     init.__signature__ = own.replace(parameters=explicit)
     init.__doc__ = _documentation(cls, [parameter.name for parameter in explicit[1:]])
+
+
+def check_arguments(cls: type, left: Iterable[str]) -> None:
+    """Refuse arguments that no class takes; Python would name only the last class that was asked.
+
+    Args:
+        cls: What is built.
+        left: The names of the arguments that its methods have handed on.
+
+    Raises:
+        TypeError: At the first one, with what was probably meant.
+    """
+    for name in sorted(set(left) - EvaluatedArguments.__annotations__.keys()):
+        near = get_close_matches(name, inspect.signature(cls).parameters, 1)
+        raise TypeError(
+            f"{cls.__name__} has no argument {name!r}: " + (f"did you mean {near[0]}?" if near else "remove it.")
+        )
 
 
 def _with_configuration(optimizer: inspect.Parameter) -> inspect.Parameter:

@@ -86,10 +86,10 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
     elif isinstance(own, Tensor) and not (isinstance(other, Tensor) and other.shape == own.shape):
         raise _broken(name, other, f"a tensor of shape {tuple(own.shape)}")
     elif isinstance(own, list | tuple) and own:
-        if len(other) != len(own):
+        if len(other) < len(own):
             raise _broken(name, other, f"of length {len(own)}")
-        for mine, theirs in zip(own, other, strict=True):
-            check_like(name, mine, theirs, least)
+        for place, theirs in enumerate(other):  # there is one more for each group that was added in mid-training
+            check_like(name, own[min(place, len(own) - 1)], theirs, least)
     elif isinstance(own, int | float) and not isinstance(own, bool):
         is_number = isinstance(other, int if least == 0 else int | float) and not isinstance(other, bool)
         if not is_number or not (least <= other <= LARGEST or abs(other) == math.inf):
@@ -108,9 +108,10 @@ def check_optimizer(own: Optimizer, other: Any) -> None:
     """
     name = "optimizer_states"
     check_like(name, {"state": {}, "param_groups": []}, other)
-    check_like(f"{name}.param_groups", [{**group, "params": []} for group in own.param_groups], other["param_groups"])
+    groups = other["param_groups"][: len(own.param_groups)]  # a callback may add the others before they are restored
+    check_like(f"{name}.param_groups", [{**group, "params": []} for group in own.param_groups], groups)
     weights = [weight for group in own.param_groups for weight in group["params"]]
-    places = [place for group in other["param_groups"] for place in group["params"]]
+    places = [place for group in groups for place in group["params"]]
     for place, state in other["state"].items():
         check_like(f"{name}.state", {}, state)
         weight = weights[places.index(place)] if place in places[: len(weights)] else None

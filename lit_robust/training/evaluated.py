@@ -1,6 +1,5 @@
 """Evaluation of a net: Lightning's validation, test and predict steps."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -16,7 +15,16 @@ from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
-from lit_robust.measures.accuracy import Accuracy, Survivors, check_attacks, legend, rows_of, surviving, table
+from lit_robust.measures.accuracy import (
+    Accuracy,
+    Survivors,
+    check_attacks,
+    check_names,
+    legend,
+    rows_of,
+    surviving,
+    table,
+)
 from lit_robust.measures.default_test import default_test
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
@@ -66,14 +74,14 @@ class Evaluated(LightningModule):
         super().__init__()
         require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
         while isinstance(net, _WRAPPERS):  # whose prefix would be in every name of the checkpoints
-            compile = compile or isinstance(net, OptimizedModule)
-            (net,) = net.children()
+            (inner,) = net.children()
+            if isinstance(net, OptimizedModule):  # its own call, with the options that torch.compile was given
+                inner._compiled_call_impl = net.dynamo_ctx(inner._call_impl)
+            net = inner
         require.integer("num_classes", num_classes, least=2)
         check_attack("attack", attack)
-        if not isinstance(test_attacks, Mapping | None):
-            raise TypeError(
-                f'test_attacks is a {type(test_attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.'
-            )
+        if test_attacks is not None:
+            check_names("test_attacks", test_attacks)
         for name, flag in (("channels_last", channels_last), ("compile", compile)):
             require.instance(name, flag, bool, "give True or False")
         val_attack = val_attack or _validation(*_threat_of(attack))
@@ -83,13 +91,14 @@ class Evaluated(LightningModule):
         if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
             self.net.register_forward_hook(only_logits)
             self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
-        if compile:
+        is_compiled = getattr(self.net, "_compiled_call_impl", None) is not None
+        if compile and not is_compiled:
             self.net.compile()
         self.num_classes = num_classes
         self.attack = attack
         self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
         self.channels_last = channels_last
-        self.compiled = compile
+        self.compiled = compile or is_compiled
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.

@@ -126,12 +126,13 @@ class LearningRate:
 
         A torch scheduler may have changed the others.
         """
-        for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
             group.update(settings if self.torch_scheduler is None else decay)
 
     def set(self, time: float) -> None:
         """Apply the schedules at a moment in fractional epochs."""
+        self._welcome_groups()
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
@@ -144,6 +145,12 @@ class LearningRate:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:
                 group["momentum"] = self.momentum(time)
+
+    def _welcome_groups(self) -> None:
+        """A group that was added in mid-training keeps the ratio of its rate to the first group's."""
+        now, base = self.current, self.base_rates[0]
+        for group in self.optimizer.param_groups[len(self.base_rates) :]:
+            self.base_rates.append(group["lr"] * base / now if now else group["lr"])
 
     def batch_done(self) -> None:
         """Step a torch scheduler that counts batches."""

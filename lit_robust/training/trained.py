@@ -21,7 +21,7 @@ from lit_robust.lightning_internals import (
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import seed
-from lit_robust.training.arguments import EvaluatedArguments
+from lit_robust.training.arguments import EvaluatedArguments, check_arguments
 from lit_robust.training.checkpoint_checks import (
     check_states,
     check_weights_finite,
@@ -70,6 +70,7 @@ class Trained(Stoppable):
         gradient_clip_val: float | None = None,
         **kwargs: Unpack[EvaluatedArguments],
     ) -> None:
+        check_arguments(type(self), kwargs)
         super().__init__(net, num_classes, attack, **kwargs)
         if built_by_the_command_line():
             # Keep the configuration, so that `load_from_checkpoint` can build the module again. In Python, arguments
