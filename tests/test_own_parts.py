@@ -167,7 +167,8 @@ def test_a_written_number_of_classes_is_not_replaced(my_module, capsys):
 
 @pytest.mark.usefixtures("timm")
 def test_timms_function_takes_the_datas_number_of_classes(my_module):
-    assert fitted("--model.net=timm.create_model", "--model.net.model_name=resnet18")["num_classes"] == 10
+    grey = ["--model.net.model_name=resnet18", "--model.net.dict_kwargs.in_chans=1"]
+    assert fitted("--model.net=timm.create_model", *grey)["num_classes"] == 10
 
 
 @pytest.mark.parametrize("name", ["my_module.unannotated", "torch.hub.load"])
@@ -185,4 +186,5 @@ def test_a_net_of_ours_is_suggested_with_its_whole_path(my_module, capsys):
 
 
 def test_null_reaches_a_part_of_a_part(my_module):
-    assert fitted("--model.net=lit_robust.nets.small_cnn", "--model.net.mean=null")["mean"] is None
+    flags = ["--model.net.image_size=8", "--model.net.mean=null"]
+    assert fitted("--model.net=lit_robust.nets.fast_cnn", *flags)["mean"] is None
