@@ -412,7 +412,7 @@ def test_a_net_fragment_names_a_net_that_can_be_built(path, capsys):
 @pytest.mark.parametrize("zoo", ["torchvision", "timm"])
 def test_a_net_of_another_library_trains_with_the_datas_classes(zoo, tmp_path):
     name = "shufflenet_v2_x0_5" if zoo == "torchvision" else "resnet18"
-    brief = {"model": {"init_args": {"net": {"init_args": {"name": name}}}}}
+    brief = {"model": {"init_args": {"net": {"init_args": {"name": name}}, "optimizer": {"init_args": {"lr": 1e-4}}}}}
     Path("small.yaml").write_text(yaml.safe_dump(brief))
     flags = [*composed("cifar100", zoo, attack="cifar_fgsm", defense="fgsmat"), *flags_of(Path("small.yaml"))]
     limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}

@@ -37,7 +37,7 @@ class Parser(LightningArgumentParser):
         """Let ``num_classes`` of a net be null, and make that its default: ``fill_class_count`` replaces it."""
         self._of_net = makes_net(args[0])
         added: list[str] = super()._add_signature_arguments(*args, **kwargs)
-        if hides_class_count(args[0]):
+        if hides_class_count(args[0]) and "--num_classes" not in self._option_string_actions:
             self.add_argument("--num_classes", type=int | None, default=None, help="The data's by default.")
         return added
 
