@@ -58,8 +58,8 @@ class RobustAccuracy(Callback):
         std: What it then divides them by.
 
     Raises:
-        ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do not fit in the
-            first batch.
+        ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do
+            not fit in the first batch.
     """
 
     def __init__(

@@ -42,8 +42,9 @@ def check_different(argument: str, attacks: Mapping[str, Attack]) -> None:
     """
     earlier: dict[str, Attack] = {}
     for name, attack in attacks.items():
-        values = {"step_size": getattr(attack, "step_length", None)} if hasattr(attack, "step_size") else {}
-        spelled_out = replace(attack, **values) if is_dataclass(attack) and not isinstance(attack, type) else attack
+        spelled_out = attack
+        if is_dataclass(attack) and any(one.name == "step_size" and one.init for one in fields(attack)):
+            spelled_out = replace(attack, step_size=getattr(attack, "step_length", None))
         for other, its in earlier.items():
             if its == spelled_out:
                 raise ValueError(f"{argument} {other} and {name} are the same attack: drop one, or change it.")
