@@ -653,7 +653,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(Driven(), AttributeRamp("attack.norm", RAMP)),
-        "AttributeRamp(\"attack.norm\") drives a number, but attack.norm is 'linf': did you mean eps or momentum or "
+        "AttributeRamp(\"attack.norm\") drives a number, but attack.norm is 'linf': did you mean eot or eps or momentum or "
         "restarts or step_size or steps?",
     ),
     (
