@@ -653,8 +653,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(Driven(), AttributeRamp("attack.norm", RAMP)),
-        "AttributeRamp(\"attack.norm\") drives a number, but attack.norm is 'linf': did you mean eot or eps or momentum "
-        "or restarts or step_size or steps?",
+        "AttributeRamp(\"attack.norm\") drives a number, but attack.norm is 'linf': did you mean eot or eps or "
+        "momentum or restarts or step_size or steps?",
     ),
     (
         lambda: fit(Driven(), AttributeRamp("net.lam", RAMP)),
