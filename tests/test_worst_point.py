@@ -11,7 +11,7 @@ from lit_robust.attacks import CWPGD, GAMAFW, GAMAPGD, PGD, CurriculumPGD, Multi
 from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.difficulty import ProbabilityGap
 from lit_robust.attacks.guided import GuidedPGD
-from lit_robust.attacks.passes import badness
+from lit_robust.attacks.passes import Passes, badness
 from lit_robust.batch import Batch
 from lit_robust.guards import smaller_batches
 from lit_robust.measures import accuracy
@@ -169,17 +169,24 @@ def dropping(net):
     return nn.Sequential(drop, net.eval())
 
 
-def test_the_gradient_is_the_mean_of_those_of_the_passes():
+def test_gradient_and_logits_are_the_means_of_those_of_the_passes():
     net, (x, y) = dropping(smooth_net()), data()
     torch.manual_seed(1)
-    gradients = []
+    logits, gradients = [], []
     for _ in range(4):
         leaf = x.clone().requires_grad_()
-        gradients.append(input_gradient(losses.ce(net(leaf), y), leaf))
-    mean = sum(gradients) / 4
-    attack = PGD(0.5, 0.01, steps=1, norm="l2", init="zero", eot=4)
-    torch.testing.assert_close(crafted(attack, net, x, y, seed=1), attack.step(net, x, x, mean, 0))
+        logits.append(net(leaf))
+        gradients.append(input_gradient(losses.ce(logits[-1], y), leaf))
+    torch.manual_seed(1)
+    leaf = x.clone().requires_grad_()
+    mean_logits, mean = Passes(net, eot=4).gradient(lambda x_adv, logits, k: losses.ce(logits, y), leaf, 0)
+    torch.testing.assert_close(mean, sum(gradients) / 4)
+    torch.testing.assert_close(mean_logits, sum(logits) / 4)
     assert not torch.allclose(mean, gradients[0], rtol=0.1)
+    torch.manual_seed(1)
+    torch.testing.assert_close(Passes(net, eot=4).forward(x), mean_logits)
+    attack = PGD(0.5, 0.1, steps=1, norm="l2", init="zero", eot=4)
+    torch.testing.assert_close(crafted(attack, net, x, y, seed=1), attack.step(net, x, x, mean, 0))
 
 
 def test_eot_sees_through_a_dropout_that_is_left_on():
