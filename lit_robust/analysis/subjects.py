@@ -12,7 +12,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.data import ImageDataModule
-from lit_robust.guards import checked, own_random_state
+from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import Accuracy, is_correct
 from lit_robust.runs import checkpoints_of, load_net
 from lit_robust.seeds import seed
@@ -130,15 +130,18 @@ def adversarial_images(net: nn.Module, attack: Attack, images: Images) -> list[T
     """Attack all batches; the random draws of a batch are the same for every net and attack."""
     crafted = []
     for number, batch in enumerate(images.batches):
-        with own_random_state(batch.x.device), checked():
+        with own_random_state(batch.x.device), checked(), smaller_batches():
             seed(batch.x.device, "evaluate", number, 0)
             crafted.append(attack(net, batch.x, batch.y))
     return crafted
 
 
 def survivors(net: nn.Module, crafted: Iterable[Tensor], images: Images) -> str:
-    """Tell for each image whether the net classifies its adversarial one correctly, as ``"1101..."``."""
-    found = [is_correct(net, x_adv, batch.y) for x_adv, batch in zip(crafted, images.batches, strict=True)]
+    """Tell for each image whether the net is right about it and about its adversarial one, as ``"1101..."``."""
+    found = [
+        is_correct(net, batch.x, batch.y) & is_correct(net, x_adv, batch.y)
+        for x_adv, batch in zip(crafted, images.batches, strict=True)
+    ]
     return "".join("01"[survived] for survived in torch.cat(found).tolist())
 
 
