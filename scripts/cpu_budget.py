@@ -118,7 +118,7 @@ def checkpoint(folder: Path, name: str) -> Path:
     return folder / "checkpoints" / f"{name}.ckpt"
 
 
-def test_images(data: ImageDataModule) -> Batch:
+def read_test_images(data: ImageDataModule) -> Batch:
     """All test images, as one batch."""
     return Batch(*(torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)))
 
@@ -197,7 +197,7 @@ class Work:
         if not missing:
             return
         cli = built(config, self.folder(row))
-        images, attacks = test_images(cli.datamodule), dict(cli.model.test_attacks)
+        images, attacks = read_test_images(cli.datamodule), dict(cli.model.test_attacks)
         attacks[TRANSFER] = Transfer(attacks[FIRST_ATTACK], [load_net(path) for path in self.sources(row)])
         for which, name in missing:
             costly = isinstance(attacks[name], AutoAttack)

@@ -10,13 +10,13 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lit_robust.analysis import compare, curves, diversity, stale, surface, sweep, transfer
-from lit_robust.analysis.compare import Method, interval, latex, markdown, ranked
-from lit_robust.analysis.curves import draw
+from lit_robust.analysis.compare import Method, latex, markdown, ranked
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.subjects import adversarial_images, load_subjects, test_images
+from lit_robust.analysis.subjects import adversarial_images, load_subjects, read_test_images
 from lit_robust.analysis.surface import filter_normalised
 from lit_robust.analysis.sweep import crosses, strengths
+from lit_robust.analysis.training_curves import draw
 from lit_robust.attacks import PGD, AutoAttack
 from lit_robust.attacks.hessian import top_eigenvalue
 from lit_robust.cli import main
@@ -24,13 +24,11 @@ from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import NuAT
 from lit_robust.defenses.hybrid import EvenShare
 from lit_robust.losses import ce
-from lit_robust.measures.accuracy import Accuracy
 from lit_robust.nets import digits_cnn
 from tests.front_door import refusal
 from tests.methods import ONE_STEP, build
 from tests.tiny import images, loader, trainer
 
-test_images.__test__ = False  # a function that reads test images
 CPU = torch.device("cpu")
 ATTACK = PGD(eps=0.1, step_size=0.02, steps=4)
 
@@ -78,7 +76,7 @@ def test_a_sweep_over_eps_begins_at_the_clean_accuracy_and_ends_at_zero(two):
     rows = sweep(two, digits(), attack=ATTACK, values=[0, 0.05, 0.9], step="scaled")
     trained = [row["accuracy"] for row in rows if row["net"] == "trained"]
     (subject, _) = load_subjects(two, CPU)
-    images = test_images(digits(), None, CPU)
+    images = read_test_images(digits(), None, CPU)
     clean = sum(int((subject.net(batch.x).argmax(1) == batch.y).sum()) for batch in images.batches)
     assert trained[0] == clean / 40 > 0.5
     assert trained[0] > trained[1] > trained[2] == 0
@@ -226,7 +224,7 @@ def test_a_folder_without_metrics_is_refused(tmp_path):
 
 
 def test_the_centre_of_both_surfaces_is_the_nets_own_loss(two):
-    (subject, _), seen = load_subjects(two, CPU), test_images(digits(), None, CPU)
+    (subject, _), seen = load_subjects(two, CPU), read_test_images(digits(), None, CPU)
     crafted = {"weights": adversarial_images(subject.net, ATTACK, seen), "input": [batch.x for batch in seen.batches]}
     for space, points in crafted.items():
         rows = surface(two[:1], digits(), attack=ATTACK, space=space, points=3, limit=40, eigenvalue=False)
@@ -316,7 +314,7 @@ def test_a_net_is_called_after_its_run_unless_it_is_named(two):
 
 
 def test_the_limit_takes_the_first_images(two):
-    images, all_of_them = test_images(digits(), 20, CPU), test_images(digits(), None, CPU)
+    images, all_of_them = read_test_images(digits(), 20, CPU), read_test_images(digits(), None, CPU)
     assert (images.n, all_of_them.n) == (20, 40)
     assert torch.equal(torch.cat([b.x for b in images.batches]), torch.cat([b.x for b in all_of_them.batches])[:20])
 
@@ -379,8 +377,8 @@ def test_the_command_refuses_in_one_sentence(two, capsys):
 # The comparison.
 
 
-def method(name: str, runs: list[float], images: list[float], seconds: float = 1.0) -> Method:
-    return Method(name, {"pgd": torch.tensor(images, dtype=torch.float64)}, {"pgd": runs}, seconds)
+def method(name: str, runs: list[float], images: list[float]) -> Method:
+    return Method(name, {"pgd": torch.tensor(images, dtype=torch.float64)}, {"pgd": runs})
 
 
 def bits(share: float, n: int = 400) -> list[float]:
@@ -404,10 +402,6 @@ def test_a_method_of_two_seeds_is_not_ranked():
     assert [rank for rank, _ in ranked([few, enough], "pgd")] == [None, 1]
 
 
-def test_the_interval_of_one_seed_is_wilsons():
-    assert interval(torch.tensor(bits(0.3, 50))) == pytest.approx(Accuracy(0.3, 50).interval)
-
-
 def test_compare_agrees_with_the_sweep_and_writes_four_files(two):
     rows = compare([f"a@{i}={path.rpartition('=')[2]}" for i, path in enumerate(two)], digits(), {"pgd": ATTACK})
     alone = sweep(two, digits(), attack=ATTACK, over="steps", values=[4])
@@ -420,11 +414,6 @@ def test_compare_agrees_with_the_sweep_and_writes_four_files(two):
 
 def test_tables_escape_what_their_language_would_read():
     row = {"rank": None, "method": "a|b_c%$", "seeds": 1, "pgd": 0.5, "pgd low": 0.4, "pgd high": 0.6}
-    row |= {"pgd min": 0.5, "pgd max": 0.5, "n": 10, "seconds": math.nan, "time saved": math.nan}
+    row |= {"pgd min": 0.5, "pgd max": 0.5, "n": 10}
     assert r"a\|b_c%$" in markdown([row])
     assert r"-- & a|b\_c\%\$ & 1 & 50.0 \\" in latex([row])
-
-
-def test_a_reference_that_is_not_compared_is_refused(two):
-    with pytest.raises(ValueError, match="reference"):
-        compare(two, digits(), {"pgd": ATTACK}, reference="none", gap=False)

@@ -36,7 +36,7 @@ def nets(folder) -> dict[str, torch.nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def test_images() -> Batch:
+def read_test_images() -> Batch:
     return next(iter(DigitsDataModule(eval_batch_size=397).test_dataloader()))
 
 
@@ -54,8 +54,8 @@ def test_its_test_ends_with_the_table_and_a_picture(folder, monkeypatch, capsys)
     assert list(folder.glob("quickstart/**/test-*.png"))
 
 
-def test_it_is_robust_where_a_natural_net_is_not(nets, test_images):
-    x, y, _, _ = test_images
+def test_it_is_robust_where_a_natural_net_is_not(nets, read_test_images):
+    x, y, _, _ = read_test_images
     attack = PGD(EPS, step_size=0.02, steps=20)
     robust, natural = (accuracy(nets[name], attack(nets[name], x, y), y) for name in ("robust", "natural"))
     assert accuracy(nets["robust"], x, y) >= 95
@@ -65,15 +65,15 @@ def test_it_is_robust_where_a_natural_net_is_not(nets, test_images):
 
 
 @pytest.mark.parametrize("name", ["robust", "natural"])
-def test_no_net_withstands_a_large_eps(nets, test_images, name):
-    x, y, _, _ = test_images
+def test_no_net_withstands_a_large_eps(nets, read_test_images, name):
+    x, y, _, _ = read_test_images
     eps = 0.75
     attack = PGD(eps, step_size=0.02 * eps / EPS, steps=20)
     assert accuracy(nets[name], attack(nets[name], x, y), y) == 0
 
 
-def test_more_steps_and_a_transfer_attack_find_little_more_than_pgd_20(nets, test_images):
-    x, y, _, _ = test_images
+def test_more_steps_and_a_transfer_attack_find_little_more_than_pgd_20(nets, read_test_images):
+    x, y, _, _ = read_test_images
     net = nets["robust"]
     pgd20 = accuracy(net, PGD(EPS, step_size=0.02, steps=20)(net, x, y), y)
     pgd200 = accuracy(net, PGD(EPS, step_size=0.01, steps=100, restarts=2, freeze_misclassified=True)(net, x, y), y)

@@ -16,7 +16,7 @@ from lit_robust.batch import Batch
 from lit_robust.guards import smaller_batches
 from lit_robust.measures import accuracy
 from lit_robust.measures.accuracy import surviving
-from lit_robust.measures.default_test import default_test
+from lit_robust.measures.default_attacks import default_test
 from lit_robust.nets import digits_cnn
 from tests.test_attacks import Counting, NoHostSync, axis_net, smooth_net
 from tests.tiny import named

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
-from lit_robust.analysis.subjects import Images, adversarial_images, load_subjects, test_images
+from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import Attack, FrobeniusNorm, NuclearNorm
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
-from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,33 +45,27 @@ def diversity(
         limit: The number of test images, the first ones; by default all.
         device: auto, cpu or cuda.
         out: The folder of diversity.csv and .png, and of the journal from which a stopped run goes on.
-        wandb_project: The project of Weights & Biases that gets table and picture, too.
+        wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
         The rows of the table: a net, an attack, a class, and how often each class was predicted for its images.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ImportError: If matplotlib is missing.
-        ValueError: If an argument is out of range or a checkpoint cannot be used.
+        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    check_plotting()
-    norms = {"nuclear": NuclearNorm(eps=eps, loss=None), "Frobenius": FrobeniusNorm(eps=eps, loss=None)}  # type: ignore[arg-type]
-    attacks, place = attacks or dict(norms), device_of(device)
-    subjects, images = load_subjects(checkpoints, place), test_images(data, limit, place)
-    journal = Journal(Path(out) / "journal.jsonl")
+    norms = {"nuclear": NuclearNorm(eps=eps, loss=None), "Frobenius": FrobeniusNorm(eps=eps, loss=None)}  # type: ignore[arg-type]  # a magnitude may be a fraction
+    attacks = attacks or dict(norms)
+    study = Study.begin(checkpoints, data, limit, device, out)
     rows, matrices = [], {}
-    for subject in subjects:
+    for subject in study.subjects:
         for name, attack in attacks.items():
-            key = ("confusion", subject.key, images.key, repr(attack), str(run_seed()))
-            counts = torch.tensor(journal.get(key, partial(_confusion, subject.net, attack, images, data.num_classes)))
-            matrices[subject.name, name] = counts
+            measure = partial(_confusion, subject.net, attack, study.images, data.num_classes)
+            counts = matrices[subject.name, name] = torch.tensor(study.measured("confusion", subject, attack, measure))
             both = {"net": subject.name, "attack": name, "entropy": entropy_score(counts)}
             for label, predicted in enumerate(counts.tolist()):
                 rows.append({**both, "class": label} | {f"as {other}": n for other, n in enumerate(predicted)})
-    write(
-        Path(out), "diversity", rows, draw(matrices, [describe(a) for a in attacks.values()], images.n), wandb_project
-    )
+    figure = draw(matrices, [describe(attack) for attack in attacks.values()], study.images.n)
+    write(study.out, "diversity", rows, figure, wandb_project)
     return rows
 
 

@@ -1,19 +1,17 @@
 """Do the adversarial images of earlier epochs still fool the final net?"""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, draw_line, new_figure, write
-from lit_robust.analysis.subjects import cells, crafted_survivors, load_subjects, test_images
+from lit_robust.analysis.output import draw_line, new_figure, write
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import cells, load_subjects
 from lit_robust.attacks import PGD, Attack
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 from lit_robust.runs import checkpoints_of
-from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,30 +39,24 @@ def stale(
         limit: The number of test images, the first ones; by default all.
         device: auto, cpu or cuda.
         out: The folder of stale.csv and .png, and of the journal from which a stopped run goes on.
-        wandb_project: The project of Weights & Biases that gets table and picture, too.
+        wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.
 
     Raises:
-        FileNotFoundError: If there is no such run.
-        ImportError: If matplotlib is missing.
-        ValueError: If a run kept fewer than two epochs, an argument is out of range, or a checkpoint cannot be used.
+        ValueError: If a run kept fewer than two epochs; besides what ``Study.begin`` raises.
     """
-    check_plotting()
-    attack, place = attack or PGD(steps=10), device_of(device)
+    attack = attack or PGD(steps=10)
     runs = {run: epochs_of(run) for run in checkpoints}
-    images = test_images(data, limit, place)
-    journal = Journal(Path(out) / "journal.jsonl")
+    study = Study.begin(list(runs), data, limit, device, out)
     rows = []
-    for run, epochs in runs.items():
-        (final,) = load_subjects([run], place)
+    for final, epochs in zip(study.subjects, runs.values(), strict=True):
         for epoch, path in epochs.items():
-            (origin,) = load_subjects([str(path)], place)
-            key = (final.key, images.key, repr(attack), origin.key, str(run_seed()))
-            survived = journal.get(key, partial(crafted_survivors, origin.net, final.net, attack, images))
-            rows.append({"run": final.name, "epoch": epoch, **cells(survived), "attack": describe(attack)})
-    write(Path(out), "stale", rows, draw(rows), wandb_project)
+            (origin,) = load_subjects([str(path)], study.device)
+            row = {"run": final.name, "epoch": epoch, **cells(study.survivors(final, attack, origin))}
+            rows.append({**row, "attack": describe(attack)})
+    write(study.out, "stale", rows, draw(rows), wandb_project)
     return rows
 
 

@@ -91,7 +91,7 @@ def _short(path: Path) -> str:
     return f"{folder.parent.name}/{folder.name}{which}"
 
 
-def test_images(data: ImageDataModule, limit: int | None, device: torch.device) -> Images:
+def read_test_images(data: ImageDataModule, limit: int | None, device: torch.device) -> Images:
     """Read the first ``limit`` test images, or all, once.
 
     Raises:
@@ -102,7 +102,7 @@ def test_images(data: ImageDataModule, limit: int | None, device: torch.device) 
     return _first(data.test_dataloader(), limit, device)
 
 
-def training_images(data: ImageDataModule, limit: int | None, device: torch.device) -> Images:
+def read_training_images(data: ImageDataModule, limit: int | None, device: torch.device) -> Images:
     """Read the first ``limit`` training images, not augmented."""
     data.prepare_data()
     data.setup("fit")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
-from lit_robust.analysis.subjects import Images, adversarial_images, load_subjects, test_images
+from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.hessian import top_eigenvalue
@@ -62,48 +62,34 @@ def surface(
         limit: The number of test images, the first ones; at least 200 are needed for a smooth picture.
         device: auto, cpu or cuda.
         out: The folder of surface_<space>.csv and .png, and of the journal from which a stopped run goes on.
-        wandb_project: The project of Weights & Biases that gets table and picture, too.
+        wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
         The rows of the table: a net, a point (a, b) and the mean loss there.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ImportError: If matplotlib is missing.
-        ValueError: If an argument is out of range or a checkpoint cannot be used.
+        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    check_plotting()
     require.one_of("space", space, get_args(Space))
     require.one_of("craft", craft, get_args(Craft))
     require.integer("points", points, least=2)
-    attack, place = attack or PGD(steps=10), device_of(device)
+    attack = attack or PGD(steps=10)
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
-    subjects, images = load_subjects(checkpoints, place), test_images(data, limit, place)
-    journal = Journal(Path(out) / "journal.jsonl")
+    study = Study.begin(checkpoints, data, limit, device, out)
     steps = torch.linspace(-radius, radius, points).tolist()
     rows = []
-    for subject in subjects:
-        plane = partial(_weights if space == "weights" else _input, subject.net, attack, images, steps, craft)
-        key: tuple[str, ...] = (
-            "surface",
-            space,
-            craft,
-            str(steps),
-            subject.key,
-            images.key,
-            repr(attack),
-            str(run_seed()),
-        )
-        values = journal.get(key, plane)
+    for subject in study.subjects:
+        plane = partial(_weights if space == "weights" else _input, subject.net, attack, study.images, steps, craft)
+        values = study.measured("surface", subject, attack, plane, space, craft, str(steps))
         top: dict[str, Any] = {}
         if eigenvalue:
-            key = ("eigenvalue", subject.key, images.key, repr(attack), str(run_seed()))
-            found, settled = journal.get(key, partial(sharpness, subject.net, attack, images))
+            curvature = partial(sharpness, subject.net, attack, study.images)
+            found, settled = study.measured("eigenvalue", subject, attack, curvature)
             top = {"top eigenvalue": found, "settled": settled}
         for a, line in zip(steps, values, strict=True):
             rows += [{"net": subject.name, "a": a, "b": b, "loss": v, **top} for b, v in zip(steps, line, strict=True)]
-    about = f"{describe(attack)}, {images.n} test images"
-    write(Path(out), f"surface_{space}", rows, draw(rows, space, about), wandb_project)
+    about = f"{describe(attack)}, {study.images.n} test images"
+    write(study.out, f"surface_{space}", rows, draw(rows, space, about), wandb_project)
     return rows
 
 

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_robust import require
-from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, draw_line, new_figure, write
-from lit_robust.analysis.subjects import cells, crafted_survivors, load_subjects, test_images
+from lit_robust.analysis.output import draw_line, new_figure, write
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import cells
 from lit_robust.attacks import PGD, Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
-from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,31 +58,24 @@ def sweep(
         limit: The number of test images, the first ones; by default all.
         device: auto, cpu or cuda.
         out: The folder of sweep_<over>.csv and .png, and of the journal from which a stopped sweep goes on.
-        wandb_project: The project of Weights & Biases that gets table and picture, too.
+        wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
         The rows of the table.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ImportError: If matplotlib is missing.
-        ValueError: If an argument is out of range or a checkpoint cannot be used.
+        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    check_plotting()
     require.one_of("over", over, get_args(Over))
     attack = attack or PGD(steps=20)
     variants = strengths(attack, over, values, scaled=step == "scaled")
-    place = device_of(device)
-    subjects, images = load_subjects(checkpoints, place), test_images(data, limit, place)
-    journal = Journal(Path(out) / "journal.jsonl")
+    study = Study.begin(checkpoints, data, limit, device, out)
     rows = []
-    for subject in subjects:
+    for subject in study.subjects:
         for value, variant in variants.items():
-            key = (subject.key, images.key, repr(variant), str(run_seed()))
-            survived = journal.get(key, partial(crafted_survivors, subject.net, subject.net, variant, images))
-            row = {"net": subject.name, over: value, **cells(survived)}
+            row = {"net": subject.name, over: value, **cells(study.survivors(subject, variant))}
             rows.append({**row, "crosses": crosses(variant), "attack": describe(variant)})
-    write(Path(out), f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
+    write(study.out, f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
     return rows
 
 

@@ -1,19 +1,15 @@
 """Black-box robustness: adversarial images of one net, shown to another."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
-from lit_robust.analysis.subjects import Images, adversarial_images, cells, load_subjects, survivors, test_images
+from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import cells, load_subjects
 from lit_robust.attacks import PGD, Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
-from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,36 +40,24 @@ def transfer(
         limit: The number of test images, the first ones; by default all.
         device: auto, cpu or cuda.
         out: The folder of transfer.csv and .png, and of the journal from which a stopped run goes on.
-        wandb_project: The project of Weights & Biases that gets table and picture, too.
+        wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
         The rows of the table; source and target are the same in the rows of the white-box attack.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ImportError: If matplotlib is missing.
-        ValueError: If an argument is out of range or a checkpoint cannot be used.
+        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    check_plotting()
-    attack, place = attack or PGD(steps=10), device_of(device)
-    targets = load_subjects(checkpoints, place)
-    origins = targets if sources is None else load_subjects(sources, place)
-    images = test_images(data, limit, place)
-    journal = Journal(Path(out) / "journal.jsonl")
+    attack = attack or PGD(steps=10)
+    study = Study.begin(checkpoints, data, limit, device, out)
+    origins = study.subjects if sources is None else load_subjects(sources, study.device)
     rows = []
     for origin in origins:
-        crafted = cache(partial(adversarial_images, origin.net, attack, images))
-        for target in targets:
-            key = (target.key, images.key, repr(attack), origin.key, str(run_seed()))
-            survived = journal.get(key, partial(_shown, target.net, crafted, images))
-            row = {"target": target.name, "source": origin.name, **cells(survived)}
+        for target in study.subjects:
+            row = {"target": target.name, "source": origin.name, **cells(study.survivors(target, attack, origin))}
             rows.append({**row, "white_box": origin.key == target.key, "attack": describe(attack)})
-    write(Path(out), "transfer", rows, draw(rows, f"{describe(attack)}, {images.n} test images"), wandb_project)
+    write(study.out, "transfer", rows, draw(rows, f"{describe(attack)}, {study.images.n} test images"), wandb_project)
     return rows
-
-
-def _shown(net: nn.Module, crafted: Callable[[], list[Tensor]], images: Images) -> str:
-    return survivors(net, crafted(), images)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":

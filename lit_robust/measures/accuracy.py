@@ -137,11 +137,16 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson score interval of an accuracy over ``n`` images."""
-        z = 1.959964
-        centre = (self.value + z * z / (2 * self.n)) / (1 + z * z / self.n)
-        spread = z * math.sqrt(self.value * (1 - self.value) / self.n + (z / (2 * self.n)) ** 2) / (1 + z * z / self.n)
-        # In exact arithmetic the value is always inside; at 0 and 1, rounding may put it outside.
-        return min(max(0.0, centre - spread), self.value), max(min(1.0, centre + spread), self.value)
+        return wilson(self.value, self.n)
+
+
+def wilson(value: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share over ``n`` images."""
+    z = 1.959964
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    spread = z * math.sqrt(value * (1 - value) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    # In exact arithmetic the value is always inside; at 0 and 1, rounding may put it outside.
+    return min(max(0.0, centre - spread), value), max(min(1.0, centre + spread), value)
 
 
 class Survivors(Metric):

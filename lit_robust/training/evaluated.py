@@ -25,7 +25,7 @@ from lit_robust.measures.accuracy import (
     surviving,
     table,
 )
-from lit_robust.measures.default_test import default_test
+from lit_robust.measures.default_attacks import default_test
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 from lit_robust.training.arguments import compose_signature

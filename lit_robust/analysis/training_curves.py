@@ -3,20 +3,16 @@
 import csv
 import re
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of, new_figure, plain_text, write
+from lit_robust.analysis.output import check_plotting, new_figure, plain_text, write
 from lit_robust.analysis.stale import epochs_of
-from lit_robust.analysis.subjects import cells, crafted_survivors, load_subjects, named, test_images
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import cells, named
 from lit_robust.attacks import PGD, Attack
 from lit_robust.data import ImageDataModule
-from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +54,7 @@ def curves(
         limit: The number of test images, the first ones; by default all.
         device: auto, cpu or cuda.
         out: The folder of curves.csv and .png, and of the journal from which a stopped run goes on.
-        wandb_project: The project of Weights & Biases that gets table and picture, too.
+        wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
         The rows of the table, one per run and epoch.
@@ -69,14 +65,14 @@ def curves(
         ValueError: If an argument is out of range, a file is broken, or a checkpoint cannot be used.
     """
     check_plotting()
-    attack, place = attack or PGD(steps=20), device_of(device)
+    attack = attack or PGD(steps=20)
     runs = {}
     for text in checkpoints:
         name, folder = named(text)
         runs[name or f"{folder.absolute().parent.name}/{folder.name}"] = text, epochs_of_metrics(folder)
     tested: dict[str, dict[int, dict[str, Any]]] = {}
     if data is not None:
-        tested = {name: _test(text, data, attack, limit, place, Path(out)) for name, (text, _) in runs.items()}
+        tested = {name: _test(text, data, attack, limit, device, Path(out)) for name, (text, _) in runs.items()}
     rows = [
         {
             "run": name,
@@ -90,13 +86,11 @@ def curves(
     write(Path(out), "curves", rows, draw(rows), wandb_project)
     return rows
 
-
-def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
-    """The metrics of a run by the number of finished epochs; what a run did again after a resume counts.
+    """The metrics of a run by the number of finished epochs; where one was repeated after a resume, its last values.
 
     Raises:
         FileNotFoundError: If there is no metrics file.
-        ValueError: If one is none.
+        ValueError: If a file is not a metrics file.
     """
     files = sorted(folder.glob("metrics_*.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
     files += [path for path in (folder / "metrics.csv",) if path.exists()]
@@ -120,22 +114,19 @@ def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
 
 
 def _test(
-    run: str, data: ImageDataModule, attack: Attack, limit: int | None, place: torch.device, out: Path
+    run: str, data: ImageDataModule, attack: Attack, limit: int | None, device: str, out: Path
 ) -> dict[int, dict[str, Any]]:
     """Test accuracies of the kept checkpoints by epoch; none if the run kept fewer than two."""
     try:
         epochs = epochs_of(run)
     except (ValueError, FileNotFoundError):  # its validation accuracy is drawn instead
         return {}
-    images, journal = test_images(data, limit, place), Journal(out / "journal.jsonl")
-    found: dict[int, dict[str, Any]] = {}
-    for epoch, path in epochs.items():
-        (subject,) = load_subjects([str(path)], place)
-        for name, one in (("clean", PGD(steps=0, init="zero")), ("robust", attack)):
-            key = (subject.key, images.key, repr(one), str(run_seed()))
-            survived = journal.get(key, partial(crafted_survivors, subject.net, subject.net, one, images))
-            found.setdefault(epoch, {})[f"test {name}"] = cells(survived)["accuracy"]
-    return found
+    study = Study.begin([f"{epoch}={path}" for epoch, path in epochs.items()], data, limit, device, out)
+    attacks = {"test clean": PGD(steps=0, init="zero"), "test robust": attack}
+    return {
+        int(net.name): {name: cells(study.survivors(net, one))["accuracy"] for name, one in attacks.items()}
+        for net in study.subjects
+    }
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> "Figure":

@@ -1,0 +1,71 @@
+"""What an analysis works with: nets, images, a journal of what was measured, and the folder that it writes into."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.output import check_plotting, device_of
+from lit_robust.analysis.subjects import Images, Subject, crafted_survivors, load_subjects, read_test_images
+from lit_robust.attacks import Attack
+from lit_robust.data import ImageDataModule
+from lit_robust.seeds import run_seed
+
+
+@dataclass(frozen=True)
+class Study:
+    """Nets and the images that all of them see; whatever is measured is kept in ``journal.jsonl``.
+
+    Args:
+        subjects: The nets.
+        images: The test images.
+        device: Where nets and images are.
+        out: The folder of the results.
+        journal: What was measured there before.
+    """
+
+    subjects: list[Subject]
+    images: Images
+    device: torch.device
+    out: Path
+    journal: Journal
+
+    @classmethod
+    def begin(
+        cls, checkpoints: Sequence[str], data: ImageDataModule, limit: int | None, device: str, out: Path
+    ) -> "Study":
+        """Load nets and images.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ImportError: If matplotlib is missing.
+            ValueError: If there is no such device, ``limit`` is below 1, or a checkpoint cannot be used.
+        """
+        check_plotting()
+        place, folder = device_of(device), Path(out)
+        subjects, images = load_subjects(checkpoints, place), read_test_images(data, limit, place)
+        return cls(subjects, images, place, folder, Journal(folder / "journal.jsonl"))
+
+    def measured(self, what: str, net: Subject, attack: Attack, measure: Callable[[], Any], *more: str) -> Any:
+        """A measurement of a net under an attack; what was measured before is not repeated.
+
+        Args:
+            what: The name of the measurement.
+            net: The net.
+            attack: The attack.
+            measure: Returns numbers, strings, lists and dictionaries of them.
+            *more: What else the result depends on, besides the images and the seed.
+        """
+        return self.journal.get((what, net.key, self.images.key, repr(attack), str(run_seed()), *more), measure)
+
+    def survivors(
+        self, target: Subject, attack: Attack, origin: Subject | None = None, images: Images | None = None
+    ) -> str:
+        """``subjects.survivors`` of a net under an attack on itself, or on ``origin``; by default on the test set."""
+        origin, seen = origin or target, images or self.images
+        measure = partial(crafted_survivors, origin.net, target.net, attack, seen)
+        return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
