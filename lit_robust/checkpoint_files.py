@@ -149,7 +149,7 @@ def _size(value: Any, within: tuple[int, ...], sizes: dict[int, int]) -> int:
     if isinstance(value, torch.Tensor):
         is_plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"it holds a tensor of shape {tuple(value.shape)} without so many numbers")
+            raise ValueError(f"it holds a tensor of shape {tuple(value.shape)} but fewer numbers than that")
     if not isinstance(value, dict | list | tuple | set):
         return 1
     if id(value) in within:

@@ -1,4 +1,4 @@
-"""An ordinary image classifier of a user, written without lit_robust."""
+"""An ordinary image classifier of a user, written without this library."""
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule

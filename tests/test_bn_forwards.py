@@ -310,7 +310,7 @@ def test_the_order_of_forwards_and_the_clean_share_are_those_of_the_docstrings(
 
 def test_restarts_are_compared_once(tmp_path):
     """By PGD itself, as in the authors' code."""
-    defense = build(PGDAT, net=conv_net(), attack=PGD(EPS, STEP, steps=2, restarts=3), bn_forwards="authors")
+    defense = build(PGDAT, net=conv_net(), attack=PGD(EPS, 2 * STEP, steps=2, restarts=3), bn_forwards="authors")
     assert moved_by(defense, tmp_path) == [*[A] * 3 * (2 + 1), A, C]
 
 

@@ -51,7 +51,7 @@ def test_an_attack_prints_its_magnitudes_as_they_were_written():
     assert repr(FGSM("4/255")) == "FGSM(eps=4/255, norm='linf')"
     assert "eps=8/255" in repr(PGD())
     assert describe(replace(attack, eps="0.0314", step_size="1.5/255")).startswith("PGD(eps=0.0314, step_size=1.5/255")
-    assert describe(PGD(eps=4 / 255)) == "PGD(eps=4/255, step_size=2/255, steps=10)"
+    assert describe(PGD(eps=4 / 255)) == "PGD(eps=4/255, step_size=1/255, steps=10)"
     assert hash(attack) == hash(PGD(eps=8 / 255, step_size=2 / 255, init_size=0.01, steps=3))
 
 

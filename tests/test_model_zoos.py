@@ -162,7 +162,7 @@ def test_without_timm_the_extra_is_named(monkeypatch):
 
 def saved(net, folder):
     """A checkpoint of a method with this net."""
-    method = PGDAT(net, 4, PGD(eps=0.1, step_size=0.05, steps=1))
+    method = PGDAT(net, 4, PGD(eps=0.1, step_size=0.1, steps=1))
     fit = trainer(folder, max_epochs=0)
     fit.fit(method, torch.utils.data.DataLoader([(X[0], 1)]))
     fit.save_checkpoint(folder / "a.ckpt")

@@ -409,7 +409,7 @@ def test_an_args_section_of_a_builders_own_stays():
 @pytest.mark.parametrize("name", [name for name in nets.__all__ if name != "Net"])
 def test_help_has_every_argument_of_a_builder(name):
     build = getattr(nets, name)
-    section = inspect.getdoc(build).partition("\nArgs:\n")[2]
+    section = inspect.getdoc(build).partition("\nArgs:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^    (\w+): ", section, re.MULTILINE) == list(inspect.signature(build).parameters)
 
 

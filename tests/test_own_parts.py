@@ -73,7 +73,14 @@ def test_the_readmes_pretrained_net_is_trained_on_ones_own_images(here, caplog, 
             Image.new("RGB", (40, 40), (100 * label, 20 * i, 0)).save(here / "photos" / name / f"{i}.png")
     (command,) = snippets("own images")
     brief = ["--model.net.name=shufflenet_v2_x0_5", "--data.image_size=32", "--data.num_workers=0"]
-    brief += ["--trainer.max_epochs=1", "--model.attack.steps=1", "-c", "configs/trainer/cpu.yaml", *QUIET]
+    brief += [
+        "--trainer.max_epochs=1",
+        "--model.attack.steps=1",
+        "--model.attack.step_size=4/255",
+        "-c",
+        "configs/trainer/cpu.yaml",
+        *QUIET,
+    ]
     brief += ["--trainer.precision=32-true", "--model.compile=false"]
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _random_weights)
     with caplog.at_level("INFO", "lightning.pytorch"):

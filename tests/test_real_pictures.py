@@ -25,6 +25,7 @@ def test_two_batches_of_every_data_set_go_through_fit_and_test(data, net, option
     attacks = "{pgd2: {class_path: PGD, init_args: {steps: 2}}}"
     arguments = compose(f"data/{data}", f"net/{net}", "defense/pgdat", "attack/cifar_pgd10") + options
     arguments += ["--data.batch_size=4", "--data.eval_batch_size=4", "--model.attack.steps=2"]
+    arguments += ["--model.attack.step_size=4/255"]
     arguments += [f"--trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
     main(["fit", *arguments, "--trainer.max_epochs=1"])
     main(["test", *arguments, "--ckpt_path=last", f"--model.test_attacks={attacks}"])
@@ -42,6 +43,7 @@ def test_the_wide_nets_take_a_step_at_batch_8(net, tmp_path, monkeypatch):
             "--data.batch_size=8",
             "--data.eval_batch_size=8",
             "--model.attack.steps=1",
+            "--model.attack.step_size=8/255",
             "--model.val_attack.steps=1",
             "--trainer.limit_val_batches=0",
         ]

@@ -225,6 +225,7 @@ def test_the_live_weights_are_saved_from_within_a_validation(average, tmp_path):
 
 @pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_validation_batch_start"])
 def test_in_the_sanity_check_nothing_is_saved(hook, tmp_path, caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     run = run_with(tmp_path, Send(hook, epoch=0), num_sanity_val_steps=1)
     with pytest.raises(Stopped):
         run.fit(build(PGDAT), loader(images()), loader(images(8)))
@@ -233,6 +234,7 @@ def test_in_the_sanity_check_nothing_is_saved(hook, tmp_path, caplog):
 
 
 def test_a_run_without_checkpoints_gets_none(tmp_path, caplog):
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     run = trainer(tmp_path, callbacks=[Send("on_train_batch_start", epoch=0)], max_epochs=1)
     with pytest.raises(Stopped):
         run.fit(build(PGDAT), loader(images()))

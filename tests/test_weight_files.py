@@ -127,7 +127,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
 def test_a_large_shape_over_few_bytes_takes_no_memory(weights, tmp_path):
     weights["head.weight"] = torch.zeros(1).expand(10**12)
     torch.save(weights, path := tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"head\.weight is \(1000000000000,\) there"):
+    with pytest.raises(ValueError, match=r"a tensor of shape \(1000000000000,\)"):
         load_weights(TinyNet(), path)
 
 

@@ -86,6 +86,8 @@ def curves(
     write(Path(out), "curves", rows, draw(rows), wandb_project)
     return rows
 
+
+def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
     """The metrics of a run by the number of finished epochs; where one was repeated after a resume, its last values.
 
     Raises:

@@ -61,8 +61,15 @@ def parts_of(module: LightningModule) -> str:
     return ", ".join(name for name, _ in module.named_children()) or "none"
 
 
+class ForwardsToNet(Protocol):
+    """What a module has whose ``forward`` is that of its ``net`` and nothing more, as in a Defense."""
+
+    forwards_to_net: bool
+
+
 def _has_forward(module: LightningModule) -> bool:
-    return type(module).forward is not LightningModule.forward
+    own = type(module).forward is not LightningModule.forward
+    return own and not getattr(module, "forwards_to_net", False)
 
 
 class MayBeNatural(Protocol):

@@ -158,7 +158,7 @@ def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
     before = getattr(owner, name)
     if rest:
         value = _assign(before, rest, value)
-    elif type(value) is type(before) and value == before:
+    elif value == before and isinstance(value, int) == isinstance(before, int):  # 2 steps are not 2.0 steps
         value = before
     if value is before:  # nothing has changed: an attack is not built and checked anew
         return owner

@@ -2,6 +2,8 @@
 
 import re
 import sys
+from argparse import ArgumentError
+from contextlib import suppress
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
@@ -37,8 +39,9 @@ class Parser(LightningArgumentParser):
         """Let ``num_classes`` of a net be null, and make that its default: ``fill_class_count`` replaces it."""
         self._of_net = makes_net(args[0])
         added: list[str] = super()._add_signature_arguments(*args, **kwargs)
-        if hides_class_count(args[0]) and "--num_classes" not in self._option_string_actions:
-            self.add_argument("--num_classes", type=int | None, default=None, help="The data's by default.")
+        if hides_class_count(args[0]):
+            with suppress(ArgumentError):  # a parser may be asked twice
+                self.add_argument("--num_classes", type=int | None, default=None, help="The data's by default.")
         return added
 
     def _add_signature_parameter(self, container: Any, nested_key: Any, param: Any, *args: Any, **kwargs: Any) -> None:

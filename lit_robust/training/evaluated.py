@@ -138,6 +138,9 @@ class Evaluated(LightningModule):
                 bounds = ", ".join(f"{eps:.4g}" for eps in dict.fromkeys(others))
                 rank_zero_info(f"the training's attack has eps={mine:.4g}, but {name} has {bounds}: is that meant?")
 
+    #: Callbacks take ``net`` instead of the module, whose ``forward`` adds nothing.
+    forwards_to_net = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the net's logits ``(N, num_classes)``, so that an attack takes the module as it takes a net."""
         logits: Tensor = self.net(x)
