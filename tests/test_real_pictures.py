@@ -45,6 +45,7 @@ def test_the_wide_nets_take_a_step_at_batch_8(net, tmp_path, monkeypatch):
             "--model.attack.steps=1",
             "--model.attack.step_size=8/255",
             "--model.val_attack.steps=1",
+            "--model.val_attack.step_size=8/255",
             "--trainer.limit_val_batches=0",
         ]
     )
