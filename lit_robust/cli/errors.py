@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import walk_tb
 
 from lit_robust.cli.classes import arguments, found
-from lit_robust.lightning_internals import fails_to_restore
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -120,6 +121,7 @@ _WORDS = {
     r"Unable to load config '(.*)'": "{where}{1} is neither a file nor a mapping of options.",
     r"Invalid content in sub-config file (\S+): (.*)": "{where}{1} is not valid YAML: {2}",
     r"Expected a dot import path string: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
+    r"Unexpected import path format: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
     r"module '(.*)' has no attribute '(.*)'": "{where}there is no {1}.{2} ({meant:check its spelling}).",
     r"Import path does not correspond to a subclass of (.*)": "{where}{value} is not of type {1}.",
     r"Import path (\S*) does not correspond to a subclass of (.*)": "{where}{1} is not of type {2}.",
@@ -182,7 +184,8 @@ def _expected(mistake: _Mistake) -> str:
 
 
 def _near(name: str, names: Iterable[str]) -> _Near:
-    return _Near("".join(get_close_matches(name, list(names), n=1, cutoff=0.6)))
+    others = [other for other in names if other != name]  # a short name that two classes have needs its path
+    return _Near("".join(get_close_matches(name, others, n=1, cutoff=0.6)))
 
 
 @contextmanager
@@ -199,3 +202,13 @@ def naming(path: str | None) -> Iterator[None]:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{path} is broken or of another training ({what}): use an earlier one.") from error
+
+
+def fails_to_restore(error: BaseException) -> bool:
+    """Whether an error comes from where Lightning restores checkpoints, and was not raised by this package."""
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return any(file.endswith("checkpoint_connector.py") for file in files) and not _is_ours(files[-1])
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parents[1])
