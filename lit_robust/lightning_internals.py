@@ -9,8 +9,6 @@ Lightning.
 import re
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
-from pathlib import Path
-from traceback import walk_tb
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -140,20 +138,9 @@ def loops_to_restore(trainer: Any) -> dict[str, Any]:
 
     Without it, a broken checkpoint would be restored in part, and fail by a KeyError of Lightning's or in mid-training.
     """
-    return {name: getattr(trainer, name).state_dict() for name in ("fit_loop", f"{trainer.state.fn.value}_loop")}
-
-
-def fails_to_restore(error: BaseException) -> bool:
-    """Whether an error comes from the part of Lightning that restores checkpoints, and was not raised by this package.
-
-    Without it, what Lightning or torch raises at a broken state would reach the user as a traceback.
-    """
-    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
-    return any(file.endswith("checkpoint_connector.py") for file in files) and not _is_ours(files[-1])
-
-
-def _is_ours(file: str) -> bool:
-    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parent)
+    names = ("fit_loop", f"{trainer.state.fn.value}_loop")
+    # "state_dict" depends on whether the loaders have begun.
+    return {name: getattr(trainer, name).state_dict() | {"state_dict": {}} for name in names}
 
 
 # Batches, loaders and metrics.
@@ -250,3 +237,18 @@ def names_in_every_module() -> frozenset[str]:
     from lightning.pytorch import LightningModule
 
     return frozenset(vars(LightningModule()))
+
+
+@_inside
+def compile_alike(net: Any, compiled: Any) -> None:
+    """Compile a net in place as ``torch.compile`` has compiled the wrapper around it, with the same options.
+
+    Without it, the wrapper's name would be in every key of a checkpoint, or the backend and mode would be lost.
+    """
+    net._compiled_call_impl = compiled.dynamo_ctx(net._call_impl)
+
+
+@_inside
+def is_compiled(net: Any) -> bool:
+    """Whether a net is compiled in place; without it, it would be compiled anew, without the user's options."""
+    return net._compiled_call_impl is not None

@@ -43,8 +43,8 @@ OWNERS = ("trainer", "loop", "strategy", "logger", "loggers", "results")
 #: Functions that are given an owner and a name.
 BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
 
-#: Private in name only: what a named tuple has; and torch's compiled call of a module, which it gives no other way to.
-PUBLIC = ("_fields", "_replace", "_compiled_call_impl", "_call_impl")
+#: Public in spite of their names: what a named tuple has.
+PUBLIC = ("_fields", "_replace")
 
 
 # No other file touches them.
@@ -267,14 +267,21 @@ def test_the_loops_of_a_checkpoint_are_those_that_are_restored(tmp_path):
     assert saved["fit_loop"].keys() >= internals.loops_to_restore(run)["fit_loop"].keys() > set()
 
 
-@pytest.mark.parametrize(("section", "broken"), [("loops", {}), ("optimizer_states", [{}])])
-def test_an_error_of_lightnings_at_a_broken_checkpoint_is_known(section, broken, tmp_path):
-    fit(tmp_path, SaveAfter(5, tmp_path / "a.ckpt"))
-    torch.save(torch.load(tmp_path / "a.ckpt", weights_only=True) | {section: broken}, tmp_path / "b.ckpt")
-    with pytest.raises(KeyError) as error:
-        trainer(tmp_path, max_epochs=2).fit(Plain(), loader(images()), ckpt_path=tmp_path / "b.ckpt")
-    assert internals.fails_to_restore(error.value)
-    assert not internals.fails_to_restore(KeyError("elsewhere"))
+@pytest.mark.filterwarnings("ignore")  # of the compiler's
+def test_a_net_is_compiled_in_place_as_the_wrapper_around_it():
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    net = TinyNet()
+    assert not internals.is_compiled(net)
+    internals.compile_alike(net, torch.compile(net, backend=backend))
+    assert internals.is_compiled(net)
+    with torch.no_grad():
+        net(images(8).x)
+    assert graphs
 
 
 class SaveAtEnds(Callback):
@@ -558,6 +565,8 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.epochs_begun(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
+        lambda: internals.is_compiled(HOLLOW),
+        lambda: internals.compile_alike(HOLLOW, HOLLOW),
         lambda: internals.end_the_epoch({"batches": 3}),
         lambda: internals.validation_is_due(HOLLOW),
         lambda: internals.row_to_come(HOLLOW, dict),

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning, Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
@@ -23,7 +23,7 @@ from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStar
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.measures.pictures import Examples, draw
-from lit_robust.nets import small_cnn
+from lit_robust.nets import digits_cnn, small_cnn
 from lit_robust.schedules import (
     CyclicStep,
     Linear,
@@ -247,6 +247,18 @@ def test_validation_in_no_epoch_is_asked_for_in_other_ways(every):
         fit(build(Natural), check_val_every_n_epoch=every)
 
 
+def test_validation_after_no_batch_is_refused():
+    with pytest.raises(ValueError, match="val_check_interval=0"):
+        fit(build(Natural), val_check_interval=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning's search
+def test_a_state_that_lightning_saves_in_mid_training_is_restored():
+    run = trainer(".", max_epochs=1, callbacks=[BatchSizeFinder(mode="binsearch", max_trials=1)])
+    run.fit(build(Natural, net=digits_cnn(10, width=2), num_classes=10), DigitsDataModule(train_size=64, batch_size=32))
+    assert run.current_epoch == 1
+
+
 # Wrong types in Python.
 
 WEIGHT = nn.Parameter(torch.zeros(1))
@@ -431,6 +443,8 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
         ("--max_epochs 3", r"did you mean --trainer\.max_epochs\?"),
         ("--attack.eps 0.1", r"did you mean --model\.attack\.eps\?"),
         ("--ckpt_pth last", r"did you mean --ckpt_path\?"),
+        ("--model.momentum 0.9", r'model\.momentum: there is no class "0\.9"'),
+        ("--model.lr_scheduler ReduceLROnPlateau", r'no class "ReduceLROnPlateau" \(others need a dotted path\)'),
         ("--modl PGDAT", r"did you mean --model\?"),
     ],
 )

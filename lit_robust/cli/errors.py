@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import isfunction
+from pathlib import Path
+from traceback import walk_tb
 
 from lit_robust.cli.classes import arguments, found
-from lit_robust.lightning_internals import fails_to_restore
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -122,6 +123,7 @@ _WORDS = {
     r"Unable to load config '(.*)'": "{where}{1} is neither a file nor a mapping of options.",
     r"Invalid content in sub-config file (\S+): (.*)": "{where}{1} is not valid YAML: {2}",
     r"Expected a dot import path string: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
+    r"Unexpected import path format: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
     r"module '(.*)' has no attribute '(.*)'": "{where}there is no {1}.{2} ({meant:check its spelling}).",
     r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": "{where}{1} is not of type {2}.",
     r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$": (
@@ -195,7 +197,7 @@ def _expected(mistake: _Mistake) -> str:
 
 
 def _near(name: str, names: Iterable[str]) -> _Near:
-    full = {one.rpartition(".")[2]: one for one in names}
+    full = {one.rpartition(".")[2]: one for one in names if one != name}  # two classes may share a short name
     return _Near("".join(full[one] for one in get_close_matches(name, list(full), n=1, cutoff=0.6)))
 
 
@@ -213,3 +215,13 @@ def naming(path: str | None) -> Iterator[None]:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{path} is broken or of another training ({what}): use an earlier one.") from error
+
+
+def fails_to_restore(error: BaseException) -> bool:
+    """Whether an error comes from where Lightning restores checkpoints, and was not raised by this package."""
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return any(file.endswith("checkpoint_connector.py") for file in files) and not _is_ours(files[-1])
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parents[1])

@@ -15,6 +15,7 @@ from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
+from lit_robust.lightning_internals import compile_alike, is_compiled
 from lit_robust.measures.accuracy import (
     Accuracy,
     Survivors,
@@ -76,7 +77,7 @@ class Evaluated(LightningModule):
         while isinstance(net, _WRAPPERS):  # whose prefix would be in every name of the checkpoints
             (inner,) = net.children()
             if isinstance(net, OptimizedModule):  # its own call, with the options that torch.compile was given
-                inner._compiled_call_impl = net.dynamo_ctx(inner._call_impl)
+                compile_alike(inner, net)
             net = inner
         require.integer("num_classes", num_classes, least=2)
         check_attack("attack", attack)
@@ -91,14 +92,13 @@ class Evaluated(LightningModule):
         if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
             self.net.register_forward_hook(only_logits)
             self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
-        is_compiled = getattr(self.net, "_compiled_call_impl", None) is not None
-        if compile and not is_compiled:
+        if compile and not is_compiled(self.net):
             self.net.compile()
         self.num_classes = num_classes
         self.attack = attack
         self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
         self.channels_last = channels_last
-        self.compiled = compile or is_compiled
+        self.compiled = is_compiled(self.net)
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.

@@ -25,8 +25,10 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         ValueError: If a callback or an argument cannot work.
     """
     require.fine_precision(str(trainer.precision))
+    hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
+    if trainer.val_check_interval == 0:
+        raise ValueError(f"val_check_interval=0 must be above 0: {hint}.")
     if (every := trainer.check_val_every_n_epoch) is not None:
-        hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
         require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
     for callback in trainer.callbacks:
         if isinstance(callback, LearningRateFinder):
