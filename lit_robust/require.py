@@ -172,7 +172,7 @@ def images(x: Tensor, remedy: str) -> None:
 
 
 def later_batches(reached: Sequence[float], classes: int | None) -> None:
-    """Refuse what batches after the first one have reached.
+    """Check the range of pixels and labels that batches after the first one have reached.
 
     Args:
         reached: The smallest pixel, negated, the largest one, and the same of the labels, so that all four are maxima.

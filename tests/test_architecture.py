@@ -95,6 +95,11 @@ def test_an_attack_can_be_used_without_lightning(file):
         assert not packages & {"lightning", "torchmetrics", "jsonargparse"}
 
 
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_file_is_short_enough_to_be_read_at_once(file):
+    assert len(file.read_text().splitlines()) < (141 if file == PACKAGE / "training/defense.py" else 260)
+
+
 def test_the_walk_sees_imports_of_both_forms(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("import lit_robust.cli\ndef f():\n    from lit_robust import defenses\n")

@@ -11,10 +11,10 @@ from typing import Any
 class Journal:
     """Results by what they depend on, one line of JSON each.
 
-    A result is written as soon as it is there; a last line that a kill has cut is measured again.
+    Each result is appended at once; a last line that a kill has truncated is measured again.
 
     Args:
-        path: The file; it is made with its first result.
+        path: The file; it is created with its first result.
     """
 
     def __init__(self, path: Path) -> None:

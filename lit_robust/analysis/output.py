@@ -24,7 +24,7 @@ def check_plotting() -> None:
         ImportError: If matplotlib is missing.
     """
     try:
-        import matplotlib  # noqa: F401  # whether it is there is the question
+        import matplotlib  # noqa: F401  # only tests that it is installed
     except ImportError as error:
         raise ImportError('Pictures need matplotlib: pip install "lit-robust[plot]".') from error
 

@@ -71,7 +71,7 @@ class BPDA(Attack):
 
     @property
     def targeted(self) -> bool:
-        """Whether the attack reaches for classes that the caller gives."""
+        """Whether the attack is targeted: ``y`` are the classes to reach."""
         return bool(getattr(self.attack, "targeted", False))
 
     def check_installed(self) -> None:

@@ -19,7 +19,7 @@ def path_of(batch: Any, key: Key) -> tuple[Key, ...]:
 
 
 def part_of(owner: Any, step: Key) -> Any:
-    """What is one step further."""
+    """The element of ``owner`` that ``step`` selects."""
     if isinstance(owner, Mapping):
         return owner[step]
     if isinstance(owner, Sequence) and not (isinstance(step, str) and hasattr(owner, step)):

@@ -96,7 +96,7 @@ def _signal_of(share: float) -> int:
     return signal.SIGTERM if share >= 1 else signal.SIGINT
 
 
-#: Of this process, as signals are.
+#: One per process, like signal handlers.
 stop_request = StopRequest()
 
 
