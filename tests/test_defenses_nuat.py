@@ -222,7 +222,12 @@ class TestNuAT2WA:
 
     def test_with_compile_the_average_is_compiled_too(self, tmp_path, monkeypatch):
         compiled = []
-        monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+
+        def compile_in_place(net):
+            compiled.append(net)
+            vars(net)["_compiled_call_impl"] = net._call_impl
+
+        monkeypatch.setattr(nn.Module, "compile", compile_in_place)
         defense = build(NuAT2, attack=ONE_STEP, attack_average="fast", compile=True)
         callbacks = [EMAWeights(0.9, extra={"fast": 0.5})]
         trainer(tmp_path, max_epochs=1, callbacks=callbacks).fit(defense, loader(images(8)))
