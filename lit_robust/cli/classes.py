@@ -130,7 +130,7 @@ def _returned(function: Any) -> Any:
 def classes_start_afresh() -> Iterator[None]:
     """Make the parser keep only the arguments in ``KEPT`` when a flag, or a file over a default, names another class.
 
-    jsonargparse (4.52 and 4.53) decides in one function which arguments to keep. It keeps all that the new class takes:
+    jsonargparse (4.53) decides in one function which arguments to keep. It keeps all that the new class takes:
     ``--model.optimizer Adam`` would keep SGD's lr.
     """
     accepted: Any = _typehints.discard_init_args_on_class_path_change
@@ -165,7 +165,7 @@ def expand_homes(configured: Any) -> None:
 def constructors_speak() -> Iterator[None]:
     """Raise the error of the constructor that failed, in place of jsonargparse's, while this lasts.
 
-    jsonargparse (4.52 and 4.53) calls all constructors by one function. If the argument is of a union of types, it
+    jsonargparse (4.53) calls all constructors by one function. If the argument is of a union of types, it
     tries the others after a failure, and its error may tell only why these did not do.
 
     Raises:

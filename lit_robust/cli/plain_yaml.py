@@ -46,7 +46,7 @@ class _PlainLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[
 
 @contextmanager
 def plain_yaml() -> Iterator[None]:
-    """Let jsonargparse (4.52 and 4.53) read and parse all YAML by the functions here while this lasts."""
+    """Let jsonargparse (4.53) read and parse all YAML by the functions here while this lasts."""
     loaders: Any = _loaders_dumpers
     files: Any = _paths.Path
     before = loaders.yaml_default_loader, files.read_text
