@@ -66,6 +66,10 @@ class Diary(Callback):
         """Remove the hook."""
         self._hook.remove()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hook of a run that is stopped, which has no teardown."""
+        self._hook.remove()
+
     def _count(self, module: nn.Module, inputs: Any, logits: Tensor) -> None:
         counts = self._counts
         if counts is None or not isinstance(module, self._net_class):
