@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import ZIP_STORED, ZipFile, is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 
@@ -27,7 +27,7 @@ SECTIONS: dict[str, type] = {
 
 
 #: The longest pickle, in bytes: everything but the numbers of tensors; a run's has about 100,000.
-LONGEST = 2**24
+LONGEST = 2**22
 
 #: The most values besides the numbers of tensors, and the most levels of nesting.
 MOST, DEEPEST = 10**6, 50
@@ -136,8 +136,16 @@ def _check_archive(path: Path, older: bool) -> None:
         members = archive.infolist()
     if any(member.compress_type != ZIP_STORED for member in members):
         raise ValueError(f"{path} is compressed, which no checkpoint is: it was not unpacked.")
-    if sum(member.file_size for member in members if member.filename.endswith(".pkl")) > LONGEST:
+    pickles = [member for member in members if member.filename.endswith(".pkl")]
+    if sum(member.file_size for member in pickles) > LONGEST:
         raise ValueError(f"{path} has more than {LONGEST:,} bytes besides its tensors, which no checkpoint has.")
+    with ZipFile(path) as archive:
+        try:
+            contents = [archive.read(member) for member in pickles]
+        except (BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{path} is truncated or is not a checkpoint ({error}): use an earlier one.") from error
+    if any(b"bytearray\n" in content for content in contents):  # torch makes one of any size that a file asks for
+        raise ValueError(f"{path} asks for an array of bytes, which no checkpoint does: it was not unpacked.")
 
 
 def _size(value: Any, within: tuple[int, ...], sizes: dict[int, int]) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.batch import class_labels
+from lit_robust.torch_internals import is_compiled
 
 _checked = ContextVar("checked", default=False)
 _smaller_batches = ContextVar("smaller_batches", default=False)
@@ -57,8 +58,8 @@ def may_shrink(net: nn.Module) -> bool:
 
 
 def _is_compiled(name: str, module: nn.Module) -> bool:
-    """Whether a module is what ``torch.compile`` wraps, or was compiled in place; torch has no public way to ask."""
-    return name.endswith("_orig_mod") or vars(module).get("_compiled_call_impl") is not None
+    """Whether a module is what ``torch.compile`` wraps, or was compiled in place."""
+    return name.endswith("_orig_mod") or is_compiled(module)
 
 
 @contextmanager
@@ -75,6 +76,10 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield x.clone() if x.is_inference() else x.detach(), y.clone() if y.is_inference() else y
+    except (IndexError, RuntimeError) as error:  # torch's, on the CPU; a GPU could only tell by waiting for it
+        if "out of bounds" not in str(error):
+            raise
+        raise ValueError(f"a label is none of the net's classes ({error}): number them from 0 on.") from error
     finally:
         # Autocast caches the weights it casts. torch 2.6 also caches those cast without a gradient for an attack;
         # a training forward would then reuse them, and the weights would get no gradient.

@@ -1,15 +1,14 @@
 """Everything we use of Lightning that is not public API, as of Lightning 2.6.6.
 
-Each function says what breaks without it. No other file touches Lightning's internals except ``lightning_cli.py``, this
-one's part for the command line, and ``callbacks/ema.py``, which subclasses ``WeightAveraging``. If Lightning no longer
-has what a function reads, calling the function raises an ImportError of one sentence; importing this file does not need
-Lightning.
+Each function says what breaks without it. No other file touches Lightning's internals except ``callbacks/ema.py``,
+which subclasses ``WeightAveraging``. If Lightning no longer has what a function reads, calling the function raises an
+ImportError of one sentence; importing this file does not need Lightning.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,11 +67,6 @@ def is_due_for_logging(trainer: Any) -> bool:
     """
     every = int(trainer.log_every_n_steps)
     return every > 0 and batches_begun(trainer) % every == 0
-
-
-def fractional_epoch(trainer: Any, batch_idx: int) -> float:
-    """The start of a batch in fractional epochs, the argument of every schedule; by public API only."""
-    return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)
 
 
 @_inside
@@ -134,10 +128,7 @@ def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
 
 @_inside
 def loops_to_restore(trainer: Any) -> dict[str, Any]:
-    """The states of the fit loop and of this stage's loop, by their names in a checkpoint.
-
-    Without it, a broken checkpoint would be restored in part, and fail by a KeyError of Lightning's or in mid-training.
-    """
+    """The states of the fit loop and of this stage's loop; else a broken checkpoint would be restored in part."""
     names = ("fit_loop", f"{trainer.state.fn.value}_loop")
     # "state_dict" depends on whether the loaders have begun.
     return {name: getattr(trainer, name).state_dict() | {"state_dict": {}} for name in names}
@@ -228,27 +219,40 @@ def go_on_in_folder(logger: Any, name: str) -> None:
     logger._version = int(number[1]) if number else name
 
 
-# Modules.
-
-
-@cache
-def names_in_every_module() -> frozenset[str]:
-    """Names in every module's ``__dict__``; else ``AttributeRamp`` would suggest them for a misspelled attribute."""
-    from lightning.pytorch import LightningModule
-
-    return frozenset(vars(LightningModule()))
+# The command line.
 
 
 @_inside
-def compile_alike(net: Any, compiled: Any) -> None:
-    """Compile a net in place as ``torch.compile`` has compiled the wrapper around it, with the same options.
+def built_by_the_command_line() -> bool:
+    """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
 
-    Without it, the wrapper's name would be in every key of a checkpoint, or the backend and mode would be lost.
+    Without it, a module built in Python would save live objects, which a checkpoint that is safe to load cannot hold.
     """
-    net._compiled_call_impl = compiled.dynamo_ctx(net._call_impl)
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+    return _given_hyperparameters.get() is not None
 
 
-@_inside
-def is_compiled(net: Any) -> bool:
-    """Whether a net is compiled in place; without it, it would be compiled anew, without the user's options."""
-    return net._compiled_call_impl is not None
+class CommandLineInternals:
+    """Overrides private methods of ``LightningCLI``: arguments beat a checkpoint's, subcommands have our defaults."""
+
+    #: Defaults of the trainer's methods, by subcommand.
+    subcommand_defaults: ClassVar[Mapping[str, dict[str, Any]]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("_parse_ckpt_path", "_prepare_subcommand_parser", "_parser"):
+            if not hasattr(super(), name):
+                raise _changed(f"LightningCLI.{name}")
+        super().__init__(*args, **kwargs)
+
+    def parser_in_use(self) -> Any:
+        """The parser of the subcommand, or of a script; without it, a net would not learn the number of classes."""
+        return self._parser(self.subcommand)  # type: ignore[attr-defined]  # LightningCLI's
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing, so that a checkpoint's arguments do not override the user's."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)  # type: ignore[misc]  # LightningCLI's
+        parser.set_defaults(self.subcommand_defaults.get(subcommand, {}))
+        return parser

@@ -23,6 +23,7 @@ from lit_robust.attacks import (
     Attack,
     AutoAttack,
     MultiTargetedPGD,
+    NuclearNorm,
     TargetedPGD,
 )
 from lit_robust.guards import checked, crafting, frozen, network_mode
@@ -376,6 +377,18 @@ def test_pgd_is_one_forward_and_one_backward_per_step(extra, monkeypatch):
 
 
 OUTSIDE = {"normalised": lambda x: (x - 0.13) / 0.3, "0 to 255": lambda x: 255 * x, "NaN": lambda x: x * torch.nan}
+
+
+@pytest.mark.parametrize(
+    "change", [lambda y: y * 0 - 100, lambda y: y - 1, lambda y: y + 50], ids=["-100", "-1", "+50"]
+)
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=1), FGSM(), NuclearNorm(), GAMAPGD(steps=2)], ids=lambda a: type(a).__name__
+)
+def test_labels_that_are_no_classes_are_refused(attack, change):
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(4, 3, 2, 2)
+    with pytest.raises(ValueError, match="label"):
+        attack(net, x, change(torch.tensor([0, 1, 2, 0])))
 
 
 @pytest.mark.parametrize("change", OUTSIDE)

@@ -585,6 +585,13 @@ def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, containe
     [
         ([True] * 40, r"a mask of shape \(40,\), but the training set has 50 images"),
         ([12.0, 13.7], "positions, which are integers, or a mask, but got torch.float32"),
+        ((torch.arange(50) < 20).to(torch.uint8), "a mask of numbers"),
+        ([True, 13, 14], "numbers among True and False"),
+        ({12, 13}, "a list, an array or a tensor"),
+        ("abc", "a list, an array or a tensor"),
+        (["12", "13"], "a list, an array or a tensor"),
+        (12, "a list, an array or a tensor"),
+        ((i for i in (12, 13)), "a list, an array or a tensor"),
     ],
 )
 def test_what_is_neither_positions_nor_a_mask_is_refused(cifar10, indices, message):

@@ -135,6 +135,23 @@ def test_an_archive_that_grows_is_not_unpacked(tmp_path):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02c__builtin__\nbytearray\n(J\xff\xff\xff\x7ftR.",
+        b"\x80\x02" + b"]" * 3_000_000 + b"a" * 2_999_999 + b".",
+    ],
+    ids=["an array of 2 GB", "lists in lists"],
+)
+def test_a_small_pickle_that_grows_is_not_unpickled(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("x/data.pkl", content)
+        archive.writestr("x/version", b"3")
+    with pytest.raises(ValueError, match="which no checkpoint"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_file_is_reported(good, share, tmp_path):
     path = written(good, tmp_path)
@@ -158,6 +175,12 @@ def test_a_method_is_built_from_parts_that_are_known_here(tmp_path, monkeypatch)
     state = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
     assert TRADES.load_from_checkpoint(path, beta=3.0).beta == 3
+    likewise = Defense.load_from_checkpoint(path, map_location="cpu", strict=True, weights_only=True)
+    assert all(torch.equal(value, state[key]) for key, value in likewise.state_dict().items())
+    with pytest.raises(ValueError, match="weights_only=False"):
+        Defense.load_from_checkpoint(path, weights_only=False)
+    with pytest.raises(ValueError, match="hparams_file"):
+        Defense.load_from_checkpoint(path, hparams_file="hparams.yaml")
 
 
 @pytest.mark.parametrize("rule", ["EvenShare", "CleanLossDrop", "SecondStepGain"])

@@ -22,10 +22,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import lit_robust
-from lit_robust import lightning_cli as command_line
 from lit_robust import lightning_internals as internals
 from lit_robust.cli.main import RobustCLI
+from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import run_seed
+from lit_robust.torch_internals import compile_alike, is_compiled
 from tests.tiny import TinyNet, images, loader, trainer
 
 PACKAGE = Path(lit_robust.__file__).parent
@@ -35,7 +36,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 
 #: The file that this is about, and the one that subclasses `WeightAveraging`.
-MAY_TOUCH = {PACKAGE / "lightning_internals.py", PACKAGE / "lightning_cli.py", PACKAGE / "callbacks" / "ema.py"}
+MAY_TOUCH = {PACKAGE / "lightning_internals.py", PACKAGE / "torch_internals.py", PACKAGE / "callbacks" / "ema.py"}
 
 #: Whose private names are Lightning's, by the end of the expression.
 OWNERS = ("trainer", "loop", "strategy", "logger", "loggers", "results")
@@ -246,9 +247,7 @@ def test_every_second_batch_is_due_for_logging(tmp_path):
 
 
 def test_time_is_in_fractional_epochs(tmp_path):
-    asked = answers(
-        tmp_path, lambda t: internals.fractional_epoch(t, internals.batch_in_epoch(t)), "on_train_batch_start"
-    )
+    asked = answers(tmp_path, lambda t: fractional_epoch(t, internals.batch_in_epoch(t)), "on_train_batch_start")
     assert asked == pytest.approx([n / 3 for n in range(6)])
 
 
@@ -276,9 +275,9 @@ def test_a_net_is_compiled_in_place_as_the_wrapper_around_it():
         return graph.forward
 
     net = TinyNet()
-    assert not internals.is_compiled(net)
-    internals.compile_alike(net, torch.compile(net, backend=backend))
-    assert internals.is_compiled(net)
+    assert not is_compiled(net)
+    compile_alike(net, torch.compile(net, backend=backend))
+    assert is_compiled(net)
     with torch.no_grad():
         net(images(8).x)
     assert graphs
@@ -490,12 +489,6 @@ def test_a_csv_logger_goes_on_in_the_folder_of_an_earlier_run(tmp_path, name, ve
     assert (tmp_path / "tiny" / name / "metrics.csv").exists()
 
 
-def test_names_in_every_module_are_not_those_of_a_users(tmp_path):
-    names = internals.names_in_every_module()
-    assert {"prepare_data_per_node", "training"} <= names
-    assert set(vars(Plain())) - names == {"seen", "validated", "ended"}
-
-
 #: Arguments by which a command line of Lightning's own does not warn.
 SILENT = {"trainer_defaults": {"logger": False}, "seed_everything_default": 0}
 
@@ -503,7 +496,7 @@ SILENT = {"trainer_defaults": {"logger": False}, "seed_everything_default": 0}
 class Built(Plain):
     def __init__(self, width: int = 1) -> None:
         super().__init__()
-        self.by_the_command_line = command_line.built_by_the_command_line()
+        self.by_the_command_line = internals.built_by_the_command_line()
 
 
 class Hyper(Plain):
@@ -523,15 +516,15 @@ def test_a_module_knows_whether_the_command_line_builds_it(monkeypatch):
 def test_the_command_line_overrides_what_is_there_and_nothing_else():
     for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
         assert callable(getattr(LightningCLI, name))
-        assert name in vars(command_line.CommandLineInternals)
-        assert getattr(RobustCLI, name) is vars(command_line.CommandLineInternals)[name]
+        assert name in vars(internals.CommandLineInternals)
+        assert getattr(RobustCLI, name) is vars(internals.CommandLineInternals)[name]
 
 
 def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-robust"])
     fit(tmp_path, SaveAtEnds(tmp_path), module=Hyper(width=3))
 
-    class Ours(command_line.CommandLineInternals, LightningCLI):
+    class Ours(internals.CommandLineInternals, LightningCLI):
         subcommand_defaults = {"test": {"verbose": False}}  # noqa: RUF012  # as a user would write it
 
         def test(self, **kwargs):
@@ -565,8 +558,6 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.epochs_begun(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
-        lambda: internals.is_compiled(HOLLOW),
-        lambda: internals.compile_alike(HOLLOW, HOLLOW),
         lambda: internals.end_the_epoch({"batches": 3}),
         lambda: internals.validation_is_due(HOLLOW),
         lambda: internals.row_to_come(HOLLOW, dict),
@@ -578,7 +569,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
         lambda: internals.go_on_in_folder(HOLLOW, "version_0"),
-        lambda: command_line.CommandLineInternals(),
+        lambda: internals.CommandLineInternals(),
     ],
 )
 def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one(use):
@@ -589,7 +580,7 @@ def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one
 def test_a_context_that_is_gone_is_reported_too(monkeypatch):
     monkeypatch.delattr(hparams_mixin, "_given_hyperparameters")
     with pytest.raises(ImportError, match=r"lightning 2\.6.*built_by_the_command_line.*_given_hyperparameters"):
-        command_line.built_by_the_command_line()
+        internals.built_by_the_command_line()
 
 
 def test_the_file_can_be_imported_without_lightning(monkeypatch):

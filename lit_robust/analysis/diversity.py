@@ -14,6 +14,7 @@ from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import Attack, FrobeniusNorm, NuclearNorm
 from lit_robust.data import ImageDataModule
+from lit_robust.magnitudes import Magnitude
 from lit_robust.measures.accuracy import describe
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def diversity(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    norms = {"nuclear": NuclearNorm(eps=eps, loss=None), "Frobenius": FrobeniusNorm(eps=eps, loss=None)}  # type: ignore[arg-type]  # a magnitude may be a fraction
-    attacks = attacks or dict(norms)
+    bound = Magnitude(eps)
+    attacks = attacks or {"nuclear": NuclearNorm(bound, loss=None), "Frobenius": FrobeniusNorm(bound, loss=None)}
     study = Study.begin(checkpoints, data, limit, device, out)
     rows, matrices = [], {}
     for subject in study.subjects:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, Attack, check_images
+from lit_robust.attacks.base import EPS, Attack, check_batch
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import Norm
@@ -93,7 +93,7 @@ class AutoAttack(Attack):
         package = _Package()
         if not len(x):
             return x.clone()
-        check_images(x)
+        check_batch(x, y)
         if y.shape != x.shape[:1]:
             raise ValueError(
                 f"there are labels of shape {tuple(y.shape)} for {len(x)} images: give one for each image."

@@ -49,14 +49,20 @@ class Attack(ABC):
         """
 
 
-def check_images(x: Tensor) -> None:
-    """Refuse clean images outside [0, 1], which an attack would clip; not inside ``guards.checked``.
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Refuse clean images outside [0, 1], which an attack would clip, and labels below 0; not in ``guards.checked``.
 
     Raises:
         ValueError: With the range found and what to do about it.
     """
-    if not is_checked() and len(x) and x.is_floating_point():  # `crafting` refuses others
+    if is_checked() or not len(x):
+        return
+    if x.is_floating_point():  # `crafting` refuses others
         require.images(x, "give the images as they are, in [0, 1], and normalise inside the net")
+    if y.ndim == 1 and len(y) and not y.is_floating_point():
+        least, _ = torch.stack(torch.aminmax(y)).tolist()
+        if least < 0:
+            raise ValueError(f"labels begin at {least}, but classes are numbered from 0 on: leave such samples out.")
 
 
 def made_once(build: Callable[P, A]) -> Callable[P, A]:

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from lit_robust import require
 from lit_robust.callbacks.needs import check_alone, check_net, net_of
-from lit_robust.lightning_internals import fractional_epoch
 from lit_robust.schedules import Schedule
+from lit_robust.schedules.base import fractional_epoch
 
 
 class EMAWeights(WeightAveraging):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -12,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
 from lit_robust.callbacks.needs import callbacks_of, check_not_natural
-from lit_robust.lightning_internals import batch_in_epoch, fractional_epoch, is_due_for_logging, names_in_every_module
+from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
 from lit_robust.measures.accuracy import short_steps
 from lit_robust.schedules import Schedule
+from lit_robust.schedules.base import fractional_epoch
 
 
 class HasAttribute(Protocol):
@@ -209,7 +211,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _public(owner: Any) -> dict[str, Any]:
-    inside, lightnings = getattr(owner, "__dict__", {}), names_in_every_module()
+    inside, lightnings = getattr(owner, "__dict__", {}), _names_in_every_module()
     if is_dataclass(owner):  # an attack's cached properties are beside its arguments
         inside = {field.name: getattr(owner, field.name) for field in fields(owner)}
     found = {**inside, **inside.get("_modules", {})}
@@ -222,3 +224,9 @@ def _numbers(owner: Any) -> list[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@cache
+def _names_in_every_module() -> frozenset[str]:
+    """What every module has in its ``__dict__``, which a misspelled attribute does not stand for."""
+    return frozenset(vars(LightningModule()))

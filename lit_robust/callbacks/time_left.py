@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from lit_robust.callbacks.needs import callbacks_of
-from lit_robust.lightning_internals import fractional_epoch
+from lit_robust.schedules.base import fractional_epoch
 
 
 class TimeLeft(Callback):

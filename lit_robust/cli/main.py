@@ -39,8 +39,7 @@ from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_ba
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.folder_locks import lock
-from lit_robust.lightning_cli import CommandLineInternals
-from lit_robust.lightning_internals import epochs_done
+from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, load_weights, read_last
 from lit_robust.whole_files import check_writable

@@ -62,7 +62,7 @@ def completed(config: Namespace, parser: Any) -> Iterator[None]:
     """
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # by jsonargparse's version
     written = {"data": config.data}
-    config.data = instantiate(Namespace(written)).data  # type: ignore[no-untyped-call]
+    config.data = instantiate(Namespace(written)).data  # type: ignore[no-untyped-call]  # jsonargparse's
     net = config.model.get("init_args", {}).get("net")
     fill_class_count(net, config.data.num_classes)
     arguments = _arguments(net)

@@ -155,7 +155,24 @@ def ignore_interrupts(worker: int) -> None:
 
 def positions_of(indices: Any, on_disk: int) -> Tensor:
     """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
-    found = torch.as_tensor(indices).detach().cpu()
+    if isinstance(indices, list | tuple) and len({isinstance(one, bool) for one in indices}) > 1:
+        raise ValueError("select() got numbers among True and False: give positions, or a mask.")
+    try:
+        found = torch.as_tensor(indices).detach().cpu()
+        if found.ndim != 1:
+            raise ValueError(f"of shape {tuple(found.shape)}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"select() needs a list, an array or a tensor (S,) of positions, or a mask, not {type(indices).__name__} "
+            f"({error})."
+        ) from error
+    if (
+        found.dtype != torch.bool
+        and found.shape == (on_disk,)
+        and on_disk > 2
+        and bool(((found == 0) | (found == 1)).all())
+    ):
+        raise ValueError("select() got a mask of numbers, which it would take for positions: give mask.bool().")
     if found.dtype == torch.bool:
         if found.shape != (on_disk,):
             raise ValueError(

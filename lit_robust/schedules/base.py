@@ -100,3 +100,8 @@ def wave(share: float) -> float:
 def blend(start: float, stop: float, share: float) -> float:
     """Interpolate linearly from ``start`` at share 0 to ``stop`` at share 1."""
     return (1 - share) * start + share * stop  # this form is exact at both ends
+
+
+def fractional_epoch(trainer: Any, batch_idx: int) -> float:
+    """The start of a trainer's batch in fractional epochs, the argument of every schedule."""
+    return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)

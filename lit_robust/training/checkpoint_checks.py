@@ -165,6 +165,12 @@ def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Any]) -> No
     check_fit(own, other, "the checkpoint", remedy)
 
 
+def fingerprint_of(trainer: Any) -> dict[str, Any]:
+    """What identifies the training images, if the data are a module of ours."""
+    found: dict[str, Any] = getattr(getattr(trainer, "datamodule", None), "fingerprint", {})
+    return found
+
+
 def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Warn if training resumes on other data, which is known only if both sides have a fingerprint."""
     pairs = {key: (repr(other.get(key)), repr(value)) for key, value in own.items()}  # a broken file holds anything

@@ -15,7 +15,6 @@ from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, only_logits
 from lit_robust.guards import frozen
-from lit_robust.lightning_internals import compile_alike, is_compiled
 from lit_robust.measures.accuracy import (
     Accuracy,
     Survivors,
@@ -29,6 +28,7 @@ from lit_robust.measures.accuracy import (
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
+from lit_robust.torch_internals import compile_alike, is_compiled
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.metrics import REDUCED
@@ -232,6 +232,9 @@ class Evaluated(LightningModule):
         with frozen(self.net) if self.compiled else nullcontext():
             correct = surviving(self.net, attacks, batch)
         self.survivors[split].to(self.device).update(correct, batch.weight)
+
+    def _val_keys(self) -> list[str]:
+        return [f"val/acc/{name}" for name in rows_of(self.val_attacks)]
 
     def _log_accuracies(self, split: Literal["val", "test"]) -> dict[str, Accuracy]:
         accuracies = self.survivors[split].accuracies()

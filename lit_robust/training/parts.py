@@ -11,9 +11,11 @@ import torch
 
 from lit_robust import attacks, losses, schedules
 from lit_robust.attacks.difficulty import Difficulty
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.nets.rebuild import plain
 from lit_robust.runs import rebuild_net
 from lit_robust.training.alerts import Trigger
+from lit_robust.training.checkpoint_checks import check_weights_fit
 from lit_robust.training.weight_perturbation import AWP
 
 
@@ -109,3 +111,35 @@ def build_method(cls: type, checkpoint: Mapping[str, Any], path: str | Path, giv
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path} does not build a {method.__name__}: {reason}.") from error
+
+
+def load_method(cls: type, path: str | Path, given: Mapping[str, Any], strict: bool) -> Any:
+    """Build the method of a checkpoint by ``build_method``, with its weights.
+
+    Args:
+        cls: The class that was asked for.
+        path: A .ckpt file.
+        given: Arguments that replace the file's.
+        strict: Whether all weights must fit.
+
+    Raises:
+        ValueError: If the file cannot be used, or an argument must be given.
+    """
+    checkpoint = read_checkpoint(path)
+    module = build_method(cls, checkpoint, path, given)
+    if strict:
+        check_weights_fit(module.state_dict(), checkpoint["state_dict"])
+    module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    return module
+
+
+def check_reading(hparams_file: Any, weights_only: bool | None) -> None:
+    """Refuse what would make a checkpoint more than data.
+
+    Raises:
+        ValueError: If ``weights_only`` is False, or there is a file of arguments.
+    """
+    if weights_only is False:
+        raise ValueError("weights_only=False would run the code that a file holds: leave it out, or give True.")
+    if hparams_file is not None:
+        raise ValueError(f"hparams_file={str(hparams_file)!r} is not read: give its arguments by name.")

@@ -9,23 +9,23 @@ from torch import nn
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
-from lit_robust.checkpoint_files import forget_foreign_paths, read_checkpoint
-from lit_robust.lightning_cli import built_by_the_command_line
+from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.lightning_internals import (
     batches_begun,
+    built_by_the_command_line,
     end_the_epoch,
-    fractional_epoch,
     is_due_for_logging,
     validation_is_due,
 )
-from lit_robust.measures.accuracy import rows_of
 from lit_robust.schedules import Schedule
+from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import seed
 from lit_robust.training.arguments import EvaluatedArguments, check_arguments
 from lit_robust.training.checkpoint_checks import (
     check_states,
     check_weights_finite,
     check_weights_fit,
+    fingerprint_of,
     warn_of_averages,
     warn_of_other_data,
 )
@@ -33,7 +33,7 @@ from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
-from lit_robust.training.parts import build_method
+from lit_robust.training.parts import check_reading, load_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.signals import Stoppable
@@ -123,7 +123,7 @@ class Trained(Stoppable):
             check_monitors(self.trainer, logged=())
         elif only_the_method_logs(self.trainer):
             check_monitors(self.trainer, logged=self._val_keys())
-        warn_of_other_data(self._fingerprint(), self._trained_on)
+        warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
         self.rate.insist()
         self.memory.to(self.device)
         self.metrics.to(self.device)
@@ -206,7 +206,7 @@ class Trained(Stoppable):
             "net": getattr(self.net, "recipe", None),
             "tally": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
-            "data": self._fingerprint(),
+            "data": fingerprint_of(self.trainer),
             "validation_is_due": validation_is_due(self.trainer),
             **logged_and_unlogged(self.trainer, lambda: self._row(means) if is_due_for_logging(self.trainer) else {}),
         }
@@ -229,28 +229,30 @@ class Trained(Stoppable):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
-        cls, checkpoint_path: str | Path, **kwargs: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
     ) -> Self:
-        """Build the method that a run of the command line has saved, with its weights, on the CPU.
+        """Build the method that a run of the command line has saved, with its weights, from data and never from code.
 
-        The file is data: a net is one of ``lit_robust.nets`` and every other part one of ``lit_robust`` or
-        ``torch.optim``, all with plain arguments. Anything else is asked for.
+        A net is one of ``lit_robust.nets`` and every other part one of ``lit_robust`` or ``torch.optim``, all with
+        plain arguments. Anything else is asked for.
 
         Args:
             checkpoint_path: A .ckpt file.
+            map_location: The device of the result, by default the CPU.
+            hparams_file: Must be None: a checkpoint holds its arguments.
+            strict: Whether all weights must fit, as they must by default.
+            weights_only: Must not be False: tensors and plain values are all that is ever read.
             **kwargs: Arguments that replace the file's, such as a net of your own.
 
         Raises:
             ValueError: If the file cannot be used, or an argument must be given.
         """
-        checkpoint = read_checkpoint(checkpoint_path)
-        module: Self = build_method(cls, checkpoint, checkpoint_path, kwargs)
-        check_weights_fit(module.state_dict(), checkpoint["state_dict"])
-        module.load_state_dict(checkpoint["state_dict"])
-        return module
-
-    def _val_keys(self) -> list[str]:
-        return [f"val/acc/{name}" for name in rows_of(self.val_attacks)]
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return getattr(getattr(self.trainer, "datamodule", None), "fingerprint", {})
+        check_reading(hparams_file, weights_only)
+        module: Self = load_method(cls, checkpoint_path, kwargs, strict=strict is not False)
+        return module.to(map_location or "cpu")
