@@ -124,6 +124,14 @@ def test_a_transfer_to_the_net_itself_is_the_white_box_attack(two):
     assert (white["source"], black["source"]) == ("trained", "fresh/version_0")
 
 
+def test_a_transfer_attacks_each_source_once(two, monkeypatch):
+    attacked = []
+    once = PGD.__call__
+    monkeypatch.setattr(PGD, "__call__", lambda self, net, x, y: attacked.append(net) or once(self, net, x, y))
+    transfer(two, digits(), attack=ATTACK)
+    assert len(attacked) == 2 * 3  # three batches
+
+
 def test_transfer_writes_a_row_for_each_pair(two):
     transfer(two, digits(), attack=ATTACK, limit=10)
     rows = read("analysis/transfer.csv")

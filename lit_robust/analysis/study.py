@@ -1,16 +1,16 @@
 """What an analysis works with: nets, images, a journal of what was measured, and the folder that it writes into."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.output import check_plotting, device_of
-from lit_robust.analysis.subjects import Images, Subject, crafted_survivors, load_subjects, read_test_images
+from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects, read_test_images, survivors
 from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.seeds import run_seed
@@ -33,6 +33,7 @@ class Study:
     device: torch.device
     out: Path
     journal: Journal
+    _last: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def begin(
@@ -67,5 +68,16 @@ class Study:
     ) -> str:
         """``subjects.survivors`` of a net under an attack on itself, or on ``origin``; by default on the test set."""
         origin, seen = origin or target, images or self.images
-        measure = partial(crafted_survivors, origin.net, target.net, attack, seen)
+
+        def measure() -> str:
+            return survivors(target.net, self._crafted(origin, attack, seen), seen)
+
         return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
+
+    def _crafted(self, origin: Subject, attack: Attack, images: Images) -> list[Tensor]:
+        """The adversarial images of a net; the last ones are kept, because a transfer shows them to several nets."""
+        key = (origin.key, images.key, repr(attack))
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = adversarial_images(origin.net, attack, images)
+        return self._last[key]

@@ -145,11 +145,6 @@ def survivors(net: nn.Module, crafted: Iterable[Tensor], images: Images) -> str:
     return "".join("01"[survived] for survived in torch.cat(found).tolist())
 
 
-def crafted_survivors(origin: nn.Module, target: nn.Module, attack: Attack, images: Images) -> str:
-    """The ``survivors`` of one net under an attack on another, or on itself."""
-    return survivors(target, adversarial_images(origin, attack, images), images)
-
-
 def cells(survived: str) -> dict[str, float]:
     """The accuracy of ``survivors``, its 95 % interval and n, as columns of a table."""
     accuracy = Accuracy(survived.count("1") / len(survived), len(survived))
