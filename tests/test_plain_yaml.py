@@ -1,4 +1,4 @@
-"""YAML that explodes, contains itself or never ends: one sentence with file and line, soon, whoever reads the file."""
+"""YAML that explodes, contains itself or never ends: one sentence with file and line, soon, for every reader of files."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ MERGED = "".join(
     for level in range(9)
 )
 
-#: The content of a file, and what is said of it after its name.
+#: The content of a file, and the sentence after its name.
 NOT_PLAIN = {
     "a billion values": (LAUGHS, f", line 5: there are more than {MOST:,} values"),
     "a billion merged keys": (MERGED, f", line 5: there are more than {MOST:,} values"),

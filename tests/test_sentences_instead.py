@@ -453,7 +453,7 @@ def test_a_flag_that_makes_no_sense_is_refused_in_one_sentence(flags, says, caps
     assert re.search(says, refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()))
 
 
-#: Constructors that fail by themselves, and what is said: their own sentence, or the class with the error.
+#: Constructors that fail by themselves, and the answer: their own sentence, or the class with the error.
 FAILING = {
     "net": "--model.net {here}.FailingNet",
     "a function as net": "--model.net {here}.failing_net",

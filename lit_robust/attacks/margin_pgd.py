@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.passes import Objective, Passes
+from lit_robust.attacks.passes import Objective, Passes, like_images
 from lit_robust.attacks.pgd import PGD, Reference
 from lit_robust.losses import SampleLoss, TargetLoss
 
@@ -155,7 +155,7 @@ class MultiTargetedPGD(PGD):
             logits = Passes(net, self.eot).forward(x_adv)
             margin = losses.margin(logits, y)
             better = margin > best_margin
-            best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv, best)
+            best = torch.where(like_images(better, x), x_adv, best)
             best_margin = torch.where(better, margin, best_margin)
             if aim.target_rank == logits.shape[1] - 1:
                 break

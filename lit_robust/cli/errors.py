@@ -116,7 +116,7 @@ def _innermost(message: str) -> _Mistake:
     )
 
 
-#: jsonargparse's reasons, and what is said instead; numbers in braces are the pattern's groups.
+#: jsonargparse's reasons, and our sentences for them; numbers in braces are the pattern's groups.
 _WORDS = {
     r"Not of type Magnitude: magnitude=(.*)": "{key}={1}",
     r"Expected a path but (\S+) either": "{where}there is no file {1}.",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import input_gradient
+from lit_robust.attacks.passes import like_images
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import crafting, network_mode
@@ -110,8 +111,11 @@ class CustomizedAT(PerImage):
         return x_adv, self.labels(batch.y, eps), eps
 
     def search(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """PGD in the ball of each image, and which images are misclassified by it."""
-        ball = threat(self.attack.norm, eps.view(-1, *[1] * (batch.x.ndim - 1)))
+        """PGD in the ball of each image, and which images are misclassified by it.
+
+        A loop of its own, because PGD has one ball for all images.
+        """
+        ball = threat(self.attack.norm, like_images(eps, batch.x))
         labels = self.labels(batch.y, eps)
         with network_mode(self.net, self.attack_bn_mode), crafting(batch.x, batch.y) as (x, y):
             x_adv = ball.project(self.attack.start(self.net, x), x)

@@ -1,4 +1,4 @@
-"""The summary of the model at the start of a training, without FLOPs that nobody has counted."""
+"""The summary of the model at the start of a training, without FLOPs that were not counted."""
 
 from collections.abc import Callable
 from typing import Any
