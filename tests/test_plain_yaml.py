@@ -1,4 +1,4 @@
-"""YAML that explodes, contains itself or never ends: one sentence with file and line, soon, for every reader of files."""
+"""YAML that explodes, loops or never ends: one sentence with file and line, soon, for every reader of files."""
 
 import os
 from pathlib import Path
