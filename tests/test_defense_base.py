@@ -359,7 +359,8 @@ def test_an_attacks_draws_do_not_depend_on_which_other_attacks_are_there(tmp_pat
     net = TinyNet()
     results = []
     for others in ({}, {"first": PGD(eps=0.02, steps=3)}):
-        defense = build(Natural, net=net, test_attacks={**others, "random": PGD(eps=0.3, steps=0)})
+        attacks = {**others, "random": PGD(eps=0.3, steps=0)}
+        defense = build(Natural, net=net, test_attacks=attacks, alarm_images=0)
         crafted = []
         defense.net.register_forward_pre_hook(lambda net, args, crafted=crafted: crafted.append(args[0].clone()))
         trainer(tmp_path).test(defense, loader(images(16)), verbose=False)

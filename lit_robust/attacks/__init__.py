@@ -10,6 +10,7 @@ from lit_robust.attacks.gama import GAMAFW, GAMAPGD
 from lit_robust.attacks.margin_pgd import CWPGD, MultiTargetedPGD, TargetedPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
+from lit_robust.attacks.square import Square
 
 __all__ = [
     "BPDA",
@@ -27,5 +28,6 @@ __all__ = [
     "FrobeniusNorm",
     "MultiTargetedPGD",
     "NuclearNorm",
+    "Square",
     "TargetedPGD",
 ]

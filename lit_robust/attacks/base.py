@@ -20,6 +20,16 @@ A = TypeVar("A", bound="Attack")
 EPS = Magnitude("8/255")
 
 
+class NoGraphError(ValueError):
+    """The net's logits have no graph to the pixels, so an attack has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the net's logits have no graph to the pixels, so there is no gradient: compute them with torch's "
+            "differentiable functions, give the step without a gradient a substitute (BPDA), or attack with Square."
+        )
+
+
 class Attack(ABC):
     """A way to find adversarial images: a value that holds no net, device or mode.
 
@@ -107,6 +117,7 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
     The losses are summed, not averaged: with a mean over 256 samples, float16 gradients underflow to 0.
 
     Raises:
+        NoGraphError: If the loss does not depend on the images by a graph.
         ValueError: If the loss is not one number per sample.
     """
     if loss.shape != x_adv.shape[:1]:
@@ -115,7 +126,11 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
             f"{tuple(loss.shape)}: "
             'use a function of lit_robust.losses, or reduction="none".'
         )
-    (gradient,) = torch.autograd.grad(loss.sum(), x_adv)
+    if not loss.requires_grad:
+        raise NoGraphError
+    (gradient,) = torch.autograd.grad(loss.sum(), x_adv, allow_unused=True)
+    if gradient is None:  # there is a graph, to the parameters only
+        raise NoGraphError
     return gradient
 
 

@@ -19,7 +19,7 @@ from lit_robust.lightning_internals import (
     is_due_for_logging,
     restore_batches,
 )
-from lit_robust.measures.accuracy import tell_of_idle_attack, tell_of_short_steps
+from lit_robust.measures.attack_checks import tell_of_idle_attack, tell_of_short_steps
 from lit_robust.seeds import seed
 
 

@@ -14,7 +14,8 @@ from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_net
 from lit_robust.guards import frozen, own_random_state
-from lit_robust.measures.accuracy import CLEAN, Survivors, surviving, tell_of_short_steps
+from lit_robust.measures.accuracy import CLEAN, Survivors, surviving
+from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.seeds import seed
 
 

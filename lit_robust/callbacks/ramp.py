@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import require
 from lit_robust.callbacks.needs import callbacks_of, check_not_natural
 from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
-from lit_robust.measures.accuracy import short_steps
+from lit_robust.measures.attack_checks import short_steps
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 

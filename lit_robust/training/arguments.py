@@ -35,6 +35,7 @@ class EvaluatedArguments(TypedDict, total=False):
 
     val_attack: Attack | None
     test_attacks: dict[str, Attack] | None
+    alarm_images: int
     channels_last: bool
     compile: bool
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust import require
 from lit_robust.lightning_internals import batch_size_searched
-from lit_robust.measures.accuracy import tell_of_idle_attack
+from lit_robust.measures.attack_checks import tell_of_idle_attack
 
 
 def check_trainer(trainer: Any, module: Any, stage: str) -> None:
