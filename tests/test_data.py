@@ -872,8 +872,8 @@ def test_images_are_drawn_without_a_trainer_and_always_the_same(cifar10, split):
     assert len(values.unique()) == 7
     assert values.tolist() != sorted(values.tolist())
     module = data.CIFAR10DataModule(str(cifar10), val_size=10)
-    module.setup()
-    places = {"train": module._train, "val": module._val, "test": module._test + 100}[split]
+    loader = {"train": module.plain_train_dataloader, "val": module.val_dataloader, "test": module.test_dataloader}
+    places = parts(loader[split]())[2] + (100 if split == "test" else 0)
     assert {*values.tolist()} <= {*places.tolist()}
 
 
@@ -883,10 +883,11 @@ def test_drawing_neither_follows_nor_moves_seeds_and_selections(cifar10):
     x, _ = module.draw(5, "train")
     assert torch.equal(torch.get_rng_state(), state)
     seed_everything(9, verbose=False)
-    module.select(module._train[:2])
+    few = parts(module.plain_train_dataloader())[2][:2]
+    module.select(few)
     assert torch.equal(module.draw(5, "train")[0], x)
     assert not torch.equal(module.draw(5, "train", seed=1)[0], x)
-    assert len(module._samples().indices) == 2
+    assert sorted(parts(module.train_dataloader())[2].tolist()) == sorted(few.tolist())
 
 
 def test_drawing_downloads_and_reads_once(mnist):

@@ -1,6 +1,7 @@
 """Which files in class folders are images, their grey levels, warnings and refusals."""
 
 import os
+import shutil
 import struct
 import warnings
 import zlib
@@ -8,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torchvision.datasets.folder import make_dataset
 
 from lit_robust import data
@@ -37,7 +38,12 @@ def own(root, **kwargs):
 
 def names(dm):
     """The training files, below the folder of their set."""
-    return [os.path.relpath(path, dm.base / "train") for path, _ in dm._files[True]]
+    return [os.path.relpath(path, dm.base / "train") for path, _ in files(dm)]
+
+
+def files(dm):
+    """The training files with their labels, as the workers get them."""
+    return dm.plain_train_dataloader().workers.images.files
 
 
 PLAIN = ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png", "dog/2.png"]
@@ -269,7 +275,7 @@ def test_hidden_folders_are_neither_classes_nor_images(tree, name):
     dm = own(tree)
     assert (dm.class_names, dm.num_classes) == (["cat", "dog"], 2)
     assert names(dm) == PLAIN
-    assert len(dm._files[False]) == 2
+    assert len(dm.test_files) == 2
 
 
 @pytest.mark.parametrize("name", ["._0.png", ".DS_Store", ".hidden.png"])
@@ -344,14 +350,15 @@ def test_images_of_subfolders_come_in_the_order_of_their_folders(tree):
         (cat / name).mkdir()
         save(cat / name / "0.png", NOISE)
     expected = make_dataset(tree / "train", {"cat": 0, "dog": 1}, extensions=(".png",))
-    assert own(tree)._files[True] == expected
+    assert files(own(tree)) == expected
 
 
 # Faults.
 
 
-def test_all_faults_are_one_report_before_training(tree, monkeypatch):
-    monkeypatch.setattr(image_files, "_SLICE", 3)  # so that several threads look
+def test_all_faults_are_one_report_before_training(tree):
+    for i in range(150):  # so that several threads look
+        shutil.copy(tree / "train" / "cat" / "2.png", tree / "train" / "dog" / f"more{i}.png")
     for path, kept in zip(sorted(tree.glob("*/*/*.png")), [0, 10, 30, 300, 900], strict=False):
         path.write_bytes(save(path, NOISE).read_bytes()[:kept])
     with pytest.raises(OSError, match=r"^[^\n]*has 5 files that are not readable images: [^\n]*$") as refused:
@@ -392,13 +399,20 @@ def test_a_file_that_fails_later_is_named(tree, monkeypatch, num_workers):
 
 
 def test_of_more_images_only_the_headers_are_read(tree, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(image_files, "_to_rgb", decoded.append)
+    decoded = set()
+    load = ImageFile.ImageFile.load
+
+    def counting(image):
+        decoded.add(image.filename)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counting)
     own(tree)
     assert len(decoded) == 8
+    decoded.clear()
     monkeypatch.setattr(image_files, "DECODED", 7)
     own(tree)
-    assert len(decoded) == 8
+    assert not decoded
     (tree / "train" / "cat" / "0.png").write_text("no picture")
     with pytest.raises(OSError, match=r"cat/0\.png is not a readable image \(not BMP"):
         own(tree)

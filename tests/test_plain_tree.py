@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lit_robust.cli import main
@@ -122,9 +121,3 @@ def test_a_name_that_is_no_utf8_or_a_formula_is_written(tree, monkeypatch):
     Path("tiny.yaml").write_text(TINY)
     names = {row["class"] for row in predict()}
     assert names == {"'=bee", "ant", "cat"}
-
-
-def test_a_strangers_data_have_no_names(tmp_path):
-    from lit_robust.callbacks.predictions import _named
-
-    assert _named(torch.tensor([0, 2, -1]), ["a", "b"]) == ["a", "", ""]

@@ -124,7 +124,8 @@ class Selects(Callback):
 
     def select(self, trainer, epoch):
         data = trainer.datamodule
-        data.select(data._train[: self.sizes[min(epoch, len(self.sizes) - 1)]])
+        everything = torch.cat([batch.index for batch in data.plain_train_dataloader()])
+        data.select(everything[: self.sizes[min(epoch, len(self.sizes) - 1)]])
 
     def on_fit_start(self, trainer, pl_module):
         self.select(trainer, 0)
