@@ -19,7 +19,14 @@ from torch import nn
 
 from lit_robust.attacks import FGSM, PGD, AutoAttack, FrobeniusNorm, NuclearNorm
 from lit_robust.batch import Batch, as_batch
-from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights
+from lit_robust.callbacks import (
+    AdversarialTraining,
+    AttributeRamp,
+    DelayedStart,
+    EMAWeights,
+    PredictionWriter,
+    StopAfterDrop,
+)
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.measures.pictures import Examples, draw
@@ -238,6 +245,28 @@ def test_a_monitor_of_what_is_logged_is_no_mistake(watcher, key, tmp_path, monke
         arguments = {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key, mode="max")}
     run = trainer(".", max_epochs=2, callbacks=callbacks, enable_checkpointing=watcher[0] == "M")
     run.fit(build(PGDAT, **arguments), loader(images(8)), loader(images(8)))
+    assert run.current_epoch == 2
+
+
+@pytest.mark.parametrize(
+    "silent", [EMAWeights(), PredictionWriter(), StopAfterDrop()], ids=lambda one: type(one).__name__
+)
+def test_callbacks_that_log_no_metric_do_not_hide_a_wrong_monitor(silent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drop = {"lr_scheduler": MultiStep([1])} if isinstance(silent, StopAfterDrop) else {}
+    run = trainer(".", max_epochs=2, callbacks=[silent, EarlyStopping("val/acc/robst")])
+    with pytest.raises(ValueError, match="EarlyStopping monitors val/acc/robst"):
+        run.fit(build(PGDAT, **drop), loader(images(24)), loader(images(8)))
+
+
+def test_a_users_subclass_of_a_callback_that_logs_no_metric_may_log_one(tmp_path):
+    class Logs(EMAWeights):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            super().on_validation_epoch_end(trainer, pl_module)
+            pl_module.log("val/mine", 0.5)
+
+    run = trainer(tmp_path, max_epochs=2, callbacks=[Logs(), EarlyStopping("val/mine")])
+    run.fit(build(PGDAT), loader(images(24)), loader(images(8)))
     assert run.current_epoch == 2
 
 

@@ -98,6 +98,8 @@ class DelayedStart(Callback):
             or the loss is not logged, or only by step.
     """
 
+    logs_no_metric = True
+
     def __init__(
         self,
         rule: SwitchRule = Plateau(),

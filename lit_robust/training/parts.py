@@ -24,8 +24,8 @@ def published(path: str, kinds: Iterable[type]) -> Any:
 
     Only modules that are imported already are looked at: nothing is imported for the sake of a file.
     """
-    module, _, name = path.rpartition(".")
-    found = vars(sys.modules[module]).get(name) if module.startswith("lit_robust.") and module in sys.modules else None
+    room, _, name = path.rpartition(".")
+    found = vars(sys.modules[room]).get(name) if room.startswith("lit_robust.") and room in sys.modules else None
     return found if any(found is kind for kind in kinds) else None
 
 
