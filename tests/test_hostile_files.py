@@ -49,8 +49,8 @@ def written(checkpoint: dict, folder: Path) -> Path:
 
 
 MARK = "import pathlib; pathlib.Path('pwned').touch()\n"
-#: Recipes that would run code, reach for the network or a file, or take memory without end.
-RECIPES = {
+#: Descriptions of nets that would run code, reach for the network or a file, or take memory without end.
+NETS = {
     "torch's function that executes source text": {
         "class_path": "lit_robust.nets.Net",
         "init_args": {
@@ -83,13 +83,13 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("place", ["lit_robust", "hyper_parameters"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", NETS)
 def test_a_net_is_built_by_one_of_our_builders_from_plain_numbers_or_not_at_all(
-    good, recipe, place, tmp_path, monkeypatch
+    good, name, place, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     bad = {key: value for key, value in good.items() if key not in ("lit_robust", "hyper_parameters")}
-    path = written(bad | {place: {"net": RECIPES[recipe]}}, tmp_path)
+    path = written(bad | {place: {"net": NETS[name]}}, tmp_path)
     with pytest.raises(ValueError, match=r"x\.ckpt: .*pass the net that was trained") as refused:
         load_net(path)
     assert "\n" not in str(refused.value)

@@ -82,8 +82,11 @@ def test_a_checkpoint_of_version_0_1_is_read(name, tmp_path):
     if key:
         checkpoint["lit_robust"][key] = memory["values"]
     assert memory["values"] or any(memory["tensors"])
+    del checkpoint["lit_robust"]["metrics"]
+    checkpoint["lit_robust"]["tally"] = [{"loss": torch.tensor([3.0, 8.0])}]
     later = make()
     later.trainer = fit
     later.on_load_checkpoint(checkpoint)
     assert later.memory.values == memory["values"]
     assert all(torch.equal(later.memory.tensors[name], value) for name, value in memory["tensors"][0].items())
+    assert later.metrics.sums["loss"].tolist() == [3, 8]

@@ -60,7 +60,7 @@ def test_where_two_heads_make_the_logits_there_is_no_head():
     net = nets.timm_net("levit_128s", num_classes=7)
     assert not hasattr(net, "head")
     assert not hasattr(net, "features")
-    assert net.recipe["init_args"]["num_classes"] == 7
+    assert net.built_by["init_args"]["num_classes"] == 7
 
 
 def test_the_statistics_are_those_of_the_chosen_weights():
@@ -93,7 +93,7 @@ def test_a_pretrained_net_has_the_trained_weights_and_a_new_head(downloads):
     assert len(asked) == 1
     assert torch.equal(net.body.conv1[0].weight, trained["conv1.0.weight"])
     assert net.head.weight.shape == (5, 1024)
-    assert net.recipe["init_args"]["pretrained"] is False
+    assert net.built_by["init_args"]["pretrained"] is False
     whole = nets.torchvision_net("shufflenet_v2_x0_5", pretrained=True, num_classes=1000)
     assert torch.equal(whole.head.weight, trained["fc.weight"])
 

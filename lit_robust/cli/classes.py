@@ -43,7 +43,7 @@ NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room
 NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
 #: Errors of a constructor whose text is a sentence.
-SAYING = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
+READABLE_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 
 #: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {
@@ -53,7 +53,7 @@ KEPT: dict[type, str] = {
 }
 
 
-def found(class_path: Any) -> Any:
+def find_class(class_path: Any) -> Any:
     """The class or function with this name or path, or None."""
     room, _, name = str(class_path).rpartition(".")
     try:
@@ -63,14 +63,14 @@ def found(class_path: Any) -> Any:
     return getattr(rooms[0], name, None) if rooms else None
 
 
-def same(one: str, other: str) -> bool:
+def same_class(one: str, other: str) -> bool:
     """Whether two names mean the same class."""
-    return one == other or (found(one) is not None and found(one) is found(other))
+    return one == other or (find_class(one) is not None and find_class(one) is find_class(other))
 
 
-def kept(class_path: str) -> set[str]:
+def kept_arguments(class_path: str) -> set[str]:
     """The arguments that are kept when this class replaces another of its kind, if it takes them."""
-    cls = found(class_path)
+    cls = find_class(class_path)
     if not isclass(cls):
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
@@ -105,7 +105,7 @@ def check_makers(arguments: Mapping[str, Any]) -> None:
     for name, kinds in MADE.items():
         maker = arguments.get(name)
         path = getattr(maker, "class_path", None)
-        part = maker if path is None else found(path)
+        part = maker if path is None else find_class(path)
         made = part if isclass(part) else _returned(part)
         if path is not None and isfunction(part) and isclass(made) and issubclass(made, kinds):
             raise ValueError(
@@ -138,8 +138,8 @@ def classes_start_afresh() -> Iterator[None]:
     def discard(parser: Any, old: Any, new: Any) -> None:
         init_args = old.get("init_args") if old else None
         accepted(parser, old, new)
-        if isinstance(init_args, Namespace) and not same(old["class_path"], new["class_path"]):
-            for name in vars(init_args).keys() - kept(new["class_path"]):
+        if isinstance(init_args, Namespace) and not same_class(old["class_path"], new["class_path"]):
+            for name in vars(init_args).keys() - kept_arguments(new["class_path"]):
                 init_args.pop(name)
 
     _typehints.discard_init_args_on_class_path_change = discard
@@ -179,7 +179,7 @@ def constructors_speak() -> Iterator[None]:
         try:
             return call(construct, made, *args, **kwargs)
         except Exception as error:
-            if not isinstance(error, SAYING):
+            if not isinstance(error, READABLE_ERRORS):
                 name, what = getattr(made, "__qualname__", made), f"{type(error).__name__}: {error}"
                 failed.append(ValueError(f"{made.__module__}.{name} cannot be built ({what})."))
                 raise failed[-1] from error

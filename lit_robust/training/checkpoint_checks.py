@@ -35,7 +35,8 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mappin
     check_like("lit_robust", {key: value for key, value in _SAVED.items() if key in saved}, saved)
     values = saved.get("memory", {}).get("values", {})
     check_like("memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
-    for part, ranks in (("tally", saved.get("tally", [])), ("memory.tensors", _tensors(saved))):
+    sums = {key: saved.get(key, []) for key in ("metrics", "tally")}
+    for part, ranks in {**sums, "memory.tensors": _tensors(saved)}.items():
         for tensors in ranks:
             if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
                 raise _broken(part, tensors, "tensors by name")
@@ -58,8 +59,8 @@ def _tensors(saved: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-#: What ``Trained`` saves: the types alone count.
-_SAVED: dict[str, Any] = {"tally": [], "memory": {"tensors": [], "values": {}}, "data": {}}
+#: What ``Trained`` saves, "tally" in older versions: the types alone count.
+_SAVED: dict[str, Any] = {"metrics": [], "tally": [], "memory": {"tensors": [], "values": {}}, "data": {}}
 
 
 def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None:
