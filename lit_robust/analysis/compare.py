@@ -9,28 +9,24 @@ import torch
 from torch import Tensor
 
 from lit_robust.analysis.output import new_figure, plain_text, write
-from lit_robust.analysis.subjects import (
-    Subject,
-    read_training_images,
-)
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import Subject, read_training_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe
+from lit_robust.measures.accuracy import describe, wilson
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from lit_robust.analysis.study import Study
-from lit_robust.measures.accuracy import wilson
 
 #: Methods with fewer seeds are not ranked: their spread between runs is unknown.
 SEEDS = 3
 
 
 class Method(NamedTuple):
-    """All runs of one method, by attack: each image's mean over the seeds, and each run's accuracy."""
+    """The results of one method by attack: each image's mean over the seeds, and each run's accuracy."""
 
     name: str
     images: dict[str, Tensor]
@@ -53,20 +49,20 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Compare runs: accuracy when clean and under attacks, and the generalisation gap.
 
-    Runs called NAME@SEED=PATH are those of one method; its row is their mean, with their range and with the 95 %
-    interval over the images. Methods are ranked by the strongest attack, and get different ranks only if their means
-    differ by more than the seeds (half of both ranges) and by more than the images explain (1.96 standard errors of the
-    paired difference). A method of fewer than three seeds is not ranked.
+    Runs named NAME@SEED=PATH with the same NAME are runs of one method. Its row holds their mean, their range, and the
+    95 % interval over the images. Methods are ranked under the strongest attack. Two methods get different ranks only
+    if their means differ by more than the spread over seeds (half the sum of both ranges) and by more than 1.96
+    standard errors of the paired difference over images. A method with fewer than three seeds is not ranked.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
         attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_attacks``.
-        gap: Whether to attack as many training images, too: their accuracy under the first attack minus that of the
-            test images is the generalisation gap.
-        limit: The number of test images, the first ones; by default all.
+        gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
+            first attack minus that of the test images.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of compare.csv, .md, .tex and .png, and of the journal from which a stopped run goes on.
+        out: The folder for compare.csv, .md, .tex and .png, and for the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
@@ -115,7 +111,7 @@ def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
 
 
 def differ(one: Method, other: Method, attack: str) -> bool:
-    """Whether two methods differ by more than their seeds and their images explain."""
+    """Whether two methods differ by more than the spread over seeds and over images."""
     between = abs(one.mean(attack) - other.mean(attack))
     seeds = sum(max(method.runs[attack]) - min(method.runs[attack]) for method in (one, other)) / 2
     paired = one.images[attack] - other.images[attack]
@@ -124,7 +120,7 @@ def differ(one: Method, other: Method, attack: str) -> bool:
 
 
 def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Method]]:
-    """Sort methods, and rank those with enough seeds: one more than the number of those that are clearly better."""
+    """Sort methods by accuracy. The rank is 1 plus the number of clearly better methods; None with too few seeds."""
     enough = [method for method in methods if len(method.runs[attack]) >= SEEDS]
     ranks = {
         method.name: 1
@@ -154,7 +150,7 @@ def table(
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], dash: str) -> list[list[str]]:
-    """Head and body of a table for people: percent, the range over seeds in brackets, a dash for no rank."""
+    """Head and body of the printed table: percent, the range over seeds in brackets, a dash for no rank."""
     attacks = [key.removesuffix(" low") for key in rows[0] if key.endswith(" low")]
     known = [key for key in ("gap",) if key in rows[0]]
     body = []

@@ -18,7 +18,7 @@ class Passes:
     """The passes of one run: each is averaged over ``eot`` repetitions, for nets that draw random numbers.
 
     Images can be left out of further passes. Their logits then stay as they were and their gradient is 0, so objectives
-    and rules about who moves still see all images, in their order.
+    and ``movers`` still get all images, in their order.
     """
 
     def __init__(self, net: nn.Module, eot: int) -> None:

@@ -163,14 +163,14 @@ def expand_homes(configured: Any) -> None:
 
 @contextmanager
 def constructors_speak() -> Iterator[None]:
-    """Raise the error of the constructor that failed, in place of jsonargparse's, while this lasts.
+    """Raise the error of the constructor that failed instead of jsonargparse's.
 
-    jsonargparse (4.53) calls all constructors by one function. If the argument is of a union of types, it
-    tries the others after a failure, and its error may tell only why these did not do.
+    If an argument's type is a union, jsonargparse (4.53) tries the other types after a constructor has failed, and may
+    report only the errors of those. It calls all constructors by one function, which is wrapped here.
 
     Raises:
-        ValueError: If a constructor fails by an error that says nothing by itself, such as a KeyError: the class and
-            the error.
+        ValueError: If a constructor fails with an error whose text is not a sentence, such as a KeyError; it names the
+            class.
     """
     call = _instantiation.call_without_instantiate_context
     failed: list[Exception] = []

@@ -175,7 +175,11 @@ class CurriculumAT(Defense):
             memory |= {"best": accuracy, "stale": 0} if better else {"stale": memory["stale"] + 1}
 
     def on_train_epoch_end(self) -> None:
-        """Add a step when the net has learned enough and no longer improves."""
+        """Add a step when the net has learned enough and no longer improves.
+
+        Not in ``end_epoch``, because this needs the epoch's validation, which comes later. A checkpoint that is written
+        in between holds the old k, and its resumed run ends the epoch first: ``lightning_internals.end_the_epoch``.
+        """
         super().on_train_epoch_end()
         memory = self.memory.values
         learned = memory["learned"] > self.expect_acc and memory["stale"] >= self.patience

@@ -152,10 +152,10 @@ def _statistics(
 
 @contextmanager
 def _told(what: str, other: str) -> Iterator[None]:
-    """Say in one sentence that weights cannot be downloaded, which other packages take many lines for.
+    """Replace the errors of other packages, of many lines, by one sentence if weights cannot be downloaded.
 
     Raises:
-        OSError: In place of theirs.
+        OSError: If they cannot be.
     """
     talker = logging.getLogger("huggingface_hub")
     level = talker.level

@@ -64,13 +64,13 @@ _SAVED: dict[str, Any] = {"metrics": [], "tally": [], "memory": {"tensors": [], 
 
 
 def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None:
-    """Refuse a state that is not built as one's own; where that is None, nothing is known.
+    """Refuse a state of a checkpoint whose keys or types differ from those of an existing state.
 
     Args:
-        name: Where the state stands in the checkpoint.
-        own: A state of the kind; its numbers do not count.
+        name: The place in the checkpoint, for the message.
+        own: The existing state, such as that of a new trainer; its numbers do not matter, and None allows anything.
         other: The checkpoint's.
-        least: No number may be below.
+        least: The smallest allowed number.
 
     Raises:
         ValueError: At the first value that is missing, of another type or out of range.
@@ -91,7 +91,7 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
     elif isinstance(own, list | tuple) and own:
         if len(other) < len(own):
             raise _broken(name, other, f"of length {len(own)}")
-        for place, theirs in enumerate(other):  # there is one more for each group that was added in mid-training
+        for place, theirs in enumerate(other):  # longer if parameter groups were added during the training
             check_like(name, own[min(place, len(own) - 1)], theirs, least)
     elif isinstance(own, int | float) and not isinstance(own, bool):
         is_number = isinstance(other, int if least == 0 else int | float) and not isinstance(other, bool)
