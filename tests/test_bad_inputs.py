@@ -454,7 +454,7 @@ def test_a_checkpoint_whose_net_is_a_program_is_refused_and_the_program_not_run(
 
 def test_a_callback_says_what_a_module_lacks(tmp_path):
     fitting = trainer(tmp_path, max_epochs=1, callbacks=[AdversarialExamples(PGD())])
-    with pytest.raises(ValueError, match=r"^x=0 finds nothing in a Tensor"):
+    with pytest.raises(ValueError, match=r"^x=0 .*Tensor"):
         fitting.fit(BoringModel())
 
 

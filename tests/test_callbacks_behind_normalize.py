@@ -190,7 +190,7 @@ def test_predictions_that_are_no_probabilities_are_refused(tmp_path, step):
         def predict_step(self, batch, batch_idx):
             return step(self(batch["image"]))
 
-    with pytest.raises(ValueError, match=r"^Logits\.predict_step returns .*softmax"):
+    with pytest.raises(ValueError, match=r"^Logits\.predict_step .*softmax"):
         trainer(tmp_path, callbacks=[PredictionWriter(str(tmp_path / "p.csv"), y="label")]).predict(
             Logits(), Data(normalised=True)
         )
@@ -206,7 +206,7 @@ def test_predictions_that_are_no_probabilities_are_refused(tmp_path, step):
     ids=["monitor", "examples", "gap"],
 )
 def test_a_normalised_pipeline_that_is_not_told_is_refused(tmp_path, callback):
-    with pytest.raises(ValueError, match="mean and std"):
+    with pytest.raises(ValueError, match=r"mean .*std"):
         trainer(tmp_path, max_epochs=1, callbacks=[callback(**HERE)]).fit(Stranger(), Data(normalised=True))
 
 

@@ -54,9 +54,7 @@ def test_tensors_of_another_number_of_ranks_are_merged_where_the_method_says_how
 
 def test_otherwise_a_warning_says_that_they_start_anew():
     memory, delta = Memory(), torch.ones(2)
-    with pytest.warns(
-        UserWarning, match=r"holds delta of 2 ranks, and this training has 1: they start anew; resume on 2"
-    ):
+    with pytest.warns(UserWarning, match="delta of 2 ranks"):
         memory.load_state_dict({"tensors": [{"delta": delta}, {"delta": delta}]}, rank=0)
     assert memory.tensors == {}
 

@@ -115,7 +115,7 @@ def test_logits_are_taken_from_an_attribute_in_either_mode(modes, attack_bn_mode
 def test_anything_else_is_refused_in_either_mode_before_an_update(form, modes):
     defense = build(PGDAT, net=Returns(FORMS[form], modes))
     before = [weight.clone() for weight in defense.parameters()]
-    with pytest.raises(ValueError, match="instead of logits: let it return one tensor"):
+    with pytest.raises(ValueError, match="logits"):
         fit(defense)
     assert all(torch.equal(old, new) for old, new in zip(before, defense.parameters(), strict=True))
 
@@ -231,7 +231,7 @@ def test_a_monitor_of_what_is_never_logged_is_refused_in_the_first_batch(watcher
     run = trainer(
         ".", max_epochs=2, callbacks=callbacks, num_sanity_val_steps=sanity, enable_checkpointing=watcher[0] == "M"
     )
-    with pytest.raises(ValueError, match=f"{watcher} monitors {MISSPELT[key]}, but"):
+    with pytest.raises(ValueError, match=f"{watcher} .*{MISSPELT[key]}, "):
         run.fit(defense, loader(images(24)), loader(images(8)))
     assert run.global_step <= 1
 
@@ -255,7 +255,7 @@ def test_callbacks_that_log_no_metric_do_not_hide_a_wrong_monitor(silent, tmp_pa
     monkeypatch.chdir(tmp_path)
     drop = {"lr_scheduler": MultiStep([1])} if isinstance(silent, StopAfterDrop) else {}
     run = trainer(".", max_epochs=2, callbacks=[silent, EarlyStopping("val/acc/robst")])
-    with pytest.raises(ValueError, match="EarlyStopping monitors val/acc/robst"):
+    with pytest.raises(ValueError, match=r"^EarlyStopping .*val/acc/robst"):
         run.fit(build(PGDAT, **drop), loader(images(24)), loader(images(8)))
 
 
@@ -372,7 +372,7 @@ def test_a_net_that_torch_cannot_copy_is_refused_by_averages_with_what_to_use():
     net = TinyNet()
     with pytest.warns(FutureWarning, match="weight_norm"):
         nn.utils.weight_norm(net.body[0])
-    with pytest.raises(ValueError, match=r"EMAWeights copies the net.*parametrizations\.weight_norm"):
+    with pytest.raises(ValueError, match=r"^EMAWeights .*parametrizations\.weight_norm"):
         fit(build(PGDAT, net=net), EMAWeights(0.9))
     net = TinyNet()
     nn.utils.parametrizations.weight_norm(net.body[0])
