@@ -175,7 +175,7 @@ def later_batches(reached: Sequence[float], classes: int | None) -> None:
     """Check the range of pixels and labels that batches after the first one have reached.
 
     Args:
-        reached: The smallest pixel, negated, the largest one, and the same of the labels, so that all four are maxima.
+        reached: The negated smallest pixel, the largest pixel, and the same of the labels, so that all are maxima.
         classes: The number of classes; None if there are no class labels.
 
     Raises:

@@ -46,7 +46,7 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
 
 
 def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
-    """Load weights from elsewhere, a plain ``state_dict``, into a net; names and shapes are compared before.
+    """Load weights of other software, a plain ``state_dict``, into a net, after comparing names and shapes.
 
     Args:
         net: Keeps its mode.

@@ -86,7 +86,7 @@ class EMAWeights(WeightAveraging):
         try:
             super().setup(trainer, pl_module, stage)
             self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
-        except RuntimeError as error:  # torch copies no tensor that was computed, such as this one's weight
+        except RuntimeError as error:  # torch cannot copy a computed tensor, such as weight_norm's weight
             raise ValueError(
                 f"EMAWeights copies the net, which this {type(pl_module).__name__} prevents: replace "
                 "torch.nn.utils.weight_norm in it by torch.nn.utils.parametrizations.weight_norm."

@@ -39,7 +39,7 @@ ROOMS = (
     *(lightning_callbacks, loggers, torch.optim, torch.optim.lr_scheduler),
 )
 NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room, name))]
-#: What is built by a function needs its whole path.
+#: Functions need their whole path.
 NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
 #: Errors of a constructor whose text is a sentence.
@@ -78,7 +78,7 @@ def kept_arguments(class_path: str) -> set[str]:
 
 
 def arguments(part: Any) -> set[str]:
-    """The names of all arguments of a class or function; those that a class hands on to its bases are the bases'."""
+    """The names of all arguments of a class or function, with those of the class's bases."""
     makers: list[Any] = [vars(parent).get("__init__") for parent in part.__mro__] if isclass(part) else [part]
     names = (signature(maker).parameters for maker in makers if callable(maker))
     return {name for parameters in names for name in parameters} - {"self", "args", "kwargs"}

@@ -27,7 +27,7 @@ def stepped(attack: PGD, j: int, step_size: float) -> PGD:
     return replace(attack, steps=j, step_size=step_size)
 
 
-#: For step sizes that are not drawn; those that are would fill the cache.
+#: For fixed step sizes; random ones would fill the cache.
 stepped_once = made_once(stepped)
 
 
@@ -132,7 +132,7 @@ class CurriculumAT(Defense):
         logits = self.net(x_adv)
         self.seen |= {"robust": logits, "k": torch.full_like(batch.weight, self.k)}
         right = (logits.detach().argmax(dim=1) == batch.y) * batch.weight
-        # Of this batch alone, because a weight perturbation computes the loss twice.
+        # Replaced, not added to: with a weight perturbation the loss is computed twice per batch.
         self.memory.tensors["last_right"] = torch.stack([right.sum(), batch.weight.sum()])
         return losses.ce(logits, batch.y)
 

@@ -1,4 +1,4 @@
-"""What to change where a net cannot read the images."""
+"""Which arguments to change if a net cannot read the images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +60,7 @@ def _reads(name: str, arguments: dict[str, Any], shape: Sequence[int]) -> bool:
     try:
         with torch.device("meta"):
             getattr(nets, name)(**arguments).eval()(torch.empty(2, *shape))
-    except Exception:  # whatever a net says of images that it cannot read
+    except Exception:  # a net may raise anything for images that it cannot read
         return False
     return True
 

@@ -13,12 +13,12 @@ from lit_robust.checkpoint_files import check_sections
 from lit_robust.lightning_internals import loops_to_restore
 from lit_robust.nets.rebuild import check_fit
 
-#: No count, rate or time in a checkpoint is larger.
+#: The largest count, rate or time that a checkpoint may hold.
 LARGEST = 2**53
 
 
 def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose states are not built as this training's, before any of them is restored.
+    """Refuse a checkpoint whose states have other keys or types than this training's, before any is restored.
 
     Args:
         checkpoint: The content of the file.
@@ -104,7 +104,7 @@ _SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_in
 
 
 def check_optimizer(own: Optimizer, other: Any) -> None:
-    """Refuse an optimizer's state that does not fit the weights, which torch would restore and fail by later.
+    """Refuse an optimizer's state that does not fit the weights; torch would restore it and fail later.
 
     Raises:
         ValueError: At the first group or weight.
@@ -126,7 +126,7 @@ def check_optimizer(own: Optimizer, other: Any) -> None:
 
 
 def check_scheduler(own: Any, other: Any) -> None:
-    """Refuse a torch scheduler's state that is not built as its own, and drop what it would take for attributes.
+    """Refuse a torch scheduler's state with other types, and drop unknown keys, which would become attributes.
 
     Raises:
         ValueError: At the first value.
@@ -174,7 +174,7 @@ def fingerprint_of(trainer: Any) -> dict[str, Any]:
 
 def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Warn if training resumes on other data, which is known only if both sides have a fingerprint."""
-    pairs = {key: (repr(other.get(key)), repr(value)) for key, value in own.items()}  # a broken file holds anything
+    pairs = {key: (repr(other.get(key)), repr(value)) for key, value in own.items()}  # a broken file may hold anything
     changes = [f"{key}={before[:50]} became {now}" for key, (before, now) in pairs.items() if before != now]
     if own and other and changes:
         rank_zero_warn(

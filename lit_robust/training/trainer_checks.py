@@ -1,4 +1,4 @@
-"""What a trainer may be asked for that a Defense, with its manual optimization and its own loaders, cannot do."""
+"""Checks for options of a trainer that a Defense, with its manual optimization and own loaders, does not support."""
 
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from lit_robust.measures.accuracy import tell_of_idle_attack
 
 
 def check_trainer(trainer: Any, module: Any, stage: str) -> None:
-    """Refuse, before the run, what Lightning would accept and then do without effect or wrongly.
+    """Refuse, before the run, options that Lightning accepts but that would have no effect or a wrong one.
 
     Lightning itself refuses ``gradient_clip_val``, ``accumulate_grad_batches`` and ``GradientAccumulationScheduler``.
 
@@ -67,7 +67,7 @@ class HasAttacks(Protocol):
 
 
 class MayBeNatural(Protocol):
-    """What a method has that trains without an attack, as ``Natural`` does."""
+    """What a method has that trains without an attack, such as ``Natural``."""
 
     is_natural: bool
 
