@@ -104,7 +104,7 @@ def timm_net(
         import timm
     except ImportError as error:
         raise ImportError('timm_net needs timm: pip install "lit-robust[timm]".') from error
-    _known("name", name.partition(".")[0], timm.list_models(), "timm's nets")
+    _known("name", name.partition(".")[0] or name, timm.list_models(), "timm's nets")
     arguments = {"num_classes": num_classes} | ({} if image_size is None else {"img_size": image_size})
 
     def build(pretrained: bool = False) -> nn.Module:
