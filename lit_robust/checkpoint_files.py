@@ -149,7 +149,7 @@ def _check_archive(path: Path, older: bool) -> None:
 
 
 def _size(value: Any, within: tuple[int, ...], sizes: dict[int, int]) -> int:
-    """Count the values in a container, each reference anew, as whatever walks or prints it would.
+    """Count the values in a container, a shared one once for each reference to it.
 
     Raises:
         ValueError: If it contains itself, has too many values or levels, or holds a tensor larger than what is stored.

@@ -116,7 +116,7 @@ def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
 
 @_inside
 def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
-    """Let a function handle SIGTERM from when Lightning takes signals over; a user's own handler is called after it.
+    """Set the function that handles SIGTERM once Lightning handles signals; a user's own handler is called after it.
 
     Lightning's own handler broadcasts on the one rank that got the signal, so the other ranks hang; and it ends with
     exit code 0 without a checkpoint. SLURM's requeueing is by another signal and stays.

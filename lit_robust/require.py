@@ -175,7 +175,7 @@ def later_batches(reached: Sequence[float], classes: int | None) -> None:
     """Check the range of pixels and labels that batches after the first one have reached.
 
     Args:
-        reached: The smallest pixel, negated, the largest one, and the same of the labels, so that all four are maxima.
+        reached: The negated smallest pixel, the largest pixel, and the same of the labels, so that all are maxima.
         classes: The number of classes; None if there are no class labels.
 
     Raises:
@@ -207,16 +207,16 @@ def floating(x: Tensor, found: str = "there are images") -> None:
 
 
 def statistics(mean: Any, std: Any, counts: Sequence[int] = (), where: str = "") -> None:
-    """Require what images are normalised by: both or neither, one number or one for each channel, std above 0.
+    """Check the mean and the standard deviation of a normalisation.
 
     Args:
-        mean: What is subtracted: a number, a sequence of one for each channel, or None.
-        std: What is divided by, likewise.
-        counts: How many numbers there may be; any number by default.
+        mean: Subtracted from the pixels: a number, one number per channel, or None.
+        std: Divides the pixels: as ``mean``.
+        counts: The allowed lengths; any by default.
         where: What has the channels, for the message.
 
     Raises:
-        ValueError: If they are not so.
+        ValueError: If only one is given, a length is not allowed, or a std is not finite and above 0.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean={mean} and std={std} go together: give both, or neither.")

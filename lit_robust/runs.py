@@ -46,7 +46,7 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
 
 
 def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
-    """Load weights from elsewhere, a plain ``state_dict``, into a net; names and shapes are compared before.
+    """Load weights of other software, a plain ``state_dict``, into a net, after comparing names and shapes.
 
     Args:
         net: Keeps its mode.
@@ -76,11 +76,11 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the checkpoint names none, or another.
     """
-    recipes = (checkpoint.get(section, {}).get("net") for section in ("lit_robust", "hyper_parameters"))
-    recipe = next((one for one in recipes if one is not None), None)
-    if recipe is None:
+    descriptions = (checkpoint.get(section, {}).get("net") for section in ("lit_robust", "hyper_parameters"))
+    description = next((one for one in descriptions if one is not None), None)
+    if description is None:
         raise ValueError("it does not say how its net was built")
-    return rebuild(recipe, weights_of_net(checkpoint))
+    return rebuild(description, weights_of_net(checkpoint))
 
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:

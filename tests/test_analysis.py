@@ -47,9 +47,9 @@ def two(tmp_path, monkeypatch) -> list[str]:
         fit(net, epochs)
         path = tmp_path / f"runs/{name}/version_0/checkpoints/last.ckpt"
         path.parent.mkdir(parents=True)
-        recipe = {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 4}}
+        description = {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 4}}
         state = {f"net.{key}": value for key, value in net.state_dict().items()}
-        torch.save({"state_dict": state, "lit_robust": {"net": recipe}}, path)
+        torch.save({"state_dict": state, "lit_robust": {"net": description}}, path)
     return ["trained=runs/trained", "runs/fresh/version_0/checkpoints/last.ckpt"]
 
 

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,8 +173,22 @@ def test_an_extra_average_is_a_plain_net_that_is_not_part_of_the_module(tmp_path
     assert set(module.state_dict()) == names
     run.fit_loop.max_epochs = 3
     run.fit(module, batches(), batches())
-    assert not hasattr(run.callbacks[0]._average_model.module, "averaged")
     assert module.averaged["fast"] is not fast
+
+
+def test_a_second_fit_does_not_copy_the_averages_of_the_first(tmp_path):
+    class Counted(TinyNet):
+        copies = 0
+
+        def __reduce_ex__(self, protocol):  # which deepcopy calls
+            Counted.copies += 1
+            return super().__reduce_ex__(protocol)
+
+    module = Classifier()
+    module.net = Counted()
+    for expected in (2, 4):  # in the module's average, and as the extra one
+        fit(tmp_path, module, EMAWeights(extra={"fast": 0.5}))
+        assert Counted.copies == expected
 
 
 # The checkpoint.
@@ -276,8 +291,12 @@ def test_averages_move_to_the_device_that_the_module_is_on_when_fit_starts(tmp_p
     callback.setup(run, module, "fit")
     module.to("meta")  # stands for a GPU, to which the strategy moves the module after setup
     callback.on_fit_start(run, module)
-    for average in (callback._average_model, module.averaged["fast"]):
-        assert {tensor.device.type for tensor in average.state_dict().values()} == {"meta"}
+    one_step = SimpleNamespace(global_step=1, current_epoch=0, num_training_batches=1, is_last_batch=True, world_size=1)
+    callback.on_train_batch_end(one_step, module, None, None, 0)
+    checkpoint = {"state_dict": module.state_dict()}
+    callback.on_save_checkpoint(run, module, checkpoint)
+    for average in (checkpoint["state_dict"], checkpoint["averaging_state"], module.averaged["fast"].state_dict()):
+        assert {tensor.device.type for tensor in average.values()} == {"meta"}
 
 
 def test_live_weights_come_back_when_validation_fails(tmp_path):
@@ -372,7 +391,7 @@ def test_a_second_averaging_callback_is_refused(tmp_path, second):
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"^EMAWeights .*Classifier has neither .*set net .*model"):
+    with pytest.raises(TypeError, match=r"^EMAWeights .*Classifier .*net .*model"):
         fit(tmp_path, module, EMAWeights(extra={"fast": 0.9}))
 
 

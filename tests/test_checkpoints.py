@@ -11,6 +11,7 @@ from torch import nn
 
 from lit_robust import load_net
 from lit_robust.attacks import PGD
+from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import DigitsDataModule
@@ -33,9 +34,8 @@ class ColourDigits(DigitsDataModule):
 
     image_shape = (3, 8, 8)
 
-    def _arrays(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = super()._arrays(train)
-        return images.expand(-1, 3, -1, -1), labels
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch._replace(x=batch.x.expand(-1, 3, -1, -1))
 
 
 def saved(net, path, classes=CLASSES, batch=None, **kwargs) -> nn.Module:

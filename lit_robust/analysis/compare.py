@@ -26,7 +26,7 @@ SEEDS = 3
 
 
 class Method(NamedTuple):
-    """All runs of one method, by attack: each image's mean over the seeds, and each run's accuracy; their alarms."""
+    """The results of one method by attack: each image's mean over the seeds, each run's accuracy; and its alarms."""
 
     name: str
     images: dict[str, Tensor]
@@ -52,23 +52,23 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Compare runs: accuracy when clean and under attacks, the generalisation gap, and alarms for masked gradients.
 
-    Runs called NAME@SEED=PATH are those of one method; its row is their mean, with their range and with the 95 %
-    interval over the images. Methods are ranked by the strongest attack, and get different ranks only if their means
-    differ by more than the seeds (half of both ranges) and by more than the images explain (1.96 standard errors of the
-    paired difference). A method of fewer than three seeds is not ranked.
+    Runs named NAME@SEED=PATH with the same NAME are runs of one method. Its row holds their mean, their range, and the
+    95 % interval over the images. Methods are ranked under the strongest attack. Two methods get different ranks only
+    if their means differ by more than the spread over seeds (half the sum of both ranges) and by more than 1.96
+    standard errors of the paired difference over images. A method with fewer than three seeds is not ranked.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
         attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_attacks``.
-        gap: Whether to attack as many training images, too: their accuracy under the first attack minus that of the
-            test images is the generalisation gap.
+        gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
+            first attack minus that of the test images.
         alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
             the table, and a method with an alarm is not ranked.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
-        limit: The number of test images, the first ones; by default all.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of compare.csv, .md, .tex and .png, and of the journal from which a stopped run goes on.
+        out: The folder for compare.csv, .md, .tex and .png, and for the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
@@ -125,7 +125,7 @@ def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
 
 
 def differ(one: Method, other: Method, attack: str) -> bool:
-    """Whether two methods differ by more than their seeds and their images explain."""
+    """Whether two methods differ by more than the spread over seeds and over images."""
     between = abs(one.mean(attack) - other.mean(attack))
     seeds = sum(max(method.runs[attack]) - min(method.runs[attack]) for method in (one, other)) / 2
     paired = one.images[attack] - other.images[attack]
@@ -134,7 +134,10 @@ def differ(one: Method, other: Method, attack: str) -> bool:
 
 
 def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Method]]:
-    """Sort methods, and rank those with enough seeds and no alarm: one more than the number of clearly better ones."""
+    """Sort methods by accuracy. The rank is 1 plus the number of clearly better methods.
+
+    It is None with too few seeds or with an alarm.
+    """
     enough = [method for method in methods if len(method.runs[attack]) >= SEEDS and not method.alarms]
     ranks = {
         method.name: 1
@@ -165,7 +168,7 @@ def table(
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], dash: str) -> list[list[str]]:
-    """Head and body of a table for people: percent, the range over seeds in brackets, a dash for no rank."""
+    """Head and body of the printed table: percent, the range over seeds in brackets, a dash for no rank."""
     attacks = [key.removesuffix(" low") for key in rows[0] if key.endswith(" low")]
     known = [key for key in ("gap",) if key in rows[0]]
     told = any(row.get("alarms") for row in rows)
@@ -175,7 +178,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], dash: str) -> list[list[str]]:
         for attack in attacks:
             value, least, most = (100 * row[key] for key in (attack, f"{attack} min", f"{attack} max"))
             cells.append(f"{value:.1f} [{least:.1f}, {most:.1f}]" if row["seeds"] > 1 else f"{value:.1f}")
-        cells += [f"{100 * row[key]:.1f}" for key in known] + [row["alarms"]] * told
+        cells += [f"{100 * row[key]:.1f}" for key in known] + [row.get("alarms", "")] * told
         body.append(cells)
     return [["rank", "method", "seeds", *attacks, *known, *["alarms"] * told], *body]
 

@@ -1,4 +1,4 @@
-"""What an analysis works with: nets, images, a journal of what was measured, and the folder that it writes into."""
+"""The inputs of an analysis: nets, images, the journal of finished measurements, and the folder of the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from lit_robust.seeds import run_seed
 
 @dataclass(frozen=True)
 class Study:
-    """Nets and the images that all of them see; whatever is measured is kept in ``journal.jsonl``.
+    """Nets and their common test images; measurements are kept in ``journal.jsonl``.
 
     Args:
         subjects: The nets.

@@ -67,8 +67,8 @@ class PGD(Attack):
         keep: Which point of a run is returned for each image: the ``last`` one, or the ``worst`` one seen, start and
             last included: a misclassified one first, then the one with the largest margin ``losses.margin``. Restarts
             are compared in the same way.
-        eot: How many passes each gradient is averaged over, with new random numbers in each, for nets that draw some:
-            expectation over transformation (Athalye et al., ICML 2018, arXiv:1802.00420, section 4.2).
+        eot: The number of passes that each gradient is averaged over, for nets that draw random numbers: expectation
+            over transformation (Athalye et al., ICML 2018, arXiv:1802.00420, section 4.2).
 
     Raises:
         TypeError: If ``loss`` is not a function.

@@ -49,6 +49,8 @@ class EMAWeights(WeightAveraging):
             weights only, which would be the live ones.
     """
 
+    logs_no_metric = True
+
     # The state is saved beside the weights (see on_save_checkpoint). Lightning refuses two callbacks of a class that
     # overrides state_dict, before setup could say what to do instead.
     state_dict = Callback.state_dict
@@ -84,7 +86,7 @@ class EMAWeights(WeightAveraging):
         try:
             super().setup(trainer, pl_module, stage)
             self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
-        except RuntimeError as error:  # torch copies no tensor that was computed, such as this one's weight
+        except RuntimeError as error:  # torch cannot copy a computed tensor, such as weight_norm's weight
             raise ValueError(
                 f"EMAWeights copies the net, which this {type(pl_module).__name__} prevents: replace "
                 "torch.nn.utils.weight_norm in it by torch.nn.utils.parametrizations.weight_norm."

@@ -20,7 +20,7 @@ from lit_robust.seeds import seed
 
 
 class HasValidationAttack(Protocol):
-    """What ``GeneralizationGap`` needs of a module, as every Defense has it, if it is given no attack."""
+    """What ``GeneralizationGap`` without an attack needs of a module; every Defense has it."""
 
     net: nn.Module
     val_attacks: dict[str, Attack]
@@ -48,7 +48,7 @@ class GeneralizationGap(Callback):
 
     Args:
         images: The number of training images, the first ones, over all ranks together.
-        attack: The attack; by default the validation's of a Defense.
+        attack: The attack; by default the validation attack of a Defense.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
         net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its

@@ -150,7 +150,7 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
 
 
 def _owners(ramps: Iterable[AttributeRamp]) -> set[str]:
-    """The paths of what the ramps change, such as an attack, but for the module itself."""
+    """The paths of the objects that the ramps change, such as ``attack``, without the module itself."""
     return {ramp.attribute.rpartition(".")[0] for ramp in ramps} - {""}
 
 
@@ -228,5 +228,5 @@ def _is_number(value: Any) -> bool:
 
 @cache
 def _names_in_every_module() -> frozenset[str]:
-    """What every module has in its ``__dict__``, which a misspelled attribute does not stand for."""
+    """What every module has in its ``__dict__``, and what a message should not suggest for a misspelled attribute."""
     return frozenset(vars(LightningModule()))

@@ -14,7 +14,7 @@ from inspect import isfunction
 from pathlib import Path
 from traceback import walk_tb
 
-from lit_robust.cli.classes import arguments, found
+from lit_robust.cli.classes import arguments, find_class
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -168,7 +168,10 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
             groups = [group or "" for group in (match[0], *match.groups())]
             told = words.format(
-                *groups, **fields, meant=_near(groups[-1], names), argument=_near(groups[-1], arguments(found(owner)))
+                *groups,
+                **fields,
+                meant=_near(groups[-1], names),
+                argument=_near(groups[-1], arguments(find_class(owner))),
             )
             return re.sub(r"\?\.$", "?", told)
     if expected := _expected(mistake):
@@ -178,7 +181,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
 
 def _of_another_type(path: str, wanted: str) -> str:
     """What a name stands for that is no class of the type."""
-    part = found(path)
+    part = find_class(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
             f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or name a "

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_robust import __version__, callbacks
 from lit_robust.cli import verbs
 from lit_robust.cli.classes import (
-    SAYING,
+    READABLE_ERRORS,
     check_makers,
     classes_start_afresh,
     constructors_speak,
@@ -33,7 +33,7 @@ from lit_robust.cli.errors import naming
 from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, exit_with
 from lit_robust.cli.plain_yaml import plain_yaml
-from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
+from lit_robust.cli.quiet import WARNINGS_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
 from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_bare_folder
 from lit_robust.data import ImageDataModule
@@ -47,7 +47,7 @@ from lit_robust.whole_files import check_writable
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
 #: Errors that a user can cause and fix, reported in one sentence. Any other is a defect and keeps its traceback.
-USER_ERRORS = (*SAYING, FloatingPointError)
+USER_ERRORS = (*READABLE_ERRORS, FloatingPointError)
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
@@ -135,14 +135,14 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
-        ignore(*NOISE_OF_EVALUATION)
+        ignore(*WARNINGS_OF_EVALUATION)
         (path,) = self._readable(ckpt_path)
         with no_bare_folder(self.trainer), naming(path):
             self.trainer.validate(ckpt_path=path, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run if a folder is given."""
-        ignore(*NOISE_OF_EVALUATION)
+        ignore(*WARNINGS_OF_EVALUATION)
         warnings.filterwarnings("always", module="(py)?autoattack")  # repeated for each checkpoint
         paths = self._readable(ckpt_path, every=True)
         for logger in self.trainer.loggers:
@@ -159,7 +159,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
-        ignore(*NOISE_OF_EVALUATION)
+        ignore(*WARNINGS_OF_EVALUATION)
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())

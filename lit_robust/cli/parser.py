@@ -30,7 +30,7 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Read null in a flag of a part of a part, which jsonargparse (4.53) passes on as the word None."""
+        """Read null in a flag of a nested class, which jsonargparse (4.53) passes on as the string None."""
         if not self.exit_on_error and args is not None:
             args = [re.sub("=None$", "=null", word) for word in args]
         return super().parse_args(args, *rest, **kwargs)

@@ -33,7 +33,7 @@ def named_files(trainer: Any) -> str:
 
 
 def evaluate_in(run: Path, trainer: Any, stage: str) -> None:
-    """Let a run's tests and predictions lie in its own folder, beside its metrics; earlier ones are numbered.
+    """Write a run's tests and predictions into its own folder, beside its metrics; earlier ones are numbered.
 
     Args:
         run: The folder that a checkpoint lies in, which need not be a run's.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -60,6 +60,13 @@ def short_steps(name: str, attack: Any) -> str | None:
         f"step_size={size:.4g} of {name} is too short to cross the ball of eps={eps:.4g} in {steps} steps: leave "
         f"step_size out (it is then {usual:.4g}), or take more steps."
     )
+
+
+class Ramp(Protocol):
+    """What a callback has that sets an attribute of the module to other values, as ``AttributeRamp`` does."""
+
+    #: The attribute's path, such as ``attack.eps``.
+    attribute: str
 
 
 def tell_of_idle_attack(trainer: Any, name: str, attack: Any) -> None:

@@ -23,9 +23,9 @@ ARGUMENTS = {
 
 
 def recorded(build: Callable[P, N]) -> Callable[P, N]:
-    """Give the nets of a builder a ``recipe``: its public name and all its arguments, as plain values.
+    """Give the nets of a builder an attribute ``built_by``: its public name and all its arguments, as plain values.
 
-    ``jsonargparse`` reads a recipe like any ``class_path`` with ``init_args``. Defaults are included, so a recipe still
+    ``jsonargparse`` reads it like any ``class_path`` with ``init_args``. Defaults are included, so it still
     builds the same net after they have changed. ``pretrained`` is recorded as False: a checkpoint brings its weights. A
     docstring without an Args section gets one, from ``ARGUMENTS``.
 
@@ -46,7 +46,7 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
             if (isinstance(value, int) and not isinstance(value, bool)) or name == "num_classes":
                 require.integer(f"{build.__name__}'s {name}", value, least=1)
         net = build(*args, **kwargs)
-        net.recipe = {
+        net.built_by = {
             "class_path": f"lit_robust.nets.{build.__name__}",
             "init_args": {
                 name: False if name == "pretrained" else list(value) if isinstance(value, tuple) else value

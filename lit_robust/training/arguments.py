@@ -21,7 +21,7 @@ SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1,
 
 
 class SGDByDefault(inspect.Parameter):
-    """The optimizer's place in a signature: the command line reads the configuration, ``help()`` shows the call."""
+    """The optimizer in a signature: its default is a configuration for the command line; ``help()`` shows a call."""
 
     __slots__ = ()
 
@@ -97,11 +97,11 @@ def compose_signature(cls: type) -> None:
 
 
 def check_arguments(cls: type, left: Iterable[str]) -> None:
-    """Refuse arguments that no class takes; Python would name only the last class that was asked.
+    """Refuse arguments that no class takes; Python would name only the last class that was called.
 
     Args:
         cls: What is built.
-        left: The names of the arguments that its methods have handed on.
+        left: The names of the arguments that are left for ``Evaluated``.
 
     Raises:
         TypeError: At the first one, with what was probably meant.

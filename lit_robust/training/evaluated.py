@@ -105,7 +105,7 @@ class Evaluated(LightningModule):
         self.val_results: dict[str, Accuracy] = {}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
-        #: The name of the file that the net's weights come from, if they are no checkpoint's of a training.
+        #: The name of the file that the net's weights come from, if it is not a checkpoint of a training.
         self.weights_from: str | None = None
         #: The epoch and step of the checkpoint that was loaded last.
         self.loaded_at: dict[str, float] = {}
@@ -128,7 +128,7 @@ class Evaluated(LightningModule):
             leave_out_unknown_flops(self.trainer)
 
     def _tell_of_another_eps(self) -> None:
-        """Inform the user if the training attack's eps is none of those in validation, or in test."""
+        """Inform the user if no attack of the validation, or of the test, has the training attack's eps."""
         mine = self._built_eps
         for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
             others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]

@@ -1,18 +1,19 @@
-"""What a trainer may be asked for that a Defense, with its manual optimization and its own loaders, cannot do."""
+"""Checks for options of a trainer that a Defense, with its manual optimization and own loaders, does not support."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust import require
+from lit_robust.attacks import Attack
 from lit_robust.lightning_internals import batch_size_searched
 from lit_robust.measures.attack_checks import tell_of_idle_attack
 
 
 def check_trainer(trainer: Any, module: Any, stage: str) -> None:
-    """Refuse, before the run, what Lightning would accept and then do without effect or wrongly.
+    """Refuse, before the run, options that Lightning accepts but that would have no effect or a wrong one.
 
     Lightning itself refuses ``gradient_clip_val``, ``accumulate_grad_batches`` and ``GradientAccumulationScheduler``.
 
@@ -58,7 +59,20 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
 
 
-def tell_of_idle_attacks(trainer: Any, module: Any) -> None:
+class HasAttacks(Protocol):
+    """What every Defense has."""
+
+    attack: Attack
+    val_attacks: dict[str, Attack]
+
+
+class MayBeNatural(Protocol):
+    """What a method has that trains without an attack, such as ``Natural``."""
+
+    is_natural: bool
+
+
+def tell_of_idle_attacks(trainer: Any, module: HasAttacks) -> None:
     """Warn of a training attack, or one that selects the best checkpoint, that changes nothing.
 
     A test attack that changes nothing is a baseline.
