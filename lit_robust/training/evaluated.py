@@ -13,7 +13,7 @@ from lit_robust import require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch, only_logits
+from lit_robust.first_batch import check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import (
     Accuracy,
@@ -153,6 +153,8 @@ class Evaluated(LightningModule):
             batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
+            if self.trainer.training:
+                check_training(self.net, batch.x)
             self._checked_stages.add(self.trainer.state.stage)
         return self.limits.watch(batch)
 
