@@ -13,6 +13,7 @@ from lit_robust.folder_locks import unlock
 from lit_robust.lightning_internals import go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.runs import next_free, run_folder
+from lit_robust.training.signals import stopped_before_the_first_step
 
 #: Files that a run's folder has before anything is trained or measured.
 BEFORE_TRAINING = re.compile(r"config(_\w+)?\.yaml|hparams\.yaml|\.training|events\.out\.tfevents\..*")
@@ -88,11 +89,16 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
 
 @contextmanager
 def no_bare_folder(trainer: Any) -> Iterator[None]:
-    """Remove the folders that loggers have made for a run, if it ends by an error before there is anything in them."""
+    """Remove the folders that loggers have made for a run, if it ends by an error before there is anything in them.
+
+    SIGTERM counts as an error from the beginning. The command alone does this: when a start fails in Python, Lightning
+    calls no hook of the module, and the user's logger, which has its folder already, may log the next attempt.
+    """
     folders = [Path(logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)]
     new = [folder for folder in folders if not folder.exists()] if trainer.is_global_zero else []
     try:
-        yield
+        with stopped_before_the_first_step(trainer):
+            yield
     except BaseException:
         for folder in folders:
             unlock(folder)
