@@ -123,6 +123,7 @@ class Evaluated(LightningModule):
                 a Defense cannot do.
         """
         check_trainer(self.trainer, self, stage)
+        self.trainer.precision_plugin.convert_module(self)  # else a checkpoint of 64-true would be rounded to 32 bits
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
