@@ -7,8 +7,9 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, WandbLogger, csv_logs
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger, csv_logs
 
+from lit_robust.cli.run_files import FILE_LOGGERS
 from lit_robust.folder_locks import unlock
 from lit_robust.lightning_internals import go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
@@ -60,6 +61,7 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
     """Log a resumed run into its own folder, and begin with its metrics up to the checkpoint.
 
     The earlier file, which may go on beyond the checkpoint, is kept as ``metrics_0.csv``; CSVLogger would delete it.
+    TensorBoard keeps all files, and shows what lies beyond the checkpoint only once.
 
     Args:
         run: The folder of the run.
@@ -76,7 +78,11 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
                 "--ckpt_path resumes a run, and Weights & Biases needs to know which: add "
                 f"--trainer.logger.init_args.id {run.name} --trainer.logger.init_args.resume allow."
             )
-        if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
+        if not isinstance(logger, FILE_LOGGERS) or Path(logger.root_dir).resolve() != run.parent.resolve():
+            continue
+        if isinstance(logger, TensorBoardLogger):
+            go_on_in_folder(logger, run.name, checkpoint.get("global_step", 0))
+        else:
             metrics = run / "metrics.csv"
             number = numbers[place] if place < len(numbers) else 0
             rows = rows_before(run, number) if trainer.is_global_zero else []
