@@ -144,17 +144,16 @@ class Writer:
     def __init__(self, log_dir, purge_step=None):
         Path(log_dir).mkdir(parents=True, exist_ok=True)
         number = len(list(Path(log_dir).glob("events*")))
-        self.file = Path(log_dir, f"events.out.tfevents.{number}").open("w")  # noqa: SIM115  # closed below
-        self.file.write(f"purge_step={purge_step}\n")
+        self.path = Path(log_dir, f"events.out.tfevents.{number}")
+        self.path.write_text(f"purge_step={purge_step}\n")
 
     def add_scalar(self, name, value, step):
-        self.file.write(f"{step} {name}\n")
+        with self.path.open("a") as file:
+            file.write(f"{step} {name}\n")
 
-    def flush(self):
-        self.file.flush()
+    def flush(self): ...
 
-    def close(self):
-        self.file.close()
+    def close(self): ...
 
 
 def test_a_resumed_run_goes_on_in_its_folder_of_tensorboard(empty, monkeypatch):
