@@ -61,7 +61,7 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
     """Log a resumed run into its own folder, and begin with its metrics up to the checkpoint.
 
     The earlier file, which may go on beyond the checkpoint, is kept as ``metrics_0.csv``; CSVLogger would delete it.
-    TensorBoard keeps all files, and shows what lies beyond the checkpoint only once.
+    TensorBoard keeps all files, and shows what lies beyond the checkpoint once.
 
     Args:
         run: The folder of the run.
