@@ -237,6 +237,23 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
     lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
 
 
+def test_a_resume_on_a_full_disk_releases_the_folder_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lit("fit")
+    folder = tmp_path / "runs/tiny/version_0"
+    rows = (folder / "metrics.csv").read_text()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "fsync", full)
+        lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert not (folder / ".training").exists()
+    lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert (folder / "metrics.csv").read_text().startswith(rows)
+
+
 # Starts that fail.
 
 
