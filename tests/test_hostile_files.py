@@ -225,38 +225,118 @@ def test_other_parts_must_be_given(good, name, tmp_path, monkeypatch):
     assert not Path("pwned").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_a_resumed_training_deletes_nothing_outside_its_own_folder(tmp_path):
-    def keeping(folder):
-        return ModelCheckpoint(folder, filename="{epoch}", monitor="val/acc/robust", mode="max", save_top_k=1)
+def hostile(state, path):
+    """A state whose ModelCheckpoint would outdate a path by its next checkpoint."""
+    worst = torch.tensor(-1.0)
+    state |= {"best_model_path": path, "kth_best_model_path": path, "last_model_path": path}
+    state |= {"best_k_models": {path: worst}, "best_model_score": worst, "kth_value": worst}
 
-    def fit(folder, **arguments):
+
+def through_a_link(run, home):
+    (run / "link").symlink_to(home)
+    return run / "link" / "precious.ckpt"
+
+
+def linked(run, home):
+    (run / "link.ckpt").symlink_to(home / "precious.ckpt")
+    return run / "link.ckpt"
+
+
+FOREIGN = {
+    "absolute": lambda run, home: home / "precious.ckpt",
+    "relative": lambda run, home: "home/precious.ckpt",
+    "by two dots": lambda run, home: f"{run}/../home/precious.ckpt",
+    "by two dots, within its folder": lambda run, home: f"{run}/a/../../home/precious.ckpt",
+    "a folder": lambda run, home: home,
+    "through a link": through_a_link,
+    "a link": linked,
+    "its own folder": lambda run, home: run,
+    "a file of another kind in its folder": lambda run, home: run / "precious.txt",
+    "a folder in its folder": lambda run, home: run / "precious",
+    "no name": lambda run, home: f"{run}/a\0.ckpt",
+    "a long name": lambda run, home: f"{run}/{'a' * 5000}.ckpt",
+}
+
+
+def resumed_with(tmp_path, change, callbacks):
+    """Resume from a checkpoint whose ModelCheckpoints' states are changed; what is not the training's stays."""
+    run, home = tmp_path / "run", tmp_path / "home"
+    for path in (run / "precious", home):
+        path.mkdir(parents=True)
+    precious = [run / "precious.txt", run / "precious" / "a.txt", home / "precious.ckpt"]
+    for path in precious:
+        path.write_text("text")
+
+    def fit(epochs, **arguments):
         method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.1, steps=1))
-        epochs = 2 if arguments else 1
-        run = trainer(tmp_path, enable_checkpointing=True, callbacks=[keeping(folder)], max_epochs=epochs)
-        run.fit(method, loader_of(digits()), loader_of(digits()), **arguments)
-        return run
+        trained = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks(run), max_epochs=epochs)
+        trained.fit(method, loader_of(digits()), loader_of(digits()), **arguments)
+        return trained
 
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "precious").write_text("text")
-    first = fit(tmp_path / "run")
-    first.save_checkpoint(tmp_path / "x.ckpt")
+    fit(1).save_checkpoint(tmp_path / "x.ckpt")
     bad = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    (state,) = bad["callbacks"].values()
-    outside = str(tmp_path / "run" / ".." / "home")
-    state |= {
-        "best_model_path": outside,
-        "kth_best_model_path": outside,
-        "best_k_models": {outside: torch.tensor(-1.0)},
-    }
-    state |= {"best_model_score": torch.tensor(-1.0), "kth_value": torch.tensor(-1.0), "last_model_path": outside}
-    bad["loops"]["fit_loop"]["epoch_progress"]["current"] = dict.fromkeys(
-        ("ready", "started", "processed", "completed"), 1
-    )
+    for state in bad["callbacks"].values():
+        change(state, run, home)
+    progress = bad["loops"]["fit_loop"]["epoch_progress"]
+    progress["current"] = dict.fromkeys(("ready", "started", "processed", "completed"), 1)
     torch.save(bad, tmp_path / "x.ckpt")
-    fit(tmp_path / "run", ckpt_path=tmp_path / "x.ckpt", weights_only=True)
-    assert (home / "precious").read_text() == "text"
+    trained = fit(2, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert [path.read_text() for path in precious] == ["text"] * 3
+    return trained
+
+
+def keeping(folder, **arguments):
+    return ModelCheckpoint(folder, **{"filename": "{epoch}", "monitor": "val/acc/robust", "mode": "max"} | arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("path", FOREIGN.values(), ids=FOREIGN)
+def test_a_resumed_training_deletes_nothing_but_checkpoints_in_its_own_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resumed_with(tmp_path, lambda state, run, home: hostile(state, str(path(run, home))), lambda run: [keeping(run)])
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        lambda run: [keeping("run")],
+        lambda run: [keeping(None)],
+        lambda run: [keeping(run), keeping(run, filename="b{epoch}", monitor=None, mode="min", save_last=True)],
+        lambda run: [keeping(run, monitor=None, mode="min", save_last="link")],
+    ],
+    ids=["a relative folder", "the default folder", "two of them", "links"],
+)
+def test_so_do_other_ways_of_keeping(callbacks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resumed_with(tmp_path, lambda state, run, home: hostile(state, str(home / "precious.ckpt")), callbacks)
+
+
+SCORE = torch.tensor(-1.0)
+CONTRADICTIONS = {
+    "the worst is unknown": lambda state, own, other: state.update(kth_best_model_path=other),
+    "the worst is foreign": lambda state, own, other: state.update(
+        best_k_models={own: SCORE, "precious.ckpt": SCORE}, kth_best_model_path="precious.ckpt"
+    ),
+    "a score is text": lambda state, own, other: state.update(best_k_models={own: "a"}),
+    "a score is missing": lambda state, own, other: state.update(best_k_models={own: None}),
+    "several numbers for a score": lambda state, own, other: state.update(best_k_models={own: torch.zeros(2)}),
+    "more than are kept": lambda state, own, other: state.update(
+        best_k_models={own: SCORE, other: SCORE}, kth_best_model_path=""
+    ),
+    "no best score": lambda state, own, other: state.update(best_model_score="a"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("change", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_state_that_contradicts_itself_is_forgotten(change, tmp_path):
+    trained = resumed_with(
+        tmp_path,
+        lambda state, run, home: change(state, state["best_model_path"], str(run / "other.ckpt")),
+        lambda run: [keeping(run, verbose=True)],
+    )
+    assert trained.checkpoint_callback.best_model_path.endswith(".ckpt")
 
 
 # Every section broken by turns.

@@ -233,6 +233,24 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
     lit("fit", "--ckpt_path", "runs/tiny", "--trainer.max_epochs", 5)
 
 
+def test_a_resume_on_a_full_disk_releases_the_folder_and_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lit("fit")
+    folder = tmp_path / "runs/tiny/version_0"
+    rows = (folder / "metrics.csv").read_text()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SystemExit):
+            lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert not (folder / ".training").exists()
+    lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert (folder / "metrics.csv").read_text().startswith(rows)
+
+
 # Starts that fail.
 
 
@@ -242,7 +260,10 @@ def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_
         ("fit", ["--trainer.check_val_every_n_epoch=0"]),  # refused in setup
         ("fit", ["--trainer.precision=bf16-true"]),
         ("fit", ["--model.net=lit_robust.nets.resnet18", "--model.net.in_channels=3"]),  # in the first batch
+        ("fit", ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=setup"]),
+        ("fit", ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_fit_start"]),
         ("fit", ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_sanity_check_start"]),
+        ("test", ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=setup"]),
         ("test", ["--trainer.precision=bf16-true"]),
     ],
 )
@@ -252,6 +273,7 @@ def test_a_start_that_fails_leaves_no_numbered_folder(command, flags, tmp_path, 
         flags = [*flags, "--trainer.callbacks.epoch=0"]
     with pytest.raises(SystemExit):
         lit(command, *flags)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert list(tmp_path.glob("runs/*")) == []
     lit("fit")
     with pytest.raises(SystemExit):

@@ -83,6 +83,7 @@ class EMAWeights(WeightAveraging):
         if self.extra:
             check_net(pl_module, self.net, "EMAWeights averages")
         vars(pl_module).pop("averaged", None)  # an earlier fit's, which the copy below would copy too
+        trainer.precision_plugin.convert_module(pl_module)  # now, so that the copies of 64-true have 64 bits
         try:
             super().setup(trainer, pl_module, stage)
             self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}

@@ -126,7 +126,8 @@ class GeneralizationGap(Callback):
     def _measure(self, trainer: Trainer, module: LightningModule) -> Survivors:
         survivors, missing = self._none_yet(trainer), -(-self.images // trainer.world_size)
         for index, batch in enumerate(_data(trainer).plain_train_dataloader()):
-            on_device = move_data_to_device(batch, trainer.strategy.root_device)
+            converted = trainer.precision_plugin.convert_input(batch)
+            on_device = move_data_to_device(converted, trainer.strategy.root_device)
             missing -= self._count(trainer, module, survivors, on_device, index, missing)
             if missing <= 0:
                 break

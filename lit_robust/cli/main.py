@@ -38,7 +38,7 @@ from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole
 from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_bare_folder
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
-from lit_robust.folder_locks import lock
+from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, load_weights, read_last
@@ -127,7 +127,11 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 return
             if self.trainer.is_global_zero:
                 lock(path.parent.parent)  # before its metrics are moved aside
-            go_on_in(path.parent.parent, self.trainer, checkpoint)
+            try:
+                go_on_in(path.parent.parent, self.trainer, checkpoint)
+            except OSError:  # a full disk
+                unlock(path.parent.parent)
+                raise
             ckpt_path = str(path)
         with no_bare_folder(self.trainer), naming(ckpt_path):
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)

@@ -72,7 +72,7 @@ def whole_ones(found: Mapping[str, Path]) -> list[Path]:
         ValueError: If all are broken, with the reason for the first.
     """
     whole, broken = [], []
-    for path in found.values():
+    for path in dict.fromkeys(found.values()):  # the best one may be the last one, too
         try:
             read_checkpoint(path)
             whole.append(path)

@@ -13,7 +13,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch, only_logits
+from lit_robust.first_batch import check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words
@@ -121,6 +121,7 @@ class Evaluated(LightningModule):
                 a Defense cannot do.
         """
         check_trainer(self.trainer, self, stage)
+        self.trainer.precision_plugin.convert_module(self)  # else a checkpoint of 64-true would be rounded to 32 bits
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
@@ -151,6 +152,8 @@ class Evaluated(LightningModule):
             batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
+            if self.trainer.training:
+                check_training(self.net, batch.x)
             self._checked_stages.add(self.trainer.state.stage)
         return self.limits.watch(batch)
 
