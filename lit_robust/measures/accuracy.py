@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping
-oo
+from dataclasses import Field, dataclass, fields, is_dataclass
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -15,7 +17,10 @@ from lit_robust.guards import checked, own_random_state, smaller_batches
 CLEAN, WORST = "clean", "worst"
 
 
-oo    """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
+def surviving(
+    net: nn.Module, attacks: Mapping[str, Attack], batch: Batch, without_graph: Literal["refuse", "keep"] = "refuse"
+) -> dict[str, Tensor]:
+    """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
 
     The net is attacked in its current mode, which should be ``eval`` for an evaluation. All attacks see the same
     images. As in AutoAttack, an image that is wrong without an attack counts as broken by every attack.
