@@ -391,7 +391,7 @@ def test_a_group_that_is_added_in_mid_training_is_trained_and_resumed(arguments,
         (lambda: build(TRADES, bta=6), "TRADES has no argument 'bta': did you mean beta?"),
         (lambda: build(PGDAT, optimiser=1), "PGDAT has no argument 'optimiser': did you mean optimizer?"),
         (lambda: build(Natural, nonsense=1), "Natural has no argument 'nonsense': remove it."),
-        (lambda: small_cnn(widht=3), "small_cnn: got an unexpected keyword argument 'widht'"),
+        (lambda: small_cnn(widht=3), "small_cnn has no argument 'widht': remove it."),
     ],
 )
 def test_a_misspelt_argument_names_what_is_built(call, says):

@@ -10,6 +10,7 @@ from lit_robust.attacks.gama import GAMAFW, GAMAPGD
 from lit_robust.attacks.margin_pgd import CWPGD, MultiTargetedPGD, TargetedPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
+from lit_robust.keywords import answer_keywords
 
 __all__ = [
     "BPDA",
@@ -29,3 +30,5 @@ __all__ = [
     "NuclearNorm",
     "TargetedPGD",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from inspect import isclass, isfunction, signature
+from inspect import isclass, isfunction
 from typing import Any, get_type_hints
 
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch import loggers
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
+from lit_robust.keywords import keywords_of
 from lit_robust.schedules import Schedule
 
 
@@ -74,14 +75,7 @@ def kept(class_path: str) -> set[str]:
     if not isclass(cls):
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
-    return names & arguments(cls)
-
-
-def arguments(part: Any) -> set[str]:
-    """The names of all arguments of a class or function; those that a class hands on to its bases are the bases'."""
-    makers: list[Any] = [vars(parent).get("__init__") for parent in part.__mro__] if isclass(part) else [part]
-    names = (signature(maker).parameters for maker in makers if callable(maker))
-    return {name for parameters in names for name in parameters} - {"self", "args", "kwargs"}
+    return names & keywords_of(cls)
 
 
 #: What the factory given for each argument must make.

@@ -14,7 +14,8 @@ from inspect import isfunction
 from pathlib import Path
 from traceback import walk_tb
 
-from lit_robust.cli.classes import arguments, found
+from lit_robust.cli.classes import found
+from lit_robust.keywords import keywords_of
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -168,7 +169,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
             groups = [group or "" for group in (match[0], *match.groups())]
             told = words.format(
-                *groups, **fields, meant=_near(groups[-1], names), argument=_near(groups[-1], arguments(found(owner)))
+                *groups, **fields, meant=_near(groups[-1], names), argument=_near(groups[-1], keywords_of(found(owner)))
             )
             return re.sub(r"\?\.$", "?", told)
     if expected := _expected(mistake):

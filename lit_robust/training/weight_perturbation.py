@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.keywords import answer_keywords
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -115,3 +116,6 @@ def kept(tensors: Any) -> Iterator[None]:
         with torch.no_grad():
             for tensor, copy in zip(tensors, copies, strict=True):
                 tensor.copy_(copy)
+
+
+answer_keywords([AWP])
