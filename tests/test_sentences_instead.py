@@ -444,7 +444,7 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
         ("--attack.eps 0.1", r"did you mean --model\.attack\.eps\?"),
         ("--ckpt_pth last", r"did you mean --ckpt_path\?"),
         ("--model.momentum 0.9", r'model\.momentum: there is no class "0\.9"'),
-        ("--model.lr_scheduler ReduceLROnPlateau", r'no class "ReduceLROnPlateau" \(others need a dotted path\)'),
+        ("--model.lr_scheduler ReduceLROnPlateau", r"model\.lr_scheduler: this needs monitor below init_args"),
         ("--modl PGDAT", r"did you mean --model\?"),
     ],
 )

@@ -13,6 +13,7 @@ from jsonargparse import Namespace, _instantiation, _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers
+from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
@@ -43,6 +44,9 @@ NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room
 #: What is built by a function needs its whole path.
 NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
+#: Short names of several classes, and what each means: the class that the arguments' types name.
+AMBIGUOUS: dict[Any, type] = {"ReduceLROnPlateau": ReduceLROnPlateau}
+
 #: Errors of a constructor whose text is a sentence.
 SAYING = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 
@@ -57,6 +61,8 @@ KEPT: dict[type, str] = {
 def found(class_path: Any) -> Any:
     """The class or function with this name or path, or None."""
     room, _, name = str(class_path).rpartition(".")
+    if class_path in AMBIGUOUS:
+        return AMBIGUOUS[class_path]
     try:
         rooms = [import_module(room)] if room else [room for room in ROOMS if name in room.__all__]
     except Exception:  # a user's module may raise anything; the parser imports it, too, and reports it
@@ -118,6 +124,31 @@ def _returned(function: Any) -> Any:
         return get_type_hints(function).get("return")
     except (TypeError, NameError):
         return None
+
+
+@contextmanager
+def short_names_are_found() -> Iterator[None]:
+    """Let a short name that several classes have mean the one that ``found`` knows, where jsonargparse (4.53) refuses.
+
+    Torch and Lightning both have a ``ReduceLROnPlateau``; other packages have their own ``Adafactor``.
+    """
+    accepted: Any = _typehints.resolve_class_path_by_name
+
+    def resolve(cls: Any, name: str) -> str:
+        try:
+            path: str = accepted(cls, name)
+        except ValueError:
+            part = found(name)
+            if not isclass(part):
+                raise
+            path = f"{part.__module__}.{part.__qualname__}"
+        return path
+
+    _typehints.resolve_class_path_by_name = resolve
+    try:
+        yield
+    finally:
+        _typehints.resolve_class_path_by_name = accepted
 
 
 @contextmanager

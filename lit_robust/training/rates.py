@@ -52,7 +52,7 @@ class LearningRate:
             require.factory("lr_scheduler", scheduler, LRScheduler, example)
             given: Any = scheduler
             if isinstance(given, type) and issubclass(given, Schedule):
-                raise TypeError(f"lr_scheduler={scheduler} is a class: write it with its arguments.")
+                raise TypeError(f"lr_scheduler={given.__name__} is a class: write it with its arguments.")
         if momentum is not None:
             require.instance("momentum", momentum, Schedule, "give a Schedule; a constant is the optimizer's own")
         self.make_optimizer, self.scheduler = optimizer, scheduler
