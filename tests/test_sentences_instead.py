@@ -36,7 +36,7 @@ from lit_robust.schedules import (
 )
 from tests.front_door import refusal, tiny
 from tests.methods import build
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, TinyNet, images, indexed, loader, trainer
 
 
 class Returns(TinyNet):
@@ -155,6 +155,19 @@ def test_labels_that_are_no_integers_are_refused(y):
     for batch in (images(8)._replace(y=y), (images(8).x, y)):
         with pytest.raises(ValueError, match=f"labels of {y.dtype}"):
             as_batch(batch)
+
+
+@pytest.mark.parametrize("kind", ["Batch", "pair"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+@pytest.mark.parametrize("form", ["one-hot", "(N, 1)"])
+def test_labels_of_two_dimensions_are_refused_in_fit_with_the_way_to_one(form, dtype, kind):
+    batch = images(8)
+    y = nn.functional.one_hot(batch.y, CLASSES) if form == "one-hot" else batch.y[:, None]
+    data = batch._replace(y=y.to(dtype))
+    batches = indexed(data) if kind == "Batch" else loader(data)
+    remedy = r"argmax\(dim=1\)" if form == "one-hot" else r"squeeze\(1\)"
+    with pytest.raises(ValueError, match=rf"^labels of shape \(8, \d\) are not one class .*{remedy}"):
+        trainer(".", max_epochs=1).fit(build(PGDAT), batches)
 
 
 BARE = [PGD(0.1, steps=1), FGSM(0.1), NuclearNorm(0.1), FrobeniusNorm(0.1), AutoAttack(0.1, version="v1")]
