@@ -236,3 +236,16 @@ def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), "--trainer.barebones", "true")
     assert "barebones=True, logger=CSVLogger)" in says
     assert "leave barebones out" in says
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "StepLR gives no rate"),
+        (["--model.attack.eps", "-8/255"], "give each option a value, after = if that begins with a minus"),
+        (["--model.optimizer.momentum", "-1"], "the momentum of model.optimizer must be 0 or above"),
+        (["--model.lr_scheduler", "MultiStep", "--model.lr_scheduler.milestones", "3"], "3 is not of type list"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_answered_by_what_to_give(flags, says, capsys):
+    assert says in refusal(capsys, "fit", "-c", tiny(Path()), *flags)

@@ -42,6 +42,8 @@ _REMEDIES = {
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
     r"`Trainer\(barebones=True, .*\)` was passed": "leave barebones out, or set this to false (log_every_n_steps to 0)",
+    r"argument \S+: expected one argument": "give each option a value, after = if that begins with a minus",
+    r"Invalid momentum value: .*": "the momentum of model.optimizer must be 0 or above",
     r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"\[Errno (28|30|122)\] .*": "free some space or choose a folder that can be written to",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
@@ -213,7 +215,8 @@ def _expected(mistake: _Mistake) -> str:
     if choices := re.findall(r"^Expected a (?:typing\.)?Literal\[(.*)\]", reasons, re.MULTILINE):
         return f"is unknown: choose one of {', '.join(choices)}"
     types = re.findall(r"^Expected a <class '(.*)'>", reasons, re.MULTILINE)
-    return f"is not of type {' or '.join(types)}" if types else ""
+    names = [{"collections.abc.Sequence": "list"}.get(name, name) for name in types]
+    return f"is not of type {' or '.join(names)}" if names else ""
 
 
 def _near(name: str, names: Iterable[str]) -> _Near:
