@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_robust.magnitudes import Magnitude, magnitude
+from lit_robust.shown import shown, without_addresses
 from lit_robust.threats import Norm
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
         ValueError: If it is none of them.
     """
     if value not in choices:
-        raise ValueError(f'{name}="{value}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
+        given = without_addresses(str(value))
+        raise ValueError(f'{name}="{given}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
     return value
 
 
@@ -98,7 +100,7 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
     if isinstance(value, kind):
         return value
     names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-    raise TypeError(f"{name}={value!r} must be of type {names}: {remedy}.")
+    raise TypeError(f"{name}={shown(value)} must be of type {names}: {remedy}.")
 
 
 def factory(name: str, value: Any, made: type, example: str) -> Any:
@@ -118,7 +120,7 @@ def factory(name: str, value: Any, made: type, example: str) -> Any:
     elif callable(value):
         return value
     else:
-        found = repr(value)
+        found = shown(value)
     raise TypeError(f"{name} is {found}, but it must be what builds one: give {example}.")
 
 
@@ -238,4 +240,4 @@ def range_of(x: Tensor) -> tuple[float, float]:
 
 
 def _sentence(name: str, value: Any, needed: str, hint: str) -> str:
-    return f"{name}={value!r} must be {needed}{hint and f': {hint}'}."
+    return f"{name}={shown(value)} must be {needed}{hint and f': {hint}'}."

@@ -262,7 +262,7 @@ YAML = {
     ),
     "argument beside init_args": (
         "model: {init_args: {attack: {class_path: PGD, steps: 3}}}",
-        "model.attack: the arguments of PGD belong below init_args.",
+        "model.attack: the arguments of PGD belong below init_args: indent steps.",
     ),
     "ramp of nothing": (
         "trainer: {callbacks+: [{class_path: AttributeRamp, init_args: {attribute: lamda, schedule: "

@@ -14,7 +14,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from tests.methods import build
-from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, trainer, two_ranks
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, loader, trainer, two_ranks
 
 BATCHES = 3
 
@@ -416,3 +416,31 @@ def test_a_checkpoint_of_weights_only_is_refused(tmp_path):
 def test_arguments_that_make_no_sense_are_refused(arguments, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         EMAWeights(**arguments)
+
+
+BROKEN = {
+    "another shape": lambda c: c["current_model_state"].update({next(iter(c["current_model_state"])): torch.zeros(1)}),
+    "a weight missing": lambda c: c["current_model_state"].popitem(),
+    "no weights": lambda c: c["current_model_state"].update({next(iter(c["current_model_state"])): "x"}),
+    "another count": lambda c: c["averaging_state"].update(n_averaged="many"),
+    "no count": lambda c: c["averaging_state"].clear(),
+    "an extra average of another shape": lambda c: c["extra_averages"]["fast"].update(
+        {next(iter(c["extra_averages"]["fast"])): torch.zeros(1)}
+    ),
+    "an extra average of nothing": lambda c: c["extra_averages"].update(fast={}),
+    "an extra average of another type": lambda c: c["extra_averages"].update(fast=3),
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_broken_averages_are_refused_in_one_sentence_in_python(part, tmp_path):
+    run = trainer(tmp_path, max_epochs=1, callbacks=[EMAWeights(0.9, extra={"fast": 0.5})])
+    run.fit(build(PGDAT), loader(images(8)))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    BROKEN[part](checkpoint)
+    torch.save(checkpoint, tmp_path / "broken.ckpt")
+    again = trainer(tmp_path, max_epochs=2, callbacks=[EMAWeights(0.9, extra={"fast": 0.5})])
+    with pytest.raises(ValueError, match=r"^the checkpoint's averages are broken .* use an earlier one") as told:
+        again.fit(build(PGDAT), loader(images(8)), ckpt_path=tmp_path / "broken.ckpt", weights_only=True)
+    assert "\n" not in str(told.value)

@@ -43,7 +43,7 @@ from lit_robust.schedules import (
 )
 from tests.front_door import refusal, tiny
 from tests.methods import build
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+from tests.tiny import CLASSES, TinyNet, images, indexed, loader, trainer
 
 
 class Returns(TinyNet):
@@ -162,6 +162,19 @@ def test_labels_that_are_no_integers_are_refused(y):
     for batch in (images(8)._replace(y=y), (images(8).x, y)):
         with pytest.raises(ValueError, match=f"labels of {y.dtype}"):
             as_batch(batch)
+
+
+@pytest.mark.parametrize("kind", ["Batch", "pair"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+@pytest.mark.parametrize("form", ["one-hot", "(N, 1)"])
+def test_labels_of_two_dimensions_are_refused_in_fit_with_the_way_to_one(form, dtype, kind):
+    batch = images(8)
+    y = nn.functional.one_hot(batch.y, CLASSES) if form == "one-hot" else batch.y[:, None]
+    data = batch._replace(y=y.to(dtype))
+    batches = indexed(data) if kind == "Batch" else loader(data)
+    remedy = r"argmax\(dim=1\)" if form == "one-hot" else r"squeeze\(1\)"
+    with pytest.raises(ValueError, match=rf"^labels of shape \(8, \d\) are not one class .*{remedy}"):
+        trainer(".", max_epochs=1).fit(build(PGDAT), batches)
 
 
 BARE = [PGD(0.1, steps=1), FGSM(0.1), NuclearNorm(0.1), FrobeniusNorm(0.1), AutoAttack(0.1, version="v1")]
@@ -420,7 +433,7 @@ def test_a_group_that_is_added_in_mid_training_is_trained_and_resumed(arguments,
         (lambda: build(TRADES, bta=6), "TRADES has no argument 'bta': did you mean beta?"),
         (lambda: build(PGDAT, optimiser=1), "PGDAT has no argument 'optimiser': did you mean optimizer?"),
         (lambda: build(Natural, nonsense=1), "Natural has no argument 'nonsense': remove it."),
-        (lambda: small_cnn(widht=3), "small_cnn: got an unexpected keyword argument 'widht'"),
+        (lambda: small_cnn(widht=3), "small_cnn has no argument 'widht': remove it."),
     ],
 )
 def test_a_misspelt_argument_names_what_is_built(call, says):
@@ -473,7 +486,7 @@ def test_what_makes_no_such_thing_is_never_called(argument, capsys, tmp_path, mo
         ("--attack.eps 0.1", r"did you mean --model\.attack\.eps\?"),
         ("--ckpt_pth last", r"did you mean --ckpt_path\?"),
         ("--model.momentum 0.9", r'model\.momentum: there is no class "0\.9"'),
-        ("--model.lr_scheduler ReduceLROnPlateau", r'no class "ReduceLROnPlateau" \(others need a dotted path\)'),
+        ("--model.lr_scheduler ReduceLROnPlateau", r"model\.lr_scheduler: this needs monitor below init_args"),
         ("--modl PGDAT", r"did you mean --model\?"),
     ],
 )

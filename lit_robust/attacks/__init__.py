@@ -11,6 +11,7 @@ from lit_robust.attacks.margin_pgd import CWPGD, MultiTargetedPGD, TargetedPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
 from lit_robust.attacks.square import Square
+from lit_robust.keywords import answer_keywords
 
 __all__ = [
     "BPDA",
@@ -31,3 +32,5 @@ __all__ = [
     "Square",
     "TargetedPGD",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

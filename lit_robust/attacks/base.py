@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.guards import is_checked
 from lit_robust.magnitudes import Magnitude
+from lit_robust.shown import shown
 
 P = ParamSpec("P")
 A = TypeVar("A", bound="Attack")
@@ -144,7 +145,9 @@ def check_attack(name: str, attack: Attack) -> None:
     if isinstance(attack, type):
         raise TypeError(f"{name}={attack.__name__} is a class: write {attack.__name__}(...).")
     if not callable(attack):
-        raise TypeError(f"{name}={attack!r} is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).")
+        raise TypeError(
+            f"{name}={shown(attack)} is not an attack: give one of lit_robust.attacks, such as PGD(steps=10)."
+        )
     if getattr(attack, "targeted", False):
         raise ValueError(
             f"{name} is targeted, and its targets would be the true labels, which helps the net: set "

@@ -156,14 +156,24 @@ class EMAWeights(WeightAveraging):
         """Resume all averages; one that the checkpoint lacks starts from its live weights.
 
         Outside ``fit`` there is nothing to do: the ``state_dict`` has been loaded.
+
+        Raises:
+            ValueError: If the averages are broken or of another net.
         """
         if self._average_model is None:
             return
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
-        saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
-        for name, net in self._nets.items():
-            net.load_state_dict(saved.get(name, live))
+        try:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+            saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
+            for name, net in self._nets.items():
+                net.load_state_dict(saved.get(name, live))
+        except Exception as error:  # of what a file holds, torch raises anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"the checkpoint's averages are broken or of another net ({reason}): use an earlier one, or leave "
+                "EMAWeights out."
+            ) from error
 
     @property
     def _average(self) -> AveragedModel:

@@ -17,6 +17,7 @@ from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
 from lit_robust.measures.attack_checks import short_steps
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
+from lit_robust.shown import shown
 
 
 class HasAttribute(Protocol):
@@ -201,7 +202,7 @@ def _check_number(module: HasAttribute, attribute: str) -> None:
         )
     if not _is_number(value):
         raise ValueError(
-            f'AttributeRamp("{attribute}") drives a number, but {attribute} is {value!r}: did you mean '
+            f'AttributeRamp("{attribute}") drives a number, but {attribute} is {shown(value)}: did you mean '
             f"{_listed(_numbers(owner))}?"
         )
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from inspect import isclass, isfunction, signature
+from inspect import isclass, isfunction
 from typing import Any, get_type_hints
 
 import torch
@@ -13,9 +13,11 @@ from jsonargparse import Namespace, _instantiation, _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers
+from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
+from lit_robust.keywords import keywords_of
 from lit_robust.schedules import Schedule
 
 
@@ -42,6 +44,9 @@ NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room
 #: Functions need their whole path.
 NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
+#: Short names of several classes, and what each means: the class that the arguments' types name.
+AMBIGUOUS: dict[Any, type] = {"ReduceLROnPlateau": ReduceLROnPlateau}
+
 #: Errors of a constructor whose text is a sentence.
 READABLE_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 
@@ -56,6 +61,8 @@ KEPT: dict[type, str] = {
 def find_class(class_path: Any) -> Any:
     """The class or function with this name or path, or None."""
     room, _, name = str(class_path).rpartition(".")
+    if class_path in AMBIGUOUS:
+        return AMBIGUOUS[class_path]
     try:
         rooms = [import_module(room)] if room else [room for room in ROOMS if name in room.__all__]
     except Exception:  # a user's module may raise anything; the parser imports it, too, and reports it
@@ -74,14 +81,7 @@ def kept_arguments(class_path: str) -> set[str]:
     if not isclass(cls):
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
-    return names & arguments(cls)
-
-
-def arguments(part: Any) -> set[str]:
-    """The names of all arguments of a class or function, with those of the class's bases."""
-    makers: list[Any] = [vars(parent).get("__init__") for parent in part.__mro__] if isclass(part) else [part]
-    names = (signature(maker).parameters for maker in makers if callable(maker))
-    return {name for parameters in names for name in parameters} - {"self", "args", "kwargs"}
+    return names & keywords_of(cls)
 
 
 #: What the factory given for each argument must make.
@@ -124,6 +124,31 @@ def _returned(function: Any) -> Any:
         return get_type_hints(function).get("return")
     except (TypeError, NameError):
         return None
+
+
+@contextmanager
+def short_names_are_found() -> Iterator[None]:
+    """Let a short name that several classes have mean the one that ``found`` knows, where jsonargparse (4.53) refuses.
+
+    Torch and Lightning both have a ``ReduceLROnPlateau``; other packages have their own ``Adafactor``.
+    """
+    accepted: Any = _typehints.resolve_class_path_by_name
+
+    def resolve(cls: Any, name: str) -> str:
+        try:
+            path: str = accepted(cls, name)
+        except ValueError:
+            part = find_class(name)
+            if not isclass(part):
+                raise
+            path = f"{part.__module__}.{part.__qualname__}"
+        return path
+
+    _typehints.resolve_class_path_by_name = resolve
+    try:
+        yield
+    finally:
+        _typehints.resolve_class_path_by_name = accepted
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import yaml
 from jsonargparse.typing import path_type
 
 from lit_robust.cli.classes import find_class, kept_arguments, same_class
+from lit_robust.cli.places import check_places
 from lit_robust.cli.plain_yaml import parse, read
 
 #: A file that can be read, here or wherever fsspec reaches.
@@ -178,5 +179,7 @@ def _as_one(files: Sequence[str]) -> list[str]:
     if not files:
         return []
     # Strings are quoted, so that no loader takes one for a number.
-    text = yaml.safe_dump(merged(*map(load, files)), default_style='"', default_flow_style=True, sort_keys=False)
+    tree = merged(*map(load, files))
+    check_places(tree)
+    text = yaml.safe_dump(tree, default_style='"', default_flow_style=True, sort_keys=False)
     return ["-c", text]

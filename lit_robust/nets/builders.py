@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from lit_robust import require
+from lit_robust.keywords import check_keywords
 from lit_robust.nets.net import NormalizedNet
 
 P = ParamSpec("P")
@@ -30,6 +31,7 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
     docstring without an Args section gets one, from ``ARGUMENTS``.
 
     Raises:
+        TypeError: By the decorated builder, if it does not take the arguments.
         ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1, or
             ``num_classes`` is None.
     """
@@ -37,6 +39,7 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
 
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> N:
+        check_keywords(build.__name__, kwargs, signature.parameters)
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:

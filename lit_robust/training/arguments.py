@@ -3,12 +3,12 @@
 import inspect
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_robust.attacks import Attack
+from lit_robust.keywords import check_keywords
 from lit_robust.schedules import Schedule
 from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
@@ -106,11 +106,8 @@ def check_arguments(cls: type, left: Iterable[str]) -> None:
     Raises:
         TypeError: At the first one, with what was probably meant.
     """
-    for name in sorted(set(left) - EvaluatedArguments.__annotations__.keys()):
-        near = get_close_matches(name, inspect.signature(cls).parameters, 1)
-        raise TypeError(
-            f"{cls.__name__} has no argument {name!r}: " + (f"did you mean {near[0]}?" if near else "remove it.")
-        )
+    if others := set(left) - EvaluatedArguments.__annotations__.keys():
+        check_keywords(cls.__name__, others, inspect.signature(cls).parameters)
 
 
 def _with_configuration(optimizer: inspect.Parameter) -> inspect.Parameter:
