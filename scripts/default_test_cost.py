@@ -2,10 +2,10 @@
 
     python scripts/default_test_cost.py
 
-The nets are trained on scikit-learn's digits with three seeds: naturally, by FGSM at eps/3 and by PGD. Passes are counted image by
-image, a forward as 1/3 and a backward as 2/3; they do not depend on the machine, as seconds would. The default test is
-PGD-20 on cross-entropy and on the margin, each with its worst point, and images that are broken leave the batch; the
-clean forward that every test needs is left out. Results are written to results/default_test_cost.json.
+The nets are trained on scikit-learn's digits with three seeds: naturally, by FGSM at eps/3 and by PGD. Passes are
+counted image by image, a forward as 1/3 and a backward as 2/3; they do not depend on the machine, as seconds would. The
+default test is PGD-20 on cross-entropy and on the margin, each with its worst point, and images that are broken leave
+the batch; the forwards that every test needs are left out. Results are written to results/default_test_cost.json.
 """
 
 from pathlib import Path

@@ -189,7 +189,9 @@ def default_test_cost() -> str:
         ratios = [[of_seed["default"] / of_seed[other] for of_seed in seeds] for other in ("pgd20", "pgd100")]
         cells = [with_range([of_seed["robust"] for of_seed in seeds]), with_range(passes)]
         lines.append([name, *cells, *(with_range(of, 2) for of in ratios)])
-    return f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range."
+    return (
+        f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range."
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 RESULTS = {
-    path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/*.json")
+    path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/cpu_*.json")
 }
 ROWS = [(name, row) for name, rows in RESULTS.items() for row in rows]
 #: The first test images that each attack has seen.
@@ -69,6 +69,13 @@ def test_a_number_that_is_changed_by_hand_is_found(readme, monkeypatch, tmp_path
 def test_a_block_without_an_end_is_refused(readme):
     with pytest.raises(ValueError, match="single_step"):
         readme.filled("<!-- results: single_step -->\n<!-- results: delayed -->\n<!-- end of results -->")
+
+
+def test_the_default_test_costs_less_than_two_runs_of_pgd_20_and_least_on_a_weak_net():
+    rows = json.loads((SCRIPTS / "results/default_test_cost.json").read_text())["rows"]
+    means = [mean(of_seed["default"] for of_seed in rows[net]) for net in ("weak", "middling", "robust")]
+    assert 20 < means[0] < means[1] < means[2] < 41
+    assert all(len(seeds) == 3 for seeds in rows.values())
 
 
 def seeds(*values, n=500):
