@@ -194,8 +194,25 @@ def default_test_cost() -> str:
     )
 
 
+def alarm_rates() -> str:
+    """How many honest nets raise an alarm, and how many others."""
+    results = read(RESULTS / "alarm_rates.json")
+    nets = results["nets"].values()
+    honest = [net for net in nets if net["default"] - net["autoattack"] <= 5 and "trivial" not in net["alarms"]]
+    others = [net for net in nets if net not in honest]
+    false, missed = [net for net in honest if net["alarms"]], [net for net in others if not net["alarms"]]
+    gap = max((net["default"] - net["autoattack"] for net in missed), default=0.0)
+    return (
+        f"{len(false)} of {len(honest)} honest nets raised one. Of the {len(others)} other nets {len(missed)} raised none"
+        + f" (their default test is up to {gap:.1f} points above AutoAttack). " * bool(missed)
+        + ". " * (not missed)
+        + f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (single_step, overfitting, delayed, trivial, default_test_cost)
+    function.__name__: function
+    for function in (single_step, overfitting, delayed, trivial, default_test_cost, alarm_rates)
 }
 
 
