@@ -4,8 +4,8 @@
 
 The nets are trained on scikit-learn's digits in ten ways with five seeds. Each is attacked by the default test and by
 AutoAttack on the same images, and probed for alarms. A net is honest if the default test is within 5 points of
-AutoAttack and it predicts more than one class. Results are written to results/alarm_rates.json after each net, and a net
-that is there is not measured again.
+AutoAttack and it predicts more than one class. Results are written to results/alarm_rates.json after each net; those
+that are there are not measured again.
 """
 
 from pathlib import Path

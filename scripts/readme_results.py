@@ -202,12 +202,12 @@ def alarm_rates() -> str:
     others = [net for net in nets if net not in honest]
     false, missed = [net for net in honest if net["alarms"]], [net for net in others if not net["alarms"]]
     gap = max((net["default"] - net["autoattack"] for net in missed), default=0.0)
-    return (
-        f"{len(false)} of {len(honest)} honest nets raised one. Of the {len(others)} other nets {len(missed)} raised none"
-        + f" (their default test is up to {gap:.1f} points above AutoAttack). " * bool(missed)
-        + ". " * (not missed)
-        + f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3."
-    )
+    lines = [
+        f"{len(false)} of {len(honest)} honest nets raised one.",
+        f"Of the {len(others)} other nets {len(missed)} raised none, whose default test is up to {gap:.1f} points above.",
+        f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
+    ]
+    return " ".join(lines)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
