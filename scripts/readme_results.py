@@ -204,7 +204,7 @@ def alarm_rates() -> str:
     gap = max((net["default"] - net["autoattack"] for net in missed), default=0.0)
     lines = [
         f"{len(false)} of {len(honest)} honest nets raised one.",
-        f"Of the {len(others)} other nets {len(missed)} raised none, whose default test is up to {gap:.1f} points above.",
+        f"Of the {len(others)} other nets {len(missed)} raised none, with gaps of up to {gap:.1f} points.",
         f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
     ]
     return " ".join(lines)
