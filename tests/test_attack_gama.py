@@ -153,7 +153,7 @@ def test_the_first_objective_is_the_margin_alone_and_later_ones_add_the_squared_
 def test_a_step_is_one_forward_and_one_backward(attack, arguments, extra, monkeypatch):
     net, batch = Counting(smooth_net()), images(8)
     backwards, grad = [], torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args: backwards.append(1) or grad(*args))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **more: backwards.append(1) or grad(*args, **more))
     attack(0.1, steps=9, **arguments)(net, batch.x, batch.y)
     assert (len(net.rows), len(backwards)) == (9 + extra, 9)
 

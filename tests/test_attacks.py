@@ -370,7 +370,7 @@ def test_a_sample_that_becomes_correct_again_moves_again():
 def test_pgd_is_one_forward_and_one_backward_per_step(extra, monkeypatch):
     net, (x, y) = Counting(smooth_net()), data()
     backwards, grad = [], torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args: backwards.append(1) or grad(*args))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **more: backwards.append(1) or grad(*args, **more))
     PGD(0.1, 0.04, steps=7, **extra)(net, x, y)
     assert len(net.rows) == 7 + ("compare_with" in extra)
     assert len(backwards) == 7

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ReduceLROnPlateau
 
-from lit_robust.cli.classes import found
+from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places
 from tests.front_door import lit, refusal, tiny
 
@@ -142,7 +142,7 @@ def test_null_inside_a_flag_is_that_of_yaml(flags):
 
 
 def test_the_short_name_of_a_plateau_scheduler_is_lightnings():
-    assert found("ReduceLROnPlateau") is ReduceLROnPlateau
+    assert find_class("ReduceLROnPlateau") is ReduceLROnPlateau
     lit("fit", "--model.lr_scheduler", "ReduceLROnPlateau", "--model.lr_scheduler.monitor", "train/loss")
     saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
     assert saved["model"]["init_args"]["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"

@@ -26,6 +26,12 @@ from lit_robust.measures.attack_checks import tell_of_idle_attack
 BASES = (Callback, Checkpoint, BaseFinetuning, BasePredictionWriter, ProgressBar)
 
 
+class HasBackbone(Protocol):
+    """What Lightning's ``BackboneFinetuning`` trains, and no Defense has."""
+
+    backbone: Any
+
+
 def check_callbacks(trainer: Any, module: Any) -> None:
     """Refuse callbacks that the command line can name, but that do nothing or fail; before their ``setup`` is called.
 
