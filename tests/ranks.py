@@ -276,7 +276,8 @@ def under_attack() -> Defense:
 def evaluation(folder: Path) -> Finding:
     module = under_attack()
     fit(module, Data()).test(module, Data(), verbose=False)
-    return {"weights": module.state_dict(), "results": module.test_results["these weights"]}
+    found = {"probed": module.probed["test"].n, "alarms": module.alarms}
+    return found | {"weights": module.state_dict(), "results": module.test_results["these weights"]}
 
 
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {

@@ -174,3 +174,4 @@ def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(fin
     trainer(tmp_path).test(alone, ranks.Data(), verbose=False)
     assert alone.test_results["these weights"] == zero["results"]
     assert len({accuracy.value for accuracy in zero["results"].values()}) > 1  # else it could not tell
+    assert (zero["probed"], one["probed"], zero["alarms"]) == (ranks.TEST, ranks.TEST, one["alarms"])
