@@ -16,7 +16,7 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_in_test
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
 from lit_robust.measures.blocks import Blocks
 from lit_robust.seeds import seed
@@ -157,7 +157,7 @@ class RobustAccuracy(Callback):
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
                 correct = surviving(net, self.attacks[split], batch, "keep", self.blocks)
                 if not _own_rows(module, split):
-                    self._probe(net, batch, correct, loader, *place_in_test(trainer, batch_idx, loader))
+                    self._probe(net, batch, correct, loader, *place_of(trainer, batch_idx, loader))
             else:
                 seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
                 correct = surviving(net, self.attacks[split], batch)

@@ -197,7 +197,7 @@ def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float
     return {name: sentence for name, (rings, sentence) in rules.items() if rings}
 
 
-def place_in_test(trainer: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[int, int | None]:
+def place_of(trainer: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[int, int | None]:
     """The number of ranks, and how many images of the test precede a batch; None where its loader cannot tell."""
     loaders = trainer.test_dataloaders
     loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders

@@ -16,7 +16,7 @@ from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_in_test
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
 from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.default_attacks import default_test, default_validation, threat_of
@@ -203,9 +203,7 @@ class Evaluated(LightningModule):
             correct = self._count("test", self.test_attacks, batch)
             left = torch.stack(list(correct.values())).all(dim=0)
             with frozen(self.net) if self.compiled else nullcontext():
-                self.probed["test"].to(self.device).update(
-                    self.net, batch, left, *place_in_test(self.trainer, batch_idx)
-                )
+                self.probed["test"].to(self.device).update(self.net, batch, left, *place_of(self.trainer, batch_idx))
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
