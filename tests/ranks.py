@@ -322,7 +322,7 @@ def in_blocks(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
     """Tests under two attacks that draw; some are killed."""
     seed_everything(7, verbose=False)
     torch.manual_seed(int(os.environ.get("RANK", "0")))  # of no effect
-    attacks: dict[str, Attack] = {"long": Noise(), "short": replace(ATTACK, eps=0.3, init="uniform")}
+    attacks: dict[str, Attack] = {"long": Noise(), "short": replace(ATTACK, eps=0.04, step_size=0.02, init="uniform")}
     Noise.calls.clear()
     for Noise.killed in kills:
         module = build(PerImage, net=linear(), test_attacks=attacks, alarm_images=6)
