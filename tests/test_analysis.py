@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from lit_robust import losses
 from lit_robust.analysis import compare, curves, diversity, stale, surface, sweep, transfer
 from lit_robust.analysis.compare import Method, latex, markdown, ranked
 from lit_robust.analysis.diversity import entropy_score
@@ -110,6 +111,28 @@ def test_the_step_is_fixed_or_scaled_with_eps(scaled, step_sizes):
 def test_steps_that_cannot_cross_the_ball_are_marked():
     assert crosses(PGD(eps=0.08, step_size=0.02, steps=4))
     assert not crosses(PGD(eps=0.081, step_size=0.02, steps=4))
+
+
+def test_a_killed_verb_goes_on_in_the_block_where_it_stopped(two, monkeypatch):
+    once, attacked, kills = PGD.__call__, [], {5, 6}
+
+    def counting(self, net, x, y):
+        attacked.append(len(x))
+        if len(attacked) in kills:
+            raise KeyboardInterrupt
+        return once(self, net, x, y)
+
+    monkeypatch.setattr("lit_robust.attacks.base.LONG", 4)
+    long = PGD(eps=0.1, step_size=0.02, steps=4, loss=losses.margin)
+    expected = transfer(two, digits(), attack=long, out=Path("other"))
+    monkeypatch.setattr(PGD, "__call__", counting)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            transfer(two, digits(), attack=long)
+        assert list(Path("analysis/blocks").iterdir())
+    assert transfer(two, digits(), attack=long) == expected
+    assert attacked == [16, 16, 8, 16, 16, 16, 16, 8]  # two of them were killed
+    assert not list(Path("analysis/blocks").iterdir())
 
 
 # Transfer.
@@ -418,6 +441,22 @@ def test_compare_agrees_with_the_sweep_and_writes_four_files(two):
     assert rows[0]["seeds"] == 2
     written = {path.suffix for path in Path("analysis").glob("compare.*")}
     assert written == {".csv", ".md", ".tex", ".png"}
+
+
+def test_compare_never_ranks_by_an_attack_in_bf16(two, monkeypatch):
+    """It would be the strongest one here."""
+    monkeypatch.setattr(AutoAttack, "__call__", lambda self, net, x, y: PGD(0.5, steps=5)(net, x, y))
+    coarse = AutoAttack(precision="bf16")
+    with pytest.raises(ValueError, match="autoattack_bf16"):
+        compare(two, digits(), {"autoattack": coarse})
+    names = [f"{name}@{seed}=runs/{name}" for name in ("trained", "fresh") for seed in range(3)]
+    small = {"gap": False, "alarms": False}
+    rows = compare(names, digits(), {"pgd": PGD(0.02, steps=2), "autoattack_bf16": coarse}, **small)
+    assert rows[0]["method"] == "trained"
+    assert rows[0]["pgd"] > rows[0]["autoattack_bf16"]
+    assert [row["rank"] for row in rows] == [1, 2]
+    rows = compare(names, digits(), {"autoattack_bf16": coarse}, **small)
+    assert [row["rank"] for row in rows] == [None, None]
 
 
 def test_tables_escape_what_their_language_would_read():

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Subject, load_subjects, read_training_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, wilson
+from lit_robust.measures.attack_checks import check_names, is_coarse
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
 
@@ -53,9 +54,10 @@ def compare(
     """Compare runs: accuracy when clean and under attacks, the generalisation gap, and alarms for masked gradients.
 
     Runs named NAME@SEED=PATH with the same NAME are runs of one method. Its row holds their mean, their range, and the
-    95 % interval over the images. Methods are ranked under the strongest attack. Two methods get different ranks only
-    if their means differ by more than the spread over seeds (half the sum of both ranges) and by more than 1.96
-    standard errors of the paired difference over images. A method with fewer than three seeds is not ranked.
+    95 % interval over the images. Methods are ranked under the strongest attack, never one in bfloat16. Two methods
+    get different ranks only if their means differ by more than the spread over seeds (half the sum of both ranges) and
+    by more than 1.96 standard errors of the paired difference over images. A method with fewer than three seeds is not
+    ranked.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
@@ -77,6 +79,7 @@ def compare(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
+    check_names("attacks", attacks or {})
     named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(EPS))}
     study = Study.begin(checkpoints, data, limit, device, out)
     first = next(name for name in named_attacks if name != "clean")
@@ -102,8 +105,10 @@ def compare(
                 list(dict.fromkeys(alarm for run in runs for alarm in told.get(run.name, ()))),
             )
         )
-    strongest = min(list(named_attacks)[1:], key=lambda name: sum(method.mean(name) for method in methods))
-    rows = table(ranked(methods, strongest), list(named_attacks), first if gap else None)
+    exact = [name for name, attack in of_test.items() if not is_coarse(attack)]
+    strongest = min(exact or of_test, key=lambda name: sum(method.mean(name) for method in methods))
+    order = ranked(methods, strongest) if exact else [(None, method) for _, method in ranked(methods, strongest)]
+    rows = table(order, list(named_attacks), first if gap else None)
     text = "\n".join(
         [markdown(rows), *(f"{run}: ALARM {name}: {said}" for run, of in told.items() for name, said in of.items())]
     )
@@ -112,7 +117,7 @@ def compare(
         write_whole(study.out / f"compare.{suffix}", content.encode())
         print(study.out / f"compare.{suffix}")
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
-    write(study.out, "compare", rows, draw(rows, strongest, about), wandb_project)
+    study.write("compare", rows, draw(rows, strongest, about), wandb_project)
     return rows
 
 

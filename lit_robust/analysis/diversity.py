@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import Attack, FrobeniusNorm, NuclearNorm
@@ -66,7 +66,7 @@ def diversity(
             for label, predicted in enumerate(counts.tolist()):
                 rows.append({**both, "class": label} | {f"as {other}": n for other, n in enumerate(predicted)})
     figure = draw(matrices, [describe(attack) for attack in attacks.values()], study.images.n)
-    write(study.out, "diversity", rows, figure, wandb_project)
+    study.write("diversity", rows, figure, wandb_project)
     return rows
 
 

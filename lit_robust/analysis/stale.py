@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_robust.analysis.output import draw_line, new_figure, write
+from lit_robust.analysis.output import draw_line, new_figure
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects
 from lit_robust.attacks import PGD, Attack
@@ -56,7 +56,7 @@ def stale(
             (origin,) = load_subjects([str(path)], study.device)
             row = {"run": final.name, "epoch": epoch, **cells(study.survivors(final, attack, origin))}
             rows.append({**row, "attack": describe(attack)})
-    write(study.out, "stale", rows, draw(rows), wandb_project)
+    study.write("stale", rows, draw(rows), wandb_project)
     return rows
 
 

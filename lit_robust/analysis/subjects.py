@@ -1,7 +1,6 @@
 """The nets of an analysis by name, and their common images."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,9 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
-from lit_robust.measures.accuracy import Accuracy, is_correct
+from lit_robust.measures.accuracy import Accuracy
+from lit_robust.measures.blocks import Blocks, digest
+from lit_robust.measures.correct import is_correct
 from lit_robust.runs import checkpoints_of, load_net
 from lit_robust.seeds import seed
 
@@ -126,13 +127,22 @@ def _first(loader: Iterable[Batch], limit: int | None, device: torch.device) -> 
     )
 
 
-def adversarial_images(net: nn.Module, attack: Attack, images: Images) -> list[Tensor]:
-    """Attack all batches; the random draws of a batch are the same for every net and attack."""
+def adversarial_images(net: nn.Module, attack: Attack, images: Images, blocks: Blocks | None = None) -> list[Tensor]:
+    """Attack all batches; the random draws of a batch are the same for every net and attack.
+
+    Args:
+        net: The net.
+        attack: The attack.
+        images: The clean images.
+        blocks: Keeps what a long attack has finished; None for nothing.
+    """
     crafted = []
     for number, batch in enumerate(images.batches):
         with own_random_state(batch.x.device), checked(), smaller_batches():
             seed(batch.x.device, "evaluate", number, 0)
-            crafted.append(attack(net, batch.x, batch.y))
+            long = getattr(attack, "is_long", False)
+            x_adv = (blocks or Blocks()).images(attack, net, batch) if long else attack(net, batch.x, batch.y)
+            crafted.append(x_adv)
     return crafted
 
 
@@ -150,12 +160,3 @@ def cells(survived: str) -> dict[str, float]:
     accuracy = Accuracy(survived.count("1") / len(survived), len(survived))
     low, high = accuracy.interval
     return {"accuracy": accuracy.value, "low": low, "high": high, "n": accuracy.n}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of named tensors that changes if any byte does."""
-    sha = hashlib.sha256()
-    for name, tensor in tensors.items():
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]

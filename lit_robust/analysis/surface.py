@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import PGD, Attack
@@ -89,7 +89,7 @@ def surface(
         for a, line in zip(steps, values, strict=True):
             rows += [{"net": subject.name, "a": a, "b": b, "loss": v, **top} for b, v in zip(steps, line, strict=True)]
     about = f"{describe(attack)}, {study.images.n} test images"
-    write(study.out, f"surface_{space}", rows, draw(rows, space, about), wandb_project)
+    study.write(f"surface_{space}", rows, draw(rows, space, about), wandb_project)
     return rows
 
 

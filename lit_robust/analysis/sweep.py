@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_robust import require
-from lit_robust.analysis.output import draw_line, new_figure, write
+from lit_robust.analysis.output import draw_line, new_figure
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells
 from lit_robust.attacks import PGD, Attack
@@ -75,7 +75,7 @@ def sweep(
         for value, variant in variants.items():
             row = {"net": subject.name, over: value, **cells(study.survivors(subject, variant))}
             rows.append({**row, "crosses": crosses(variant), "attack": describe(variant)})
-    write(study.out, f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
+    study.write(f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
     return rows
 
 

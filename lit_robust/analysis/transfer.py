@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects
 from lit_robust.attacks import PGD, Attack
@@ -56,7 +56,7 @@ def transfer(
         for target in study.subjects:
             row = {"target": target.name, "source": origin.name, **cells(study.survivors(target, attack, origin))}
             rows.append({**row, "white_box": origin.key == target.key, "attack": describe(attack)})
-    write(study.out, "transfer", rows, draw(rows, f"{describe(attack)}, {study.images.n} test images"), wandb_project)
+    study.write("transfer", rows, draw(rows, f"{describe(attack)}, {study.images.n} test images"), wandb_project)
     return rows
 
 

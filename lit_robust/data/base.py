@@ -25,7 +25,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Training images per batch and rank.
-        eval_batch_size: The same for validation and test.
+        eval_batch_size: The same for validation and test, whose batches the ranks take in turn.
         val_size: Number of training images held out for validation; a tenth, at most 1,000, by default. With 0 there
             is no validation, and so no best checkpoint.
         split: Which images are held out: ``random``; ``stratified``, in proportion to the classes; or as in a paper,
@@ -206,9 +206,9 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._walk(Samples.once(self._val), train=True) if len(self._val) else []
 
     def test_dataloader(self) -> Iterable[Batch]:
-        """The test set."""
+        """The test set; a batch holds the same images on any number of ranks, which take turns."""
         self.setup()
-        return self._walk(Samples.once(self._test), train=False)
+        return self._walk(Samples.once(self._test), train=False, in_blocks=True)
 
     def predict_dataloader(self) -> Iterable[Batch]:
         """The test set."""

@@ -47,6 +47,9 @@ class EpochLoader(ABC):
         batch_size: Images per batch and rank.
         shuffle: Whether each epoch has its own order.
         drop_last: Whether to leave out a last batch that is not full.
+        in_blocks: Whether batch ``k`` is the ``k``-th block of ``batch_size`` consecutive samples whatever the number
+            of ranks, which take turns; then the ranks' last batches differ in size. Otherwise every ``world``-th sample
+            is a rank's.
         rank: The rank of this process.
         world: The number of ranks.
         seed: The seed of order and augmentation.
@@ -62,6 +65,7 @@ class EpochLoader(ABC):
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
+        in_blocks: bool = False,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
@@ -70,6 +74,7 @@ class EpochLoader(ABC):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.in_blocks = in_blocks
         self.rank = rank
         self.world = world
         self.seed = seed
@@ -92,6 +97,8 @@ class EpochLoader(ABC):
         return self if self.shuffle else _InOrder(self)
 
     def __len__(self) -> int:
+        if self.in_blocks:
+            return math.ceil(math.ceil(len(self.samples.indices) / self.batch_size) / self.world)
         share = math.ceil(len(self.samples.indices) / self.world)
         return share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size)
 
@@ -124,11 +131,20 @@ class EpochLoader(ABC):
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.epoch))
             order = torch.randperm(n, generator=generator)
-        order = order[torch.arange(math.ceil(n / self.world) * self.world) % n]
-        weights = self.samples.weights[order]
-        weights[n:] = 0
-        mine = slice(self.rank, None, self.world)
-        return Samples(self.samples.indices[order[mine]], weights[mine])
+        if self.in_blocks:
+            own = torch.split(torch.arange(n), self.batch_size)[self.rank :: self.world]
+            padding = torch.full((len(self) - len(own),), n)  # a block of one image, for the ranks without a last one
+            mine = torch.cat([*own, padding])
+        else:
+            mine = torch.arange(self.rank, math.ceil(n / self.world) * self.world, self.world)
+        own_order = order[mine % n]
+        weights = self.samples.weights[own_order]
+        weights[mine >= n] = 0
+        return Samples(self.samples.indices[own_order], weights)
+
+    def images_before(self, number: int) -> int | None:
+        """How many images of the set precede batch ``number`` of this rank; None if they are no block."""
+        return (number * self.world + self.rank) * self.batch_size if self.in_blocks else None
 
     def _slice(self, number: int) -> slice:
         """Where batch ``number`` lies in the rank's share."""

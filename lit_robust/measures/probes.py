@@ -10,7 +10,7 @@ from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD, Attack, MultiTargetedPGD, Square
 from lit_robust.attacks.base import NoGraphError, input_gradient
 from lit_robust.guards import crafting
-from lit_robust.measures.accuracy import is_correct
+from lit_robust.measures.correct import is_correct
 from lit_robust.threats import Norm
 
 #: What is counted, each as ``(images for an alarm, images against it, n)``.

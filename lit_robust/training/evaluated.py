@@ -16,8 +16,9 @@ from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
+from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.default_attacks import default_test, default_validation, threat_of
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import compile_alike, is_compiled
@@ -101,6 +102,8 @@ class Evaluated(LightningModule):
         self.probed = {"test": Alarms(self.test_attacks, num_classes, alarm_images)}
         #: Filled by ``test``: alarms by name, a sentence each, see ``measures.alarms``.
         self.alarms: dict[str, str] = {}
+        #: Keeps what long attacks of a test have finished; nothing unless it is given a folder, ``Blocks("folder")``.
+        self.blocks = Blocks()
         #: The last validation's accuracies by the name of the attack.
         self.val_results: dict[str, Accuracy] = {}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
@@ -190,8 +193,8 @@ class Evaluated(LightningModule):
         self.probed["test"].reset()
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Draw the same random starts in every test."""
-        self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
+        """Draw the same random starts in every test, on any number of ranks that take batches in turn."""
+        seed(self.device, "evaluate", batch_idx * self.trainer.world_size + self.global_rank, 0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
@@ -200,19 +203,22 @@ class Evaluated(LightningModule):
             correct = self._count("test", self.test_attacks, batch)
             left = torch.stack(list(correct.values())).all(dim=0)
             with frozen(self.net) if self.compiled else nullcontext():
-                self.probed["test"].to(self.device).update(self.net, batch, left, self.trainer.world_size)
+                self.probed["test"].to(self.device).update(self.net, batch, left, *place_of(self.trainer, batch_idx))
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
         self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
-        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
-        name = name or self.weights_from or "these weights"
+        name = (
+            checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
+            or self.weights_from
+            or "these weights"
+        )
         accuracies = self.test_results[name] = self._log_accuracies("test")
         for attack, accuracy in accuracies.items():
-            low, high = accuracy.interval
-            values = {f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}
-            self.log_dict(values, **REDUCED, batch_size=1)
+            bounds = dict(zip((f"test/low/{attack}", f"test/high/{attack}"), accuracy.interval, strict=True))
+            self.log_dict({**bounds, "test/n": accuracy.n}, **REDUCED, batch_size=1)
+        self.blocks.drop_images()
         self.alarms = self.probed["test"].compute()
         self.log("test/alarms", float(len(self.alarms)), **REDUCED, batch_size=1)
         if checkpoint:
@@ -238,7 +244,7 @@ class Evaluated(LightningModule):
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
         with frozen(self.net) if self.compiled else nullcontext():
-            correct = surviving(self.net, attacks, batch, "keep" if split == "test" else "refuse")
+            correct = surviving(self.net, attacks, batch, *(("keep", self.blocks) if split == "test" else ()))
         self.survivors[split].to(self.device).update(correct, batch.weight)
         return correct
 
