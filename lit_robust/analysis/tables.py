@@ -104,12 +104,14 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def html(rows: Sequence[Row]) -> str:
-    """The table in HTML, in a box that scrolls; every cell is escaped."""
+    """The table in HTML, with its notes."""
+    return html_table(cells(rows, "-")) + "".join(f"<p>{escape(note)}</p>" for note in notes(rows))
 
-    def line(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
-    head, *body = cells(rows, "-")
-    lines = [line(head, "th"), *(line(row, "td") for row in body)]
-    below = "".join(f"<p>{escape(note)}</p>" for note in notes(rows))
-    return f'<div class="scrolls"><table>{"".join(lines)}</table></div>{below}'
+def html_table(lines: Sequence[Sequence[str]]) -> str:
+    """Any table in HTML, in a box that scrolls; every cell is escaped."""
+    rows = []
+    for number, line in enumerate(lines):
+        tag = "td" if number else "th"
+        rows.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>\n")
+    return f'<div class="scrolls"><table>\n{"".join(rows)}</table></div>'
