@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
-body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
   background: #fff; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.2; }
 h1 { font-size: 1.5rem; }
@@ -43,6 +43,8 @@ h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1rem; margin-bottom: 0.3rem; }
 p { margin: 0.5rem 0; }
 img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
+.pictures { display: flex; flex-wrap: wrap; gap: 0 2rem; }
+.pictures > div { max-width: 100%; }
 .scrolls, pre { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
@@ -175,8 +177,9 @@ def _examples(study: Study, data: ImageDataModule, attack: Attack, n: int) -> li
     for run in study.subjects:
         few = craft(run.net, attack, batch.x[chosen], batch.y[chosen])
         figure = draw_examples(few, describe(attack), class_names=data.class_names)
-        parts += [f"<h3>{escape(run.name)}</h3>", _image(figure, f"adversarial images of {run.name}")]
-    return parts
+        picture = _image(figure, f"adversarial images of {run.name}")
+        parts.append(f"<div><h3>{escape(run.name)}</h3>{picture}</div>")
+    return ['<div class="pictures">', *parts, "</div>"]
 
 
 def _trainings(runs: Sequence[Subject]) -> str:
