@@ -11,12 +11,13 @@ from torch import nn
 
 from lit_robust import losses
 from lit_robust.analysis import compare, curves, diversity, stale, surface, sweep, transfer
-from lit_robust.analysis.compare import Method, latex, markdown, ranked
+from lit_robust.analysis.compare import Method, ranked
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.subjects import adversarial_images, load_subjects, read_test_images
 from lit_robust.analysis.surface import filter_normalised
 from lit_robust.analysis.sweep import crosses, strengths
+from lit_robust.analysis.tables import latex, markdown
 from lit_robust.analysis.training_curves import draw
 from lit_robust.attacks import PGD, AutoAttack
 from lit_robust.attacks.hessian import top_eigenvalue

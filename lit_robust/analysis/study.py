@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.output import Row, check_plotting, device_of, write
@@ -19,6 +19,18 @@ from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Source(Protocol):
+    """A net whose adversarial images are shown to others, and the digest of all that it depends on."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The net, in eval mode."""
+
+    @property
+    def key(self) -> str:
+        """The digest."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Study:
         return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
 
     def alarms(
-        self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Subject], classes: int
+        self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Source], classes: int
     ) -> dict[str, str]:
         """The alarms of a net after these attacks, a sentence by name; see ``measures.alarms``.
 

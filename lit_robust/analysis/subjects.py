@@ -71,8 +71,10 @@ def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subj
 
 
 def named(text: str) -> tuple[str, Path]:
-    """The name and the path of ``name=path``, or of a path alone, whose name is empty."""
+    """The name and the path of ``name=path``, or of a path alone, whose name is empty; ``epoch=0.ckpt`` may be one."""
     name, equals, path = text.partition("=")
+    if Path(text).expanduser().exists():
+        return "", Path(text).expanduser()
     return (name, Path(path).expanduser()) if equals and "/" not in name else ("", Path(text).expanduser())
 
 

@@ -30,17 +30,17 @@ from lit_robust.training.checkpoint_checks import (
     warn_of_other_data,
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
+from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.rebuild_method import check_reading, load_method
-from lit_robust.training.signals import Stoppable
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
-class Trained(Stoppable):
+class Trained(Metered):
     """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
@@ -84,7 +84,7 @@ class Trained(Stoppable):
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
         #: What outlives a batch, see ``Memory``.
         self.memory = Memory()
-        self.metrics = EpochMeans()
+        self.metrics, self.meter = EpochMeans(), Meter()
         #: The training metrics of the last whole epoch, by name.
         self.epoch_means: dict[str, float] = {}
         #: The index of the current batch in its epoch.
@@ -207,6 +207,7 @@ class Trained(Stoppable):
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
             "data": fingerprint_of(self.trainer),
+            "cost": cost._asdict() if (cost := self.training_cost()) else None,
             "validation_is_due": validation_is_due(self.trainer),
             **logged_and_unlogged(self.trainer, lambda: self._row(means) if is_due_for_logging(self.trainer) else {}),
         }
