@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust.analysis.output import new_figure, plain_text, write
 from lit_robust.analysis.study import Study
@@ -49,6 +49,7 @@ def compare(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Compare runs: accuracy when clean and under attacks, the generalisation gap, and alarms for masked gradients.
 
@@ -70,6 +71,7 @@ def compare(
         device: auto, cpu or cuda.
         out: The folder for compare.csv, .md, .tex and .png, and for the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, the best method first.
@@ -78,13 +80,13 @@ def compare(
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
     named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(EPS))}
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     first = next(name for name in named_attacks if name != "clean")
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}
     if gap:
         measures["gap"] = named_attacks[first], read_training_images(data, study.images.n, study.device)
     of_test = {name: attack for name, attack in named_attacks.items() if name != "clean"}
-    origins = load_subjects(sources, study.device) if sources else []
+    origins = load_subjects(sources, study.device, net) if sources else []
     methods: list[Method] = []
     told: dict[str, dict[str, str]] = {}
     for name, runs in by_method(study.subjects).items():

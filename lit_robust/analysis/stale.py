@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lit_robust.analysis.output import draw_line, new_figure, write
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects
@@ -25,6 +27,7 @@ def stale(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Show a run's final net the adversarial images that were crafted on its earlier epochs.
 
@@ -40,6 +43,7 @@ def stale(
         device: auto, cpu or cuda.
         out: The folder of stale.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.
@@ -49,11 +53,11 @@ def stale(
     """
     attack = attack or PGD(steps=10)
     runs = {run: epochs_of(run) for run in checkpoints}
-    study = Study.begin(list(runs), data, limit, device, out)
+    study = Study.begin(list(runs), data, limit, device, out, net)
     rows = []
     for final, epochs in zip(study.subjects, runs.values(), strict=True):
         for epoch, path in epochs.items():
-            (origin,) = load_subjects([str(path)], study.device)
+            (origin,) = load_subjects([str(path)], study.device, net)
             row = {"run": final.name, "epoch": epoch, **cells(study.survivors(final, attack, origin))}
             rows.append({**row, "attack": describe(attack)})
     write(study.out, "stale", rows, draw(rows), wandb_project)

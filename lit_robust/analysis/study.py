@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.output import check_plotting, device_of
@@ -38,7 +38,13 @@ class Study:
 
     @classmethod
     def begin(
-        cls, checkpoints: Sequence[str], data: ImageDataModule, limit: int | None, device: str, out: Path
+        cls,
+        checkpoints: Sequence[str],
+        data: ImageDataModule,
+        limit: int | None,
+        device: str,
+        out: Path,
+        net: nn.Module | None = None,
     ) -> "Study":
         """Load nets and images.
 
@@ -49,7 +55,7 @@ class Study:
         """
         check_plotting()
         place, folder = device_of(device), Path(out)
-        subjects, images = load_subjects(checkpoints, place), read_test_images(data, limit, place)
+        subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
         return cls(subjects, images, place, folder, Journal(folder / "journal.jsonl"))
 
     def measured(self, what: str, net: Subject, attack: Attack, measure: Callable[[], Any], *more: str) -> Any:

@@ -40,6 +40,7 @@ def surface(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Plot the loss over a plane through a trained net's weights, or through its test images.
 
@@ -63,6 +64,7 @@ def surface(
         device: auto, cpu or cuda.
         out: The folder of surface_<space>.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: a net, a point (a, b) and the mean loss there.
@@ -75,7 +77,7 @@ def surface(
     require.integer("points", points, least=2)
     attack = attack or PGD(steps=10)
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     steps = torch.linspace(-radius, radius, points).tolist()
     rows = []
     for subject in study.subjects:
