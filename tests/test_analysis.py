@@ -107,6 +107,12 @@ def test_the_step_is_fixed_or_scaled_with_eps(scaled, step_sizes):
     assert [variant.step_size for variant in variants.values()] == pytest.approx(step_sizes)
 
 
+def test_a_step_that_is_not_given_follows_eps():
+    for scaled in (False, True):
+        variants = strengths(PGD(eps=0.1, steps=5), "eps", [0, 0.2], scaled)
+        assert [variant.step_length for variant in variants.values()] == pytest.approx([0, 0.1])
+
+
 def test_steps_that_cannot_cross_the_ball_are_marked():
     assert crosses(PGD(eps=0.08, step_size=0.02, steps=4))
     assert not crosses(PGD(eps=0.081, step_size=0.02, steps=4))

@@ -12,6 +12,7 @@ from lit_robust.analysis.output import draw_line, new_figure, write
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 
@@ -72,7 +73,7 @@ def sweep(
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
     require.one_of("over", over, get_args(Over))
-    attack = attack or PGD(step_size="2/255", steps=20)
+    attack = attack or PGD(step_size=EPS / 4, steps=20)
     variants = strengths(attack, over, values, scaled=step == "scaled")
     study = Study.begin(checkpoints, data, limit, device, out, net)
     rows = []
