@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_robust.analysis.output import draw_line, new_figure, write
 from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import cells, load_subjects
+from lit_robust.analysis.subjects import cells, load_subjects, named
 from lit_robust.attacks import PGD, Attack
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
@@ -71,11 +71,11 @@ def epochs_of(run: str) -> dict[int, Path]:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If there are fewer than two epochs.
     """
-    folder = Path(run.rpartition("=")[2]).expanduser()
-    named = checkpoints_of(folder)
-    if not named:
+    _, folder = named(run)
+    found = checkpoints_of(folder)
+    if not found:
         raise FileNotFoundError(f"there is no last.ckpt or best.ckpt below {folder}: give the folder of a run.")
-    beside = next(iter(named.values())).parent
+    beside = next(iter(found.values())).parent
     epochs = {int(read_checkpoint(path).get("epoch", -1)) + 1: path for path in sorted(beside.glob("*.ckpt"))}
     if len(epochs) < 2:
         raise ValueError(

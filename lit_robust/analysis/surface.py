@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
+from lit_robust.analysis.eigenvalue import sharpness
 from lit_robust.analysis.output import new_figure, plain_text, write
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import input_gradient
-from lit_robust.attacks.hessian import top_eigenvalue
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 from lit_robust.seeds import derive_seed, run_seed
@@ -93,12 +93,6 @@ def surface(
     about = f"{describe(attack)}, {study.images.n} test images"
     write(study.out, f"surface_{space}", rows, draw(rows, space, about), wandb_project)
     return rows
-
-
-def sharpness(net: nn.Module, attack: Attack, images: Images) -> tuple[float, bool]:
-    """The top eigenvalue of the Hessian of the adversarial loss in the weights, and whether it settled."""
-    crafted = adversarial_images(net, attack, images)
-    return top_eigenvalue(net, [(x_adv, batch.y) for x_adv, batch in zip(crafted, images.batches, strict=True)])
 
 
 def filter_normalised(parameter: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.attack_checks import tell_of_short_steps
-from lit_robust.measures.pictures import Examples, draw
+from lit_robust.measures.pictures import Examples, draw, spread
 from lit_robust.runs import run_folder
 from lit_robust.seeds import seed
 from lit_robust.whole_files import write_whole
@@ -143,18 +143,6 @@ class AdversarialExamples(Callback):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(f"{split}/examples", figure, trainer.global_step)
-
-
-def spread(y: Tensor, n: int) -> Tensor:
-    """Choose ``n`` samples, or all if there are fewer, from as many classes as possible, evenly spaced if too many.
-
-    Shape:
-        y: ``(N,)``;  returned: positions, at most ``(n,)``.
-    """
-    earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # how many earlier samples have the same class
-    in_turns = (earlier * (y.max() + 1) + y).argsort()
-    step = max(1, int((earlier == 0).sum()) // n)
-    return in_turns[: n * step : step]
 
 
 def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | None = None) -> Examples:
