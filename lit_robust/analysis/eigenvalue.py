@@ -96,6 +96,8 @@ def sharpness(net: nn.Module, attack: Attack, images: Images) -> tuple[float, bo
 
 def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figure":
     """Plot a line for each net, on a logarithmic scale if all eigenvalues are positive; unsettled ones are hollow."""
+    from matplotlib.ticker import LogFormatter
+
     figure, (axes,) = new_figure()
     for number, net in enumerate(dict.fromkeys(row["net"] for row in rows)):
         mine, colour = [row for row in rows if row["net"] == net], f"C{number % 10}"
@@ -108,6 +110,8 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         axes.plot([], [], "o", color="gray", markerfacecolor="white", label="not within 1 % after 50 iterations")
     if min(row["eigenvalue"] for row in rows) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # labels within a decade only
     norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
     axes.set(
         xlabel="epochs of training" if over == "epoch" else LABELS["eps"].format(norm=norm),
