@@ -10,10 +10,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lit_robust import losses
-from lit_robust.analysis import compare, curves, diversity, stale, surface, sweep, transfer
+from lit_robust.analysis import compare, curves, diversity, eigenvalue, stale, surface, sweep, targets, transfer
 from lit_robust.analysis.compare import Method, ranked
 from lit_robust.analysis.diversity import entropy_score
+from lit_robust.analysis.eigenvalue import draw as draw_eigenvalues
 from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import adversarial_images, load_subjects, read_test_images
 from lit_robust.analysis.surface import filter_normalised
 from lit_robust.analysis.sweep import crosses, strengths
@@ -25,7 +27,7 @@ from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import NuAT
 from lit_robust.defenses.hybrid import EvenShare
-from lit_robust.losses import ce
+from lit_robust.losses import ce, probability_margin
 from lit_robust.nets import digits_cnn
 from tests.front_door import refusal
 from tests.methods import ONE_STEP, build
@@ -107,6 +109,12 @@ def test_a_finished_measurement_is_not_repeated(two, monkeypatch):
 def test_the_step_is_fixed_or_scaled_with_eps(scaled, step_sizes):
     variants = strengths(ATTACK, "eps", [0.05, 0.2], scaled)
     assert [variant.step_size for variant in variants.values()] == pytest.approx(step_sizes)
+
+
+def test_a_step_that_is_not_given_follows_eps():
+    for scaled in (False, True):
+        variants = strengths(PGD(eps=0.1, steps=5), "eps", [0, 0.2], scaled)
+        assert [variant.step_length for variant in variants.values()] == pytest.approx([0, 0.1])
 
 
 def test_steps_that_cannot_cross_the_ball_are_marked():
@@ -307,9 +315,117 @@ def test_the_top_eigenvalue_of_logistic_regression_has_a_closed_form():
     assert value == pytest.approx(p * (1 - p) * x.square().sum().item(), rel=1e-5)
 
 
+def test_it_is_a_function_of_p_sats_gap():
+    """For two classes p(1 - p) = (1 - gap^2) / 4, so both of SAT's metrics are one: the loss is sharpest at gap 0."""
+    for scale in (-2.0, 0.0, 1.0, 4.0):
+        x = scale * torch.rand(1, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+        gap = probability_margin(Logistic()(x), torch.tensor([1])).item()
+        value, _ = top_eigenvalue(Logistic(), [(x, torch.tensor([1]))])
+        assert value == pytest.approx((1 - gap**2) / 4 * x.square().sum().item(), rel=1e-5)
+
+
 def test_an_eigenvalue_that_has_not_settled_says_so():
     images = [(torch.eye(6).view(6, 1, 2, 3), torch.arange(6) % 2)]  # all eigenvalues are nearly equal
     assert not top_eigenvalue(Logistic(), images, tol=0.0, iterations=2)[1]
+
+
+def test_the_eigenvalue_over_eps_is_that_of_the_adversarial_loss_at_each_eps(two):
+    rows = eigenvalue(two, digits(), attack=ATTACK, over="eps", values=[0, 0.1])
+    assert [(row["net"], row["eps"]) for row in rows] == [
+        ("trained", 0), ("trained", 0.1), ("fresh/version_0", 0), ("fresh/version_0", 0.1),
+    ]  # fmt: skip
+    (subject, _), seen = load_subjects(two, CPU), read_test_images(digits(), None, CPU)
+    for row, attack in zip(rows, (None, ATTACK), strict=False):
+        points = [b.x for b in seen.batches] if attack is None else adversarial_images(subject.net, attack, seen)
+        batches = [(x, batch.y) for x, batch in zip(points, seen.batches, strict=True)]
+        assert row["eigenvalue"] == pytest.approx(top_eigenvalue(subject.net, batches)[0], rel=1e-5)
+    assert len(read("analysis/eigenvalue_eps.csv")) == 4
+    assert Path("analysis/eigenvalue_eps.png").exists()
+
+
+def test_the_eigenvalue_over_epochs_is_that_of_each_kept_net(two):
+    alone = {row["net"]: row["eigenvalue"] for row in eigenvalue(two, digits(), ATTACK, over="eps", values=[0.1])}
+    keep_epochs(two)
+    rows = eigenvalue(two[:1], digits(), ATTACK)
+    assert [(row["net"], row["epoch"], row["eigenvalue"]) for row in rows] == [
+        ("trained", 1, alone["fresh/version_0"]),
+        ("trained", 5, alone["trained"]),
+    ]
+
+
+def test_an_eigenvalue_that_has_not_settled_is_drawn_hollow():
+    row = {"net": "a", "epoch": 1, "eigenvalue": 2.0, "settled": False, "n": 1, "attack": ""}
+    figure = draw_eigenvalues([row, {**row, "epoch": 2, "settled": True}], "epoch", ATTACK)
+    faces = figure.axes[0].collections[0].get_facecolors()
+    assert faces[0].tolist() == [1, 1, 1, 1] != faces[1].tolist()
+    assert "50 iterations" in figure.axes[0].get_legend().get_texts()[-1].get_text()
+
+
+def test_eigenvalues_of_no_epochs_or_of_both_are_refused(two):
+    with pytest.raises(ValueError, match="keep_epochs"):
+        eigenvalue(two[:1], digits(), ATTACK)
+    with pytest.raises(ValueError, match=r"^values="):
+        eigenvalue(two[:1], digits(), ATTACK, values=[0.1])
+    with pytest.raises(ValueError, match=r"^over="):
+        eigenvalue(two[:1], digits(), ATTACK, over="steps")
+
+
+# Targets.
+
+TARGETED = PGD(eps=0.4, steps=20, targeted=True)
+
+
+def test_targets_tell_what_each_net_sees_in_the_same_images(two):
+    rows = targets(two, digits(), TARGETED, images=5)
+    assert [(row["net"], row["image"]) for row in rows] == [
+        (net, image) for net in ("trained", "fresh/version_0") for image in range(5)
+    ]
+    assert all(int(row["target"]) == (int(row["class"]) + 1) % 10 for row in rows)
+    mine, theirs = rows[:5], rows[5:]
+    assert [row["class"] for row in mine] == [row["class"] for row in theirs] == list("01234")
+    assert all(row["prediction"] == row["target"] for row in mine)
+    assert any(row["clean prediction"] == row["class"] for row in mine)
+    assert [row["confidence"] for row in read("analysis/targets.csv")] == [str(row["confidence"]) for row in rows]
+    assert Path("analysis/targets.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_target_leaves_its_own_images_out(two):
+    rows = targets(two[:1], digits(), TARGETED, target=1, images=9)
+    assert {row["target"] for row in rows} == {"1"}
+    assert {row["class"] for row in rows} == set("02345678")  # the 40 images have no 9
+
+
+def test_targets_draw_names_that_look_like_formulas(two, monkeypatch):
+    names = ["$x_1$ an_odd", "a\nb", *"$%&{}_^#"]
+    monkeypatch.setattr(DigitsDataModule, "class_names", names)
+    drawn = []
+    monkeypatch.setattr(Study, "write", lambda study, stem, rows, figure, *more: drawn.append(figure))
+    targets(["$a$=runs/trained"], digits(), TARGETED, images=2)
+    drawn[0].savefig("odd.png")
+    texts = drawn[0].axes[0].texts
+    assert {"$x 1$ an odd\n→ a b", "$a$", "clean"} <= {text.get_text() for text in texts}
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_a_net_with_more_classes_than_the_data_is_drawn(two, monkeypatch):
+    monkeypatch.setattr(DigitsDataModule, "class_names", ["zero", "one"])
+    assert {row["class"] for row in targets(two[:1], digits(), TARGETED)} >= {"zero", "one", "2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"attack": ATTACK}, "attack="),
+        ({"target": 10}, "target=10"),
+        ({"target": -1}, "target=-1"),
+        ({"images": 0}, "images=0"),
+        ({"target": 0, "limit": 1}, "target=0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
+)
+def test_what_cannot_be_drawn_is_refused(two, change, names):
+    with pytest.raises(ValueError, match=f"^{names}"):
+        targets(two[:1], digits(), **({"attack": TARGETED} | change))
 
 
 # Diversity.

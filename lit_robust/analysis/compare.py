@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
@@ -73,6 +73,7 @@ def compare(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Compare runs: accuracies, the generalisation gap, alarms for masked gradients, and what the training cost.
 
@@ -102,6 +103,7 @@ def compare(
         out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal by which a
             stopped run continues.
         wandb_project: The project of Weights & Biases to which table and pictures are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, the best method first.
@@ -110,7 +112,7 @@ def compare(
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
     check_names("attacks", attacks or {})
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
     sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
     text = "\n".join([markdown(found.rows), *map(plain_markdown, sentences)])

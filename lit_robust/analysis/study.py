@@ -59,7 +59,13 @@ class Study:
 
     @classmethod
     def begin(
-        cls, checkpoints: Sequence[str], data: ImageDataModule, limit: int | None, device: str, out: Path
+        cls,
+        checkpoints: Sequence[str],
+        data: ImageDataModule,
+        limit: int | None,
+        device: str,
+        out: Path,
+        net: nn.Module | None = None,
     ) -> "Study":
         """Load nets and images.
 
@@ -70,7 +76,7 @@ class Study:
         """
         check_plotting()
         place, folder = device_of(device), Path(out)
-        subjects, images = load_subjects(checkpoints, place), read_test_images(data, limit, place)
+        subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
         return cls(subjects, images, place, folder, Journal(folder / "journal.jsonl"), Blocks(folder / "blocks"))
 
     def measured(self, what: str, net: Subject, attack: Attack, measure: Callable[[], Any], *more: str) -> Any:

@@ -1,5 +1,6 @@
 """The nets of an analysis by name, and their common images."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import Accuracy
 from lit_robust.measures.blocks import Blocks, digest
 from lit_robust.measures.correct import is_correct
-from lit_robust.runs import checkpoints_of, load_net
+from lit_robust.runs import checkpoints_of, load_any
 from lit_robust.seeds import seed
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained net: its name in tables and legends, its weights' digest, and the net in eval mode."""
+    """A trained net: its name in tables and legends, its file, the net in eval mode, and ``identity`` of it."""
 
     name: str
     path: Path
@@ -42,12 +43,14 @@ class Images:
         return sum(len(batch.y) for batch in self.batches)
 
 
-def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subject]:
+def load_subjects(checkpoints: Sequence[str], device: torch.device, net: nn.Module | None = None) -> list[Subject]:
     """Load nets.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose ``last`` is taken; ``name=path`` gives a net its name.
+        checkpoints: .ckpt files, folders of runs, whose ``last`` is taken, or files of weights; ``name=path`` gives a
+            net its name.
         device: Where to put the nets.
+        net: The net of files that do not name one of ``lit_robust.nets``, see ``runs.load_any``.
 
     Raises:
         FileNotFoundError: If a path has no checkpoint.
@@ -65,8 +68,8 @@ def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subj
         raise ValueError(f"checkpoints={list(checkpoints)} names a net twice: write name=path with different names.")
     subjects = []
     for name, path in shown.items():
-        net = load_net(path).to(device)
-        subjects.append(Subject(name, path, net, digest(net.state_dict())))
+        loaded = load_any(path, net).to(device)
+        subjects.append(Subject(name, path, loaded, fingerprint(loaded)))
     return subjects
 
 
@@ -88,7 +91,9 @@ def _file(path: Path) -> Path:
 
 
 def _short(path: Path) -> str:
-    """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one."""
+    """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one; the name of other files."""
+    if path.suffix != ".ckpt":
+        return path.stem
     folder = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
     which = "" if path.stem == "last" else f":{path.stem}"
     return f"{folder.parent.name}/{folder.name}{which}"
@@ -162,3 +167,13 @@ def cells(survived: str) -> dict[str, float]:
     accuracy = Accuracy(survived.count("1") / len(survived), len(survived))
     low, high = accuracy.interval
     return {"accuracy": accuracy.value, "low": low, "high": high, "n": accuracy.n}
+
+
+def fingerprint(net: nn.Module) -> str:
+    """A digest of all that a net computes with, except its code: tensors, layers and their plain attributes."""
+    plain = {
+        name: {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
+        for name, module in net.named_modules()
+    }
+    described = hashlib.sha256(f"{net} {plain}".encode()).hexdigest()[:16]
+    return f"{digest({**net.state_dict(), **dict(net.named_buffers())})} {described}"

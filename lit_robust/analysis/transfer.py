@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects
@@ -24,6 +26,7 @@ def transfer(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Show every net the adversarial images that were crafted on every other one.
 
@@ -41,6 +44,7 @@ def transfer(
         device: auto, cpu or cuda.
         out: The folder of transfer.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table; source and target are the same in the rows of the white-box attack.
@@ -49,8 +53,8 @@ def transfer(
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
     attack = attack or PGD(steps=10)
-    study = Study.begin(checkpoints, data, limit, device, out)
-    origins = study.subjects if sources is None else load_subjects(sources, study.device)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
+    origins = study.subjects if sources is None else load_subjects(sources, study.device, net)
     rows = []
     for origin in origins:
         for target in study.subjects:
