@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_robust.analysis.output import new_figure, plain_text
+from lit_robust.analysis.output import new_figure, plain_text, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def draw(rows: Sequence[Row], attack: str, about: str) -> "Figure":
     axes.set_yticks(range(len(rows)), [plain_text(name) for name in names], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xlabel=f"accuracy under {attack} (%)")
-    axes.set_title(f"{about}\nbars: 95 % interval over images; thick: range over seeds", fontsize=8)
+    axes.set_title(wrapped(f"{about}\nbars: 95 % interval over images; thick: range over seeds"), fontsize=8)
     return figure
 
 
@@ -67,7 +67,9 @@ def draw_costs(rows: Sequence[Row], attack: str, about: str, unit: str) -> "Figu
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.1)
     axes.set(xlabel=label, ylabel=f"accuracy under {attack} (%)")
-    axes.set_title(f"{about}\nbars: 95 % interval over images, range of cost; thick: range over seeds", fontsize=8)
+    axes.set_title(
+        wrapped(f"{about}\nbars: 95 % interval over images, range of cost; thick: range over seeds"), fontsize=8
+    )
     _label(figure, axes, points)
     return figure
 

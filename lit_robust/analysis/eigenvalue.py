@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from lit_robust import require
-from lit_robust.analysis.output import new_figure, plain_text
+from lit_robust.analysis.output import new_figure, plain_text, wrapped
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects
@@ -117,6 +117,6 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         xlabel="epochs of training" if over == "epoch" else LABELS["eps"].format(norm=norm),
         ylabel="top Hessian eigenvalue of the adversarial loss",
     )
-    axes.set_title(f"{describe(attack)}, {rows[0]['n']} test images", fontsize=8)
+    axes.set_title(wrapped(f"{describe(attack)}, {rows[0]['n']} test images"), fontsize=8)
     axes.legend(fontsize=8)
     return figure

@@ -1,6 +1,7 @@
 """The results of an analysis: a CSV file, a picture, and both in Weights & Biases if that is asked for."""
 
 import csv
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -67,6 +68,11 @@ def draw_line(axes: "Axes", rows: Sequence[Row], over: str, name: str, colour: s
     faces = [colour if row.get("crosses", True) else "white" for row in rows]
     axes.scatter(x, value, s=24, c=faces, edgecolors=colour, zorder=3)
     axes.plot([], [], "o-", color=colour, label=plain_text(name))
+
+
+def wrapped(text: str, width: int = 85) -> str:
+    """A title on as many lines as it needs; matplotlib cuts a line that is wider than the picture."""
+    return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width))
 
 
 def plain_text(text: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_robust import losses, require
 from lit_robust.analysis.eigenvalue import sharpness
-from lit_robust.analysis.output import new_figure, plain_text
+from lit_robust.analysis.output import new_figure, plain_text, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import PGD, Attack
@@ -165,5 +165,5 @@ def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure
         place.set_xlabel("filter-normalised direction 1" if weights else "sign of the gradient (eps)", fontsize=8)
         place.set_ylabel("filter-normalised direction 2" if weights else "random signs (eps)", fontsize=8)
     figure.colorbar(shown, ax=axes, label="adversarial cross-entropy" if space == "weights" else "cross-entropy")
-    figure.suptitle(about, fontsize=8)
+    figure.suptitle(wrapped(about, 120), fontsize=8)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from lit_robust import require
-from lit_robust.analysis.output import draw_line, new_figure
+from lit_robust.analysis.output import draw_line, new_figure, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells
 from lit_robust.attacks import PGD, Attack
@@ -135,6 +135,6 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         axes.minorticks_off()
     norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
     axes.set(xlabel=LABELS[over].format(norm=norm), ylabel="robust accuracy (%)", ylim=(-2, 102))
-    axes.set_title(f"{describe(attack)}, {rows[0]['n']} test images, band: 95 % interval", fontsize=8)
+    axes.set_title(wrapped(f"{describe(attack)}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
     axes.legend(fontsize=8)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_robust.analysis.output import new_figure, plain_text
+from lit_robust.analysis.output import new_figure, plain_text, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects
 from lit_robust.attacks import PGD, Attack
@@ -81,6 +81,6 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     axes.set_xticks(range(len(origins)), [plain_text(name) for name in origins], rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(targets)), [plain_text(name) for name in targets], fontsize=8)
     axes.set(xlabel="crafted on (bold: the attacked net itself)", ylabel="attacked net")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(wrapped(title), fontsize=9)
     figure.colorbar(shown, ax=axes, label="accuracy (%)")
     return figure
