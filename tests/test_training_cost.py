@@ -61,23 +61,30 @@ def test_passes_of_averages_that_are_attacked_count(tmp_path):
     assert (average.forwards, average.backwards) == (alone.forwards, alone.backwards)
 
 
-def test_a_compiled_net_counts_without_being_compiled_again(tmp_path):
-    net = TinyNet()
-    graphs = []
+def test_a_compiled_net_counts_outside_of_its_graphs(tmp_path, monkeypatch):
+    """The graphs are those of a net that is not watched, and its call is the same afterwards."""
 
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
+    def compiled_graphs() -> tuple[list[str], Cost]:
+        torch._dynamo.reset()
+        net, graphs = TinyNet(), []
+        net.compile(backend=lambda graph, inputs: graphs.append(graph.code) or graph)
+        call = net._compiled_call_impl
+        defense = build(Natural, net=net)
 
-    net.compile(backend=backend)
-    compiled = net._compiled_call_impl
-    defense = build(Natural, net=net)
-    fit(defense, tmp_path, max_epochs=1, limit_val_batches=0)
-    once = len(graphs)
-    cost = saved(fit(defense, tmp_path, max_epochs=4, limit_val_batches=0), tmp_path / "a.ckpt")
-    assert (cost.forwards, cost.backwards) == (4 * 24, 4 * 24)
-    assert len(graphs) == once
-    assert net._compiled_call_impl is compiled
+        class NoHook(Callback):  # which torch may trace
+            def on_train_batch_end(self, *args):
+                assert defense.meter.passes not in net._forward_hooks.values()
+
+        cost = saved(fit(defense, tmp_path, limit_val_batches=0, callbacks=[NoHook()]), tmp_path / "a.ckpt")
+        assert net._compiled_call_impl is call
+        return graphs, cost
+
+    watched, cost = compiled_graphs()
+    assert (cost.forwards, cost.backwards) == (48, 48)
+    monkeypatch.setattr(module.Meter, "watch", lambda self, *nets: None)
+    unwatched, nothing = compiled_graphs()
+    assert nothing.passes == 0
+    assert watched == unwatched
 
 
 def test_a_fit_leaves_no_hook_on_the_net(tmp_path):

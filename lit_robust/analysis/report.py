@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
-body { margin: 0 auto; padding: 1rem; max-width: 70rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
+body { margin: 0 auto; padding: 1rem; max-width: 74rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
   background: #fff; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.2; }
 h1 { font-size: 1.5rem; }
