@@ -179,7 +179,7 @@ def test_the_command_tests_weights_from_elsewhere(foreign, capsys):
 @pytest.mark.parametrize("command", ["fit", "validate", "predict"])
 def test_every_command_takes_them(command, foreign, monkeypatch):
     begun = []
-    start = {"fit": "on_fit_start", "validate": "on_validation_start", "predict": "on_predict_start"}[command]
+    start = {"fit": "on_fit_start", "validate": "on_validation_epoch_start", "predict": "on_predict_start"}[command]
     monkeypatch.setattr(PGDAT, start, lambda module: begun.append(equal(module.net, foreign.state_dict())))
     lit(command, "--weights", "foreign.pth")
     assert begun == [True]

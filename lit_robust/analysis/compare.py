@@ -12,12 +12,11 @@ from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.output import write_picture
 from lit_robust.analysis.study import Source, Study
-from lit_robust.analysis.subjects import Subject, load_subjects, read_training_images
+from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import latex, markdown, plain_markdown
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import EPS
-from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.costs import Cost, cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, wilson
@@ -168,7 +167,7 @@ def comparison(
                 {measure: values.mean(dim=0) for measure, values in found.items()},
                 {measure: values.mean(dim=1).tolist() for measure, values in found.items()},
                 list(dict.fromkeys(alarm for run in runs for alarm in told.get(run.name, ()))),
-                [cost_of(read_checkpoint(run.path)) for run in runs],
+                [cost_of(checkpoint_of(run)) for run in runs],
             )
         )
     exact = [name for name, attack in of_test.items() if not is_coarse(attack)]

@@ -16,10 +16,9 @@ from lit_robust.analysis.compare import Comparison, comparison
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.output import png
 from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import Subject
+from lit_robust.analysis.subjects import Subject, checkpoint_of
 from lit_robust.analysis.tables import count, duration, html, html_table
 from lit_robust.attacks import Attack
-from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
@@ -187,7 +186,7 @@ def _trainings(runs: Sequence[Subject]) -> str:
     head = ["run", "checkpoint", "epoch", "step", "time", "CPU time", "passes", "hardware", "precision", "Lightning"]
     body = []
     for run in runs:
-        checkpoint = read_checkpoint(run.path)
+        checkpoint = checkpoint_of(run)
         cost = cost_of(checkpoint)
         spent = ["-"] * 5
         if cost is not None:
@@ -204,7 +203,7 @@ def _configuration(run: Subject) -> list[str]:
     if file is not None:
         origin, text = str(file), file.read_text(errors="replace")
     else:
-        saved = read_checkpoint(run.path)
+        saved = checkpoint_of(run)
         arguments = saved.get("hyper_parameters") or {"net": saved.get("lit_robust", {}).get("net")}
         origin, text = str(run.path), json.dumps(arguments, indent=2, default=str, skipkeys=True)
     return [

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import Accuracy
@@ -71,6 +73,14 @@ def load_subjects(checkpoints: Sequence[str], device: torch.device, net: nn.Modu
         loaded = load_any(path, net).to(device)
         subjects.append(Subject(name, path, loaded, fingerprint(loaded)))
     return subjects
+
+
+def checkpoint_of(subject: Subject) -> dict[str, Any]:
+    """What a net's checkpoint holds; nothing, if its file has weights of other software."""
+    try:
+        return read_checkpoint(subject.path)
+    except ValueError:  # the file was read before, so it is not broken
+        return {}
 
 
 def named(text: str) -> tuple[str, Path]:

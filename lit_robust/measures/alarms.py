@@ -32,7 +32,7 @@ LEAST_SHARE, LEAST_IMAGES, SIGNIFICANCE = 0.02, 3, 0.01
 RIVALS = {
     "fgsm": ("one step", 0.1),
     "margin": ("the margin loss", 0.1),
-    "targeted": ("a run towards each class", 0.05),
+    "guided": ("GAMA-PGD", 0.05),
 }
 #: The share of images in one class from which a classifier counts as constant, if the labels are not so.
 CONSTANT = 0.95
@@ -173,7 +173,7 @@ def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float
         "margin": (
             bool(rivals),
             " and ".join(f"{loss} breaks {_of(count)} that PGD-20 left" for loss, count in rivals)
-            + ": its loss misleads it on this net; judge by MultiTargetedPGD, GAMAPGD or AutoAttack.",
+            + ": its loss misleads it on this net; judge by GAMAPGD or AutoAttack.",
         ),
         "not_below_clean": (
             Count(large.n, 0, large.n).rings() and not large.rings(),

@@ -59,6 +59,7 @@ def draw(
         ValueError: If the images are neither grey nor in colour.
     """
     channels = examples.clean.shape[1]
+    check_drawable(channels)
     delta = examples.adversarial - examples.clean
     if magnification is None:
         largest = float(delta.abs().max())
@@ -81,6 +82,16 @@ def draw(
     return grid(headline, _summary(examples, class_names, target), "class", names, columns)
 
 
+def check_drawable(channels: int) -> None:
+    """Refuse images that are neither grey nor in colour.
+
+    Raises:
+        ValueError: If they have another number of channels.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"only grey and colour images can be drawn, and these have {channels} channels.")
+
+
 def grid(headline: str, summary: str, side: str, names: Sequence[str], columns: Sequence[Column]) -> "Figure":
     """Draw columns of images with captions below each.
 
@@ -98,8 +109,7 @@ def grid(headline: str, summary: str, side: str, names: Sequence[str], columns: 
     from matplotlib.figure import Figure
 
     n, channels, rows_of_pixels, columns_of_pixels = columns[0].images.shape
-    if channels not in (1, 3):
-        raise ValueError(f"only grey and colour images can be drawn, and these have {channels} channels.")
+    check_drawable(channels)
     width = LABEL + max(len(columns), 3) * (CELL + GAP)
     lines = textwrap.wrap(headline, width=round(66 * width / (LABEL + 3 * (CELL + GAP))))
     top = GAP + LINE * len(lines) + HEADS
