@@ -219,6 +219,33 @@ FLAGS = {
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/acc/robst",
         "EarlyStopping monitors val/acc/robst, but validation logs val/acc/clean, val/acc/robust: correct the name.",
     ),
+    "misspelt monitor of training": (
+        "--trainer.callbacks+=TimeLeft --trainer.callbacks+=AdversarialExamples --trainer.callbacks.attack=PGD "
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=train/los",
+        "EarlyStopping monitors train/los, but training logs train/acc/robust, train/adversarial, train/loss, train/lr, "
+        "train/updates: correct the name.",
+    ),
+    "misspelt monitor of a checkpoint": (
+        "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=train/acc/robst",
+        "ModelCheckpoint monitors train/acc/robst, but training logs ...train/acc/robust, ...: correct the name.",
+    ),
+    "monitor of neither": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=foo",
+        "EarlyStopping monitors foo, but the run logs train/acc/robust, ..., val/acc/robust: correct the name.",
+    ),
+    "misspelt monitor of a delay": (
+        "--trainer.callbacks+=DelayedStart --trainer.callbacks.latest_epoch=0 --trainer.callbacks.monitor=nope",
+        "DelayedStart monitors nope, but the run logs ...train/loss, ...: correct the name.",
+    ),
+    "misspelt monitor of a scheduler": (
+        "--model.lr_scheduler ReduceLROnPlateau --model.lr_scheduler.monitor foo",
+        "ReduceLROnPlateau monitors foo, but the run logs ...train/loss, ...: correct the name.",
+    ),
+    "monitor of what another callback does not log": (
+        "--trainer.callbacks+=GeneralizationGap --trainer.callbacks+=EarlyStopping "
+        "--trainer.callbacks.monitor=val/gap/robst",
+        "EarlyStopping monitors val/gap/robst, but validation logs ...val/gap/robust: correct the name.",
+    ),
     "monitor without validation": (
         "--data.val_size 0",
         "ModelCheckpoint monitors val/acc/robust, but there is no validation: hold images out "
