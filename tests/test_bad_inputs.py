@@ -222,8 +222,8 @@ FLAGS = {
     "misspelt monitor of training": (
         "--trainer.callbacks+=TimeLeft --trainer.callbacks+=AdversarialExamples --trainer.callbacks.attack=PGD "
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=train/los",
-        "EarlyStopping monitors train/los, but training logs train/acc/robust, train/adversarial, train/loss, train/lr, "
-        "train/updates: correct the name.",
+        "EarlyStopping monitors train/los, but training logs train/acc/robust, train/adversarial, train/loss, "
+        "train/lr, train/updates: correct the name.",
     ),
     "misspelt monitor of a checkpoint": (
         "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=train/acc/robst",
