@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -29,6 +30,7 @@ CONVERTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 #: In a folder with at most this number of images, each is decoded before training; of more, the headers are read.
 DECODED = 20_000
 
+_DARK = 64  # of 255: 14 bits of 16 or fewer
 _FAULTS_NAMED = 3
 _SLICE = 64  # images per task of a thread: a task for each of a million would take a gigabyte
 
@@ -129,7 +131,7 @@ class Findings:
         return False
 
     def check(self, base: Path, paths: Sequence[str]) -> None:
-        """Open all images in threads, warn of unused files, and refuse all faults at once.
+        """Open all images in threads, warn of unused files and of deep images that are dark, and refuse all faults.
 
         Args:
             base: The folder that the report names.
@@ -142,12 +144,18 @@ class Findings:
         with ThreadPoolExecutor() as pool:
             slices = (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))
             looks = list(pool.map(lambda part: _look(part, whole), slices))
-        animated = [path for _, several in looks for path in several]
+        animated = [path for look in looks for path in look.animated]
+        deep = [level for look in looks for level in look.deep]
         if self.unused:
             rank_zero_warn(f"{base}: files that are not used, as they are no images: {_count(self.unused)}.")
         if animated:
             rank_zero_warn(f"{base}: files with several frames, of which the first is used: {_count(animated)}.")
-        faults = [*self.faults, *(fault for some, _ in looks for fault in some)]
+        if deep and max(deep) <= _DARK:
+            rank_zero_warn(
+                f"{base}: the brightest pixel of all images with more than 8 bits per pixel ({len(deep)}) is "
+                f"{max(deep) / 255:.1%} of their white: if they hold fewer bits, such as 12 of 16, scale them to white."
+            )
+        faults = [*self.faults, *(fault for look in looks for fault in look.faults)]
         if len(faults) == 1:
             raise OSError(_sentence(*faults[0]))
         if faults:
@@ -163,18 +171,33 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _look(paths: Sequence[str], whole: bool) -> tuple[list[tuple[str, str]], list[str]]:
-    """Faults with their reasons, and the paths of files with several frames."""
-    faults, animated = [], []
+class _Look(NamedTuple):
+    """What is found in some files."""
+
+    #: Paths and reasons.
+    faults: list[tuple[str, str]]
+    #: Paths of files with several frames.
+    animated: list[str]
+    #: The largest value, of 255, of each decoded image with more than 8 bits per pixel.
+    deep: list[int]
+
+
+def _look(paths: Sequence[str], whole: bool) -> _Look:
+    look = _Look([], [], [])
     for path in paths:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if getattr(image, "is_animated", False):
-                    animated.append(path)
-                _to_rgb(image) if whole else _check_mode(image)
+                    look.animated.append(path)
+                if not whole:
+                    _check_mode(image)
+                    continue
+                decoded = _to_rgb(image)
+                if _is_deep(image.mode):
+                    look.deep.append(int(np.asarray(decoded).max()))
         except Exception as error:
-            faults.append((path, _reason(error)))
-    return faults, animated
+            look.faults.append((path, _reason(error)))
+    return look
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
