@@ -687,7 +687,7 @@ def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
     assert build(parser.parse_string(text)).attack == PGD(4 / 255, 1 / 255, loss=losses.margin)
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=1), FGSM(), Square(queries=2)], ids=lambda attack: type(attack).__name__)
+@pytest.mark.parametrize("attack", [PGD(steps=1), FGSM(), GAMAPGD(steps=1)], ids=lambda attack: type(attack).__name__)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
 def test_one_hot_integers_are_refused_by_what_to_give_instead(attack, dtype):
     batch = images(8)

@@ -30,7 +30,6 @@ CONVERTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 #: In a folder with at most this number of images, each is decoded before training; of more, the headers are read.
 DECODED = 20_000
 
-_DARK = 64  # of 255: 14 bits of 16 or fewer
 _FAULTS_NAMED = 3
 _SLICE = 64  # images per task of a thread: a task for each of a million would take a gigabyte
 
@@ -150,7 +149,7 @@ class Findings:
             rank_zero_warn(f"{base}: files that are not used, as they are no images: {_count(self.unused)}.")
         if animated:
             rank_zero_warn(f"{base}: files with several frames, of which the first is used: {_count(animated)}.")
-        if deep and max(deep) <= _DARK:
+        if deep and max(deep) <= 64:  # of 255: 14 bits of 16 or fewer
             rank_zero_warn(
                 f"{base}: the brightest pixel of all images with more than 8 bits per pixel ({len(deep)}) is "
                 f"{max(deep) / 255:.1%} of their white: if they hold fewer bits, such as 12 of 16, scale them to white."
@@ -172,13 +171,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 class _Look(NamedTuple):
-    """What is found in some files."""
+    """Faults with reasons, paths of files with several frames, and the maxima (of 255) of images of over 8 bits."""
 
-    #: Paths and reasons.
     faults: list[tuple[str, str]]
-    #: Paths of files with several frames.
     animated: list[str]
-    #: The largest value, of 255, of each decoded image with more than 8 bits per pixel.
     deep: list[int]
 
 
@@ -191,9 +187,7 @@ def _look(paths: Sequence[str], whole: bool) -> _Look:
                     look.animated.append(path)
                 if not whole:
                     _check_mode(image)
-                    continue
-                decoded = _to_rgb(image)
-                if _is_deep(image.mode):
+                elif (decoded := _to_rgb(image)) and _is_deep(image.mode):
                     look.deep.append(int(np.asarray(decoded).max()))
         except Exception as error:
             look.faults.append((path, _reason(error)))
