@@ -49,6 +49,8 @@ class AdversarialExamples(Callback):
         std: What it then divides them by.
     """
 
+    logged_keys = ()
+
     def __init__(
         self,
         attack: Attack,

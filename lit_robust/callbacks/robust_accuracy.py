@@ -92,6 +92,11 @@ class RobustAccuracy(Callback):
         self._logged: set[str] = set()
         self._columns: dict[str, dict[str, Accuracy]] = {}
 
+    @property
+    def logged_keys(self) -> list[str]:
+        """The keys that it logs in training and validation."""
+        return [f"val/acc/{name}" for name in rows_of(self.attacks["val"])]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no row is logged twice; Lightning would average them."""
         why = "two RobustAccuracy callbacks would log the same rows: give all attacks to one."

@@ -26,6 +26,8 @@ FILE_LOGGERS = (CSVLogger, TensorBoardLogger)
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration of each stage beside the run's metrics, and logs it to Weights & Biases."""
 
+    logged_keys = ()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file under a name that keeps a test or a resume from overwriting the run's first one.
 

@@ -14,6 +14,7 @@ from torch.utils.data import SequentialSampler
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.seeds import derive_seed
+from lit_robust.shown import shown
 
 
 @dataclass
@@ -209,7 +210,12 @@ def selected(indices: Any, weights: Any, on_disk: int, train: Tensor) -> tuple[T
     """
     indices = positions_of(indices, on_disk)
     weights = torch.ones(len(indices)) if weights is None else weights
-    weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
+    try:
+        weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"select() needs weights (S,) as a list, an array or a tensor of numbers, not {shown(weights)} ({error})."
+        ) from error
     check_selection(indices, weights, train)
     return indices.clone(), weights.clone()
 

@@ -238,8 +238,10 @@ class Evaluated(LightningModule):
     # Prediction.
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the class probabilities ``(N, num_classes)``."""
-        probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
+        """Return the class probabilities ``(N, num_classes)``; pixels and labels are checked as in a test."""
+        batch = self.receive(batch)
+        self.limits.check()  # now, because callbacks write each batch's predictions
+        probabilities: Tensor = self.net(batch.x).float().softmax(dim=1)
         return probabilities
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
-from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
+from lit_robust.training.monitors import check_monitors, logged_beside_the_method, validates
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.rebuild_method import check_reading, load_method
@@ -108,6 +108,9 @@ class Trained(Metered):
             self.metrics.reset()
             self.epoch_means, self._unlogged = {}, {}
 
+    #: What ``loss`` leaves for the metrics, besides the loss, as it is logged.
+    counted: tuple[str, ...] = ("acc/robust",)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if one is given, the torch scheduler that ``rate`` steps."""
         return self.rate.configure(self.net.parameters())
@@ -116,13 +119,15 @@ class Trained(Metered):
         """Continue from a checkpoint, on the device; log what was not logged yet when it was written.
 
         Raises:
-            ValueError: If a callback or scheduler monitors a validation metric that is not logged.
+            ValueError: If a callback or scheduler monitors a metric that is not logged.
         """
         super().on_train_start()
         if not validates(self.trainer):
             check_monitors(self.trainer, logged=())
-        elif only_the_method_logs(self.trainer):
-            check_monitors(self.trainer, logged=self._val_keys())
+        if (others := logged_beside_the_method(self.trainer)) is not None:
+            names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
+            train_keys = [f"train/{name}" for name in names]
+            check_monitors(self.trainer, [*train_keys, *self._val_keys(), *others], split="")
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
         self.rate.insist()
         self.memory.to(self.device)
@@ -163,10 +168,6 @@ class Trained(Metered):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every ``log_every_n_steps`` only, because logging costs as much as a small net's forward."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if batches_begun(self.trainer) == 1 and only_the_method_logs(self.trainer):
-            names = (*self.metrics.sums, "adversarial", "lr", "updates", "switch_epoch")
-            val_keys = self._val_keys() if validates(self.trainer) else []
-            check_monitors(self.trainer, [*(f"train/{name}" for name in names), *val_keys], split="")
         if is_due_for_logging(self.trainer):
             self._log_training(batch_idx, on_epoch=False)
         if self.trainer.is_last_batch:

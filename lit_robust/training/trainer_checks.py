@@ -68,6 +68,10 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         raise ValueError(f"val_check_interval=0 must be above 0: {hint}.")
     if (every := trainer.check_val_every_n_epoch) is not None:
         require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
+    require.integer("log_every_n_steps", trainer.log_every_n_steps, least=0, hint="0 logs no step")
+    require.number(
+        "num_sanity_val_steps", trainer.num_sanity_val_steps, least=0, finite=False, hint="0 for none, -1 for all"
+    )
     for callback in trainer.callbacks:
         if isinstance(callback, LearningRateFinder):
             raise ValueError(
