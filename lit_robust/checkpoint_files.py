@@ -106,8 +106,8 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
     for name, (is_right, needed) in PARTS.items():
         if name in saved and not is_right(saved[name]):
             raise ValueError(
-                f"{path} is broken: its section lit_robust.{name} is {shown(saved[name])}, but it must be {needed}; use "
-                "an earlier one."
+                f"{path} is broken: its section lit_robust.{name} is {shown(saved[name])}, but it must be {needed}; "
+                "use an earlier one."
             )
 
 

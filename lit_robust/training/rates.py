@@ -99,7 +99,7 @@ class LearningRate:
     def names(self) -> dict[str, str | None]:
         """The classes of the optimizer and of a torch scheduler, for a checkpoint; none before ``configure``."""
         parts = {"optimizer": getattr(self, "optimizer", None), "lr_scheduler": self.torch_scheduler}
-        return {name: part and type(part).__name__ for name, part in parts.items()}
+        return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Remember what ``configure`` compares with the new optimizer and scheduler."""
