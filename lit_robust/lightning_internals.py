@@ -210,10 +210,9 @@ def epoch_so_far(trainer: Any) -> dict[str, float]:
 def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None, root: Path | None = None) -> None:
     """Make a file logger write into the folder of an earlier run, without which a resumed run would start a new one.
 
-    A numeric version stays a number, because the progress bar cuts strings. From ``purge_step`` on, TensorBoard drops
-    what it would draw twice. ``root`` holds the folder, if not the logger's own.
+    Numeric versions stay numbers. TensorBoard drops what it has from ``purge_step`` on. ``root`` holds the folder.
     """
-    _ = logger._version  # if that is gone, setting it would do nothing
+    _ = logger._version  # must be there
     logger._version = int(number[1]) if (number := re.fullmatch(r"version_(0|[1-9]\d*)", name)) else name
     if root is not None:
         logger._save_dir, logger._root_dir, logger._name = str(root.parent), str(root.parent), root.name

@@ -93,7 +93,7 @@ def test_another_scheduler_is_refused(tmp_path):
         fit(tmp_path, 2, tmp_path / "x.ckpt", lr_scheduler=step)
 
 
-COUNTS = {"epoch": [-5, 2**70, True, -1], "global_step": [2**70, -1, 10**5000]}
+COUNTS = {"epoch": [-5, 2**70, True, -1], "global_step": [2**70, -1]}
 JUNK = [None, 5, "abc", [5], [None], [{"a": 5}], {"a": {"b": [None]}}]
 OURS = {
     "rows": [*JUNK, [-4], [True], {}],
