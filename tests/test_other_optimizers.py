@@ -94,7 +94,7 @@ def test_another_scheduler_is_refused(tmp_path):
 
 
 COUNTS = {"epoch": [-5, 2**70, True, -1], "global_step": [2**70, -1]}
-JUNK = [None, 5, "abc", [5], [None], [{"a": 5}], {"a": {"b": [None]}}]
+JUNK = [None, 5, "abc", [5.0], [None], [{"a": 5}], {"a": {"b": [None]}}]
 OURS = {
     "rows": [*JUNK, [-4], [True], {}],
     "unlogged": [5, "abc", [], {"row": 5}, {"epoch": {"train/x": "=cmd"}}, {"row": {"=cmd": 1.0}}, {"epoch": None}],
