@@ -124,7 +124,7 @@ def checkpoints_of(folder: Path) -> dict[str, Path]:
     if newest is None:
         return {}
     best = newest.parent / "best.ckpt"
-    found = {"last": _last_in(newest.parent), "best": best if best.exists() else None}
+    found = {"last": _last_in(newest.parent), "best": best if best.is_file() else None}
     return {name: path for name, path in found.items() if path is not None}
 
 
@@ -132,7 +132,8 @@ def _last_in(folder: Path) -> Path | None:
     last = folder / "last.ckpt"
     files = sorted((path for path in folder.glob("*.ckpt") if path.is_file()), key=_written, reverse=True)
     if last not in files:
-        return next((path for path in files if path.stem != "best"), None)
+        others = [path for path in files if path.stem != "best"]
+        return next(iter(others or (files if last.is_dir() else [])), None)  # a folder hides no whole checkpoint
     later = [path for path in files if _written(path) > _written(last)]
     with suppress(ValueError):  # a broken last.ckpt is reported by `read_last`
         step = read_checkpoint(last).get("global_step") if later else None
@@ -151,8 +152,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """All files, also through symbolic links, each folder once."""
     seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        places = {name: Path(root, name).resolve() for name in folders}
-        folders[:] = [name for name, place in places.items() if place not in seen]
+        places = {name: Path(root, name).resolve() for name in folders if not name.endswith(".ckpt")}
+        folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is no run
         seen.update(places.values())
         yield from (Path(root, name) for name in files)
 

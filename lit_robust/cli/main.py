@@ -138,7 +138,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 lock(path.parent.parent)  # before its metrics are moved aside
             try:
                 go_on_in(path.parent.parent, self.trainer, checkpoint)
-            except OSError:  # a full disk
+            except BaseException:  # such as a full disk
                 unlock(path.parent.parent)
                 raise
             ckpt_path = str(path)

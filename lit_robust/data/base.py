@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples, drawn, selected
+from lit_robust.data.saved import selection_of
 from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
@@ -179,8 +180,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Restore the selection of a checkpoint when its training is resumed."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # a checkpoint may be tested on other data, where its training subset means nothing
-        selection = state_dict["selection"] or {"indices": None, "weights": None}
-        if selection["indices"] is not None or self._samples().indices is not self._train:
+        if (selection := selection_of(state_dict))["indices"] is not None or self._samples().indices is not self._train:
             self.select(**selection)
 
     def train_dataloader(self) -> Iterable[Batch]:

@@ -13,6 +13,7 @@ from torch.utils.data import SequentialSampler
 
 from lit_robust import require
 from lit_robust.batch import Batch
+from lit_robust.data.saved import position_of
 from lit_robust.seeds import derive_seed
 from lit_robust.shown import shown
 
@@ -115,7 +116,7 @@ class EpochLoader(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration start after the batches that were yielded."""
-        self.epoch, self._resume_at = state["epoch"], state["batches"]
+        self.epoch, self._resume_at = position_of(state)
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,

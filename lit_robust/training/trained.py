@@ -101,7 +101,7 @@ class Trained(Metered):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self._trained_on, self.batch_idx = ([], []), {}, 0
+            self.rate.resumed, self._trained_on, self.batch_idx = None, {}, 0
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
@@ -207,6 +207,7 @@ class Trained(Metered):
             "net": getattr(self.net, "built_by", None),
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
+            **self.rate.names(),
             "data": fingerprint_of(self.trainer),
             "cost": cost._asdict() if (cost := self.training_cost()) else None,
             "validation_is_due": validation_is_due(self.trainer),
@@ -225,7 +226,7 @@ class Trained(Metered):
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
-        self.rate.resumed = checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", [])
+        self.rate.resume(checkpoint)
         warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
 
