@@ -45,6 +45,15 @@ def no_calls():
     KILLED_AT.clear()
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Few iterations for AutoAttack's first attacks."""
+    kind = pytest.importorskip("pyautoattack").autoattack.APGDAttack
+    build = kind.__init__
+    few = {"n_iter": 10, "eot_iter": 1}
+    monkeypatch.setattr(kind, "__init__", lambda *args, **kwargs: build(*args, **kwargs | few))
+
+
 def trained():
     """A net that noise breaks on some images."""
     net, batch = TinyNet().eval(), images(64)
@@ -78,8 +87,8 @@ def test_a_killed_evaluation_goes_on_and_agrees_for_every_image(tmp_path):
         assert CALLS == [4, 4, 4, 2]
 
 
+@pytest.mark.usefixtures("quick")
 def test_autoattack_in_blocks_is_autoattack_on_each_block(tmp_path):
-    pytest.importorskip("pyautoattack")
     net, batch = trained(), images(6)
     attack = AutoAttack(0.18, version="rand", batch_size=4)
     parts = [attack(net, x, y) for x, y in zip(batch.x.split(4), batch.y.split(4), strict=True)]
@@ -216,7 +225,7 @@ def test_attacks_of_a_thousand_passes_are_long():
 
 
 def test_a_long_attack_on_one_block_draws_what_a_short_one_draws():
-    net, batch, attack = trained(), images(), PGD(0.1, 0.002, steps=1000, init="uniform")
+    net, batch, attack = trained(), images(), PGD(0.1, 0.02, steps=8, init="uniform")
     seed(CPU, "evaluate", 0, 0)
     expected = attack(net, batch.x, batch.y)
     seed(CPU, "evaluate", 0, 0)
@@ -254,8 +263,8 @@ class Coarse(nn.Module):
         return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_break_in_bf16_counts_only_if_float32_confirms_it():
-    pytest.importorskip("pyautoattack")
     net, batch = trained(), images(6)
     y = net(batch.x).argmax(1)
     attack = AutoAttack(1e-4, version="rand", precision="bf16")
@@ -267,8 +276,8 @@ def test_a_break_in_bf16_counts_only_if_float32_confirms_it():
     assert survivors(replace(attack, precision="float32"), net=wrong, batch=batch).all()
 
 
+@pytest.mark.usefixtures("quick")
 def test_bf16_sees_the_net_under_autocast_and_finds_what_is_broken():
-    pytest.importorskip("pyautoattack")
     net, batch = trained(), images(6)
     types = []
     net.head.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
