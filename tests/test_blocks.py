@@ -251,29 +251,48 @@ def test_the_text_of_an_attack_has_no_address_and_tells_functions_apart():
 # bf16.
 
 
-class Coarse(nn.Module):
-    """Under autocast it sees every image as the next class."""
+class Rolled(nn.Module):
+    """Sees an image as the next class: if it is not made of whole grey levels, under autocast; or without autocast."""
 
-    def __init__(self, net):
+    def __init__(self, net, under_autocast):
         super().__init__()
-        self.net = net
+        self.net, self.under_autocast = net, under_autocast
 
     def forward(self, x):
+        changed = (255 * x - (255 * x).round()).abs().amax(dim=(1, 2, 3), keepdim=True).flatten(1) > 1e-3
+        autocast = torch.is_autocast_enabled("cpu")
+        wrong = changed & autocast if self.under_autocast else changed.new_tensor(not autocast)
         logits = self.net(x).float()
-        return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
+        return torch.where(wrong, logits.roll(1, dims=1), logits)
+
+
+def whole_levels():
+    """A net, and images of whole grey levels that it classifies correctly."""
+    net, batch = trained(), images(6)
+    batch = batch._replace(x=(255 * batch.x).round() / 255)
+    return net, batch._replace(y=net(batch.x).argmax(1))
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_break_in_bf16_counts_only_if_float32_confirms_it():
-    net, batch = trained(), images(6)
-    y = net(batch.x).argmax(1)
-    attack = AutoAttack(1e-4, version="rand", precision="bf16")
-    wrong = Coarse(net).eval()
-    assert (wrong(batch.x).argmax(1) == y).all()
-    assert torch.equal(attack(wrong, batch.x, y), batch.x)
-    batch = batch._replace(y=y)
-    assert survivors(attack, net=wrong, batch=batch).all()
-    assert survivors(replace(attack, precision="float32"), net=wrong, batch=batch).all()
+def test_a_break_in_bf16_counts_only_if_float32_confirms_it(caplog):
+    net, batch = whole_levels()
+    attack = AutoAttack(1e-3, version="rand", precision="bf16")
+    with caplog.at_level("INFO", logger="lit_robust"):
+        x_adv = attack(Rolled(net, under_autocast=True).eval(), batch.x, batch.y)
+    assert torch.equal(x_adv, batch.x)
+    # The second attack got the images that the first one had not broken.
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "AutoAttack: 100.00 % robust after apgd-ce",
+        "AutoAttack: 100.00 % robust after apgd-dlr",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_image_that_float32_misclassifies_is_not_attacked_in_bf16():
+    net, batch = whole_levels()
+    attack = AutoAttack(0.3, version="rand", precision="bf16")
+    assert not torch.equal(attack(net, batch.x, batch.y), batch.x)
+    assert torch.equal(attack(Rolled(net, under_autocast=False).eval(), batch.x, batch.y), batch.x)
 
 
 @pytest.mark.usefixtures("quick")
