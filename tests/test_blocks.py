@@ -1,7 +1,7 @@
 """Long attacks block by block: a killed evaluation goes on, and only what is the same is used again."""
 
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -274,6 +274,7 @@ def whole_levels():
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("ignore:AutoAttack. the gradient is exactly 0")
 def test_a_break_in_bf16_counts_only_if_float32_confirms_it(caplog):
     net, batch = whole_levels()
     attack = AutoAttack(1e-3, version="rand", precision="bf16")
@@ -288,6 +289,7 @@ def test_a_break_in_bf16_counts_only_if_float32_confirms_it(caplog):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("ignore:AutoAttack. the gradient is exactly 0")
 def test_an_image_that_float32_misclassifies_is_not_attacked_in_bf16():
     net, batch = whole_levels()
     attack = AutoAttack(0.3, version="rand", precision="bf16")
