@@ -1,7 +1,7 @@
 """Long attacks block by block: a killed evaluation goes on, and only what is the same is used again."""
 
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -45,6 +45,15 @@ def no_calls():
     KILLED_AT.clear()
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Few iterations for AutoAttack's first attacks."""
+    kind = pytest.importorskip("pyautoattack").autoattack.APGDAttack
+    build = kind.__init__
+    few = {"n_iter": 10, "eot_iter": 1}
+    monkeypatch.setattr(kind, "__init__", lambda *args, **kwargs: build(*args, **kwargs | few))
+
+
 def trained():
     """A net that noise breaks on some images."""
     net, batch = TinyNet().eval(), images(64)
@@ -78,8 +87,8 @@ def test_a_killed_evaluation_goes_on_and_agrees_for_every_image(tmp_path):
         assert CALLS == [4, 4, 4, 2]
 
 
+@pytest.mark.usefixtures("quick")
 def test_autoattack_in_blocks_is_autoattack_on_each_block(tmp_path):
-    pytest.importorskip("pyautoattack")
     net, batch = trained(), images(6)
     attack = AutoAttack(0.18, version="rand", batch_size=4)
     parts = [attack(net, x, y) for x, y in zip(batch.x.split(4), batch.y.split(4), strict=True)]
@@ -216,7 +225,7 @@ def test_attacks_of_a_thousand_passes_are_long():
 
 
 def test_a_long_attack_on_one_block_draws_what_a_short_one_draws():
-    net, batch, attack = trained(), images(), PGD(0.1, 0.002, steps=1000, init="uniform")
+    net, batch, attack = trained(), images(), PGD(0.1, 0.02, steps=8, init="uniform")
     seed(CPU, "evaluate", 0, 0)
     expected = attack(net, batch.x, batch.y)
     seed(CPU, "evaluate", 0, 0)
@@ -242,33 +251,54 @@ def test_the_text_of_an_attack_has_no_address_and_tells_functions_apart():
 # bf16.
 
 
-class Coarse(nn.Module):
-    """Under autocast it sees every image as the next class."""
+class Rolled(nn.Module):
+    """Sees an image as the next class: if it is not made of whole grey levels, under autocast; or without autocast."""
 
-    def __init__(self, net):
+    def __init__(self, net, under_autocast):
         super().__init__()
-        self.net = net
+        self.net, self.under_autocast = net, under_autocast
 
     def forward(self, x):
+        changed = (255 * x - (255 * x).round()).abs().amax(dim=(1, 2, 3), keepdim=True).flatten(1) > 1e-3
+        autocast = torch.is_autocast_enabled("cpu")
+        wrong = changed & autocast if self.under_autocast else changed.new_tensor(not autocast)
         logits = self.net(x).float()
-        return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
+        return torch.where(wrong, logits.roll(1, dims=1), logits)
 
 
-def test_a_break_in_bf16_counts_only_if_float32_confirms_it():
-    pytest.importorskip("pyautoattack")
+def whole_levels():
+    """A net, and images of whole grey levels that it classifies correctly."""
     net, batch = trained(), images(6)
-    y = net(batch.x).argmax(1)
-    attack = AutoAttack(1e-4, version="rand", precision="bf16")
-    wrong = Coarse(net).eval()
-    assert (wrong(batch.x).argmax(1) == y).all()
-    assert torch.equal(attack(wrong, batch.x, y), batch.x)
-    batch = batch._replace(y=y)
-    assert survivors(attack, net=wrong, batch=batch).all()
-    assert survivors(replace(attack, precision="float32"), net=wrong, batch=batch).all()
+    batch = batch._replace(x=(255 * batch.x).round() / 255)
+    return net, batch._replace(y=net(batch.x).argmax(1))
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("ignore:AutoAttack. the gradient is exactly 0")
+def test_a_break_in_bf16_counts_only_if_float32_confirms_it(caplog):
+    net, batch = whole_levels()
+    attack = AutoAttack(1e-3, version="rand", precision="bf16")
+    with caplog.at_level("INFO", logger="lit_robust"):
+        x_adv = attack(Rolled(net, under_autocast=True).eval(), batch.x, batch.y)
+    assert torch.equal(x_adv, batch.x)
+    # The second attack got the images that the first one had not broken.
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "AutoAttack: 100.00 % robust after apgd-ce",
+        "AutoAttack: 100.00 % robust after apgd-dlr",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("ignore:AutoAttack. the gradient is exactly 0")
+def test_an_image_that_float32_misclassifies_is_not_attacked_in_bf16():
+    net, batch = whole_levels()
+    attack = AutoAttack(0.3, version="rand", precision="bf16")
+    assert not torch.equal(attack(net, batch.x, batch.y), batch.x)
+    assert torch.equal(attack(Rolled(net, under_autocast=False).eval(), batch.x, batch.y), batch.x)
+
+
+@pytest.mark.usefixtures("quick")
 def test_bf16_sees_the_net_under_autocast_and_finds_what_is_broken():
-    pytest.importorskip("pyautoattack")
     net, batch = trained(), images(6)
     types = []
     net.head.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
