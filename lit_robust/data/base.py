@@ -10,8 +10,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lit_robust.batch import Batch
-from lit_robust.data.loaders import EpochLoader, Samples, drawn, selected
+from lit_robust.data.loaders import EpochLoader, Samples, drawn
 from lit_robust.data.saved import selection_of
+from lit_robust.data.selections import selected
 from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
@@ -27,8 +28,7 @@ class ImageDataModule(LightningDataModule, ABC):
     Args:
         batch_size: Training images per batch and rank.
         eval_batch_size: The same for validation and test, whose batches the ranks take in turn.
-        val_size: Number of training images held out for validation; a tenth, at most 1,000, by default. With 0 there
-            is no validation, and so no best checkpoint.
+        val_size: Number of images held out for validation, by default a tenth, at most 1,000; 0 for no validation.
         split: Which images are held out: ``random``; ``stratified``, in proportion to the classes; or as in a paper,
             ``first`` (SAT), ``first_per_class`` (NuAT, GAT on CIFAR-10), ``permutation_first`` (Rice et al.),
             ``permutation_last`` (GAT on MNIST).

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
@@ -27,7 +26,7 @@ from lit_robust.training.limits import Limits
 from lit_robust.training.metrics import REDUCED
 from lit_robust.training.monitors import check_monitors
 from lit_robust.training.summary import leave_out_unknown_flops
-from lit_robust.training.trainer_checks import check_trainer
+from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
 
 #: Wrappers that are removed from a net, so that checkpoints have its own names; Lightning distributes it itself.
 _WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -128,17 +127,8 @@ class Evaluated(LightningModule):
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
-            self._tell_of_another_eps()
+            tell_of_another_eps(self, self._built_eps)
             leave_out_unknown_flops(self.trainer)
-
-    def _tell_of_another_eps(self) -> None:
-        """Inform the user if no attack of the validation, or of the test, has the training attack's eps."""
-        mine = self._built_eps
-        for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
-            others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]
-            if mine is not None and others and mine not in others:
-                bounds = ", ".join(f"{eps:.4g}" for eps in dict.fromkeys(others))
-                rank_zero_info(f"the training's attack has eps={mine:.4g}, but {name} has {bounds}: is that meant?")
 
     #: Callbacks take ``net`` instead of the module, whose ``forward`` adds nothing.
     forwards_to_net = True

@@ -54,6 +54,22 @@ _NO_VALIDATION = (
 )
 
 
+def check_all_monitors(trainer: Any, by_method: Sequence[str]) -> None:
+    """Check every monitor before the first step, if all that is logged is known.
+
+    Args:
+        trainer: Its callbacks and schedulers are checked.
+        by_method: The keys that the method logs.
+
+    Raises:
+        ValueError: As ``check_monitors``.
+    """
+    if not validates(trainer):
+        check_monitors(trainer, logged=())
+    if (others := logged_beside_the_method(trainer)) is not None:
+        check_monitors(trainer, [*by_method, *others], split="")
+
+
 def validates(trainer: Any) -> bool:
     """Whether the run has validation images, including loaders that are only loaded in a later epoch."""
     return trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))

@@ -33,7 +33,7 @@ from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
-from lit_robust.training.monitors import check_monitors, logged_beside_the_method, validates
+from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.rebuild_method import check_reading, load_method
@@ -122,12 +122,8 @@ class Trained(Metered):
             ValueError: If a callback or scheduler monitors a metric that is not logged.
         """
         super().on_train_start()
-        if not validates(self.trainer):
-            check_monitors(self.trainer, logged=())
-        if (others := logged_beside_the_method(self.trainer)) is not None:
-            names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
-            train_keys = [f"train/{name}" for name in names]
-            check_monitors(self.trainer, [*train_keys, *self._val_keys(), *others], split="")
+        names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
+        check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
         self.rate.insist()
         self.memory.to(self.device)
