@@ -16,6 +16,13 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def test_its_pictures_are_there_one_of_them_above_the_first_command():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 4
+    assert all((ROOT / path).read_bytes().startswith(b"\x89PNG") for path in pictures)
+    assert README.index(pictures[0]) < README.index("```")
+
+
 def test_images_are_drawn_and_attacked_in_two_lines():
     block = README.partition("A few images, and an attack on them")[2].partition("```python\n")[2].partition("```")[0]
     lines = block.replace("CIFAR10DataModule", "DigitsDataModule")  # which needs no download
