@@ -598,3 +598,26 @@ def test_a_net_that_masks_its_gradients_is_told_and_not_ranked(two, capsys):
     assert {"zero_gradient", "scaling"} <= set(rows["masked"]["alarms"].split())
     assert "masked@0: ALARM zero_gradient: " in capsys.readouterr().out
     assert "ALARM zero_gradient" in Path("analysis/compare.md").read_text()
+
+
+def say_eps(eps: str, path: str = "runs/trained/version_0/checkpoints/last.ckpt") -> None:
+    """Let a checkpoint say that it was trained at this eps."""
+    kept = torch.load(path)
+    kept["hyper_parameters"] = {"attack": {"class_path": "PGD", "init_args": {"eps": eps, "norm": "linf"}}}
+    torch.save(kept, path)
+
+
+def test_runs_are_compared_at_the_eps_that_they_were_trained_with(two, capsys):
+    say_eps("0.1")
+    compare(two[:1], digits(), gap=False, alarms=False)
+    assert "pgd20 is PGD(eps=0.1, " in capsys.readouterr().out
+    assert "pgd20 is PGD(eps=0.1, " in Path("analysis/compare.md").read_text()
+
+
+@pytest.mark.parametrize("eps", [None, "0.05", "large"])
+def test_runs_of_different_or_unknown_eps_are_compared_at_8_of_255(eps, two, capsys):
+    say_eps("0.1")
+    if eps is not None:
+        say_eps(eps, two[1])
+    compare(two, digits(), gap=False, alarms=False)
+    assert "pgd20 is PGD(eps=8/255, " in capsys.readouterr().out

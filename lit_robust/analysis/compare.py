@@ -12,14 +12,13 @@ from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.output import write_picture
 from lit_robust.analysis.study import Source, Study
-from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images
+from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import latex, markdown, plain_markdown
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import EPS
 from lit_robust.costs import Cost, cost_of
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe, wilson
+from lit_robust.measures.accuracy import describe, legend, wilson
 from lit_robust.measures.attack_checks import check_names, is_coarse
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
@@ -89,7 +88,7 @@ def compare(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
-        attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_attacks``.
+        attacks: Attacks by name; by default those of ``test`` at the eps that all runs were trained with, else 8/255.
         gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
             first attack minus that of the test images.
         alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
@@ -114,7 +113,7 @@ def compare(
     study = Study.begin(checkpoints, data, limit, device, out, net)
     found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
     sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
-    text = "\n".join([markdown(found.rows), *map(plain_markdown, sentences)])
+    text = "\n".join([markdown(found.rows), legend(found.attacks), "", *map(plain_markdown, sentences)])
     print(text)
     for suffix, content in (("md", text), ("tex", latex(found.rows))):
         write_whole(study.out / f"compare.{suffix}", content.encode())
@@ -144,7 +143,7 @@ def comparison(
     methods_runs = by_method(study.subjects)
     if reference is not None:
         require.one_of("reference", reference, tuple(methods_runs))
-    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(EPS))}
+    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(*trained_threat(study.subjects)))}
     of_test = {name: attack for name, attack in named_attacks.items() if name != "clean"}
     first = next(iter(of_test))
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}

@@ -21,7 +21,7 @@ from lit_robust.analysis.tables import count, duration, html, html_table
 from lit_robust.attacks import Attack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe
+from lit_robust.measures.accuracy import describe, legend
 from lit_robust.measures.examples import craft, spread
 from lit_robust.measures.pictures import draw as draw_examples
 from lit_robust.runs import newest_config
@@ -76,7 +76,7 @@ def report(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
-        attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_attacks``.
+        attacks: Attacks by name; by default those of ``test`` at the eps that all runs were trained with, else 8/255.
         examples: The number of adversarial images that are drawn for each run, under the strongest attack; 0 for none.
         gap: Whether to measure the generalisation gap, as in ``compare``.
         alarms: Whether to look for signs of masked gradients, as in ``compare``.
@@ -100,7 +100,11 @@ def report(
     found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
     strongest = found.attacks[found.strongest]
     sections = {
-        "Results": [html(found.rows), _image(draw(found.rows, found.strongest, found.about), "robust accuracies")],
+        "Results": [
+            html(found.rows),
+            *_paragraphs(legend(found.attacks)),
+            _image(draw(found.rows, found.strongest, found.about), "robust accuracies"),
+        ],
         "Alarms": _alarms(found, study.subjects, alarms),
         "Training curves": curves,
         "Adversarial images": _examples(study, data, strongest, examples),
@@ -179,6 +183,10 @@ def _examples(study: Study, data: ImageDataModule, attack: Attack, n: int) -> li
         picture = _image(figure, f"adversarial images of {run.name}")
         parts.append(f"<div><h3>{escape(run.name)}</h3>{picture}</div>")
     return ['<div class="pictures">', *parts, "</div>"]
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [f"<p>{escape(line)}</p>" for line in text.splitlines()]
 
 
 def _trainings(runs: Sequence[Subject]) -> str:

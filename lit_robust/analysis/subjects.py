@@ -4,22 +4,25 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
+from lit_robust.attacks.base import EPS
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
+from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
 from lit_robust.measures.blocks import Blocks, digest
 from lit_robust.measures.correct import is_correct
 from lit_robust.runs import checkpoints_of, load_any
 from lit_robust.seeds import seed
+from lit_robust.threats import Norm
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,22 @@ def checkpoint_of(subject: Subject) -> dict[str, Any]:
         return read_checkpoint(subject.path)
     except ValueError:  # the file was read before, so it is not broken
         return {}
+
+
+def trained_threat(subjects: Iterable[Subject]) -> tuple[float, Norm]:
+    """The bound and the norm that all these nets were trained with, as their checkpoints say.
+
+    Where they differ, or one does not say, it is 8/255 in L-infinity.
+    """
+    found: set[tuple[float, Norm] | None] = set()
+    for subject in subjects:
+        try:
+            arguments = checkpoint_of(subject)["hyper_parameters"]["attack"]["init_args"]
+            found.add((magnitude(arguments["eps"]), arguments.get("norm", "linf")))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found.add(None)
+    (one, *others) = found
+    return (EPS, "linf") if one is None or others or one[1] not in get_args(Norm) else one
 
 
 def named(text: str) -> tuple[str, Path]:
