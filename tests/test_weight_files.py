@@ -314,3 +314,9 @@ def test_a_files_name_may_look_like_a_name_for_it(foreign):
     Path("foreign.pth").rename("epoch=4.pth")
     (row,) = sweep(["epoch=4.pth"], digits(), values=[0], net=digits_cnn(width=4))
     assert row["net"] == "epoch=4"
+
+
+def test_so_does_the_report(foreign):
+    main(["report", "theirs=foreign.pth", *NET, *DATA, "--gap", "false", "--alarms", "false", "--examples", "0"])
+    (page,) = Path("analysis").glob("report.html")
+    assert "theirs" in page.read_text()

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lit_robust import require
 from lit_robust.analysis import training_curves
 from lit_robust.analysis.compare import Comparison, comparison
@@ -66,6 +68,7 @@ def report(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> Path:
     """Write one HTML page about runs: table, pictures, alarms, curves, adversarial images, costs, configurations.
 
@@ -87,6 +90,7 @@ def report(
         device: auto, cpu or cuda.
         out: The folder of report.html, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which the page is also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The file.
@@ -95,7 +99,7 @@ def report(
         ValueError: If an argument is out of range or a metrics.csv is broken; besides what ``Study.begin`` raises.
     """
     require.integer("examples", examples, least=0)
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     curves = _curves(study.subjects)
     found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
     strongest = found.attacks[found.strongest]
