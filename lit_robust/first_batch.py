@@ -34,19 +34,27 @@ def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
     """A forward hook that replaces a net's output by its ``logits``, in train mode as well as in eval mode.
 
     Raises:
-        NoLogitsError: If there are none, or not a row for each image.
+        NoLogitsError: If there are none.
         ValueError: If ``check_training`` has asked for the first output in train mode, and it has probabilities.
     """
     logits = logits_of(found)
     if not isinstance(logits, Tensor):
         raise _no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
-    if not torch.compiler.is_compiling() and args and not _has_rows(logits, args[0]):
-        raise _no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
     # In a compiled graph, reading the attribute would make a guard, and changing it another compilation.
     if net.training and not torch.compiler.is_compiling() and getattr(net, _UNCHECKED, False):
         setattr(net, _UNCHECKED, False)
         refuse_probabilities(logits)
     return logits
+
+
+def a_row_for_each_image(net: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    """A forward hook of nets that are not compiled, whose graph it would break.
+
+    Raises:
+        NoLogitsError: If the logits have another number of rows than there are images.
+    """
+    if args and not _has_rows(logits, args[0]):
+        raise _no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
 
 
 def refuse_probabilities(logits: Tensor) -> None:

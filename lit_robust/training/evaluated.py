@@ -12,7 +12,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch, check_training, only_logits
+from lit_robust.first_batch import a_row_for_each_image, check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
@@ -84,16 +84,18 @@ class Evaluated(LightningModule):
         test_attacks = test_attacks or default_test(*threat_of(attack))
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
-            self.net.register_forward_hook(only_logits)
-            self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         if compile and not is_compiled(self.net):
             self.net.compile()
+        self.compiled = is_compiled(self.net)
+        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
+            self.net.register_forward_hook(only_logits)
+            if not self.compiled:
+                self.net.register_forward_hook(a_row_for_each_image)
+            self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         self.num_classes = num_classes
         self.attack = attack
         self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
         self.channels_last = channels_last
-        self.compiled = is_compiled(self.net)
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.
