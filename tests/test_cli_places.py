@@ -277,3 +277,10 @@ def test_a_function_that_makes_no_logger_is_not_one(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "os.getcwd")
     assert error == "trainer.logger: os.getcwd is not a class: name one."
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_spawn_find_unused_parameters_true"])
+def test_spawned_processes_are_refused_by_the_command(strategy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.strategy", strategy)
+    assert error.startswith("trainer.strategy: ")

@@ -120,6 +120,10 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
             check_places({"trainer": config.trainer})
             check_nulls(config)
+            if "spawn" in str(config.trainer.get("strategy")):
+                raise ValueError(
+                    "trainer.strategy: processes that are spawned cannot get the command's parts: use ddp."
+                )
             check_makers(config.model.get("init_args") or {})
         except USER_ERRORS as error:
             report(error, code=2)
