@@ -320,3 +320,9 @@ def test_so_does_the_report(foreign):
     main(["report", "theirs=foreign.pth", *NET, *DATA, "--gap", "false", "--alarms", "false", "--examples", "0"])
     (page,) = Path("analysis").glob("report.html")
     assert "theirs" in page.read_text()
+
+
+@pytest.mark.parametrize(("path", "found"), [(".", "is a folder"), ("nowhere.pth", "does not exist")])
+def test_what_is_no_file_of_weights_is_refused(path, found):
+    with pytest.raises(FileNotFoundError, match=found):
+        load_weights(digits_cnn(), path)
