@@ -370,7 +370,7 @@ def test_a_missing_package_is_answered_by_what_to_install(extra, tmp_path, capsy
     ("args", "expected"),
     [
         ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
-        (["fiit"], "argument subcommand: invalid choice: 'fiit' (choose from ...fit..."),
+        (["fiit"], 'there is no command "fiit": did you mean fit?'),
         (["fit"], "the following arguments are required: fit.data, fit.model: give a configuration with -c (...)."),
         (["fit", "--model", "PGDAT"], "model: lit_robust.defenses.PGDAT needs net, attack below init_args."),
     ],
