@@ -13,7 +13,7 @@ from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
 from lit_robust.attacks.base import Attack
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.attack_checks import check_names
-from lit_robust.measures.blocks import Blocks, identity
+from lit_robust.measures.blocks import Blocks, fingerprint, identity
 from lit_robust.measures.correct import is_correct
 from lit_robust.seeds import seed
 from tests.tiny import TinyNet, images
@@ -319,3 +319,17 @@ def test_a_row_in_bf16_is_called_so(attack):
     with pytest.raises(ValueError, match='"autoattack_bf16"'):
         check_names("test_attacks", {"autoattack": attack})
     check_names("test_attacks", {"autoattack": AutoAttack(), "autoattack_bf16": attack})
+
+
+def test_nets_with_equal_weights_and_another_number_in_a_layer_share_no_block():
+    class Cooled(TinyNet):
+        temperature = 1.0
+
+        def forward(self, x):
+            return super().forward(x) / self.temperature
+
+    one, other = Cooled().eval(), Cooled().eval()
+    assert fingerprint(one) == fingerprint(Cooled().eval())
+    other.temperature = 100.0
+    assert repr(one) == repr(other)
+    assert fingerprint(one) != fingerprint(other)

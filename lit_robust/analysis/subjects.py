@@ -1,6 +1,5 @@
 """The nets of an analysis by name, and their common images."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
-from lit_robust.measures.blocks import Blocks, digest
+from lit_robust.measures.blocks import Blocks, digest, fingerprint
 from lit_robust.measures.correct import is_correct
 from lit_robust.runs import checkpoints_of, load_any
 from lit_robust.seeds import seed
@@ -196,13 +195,3 @@ def cells(survived: str) -> dict[str, float]:
     accuracy = Accuracy(survived.count("1") / len(survived), len(survived))
     low, high = accuracy.interval
     return {"accuracy": accuracy.value, "low": low, "high": high, "n": accuracy.n}
-
-
-def fingerprint(net: nn.Module) -> str:
-    """A digest of all that a net computes with, except its code: tensors, layers and their plain attributes."""
-    plain = {
-        name: {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
-        for name, module in net.named_modules()
-    }
-    described = hashlib.sha256(f"{net} {plain}".encode()).hexdigest()[:16]
-    return f"{digest({**net.state_dict(), **dict(net.named_buffers())})} {described}"

@@ -42,10 +42,9 @@ class Surrogate:
             seed(device, "surrogate", self.target.key)
             net = rebuild_net(read_checkpoint(self.target.path)).to(device).train()
             optimizer = torch.optim.Adam(net.parameters(), RATE)
+            even = len(x) // 2 * 2  # so that no batch is a single image, which BatchNorm cannot take
             for _ in range(EPOCHS):
-                for rows in torch.split(
-                    torch.randperm(len(x))[: len(x) // 2 * 2], 64
-                ):  # a single image has no BatchNorm
+                for rows in torch.split(torch.randperm(len(x))[:even], 64):
                     with torch.no_grad():
                         y = self.target.net(x[rows]).argmax(dim=1)
                     optimizer.zero_grad()

@@ -134,11 +134,21 @@ def _about(net: nn.Module) -> dict[str, str]:
     """What a result depends on besides the attack and the images."""
     modes = "".join("et"[module.training] for module in net.modules())
     return {
-        "weights": digest(net.state_dict()),
-        "net": hashlib.sha256(f"{net!r} {modes}".encode()).hexdigest()[:16],
+        "net": fingerprint(net),
+        "modes": hashlib.sha256(modes.encode()).hexdigest()[:16],
         "device": next((tensor.device.type for tensor in net.state_dict().values()), "cpu"),
         "versions": f"lit-robust {version('lit-robust')}, torch {torch.__version__}",
     }
+
+
+def fingerprint(net: nn.Module) -> str:
+    """A digest of all that a net computes with, except its code: tensors, layers and their plain attributes."""
+    plain = {
+        name: {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
+        for name, module in net.named_modules()
+    }
+    described = hashlib.sha256(f"{net} {plain}".encode()).hexdigest()[:16]
+    return f"{digest({**net.state_dict(), **dict(net.named_buffers())})} {described}"
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -162,7 +172,7 @@ def identity(value: Any) -> str:
         arguments = ", ".join(f"{field.name}={identity(getattr(value, field.name))}" for field in fields(value))
         return f"{_named(type(value))}({arguments})"
     if isinstance(value, nn.Module):  # of BPDA
-        return f"{value!r}#{digest(value.state_dict())}"
+        return f"{type(value).__name__}#{fingerprint(value)}"
     if inspect.isfunction(value) and "<" not in value.__qualname__ and not value.__closure__:
         return _named(value)
     return repr(value)
