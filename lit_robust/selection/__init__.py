@@ -1,0 +1,37 @@
+"""Coreset selection: gradient embeddings in, indices and weights out."""
+
+from lit_robust.keywords import answer_keywords
+from lit_robust.selection.embeddings import (
+    Embeddings,
+    Outer,
+    concatenated,
+    gradient_error,
+    last_layer_gradients,
+    of_batches,
+    own_class,
+)
+from lit_robust.selection.facility_location import facility_location
+from lit_robust.selection.matching_pursuit import gradient_match, matching_pursuit
+from lit_robust.selection.random_subset import random_subset
+from lit_robust.selection.selectors import CRAIG, Coreset, GradMatch, Random, Selector
+
+__all__ = [
+    "CRAIG",
+    "Coreset",
+    "Embeddings",
+    "GradMatch",
+    "Outer",
+    "Random",
+    "Selector",
+    "concatenated",
+    "facility_location",
+    "gradient_error",
+    "gradient_match",
+    "last_layer_gradients",
+    "matching_pursuit",
+    "of_batches",
+    "own_class",
+    "random_subset",
+]
+
+answer_keywords([globals()[name] for name in __all__ if name != "Embeddings"])

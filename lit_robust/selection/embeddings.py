@@ -1,0 +1,183 @@
+"""Gradient embeddings: what a coreset's samples are compared by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Rows that are outer products, as the gradients of a linear layer's weights are: ``row_i = left_i (x) right_i``.
+
+    With ``R`` terms a row is the sum of ``R`` outer products. A row has ``C * D`` numbers, which are never computed:
+    inner products are ``(left_i . left_j) (right_i . right_j)``.
+
+    Shape:
+        left: ``(N, C)`` or ``(N, R, C)``;  right: ``(N, D)`` or ``(N, R, D)``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        if self.left.ndim not in (2, 3) or self.left.shape[:-1] != self.right.shape[:-1]:
+            raise ValueError(
+                f"left={tuple(self.left.shape)} and right={tuple(self.right.shape)} must be (N, C) and (N, D), or "
+                "(N, R, C) and (N, R, D): give one pair of factors for each row."
+            )
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    @property
+    def terms(self) -> list[tuple[Tensor, Tensor]]:
+        """The factors ``(N, C)`` and ``(N, D)`` of each of the ``R`` terms."""
+        if self.left.ndim == 2:
+            return [(self.left, self.right)]
+        return list(zip(self.left.unbind(1), self.right.unbind(1), strict=True))
+
+
+#: One row per sample: a dense tensor ``(N, D)``, or its factors.
+Embeddings: TypeAlias = Tensor | Outer
+
+
+def check_embeddings(embeddings: Embeddings, budget: int) -> None:
+    """Refuse embeddings that nothing can be selected from, and a budget that they do not have.
+
+    Raises:
+        TypeError: If they are neither a tensor nor ``Outer``.
+        ValueError: If a tensor is not ``(N, D)``, a number is not finite, or ``budget`` is not between 1 and ``N``.
+    """
+    if not isinstance(embeddings, Tensor | Outer):
+        raise TypeError(f"embeddings must be a tensor (N, D) or an Outer, not {type(embeddings).__name__}.")
+    if isinstance(embeddings, Tensor) and (embeddings.ndim != 2 or not embeddings.is_floating_point()):
+        raise ValueError(
+            f"embeddings of {embeddings.dtype} and shape {tuple(embeddings.shape)} must be floating-point rows (N, D)."
+        )
+    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= len(embeddings):
+        raise ValueError(f"budget={budget!r} must be an integer from 1 to {len(embeddings)}, the number of embeddings.")
+    if not bool(squared_norms(embeddings).isfinite().all()):
+        raise ValueError("embeddings must be finite: the gradients of some samples are not.")
+
+
+def device_of(embeddings: Embeddings) -> torch.device:
+    """Where they lie."""
+    return (embeddings.left if isinstance(embeddings, Outer) else embeddings).device
+
+
+def ones_for(embeddings: Embeddings) -> Tensor:
+    """A weight of 1 for each row, ``(N,)``."""
+    like = embeddings.left if isinstance(embeddings, Outer) else embeddings
+    return like.new_ones(len(like))
+
+
+def rows(embeddings: Embeddings, which: Tensor) -> Embeddings:
+    """The embeddings of some samples."""
+    if isinstance(embeddings, Outer):
+        return Outer(embeddings.left[which], embeddings.right[which])
+    return embeddings[which]
+
+
+def gram(a: Embeddings, b: Embeddings) -> Tensor:
+    """All inner products of two sets of embeddings, ``(N_a, N_b)``."""
+    if isinstance(a, Outer) and isinstance(b, Outer):
+        products = [
+            (left_a @ left_b.T).mul_(right_a @ right_b.T) for left_a, right_a in a.terms for left_b, right_b in b.terms
+        ]
+        for other in products[1:]:
+            products[0] += other
+        return products[0]
+    if isinstance(a, Outer) or isinstance(b, Outer):
+        raise TypeError("inner products need two sets of one kind: two tensors, or two Outer.")
+    return a @ b.T
+
+
+def squared_norms(embeddings: Embeddings) -> Tensor:
+    """The squared length of each row, ``(N,)``."""
+    if isinstance(embeddings, Tensor):
+        return embeddings.square().sum(dim=1)
+    terms = embeddings.terms
+    return torch.stack([(la * lb).sum(1) * (ra * rb).sum(1) for la, ra in terms for lb, rb in terms]).sum(0)
+
+
+def weighted_sum(embeddings: Embeddings, weights: Tensor) -> Tensor:
+    """The sum of all rows, each times its weight: ``(D,)``, or ``(C, D)`` for ``Outer``."""
+    if isinstance(embeddings, Tensor):
+        return weights @ embeddings
+    return torch.stack([(left * weights[:, None]).T @ right for left, right in embeddings.terms]).sum(0)
+
+
+def products_with(embeddings: Embeddings, vector: Tensor) -> Tensor:
+    """The inner product of each row with what ``weighted_sum`` returns, ``(N,)``."""
+    if isinstance(embeddings, Tensor):
+        return embeddings @ vector
+    return torch.stack([((left @ vector) * right).sum(1) for left, right in embeddings.terms]).sum(0)
+
+
+def gradient_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> float:
+    """How far a coreset's gradient is from the whole set's, ``|sum_i g_i - sum_S weight_i g_i| / |sum_i g_i|``."""
+    whole = weighted_sum(embeddings, ones_for(embeddings))
+    part = weighted_sum(rows(embeddings, indices), weights.to(whole))
+    return float((whole - part).norm() / whole.norm().clamp(min=torch.finfo(whole.dtype).tiny))
+
+
+def of_batches(embeddings: Embeddings, batch_size: int) -> Tensor:
+    """The mean embedding of each block of ``batch_size`` consecutive samples, dense: ``(N / batch_size, D)``."""
+    blocks = torch.split(torch.arange(len(embeddings), device=device_of(embeddings)), batch_size)
+    parts = [rows(embeddings, block) for block in blocks]
+    return torch.stack([weighted_sum(part, ones_for(part) / len(part)).flatten() for part in parts])
+
+
+def own_class(embeddings: Outer, y: Tensor) -> Tensor:
+    """The part of each gradient that belongs to the output of the sample's own class, dense: ``(N, D)``."""
+    return torch.stack([left.gather(1, y[:, None]) * right for left, right in embeddings.terms]).sum(0)
+
+
+def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only: bool = False) -> Embeddings:
+    """The gradient of each sample's loss with respect to the last layer's bias, and weight unless ``bias_only``.
+
+    For cross-entropy these are ``p - onehot(y)`` and its outer product with the features (Dolatabadi et al., ECCV 2022,
+    arXiv:2112.00378, section 3.3). They are taken at the outputs of ``head``, whatever the loss does with them, so any
+    training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
+
+    Args:
+        head: The net's last layer. Every call of it must see one row per sample.
+        loss: Runs the net and returns the loss of each sample, ``(N,)``.
+        bias_only: Whether to leave the weight's gradient out.
+
+    Returns:
+        ``(N, C)`` with ``bias_only``, else an ``Outer`` with ``right`` one wider than the features, for the bias.
+
+    Raises:
+        ValueError: If the loss never calls ``head``.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0].detach(), output)))
+    try:
+        with torch.enable_grad():
+            total = loss().sum()
+    finally:
+        handle.remove()
+    reached = [call for call in calls if call[1].requires_grad]
+    if not reached:
+        raise ValueError("the loss does not depend on the net's last layer, so there are no gradients to select by.")
+    grads = torch.autograd.grad(total, [output for _, output in reached], allow_unused=True)
+    terms = [(g.float(), h.float()) for (h, _), g in zip(reached, grads, strict=True) if g is not None]
+    if bias_only:
+        return torch.stack([grad for grad, _ in terms]).sum(0)
+    # The bias counts as the weight of one more feature, which is always 1.
+    right = [torch.cat([features, features.new_ones(len(features), 1)], dim=1) for _, features in terms]
+    if len(terms) == 1:
+        return Outer(terms[0][0], right[0])
+    return Outer(torch.stack([grad for grad, _ in terms], dim=1), torch.stack(right, dim=1))
+
+
+def concatenated(parts: list[Embeddings]) -> Embeddings:
+    """The embeddings of several batches as one."""
+    if all(isinstance(part, Outer) for part in parts):
+        outers = [part for part in parts if isinstance(part, Outer)]
+        return Outer(torch.cat([part.left for part in outers]), torch.cat([part.right for part in outers]))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])

@@ -1,0 +1,186 @@
+"""GradMatch: a weighted subset with the gradient of all samples (Killamsetty et al., ICML 2021, arXiv:2103.00123)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_robust import require
+from lit_robust.selection.embeddings import (
+    Embeddings,
+    check_embeddings,
+    device_of,
+    gram,
+    ones_for,
+    products_with,
+    squared_norms,
+    weighted_sum,
+)
+
+#: The weight of samples that fill up a budget which the pursuit does not need.
+Fill = Literal["one", "mean", "none"]
+
+
+def gradient_match(
+    embeddings: Embeddings,
+    budget: int,
+    *,
+    lam: float = 0.01,
+    tol: float = 0.0,
+    fill: Fill = "one",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose by ``matching_pursuit``; where that ends before the budget, fill up with random samples.
+
+    Args:
+        embeddings: One row per sample, ``(N, D)`` or ``Outer``.
+        budget: The number of samples to choose, at most ``N``.
+        lam: As in ``matching_pursuit``.
+        tol: As in ``matching_pursuit``.
+        fill: The weight of the samples that fill up: ``one`` as in the authors' code, the ``mean`` of the others'
+            weights, or ``none`` to leave the subset smaller. Their gradients add to the error of the match.
+        generator: Where the samples that fill up are drawn from; a CPU generator.
+
+    Returns:
+        Indices ``(S,)``, ascending, and weights ``(S,)`` above 0; ``S`` is ``budget`` unless ``fill="none"``. All
+        samples have weight 1 if ``budget`` is their number.
+
+    Raises:
+        TypeError: If the embeddings are neither a tensor nor ``Outer``.
+        ValueError: If an argument is out of range.
+    """
+    require.one_of("fill", fill, ("one", "mean", "none"))
+    check_embeddings(embeddings, budget)
+    if budget == len(embeddings):  # all samples match exactly, and a ridge would only blur them
+        return torch.arange(budget, device=device_of(embeddings)), ones_for(embeddings)
+    indices, weights = matching_pursuit(embeddings, budget, lam=lam, tol=tol)
+    return (
+        (indices, weights) if fill == "none" else filled_up(indices, weights, len(embeddings), budget, fill, generator)
+    )
+
+
+def filled_up(
+    indices: Tensor,
+    weights: Tensor,
+    size: int,
+    budget: int,
+    fill: Fill,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add random samples of ``size`` until there are ``budget``, with weight 1 or the mean of ``weights``."""
+    others = torch.ones(size, dtype=torch.bool)
+    others[indices.cpu()] = False
+    left = others.nonzero()[:, 0]
+    drawn = left[torch.randperm(len(left), generator=generator)[: budget - len(indices)]].to(indices.device)
+    weight = float(weights.mean()) if fill == "mean" and len(weights) else 1.0
+    indices, order = torch.cat([indices, drawn]).sort()
+    return indices, torch.cat([weights, weights.new_full((len(drawn),), weight)])[order]
+
+
+def matching_pursuit(
+    embeddings: Embeddings, budget: int, *, lam: float = 0.01, tol: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Choose samples by non-negative orthogonal matching pursuit on the sum of all gradients.
+
+        min_{w >= 0}  | sum_i g_i - sum_{j in S} w_j g_j |^2 + lam m |w|^2,     m = mean_i |g_i|^2
+
+    Each step adds the sample whose gradient has the largest inner product with the residual, solves for the weights of
+    all chosen, and removes the most negative one as long as there is one, as the authors' code does. It ends early
+    where no sample has a positive inner product, or where the samples are linearly dependent.
+
+    Without a ridge the match is exact after D + 1 samples and singular from there on. The authors' ``lam`` is 0. The
+    default of 0.01 was chosen on adversarial gradients of MNIST (30 % of a class of 816, 101 features): the whole
+    budget is used, the largest weight falls from 21 to 3.7, few samples are removed again, and the error stays
+    below 0.2 %.
+
+    Args:
+        embeddings: One row per sample, ``(N, D)`` or ``Outer``.
+        budget: The most samples to choose, at most ``N``.
+        lam: The weight of the ridge, in units of a sample's mean squared gradient.
+        tol: Ends when the residual's length, relative to that of the sum of all gradients, is below it.
+
+    Returns:
+        Indices ``(S,)`` with ``S <= budget``, ascending, and weights ``(S,)`` above 0, in the embeddings' precision.
+
+    Raises:
+        TypeError: If the embeddings are neither a tensor nor ``Outer``.
+        ValueError: If an argument is out of range.
+    """
+    check_embeddings(embeddings, budget)
+    require.number("lam", lam, least=0)
+    require.number("tol", tol, least=0)
+    norms = squared_norms(embeddings)
+    target = weighted_sum(embeddings, ones_for(embeddings))
+    pursuit = _Pursuit(gram(embeddings, embeddings), products_with(embeddings, target), lam * norms.mean(), budget)
+    length = target.double().square().sum()
+    for _ in range(budget):
+        if not pursuit.add() or pursuit.squared_residual(length) <= tol**2 * length:
+            break
+    kept = pursuit.weights > 0
+    indices, order = torch.tensor(pursuit.chosen, dtype=torch.int64, device=norms.device)[kept].sort()
+    return indices, pursuit.weights[kept][order].to(norms.dtype)
+
+
+class _Pursuit:
+    """The chosen samples, their weights and the Cholesky factor of their regularised Gram matrix, in float64."""
+
+    def __init__(self, products: Tensor, correlations: Tensor, ridge: Tensor, budget: int) -> None:
+        self.products = products
+        self.correlations = correlations
+        self.ridge = ridge.double()
+        self.chosen: list[int] = []
+        self.weights = correlations.new_zeros(0, dtype=torch.float64)
+        #: Inner products of all samples with the residual.
+        self.residual = correlations.clone()
+        # The rows of `products` of the chosen, as one block of memory: each step reads all of them.
+        self._rows = products.new_empty(budget, len(products))
+        self._factor = products.new_zeros(budget, budget, dtype=torch.float64)
+
+    def squared_residual(self, length: Tensor) -> Tensor:
+        """|b - sum w_j g_j|^2 by the normal equations, if ``length`` is |b|^2."""
+        return (
+            length - self.weights @ self.correlations[self.chosen].double() - self.ridge * self.weights @ self.weights
+        )
+
+    def add(self) -> bool:
+        """Add the best sample and solve for all weights; false if none would make the residual smaller."""
+        best = int(self.residual.argmax())
+        if self.residual[best] <= 0 or not self._grow(best):
+            return False
+        self.weights = self._solved()
+        while self.weights.min() < 0:
+            self._remove(int(self.weights.argmin()))
+            self.weights = self._solved()
+        count = len(self.chosen)
+        self.residual = self.correlations - self.weights.to(self._rows.dtype) @ self._rows[:count]
+        self.residual[self.chosen] = -torch.inf
+        return count > 0
+
+    def _solved(self) -> Tensor:
+        count = len(self.chosen)
+        right = self.correlations[self.chosen].double()[:, None]
+        return torch.cholesky_solve(right, self._factor[:count, :count])[:, 0]
+
+    def _grow(self, new: int) -> bool:
+        """Append a row to the factor; false if the sample depends linearly on those chosen."""
+        count = len(self.chosen)
+        cross = self.products[new, self.chosen].double()
+        row = torch.linalg.solve_triangular(self._factor[:count, :count], cross[:, None], upper=False)[:, 0]
+        diagonal = self.products[new, new].double() + self.ridge
+        pivot = diagonal - row @ row
+        if pivot <= torch.finfo(self.products.dtype).eps * diagonal:
+            return False
+        self._factor[count, :count] = row
+        self._factor[count, count] = pivot.sqrt()
+        self._rows[count] = self.products[new]
+        self.chosen.append(new)
+        return True
+
+    def _remove(self, place: int) -> None:
+        """Remove a chosen sample; rare, so the factor is computed anew."""
+        del self.chosen[place]
+        count = len(self.chosen)
+        self._rows[place:count] = self._rows[place + 1 : count + 1].clone()
+        square = self._rows[:count, self.chosen].double()
+        square.diagonal().add_(self.ridge)
+        self._factor[:count, :count] = torch.linalg.cholesky(square)

@@ -1,0 +1,361 @@
+"""Coreset selection against brute force, naive greedy, least squares and scikit-learn."""
+
+import itertools
+import math
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_robust.selection import (
+    CRAIG,
+    GradMatch,
+    Outer,
+    Random,
+    facility_location,
+    gradient_error,
+    gradient_match,
+    last_layer_gradients,
+    matching_pursuit,
+    of_batches,
+    own_class,
+    random_subset,
+)
+from lit_robust.selection.embeddings import gram, squared_norms
+from lit_robust.selection.selectors import shares
+
+CE = nn.CrossEntropyLoss(reduction="none")
+
+
+def drawn(n: int = 60, classes: int = 4, features: int = 5, seed: int = 0) -> Outer:
+    """Rank-one rows that look like last-layer gradients, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(n, classes, generator=generator, dtype=torch.float64).softmax(1)
+    y = torch.randint(classes, (n,), generator=generator)
+    return Outer(
+        p - nn.functional.one_hot(y, classes), torch.rand(n, features, generator=generator, dtype=torch.float64)
+    )
+
+
+def expanded(outer: Outer) -> Tensor:
+    return torch.stack([torch.einsum("nc,nd->ncd", *term) for term in outer.terms]).sum(0).flatten(1)
+
+
+def objective(rows: Tensor, chosen: list[int]) -> float:
+    """F(S) of CRAIG, from its definition."""
+    distances = torch.cdist(rows, rows).square()
+    return float((distances.max() - distances[:, chosen].min(dim=1).values).sum())
+
+
+# Embeddings.
+
+
+def test_last_layer_gradients_are_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    body, head = nn.Linear(7, 5), nn.Linear(5, 3)
+    x, y = torch.rand(4, 7), torch.tensor([0, 1, 2, 1])
+    embeddings = last_layer_gradients(head, lambda: CE(head(body(x).relu()), y))
+    assert isinstance(embeddings, Outer)
+    for i in range(4):
+        loss = CE(head(body(x[i : i + 1]).relu()), y[i : i + 1]).sum()
+        weight, bias = torch.autograd.grad(loss, [head.weight, head.bias])
+        expected = torch.cat([weight, bias[:, None]], dim=1).flatten()
+        torch.testing.assert_close(expanded(embeddings)[i], expected)
+    bias_only = last_layer_gradients(head, lambda: CE(head(body(x).relu()), y), bias_only=True)
+    torch.testing.assert_close(bias_only, head(body(x).relu()).softmax(1).detach() - nn.functional.one_hot(y, 3))
+
+
+def test_a_loss_that_runs_the_net_twice_has_two_terms() -> None:
+    torch.manual_seed(0)
+    body, head = nn.Linear(7, 5), nn.Linear(5, 3)
+    x, x_adv, y = torch.rand(4, 7), torch.rand(4, 7), torch.tensor([0, 1, 2, 1])
+
+    def loss(x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        clean, robust = head(body(x)), head(body(x_adv))
+        return CE(clean, y) + 6 * (clean.softmax(1) * (clean.log_softmax(1) - robust.log_softmax(1))).sum(1)
+
+    embeddings = last_layer_gradients(head, lambda: loss(x, x_adv, y))
+    assert isinstance(embeddings, Outer)
+    assert len(embeddings.terms) == 2
+    for i in range(4):
+        weight, bias = torch.autograd.grad(loss(x[i, None], x_adv[i, None], y[i, None]).sum(), [head.weight, head.bias])
+        torch.testing.assert_close(expanded(embeddings)[i], torch.cat([weight, bias[:, None]], dim=1).flatten())
+
+
+def test_selecting_leaves_no_gradient_and_no_hook() -> None:
+    head = nn.Linear(5, 3)
+    x, y = torch.rand(4, 5), torch.tensor([0, 1, 2, 1])
+    last_layer_gradients(head, lambda: CE(head(x), y))
+    assert head.weight.grad is None
+    assert not head._forward_hooks
+
+
+def test_a_loss_without_the_last_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="last layer"):
+        last_layer_gradients(nn.Linear(5, 3), lambda: torch.ones(4, requires_grad=True))
+
+
+@pytest.mark.parametrize("outer", [drawn(), Outer(torch.rand(9, 2, 3).double(), torch.rand(9, 2, 4).double())])
+def test_outer_products_are_never_expanded_and_agree_with_the_expanded_rows(outer: Outer) -> None:
+    dense = expanded(outer)
+    torch.testing.assert_close(gram(outer, outer), dense @ dense.T)
+    torch.testing.assert_close(squared_norms(outer), dense.square().sum(1))
+    indices, weights = torch.tensor([0, 3, 5]), torch.tensor([1.0, 2.5, 7.0], dtype=torch.float64)
+    assert gradient_error(outer, indices, weights) == pytest.approx(gradient_error(dense, indices, weights))
+    torch.testing.assert_close(of_batches(outer, 4), torch.stack([part.mean(0) for part in dense.split(4)]))
+
+
+def test_own_class_keeps_the_row_of_the_label() -> None:
+    outer, y = drawn(n=6), torch.tensor([0, 1, 2, 3, 0, 1])
+    rows = expanded(outer).unflatten(1, (4, 5))
+    torch.testing.assert_close(own_class(outer, y), rows[torch.arange(6), y])
+
+
+@pytest.mark.parametrize("select", [facility_location, gradient_match, matching_pursuit])
+def test_outer_and_dense_select_the_same(select: object) -> None:
+    outer = drawn(n=120)
+    for budget in (1, 7, 40, 119):
+        torch.manual_seed(0)  # for what fills up the budget
+        indices, weights = select(outer, budget)  # type: ignore[operator]
+        torch.manual_seed(0)
+        same_indices, same_weights = select(expanded(outer), budget)  # type: ignore[operator]
+        assert indices.equal(same_indices)
+        torch.testing.assert_close(weights, same_weights)
+
+
+# Facility location.
+
+
+def test_on_separated_clusters_greedy_is_the_optimum_of_brute_force() -> None:
+    centres = torch.tensor([[0.0, 0], [10, 0], [0, 10], [10, 10]], dtype=torch.float64)
+    rows = (centres[:, None] + torch.rand(4, 4, 2, dtype=torch.float64)).flatten(0, 1)
+    indices, weights = facility_location(rows, 4)
+    best = max(itertools.combinations(range(16), 4), key=lambda chosen: objective(rows, list(chosen)))
+    assert objective(rows, indices.tolist()) == pytest.approx(objective(rows, list(best)), rel=0.01)
+    assert weights.tolist() == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_reaches_its_bound_of_the_optimum(seed: int) -> None:
+    rows = torch.rand(12, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for budget in (1, 2, 3, 4):
+        indices, _ = facility_location(rows, budget)
+        best = max(objective(rows, list(chosen)) for chosen in itertools.combinations(range(12), budget))
+        assert objective(rows, indices.tolist()) >= (1 - 1 / math.e) * best
+        if budget == 1:
+            assert objective(rows, indices.tolist()) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("n", [30, 150])  # within one block of candidates, and several
+def test_lazy_greedy_makes_the_choices_of_naive_greedy(n: int) -> None:
+    rows = torch.rand(n, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    chosen: list[int] = []
+    # Later, when two samples are left that are each other's only near one, either brings the same gain.
+    for _ in range(n // 6):
+        left = [j for j in range(n) if j not in chosen]
+        chosen.append(max(left, key=lambda j: objective(rows, [*chosen, j])))
+    assert facility_location(rows, n // 6)[0].tolist() == sorted(chosen)
+
+
+def test_distances_computed_on_demand_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = drawn(n=150)
+    kept = facility_location(rows, 40)
+    monkeypatch.setattr(sys.modules["lit_robust.selection.facility_location"], "KEPT_BYTES", 0)
+    on_demand = facility_location(rows, 40)
+    assert kept[0].equal(on_demand[0])
+    assert kept[1].equal(on_demand[1])
+
+
+def test_stochastic_greedy_is_nearly_as_good_and_repeatable() -> None:
+    rows = expanded(drawn(n=200))
+    chosen = [
+        facility_location(rows, 60, greedy="stochastic", generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    ]
+    assert chosen[0][0].equal(chosen[1][0])
+    assert len(chosen[0][0].unique()) == 60
+    lazy, _ = facility_location(rows, 60)
+    assert objective(rows, chosen[0][0].tolist()) >= 0.99 * objective(rows, lazy.tolist())
+
+
+def test_every_sample_counts_once_to_its_nearest() -> None:
+    rows = expanded(drawn(n=80))
+    indices, weights = facility_location(rows, 13)
+    nearest = torch.cdist(rows, rows[indices]).argmin(1)
+    assert weights.equal(torch.bincount(nearest, minlength=13).float())
+    assert weights.sum() == 80
+
+
+@pytest.mark.parametrize("greedy", ["lazy", "stochastic"])
+def test_duplicates_never_get_weight_zero(greedy: str) -> None:
+    rows = drawn(n=10)
+    doubled = Outer(rows.left.repeat(3, 1), rows.right.repeat(3, 1))
+    for budget in (10, 20, 30):
+        indices, weights = facility_location(doubled, budget, greedy=greedy)  # type: ignore[arg-type]
+        assert len(indices.unique()) == budget
+        assert weights.min() >= 1
+        assert weights.sum() == 30
+    assert weights.equal(torch.ones(30))
+
+
+# Matching pursuit.
+
+
+def test_without_negative_weights_the_residual_is_that_of_least_squares_and_of_scikit_learn() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rows = torch.eye(12, dtype=torch.float64) + 0.1 * torch.rand(12, 12, dtype=torch.float64)
+    for budget in (1, 3, 6):
+        indices, weights = matching_pursuit(rows, budget, lam=0)
+        target, chosen = rows.sum(0), rows[indices]
+        theirs = linear_model.OrthogonalMatchingPursuit(n_nonzero_coefs=budget, fit_intercept=False)
+        theirs.fit(rows.T.numpy(), target.numpy())
+        assert theirs.coef_.nonzero()[0].tolist() == indices.tolist()
+        torch.testing.assert_close(weights, torch.tensor(theirs.coef_)[indices])
+        solved = torch.linalg.lstsq(chosen.T, target[:, None]).solution[:, 0]
+        assert float((target - weights @ chosen).norm()) == pytest.approx(float((target - solved @ chosen).norm()))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.01, 0.5])
+def test_weights_solve_the_ridge_problem_on_the_chosen_samples(lam: float) -> None:
+    rows = expanded(drawn(n=100))
+    indices, weights = matching_pursuit(rows, 10, lam=lam)
+    chosen, ridge = rows[indices], lam * rows.square().sum(1).mean()
+    solved = torch.linalg.solve(chosen @ chosen.T + ridge * torch.eye(len(indices)), chosen @ rows.sum(0))
+    torch.testing.assert_close(weights, solved)
+    assert weights.min() > 0
+
+
+def test_more_samples_than_dimensions_stay_regular_by_the_ridge_and_spread_the_weights() -> None:
+    rows = expanded(drawn(n=100, classes=3, features=2))  # 6 dimensions
+    exact, _ = matching_pursuit(rows, 50, lam=0)
+    assert len(exact) <= 7
+    _, few = gradient_match(rows, 50, lam=0)
+    indices, weights = gradient_match(rows, 50)
+    assert weights.max() < few.max() / 2
+    assert gradient_error(rows, indices, weights) < 0.005
+
+
+def test_tol_ends_the_pursuit_at_the_relative_residual() -> None:
+    rows = expanded(drawn(n=100))
+    sizes = []
+    for tol in (0.3, 0.1, 0.03):
+        indices, weights = matching_pursuit(rows, 50, lam=0, tol=tol)
+        fewer, weights_before = matching_pursuit(rows, len(indices) - 1, lam=0)
+        assert gradient_error(rows, indices, weights) <= tol < gradient_error(rows, fewer, weights_before)
+        sizes.append(len(indices))
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(("fill", "weight"), [("one", 1.0), ("mean", None), ("none", None)])
+def test_what_fills_up_the_budget(fill: str, weight: float | None) -> None:
+    rows = expanded(drawn(n=100))
+    matched, weights = matching_pursuit(rows, 50, tol=0.1)
+    indices, filled = gradient_match(rows, 50, tol=0.1, fill=fill)  # type: ignore[arg-type]
+    assert len(indices.unique()) == len(indices) == (len(matched) if fill == "none" else 50)
+    own = torch.isin(indices, matched)
+    torch.testing.assert_close(filled[own], weights)
+    expected = weights.mean() if weight is None else torch.tensor(weight, dtype=torch.float64)
+    torch.testing.assert_close(filled[~own], expected.expand(len(indices) - len(matched)))
+
+
+@pytest.mark.parametrize("select", [facility_location, gradient_match, random_subset])
+def test_the_whole_set_has_weights_of_one(select: object) -> None:
+    outer = drawn()
+    indices, weights = select(outer, len(outer))  # type: ignore[operator]
+    assert indices.equal(torch.arange(len(outer)))
+    assert weights.equal(torch.ones_like(weights))
+    assert gradient_error(outer, indices, weights) < 1e-12
+
+
+@pytest.mark.parametrize("select", [facility_location, gradient_match])
+def test_the_gradient_of_a_coreset_is_far_nearer_than_that_of_a_random_one(select: object) -> None:
+    outer = drawn(n=200)
+    indices, weights = select(outer, 60)  # type: ignore[operator]
+    errors = []
+    for seed in range(20):
+        some, _ = random_subset(outer, 60, generator=torch.Generator().manual_seed(seed))
+        errors.append(gradient_error(outer, some, torch.full((60,), 200 / 60)))
+    assert gradient_error(outer, indices, weights) < sum(errors) / 20 / 3
+
+
+# Selectors.
+
+
+def test_classes_share_the_budget_exactly_and_in_proportion() -> None:
+    assert shares(torch.tensor([50, 30, 0, 20]), 10) == [5, 3, 0, 2]
+    assert shares(torch.tensor([5, 5, 5]), 7) == [3, 2, 2]
+    assert sum(shares(torch.tensor([17, 3, 91, 40]), 63)) == 63
+
+
+@pytest.mark.parametrize("selector", [CRAIG(), GradMatch(), GradMatch(gradient="weight"), Random(scope="class")])
+def test_per_class_selection_is_that_of_each_class_alone(selector: CRAIG | GradMatch | Random) -> None:
+    outer, y = drawn(n=90), torch.arange(90) % 3
+    coreset = selector(outer, y, 30, torch.Generator().manual_seed(0))
+    assert torch.bincount(y[coreset.indices]).tolist() == [10, 10, 10]
+    if not isinstance(selector, Random):
+        for label in range(3):
+            members = (y == label).nonzero()[:, 0]
+            part = selector.within_class(Outer(outer.left[members], outer.right[members]), y[members])
+            indices, weights, _ = selector.choose(part, 10, None)
+            own = y[coreset.indices] == label
+            assert coreset.indices[own].equal(members[indices])
+            torch.testing.assert_close(coreset.weights[own], weights.float())
+
+
+@pytest.mark.parametrize(
+    "selector", [CRAIG(scope="batch", block=8), GradMatch(scope="batch", block=8, gradient="weight")]
+)
+def test_batches_are_chosen_whole_with_one_weight_each(selector: CRAIG | GradMatch) -> None:
+    coreset = selector(drawn(n=64), torch.arange(64) % 3, 24, None)
+    assert len(coreset.indices) == 24
+    for block, weights in zip(coreset.indices.split(8), coreset.weights.split(8), strict=True):
+        assert block.equal(torch.arange(int(block[0]), int(block[0]) + 8))
+        assert len(weights.unique()) == 1
+
+
+def test_how_many_filled_up_is_counted() -> None:
+    coreset = GradMatch(scope="all", gradient="weight", tol=0.1)(drawn(n=100), torch.zeros(100, dtype=torch.int64), 50)
+    matched, _ = matching_pursuit(drawn(n=100), 50, tol=0.1)
+    assert coreset.filled == 50 - len(matched) > 0
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("select", [facility_location, gradient_match, matching_pursuit, random_subset])
+@pytest.mark.parametrize("budget", [0, -1, 61, 2.5, True, None])
+def test_a_budget_out_of_range_is_refused(select: object, budget: object) -> None:
+    with pytest.raises(ValueError, match="budget="):
+        select(drawn(), budget)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(3, 2, dtype=torch.int64), torch.full((3, 2), math.nan)])
+def test_embeddings_that_are_no_finite_rows_are_refused(bad: Tensor) -> None:
+    for select in (facility_location, gradient_match, random_subset):
+        with pytest.raises(ValueError, match="embeddings"):
+            select(bad, 1)
+
+
+def test_factors_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="left="):
+        Outer(torch.rand(3, 2), torch.rand(4, 2))
+    with pytest.raises(TypeError, match="embeddings"):
+        facility_location([[1.0]], 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: CRAIG(scope="row"), "scope="),  # type: ignore[arg-type]
+        (lambda: CRAIG(greedy="eager"), "greedy="),  # type: ignore[arg-type]
+        (lambda: CRAIG(epsilon=0), "epsilon="),
+        (lambda: CRAIG(block=0), "block="),
+        (lambda: GradMatch(lam=-1), "lam="),
+        (lambda: GradMatch(tol=math.nan), "tol="),
+        (lambda: GradMatch(fill="zero"), "fill="),  # type: ignore[arg-type]
+        (lambda: GradMatch(scope="all"), "gradient="),
+    ],
+)
+def test_arguments_out_of_range_are_refused(build: object, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        build()  # type: ignore[operator]
