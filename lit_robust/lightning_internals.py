@@ -66,17 +66,17 @@ def is_due_for_logging(trainer: Any) -> bool:
 
     Without it, each batch would be logged, which costs as much as a small net's forward.
     """
-    every = int(trainer.log_every_n_steps)
-    return every > 0 and batches_begun(trainer) % every == 0
+    return (every := int(trainer.log_every_n_steps)) > 0 and batches_begun(trainer) % every == 0
 
 
 @_inside
-def epochs_begun(trainer: Any) -> int:
-    """Number of epochs begun, with the current one; ``trainer.current_epoch`` increases at an epoch's end.
+def epoch_counts(trainer: Any) -> Any:
+    """Numbers of epochs ``ready``, ``started``, ``processed`` and ``completed``, which is ``trainer.current_epoch``.
 
-    Without it, ``DelayedStart`` cannot tell whether a switch that was decided has taken place.
+    Without it, ``DelayedStart`` cannot tell whether a switch that was decided has taken place, and
+    ``CoresetSelection`` cannot skip epochs.
     """
-    return int(trainer.fit_loop.epoch_progress.current.started)
+    return trainer.fit_loop.epoch_progress.current
 
 
 @_inside

@@ -251,12 +251,16 @@ def test_time_is_in_fractional_epochs(tmp_path):
     assert asked == pytest.approx([n / 3 for n in range(6)])
 
 
+def epochs_begun(trainer):
+    return internals.epoch_counts(trainer).started
+
+
 def test_epochs_that_have_begun_are_counted(tmp_path):
     hooks = ("on_train_start", "on_train_batch_start")
-    assert answers(tmp_path, internals.epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
+    assert answers(tmp_path, epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
     for batches, begun in ((3, 1), (5, 2)):
         fit(tmp_path, SaveAfter(batches, tmp_path / "a.ckpt"))
-        assert answers(tmp_path, internals.epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
+        assert answers(tmp_path, epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
 
 
 def test_the_loops_of_a_checkpoint_are_those_that_are_restored(tmp_path):
@@ -555,7 +559,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.batch_in_epoch(HOLLOW),
         lambda: internals.batches_begun(HOLLOW),
         lambda: internals.is_due_for_logging(HOLLOW),
-        lambda: internals.epochs_begun(HOLLOW),
+        lambda: internals.epoch_counts(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
         lambda: internals.end_the_epoch({"batches": 3}),

@@ -1,6 +1,7 @@
 """Callbacks for any LightningModule; each states in a Protocol what it needs of the module."""
 
 from lit_robust.callbacks.adversarial_training import AdversarialTraining
+from lit_robust.callbacks.coreset import CoresetSelection
 from lit_robust.callbacks.delayed_start import DelayedStart, Plateau, SwitchRule
 from lit_robust.callbacks.early_stop import StopAfterDrop
 from lit_robust.callbacks.ema import EMAWeights
@@ -30,6 +31,7 @@ __all__ = [
     "AttributeRamp",
     "Bound",
     "CatastrophicOverfittingMonitor",
+    "CoresetSelection",
     "CrossEntropySplit",
     "DelayedStart",
     "EMAWeights",

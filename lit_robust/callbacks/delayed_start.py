@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import require
 from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
-from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
+from lit_robust.lightning_internals import epoch_counts, logged_by_step_alone
 
 
 @runtime_checkable
@@ -154,7 +154,7 @@ class DelayedStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue from a checkpoint, also from the middle of an epoch."""
         made = self.switch_epoch
-        if made is not None and made >= epochs_begun(trainer):
+        if made is not None and made >= epoch_counts(trainer).started:
             self.switch_epoch = None  # decided, but no batch was adversarial yet: the present arguments count
         elif made is not None:
             late = self.at_epoch is not None and made != self.at_epoch
@@ -164,7 +164,8 @@ class DelayedStart(Callback):
         self._switch(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Switch, if it is time."""
+        """Switch, if it is time; epochs may have been skipped since the last one's end."""
+        self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
     def on_train_batch_end(

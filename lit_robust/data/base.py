@@ -6,19 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader, Samples, drawn
-from lit_robust.data.saved import selection_of
-from lit_robust.data.selections import selected
+from lit_robust.data.selectable import Selectable
 from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
-from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(Selectable, ABC):
     """A labelled image data set with a held-out validation part.
 
     The seed of ``seed_everything`` determines order and augmentation, ``split_seed`` alone determines the split. A
@@ -72,7 +69,6 @@ class ImageDataModule(LightningDataModule, ABC):
         self.test_size = test_size
         self.augment = augment
         self.drop_last = drop_last
-        self._selected: Samples | None = None
 
     @property
     @abstractmethod
@@ -112,7 +108,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._selected is not None:
             return
         train_labels, test_labels = self._read()
-        self._on_disk = len(train_labels)
+        self._on_disk, self._labels = len(train_labels), train_labels.cpu()
         train, val = self._hold_out(train_labels)
         self._train = train[self._first("train_size", train_labels[train], self.train_size)]
         self._val = val[self._order(train_labels[val])]
@@ -147,42 +143,6 @@ class ImageDataModule(LightningDataModule, ABC):
             "split_seed": self.split_seed,
         }
 
-    def select(self, indices: Tensor | None, weights: Tensor | None = None) -> None:
-        """Train on a weighted subset from the next epoch on; ``select(None)`` returns to the whole set.
-
-        Under DDP, call it on every rank with the same values. Call it where the number of batches may still
-        change: before ``fit``, in ``on_fit_start``, or in ``on_train_epoch_end`` (in ``on_train_epoch_start`` only
-        if the number of samples stays the same). A checkpoint saves the selection.
-
-        Args:
-            indices: Positions in the training set, as in ``Batch.index``, or a mask over all of it.
-            weights: The weight of each sample, which becomes ``Batch.weight``; None for 1.
-
-        Raises:
-            ValueError: If an index is not a training image, or the weights are not positive or differ in number.
-
-        Shape:
-            indices: ``(S,)``;  weights: ``(S,)``.
-        """
-        chosen = self._samples()
-        part = None if indices is None else selected(indices, weights, self._on_disk, self._train)
-        chosen.indices, chosen.weights = part or (self._train, torch.ones(len(self._train)))
-        if self.trainer is not None:
-            reload_every_epoch(self.trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The selection, for a checkpoint."""
-        chosen = self._samples()
-        some = {"indices": chosen.indices.to(torch.int32), "weights": chosen.weights}
-        return {"selection": None if chosen.indices is self._train else some}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the selection of a checkpoint when its training is resumed."""
-        if self.trainer is not None and self.trainer.state.fn != "fit":
-            return  # a checkpoint may be tested on other data, where its training subset means nothing
-        if (selection := selection_of(state_dict))["indices"] is not None or self._samples().indices is not self._train:
-            self.select(**selection)
-
     def train_dataloader(self) -> Iterable[Batch]:
         """The selected training images, shuffled and augmented; with ``Trainer(overfit_batches=...)`` in order."""
         trainer: Any = self.trainer  # Lightning does not declare the attribute
@@ -196,9 +156,15 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def plain_train_dataloader(self) -> Iterable[Batch]:
-        """All training images, not augmented and in order, whatever is selected; coresets are chosen from them."""
+        """All training images, not augmented and in order, whatever is selected."""
         self.setup()
         return self._walk(Samples.once(self._train), train=True)
+
+    def selection_dataloader(self) -> EpochLoader:
+        """All training images in order, augmented as in training, for coresets; ranks take batches in turn."""
+        self.setup()
+        samples, size = Samples.once(self._train), self.batch_size
+        return self._walk(samples, train=True, augment=self.augment, batch_size=size, in_blocks=True)
 
     def val_dataloader(self) -> Iterable[Batch]:
         """The held-out images; an empty list with ``val_size=0``."""
@@ -234,11 +200,6 @@ class ImageDataModule(LightningDataModule, ABC):
         samples = drawn({"train": self._train, "val": self._val, "test": self._test}, n, split, seed)
         (batch,) = self._loader(samples, train=split != "test", augment=False, batch_size=n)
         return batch[:2]
-
-    def _samples(self) -> Samples:
-        self.setup()
-        assert self._selected is not None
-        return self._selected
 
     def _walk(
         self, samples: Samples, *, augment: bool = False, batch_size: int | None = None, **walk: Any

@@ -27,6 +27,8 @@ class Samples:
 
     indices: Tensor
     weights: Tensor
+    #: Whether they keep their order in every epoch, instead of being shuffled.
+    in_order: bool = False
 
     @classmethod
     def once(cls, indices: Tensor) -> "Samples":
@@ -129,7 +131,7 @@ class EpochLoader(ABC):
         """This rank's samples of the epoch, in order."""
         n = len(self.samples.indices)
         order = torch.arange(n)
-        if self.shuffle:
+        if self.shuffle and not self.samples.in_order:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.epoch))
             order = torch.randperm(n, generator=generator)
         if self.in_blocks:
@@ -142,6 +144,11 @@ class EpochLoader(ABC):
         weights = self.samples.weights[own_order]
         weights[mine >= n] = 0
         return Samples(self.samples.indices[own_order], weights)
+
+    def draw_seed(self, number: int) -> int:
+        """The seed of batch ``number``'s augmentation; in blocks, the same on any number of ranks."""
+        place = (number * self.world + self.rank, 0) if self.in_blocks else (number, self.rank)
+        return derive_seed(self.seed, "data", self.epoch, *place)
 
     def images_before(self, number: int) -> int | None:
         """How many images of the set precede batch ``number`` of this rank; None if they are no block."""

@@ -11,7 +11,6 @@ from lit_robust.batch import Batch
 from lit_robust.data.augment import crop_and_flip
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.loaders import EpochLoader, Samples
-from lit_robust.seeds import derive_seed
 
 
 class ResidentLoader(EpochLoader):
@@ -53,7 +52,7 @@ class ResidentLoader(EpochLoader):
             index, weight = indices[self._slice(number)], weights[self._slice(number)]
             x = self.images[index]
             if self.augment:
-                generator.manual_seed(derive_seed(self.seed, "data", self.epoch, number, self.rank))
+                generator.manual_seed(self.draw_seed(number))
                 x = crop_and_flip(x, generator)
             yield Batch(x.to(torch.float32) / self.white, self.labels[index], index, weight)
 

@@ -19,8 +19,8 @@ def position_of(state: Any) -> tuple[int, int]:
     return state["epoch"], state["batches"]
 
 
-def selection_of(state: Any) -> dict[str, Tensor | None]:
-    """The arguments for ``select``; without a selection they are None.
+def selection_of(state: Any) -> dict[str, Any]:
+    """The arguments for ``select``; without a selection ``indices`` and ``weights`` are None.
 
     Raises:
         ValueError: If the state holds neither None nor tensors.
@@ -31,7 +31,7 @@ def selection_of(state: Any) -> dict[str, Tensor | None]:
     parts = ("indices", "weights")
     if not isinstance(selection, dict) or not all(isinstance(selection.get(part), Tensor) for part in parts):
         raise _broken("the data's selection", selection, "the tensors indices and weights, or null")
-    return {part: selection[part] for part in parts}
+    return {part: selection[part] for part in parts} | {"in_order": selection.get("in_order") is True}
 
 
 def _broken(what: str, found: Any, needed: str) -> ValueError:

@@ -13,11 +13,13 @@ from lit_robust.selection.embeddings import (
 from lit_robust.selection.facility_location import facility_location
 from lit_robust.selection.matching_pursuit import gradient_match, matching_pursuit
 from lit_robust.selection.random_subset import random_subset
+from lit_robust.selection.sampler import CoresetSampler, resampled
 from lit_robust.selection.selectors import CRAIG, Coreset, GradMatch, Random, Selector
 
 __all__ = [
     "CRAIG",
     "Coreset",
+    "CoresetSampler",
     "Embeddings",
     "GradMatch",
     "Outer",
@@ -32,6 +34,7 @@ __all__ = [
     "of_batches",
     "own_class",
     "random_subset",
+    "resampled",
 ]
 
 answer_keywords([globals()[name] for name in __all__ if name != "Embeddings"])

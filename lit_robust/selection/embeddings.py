@@ -144,7 +144,8 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
 
     Args:
-        head: The net's last layer. Every call of it must see one row per sample.
+        head: The net's last layer. A call of it sees one row per sample, or several blocks of them, which become terms;
+            further rows, as SATR1's one iterative image, are left out.
         loss: Runs the net and returns the loss of each sample, ``(N,)``.
         bias_only: Whether to leave the weight's gradient out.
 
@@ -154,22 +155,37 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     Raises:
         ValueError: If the loss never calls ``head``.
     """
-    calls: list[tuple[Tensor, Tensor]] = []
-    handle = head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0].detach(), output)))
+    features: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def with_leaf(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        # The gradient at a zero that is added is the output's, also where all parameters are frozen, which saves the
+        # graph of the rest of the net.
+        features.append(inputs[0].detach())
+        outputs.append(torch.zeros_like(output, requires_grad=True))
+        return output + outputs[-1]
+
+    handle = head.register_forward_hook(with_leaf)
     try:
         with torch.enable_grad():
-            total = loss().sum()
+            values = loss()
+            total = values.sum()
     finally:
         handle.remove()
-    reached = [call for call in calls if call[1].requires_grad]
-    if not reached:
+    grads = torch.autograd.grad(total, outputs, allow_unused=True) if outputs and total.requires_grad else []
+    precision = torch.promote_types(total.dtype, torch.float32)  # bfloat16 is too coarse for sums
+    terms = [
+        term
+        for grad, inputs in zip(grads, features, strict=False)
+        if grad is not None
+        for term in zip(*(_blocks(part.to(precision), len(values)) for part in (grad, inputs)), strict=True)
+    ]
+    if not terms:
         raise ValueError("the loss does not depend on the net's last layer, so there are no gradients to select by.")
-    grads = torch.autograd.grad(total, [output for _, output in reached], allow_unused=True)
-    terms = [(g.float(), h.float()) for (h, _), g in zip(reached, grads, strict=True) if g is not None]
     if bias_only:
         return torch.stack([grad for grad, _ in terms]).sum(0)
     # The bias counts as the weight of one more feature, which is always 1.
-    right = [torch.cat([features, features.new_ones(len(features), 1)], dim=1) for _, features in terms]
+    right = [torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1) for _, inputs in terms]
     if len(terms) == 1:
         return Outer(terms[0][0], right[0])
     return Outer(torch.stack([grad for grad, _ in terms], dim=1), torch.stack(right, dim=1))
@@ -181,3 +197,7 @@ def concatenated(parts: list[Embeddings]) -> Embeddings:
         outers = [part for part in parts if isinstance(part, Outer)]
         return Outer(torch.cat([part.left for part in outers]), torch.cat([part.right for part in outers]))
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def _blocks(part: Tensor, size: int) -> list[Tensor]:
+    return list(torch.split(part[: len(part) // size * size], size))

@@ -57,6 +57,9 @@ class Defense(Trained):
     #: Averages of ``net`` by name, while a fit has an ``EMAWeights(extra=...)``, which assigns them.
     averaged: Mapping[str, nn.Module] = MappingProxyType({})
 
+    #: Divides a batch's loss instead of its own mean weight, while a ``CoresetSelection`` of this fit assigns it.
+    mean_weight: float | None = None
+
     # The method: what the papers differ in.
 
     def adversary(self) -> Attack:
@@ -121,7 +124,7 @@ class Defense(Trained):
             self.seen = {}
             values = loss()
             self.seen["loss"] = values
-            return weighted_mean(values, batch.weight)
+            return weighted_mean(values, batch.weight, self.mean_weight)
 
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()

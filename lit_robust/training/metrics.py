@@ -24,7 +24,7 @@ class EpochMeans:
         self.sums: dict[str, Tensor] = {}
 
     def count(self, seen: Mapping[str, Tensor], y: Tensor, weight: Tensor) -> None:
-        """Add a batch's numbers, weighted.
+        """Add a batch's numbers: the loss weighted, as it is minimised, the others equally for all but padding.
 
         Args:
             seen: Numbers ``(N,)`` by name, where NaN means none (except in ``loss``), and logits ``(N, C)``, which are
@@ -32,14 +32,15 @@ class EpochMeans:
             y: Labels ``(N,)``.
             weight: Weights ``(N,)``.
         """
+        each = (weight > 0).to(weight.dtype)
         for name, value in seen.items():
             if value.ndim == 2:
-                self._add(f"acc/{name}", (value.detach().argmax(dim=1) == y) * weight, weight.sum())
+                self._add(f"acc/{name}", (value.detach().argmax(dim=1) == y) * each, each.sum())
             elif name == "loss":
                 self._add(name, value.detach() * weight, weight.sum())
             else:
                 exists = ~value.isnan()
-                self._add(name, torch.where(exists, value.detach(), 0.0) * weight, (weight * exists).sum())
+                self._add(name, torch.where(exists, value.detach(), 0.0) * each, (each * exists).sum())
 
     def _add(self, name: str, weighted: Tensor, weight: Tensor) -> None:
         entry = torch.stack([weighted.sum(), weight])

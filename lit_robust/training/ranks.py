@@ -100,13 +100,17 @@ def _signal_of(share: float) -> int:
 stop_request = StopRequest()
 
 
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, weight: Tensor, mean_weight: float | None = None) -> Tensor:
     """The mean of ``(N,)`` values under ``(N,)`` weights over the batches of all ranks.
+
+    It is divided by the batches' sum of weights, or with ``mean_weight``, the mean over the whole data, by that times
+    their number of samples that are not padding.
 
     DistributedDataParallel averages gradients over ranks, so each rank contributes its own weighted sum times the
     number of ranks; then the average equals one process's gradient, even if ranks hold different total weights.
     """
-    return (values * weight).sum() * world_size() / stop_request.sum_with(weight.sum())
+    total = weight.sum() if mean_weight is None else mean_weight * (weight > 0).sum().to(weight.dtype)
+    return (values * weight).sum() * world_size() / stop_request.sum_with(total)
 
 
 @torch.no_grad()

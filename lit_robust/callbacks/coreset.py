@@ -1,0 +1,264 @@
+"""Adversarial coreset selection: training on a weighted subset that is chosen anew every few epochs."""
+
+import time
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_robust import require
+from lit_robust.attacks.base import Attack, check_attack
+from lit_robust.callbacks.adapter import Adapter, Channels
+from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.coreset_data import (
+    Embedded,
+    apply,
+    batches_of,
+    check_loader,
+    check_selects,
+    forget_weights,
+    in_words,
+    labels_alone,
+)
+from lit_robust.callbacks.last_layer import embed
+from lit_robust.callbacks.needs import check_alone, check_net
+from lit_robust.callbacks.skipped_epochs import follow_skipped, move_to_front, require_epochs, skip, warm_start
+from lit_robust.lightning_internals import epoch_counts
+from lit_robust.schedules import Schedule
+from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.selection import CRAIG, Coreset, Selector, gradient_error
+from lit_robust.selection.sampler import CoresetSampler
+
+#: The selector of the paper that needs no choice of a ridge.
+DEFAULT = CRAIG()
+
+
+class CoresetSelection(Callback):
+    """Trains on a weighted subset whose gradient, at the adversarial images, is near that of all images.
+
+        | sum_i grad Phi(x_i) - sum_{j in S} gamma_j grad Phi(x_j) |  small,     Phi(x) = max_delta L(f(x + delta), y)
+
+    Adversarial Coreset Selection (Dolatabadi, Erfani and Leckie, ECCV 2022, arXiv:2112.00378): every ``every`` epochs,
+    all training images are attacked by the present net, the gradients of its last layer are computed at what was found
+    (by Danskin's theorem they are those of Phi), and ``selector`` chooses. A warm start trains on all images first:
+
+        E_warm = int(warm * max_epochs),     E_full = round(fraction * E_warm)
+        epochs 0 .. E_full - 1 on all images;  E_full .. E_warm - 1 skipped;  the others on the coreset
+
+    Skipped epochs count for every schedule, so training costs ``fraction`` of the whole, and the selections.
+
+    The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
+    cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
+    ``AdversarialTraining`` lends it, and cross-entropy), with the present weights, not their average. Net, memory and
+    random numbers are afterwards as before. The weights reach the loss as ``Batch.weight``; a module that does not
+    heed it gets each epoch's images drawn in proportion to the weights instead.
+
+    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm`` itself, not at the next
+    multiple of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta
+    counts once; batches are shuffled. Theirs trains in order and normalises the weights in each batch, so that those of
+    whole chosen batches cancel: ``official_order=True, Selector(scope="batch")`` does the same.
+
+    Args:
+        fraction: The share of the training images; a Schedule, a function of the epoch, lets it grow.
+        selector: How they are chosen: ``CRAIG``, ``GradMatch`` or ``Random``.
+        every: Epochs from one selection to the next; None selects once.
+        warm: The kappa of the paper: the share of the epochs before the first selection. 0 selects before training.
+        attack: The selection's adversary, with cross-entropy; None for the training's own adversary and loss.
+        normalize: What divides a batch's weighted loss: the ``batch``'s own sum of weights, as in the authors' code,
+            or the weights' mean over the whole ``subset`` times the number of images. The latter is unbiased; with the
+            former an update is a convex combination of gradients whatever the weights, so it is the default.
+        official_order: Whether batches come in the order of the training set, without shuffling.
+        sampler: For loaders that are not of ``lit_robust.data``: the ``CoresetSampler`` of the training's DataLoader.
+        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        y: The same for the labels.
+        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
+            ``net``. Its last layer must be a Linear.
+        mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
+        std: What it then divides them by.
+
+    Raises:
+        TypeError: If there is neither a DataModule of ``lit_robust.data`` nor a sampler.
+        ValueError: If an argument is out of range, ``max_epochs`` is missing, or pixels, labels or net do not fit.
+    """
+
+    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "error", "seconds"))
+
+    def __init__(
+        self,
+        fraction: float | Schedule,
+        selector: Selector = DEFAULT,
+        every: int | None = 20,
+        warm: float = 0.5,
+        attack: Attack | None = None,
+        normalize: Literal["batch", "subset"] = "batch",
+        official_order: bool = False,
+        sampler: CoresetSampler | None = None,
+        x: Key = 0,
+        y: Key = 1,
+        net: str | None = None,
+        mean: Channels | None = None,
+        std: Channels | None = None,
+    ) -> None:
+        if not isinstance(fraction, Schedule):
+            require.number("fraction", fraction, above=0, most=1)
+        require.instance("selector", selector, Selector, "give CRAIG(), GradMatch() or Random()")
+        if every is not None:
+            require.integer("every", every, least=1)
+        require.number("warm", warm, least=0, below=1)
+        if attack is not None:
+            check_attack("attack", attack)
+        require.one_of("normalize", normalize, ("batch", "subset"))
+        require.instance("official_order", official_order, bool, "give True or False")
+        self.fraction = fraction
+        self.selector = selector
+        self.every = every
+        self.warm = warm
+        self.attack = attack
+        self.normalize = normalize
+        self.official_order = official_order
+        self.sampler = sampler
+        self.adapter = Adapter(x, y, net, mean, std)
+        self._forget()
+
+    def _forget(self) -> None:
+        #: The coreset in force, as positions in the training set; None before the first selection.
+        self.coreset: Coreset | None = None
+        #: The epoch whose batches come from it.
+        self.epoch = 0
+        #: Seconds of all selections.
+        self.seconds = 0.0
+        #: The relative error of the coreset's gradient; NaN if the selector reads none.
+        self.error = float("nan")
+        self._batches_done = 0
+
+    # When.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check what is trained on, and forget an earlier fit; a checkpoint is loaded after this."""
+        if stage != "fit":
+            return
+        check_alone(trainer, self, CoresetSelection, "two CoresetSelection callbacks overrule each other: keep one.")
+        check_net(pl_module, self.adapter.net, "CoresetSelection differentiates")
+        if self.sampler is None:
+            check_selects(trainer)
+        require_epochs(trainer, self.warm)
+        # Skipped epochs must show in `current_epoch` before other callbacks read it.
+        move_to_front(trainer, self)
+        self._forget()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Select before the first epoch, without a warm start."""
+        if self.coreset is not None:
+            self._apply(trainer, pl_module, self.epoch)
+        elif epoch_counts(trainer).processed == 0:
+            self._prepare(trainer, pl_module, 0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the loader of a sampler, and continue from the middle of an epoch."""
+        if self.sampler is None:
+            return
+        loader = check_loader(trainer, self.sampler)
+        self.sampler.epoch = trainer.current_epoch
+        self.sampler.used = self._batches_done * int(loader.batch_size)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow skipped epochs."""
+        follow_skipped(trainer)
+        if self.sampler is not None:
+            self.sampler.epoch = trainer.current_epoch
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the place in the epoch, for loaders that do not."""
+        self._batches_done = batch_idx + 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the coreset that was trained on, and select the next epoch's if it is time."""
+        self._batches_done = 0
+        if self.coreset is not None:
+            values = (len(self.coreset.indices), self.coreset.filled, self.error, self.seconds)
+            row = {name: float(value) for name, value in zip(self.logged_keys, values, strict=True)}
+            pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
+        self._prepare(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _prepare(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        """Skip epochs, select and apply, as the plan has it for the epoch that comes next."""
+        epochs = trainer.max_epochs or -1
+        full, warm = warm_start(self._share, self.warm, epochs)
+        if full <= epoch < warm:
+            skip(trainer, module, warm - epoch)
+            epoch = warm
+        if epoch < warm or 0 < epochs <= epoch:
+            return
+        due = self.every is not None and (epoch - warm) % self.every == 0
+        if self.coreset is None or due:
+            self._select(trainer, module, epoch)
+        self._apply(trainer, module, epoch)
+
+    def _share(self, epoch: int) -> float:
+        if not isinstance(self.fraction, Schedule):
+            return self.fraction
+        return require.number(f"fraction({epoch})", self.fraction(float(epoch)), above=0, most=1)
+
+    # What.
+
+    def _select(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        begun = time.perf_counter()
+        embedded = self._embedded(trainer, module, epoch)
+        budget = max(1, round(self._share(epoch) * len(embedded.y)))
+        chosen: Coreset | None = None
+        if trainer.is_global_zero:
+            generator = torch.Generator().manual_seed(derive_seed(run_seed(), "coreset", epoch))
+            positions, weights, filled = self.selector(embedded.embeddings, embedded.y, budget, generator)
+            if self.selector.reads != "nothing":
+                self.error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), weights)
+            chosen = Coreset(embedded.index[positions.to(embedded.index.device)].cpu(), weights, filled)
+        self.coreset, self.error = trainer.strategy.broadcast((chosen, self.error))
+        self.seconds += (seconds := time.perf_counter() - begun)
+        assert self.coreset is not None
+        rank_zero_info(in_words(self.coreset, self.selector, len(embedded.y), epoch, seconds, self.error))
+
+    def _embedded(self, trainer: Trainer, module: LightningModule, epoch: int) -> Embedded:
+        if self.selector.reads == "nothing":
+            return labels_alone(trainer, self.sampler)
+        batches = batches_of(trainer, self.sampler, epoch)
+        return embed(trainer, module, self.adapter, batches, self.attack, self.selector.reads == "bias")
+
+    def _apply(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        if self.coreset is not None:
+            self.epoch = epoch
+            apply(trainer, module, self.sampler, self.coreset, epoch, self.official_order, self.normalize == "subset")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module's loss as it was."""
+        if stage == "fit":
+            forget_weights(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do the same when training fails."""
+        self.teardown(trainer, pl_module, "fit")
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coreset, when it was chosen, and what selections have cost."""
+        chosen = self.coreset
+        return {
+            "coreset": None
+            if chosen is None
+            else {"indices": chosen.indices.to(torch.int32), "weights": chosen.weights},
+            "filled": 0 if chosen is None else chosen.filled,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "error": self.error,
+            "batches_done": self._batches_done,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        if (saved := state_dict["coreset"]) is not None:
+            self.coreset = Coreset(**saved)
+        self.epoch, self.seconds = int(state_dict["epoch"]), float(state_dict["seconds"])
+        self.error, self._batches_done = float(state_dict["error"]), int(state_dict["batches_done"])

@@ -1,0 +1,151 @@
+"""The data of a coreset: all training samples to choose from, and the loaders that yield the chosen ones."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_robust.lightning_internals import reload_every_epoch
+from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, resampled
+
+#: Samples per batch of an embedding where the data's own batches are unknown.
+BATCH_SIZE = 128
+
+
+class SelectsImages(Protocol):
+    """What ``CoresetSelection`` needs of the data, as all of ``lit_robust.data`` have it."""
+
+    def select(self, indices: Tensor | None, weights: Tensor | None = None, in_order: bool = False) -> None:
+        """Train on a weighted subset from the next epoch on."""
+
+    def selection_dataloader(self) -> Any:
+        """All training images in order, augmented as in training; ranks take batches in turn."""
+
+    def training_labels(self) -> tuple[Tensor, Tensor]:
+        """Labels and positions ``(N,)`` of all training images."""
+
+
+class WeightsItsLoss(Protocol):
+    """What a module has whose loss heeds ``Batch.weight``, as every Defense does, so that samples come once each."""
+
+    mean_weight: float | None
+
+
+class Embedded(NamedTuple):
+    """The training set as selectors see it: embeddings, classes ``(N,)`` and positions in the set ``(N,)``."""
+
+    embeddings: Embeddings
+    y: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing needs
+
+
+def images_of(trainer: Any) -> SelectsImages:
+    """The trainer's DataModule, whose type it does not declare."""
+    data: SelectsImages = trainer.datamodule
+    return data
+
+
+def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> Iterator[tuple[int, Any]]:
+    """This rank's batches of all training samples, each with the number of samples before it."""
+    if sampler is None:
+        loader = images_of(trainer).selection_dataloader()
+        loader.set_epoch(epoch)
+        for number, batch in enumerate(loader):
+            yield loader.images_before(number), batch
+        return
+    dataset: Any = sampler.dataset
+    for number, batch in enumerate(DataLoader(dataset, batch_size=BATCH_SIZE)):
+        if number % trainer.world_size == trainer.global_rank:
+            yield number * BATCH_SIZE, batch
+
+
+def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
+    """For selectors that read no gradients; with a sampler all samples count as one class."""
+    if sampler is None:
+        y, index = images_of(trainer).training_labels()
+    else:
+        index = torch.arange(len(sampler.dataset))
+        y = torch.zeros_like(index)
+    return Embedded(torch.empty(len(y), 0), y, index)
+
+
+def apply(
+    trainer: Trainer,
+    module: LightningModule,
+    sampler: CoresetSampler | None,
+    coreset: Coreset,
+    epoch: int,
+    in_order: bool,
+    by_mean_weight: bool,
+) -> None:
+    """Let the batches of the epoch that comes next be the coreset's.
+
+    Weights go to a module that heeds them by ``Batch.weight``; for another one the samples are drawn in proportion.
+    """
+    indices, weights, _ = coreset
+    if sampler is not None:
+        sampler.select(indices, weights, in_order)
+        reload_every_epoch(trainer)
+    elif weights_its_loss(module):
+        fitting: Any = module
+        fitting.mean_weight = float(weights.mean()) if by_mean_weight else None
+        images_of(trainer).select(indices, weights, in_order)
+    else:
+        drawn = resampled(indices, weights, derive_seed(run_seed(), "coreset", epoch))
+        images_of(trainer).select(drawn, None, in_order)
+
+
+def weights_its_loss(module: object) -> bool:
+    """Whether a module has what ``WeightsItsLoss`` says."""
+    return hasattr(module, "mean_weight")
+
+
+def forget_weights(module: Any) -> None:
+    """Undo what ``apply`` has set on the module."""
+    if weights_its_loss(module):
+        module.mean_weight = None
+
+
+def check_selects(trainer: Trainer) -> None:
+    """Refuse data that cannot be selected from.
+
+    Raises:
+        TypeError: If the DataModule is not one of ours.
+    """
+    if not hasattr(images_of(trainer), "selection_dataloader"):
+        raise TypeError(
+            "CoresetSelection needs a datamodule of lit_robust.data, or a CoresetSampler: give the same one to the "
+            "training's DataLoader and to CoresetSelection(sampler=...)."
+        )
+
+
+def check_loader(trainer: Trainer, sampler: CoresetSampler) -> Any:
+    """The training's DataLoader.
+
+    Raises:
+        ValueError: If it does not have this sampler, or Lightning's for several ranks around it.
+    """
+    loader: Any = trainer.train_dataloader
+    found = getattr(loader, "sampler", None)
+    inside = getattr(getattr(found, "dataset", None), "_sampler", None)
+    if sampler is not found and sampler is not inside:
+        raise ValueError(
+            "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
+            "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler."
+        )
+    return loader
+
+
+def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float) -> str:
+    """A sentence on a selection from ``of`` samples."""
+    low, high = (float(value) for value in coreset.weights.aminmax())
+    filled = f"; {coreset.filled} fill up the budget" if coreset.filled else ""
+    gradient = "" if selector.reads == "nothing" else f"; their gradient is off by {error:.2%}"
+    return (
+        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images in {seconds:.1f} s, "
+        f"with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
+    )

@@ -1,0 +1,174 @@
+"""The gradients by which a coreset is chosen, at the adversarial images of the whole training set."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from torch import Tensor, nn
+
+from lit_robust import losses
+from lit_robust.attacks.base import Attack
+from lit_robust.batch import Batch
+from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.coreset_data import Embedded
+from lit_robust.guards import checked, frozen, network_mode, own_random_state
+from lit_robust.seeds import seed
+from lit_robust.selection import Embeddings, Outer, concatenated, last_layer_gradients
+from lit_robust.selection.embeddings import rows
+
+
+class Method(Protocol):
+    """What a module has whose own adversary and loss can select, as every Defense does."""
+
+    adversarial: bool
+    attack_bn_mode: str
+    memory: Any
+    seen: dict[str, Tensor]
+
+    def perturb(self, batch: Batch) -> Any:
+        """Find adversarial images."""
+
+    def loss(self, batch: Batch, x_adv: Any) -> Tensor:
+        """The training loss of each sample."""
+
+    def natural_loss(self, batch: Batch) -> Tensor:
+        """The loss of each sample while ``adversarial`` is false."""
+
+
+class MayBeAttacked(Protocol):
+    """What ``AdversarialTraining`` lends a module."""
+
+    adversarial: bool
+    attack: Attack
+
+
+def is_method(module: object) -> bool:
+    """Whether a module has what ``Method`` says; by name, because from Python 3.12 on isinstance misses sub-modules."""
+    return all(hasattr(module, name) for name in ("perturb", "loss", "natural_loss", "attack_bn_mode", "memory"))
+
+
+def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
+    """The Linear layer that returns the net's logits.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    returned: list[tuple[nn.Linear, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda layer, _, output: returned.append((layer, output)))
+        for module in net.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            logits = net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not returned or returned[-1][1] is not logits:
+        raise ValueError(
+            f"CoresetSelection compares gradients of the last layer, which must be an nn.Linear that returns the "
+            f"logits, but {type(net).__name__} does something after it or has none: set net to the sub-module that "
+            "ends with it."
+        )
+    return returned[-1][0]
+
+
+@contextmanager
+def untouched(module: Any, net: nn.Module) -> Iterator[None]:
+    """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    kept = {name: vars(module)[name] for name in ("attack_bn_mode", "memory", "seen") if name in vars(module)}
+    with ExitStack() as stack:
+        for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
+            stack.enter_context(context)
+        if kept:
+            module.attack_bn_mode, module.memory = "eval", deepcopy(module.memory)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(module, name, value)
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def loss_of(module: Any, net: nn.Module, batch: Batch, attack: Attack | None) -> Callable[[], Tensor]:
+    """Find the batch's adversarial images, and return what computes the loss of each sample at them."""
+    natural = not getattr(module, "adversarial", True)
+    if is_method(module) and attack is None:
+        method: Method = module
+        if natural:
+            return lambda: method.natural_loss(batch)
+        x_adv = method.perturb(batch)
+        return lambda: method.loss(batch, x_adv)
+    adversary: Attack | None = None if natural else attack or getattr(module, "attack", None)
+    images = batch.x if adversary is None else adversary(net, batch.x, batch.y)
+    return lambda: losses.ce(net(images), batch.y)
+
+
+def embed(
+    trainer: Trainer,
+    module: Any,
+    adapter: Adapter,
+    batches: Iterable[tuple[int, Any]],
+    attack: Attack | None,
+    bias_only: bool,
+) -> Embedded:
+    """Embed this rank's batches, and gather those of all ranks in the order of their places.
+
+    A batch's random numbers are seeded by the epoch and its place, so the result is the same on any number of ranks.
+    Augmented images are drawn once: attacked and embedded are the same ones.
+
+    Args:
+        trainer: The trainer.
+        module: What is trained.
+        adapter: Finds images and labels in a batch.
+        batches: The batches, each with the number of samples before it in the set.
+        attack: The selection's adversary; None for the training's own.
+        bias_only: Whether to leave out the gradients of the last layer's weight.
+    """
+    device: torch.device = trainer.strategy.root_device
+    quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
+    parts: list[tuple[int, Embedded]] = []
+    net = head = None
+    with own_random_state(device), trainer.precision_plugin.train_step_context():
+        for place, raw in Tqdm(batches, desc="Selecting", leave=False, disable=quiet):
+            converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
+            if net is None or head is None:
+                adapter.check(module, converted)
+                net = adapter.logits_net(module)
+                head = head_of(net, adapter.pixels(converted)[:2])
+            batch = adapter.labelled(converted)
+            if bool((batch.index < 0).any()):  # not a loader of ours
+                batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
+            with untouched(module, net):
+                seed(device, "select", trainer.current_epoch, place)
+                part = last_layer_gradients(head, loss_of(module, net, batch, attack), bias_only)
+            real = batch.weight > 0
+            parts.append((place, Embedded(rows(part, real), batch.y[real], batch.index[real])))
+    every = parts if trainer.world_size == 1 else _of_all_ranks(parts, trainer.world_size, device)
+    in_order = [part for _, part in sorted(every, key=lambda one: one[0]) if len(part.y)]
+    embeddings, y, index = zip(*in_order, strict=True)
+    return Embedded(concatenated(list(embeddings)), torch.cat(y), torch.cat(index))
+
+
+def _of_all_ranks(mine: list[tuple[int, Embedded]], world: int, device: torch.device) -> list[tuple[int, Embedded]]:
+    ranks: list[Any] = [None] * world
+    dist.all_gather_object(ranks, [(place, _to(part, torch.device("cpu"))) for place, part in mine])
+    return [(place, _to(part, device)) for rank in ranks for place, part in rank]
+
+
+def _to(part: Embedded, device: torch.device) -> Embedded:
+    embeddings = part.embeddings
+    if isinstance(embeddings, Outer):
+        moved: Embeddings = Outer(embeddings.left.to(device), embeddings.right.to(device))
+    else:
+        moved = embeddings.to(device)
+    return Embedded(moved, part.y.to(device), part.index.to(device))
