@@ -84,7 +84,9 @@ def sklearn_pursuit(rows: Tensor, budget: int) -> Tensor:
     """scikit-learn's orthogonal matching pursuit."""
     from sklearn.linear_model import orthogonal_mp
 
-    return torch.from_numpy(orthogonal_mp(rows.T.numpy(), rows.sum(0).numpy(), n_nonzero_coefs=min(budget, *rows.shape)))
+    return torch.from_numpy(
+        orthogonal_mp(rows.T.numpy(), rows.sum(0).numpy(), n_nonzero_coefs=min(budget, *rows.shape))
+    )
 
 
 def timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
