@@ -99,6 +99,7 @@ def timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
 
 
 def main() -> None:
+    """Time all selections and store the seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
     data = CIFAR10DataModule(parser.parse_args().root, augment=False, val_size=0)
