@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import require
 from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
+from lit_robust.checkpoint_states import COUNT_OR_NONE, NUMBERS, check_entries
 from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
 
 
@@ -244,7 +245,8 @@ class DelayedStart(Callback):
         return {"losses": list(self.losses), "switch_epoch": self.switch_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint, if it can be used."""
+        check_entries(f"callbacks[{self.state_key}]", state_dict, {"losses": NUMBERS, "switch_epoch": COUNT_OR_NONE})
         self.losses, self.switch_epoch = list(state_dict["losses"]), state_dict["switch_epoch"]
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_robust.training.checkpoint_checks import broken, check_like
+from lit_robust.checkpoint_states import broken
+from lit_robust.training.checkpoint_checks import check_like
 
 #: Options that change how torch computes a step, not the step.
 IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}

@@ -212,7 +212,7 @@ class Trained(Metered):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another net, and restore what an exact resume needs."""
-        check_states(checkpoint, self.trainer, self.memory.values)
+        check_states(checkpoint, self.trainer, self.memory)
         forget_foreign_paths(checkpoint, self.trainer.checkpoint_callbacks)
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
