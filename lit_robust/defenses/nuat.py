@@ -12,6 +12,7 @@ from lit_robust.defenses.gat import GAT, GATArguments
 from lit_robust.defenses.hybrid import MEMORY, Trigger
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
+from lit_robust.torch_internals import is_compiled
 from lit_robust.training.alerts import SUMS
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.memory import shared_out
@@ -152,7 +153,7 @@ class NuAT2(NuAT):
         super().on_fit_start()
         if self.attack_average is not None:
             average = self.average()
-            if self.compiled:
+            if is_compiled(self.net):
                 average.compile()  # a copy of a compiled net is not compiled
 
     def average(self) -> nn.Module:

@@ -13,6 +13,7 @@ from lit_robust.checkpoint_sections import LARGEST
 from lit_robust.checkpoint_states import broken, missing
 from lit_robust.lightning_internals import loops_to_restore
 from lit_robust.nets.rebuild import check_fit
+from lit_robust.torch_internals import plain_names
 from lit_robust.training.memory import Memory, of_older_versions
 
 
@@ -107,6 +108,15 @@ def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Any]) -> No
     """
     remedy = "; build the net that was trained (its configuration is saved beside the checkpoint's folder)."
     check_fit(own, other, "the checkpoint", remedy)
+
+
+def name_plainly(checkpoint: dict[str, Any]) -> None:
+    """Rename weights that an older version has saved by the names of compiled parts, in place."""
+    averages = checkpoint.get("extra_averages")
+    for sections in (checkpoint, averages if isinstance(averages, dict) else {}):
+        for name, weights in sections.items():
+            if isinstance(weights, dict) and (sections is averages or name in ("state_dict", "current_model_state")):
+                sections[name] = plain_names(weights)
 
 
 def fingerprint_of(trainer: Any) -> dict[str, Any]:
