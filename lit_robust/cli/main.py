@@ -34,7 +34,7 @@ from lit_robust.cli.config import gathered
 from lit_robust.cli.errors import naming
 from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, report
-from lit_robust.cli.places import check_nulls, check_places
+from lit_robust.cli.places import check_flags, check_nulls, check_places
 from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import WARNINGS_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
@@ -104,6 +104,10 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         check_callbacks(self.trainer, self.model)
         for logger in self.trainer.loggers:
             check_writable(Path(logger.save_dir or "."))
+            if isinstance(logger, FILE_LOGGERS):
+                check_writable(Path(logger.log_dir), "name or version of trainer.logger")
+        if not self.trainer.loggers:
+            check_writable(Path(self.trainer.default_root_dir), "trainer.default_root_dir")
         if config.weights and not config.get("ckpt_path"):  # a checkpoint, such as the run's last, has its own
             load_weights(self.model.net, config.weights)
             self.model.weights_from = Path(config.weights).stem
@@ -117,6 +121,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         assert isinstance(args, list)
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
         try:
+            check_flags(args)
             with plain_yaml(), classes_start_afresh(), short_names_are_found():
                 self.config = parser.parse_args(gathered(args, self.subcommands()))
             config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config

@@ -32,8 +32,8 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) ->
     if "loops" in checkpoint:
         check_like("loops", loops_to_restore(trainer), checkpoint["loops"], least=0)
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-        if not isinstance(loaders, list) or not all(isinstance(state, dict) for state in loaders):
-            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of each loader's state")
+        if not isinstance(loaders, list) or len(loaders) > 1 or not all(isinstance(state, dict) for state in loaders):
+            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of one loader's state")
     saved = checkpoint.get("lit_robust", {})
     memory.check(saved.get("memory") or of_older_versions(saved))
     if trainer.state.fn != "fit":
