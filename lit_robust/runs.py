@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_robust.checkpoint_files import read_checkpoint, read_data
 from lit_robust.nets.rebuild import check_fit, is_builder, rebuild
+from lit_robust.torch_internals import plain_name, plain_names
 from lit_robust.weight_files import read_weights
 
 
@@ -36,10 +37,8 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     try:
         if net is None:
             net = rebuild_net(checkpoint)
-        own = net.state_dict()
-        check_fit(own, weights)
-        own.update(weights)
-        net.load_state_dict(own)  # with the versions of its layers, without which torchvision's MNASNet loads nothing
+        check_fit(plain_names(net.state_dict()), weights)
+        _fill(net, weights)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error
@@ -61,8 +60,15 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
         ValueError: If the file cannot be used, or its weights do not fit ``net``: what is missing, unknown or of
             another shape.
     """
-    net.load_state_dict(read_weights(path, net.state_dict()))
+    _fill(net, read_weights(path, plain_names(net.state_dict())))
     return net
+
+
+def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights by plain names into a net that may be compiled."""
+    own = net.state_dict()  # has the versions of its layers, without which torchvision's MNASNet loads nothing
+    own.update({key: weights[plain_name(key)] for key in own})
+    net.load_state_dict(own)
 
 
 def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -91,7 +97,7 @@ def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
 def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of the module's ``net``, by the net's own names."""
     state = checkpoint["state_dict"]
-    return {key.removeprefix("net."): value for key, value in state.items() if str(key).startswith("net.")}
+    return plain_names({key.removeprefix("net."): value for key, value in state.items() if str(key).startswith("net.")})
 
 
 def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
