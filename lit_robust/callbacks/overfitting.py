@@ -20,6 +20,7 @@ from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.attack_checks import tell_of_short_steps
+from lit_robust.measures.default_attacks import threat_of
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -234,8 +235,8 @@ def _means(values: Mapping[str, Tensor], exists: Tensor, trainer: Trainer) -> di
 
 def _bound(module: object) -> Bound:
     """The present bound of the module's attack; its eps is NaN if there is none."""
-    attack = getattr(module, "attack", None)
-    return Bound(float(getattr(attack, "eps", math.nan)), getattr(attack, "norm", "linf"))
+    eps, norm = threat_of(getattr(module, "attack", None)) or (math.nan, "linf")
+    return Bound(float(eps), norm)
 
 
 def _check_no_average(trainer: Any) -> None:
