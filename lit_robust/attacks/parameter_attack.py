@@ -47,7 +47,7 @@ class ParameterAttack(Attack):
         with crafting(x, y) as (x, y):
             parameters = self.search(net, x, y)
             with torch.no_grad():
-                return self.transform(x, parameters)
+                return self.exactly(x, parameters)
 
     def search(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Find the worst parameters, ``(N, ...)``; inside ``crafting``."""
@@ -65,7 +65,7 @@ class ParameterAttack(Attack):
                 worst.x_adv, worst.y = worst.x_adv[left], y
                 worst.broken, worst.margin = worst.broken[left], worst.margin[left]
             parameters.requires_grad_()
-            logits = net(self.transform(x, parameters))
+            logits = net(self.exactly(x, parameters))
             if not logits.requires_grad:
                 raise NoGraphError
             worst.see(parameters, logits)
@@ -73,9 +73,14 @@ class ParameterAttack(Attack):
             step = stepper(gradient.nan_to_num(0, 0, 0))
             parameters = (parameters.detach() + step).clamp(-self.eps, self.eps)
         with torch.no_grad():
-            worst.see(parameters, net(self.transform(x, parameters)))
+            worst.see(parameters, net(self.exactly(x, parameters)))
         found[rows] = worst.x_adv
         return found
+
+    def exactly(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Transform the images in float32, whatever precision the net runs in."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.transform(x, parameters)
 
     @abstractmethod
     def start(self, x: Tensor) -> Tensor:

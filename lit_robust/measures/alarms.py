@@ -61,8 +61,8 @@ class Alarms(Metric):
     """Counts what the alarms compare, over batches and ranks.
 
     Args:
-        attacks: The attacks of the test; the first one with an eps in an L-p norm gives the threat set of the probes. If
-            none has one, there are no alarms but ``trivial``.
+        attacks: The attacks of the test; the first one with an eps in an L-p norm gives the threat set of the probes.
+            If none has one, there are no alarms but ``trivial``.
         num_classes: The number of classes.
         images: How many images are probed, over all ranks; with 0 there are no alarms.
         sources: Nets whose adversarial images are shown to the tested one, for ``transfer``.
