@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_robust import require
+from lit_robust import attacks, require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import EPS
 from lit_robust.batch import Batch
@@ -93,12 +93,18 @@ def trained_threat(subjects: Iterable[Subject]) -> tuple[float, Norm]:
     found: set[tuple[float, Norm] | None] = set()
     for subject in subjects:
         try:
-            arguments = checkpoint_of(subject)["hyper_parameters"]["attack"]["init_args"]
-            found.add((magnitude(arguments["eps"]), arguments.get("norm", "linf")))
+            attack = checkpoint_of(subject)["hyper_parameters"]["attack"]
+            arguments = attack["init_args"]
+            found.add((magnitude(arguments["eps"]), arguments.get("norm") or _norm_of(attack["class_path"])))
         except (AttributeError, KeyError, TypeError, ValueError):
             found.add(None)
     (one, *others) = found
     return (EPS, "linf") if one is None or others or one[1] not in get_args(Norm) else one
+
+
+def _norm_of(class_path: str) -> Any:
+    """The norm of a class of attacks that has only one; ``linf`` where it names none."""
+    return getattr(getattr(attacks, class_path.rpartition(".")[2], None), "norm", "linf")
 
 
 def named(text: str) -> tuple[str, Path]:

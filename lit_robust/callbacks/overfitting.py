@@ -22,6 +22,7 @@ from lit_robust.callbacks.overfitting_states import RULES
 from lit_robust.checkpoint_states import broken, check_entries, check_tensors
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.attack_checks import tell_of_short_steps
+from lit_robust.measures.default_attacks import threat_of
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -246,8 +247,8 @@ def _means(values: Mapping[str, Tensor], exists: Tensor, trainer: Trainer) -> di
 
 def _bound(module: object) -> Bound:
     """The present bound of the module's attack; its eps is NaN if there is none."""
-    attack = getattr(module, "attack", None)
-    return Bound(float(getattr(attack, "eps", math.nan)), getattr(attack, "norm", "linf"))
+    eps, norm = threat_of(getattr(module, "attack", None)) or (math.nan, "linf")
+    return Bound(float(eps), norm)
 
 
 def _check_no_average(trainer: Any) -> None:

@@ -17,7 +17,7 @@ from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, s
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
 from lit_robust.measures.blocks import Blocks
-from lit_robust.measures.default_attacks import default_test, default_validation, threat_of
+from lit_robust.measures.default_attacks import evaluation_of
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
@@ -39,7 +39,8 @@ class Evaluated(LightningModule):
         val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
         test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps, on cross-entropy
-            (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run.
+            (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run. Both
+            are LPA for a perceptual training attack, see ``measures.default_attacks``.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
@@ -72,8 +73,9 @@ class Evaluated(LightningModule):
         require.integer("alarm_images", alarm_images, least=0)
         for name, flag in (("channels_last", channels_last), ("compile", compile)):
             require.instance(name, flag, bool, "give True or False")
-        val_attack = val_attack or default_validation(*threat_of(attack))
-        test_attacks = test_attacks or default_test(*threat_of(attack))
+        if not (val_attack and test_attacks):
+            default_val, default_test = evaluation_of(attack)
+            val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         if compile and not is_compiled(self.net):
