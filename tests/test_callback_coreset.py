@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from lit_robust.batch import Batch
 from lit_robust.callbacks import AttributeRamp, CoresetSelection, DelayedStart, EMAWeights
-from lit_robust.defenses import PGDAT, TRADES
+from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.schedules import Linear, MultiStep, Staircase
-from lit_robust.selection import Random
+from lit_robust.selection import CRAIG, GradMatch, Random
 from tests.methods import build
+from tests.ranks import linear
 from tests.test_resume import TinyData
 from tests.tiny import TinyNet, assert_equal, trainer
 
@@ -63,11 +65,12 @@ def fit(
     seen = Seen()
     module = build(PGDAT) if module is None else module
     kept = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    more = {"enable_checkpointing": kept, "log_every_n_steps": 1} | kwargs
     run = trainer(
         folder,
         max_epochs=epochs,
         callbacks=[*callbacks, seen],
-        **{"enable_checkpointing": kept, "log_every_n_steps": 1} | kwargs,
+        **more,
     )
     run.fit(module, datamodule=TinyData() if data is None else data)
     return module, seen
@@ -266,3 +269,101 @@ def test_validations_keep_their_epochs(tmp_path):
 
     fit(tmp_path, halves(), Validated(), check_val_every_n_epoch=2)
     assert validated == [1, 5, 7]
+
+
+# The whole set as a coreset.
+
+
+@pytest.mark.parametrize("warm", [0, 0.5])
+@pytest.mark.parametrize(
+    "selector", [CRAIG(), Random(), Random(redraw=False), GradMatch(), CRAIG(scope="all"), GradMatch(gradient="weight")]
+)
+def test_a_coreset_of_all_images_is_the_whole_training_bit_for_bit(tmp_path, selector, warm):
+    whole, before = fit(tmp_path, epochs=4)
+    module, seen = fit(tmp_path, CoresetSelection(1, selector, every=1, warm=warm), epochs=4)
+    assert_equal(module.state_dict(), whole.state_dict())
+    assert seen.images == before.images
+
+
+# Weights.
+
+
+class Batches(Callback):
+    """Every batch, by epoch, and the loss that the module returns for it."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.losses: list[float] = []
+        self.metrics: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(batch)
+        self.losses.append(float(pl_module.last_loss))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def plain_sgd(params: Any, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=lr)
+
+
+@pytest.mark.parametrize("normalize", ["batch", "subset"])
+def test_the_loss_is_weighted_as_in_a_loop_in_double_precision(tmp_path, normalize):
+    module, kept = build(Natural, net=linear(), optimizer=plain_sgd), Batches()
+    selection = CoresetSelection(0.6, GradMatch(), warm=0, normalize=normalize)
+    fit(tmp_path, selection, kept, module=module, epochs=2)
+    weights = selection.coreset.weights.double()
+    assert weights.max() > 1.5 * weights.min()
+    net = linear().double()
+    for batch, loss in zip(kept.batches, kept.losses, strict=True):
+        values = nn.functional.cross_entropy(net(batch.x.double()), batch.y, reduction="none")
+        total = batch.weight.sum() if normalize == "batch" else weights.mean() * len(batch.y)
+        expected = (values * batch.weight.double()).sum() / total
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        for parameter, gradient in zip(
+            net.parameters(), torch.autograd.grad(expected, list(net.parameters())), strict=True
+        ):
+            parameter.data -= 0.1 * gradient
+    for mine, theirs in zip(module.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1e-6)
+    assert module.mean_weight is None  # after the fit
+
+
+def test_an_epochs_batches_add_up_to_the_gradient_of_the_coreset_with_the_subsets_mean_weight(tmp_path):
+    module, kept = build(Natural, net=linear(), optimizer=lambda p: plain_sgd(p, lr=0.0)), Batches()
+    selection = CoresetSelection(0.6, GradMatch(), warm=0, normalize="subset")
+    fit(tmp_path, selection, kept, module=module, epochs=1)
+    sizes = torch.tensor([float(len(batch.y)) for batch in kept.batches])
+    batch = Batch(*(torch.cat(parts) for parts in zip(*kept.batches, strict=True)))
+    values = nn.functional.cross_entropy(linear()(batch.x), batch.y, reduction="none").detach()
+    expected = (values * batch.weight).sum() / batch.weight.sum()
+    assert (torch.tensor(kept.losses) * sizes).sum() / sizes.sum() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_training_accuracies_count_each_image_once(tmp_path):
+    module, kept = build(Natural, net=linear(), optimizer=lambda p: plain_sgd(p, lr=0.0)), Batches()
+    fit(tmp_path, CoresetSelection(0.6, GradMatch(), warm=0), kept, module=module, epochs=1)
+    batch = Batch(*(torch.cat(parts) for parts in zip(*kept.batches, strict=True)))
+    right = linear()(batch.x).argmax(1) == batch.y
+    assert 0 < right.float().mean() < 1
+    assert float((right * batch.weight).sum() / batch.weight.sum()) != pytest.approx(float(right.float().mean()))
+    assert kept.metrics["train/acc/clean"] == pytest.approx(float(right.float().mean()))
+
+
+def test_in_the_official_order_the_weights_of_whole_batches_cancel(tmp_path):
+    selector = CRAIG(scope="batch", block=8)
+    runs = {}
+    for official in (True, False):
+        module, kept = build(Natural, net=linear(), optimizer=plain_sgd), Batches()
+        selection = CoresetSelection(0.5, selector, warm=0, official_order=official)
+        _, seen = fit(tmp_path, selection, kept, module=module, epochs=2)
+        chosen = selection.coreset.indices.tolist()
+        runs[official] = [len(batch.weight.unique()) for batch in kept.batches]
+        assert (seen.order[0] == chosen) is (seen.order[1] == chosen) is official
+        if official:
+            plain = nn.functional.cross_entropy(linear()(kept.batches[0].x), kept.batches[0].y)
+            assert kept.losses[0] == pytest.approx(plain.item(), rel=1e-5)
+    assert len(selection.coreset.weights.unique()) == 2
+    assert set(runs[True]) == {1}
+    assert set(runs[False]) == {2}

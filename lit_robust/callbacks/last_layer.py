@@ -31,6 +31,7 @@ class Method(Protocol):
     attack_bn_mode: str
     memory: Any
     seen: dict[str, Tensor]
+    log_now: Callable[..., None]
 
     def perturb(self, batch: Batch) -> Any:
         """Find adversarial images."""
@@ -85,17 +86,21 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 def untouched(module: Any, net: nn.Module) -> Iterator[None]:
     """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    kept = {name: vars(module)[name] for name in ("attack_bn_mode", "memory", "seen") if name in vars(module)}
+    modes = ("attack_bn_mode", "reference_bn_mode")
+    kept = {name: vars(module)[name] for name in (*modes, "memory", "seen") if name in vars(module)}
     with ExitStack() as stack:
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:
-            module.attack_bn_mode, module.memory = "eval", deepcopy(module.memory)
+            for name in kept.keys() & modes:
+                setattr(module, name, "eval")
+            module.memory, module.seen, module.log_now = deepcopy(module.memory), {}, lambda **_: None
         try:
             yield
         finally:
             for name, value in kept.items():
                 setattr(module, name, value)
+            vars(module).pop("log_now", None)
             for buffer, value in buffers:
                 buffer.copy_(value)
 
@@ -148,9 +153,10 @@ def embed(
         for place, raw in Tqdm(batches, desc="Selecting", leave=False, disable=quiet):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
-                adapter.check(module, converted)
-                net = adapter.logits_net(module)
-                head = head_of(net, adapter.pixels(converted)[:2])
+                with untouched(module, adapter.users_net(module)):
+                    adapter.check(module, converted)
+                    net = adapter.logits_net(module)
+                    head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
             if sampler is not None:  # its items may know no position, or that in another set
                 batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
