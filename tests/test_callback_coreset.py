@@ -37,12 +37,11 @@ class Seen(Callback):
 
     def on_train_epoch_start(self, trainer, pl_module):
         assert trainer.current_epoch == pl_module.current_epoch
-        self.images[trainer.current_epoch], self.order[trainer.current_epoch] = [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         pairs = list(zip(batch.index.tolist(), batch.weight.tolist(), strict=True))
-        self.images[trainer.current_epoch] += pairs
-        self.order[trainer.current_epoch] += [index for index, _ in pairs]
+        self.images.setdefault(trainer.current_epoch, []).extend(pairs)
+        self.order.setdefault(trainer.current_epoch, []).extend(index for index, _ in pairs)
         self.batches[trainer.current_epoch] = trainer.num_training_batches
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):

@@ -127,8 +127,8 @@ class CoresetSelection(Callback):
         self.epoch = 0
         #: Seconds of all selections.
         self.seconds = 0.0
-        #: The relative error of the coreset's gradient; NaN if the selector reads none.
-        self.error = float("nan")
+        #: The relative error of the coreset's gradient; None if the selector reads none.
+        self.error: float | None = None
         self._used = 0
 
     # When.
@@ -179,7 +179,9 @@ class CoresetSelection(Callback):
         self._used = 0
         if self.coreset is not None:
             values = (len(self.coreset.indices), self.coreset.filled, self.error, self.seconds)
-            row = {name: float(value) for name, value in zip(self.logged_keys, values, strict=True)}
+            row = {
+                name: float(value) for name, value in zip(self.logged_keys, values, strict=True) if value is not None
+            }
             pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
         self._prepare(trainer, pl_module, trainer.current_epoch + 1)
 
@@ -255,4 +257,4 @@ class CoresetSelection(Callback):
         """Continue from a checkpoint."""
         self.coreset = coreset_of(state_dict)
         self.epoch, self._used = int(state_dict["epoch"]), int(state_dict["used"])
-        self.seconds, self.error = float(state_dict["seconds"]), float(state_dict["error"])
+        self.seconds, self.error = float(state_dict["seconds"]), state_dict["error"]

@@ -143,11 +143,11 @@ def select_everything(trainer: Trainer, sampler: CoresetSampler | None) -> None:
         sampler.select(None)
 
 
-def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float) -> str:
+def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None) -> str:
     """A sentence on a selection from ``of`` samples."""
     low, high = (float(value) for value in coreset.weights.aminmax())
     filled = f"; {coreset.filled} fill up the budget" if coreset.filled else ""
-    gradient = "" if selector.reads == "nothing" else f"; their gradient is off by {error:.2%}"
+    gradient = "" if error is None else f"; their gradient is off by {error:.2%}"
     return (
         f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images in {seconds:.1f} s, "
         f"with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
