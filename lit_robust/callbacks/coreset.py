@@ -81,7 +81,7 @@ class CoresetSelection(Callback):
         ValueError: If an argument is out of range, ``max_epochs`` is missing, or pixels, labels or net do not fit.
     """
 
-    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "error", "seconds"))
+    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "seconds", "error"))
 
     def __init__(
         self,
@@ -178,10 +178,10 @@ class CoresetSelection(Callback):
         """Log the coreset that was trained on, and select the next epoch's if it is time."""
         self._used = 0
         if self.coreset is not None:
-            values = (len(self.coreset.indices), self.coreset.filled, self.error, self.seconds)
-            row = {
-                name: float(value) for name, value in zip(self.logged_keys, values, strict=True) if value is not None
-            }
+            values = map(float, (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error or 0.0))
+            row = dict(zip(self.logged_keys, values, strict=True))
+            if self.error is None:
+                del row["train/coreset/error"]
             pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
         self._prepare(trainer, pl_module, trainer.current_epoch + 1)
 
@@ -231,12 +231,11 @@ class CoresetSelection(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module's loss as it was."""
-        if stage == "fit":
-            forget_weights(pl_module)
+        forget_weights(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do the same when training fails."""
-        self.teardown(trainer, pl_module, "fit")
+        forget_weights(pl_module)
 
     # Checkpoints.
 
