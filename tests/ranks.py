@@ -19,10 +19,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from lit_robust.attacks import Attack
 from lit_robust.callbacks import (
     AttributeRamp,
+    CoresetSelection,
     DelayedStart,
     EMAWeights,
     GeneralizationGap,
@@ -34,6 +36,7 @@ from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
 from lit_robust.measures.blocks import Blocks
 from lit_robust.schedules import Linear
+from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build
 from tests.tiny import CLASSES, SHAPE, images
 
@@ -123,7 +126,7 @@ def quiet_trainer(**kwargs: Any) -> Trainer:
 
 def fit(
     module: LightningModule,
-    data: Data,
+    data: Any,
     *callbacks: Callback,
     ckpt_path: Path | None = None,
     max_epochs: int = 2,
@@ -344,6 +347,91 @@ def killed_test(folder: Path) -> Finding:
     return in_blocks(folder, (True, False))
 
 
+class Chosen(Callback):
+    """The coreset of each epoch."""
+
+    def __init__(self, selection: CoresetSelection) -> None:
+        self.selection, self.epochs = selection, {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        indices, weights, filled = self.selection.coreset
+        self.epochs[trainer.current_epoch] = (indices.clone(), weights.clone(), filled)
+
+
+def per_rank(batch_size: int) -> int:
+    return batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def coreset(folder: Path) -> Finding:
+    """The first coreset, of augmented images, and a run of two epochs, resumed after its first epoch and within it."""
+    found = {}
+    for selector in (CRAIG(), GradMatch(), GradMatch(gradient="weight"), Random(), Random(scope="class")):
+
+        def run(*callbacks: Callback, selector=selector, **kwargs: Any) -> dict[str, Any]:
+            selection = CoresetSelection(0.5, selector, every=1, warm=0, normalize="subset")
+            module, chosen, seen = build(TRADES, net=linear()), Chosen(selection), Seen()  # BatchNorm ends epochs
+            fit(module, Data(augment=True), selection, chosen, seen, *callbacks, **kwargs)
+            last = dict(zip(("indices", "weights"), selection.coreset[:2], strict=True))
+            return {"end": module.state_dict() | last, "chosen": chosen.epochs, "seen": seen.epochs}
+
+        paths = [folder / f"coreset{number}.ckpt" for number in range(2)]
+        whole = run(Save(paths[0]), Save(paths[1], batch_idx=0))
+        found[str(selector)] = whole | {"resumed": [run(ckpt_path=path)["end"] for path in paths]}
+    return found
+
+
+def coreset_of_a_trained_net(folder: Path) -> Finding:
+    """Coresets of a net without BatchNorm, with the same batches for one rank and two."""
+    selection = CoresetSelection(0.6, GradMatch(gradient="weight"), every=1, warm=0)
+    module, chosen = build(PGDAT, net=linear(), attack=EXACT), Chosen(selection)
+    fit(module, Data(per_rank(8)), selection, chosen, max_epochs=3)
+    return {"weights": module.state_dict(), "chosen": chosen.epochs}
+
+
+class Pictures(Dataset):
+    """The tiny images as dictionaries, with noise that each access draws anew."""
+
+    def __init__(self) -> None:
+        self.batch = images(TRAIN)
+
+    def __len__(self):
+        return TRAIN
+
+    def __getitem__(self, i):
+        noisy = (self.batch.x[i] + 0.05 * torch.rand(SHAPE)).clamp(0, 1)
+        return {"image": noisy, "label": self.batch.y[i], "place": i}
+
+
+class Sampled(LightningModule):
+    """Not a Defense: a plain mean over the batches that a user's loader yields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.places = linear(), {}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        self.places.setdefault(self.current_epoch, []).extend(batch["place"].tolist())
+        return nn.functional.cross_entropy(self.net(batch["image"]), batch["label"])
+
+
+def coreset_of_a_sampler(folder: Path) -> Finding:
+    def run(*callbacks: Callback, **kwargs: Any) -> dict[str, Any]:
+        module, data = Sampled(), Pictures()
+        sampler = CoresetSampler(data)
+        here = {"x": "image", "y": "label", "net": "net"}
+        selection = CoresetSelection(0.6, GradMatch(gradient="weight"), every=1, warm=0, sampler=sampler, **here)
+        chosen = Chosen(selection)
+        loader = DataLoader(data, per_rank(4), sampler=sampler)
+        fit(module, loader, selection, chosen, *callbacks, **kwargs)
+        return {"places": module.places, "chosen": chosen.epochs, "length": len(sampler)}
+
+    whole = run(Save(folder / "sampler.ckpt", batch_idx=1))
+    return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}
+
+
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "state of a rank": state_of_a_rank,
     "eps by image": eps_by_image,
@@ -355,6 +443,9 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "delayed start": delayed_start,
     "gap": gap,
     "warnings": warnings_of_a_run,
+    "coreset": coreset,
+    "coreset of a trained net": coreset_of_a_trained_net,
+    "coreset of a sampler": coreset_of_a_sampler,
     "evaluation": evaluation,
     "test": in_blocks,
     "killed test": killed_test,

@@ -1,6 +1,7 @@
 """A contract of every callback: a second fit equals the first fit of a fresh object, bit for bit."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, seed_everything
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from lit_robust import callbacks
 from lit_robust.attacks import FGSM
@@ -20,6 +21,7 @@ from lit_robust.callbacks import (
     AdversarialTraining,
     AttributeRamp,
     CatastrophicOverfittingMonitor,
+    CoresetSelection,
     DelayedStart,
     EMAWeights,
     GeneralizationGap,
@@ -32,6 +34,7 @@ from lit_robust.callbacks import (
 )
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear, MultiStep, Staircase
+from lit_robust.selection import CoresetSampler
 from tests.methods import ATTACK, build
 from tests.stranger import MEAN, STD, DigitClassifier, DigitsData
 from tests.test_resume import Rows, TinyData, differences
@@ -76,6 +79,24 @@ class FewDigits(DigitsData):
         self.train, self.test = Subset(self.train, range(64)), Subset(self.test, range(32))
 
 
+class SampledDigits(FewDigits):
+    """Draws its batches by a sampler that lasts longer than one fit."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        SAMPLER.items = self.train
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 16, sampler=SAMPLER)
+
+
+SAMPLER = CoresetSampler(range(64))
+
+
+def coreset_of_digits() -> list[Callback]:
+    return [AdversarialTraining(ATTACK, **HERE), CoresetSelection(0.5, every=2, warm=0.5, sampler=SAMPLER, **HERE)]
+
+
 def stranger(*attached: Callback) -> Case:
     return Case(lambda folder: list(attached), DigitClassifier, lambda: FewDigits(batch_size=32))
 
@@ -95,6 +116,8 @@ CASES = {
     "a gap": Case(lambda folder: [GeneralizationGap(images=9)]),
     "an accuracy": stranger(RobustAccuracy({"pgd": ATTACK}, **HERE)),
     "pictures": Case(lambda folder: [AdversarialExamples(ATTACK, num_images=2, every_n_epochs=2, dirpath=str(folder))]),
+    "a coreset": Case(lambda folder: [CoresetSelection(0.5, every=2, warm=0.26)]),
+    "a coreset of a stranger's": Case(lambda folder: coreset_of_digits(), DigitClassifier, lambda: SampledDigits()),
     "the time left": Case(lambda folder: [TimeLeft()]),
     "adversarial training": stranger(AdversarialTraining(ATTACK, **HERE)),
     "adversarial training, delayed, ramped and measured": stranger(
@@ -118,6 +141,13 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy({k: v for k, v in values.items() if not k.startswith("_") and isinstance(v, kinds)})
 
 
+def timeless(value: Any) -> Any:
+    """What no clock has measured."""
+    if isinstance(value, dict):
+        return {key: None if key.endswith("seconds") else timeless(one) for key, one in value.items()}
+    return [timeless(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def fit(case: Case, module: LightningModule, attached: list[Callback], folder: Path, caplog: Any) -> dict[str, Any]:
     """The results of four epochs: weights, metrics, and what callbacks log, print, draw and keep."""
     rows = Rows()
@@ -132,12 +162,12 @@ def fit(case: Case, module: LightningModule, attached: list[Callback], folder: P
     return {
         "weights": copy.deepcopy([module.state_dict(), averages]),
         "driven": [getattr(module, name, None) for name in ("attack", "adversarial")],
-        "rows": rows.rows,
-        "metrics": dict(run.callback_metrics),
-        "said": [*caplog.messages, *(str(warning.message) for warning in warned)],
+        "rows": timeless(rows.rows),
+        "metrics": timeless(dict(run.callback_metrics)),
+        "said": [re.sub(r"[\d.]+ s,", "", said) for said in [*caplog.messages, *(str(one.message) for one in warned)]],
         "drawn": drawn,
-        "saved": [copy.deepcopy(callback.state_dict()) for callback in attached],
-        "kept": [plain(vars(callback)) for callback in attached],
+        "saved": timeless([copy.deepcopy(callback.state_dict()) for callback in attached]),
+        "kept": timeless([plain(vars(callback)) for callback in attached]),
     }
 
 

@@ -140,6 +140,65 @@ def test_training_metrics_of_an_epoch_that_was_stopped_are_those_of_both_ranks_w
         assert finding["resumed"] == finding["losses"]
 
 
+@pytest.fixture(scope="module")
+def coresets_of_one_rank(tmp_path_factory):
+    return ranks.coreset(tmp_path_factory.mktemp("coreset"))
+
+
+def assert_same_coreset(mine, theirs):
+    assert torch.equal(mine[0], theirs[0])
+    torch.testing.assert_close(mine[1], theirs[1], rtol=1e-3, atol=1e-3)
+    assert mine[2] == theirs[2]
+
+
+@pytest.mark.parametrize("selector", range(5))
+def test_two_ranks_select_from_augmented_images_what_one_rank_selects(selector, findings, coresets_of_one_rank):
+    name = list(coresets_of_one_rank)[selector]
+    for finding in of(findings, "coreset"):
+        assert_same_coreset(finding[name]["chosen"][0], coresets_of_one_rank[name]["chosen"][0])
+
+
+@pytest.mark.parametrize("selector", range(5))
+def test_two_ranks_share_a_coreset_and_resume_with_it(selector, findings, coresets_of_one_rank):
+    name = list(coresets_of_one_rank)[selector]
+    zero, one = (finding[name] for finding in of(findings, "coreset"))
+    assert_equal(zero["end"], one["end"])
+    for finding in (zero, one):
+        for resumed in finding["resumed"]:
+            assert_equal(resumed, finding["end"])
+    for epoch, (indices, weights, _) in zero["chosen"].items():
+        pairs = [(index, weight) for seen in (zero, one) for index, weight in seen["seen"][epoch] if weight]
+        assert sorted(pairs) == list(zip(indices.tolist(), weights.tolist(), strict=True))
+
+
+def test_two_ranks_train_and_reselect_as_one_process_with_the_whole_batches(findings, tmp_path):
+    alone = ranks.coreset_of_a_trained_net(tmp_path)
+    for finding in of(findings, "coreset of a trained net"):
+        assert finding["chosen"].keys() == {0, 1, 2}
+        for epoch, chosen in finding["chosen"].items():
+            assert_same_coreset(chosen, alone["chosen"][epoch])
+        torch.testing.assert_close(finding["weights"], alone["weights"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # of the sampler, Lightning knows nothing
+def test_ranks_share_the_draws_of_a_coreset_sampler_and_resume_within_an_epoch(findings, tmp_path):
+    zero, one = of(findings, "coreset of a sampler")
+    alone = ranks.coreset_of_a_sampler(tmp_path)
+    assert_same_coreset(zero["chosen"][0], alone["chosen"][0])
+    assert (alone["length"], zero["length"], one["length"]) == (13, 7, 7)
+    for epoch in range(2):
+        assert_same_coreset(zero["chosen"][epoch], one["chosen"][epoch])
+        assert len(zero["places"][epoch]) == len(one["places"][epoch]) == 7
+        both = [place for pair in zip(zero["places"][epoch], one["places"][epoch], strict=True) for place in pair]
+        assert both[13] == both[0]  # 13 samples, and one more for an equal share
+        assert set(both) <= set(zero["chosen"][epoch][0].tolist())
+    first = [place for pair in zip(zero["places"][0], one["places"][0], strict=True) for place in pair]
+    assert first[:13] == alone["places"][0]
+    for finding, batch in ((zero, 2), (one, 2), (alone, 4)):
+        assert finding["resumed"][0] == finding["places"][0][2 * batch :]
+        assert finding["resumed"].keys() == {0, 1}
+
+
 def test_both_ranks_switch_and_stop_together_by_the_mean_of_their_losses(findings):
     for finding in of(findings, "delayed start"):
         assert finding["losses"] == pytest.approx([0.8, 0.65, 0.45])

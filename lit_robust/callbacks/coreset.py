@@ -12,19 +12,18 @@ from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.coreset_data import (
-    Embedded,
     apply,
-    batches_of,
     check_loader,
     check_selects,
     forget_weights,
     in_words,
-    labels_alone,
+    select_everything,
 )
+from lit_robust.callbacks.coreset_state import coreset_of, state_of
 from lit_robust.callbacks.last_layer import embed
 from lit_robust.callbacks.needs import check_alone, check_net
 from lit_robust.callbacks.skipped_epochs import follow_skipped, move_to_front, require_epochs, skip, warm_start
-from lit_robust.lightning_internals import epoch_counts
+from lit_robust.lightning_internals import end_the_epoch
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import derive_seed, run_seed
 from lit_robust.selection import CRAIG, Coreset, Selector, gradient_error
@@ -82,7 +81,7 @@ class CoresetSelection(Callback):
         ValueError: If an argument is out of range, ``max_epochs`` is missing, or pixels, labels or net do not fit.
     """
 
-    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "error", "seconds"))
+    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "seconds", "error"))
 
     def __init__(
         self,
@@ -124,13 +123,13 @@ class CoresetSelection(Callback):
     def _forget(self) -> None:
         #: The coreset in force, as positions in the training set; None before the first selection.
         self.coreset: Coreset | None = None
-        #: The epoch whose batches come from it.
+        #: The epoch that is trained or comes next.
         self.epoch = 0
         #: Seconds of all selections.
         self.seconds = 0.0
-        #: The relative error of the coreset's gradient; NaN if the selector reads none.
-        self.error = float("nan")
-        self._batches_done = 0
+        #: The relative error of the coreset's gradient; None if the selector reads none.
+        self.error: float | None = None
+        self._used = 0
 
     # When.
 
@@ -145,41 +144,44 @@ class CoresetSelection(Callback):
         require_epochs(trainer, self.warm)
         # Skipped epochs must show in `current_epoch` before other callbacks read it.
         move_to_front(trainer, self)
+        select_everything(trainer, self.sampler)
         self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Select before the first epoch, without a warm start."""
+        """Select before the first epoch, without a warm start; or continue from a checkpoint."""
         if self.coreset is not None:
-            self._apply(trainer, pl_module, self.epoch)
-        elif epoch_counts(trainer).processed == 0:
+            self._apply(trainer, pl_module)
+        elif self.epoch == 0:
             self._prepare(trainer, pl_module, 0)
+        if self.sampler is not None:  # workers ask it for positions before any hook of the epoch
+            self.sampler.set_epoch(self.epoch)
+            self.sampler.used = self._used
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the loader of a sampler, and continue from the middle of an epoch."""
-        if self.sampler is None:
-            return
-        loader = check_loader(trainer, self.sampler)
-        self.sampler.epoch = trainer.current_epoch
-        self.sampler.used = self._batches_done * int(loader.batch_size)
+        """Check that the loader has the sampler."""
+        if self.sampler is not None:
+            check_loader(trainer, self.sampler)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow skipped epochs."""
         follow_skipped(trainer)
-        if self.sampler is not None:
-            self.sampler.epoch = trainer.current_epoch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the place in the epoch, for loaders that do not."""
-        self._batches_done = batch_idx + 1
+        """Remember the place in the epoch for the sampler, because its loader does not."""
+        if self.sampler is not None:
+            loader: Any = trainer.train_dataloader
+            self._used = (batch_idx + 1) * int(loader.batch_size)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the coreset that was trained on, and select the next epoch's if it is time."""
-        self._batches_done = 0
+        self._used = 0
         if self.coreset is not None:
-            values = (len(self.coreset.indices), self.coreset.filled, self.error, self.seconds)
-            row = {name: float(value) for name, value in zip(self.logged_keys, values, strict=True)}
+            values = map(float, (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error or 0.0))
+            row = dict(zip(self.logged_keys, values, strict=True))
+            if self.error is None:
+                del row["train/coreset/error"]
             pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
         self._prepare(trainer, pl_module, trainer.current_epoch + 1)
 
@@ -188,14 +190,15 @@ class CoresetSelection(Callback):
         epochs = trainer.max_epochs or -1
         full, warm = warm_start(self._share, self.warm, epochs)
         if full <= epoch < warm:
-            skip(trainer, module, warm - epoch)
+            skip(trainer, epoch, warm)
             epoch = warm
+        self.epoch = epoch
         if epoch < warm or 0 < epochs <= epoch:
             return
         due = self.every is not None and (epoch - warm) % self.every == 0
         if self.coreset is None or due:
             self._select(trainer, module, epoch)
-        self._apply(trainer, module, epoch)
+        self._apply(trainer, module)
 
     def _share(self, epoch: int) -> float:
         if not isinstance(self.fraction, Schedule):
@@ -206,11 +209,12 @@ class CoresetSelection(Callback):
 
     def _select(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         begun = time.perf_counter()
-        embedded = self._embedded(trainer, module, epoch)
+        embedded = embed(trainer, module, self.adapter, self.selector, self.sampler, self.attack, epoch)
         budget = max(1, round(self._share(epoch) * len(embedded.y)))
         chosen: Coreset | None = None
         if trainer.is_global_zero:
-            generator = torch.Generator().manual_seed(derive_seed(run_seed(), "coreset", epoch))
+            draw = derive_seed(run_seed(), "coreset", epoch if self.selector.draws_anew else 0)
+            generator = torch.Generator().manual_seed(draw)
             positions, weights, filled = self.selector(embedded.embeddings, embedded.y, budget, generator)
             if self.selector.reads != "nothing":
                 self.error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), weights)
@@ -220,45 +224,36 @@ class CoresetSelection(Callback):
         assert self.coreset is not None
         rank_zero_info(in_words(self.coreset, self.selector, len(embedded.y), epoch, seconds, self.error))
 
-    def _embedded(self, trainer: Trainer, module: LightningModule, epoch: int) -> Embedded:
-        if self.selector.reads == "nothing":
-            return labels_alone(trainer, self.sampler)
-        batches = batches_of(trainer, self.sampler, epoch)
-        return embed(trainer, module, self.adapter, batches, self.attack, self.selector.reads == "bias")
-
-    def _apply(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        if self.coreset is not None:
-            self.epoch = epoch
-            apply(trainer, module, self.sampler, self.coreset, epoch, self.official_order, self.normalize == "subset")
+    def _apply(self, trainer: Trainer, module: LightningModule) -> None:
+        assert self.coreset is not None
+        by_mean = self.normalize == "subset"
+        apply(trainer, module, self.sampler, self.coreset, self.epoch, self.official_order, by_mean)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module's loss as it was."""
-        if stage == "fit":
-            forget_weights(pl_module)
+        forget_weights(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do the same when training fails."""
-        self.teardown(trainer, pl_module, "fit")
+        forget_weights(pl_module)
 
     # Checkpoints.
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let an epoch end that was saved after its last batch, or the next one's coreset would be missing."""
+        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+
     def state_dict(self) -> dict[str, Any]:
-        """The coreset, when it was chosen, and what selections have cost."""
-        chosen = self.coreset
-        return {
-            "coreset": None
-            if chosen is None
-            else {"indices": chosen.indices.to(torch.int32), "weights": chosen.weights},
-            "filled": 0 if chosen is None else chosen.filled,
+        """The coreset, when it is trained on, and what selections have cost."""
+        return state_of(self.coreset) | {
             "epoch": self.epoch,
+            "used": self._used,
             "seconds": self.seconds,
             "error": self.error,
-            "batches_done": self._batches_done,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        if (saved := state_dict["coreset"]) is not None:
-            self.coreset = Coreset(**saved)
-        self.epoch, self.seconds = int(state_dict["epoch"]), float(state_dict["seconds"])
-        self.error, self._batches_done = float(state_dict["error"]), int(state_dict["batches_done"])
+        self.coreset = coreset_of(state_dict)
+        self.epoch, self._used = int(state_dict["epoch"]), int(state_dict["used"])
+        self.seconds, self.error = float(state_dict["seconds"]), state_dict["error"]

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lit_robust.lightning_internals import reload_every_epoch
-from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.seeds import derive_seed, run_seed, seed
 from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, resampled
 
 #: Samples per batch of an embedding where the data's own batches are unknown.
@@ -57,10 +56,10 @@ def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> 
         for number, batch in enumerate(loader):
             yield loader.images_before(number), batch
         return
-    dataset: Any = sampler.dataset
-    for number, batch in enumerate(DataLoader(dataset, batch_size=BATCH_SIZE)):
-        if number % trainer.world_size == trainer.global_rank:
-            yield number * BATCH_SIZE, batch
+    items = sampler.items
+    for first in range(trainer.global_rank * BATCH_SIZE, len(items), trainer.world_size * BATCH_SIZE):
+        seed(trainer.strategy.root_device, "selected data", epoch, first)  # for what the items draw
+        yield first, sampler.collate_fn([items[i] for i in range(first, min(first + BATCH_SIZE, len(items)))])
 
 
 def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
@@ -68,7 +67,7 @@ def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
     if sampler is None:
         y, index = images_of(trainer).training_labels()
     else:
-        index = torch.arange(len(sampler.dataset))
+        index = torch.arange(len(sampler.items))
         y = torch.zeros_like(index)
     return Embedded(torch.empty(len(y), 0), y, index)
 
@@ -123,28 +122,32 @@ def check_selects(trainer: Trainer) -> None:
         )
 
 
-def check_loader(trainer: Trainer, sampler: CoresetSampler) -> Any:
-    """The training's DataLoader.
+def check_loader(trainer: Trainer, sampler: CoresetSampler) -> None:
+    """Refuse a training whose DataLoader has another sampler.
 
     Raises:
-        ValueError: If it does not have this sampler, or Lightning's for several ranks around it.
+        ValueError: If it has.
     """
-    loader: Any = trainer.train_dataloader
-    found = getattr(loader, "sampler", None)
-    inside = getattr(getattr(found, "dataset", None), "_sampler", None)
-    if sampler is not found and sampler is not inside:
+    if getattr(trainer.train_dataloader, "sampler", None) is not sampler:
         raise ValueError(
             "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
             "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler."
         )
-    return loader
 
 
-def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float) -> str:
+def select_everything(trainer: Trainer, sampler: CoresetSampler | None) -> None:
+    """Undo what an earlier fit has selected."""
+    if sampler is None:
+        images_of(trainer).select(None)
+    else:
+        sampler.select(None)
+
+
+def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None) -> str:
     """A sentence on a selection from ``of`` samples."""
     low, high = (float(value) for value in coreset.weights.aminmax())
     filled = f"; {coreset.filled} fill up the budget" if coreset.filled else ""
-    gradient = "" if selector.reads == "nothing" else f"; their gradient is off by {error:.2%}"
+    gradient = "" if error is None else f"; their gradient is off by {error:.2%}"
     return (
         f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images in {seconds:.1f} s, "
         f"with weights from {low:.3g} to {high:.3g}{filled}{gradient}."

@@ -1,6 +1,6 @@
 """The gradients by which a coreset is chosen, at the adversarial images of the whole training set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, Protocol
@@ -10,16 +10,17 @@ import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter
-from lit_robust.callbacks.coreset_data import Embedded
-from lit_robust.guards import checked, frozen, network_mode, own_random_state
+from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone
+from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
-from lit_robust.selection import Embeddings, Outer, concatenated, last_layer_gradients
+from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
 from lit_robust.selection.embeddings import rows
 
 
@@ -30,6 +31,7 @@ class Method(Protocol):
     attack_bn_mode: str
     memory: Any
     seen: dict[str, Tensor]
+    log_now: Callable[..., None]
 
     def perturb(self, batch: Batch) -> Any:
         """Find adversarial images."""
@@ -84,17 +86,21 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 def untouched(module: Any, net: nn.Module) -> Iterator[None]:
     """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    kept = {name: vars(module)[name] for name in ("attack_bn_mode", "memory", "seen") if name in vars(module)}
+    modes = ("attack_bn_mode", "reference_bn_mode")
+    kept = {name: vars(module)[name] for name in (*modes, "memory", "seen") if name in vars(module)}
     with ExitStack() as stack:
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:
-            module.attack_bn_mode, module.memory = "eval", deepcopy(module.memory)
+            for name in kept.keys() & modes:
+                setattr(module, name, "eval")
+            module.memory, module.seen, module.log_now = deepcopy(module.memory), {}, lambda **_: None
         try:
             yield
         finally:
             for name, value in kept.items():
                 setattr(module, name, value)
+            vars(module).pop("log_now", None)
             for buffer, value in buffers:
                 buffer.copy_(value)
 
@@ -117,11 +123,12 @@ def embed(
     trainer: Trainer,
     module: Any,
     adapter: Adapter,
-    batches: Iterable[tuple[int, Any]],
+    selector: Selector,
+    sampler: CoresetSampler | None,
     attack: Attack | None,
-    bias_only: bool,
+    epoch: int,
 ) -> Embedded:
-    """Embed this rank's batches, and gather those of all ranks in the order of their places.
+    """Embed this rank's batches as a selector reads them, and gather those of all ranks in the order of their places.
 
     A batch's random numbers are seeded by the epoch and its place, so the result is the same on any number of ranks.
     Augmented images are drawn once: attacked and embedded are the same ones.
@@ -130,27 +137,32 @@ def embed(
         trainer: The trainer.
         module: What is trained.
         adapter: Finds images and labels in a batch.
-        batches: The batches, each with the number of samples before it in the set.
+        selector: What the embeddings are for.
+        sampler: Of loaders that are not of ``lit_robust.data``.
         attack: The selection's adversary; None for the training's own.
-        bias_only: Whether to leave out the gradients of the last layer's weight.
+        epoch: The epoch that the selection is for.
     """
+    if selector.reads == "nothing":
+        return labels_alone(trainer, sampler)
+    batches = batches_of(trainer, sampler, epoch)
     device: torch.device = trainer.strategy.root_device
     quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
     parts: list[tuple[int, Embedded]] = []
     net = head = None
-    with own_random_state(device), trainer.precision_plugin.train_step_context():
+    with isolate_rng(), trainer.precision_plugin.train_step_context():
         for place, raw in Tqdm(batches, desc="Selecting", leave=False, disable=quiet):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
-                adapter.check(module, converted)
-                net = adapter.logits_net(module)
-                head = head_of(net, adapter.pixels(converted)[:2])
+                with untouched(module, adapter.users_net(module)):
+                    adapter.check(module, converted)
+                    net = adapter.logits_net(module)
+                    head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
-            if bool((batch.index < 0).any()):  # not a loader of ours
+            if sampler is not None:  # its items may know no position, or that in another set
                 batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
             with untouched(module, net):
-                seed(device, "select", trainer.current_epoch, place)
-                part = last_layer_gradients(head, loss_of(module, net, batch, attack), bias_only)
+                seed(device, "select", epoch, place)
+                part = last_layer_gradients(head, loss_of(module, net, batch, attack), selector.reads == "bias")
             real = batch.weight > 0
             parts.append((place, Embedded(rows(part, real), batch.y[real], batch.index[real])))
     every = parts if trainer.world_size == 1 else _of_all_ranks(parts, trainer.world_size, device)

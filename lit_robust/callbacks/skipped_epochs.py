@@ -1,18 +1,13 @@
 """Epochs that a plan skips, which count for every schedule."""
 
+import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust.lightning_internals import epoch_counts
-
-
-class HasRate(Protocol):
-    """What a module may have that steps a torch scheduler itself, as every Defense does."""
-
-    rate: Any
 
 
 def move_to_front(trainer: Any, callback: Callback) -> None:
@@ -39,15 +34,16 @@ def warm_start(fraction: Callable[[int], float], warm: float, epochs: int) -> tu
     return round(fraction(first) * first), first
 
 
-def skip(trainer: Trainer, module: object, epochs: int) -> None:
-    """Let the epoch that comes next be later, in a hook of an epoch's end or before the first epoch.
+def skip(trainer: Trainer, first: int, end: int) -> None:
+    """Skip epochs ``first`` to ``end - 1``, which come next, in a hook of an epoch's end or before the first epoch.
 
     ``trainer.current_epoch`` changes in ``follow_skipped``: until then, the epoch that ends is logged under its number.
     """
-    counts = epoch_counts(trainer)
+    counts, epochs = epoch_counts(trainer), end - first
     counts.ready, counts.started = counts.ready + epochs, counts.started + epochs
     counts.processed += epochs
-    _step_schedulers(trainer, module, epochs)
+    for epoch in range(first, end):
+        _step_schedulers(trainer, epoch)
 
 
 def follow_skipped(trainer: Trainer) -> None:
@@ -56,13 +52,13 @@ def follow_skipped(trainer: Trainer) -> None:
     counts.completed = counts.processed
 
 
-def _step_schedulers(trainer: Trainer, module: Any, epochs: int) -> None:
-    """Let torch schedulers that count epochs pass over skipped ones; plateau schedulers have nothing to judge there."""
-    schedulers: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs if config.interval == "epoch"]
-    own = getattr(module, "rate", None)
-    if getattr(own, "interval", "") == "epoch":
-        schedulers.append(getattr(own, "torch_scheduler", None))
-    for scheduler in schedulers:
-        if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
-            for _ in range(epochs):
+def _step_schedulers(trainer: Trainer, epoch: int) -> None:
+    """Step torch schedulers that count epochs; plateau schedulers have nothing to judge in a skipped one."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler: Any = config.scheduler
+        due = config.interval == "epoch" and (epoch + 1) % config.frequency == 0
+        if due and isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
+            with warnings.catch_warnings():
+                # Where the first epochs are skipped, there is no optimizer step yet, and none is missing.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                 scheduler.step()

@@ -1,10 +1,13 @@
 """A sampler of a weighted subset, for loaders that are not of ``lit_robust.data``."""
 
-from collections.abc import Iterator, Sized
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler, default_collate
 
 from lit_robust.seeds import derive_seed, run_seed
 
@@ -29,46 +32,66 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
     return indices[torch.searchsorted(shares, ticks, right=True).clamp(max=len(indices) - 1)]
 
 
-class CoresetSampler(Sampler[int]):
+class CoresetSampler(DistributedSampler[int]):
     """Yields the positions of the subset that ``CoresetSelection`` chooses, in a new order in each epoch.
 
-    Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions.
+    Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions. Each
+    rank gets every ``world``-th; where there is no such multiple, some come twice, as torch's ``DistributedSampler``
+    does it, which this is for Lightning, so that it adds no other.
 
     Args:
         dataset: The training set; the subset is chosen from all of its items.
         resample: Whether each epoch draws in proportion to the weights, for a loss that is the plain mean over a batch.
             With false every position comes once, and the loss must weight it by ``sampler.weight_of(position)``.
+        collate_fn: Makes a batch of items while samples are selected; the ``DataLoader``'s own.
     """
 
-    def __init__(self, dataset: Sized, resample: bool = True) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        dataset: Sequence[Any],
+        resample: bool = True,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+    ) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0)  # type: ignore[arg-type]  # a Dataset has no length
+        self.items = dataset
         self.resample = resample
-        self.indices = torch.arange(len(dataset))
-        self.weights = torch.ones(len(dataset))
-        self.in_order = False
-        self.epoch = 0
-        #: How many positions of the next iteration's epoch have been used before a resume.
+        self.collate_fn = collate_fn
+        #: How many of the epoch's positions this rank has used before a resume.
         self.used = 0
+        self.select(None)
 
-    def select(self, indices: Tensor, weights: Tensor | None = None, in_order: bool = False) -> None:
-        """Yield these positions ``(S,)`` from the next iteration on; ``in_order`` turns the shuffling off."""
-        self.indices = indices
-        self.weights = torch.ones(len(indices)) if weights is None else weights
+    def select(self, indices: Tensor | None, weights: Tensor | None = None, in_order: bool = False) -> None:
+        """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off."""
+        self.indices = torch.arange(len(self.items)) if indices is None else indices
+        self.weights = torch.ones(len(self.indices)) if weights is None else weights
         self.in_order = in_order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; a position to resume from is dropped if the epoch changes."""
+        if epoch != self.epoch:
+            self.used = 0
+        self.epoch = epoch
 
     def weight_of(self, positions: Tensor) -> Tensor:
         """The weights of positions ``(N,)``, 0 where one is not selected."""
-        table = torch.zeros(len(self.dataset))
+        table = torch.zeros(len(self.items))
         table[self.indices] = self.weights
-        return table[positions.cpu()]
+        return table.to(positions.device)[positions]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return math.ceil(len(self.indices) / _rank_and_world()[1])
 
     def __iter__(self) -> Iterator[int]:
         seed = derive_seed(run_seed(), "coreset", self.epoch)
         positions = resampled(self.indices, self.weights, seed) if self.resample else self.indices
         if not self.in_order:
             positions = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))]
-        used, self.used = self.used, 0
-        yield from positions[used:].tolist()
+        rank, world = _rank_and_world()
+        own = torch.arange(rank, len(self) * world, world) % len(positions)
+        yield from positions[own][self.used :].tolist()
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

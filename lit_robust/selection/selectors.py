@@ -55,6 +55,11 @@ class Selector(ABC):
     def reads(self) -> Literal["bias", "weight", "nothing"]:
         """The gradients it compares: of the last layer's bias, of its bias and weight, or none."""
 
+    @property
+    def draws_anew(self) -> bool:
+        """Whether random choices differ from one selection of a training to the next."""
+        return True
+
     @abstractmethod
     def choose(
         self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
@@ -218,7 +223,8 @@ class Random(Selector):
     Args:
         scope: ``all`` by default; ``class`` keeps the proportions of the classes.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
-        redraw: Whether each reselection draws anew. The released code draws once (false).
+        redraw: Whether each reselection draws anew. The released code draws once (false). If the fraction grows, the
+            samples drawn once stay and others join them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -226,6 +232,11 @@ class Random(Selector):
 
     scope: Scope = "all"
     redraw: bool = True
+
+    @property
+    def draws_anew(self) -> bool:
+        """As ``redraw`` says."""
+        return self.redraw
 
     @property
     def reads(self) -> Literal["bias", "weight", "nothing"]:

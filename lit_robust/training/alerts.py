@@ -128,7 +128,8 @@ class Detector(Trigger):
     def alert(self, method: Watched, batch: Batch) -> bool:
         """Measure if it is time; whether an alert is on and affordable."""
         memory, time = method.memory.values, method.time
-        period = max(1, round(self.every * method.trainer.num_training_batches))
+        batches = method.trainer.num_training_batches  # infinite before training, when a coreset may be selected
+        period = max(1, round(self.every * batches)) if math.isfinite(batches) else 1
         if method.batch_idx % period == 0 and (value := self.measure(method, batch)) is not None:
             times, values = memory["times"], memory["values"]
             values.append(self.smoothed(times, values, time, value))

@@ -34,15 +34,18 @@ class PerImage(Defense):
         self.memory.declare(merge, {"numbers": (torch.float32, (None,)), "changed": (torch.bool, (None,))})
 
     def recall(self, batch: Batch) -> Tensor:
-        """The numbers of a batch's images, ``(N,)``."""
-        return self.memory.tensors["numbers"][batch.index]
+        """The numbers of a batch's images, ``(N,)``; 0 for those that no loader has given yet, as a selection may."""
+        table = self.memory.tensors.get("numbers", torch.zeros(0, device=batch.index.device))
+        return torch.cat([table, table.new_zeros(1)])[batch.index.clamp(max=len(table))]
 
     def remember(self, batch: Batch, numbers: Tensor) -> None:
-        """Store the ``(N,)`` numbers of a batch's images."""
+        """Store the ``(N,)`` numbers of a batch's images, where the table has room."""
+        if not self.memory.tensors:
+            return
         table, changed = (self.memory.tensors[name] for name in ("numbers", "changed"))
-        exists = batch.weight > 0
-        table[batch.index] = torch.where(exists, numbers, table[batch.index])
-        changed[batch.index] |= exists
+        index, exists = batch.index.clamp(max=len(table) - 1), (batch.weight > 0) & (batch.index < len(table))
+        table[index] = torch.where(exists, numbers, table[index])
+        changed[index] |= exists
 
     def on_train_start(self) -> None:
         """Extend the table to all images, also when an epoch is resumed."""

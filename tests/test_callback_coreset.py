@@ -1,0 +1,368 @@
+"""CoresetSelection: the plan of its epochs, what schedules see of them, and the weights in the loss."""
+
+import csv
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from lit_robust.batch import Batch
+from lit_robust.callbacks import AttributeRamp, CoresetSelection, DelayedStart, EMAWeights
+from lit_robust.defenses import PGDAT, TRADES, Natural
+from lit_robust.schedules import Linear, MultiStep, Staircase
+from lit_robust.selection import CRAIG, GradMatch, Random
+from tests.methods import build
+from tests.ranks import linear
+from tests.test_resume import TinyData
+from tests.tiny import TinyNet, assert_equal, trainer
+
+#: The training images of `TinyData`.
+N = 22
+
+
+class Seen(Callback):
+    """The number, weights and rate of each epoch's images."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, list[tuple[int, float]]] = {}
+        self.order: dict[int, list[int]] = {}
+        self.rates: dict[int, float] = {}
+        self.batches: dict[int, int] = {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        assert trainer.current_epoch == pl_module.current_epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pairs = list(zip(batch.index.tolist(), batch.weight.tolist(), strict=True))
+        self.images.setdefault(trainer.current_epoch, []).extend(pairs)
+        self.order.setdefault(trainer.current_epoch, []).extend(index for index, _ in pairs)
+        self.batches[trainer.current_epoch] = trainer.num_training_batches
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates[trainer.current_epoch] = optimizer.param_groups[0]["lr"]
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        return {epoch: len(images) for epoch, images in self.images.items()}
+
+
+def fit(
+    folder: Path,
+    *callbacks: Callback,
+    module: LightningModule | None = None,
+    epochs: int = 8,
+    data: Any = None,
+    **kwargs: Any,
+) -> tuple[LightningModule, Seen]:
+    seed_everything(7, verbose=False)
+    seen = Seen()
+    module = build(PGDAT) if module is None else module
+    kept = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    more = {"enable_checkpointing": kept, "log_every_n_steps": 1} | kwargs
+    run = trainer(
+        folder,
+        max_epochs=epochs,
+        callbacks=[*callbacks, seen],
+        **more,
+    )
+    run.fit(module, datamodule=TinyData() if data is None else data)
+    return module, seen
+
+
+# The plan.
+
+
+def plan(fraction: Fraction, kappa: Fraction, epochs: int) -> dict[int, int]:
+    """How many images each epoch trains on, by spec 6.2 in exact arithmetic."""
+    warm = int(kappa * epochs)
+    full = round(fraction * warm)
+    return dict.fromkeys(range(full), N) | dict.fromkeys(range(warm, epochs), round(fraction * N))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "warm", "epochs"),
+    [
+        ("1/2", "1/2", 8),
+        ("1/2", "3/5", 5),
+        ("3/10", "1/2", 9),
+        ("1/2", "1/2", 6),  # half of 3 epochs: rounded to the even number, as Python does it
+        ("1/10", "1/2", 6),  # 0.3 epochs on all images are none
+        ("9/10", "1/2", 4),  # 1.8 are two, and none is skipped
+        ("1", "1/2", 4),
+        ("3/10", "0", 3),
+        ("3/10", "1/10", 3),  # no whole epoch
+    ],
+)
+def test_epochs_on_all_images_then_skipped_ones_then_those_of_the_coreset(tmp_path, fraction, warm, epochs):
+    selection = CoresetSelection(float(Fraction(fraction)), Random(), warm=float(Fraction(warm)))
+    _, seen = fit(tmp_path, selection, epochs=epochs)
+    assert seen.sizes == plan(Fraction(fraction), Fraction(warm), epochs)
+    assert seen.batches == {epoch: -(-size // 8) for epoch, size in seen.sizes.items()}
+
+
+@pytest.mark.parametrize(
+    ("every", "changes"), [(None, []), (1, [5, 6, 7, 8, 9]), (2, [6, 8]), (3, [7])], ids=["once", "1", "2", "3"]
+)
+def test_a_coreset_is_chosen_at_the_end_of_the_warm_start_and_every_few_epochs_after(tmp_path, every, changes):
+    _, seen = fit(tmp_path, CoresetSelection(0.3, Random(), every=every, warm=0.4), epochs=10)
+    chosen = {epoch: {index for index, _ in images} for epoch, images in seen.images.items()}
+    assert list(chosen) == [0, 4, 5, 6, 7, 8, 9]
+    assert [epoch for epoch in range(5, 10) if chosen[epoch] != chosen[epoch - 1]] == changes
+
+
+def test_a_random_subset_that_is_drawn_once_stays_and_grows_with_the_fraction(tmp_path):
+    fixed = Random(redraw=False)
+    _, seen = fit(tmp_path, CoresetSelection(0.3, fixed, every=1, warm=0), epochs=3)
+    assert sorted(seen.order[0]) == sorted(seen.order[1]) == sorted(seen.order[2])
+    assert seen.order[0] != seen.order[1]  # each epoch has its own order
+    growing = CoresetSelection(Staircase([0, 1], [0.3, 0.5]), fixed, every=1, warm=0)
+    _, grown = fit(tmp_path, growing, epochs=2)
+    assert set(grown.order[0]) == set(seen.order[0]) < set(grown.order[1])
+
+
+@pytest.mark.parametrize("scope", ["all", "class"])
+def test_a_fraction_that_grows_is_read_at_each_selection(tmp_path, scope):
+    growing = CoresetSelection(Linear(0.2, 1, begin=0, end=4), Random(scope=scope), every=2, warm=0)
+    _, seen = fit(tmp_path, growing, epochs=6)
+    assert seen.sizes == {0: 4, 1: 4, 2: 13, 3: 13, 4: 22, 5: 22}
+    assert seen.batches == {0: 1, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3}
+
+
+def test_a_fraction_that_leaves_its_range_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^fraction\(1\)=1.2"):
+        fit(tmp_path, CoresetSelection(Staircase([0, 1], [0.3, 1.2]), Random(), every=1, warm=0), epochs=3)
+
+
+@pytest.mark.parametrize("limit", [{"epochs": -1}, {"epochs": None, "max_steps": 9}], ids=["no limit", "steps"])
+def test_a_warm_start_needs_the_number_of_epochs(tmp_path, limit):
+    with pytest.raises(ValueError, match=r"^warm=0.5 is a share of max_epochs, which is -1: .*warm=0"):
+        fit(tmp_path, CoresetSelection(0.3, Random()), **limit)
+
+
+def test_without_a_warm_start_a_number_of_steps_suffices(tmp_path):
+    _, seen = fit(tmp_path, CoresetSelection(0.3, Random(), every=2, warm=0), epochs=-1, max_steps=5)
+    assert seen.sizes == dict.fromkeys(range(5), 7)
+
+
+# What the rest of a training sees of skipped epochs: fraction 0.5 and warm 0.5 of 8 epochs skip epochs 2 and 3.
+
+
+def halves(**kwargs: Any) -> CoresetSelection:
+    return CoresetSelection(0.5, **{"selector": Random(), "warm": 0.5} | kwargs)
+
+
+TRAINED = [0, 1, 4, 5, 6, 7]
+
+
+def test_logged_epochs_checkpoints_names_and_the_trainers_count_leave_skipped_ones_out(tmp_path):
+    logger = CSVLogger(tmp_path, version="")
+    names = ModelCheckpoint(tmp_path / "kept", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    _, seen = fit(tmp_path, names, halves(), logger=logger)
+    assert list(seen.images) == TRAINED
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [f"epoch={epoch}.ckpt" for epoch in TRAINED]
+    with (tmp_path / "lightning_logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted({int(float(row["epoch"])) for row in rows}) == TRAINED
+    sizes = {int(float(r["epoch"])): float(r["train/coreset/size"]) for r in rows if r.get("train/coreset/size")}
+    assert sizes == dict.fromkeys([4, 5, 6, 7], 11)
+    assert torch.load(tmp_path / "kept" / "epoch=4.ckpt", weights_only=True)["epoch"] == 4
+
+
+def steps_of(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.MultiStepLR:
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3, 5])
+
+
+RATES = {0: 0.1, 1: 0.01, 4: 0.001, 5: 0.0001, 6: 0.0001, 7: 0.0001}
+
+
+class Automatic(LightningModule):
+    """A stranger with automatic optimization, of the same net and data."""
+
+    def __init__(self, frequency: int = 1) -> None:
+        super().__init__()
+        self.net, self.frequency = TinyNet(), frequency
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [{"scheduler": steps_of(optimizer), "frequency": self.frequency}]
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch.x), batch.y)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def defense() -> PGDAT:
+    return build(PGDAT, lr_scheduler=steps_of)
+
+
+@pytest.mark.parametrize("make", [defense, Automatic])
+def test_a_torch_scheduler_passes_over_skipped_epochs(tmp_path, make):
+    _, seen = fit(tmp_path, halves(), module=make())
+    assert seen.rates == pytest.approx(RATES)
+
+
+def test_a_scheduler_that_lightning_steps_every_third_epoch_does_so_in_skipped_ones_too(tmp_path):
+    _, seen = fit(tmp_path, halves(), module=Automatic(frequency=3))
+    assert seen.rates == pytest.approx({0: 0.1, 1: 0.1, 4: 0.01, 5: 0.01, 6: 0.01, 7: 0.01})
+
+
+@pytest.mark.parametrize("make", [defense, Automatic])
+def test_and_over_those_before_the_first_epoch(tmp_path, make):
+    _, seen = fit(tmp_path, CoresetSelection(0.1, Random(), warm=0.5), module=make(), epochs=6)
+    assert seen.rates == pytest.approx({3: 0.001, 4: 0.001, 5: 0.0001})
+
+
+def test_a_schedule_and_a_ramp_have_the_values_of_the_epochs_that_are_trained(tmp_path):
+    module = build(TRADES, lr_scheduler=MultiStep([1, 3, 5], factor=0.1))
+    values: dict[int, float] = {}
+
+    class Beta(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                values[trainer.current_epoch] = pl_module.beta
+
+    ramp = AttributeRamp("beta", Linear(0, 8, begin=0, end=8))
+    _, seen = fit(tmp_path, ramp, Beta(), halves(), module=module)
+    assert seen.rates == pytest.approx(RATES)
+    assert values == pytest.approx({epoch: float(epoch) for epoch in TRAINED})
+
+
+@pytest.mark.parametrize("at", [{"at_epoch": 3}, {"at_epoch": 2}, {"latest_epoch": 3}, {}], ids=str)
+def test_a_delayed_start_in_a_skipped_epoch_comes_with_the_next_one(tmp_path, at):
+    adversarial: dict[int, bool] = {}
+
+    class Flag(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            adversarial[trainer.current_epoch] = pl_module.adversarial
+
+    delay = DelayedStart(**at)
+    module = build(PGDAT, lr_scheduler=MultiStep([3]))
+    fit(tmp_path, delay, Flag(), halves(), module=module)
+    assert adversarial == {epoch: epoch >= 4 for epoch in TRAINED}
+    assert delay.switch_epoch == (4 if at != {"at_epoch": 2} else 2)
+
+
+def test_averages_that_start_in_a_skipped_epoch_start_with_the_next_one(tmp_path):
+    lasting = EMAWeights(0.999, start_epoch=3)
+    plain, _ = fit(tmp_path, halves(), epochs=8)
+    averaged, _ = fit(tmp_path, halves(), lasting, epochs=8)
+    at_four, _ = fit(tmp_path, halves(), EMAWeights(0.999, start_epoch=4), epochs=8)
+    assert_equal(averaged.state_dict(), at_four.state_dict())
+    assert not torch.equal(averaged.net.head.weight, plain.net.head.weight)
+
+
+def test_validations_keep_their_epochs(tmp_path):
+    validated: list[int] = []
+
+    class Validated(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            validated.append(trainer.current_epoch)
+
+    fit(tmp_path, halves(), Validated(), check_val_every_n_epoch=2)
+    assert validated == [1, 5, 7]
+
+
+# The whole set as a coreset.
+
+
+@pytest.mark.parametrize("warm", [0, 0.5])
+@pytest.mark.parametrize(
+    "selector", [CRAIG(), Random(), Random(redraw=False), GradMatch(), CRAIG(scope="all"), GradMatch(gradient="weight")]
+)
+def test_a_coreset_of_all_images_is_the_whole_training_bit_for_bit(tmp_path, selector, warm):
+    whole, before = fit(tmp_path, epochs=4)
+    module, seen = fit(tmp_path, CoresetSelection(1, selector, every=1, warm=warm), epochs=4)
+    assert_equal(module.state_dict(), whole.state_dict())
+    assert seen.images == before.images
+
+
+# Weights.
+
+
+class Batches(Callback):
+    """Every batch, by epoch, and the loss that the module returns for it."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.losses: list[float] = []
+        self.metrics: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(batch)
+        self.losses.append(float(pl_module.last_loss))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def plain_sgd(params: Any, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=lr)
+
+
+@pytest.mark.parametrize("normalize", ["batch", "subset"])
+def test_the_loss_is_weighted_as_in_a_loop_in_double_precision(tmp_path, normalize):
+    module, kept = build(Natural, net=linear(), optimizer=plain_sgd), Batches()
+    selection = CoresetSelection(0.6, GradMatch(), warm=0, normalize=normalize)
+    fit(tmp_path, selection, kept, module=module, epochs=2)
+    weights = selection.coreset.weights.double()
+    assert weights.max() > 1.5 * weights.min()
+    net = linear().double()
+    for batch, loss in zip(kept.batches, kept.losses, strict=True):
+        values = nn.functional.cross_entropy(net(batch.x.double()), batch.y, reduction="none")
+        total = batch.weight.sum() if normalize == "batch" else weights.mean() * len(batch.y)
+        expected = (values * batch.weight.double()).sum() / total
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        for parameter, gradient in zip(
+            net.parameters(), torch.autograd.grad(expected, list(net.parameters())), strict=True
+        ):
+            parameter.data -= 0.1 * gradient
+    for mine, theirs in zip(module.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1e-6)
+    assert module.mean_weight is None  # after the fit
+
+
+def test_an_epochs_batches_add_up_to_the_gradient_of_the_coreset_with_the_subsets_mean_weight(tmp_path):
+    module, kept = build(Natural, net=linear(), optimizer=lambda p: plain_sgd(p, lr=0.0)), Batches()
+    selection = CoresetSelection(0.6, GradMatch(), warm=0, normalize="subset")
+    fit(tmp_path, selection, kept, module=module, epochs=1)
+    sizes = torch.tensor([float(len(batch.y)) for batch in kept.batches])
+    batch = Batch(*(torch.cat(parts) for parts in zip(*kept.batches, strict=True)))
+    values = nn.functional.cross_entropy(linear()(batch.x), batch.y, reduction="none").detach()
+    expected = (values * batch.weight).sum() / batch.weight.sum()
+    assert (torch.tensor(kept.losses) * sizes).sum() / sizes.sum() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_training_accuracies_count_each_image_once(tmp_path):
+    module, kept = build(Natural, net=linear(), optimizer=lambda p: plain_sgd(p, lr=0.0)), Batches()
+    fit(tmp_path, CoresetSelection(0.6, GradMatch(), warm=0), kept, module=module, epochs=1)
+    batch = Batch(*(torch.cat(parts) for parts in zip(*kept.batches, strict=True)))
+    right = linear()(batch.x).argmax(1) == batch.y
+    assert 0 < right.float().mean() < 1
+    assert float((right * batch.weight).sum() / batch.weight.sum()) != pytest.approx(float(right.float().mean()))
+    assert kept.metrics["train/acc/clean"] == pytest.approx(float(right.float().mean()))
+
+
+def test_in_the_official_order_the_weights_of_whole_batches_cancel(tmp_path):
+    selector = CRAIG(scope="batch", block=8)
+    runs = {}
+    for official in (True, False):
+        module, kept = build(Natural, net=linear(), optimizer=plain_sgd), Batches()
+        selection = CoresetSelection(0.5, selector, warm=0, official_order=official)
+        _, seen = fit(tmp_path, selection, kept, module=module, epochs=2)
+        chosen = selection.coreset.indices.tolist()
+        runs[official] = [len(batch.weight.unique()) for batch in kept.batches]
+        assert (seen.order[0] == chosen) is (seen.order[1] == chosen) is official
+        if official:
+            plain = nn.functional.cross_entropy(linear()(kept.batches[0].x), kept.batches[0].y)
+            assert kept.losses[0] == pytest.approx(plain.item(), rel=1e-5)
+    assert len(selection.coreset.weights.unique()) == 2
+    assert set(runs[True]) == {1}
+    assert set(runs[False]) == {2}
