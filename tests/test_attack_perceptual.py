@@ -291,6 +291,13 @@ def test_the_worst_case_on_a_circle_is_an_arc_of_chord_eps(attack):
     torch.testing.assert_close(attack(Circle(), x, y), reached, rtol=0, atol=0.03)
 
 
+def test_the_weight_of_lpa_grows_until_an_image_is_in_the_ball():
+    x, y = torch.linspace(0.1, 0.4, 5).view(-1, 1, 1, 1), torch.ones(5, dtype=torch.int64)
+    far = [lpips(Circle(), x, LPA(0.3, runs=runs, projection="none")(Circle(), x, y)) for runs in (1, 5)]
+    assert (far[0] > 0.5).all()
+    assert (far[1] < 0.3 + 0.05).all()
+
+
 def test_lpa_leaves_an_image_where_it_is_misclassified_inside_the_ball():
     net, (x, y) = trained("pgd"), (part[:100] for part in held_out())
     wrong = (y + 1) % 10

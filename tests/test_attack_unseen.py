@@ -204,7 +204,7 @@ def test_pixels_of_one_colour_change_alike_and_a_constant_change_is_added():
 
 def test_a_colour_reads_the_node_at_its_place():
     """Nodes along L*, u* and v*, in this order, interpolated linearly."""
-    attack, colour = ReColor(grid=(4, 5, 6)), torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1)
+    attack, colour = ReColor(grid=(4, 5, 6)), torch.tensor([0.6, 0.45, 0.55]).view(1, 3, 1, 1)
     grids = torch.meshgrid(*(torch.linspace(0, 1, n) for n in attack.grid), indexing="ij")
     nodes = 0.1 * torch.stack(grids).unsqueeze(0)  # each number grows along its own axis, so the change is c / 10
     x = cieluv.to_rgb(colour)
