@@ -40,9 +40,9 @@ class Kept(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.places.setdefault(trainer.current_epoch, []).extend(int(name.split()[1]) for name in batch["name"])
         self.batches[trainer.current_epoch] = trainer.num_training_batches
-        self.eps.append(pl_module.attack.eps)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.eps.append(pl_module.attack.eps)
         if self.path is not None and (trainer.current_epoch, batch_idx) == (2, 1):
             trainer.save_checkpoint(self.path)
 
