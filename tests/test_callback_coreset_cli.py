@@ -94,7 +94,7 @@ def test_a_training_that_is_resumed_by_the_command_line_ends_as_an_uninterrupted
     assert whole["epoch"] == 5
     assert whole["global_step"] == 5
     for step in (1, 2, 3):
-        lit("fit", *plan, "--ckpt_path", saved / f"step={step}.ckpt")
+        lit("fit", *plan, *every, "--ckpt_path", saved / f"step={step}.ckpt")
         ended = torch.load(saved / "last.ckpt", weights_only=True)
         for part in ("state_dict", "optimizer_states", "epoch", "global_step"):
             assert differences(ended[part], whole[part]) == []
