@@ -39,7 +39,7 @@ def _are_unlogged(parts: Any) -> bool:
     return all(isinstance(parts.get("row", {}).get(name, 0), int) for name in ("epoch", "step"))
 
 
-def _are_tensors(ranks: Any) -> bool:
+def are_tensors(ranks: Any) -> bool:
     """Whether it is a list with each rank's tensors by name."""
     if not isinstance(ranks, list) or not all(isinstance(tensors, dict) for tensors in ranks):
         return False
@@ -47,11 +47,11 @@ def _are_tensors(ranks: Any) -> bool:
 
 
 def _are_sums(ranks: Any) -> bool:
-    return _are_tensors(ranks) and all(entry.shape == (2,) for sums in ranks for entry in sums.values())
+    return are_tensors(ranks) and all(entry.shape == (2,) for sums in ranks for entry in sums.values())
 
 
 def _is_memory(parts: Any) -> bool:
-    return isinstance(parts, dict) and _are_tensors(parts.get("tensors", [])) and _are_plain(parts.get("values", {}))
+    return isinstance(parts, dict) and are_tensors(parts.get("tensors", [])) and _are_plain(parts.get("values", {}))
 
 
 def _of(kind: Any) -> Callable[[Any], bool]:
@@ -67,7 +67,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "unlogged": (_are_unlogged, "numbers by name below row and epoch"),
     **dict.fromkeys(("metrics", "tally"), _SUMS),
     "memory": (_is_memory, "tensors by name for each rank, and plain values by name"),
-    "ranks": (_are_tensors, "tensors by name for each rank"),
+    "ranks": (are_tensors, "tensors by name for each rank"),
     **dict.fromkeys(("hybrid", "curriculum"), _PLAIN),
     "data": (_of(dict), "values by name"),
     **dict.fromkeys(("optimizer", "lr_scheduler"), (_of(str | None), "the name of a class")),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_robust.checkpoint_files import read_checkpoint, read_data
 from lit_robust.nets.rebuild import check_fit, is_builder, rebuild
+from lit_robust.torch_internals import plain_name, plain_names
 from lit_robust.weight_files import read_weights
 
 
@@ -36,10 +37,8 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     try:
         if net is None:
             net = rebuild_net(checkpoint)
-        own = net.state_dict()
-        check_fit(own, weights)
-        own.update(weights)
-        net.load_state_dict(own)  # with the versions of its layers, without which torchvision's MNASNet loads nothing
+        check_fit(plain_names(net.state_dict()), weights)
+        _fill(net, weights)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error
@@ -61,8 +60,15 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
         ValueError: If the file cannot be used, or its weights do not fit ``net``: what is missing, unknown or of
             another shape.
     """
-    net.load_state_dict(read_weights(path, net.state_dict()))
+    _fill(net, read_weights(path, plain_names(net.state_dict())))
     return net
+
+
+def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights by plain names into a net that may be compiled."""
+    own = net.state_dict()  # has the versions of its layers, without which torchvision's MNASNet loads nothing
+    own.update({key: weights[plain_name(key)] for key in own})
+    net.load_state_dict(own)
 
 
 def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -91,7 +97,7 @@ def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
 def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of the module's ``net``, by the net's own names."""
     state = checkpoint["state_dict"]
-    return {key.removeprefix("net."): value for key, value in state.items() if str(key).startswith("net.")}
+    return plain_names({key.removeprefix("net."): value for key, value in state.items() if str(key).startswith("net.")})
 
 
 def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
@@ -126,6 +132,14 @@ def checkpoints_of(folder: Path) -> dict[str, Path]:
     best = newest.parent / "best.ckpt"
     found = {"last": _last_in(newest.parent), "best": best if best.is_file() else None}
     return {name: path for name, path in found.items() if path is not None}
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run whose ``checkpoints`` hold a file, also through links; None if it is elsewhere."""
+    places = (path.parent for path in (checkpoint, checkpoint.resolve()))
+    runs = [place.parent for place in places if place.name == "checkpoints"]
+    known = (run for run in runs if (run / "config.yaml").exists() or (run / "metrics.csv").exists())
+    return next(known, runs[0] if runs else None)
 
 
 def _last_in(folder: Path) -> Path | None:
@@ -174,6 +188,10 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
         folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
         folder = folder.expanduser()
         found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
+    elif named.is_dir() and named.suffix == ".ckpt":
+        raise IsADirectoryError(
+            f"--ckpt_path {ckpt_path} is a folder and no checkpoint: give a .ckpt file, or the folder of the run."
+        )
     elif named.is_dir():
         folder, found = named, checkpoints_of(named)
     else:

@@ -1,10 +1,12 @@
 """Everything we use of torch that is not public API: a module's compiled call."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+from torch._dynamo import OptimizedModule
 
 
 def compile_alike(net: nn.Module, compiled: Any) -> None:
@@ -13,6 +15,39 @@ def compile_alike(net: nn.Module, compiled: Any) -> None:
     Without it, the wrapper's name would be in every key of a checkpoint, or the backend and mode would be lost.
     """
     net._compiled_call_impl = compiled.dynamo_ctx(net._call_impl)
+
+
+T = TypeVar("T")
+
+#: Wrappers whose prefix would be in the names of a checkpoint; Lightning distributes a module itself.
+_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """Remove wrappers around a net and around its parts, so that checkpoints have its own names.
+
+    What ``torch.compile`` has wrapped is compiled in place, with its own call and the options that it was given.
+    """
+    while isinstance(net, _WRAPPERS):
+        (inner,) = net.children()
+        if isinstance(net, OptimizedModule):
+            compile_alike(inner, net)
+        net = inner
+    for module in [*net.modules()]:
+        for name, part in module.named_children():
+            if isinstance(part, _WRAPPERS):
+                setattr(module, name, unwrapped(part))
+    return net
+
+
+def plain_name(key: Any) -> str:
+    """A name in a ``state_dict`` without ``torch.compile``'s wrappers."""
+    return re.sub(r"(?<=\.)_orig_mod\.", "", f".{key}")[1:]
+
+
+def plain_names(state: Mapping[str, T]) -> dict[str, T]:
+    """A ``state_dict`` by the names without ``torch.compile``'s wrappers."""
+    return {plain_name(key): value for key, value in state.items()}
 
 
 def is_compiled(net: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_robust.checkpoint_files import read_data
+from lit_robust.torch_internals import plain_names
 
 #: The keys under which files keep their weights, the likeliest first; other keys are tried after them.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
@@ -72,8 +73,7 @@ def _state_dicts(content: Any, depth: int = 2) -> Iterator[dict[str, Tensor]]:
 
 def _without_prefixes(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The same weights with one prefix after the other removed."""
-    # torch.compile of an inner module leaves its prefix in mid-name.
-    weights = {re.sub(r"(?<=\.)_orig_mod\.", "", key): value for key, value in weights.items()}
+    weights = plain_names(weights)
     yield weights
     for prefix in dict.fromkeys(found[0] for key in weights if (found := PREFIX.match(key))):
         below = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -59,17 +59,20 @@ def csv_cell(text: Any) -> Any:
     return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@")) else text
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "save_dir of trainer.logger") -> None:
     """Try to write into a folder, or into its nearest existing parent.
 
+    Args:
+        folder: The folder, which need not exist yet.
+        option: What to change otherwise, for the message.
+
     Raises:
-        PermissionError: If that is refused.
+        PermissionError: If that is refused, or a file is in the place of a folder.
     """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    place = Path(os.path.abspath(folder))
+    existing = next(path for path in (place, *place.parents) if path.exists())
     try:
         TemporaryFile(dir=existing).close()  # os.access is not reliable
     except OSError as error:
         why = "may not be written to" if existing.is_dir() else "is not a folder"
-        raise PermissionError(
-            f"cannot log to {folder}, because {existing} {why}: change save_dir of trainer.logger."
-        ) from error
+        raise PermissionError(f"cannot log to {folder}, because {existing} {why}: change {option}.") from error

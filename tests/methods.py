@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from lit_robust.attacks import FGSM, PGD
+from lit_robust.attacks import FGSM, PGD, FastLPA
 from lit_robust.attacks.difficulty import LastLayerSharpness, PowerIteration
 from lit_robust.callbacks import EMAWeights
 from lit_robust.defenses import (
@@ -37,6 +37,7 @@ from lit_robust.defenses import (
     Natural,
     NuAT,
     NuAT2,
+    PerceptualAT,
     ZeroGrad,
 )
 from lit_robust.defenses.hybrid import CleanLossDrop, SecondStepGain
@@ -109,6 +110,10 @@ METHODS: dict[str, Method] = {
     "TRADES in L2": Method(TRADES, {"attack": PGD(eps=EPS, step_size=0.1, steps=2, norm="l2")}),
     "MART": Method(MART),
     "FriendlyAT": Method(FriendlyAT, {"tau": 1}),
+    "PerceptualAT": Method(PerceptualAT, {"attack": FastLPA(0.3, steps=2)}, bound=1.0),
+    "PerceptualAT as its authors run it": Method(
+        PerceptualAT, {"attack": FastLPA(0.3, steps=2, projection="none")}, bound=1.0
+    ),
     "PGDAT + AWP": Method(PGDAT, {"weight_perturbation": AWP(gamma=0.01)}),
     "NuAT + AWP": Method(NuAT, {"attack": ONE_STEP, "weight_perturbation": AWP()}),
     "TRADES + AWP": Method(TRADES, {"weight_perturbation": AWP()}),

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ReduceLROnPlateau
 
+from lit_robust.cli import main
 from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places
 from tests.front_door import lit, refusal, tiny
@@ -284,3 +285,64 @@ def test_spawned_processes_are_refused_by_the_command(strategy, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.strategy", strategy)
     assert error.startswith("trainer.strategy: ")
+
+
+# Values that give nothing, and files in the way.
+
+ITEM = "[{init_args: {epochs: 3}}]"
+GIVES_NOTHING = {
+    "--trainer.callbacks [null]": "trainer.callbacks[0] is empty: name a class, or remove it.",
+    "--trainer.callbacks=[null]": "trainer.callbacks[0] is empty: name a class, or remove it.",
+    "--trainer.callbacks+=[{}]": "trainer.callbacks[0] is empty: name a class, or remove it.",
+    "-c 'trainer: {callbacks: [TimeLeft, null]}'": "trainer.callbacks[1] is empty: name a class, or remove it.",
+    "-c 'trainer: {callbacks: [{}]}'": "trainer.callbacks[0] is empty: name a class, or remove it.",
+    "-c 'trainer: {logger: [{}]}'": "trainer.logger[0] is empty: name a class, or remove it.",
+    "-c 'trainer: {plugins: [null]}'": "trainer.plugins[0] is empty: name a class, or remove it.",
+    f"--trainer.callbacks '{ITEM}'": "trainer.callbacks[0] has init_args but no class_path: .*",
+    f"-c 'trainer: {{callbacks: {ITEM}}}'": "trainer.callbacks[0] has init_args but no class_path: .*",
+    "-c 'trainer: {logger: [{init_args: {name: a}}]}'": "trainer.logger[0] has init_args but no class_path: .*",
+    "--model.test_attacks '{a: null}'": "model.test_attacks.a is empty: name a class, or remove it.",
+    "-c 'model: {init_args: {test_attacks: {a: null, b: PGD}}}'": "model.test_attacks.a is empty: .*",
+    "-c 'trainer: {callbacks+: {class_path: RobustAccuracy, init_args: {attacks: {a: {}}}}}'": (
+        ".*attacks.a is empty: .*"
+    ),
+    **{
+        f"--{section} {null}": f"{section}=null gives nothing: .*"
+        for section in ("data", "model", "trainer")
+        for null in ("null", "None", "'~'", "''")
+    },
+    "--data=": "data=null gives nothing: .*",
+    "-c 'model: {init_args: {attack: {class_path: PGD, init_args: {step_size: None}}}}'": (
+        "model.attack.step_size=None is a word in YAML: .* write null .*"
+    ),
+    "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
+        "trainer.callbacks.scheduling: 2 is not of type dict."
+    ),
+}
+
+
+@pytest.mark.parametrize("words", GIVES_NOTHING)
+def test_a_value_that_gives_nothing_is_refused_while_parsing(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", tiny(Path()), *shlex.split(words)])
+    error = capsys.readouterr().err.split("lit-robust: error: ")[1].splitlines()[0]
+    pattern = GIVES_NOTHING[words].replace("[", r"\[").replace("]", r"\]").replace("{", r"\{")
+    assert re.fullmatch(pattern, error), error
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["--trainer.logger.name", "file"], "name or version of trainer.logger"),
+        (["--trainer.logger.version", "../file"], "name or version of trainer.logger"),
+        (["--trainer.logger.save_dir", "runs/file"], "save_dir of trainer.logger"),
+        (["--trainer.logger", "false", "--trainer.default_root_dir", "runs/file"], "trainer.default_root_dir"),
+    ],
+)
+def test_a_file_in_the_place_of_a_runs_folder_is_named(words, remedy, capsys):
+    Path("runs").mkdir()
+    Path("runs/file").touch()
+    error = refusal(capsys, "fit", "-c", tiny(Path()), *words)
+    assert re.fullmatch(rf"cannot log to .*, because \S*runs/file is not a folder: change {remedy}\.", error)
+    assert [path.name for path in Path("runs").iterdir()] == ["file"]

@@ -186,6 +186,8 @@ COSTS = {
     "PSAT": ((2, 2), (1, 1)),
     "HSAT with the features": ((2, 2), (1, 1)),
     "DynamicAT": ((2, 2), (1, 1)),
+    "PerceptualAT": ((1 + 4 + 11 + 1, 2), (1, 1)),
+    "PerceptualAT as its authors run it": ((1 + 4 + 1, 2), (1, 1)),
 }
 
 

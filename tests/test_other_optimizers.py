@@ -35,6 +35,19 @@ def of_each_kind(tmp_path_factory):
     }
 
 
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SparseAdam, torch.optim.LBFGS, NeedsClosure])
+def test_an_optimizer_that_cannot_take_the_steps_is_refused_before_training(kind, resumed, of_each_kind, tmp_path):
+    torch.save(of_each_kind["Adam"], tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=rf"^the optimizer {kind.__name__} .*: use .*Adam"):
+        fit(tmp_path, 2, tmp_path / "x.ckpt" if resumed else None, optimizer=partial(kind, lr=0.01))
+
+
 @pytest.mark.parametrize("named", [True, False], ids=["named", "of an older version"])
 @pytest.mark.parametrize("theirs", KINDS)
 def test_another_optimizer_is_refused_and_its_own_resumes(of_each_kind, theirs, named, tmp_path):

@@ -8,6 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from lit_robust import load_net, load_weights
 from lit_robust.attacks import FGSM, PGD, AutoAttack, FrobeniusNorm, NuclearNorm
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import (
@@ -357,6 +359,60 @@ def test_a_wrapped_net_has_its_own_names_in_checkpoints(wrap):
     assert defense.net is net
     assert defense.state_dict().keys() == build(PGDAT).state_dict().keys()
     assert defense.compiled == (wrap is not nn.DataParallel)
+
+
+def compiled_within(net: TinyNet, backend: Any = "eager") -> TinyNet:
+    net.body = torch.compile(net.body, backend=backend)
+    net.body._orig_mod[0] = torch.compile(net.body._orig_mod[0], backend=backend)
+    net.head = torch.compile(net.head, backend=backend)
+    return net
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's
+@pytest.mark.parametrize("when", ["before", "between", "never"])
+def test_a_net_with_wrapped_parts_has_plain_names_in_checkpoints(when, tmp_path):
+    """They load into compiled and plain nets, and a training that was saved with the wrappers' names goes on."""
+    plain = build(PGDAT)
+    torch.compiler.reset()
+    module = build(PGDAT, net=compiled_within(TinyNet()) if when == "before" else TinyNet())
+    if when == "between":
+        compiled_within(module.net)
+        module.net.head = nn.DataParallel(module.net.head)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[EMAWeights(0.5, {"fast": 0.5})])
+    run.fit(module, loader(images(8)))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    assert module.compiled == (when != "never")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["state_dict"].keys() == plain.state_dict().keys()
+    assert checkpoint["extra_averages"]["fast"].keys() == plain.net.state_dict().keys()
+    x = images(4).x
+    right = load_net(tmp_path / "a.ckpt", net=TinyNet())(x)
+    for net in (compiled_within(TinyNet()), torch.compile(TinyNet(), backend="eager")):
+        torch.testing.assert_close(load_net(tmp_path / "a.ckpt", net=net)(x), right)
+        torch.testing.assert_close(load_weights(net, tmp_path / "a.ckpt").eval()(x), right)
+    for name in ("state_dict", "current_model_state"):
+        checkpoint[name] = {key.replace("body.", "body._orig_mod."): one for key, one in checkpoint[name].items()}
+    averages = checkpoint["extra_averages"]
+    averages["fast"] = {key.replace("body.", "body._orig_mod."): one for key, one in averages["fast"].items()}
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    torch.testing.assert_close(load_net(tmp_path / "older.ckpt", net=TinyNet())(x), right)
+    again = trainer(tmp_path, max_epochs=2, callbacks=[EMAWeights(0.5, {"fast": 0.5})])
+    again.fit(build(PGDAT), loader(images(8)), ckpt_path=tmp_path / "older.ckpt", weights_only=True)
+    assert again.global_step == 2
+
+
+def test_a_compiled_part_keeps_the_options_that_it_was_compiled_with():
+    calls = []
+
+    def backend(graph, example):
+        calls.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    net = TinyNet()
+    net.body = torch.compile(net.body, backend=backend)
+    build(PGDAT, net=net).net(images(2).x)
+    assert len(calls) == 1
 
 
 def test_a_compiled_net_keeps_the_options_that_it_was_compiled_with():

@@ -18,6 +18,8 @@ SHAPE, CLASSES = (3, 8, 8), 4
 class TinyNet(nn.Module):
     """Convolution, BatchNorm, pooling and a linear head: 4 classes of 3 x 8 x 8 images."""
 
+    stages = ("body.2",)
+
     def __init__(self, width: int = 8, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng():

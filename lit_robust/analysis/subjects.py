@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_robust import require
+from lit_robust import attacks, require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import EPS
 from lit_robust.batch import Batch
@@ -19,7 +19,7 @@ from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
 from lit_robust.measures.blocks import Blocks, digest, fingerprint
 from lit_robust.measures.correct import is_correct
-from lit_robust.runs import checkpoints_of, load_any
+from lit_robust.runs import checkpoints_of, load_any, run_of
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 
@@ -93,12 +93,18 @@ def trained_threat(subjects: Iterable[Subject]) -> tuple[float, Norm]:
     found: set[tuple[float, Norm] | None] = set()
     for subject in subjects:
         try:
-            arguments = checkpoint_of(subject)["hyper_parameters"]["attack"]["init_args"]
-            found.add((magnitude(arguments["eps"]), arguments.get("norm", "linf")))
+            attack = checkpoint_of(subject)["hyper_parameters"]["attack"]
+            arguments = attack["init_args"]
+            found.add((magnitude(arguments["eps"]), arguments.get("norm") or _norm_of(attack["class_path"])))
         except (AttributeError, KeyError, TypeError, ValueError):
             found.add(None)
     (one, *others) = found
     return (EPS, "linf") if one is None or others or one[1] not in get_args(Norm) else one
+
+
+def _norm_of(class_path: str) -> Any:
+    """The norm of a class of attacks that has only one; ``linf`` where it names none."""
+    return getattr(getattr(attacks, class_path.rpartition(".")[2], None), "norm", "linf")
 
 
 def named(text: str) -> tuple[str, Path]:
@@ -122,7 +128,7 @@ def _short(path: Path) -> str:
     """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one; the name of other files."""
     if path.suffix != ".ckpt":
         return path.stem
-    folder = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
+    folder = run_of(path.absolute()) or path.absolute().parent
     which = "" if path.stem == "last" else f":{path.stem}"
     return f"{folder.parent.name}/{folder.name}{which}"
 

@@ -9,8 +9,10 @@ from lit_robust.attacks.friendly import FriendlyPGD
 from lit_robust.attacks.gama import GAMAFW, GAMAPGD
 from lit_robust.attacks.margin_pgd import CWPGD, MultiTargetedPGD, TargetedPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
+from lit_robust.attacks.perceptual import LPA, PPGD, FastLPA
 from lit_robust.attacks.pgd import PGD
 from lit_robust.attacks.square import Square
+from lit_robust.attacks.unseen import JPEG, ReColor, StAdv
 from lit_robust.keywords import answer_keywords
 
 __all__ = [
@@ -19,17 +21,23 @@ __all__ = [
     "FGSM",
     "GAMAFW",
     "GAMAPGD",
+    "JPEG",
+    "LPA",
     "PGD",
+    "PPGD",
     "RFGSM",
     "Attack",
     "AutoAttack",
     "CurriculumFGSM",
     "CurriculumPGD",
+    "FastLPA",
     "FriendlyPGD",
     "FrobeniusNorm",
     "MultiTargetedPGD",
     "NuclearNorm",
+    "ReColor",
     "Square",
+    "StAdv",
     "TargetedPGD",
 ]
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import require
 from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
+from lit_robust.checkpoint_states import COUNT_OR_NONE, NUMBERS, check_entries
 from lit_robust.lightning_internals import epoch_counts, logged_by_step_alone
 
 
@@ -147,9 +148,8 @@ class DelayedStart(Callback):
             if not deadlines:
                 remedy = "give DelayedStart latest_epoch, the epoch that is adversarial in any case, or at_epoch"
                 raise no_drop(trainer, remedy)
-        deadlines = deadlines or {"": math.inf}
-        self._deadline_name = min(deadlines, key=lambda name: deadlines[name])
-        self._deadline = deadlines[self._deadline_name]
+        name, epoch = min(deadlines.items(), key=lambda one: one[1], default=("", math.inf))
+        self._deadline_name, self._deadline = name, epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue from a checkpoint, also from the middle of an epoch."""
@@ -245,7 +245,8 @@ class DelayedStart(Callback):
         return {"losses": list(self.losses), "switch_epoch": self.switch_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint, if it can be used."""
+        check_entries(f"callbacks[{self.state_key}]", state_dict, {"losses": NUMBERS, "switch_epoch": COUNT_OR_NONE})
         self.losses, self.switch_epoch = list(state_dict["losses"]), state_dict["switch_epoch"]
 
 

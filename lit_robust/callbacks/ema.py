@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lit_robust import require
 from lit_robust.callbacks.needs import check_alone, check_net, net_of
+from lit_robust.checkpoint_states import Rule, check_entries, check_tensors
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 
@@ -162,18 +163,25 @@ class EMAWeights(WeightAveraging):
         """
         if self._average_model is None:
             return
+        saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
         try:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
-            self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
-            saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
-            for name, net in self._nets.items():
-                net.load_state_dict(saved.get(name, live))
-        except Exception as error:  # of what a file holds, torch raises anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            check_entries("extra_averages", saved, {})
+            if "current_model_state" in checkpoint:
+                check_entries("averaging_state", checkpoint.get("averaging_state"), {"n_averaged": _UPDATES})
+                for name in ("state_dict", "current_model_state"):
+                    check_tensors(name, checkpoint[name], pl_module.state_dict())
+            for name in self._nets.keys() & saved.keys():
+                check_tensors(f"extra_averages.{name}", saved[name], live)
+        except ValueError as error:
+            reason = str(error).removeprefix("the checkpoint is broken: ").removesuffix("; use an earlier one.")
             raise ValueError(
                 f"the checkpoint's averages are broken or of another net ({reason}): use an earlier one, or leave "
                 "EMAWeights out."
             ) from error
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+        for name, net in self._nets.items():
+            net.load_state_dict(saved.get(name, live))
 
     @property
     def _average(self) -> AveragedModel:
@@ -189,6 +197,13 @@ class EMAWeights(WeightAveraging):
     def _swap(self, pl_module: LightningModule) -> None:
         self._swap_models(pl_module)
         self._swapped = not self._swapped
+
+
+#: What the number of updates of an average must be in a checkpoint.
+_UPDATES: Rule = (
+    lambda value: isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64 and int(value) >= 0,
+    "a count of updates, at least 0",
+)
 
 
 @torch.no_grad()

@@ -18,8 +18,11 @@ from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
+from lit_robust.callbacks.overfitting_states import RULES
+from lit_robust.checkpoint_states import broken, check_entries, check_tensors
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.attack_checks import tell_of_short_steps
+from lit_robust.measures.default_attacks import threat_of
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]
@@ -157,6 +160,8 @@ class CatastrophicOverfittingMonitor(Callback):
         if self.follows and not self.rule.across_eps and bound != self._bound:
             self._earlier = []
         current = self._measure(trainer, pl_module, bound)
+        if self._earlier and self._earlier[-1].keys() != current.keys():
+            raise broken(f"callbacks[{self.state_key}].earlier", self._earlier, f"the means {', '.join(current)}")
         overfits = bool(self._earlier) and self.rule.overfits(self._earlier, current)
         values = {f"monitor/{self.name}/{name}": value for name, value in current.items()}
         flags = dict.fromkeys(("", f"/{self.name}"), float(overfits))
@@ -204,8 +209,16 @@ class CatastrophicOverfittingMonitor(Callback):
             "healthy": self._healthy,
         }
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another net; here, because ``load_state_dict`` does not see the module."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if isinstance(state, dict) and state.get("healthy") is not None:
+            where = f"callbacks[{self.state_key}].healthy"
+            check_tensors(where, state["healthy"], self.adapter.users_net(pl_module).state_dict())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint, if it can be used."""
+        check_entries(f"callbacks[{self.state_key}]", state_dict, RULES)
         self._earlier, self._healthy = state_dict["earlier"], state_dict["healthy"]
         self._bound = None if state_dict["bound"] is None else Bound(*state_dict["bound"])
         self._batches = [Batch(*batch) for batch in state_dict["batches"]]
@@ -234,8 +247,8 @@ def _means(values: Mapping[str, Tensor], exists: Tensor, trainer: Trainer) -> di
 
 def _bound(module: object) -> Bound:
     """The present bound of the module's attack; its eps is NaN if there is none."""
-    attack = getattr(module, "attack", None)
-    return Bound(float(getattr(attack, "eps", math.nan)), getattr(attack, "norm", "linf"))
+    eps, norm = threat_of(getattr(module, "attack", None)) or (math.nan, "linf")
+    return Bound(float(eps), norm)
 
 
 def _check_no_average(trainer: Any) -> None:

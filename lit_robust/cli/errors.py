@@ -110,7 +110,8 @@ def _innermost(message: str) -> _Mistake:
     told = [number for number, line in enumerate(lines) if not _TRIED.match(line)] or [0]
     if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]]:
         told = told[1:]  # the value is of another type of the union, whose reason comes next
-    if simple := [number for number in told if re.match(r"Expected a <class '(list|dict)'>", lines[number])]:
+    of_items = [number for number in told if not lines[max(number - 1, 0)].startswith('Parser key "')]
+    if simple := [number for number in of_items if re.match(r"Expected a <class '(list|dict)'>", lines[number])]:
         told = [number for number in told if number not in simple] or told  # what was tried for one item says more
     before = "\n".join(lines[: told[0] + 1])
     reasons = [re.sub(r'^Parser key "[^"]*":\s*', "", lines[number]) for number in told]

@@ -34,17 +34,16 @@ from lit_robust.cli.config import gathered
 from lit_robust.cli.errors import naming
 from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser, report
-from lit_robust.cli.places import check_nulls, check_places
+from lit_robust.cli.places import check_flags, check_nulls, check_places
 from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import WARNINGS_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
-from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_bare_folder
+from lit_robust.cli.run_folders import EarlierRun, evaluate_in, go_on_in, named_files, nothing_left
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
-from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, load_weights, read_last
+from lit_robust.runs import find_checkpoints, load_weights, read_last, run_of
 from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
 
@@ -61,6 +60,9 @@ class RobustCLI(CommandLineInternals, LightningCLI):
     """Lightning's command line with our defaults; the user's arguments override those of a checkpoint."""
 
     subcommand_defaults = DEFAULTS
+
+    #: The run that is evaluated, if a checkpoint is given.
+    run: EarlierRun | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the model's number of classes from the data."""
@@ -102,6 +104,10 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         check_callbacks(self.trainer, self.model)
         for logger in self.trainer.loggers:
             check_writable(Path(logger.save_dir or "."))
+            if isinstance(logger, FILE_LOGGERS):
+                check_writable(Path(logger.log_dir), "name or version of trainer.logger")
+        if not self.trainer.loggers:
+            check_writable(Path(self.trainer.default_root_dir), "trainer.default_root_dir")
         if config.weights and not config.get("ckpt_path"):  # a checkpoint, such as the run's last, has its own
             load_weights(self.model.net, config.weights)
             self.model.weights_from = Path(config.weights).stem
@@ -115,6 +121,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         assert isinstance(args, list)
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
         try:
+            check_flags(args)
             with plain_yaml(), classes_start_afresh(), short_names_are_found():
                 self.config = parser.parse_args(gathered(args, self.subcommands()))
             config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
@@ -131,6 +138,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, or resume from a checkpoint in its run's folder."""
+        run = None
         if ckpt_path is not None:
             path, checkpoint = read_last(find_checkpoints(ckpt_path, self.trainer))
             done = 0
@@ -139,15 +147,10 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if done >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
-            if self.trainer.is_global_zero:
-                lock(path.parent.parent)  # before its metrics are moved aside
-            try:
-                go_on_in(path.parent.parent, self.trainer, checkpoint)
-            except BaseException:  # such as a full disk
-                unlock(path.parent.parent)
-                raise
-            ckpt_path = str(path)
-        with no_bare_folder(self.trainer), naming(ckpt_path):
+            run, ckpt_path = EarlierRun(run_of(path) or path.parent.parent, checkpoint.get("global_step", 0)), str(path)
+        with nothing_left(self.trainer, run), naming(ckpt_path):
+            if run is not None:
+                go_on_in(run, self.trainer, checkpoint)
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
         rank_zero_info(named_files(self.trainer))
 
@@ -155,7 +158,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """Measure validation accuracy."""
         ignore(*WARNINGS_OF_EVALUATION)
         (path,) = self._readable(ckpt_path)
-        with no_bare_folder(self.trainer), naming(path):
+        with nothing_left(self.trainer, self.run), naming(path):
             self.trainer.validate(ckpt_path=path, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -167,7 +170,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if isinstance(logger, FILE_LOGGERS):  # printed now, so that the table comes last
                 rank_zero_info(f"The table will be kept in {Path(logger.log_dir, 'test.csv')}.")
         for path in paths:
-            with no_bare_folder(self.trainer), naming(path):
+            with nothing_left(self.trainer, self.run), naming(path):
                 self.trainer.test(ckpt_path=path, **kwargs)
 
     def after_test(self) -> None:
@@ -182,7 +185,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
         (path,) = self._readable(ckpt_path)
-        with no_bare_folder(self.trainer), naming(path):
+        with nothing_left(self.trainer, self.run), naming(path):
             self.trainer.predict(ckpt_path=path, **kwargs)
 
     def _readable(self, ckpt_path: str | None, every: bool = False) -> list[str | None]:
@@ -196,7 +199,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
         whole = whole_ones(found) if every and len(found) > 1 else [read_last(found)[0]]
-        evaluate_in(whole[0].parent.parent, self.trainer, str(self.subcommand))
+        self.run = evaluate_in(run_of(whole[0]) or whole[0].parent.parent, self.trainer, str(self.subcommand))
         return [str(path) for path in whole]
 
 

@@ -1,6 +1,7 @@
 """Keys of a configuration that stand in the wrong place, and parts that are null."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from inspect import Parameter, isclass, signature
 from types import NoneType
@@ -9,9 +10,13 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from lit_robust.cli.classes import find_class
+from lit_robust.cli.plain_yaml import parse
 
 #: What may stand beside a ``class_path``.
 BESIDE = ("init_args", "dict_kwargs")
+
+#: Arguments that are lists of parts, and those that hold parts by name.
+PARTS, NAMED_PARTS = ("callbacks", "logger", "plugins"), ("test_attacks", "attacks")
 
 #: The sections that must not be empty.
 SECTIONS = ("trainer", "model", "data")
@@ -30,12 +35,18 @@ def check_places(tree: Any, where: str = "") -> None:
         ValueError: At the first such key.
     """
     if isinstance(tree, list):
-        for one in tree:
+        for place, one in enumerate(tree):
+            _check_item(one, f"{where}[{place}]", where.rpartition(".")[2].removesuffix("+") in PARTS)
             check_places(one, where)
     if not isinstance(tree, Mapping):
         return
-    if not where and (empty := [name for name in SECTIONS if name in tree and tree[name] is None]):
-        raise ValueError(f"{empty[0]}=null gives nothing: write its options below it, indented, or leave it out.")
+    if where.rpartition(".")[2] in NAMED_PARTS and "class_path" not in tree:
+        for key, one in tree.items():
+            _check_item(one, f"{where}.{key}", is_part=True)
+    if not where:
+        for section in SECTIONS:
+            if section in tree:
+                check_section(section, tree[section])
     name = tree.get("class_path")
     others = [str(key) for key in tree if key not in ("class_path", *BESIDE)] if isinstance(name, str) else []
     for key in others:
@@ -46,6 +57,44 @@ def check_places(tree: Any, where: str = "") -> None:
     for key, value in tree.items():
         below = where if key in BESIDE else f"{where}.{key}".strip(".+")
         check_places(value, below)
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Apply ``check_places`` to the values of flags, and refuse a flag of a whole section that gives nothing.
+
+    Raises:
+        ValueError: At the first one.
+    """
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
+        option, is_given, value = word.partition("=")
+        value = value if is_given else following
+        if not option.startswith("--") or value.startswith("--"):
+            continue
+        if (where := option[2:].replace(".init_args", "")) in SECTIONS:
+            check_section(where, value)
+        tree = None
+        if value.startswith(("[", "{")):
+            with suppress(ValueError):  # what is no YAML may be a text, and is the parser's to report
+                tree = parse(value, option)
+        check_places(tree, where.rstrip("+"))
+
+
+def check_section(name: str, value: Any) -> None:
+    """Refuse a section without content, of a file or as the value of a flag.
+
+    Raises:
+        ValueError: If it is null, in any of the ways to write that.
+    """
+    if value is None or (isinstance(value, str) and value.strip() in ("", "null", "~", "None")):
+        raise ValueError(f"{name}=null gives nothing: write its options below it, indented, or leave it out.")
+
+
+def _check_item(one: Any, where: str, is_part: bool) -> None:
+    """Refuse an item that names no class; jsonargparse would take it for the base class, or report that."""
+    if is_part and (one is None or one == {}):
+        raise ValueError(f"{where} is empty: name a class, or remove it.")
+    if isinstance(one, Mapping) and "init_args" in one and "class_path" not in one:
+        raise ValueError(f"{where} has init_args but no class_path: name the class that takes these arguments.")
 
 
 def check_nulls(config: Any, where: str = "") -> None:

@@ -28,6 +28,9 @@ class SaveConfig(SaveConfigCallback):
 
     logged_keys = ()
 
+    #: The file that was written.
+    written: Path | None = None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file under a name that keeps a test or a resume from overwriting the run's first one.
 
@@ -45,7 +48,8 @@ class SaveConfig(SaveConfigCallback):
         name = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         if stage == "fit" and self.config.get("ckpt_path") and (folder / name).exists():
             name = next_free(folder, "config_resumed", ".yaml", start=1).name
-        write_whole(folder / name, self.parser.dump(self.config, skip_none=False).encode())
+        self.written = folder / name
+        write_whole(self.written, self.parser.dump(self.config, skip_none=False).encode())
         self.save_config(trainer, pl_module, stage)
         self.already_saved = True
 

@@ -2,6 +2,9 @@
 
 #: jsonargparse's reasons, and our sentences for them; numbers in braces are the pattern's groups.
 WORDS = {
+    r"Not of type Magnitude: magnitude='?None'? is": (
+        "{key}=None is a word in YAML: leave it out for its default, or write null where there may be no value."
+    ),
     r"Not of type Magnitude: magnitude=(.*)": "{key}={1}",
     r"Expected a path but (\S+) either": "{where}there is no file {1}.",
     r"Unable to load config '(.*)'": "{where}{1} is neither a file nor a mapping of options.",

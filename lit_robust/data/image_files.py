@@ -130,11 +130,11 @@ class Findings:
         return False
 
     def check(self, base: Path, paths: Sequence[str]) -> None:
-        """Open all images in threads, warn of unused files and of deep images that are dark, and refuse all faults.
+        """Open all images in threads, warn of unused files and of dark deep images, and refuse all faults.
 
         Args:
             base: The folder that the report names.
-            paths: The images. If there are at most ``DECODED``, they are decoded, else their headers are read.
+            paths: The images. Up to ``DECODED`` are decoded; of more, headers alone, so dark ones are not told.
 
         Raises:
             OSError: If there are faults, with their number and the first paths.

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_robust.checkpoint_sections import is_count
-from lit_robust.shown import shown
+from lit_robust.checkpoint_states import broken
 
 
 def position_of(state: Any) -> tuple[int, int]:
@@ -15,7 +15,7 @@ def position_of(state: Any) -> tuple[int, int]:
         ValueError: If the state does not hold both.
     """
     if not isinstance(state, dict) or not all(is_count(state.get(key)) for key in ("epoch", "batches")):
-        raise _broken("its loader's state", state, "the counts epoch and batches")
+        raise broken("its loader's state", state, "the counts epoch and batches by name")
     return state["epoch"], state["batches"]
 
 
@@ -30,11 +30,5 @@ def selection_of(state: Any) -> dict[str, Any]:
         return {"indices": None, "weights": None}
     parts = ("indices", "weights")
     if not isinstance(selection, dict) or not all(isinstance(selection.get(part), Tensor) for part in parts):
-        raise _broken("the data's selection", selection, "the tensors indices and weights, or null")
+        raise broken("the data's selection", selection, "the tensors indices and weights by name, or null")
     return {part: selection[part] for part in parts} | {"in_order": selection.get("in_order") is True}
-
-
-def _broken(what: str, found: Any, needed: str) -> ValueError:
-    return ValueError(
-        f"the checkpoint is broken: {what} is {shown(found)}, but it must hold {needed}; use an earlier one."
-    )

@@ -12,6 +12,7 @@ from lit_robust.defenses.gradalign import GradAlign
 from lit_robust.defenses.mart import MART
 from lit_robust.defenses.natural import Natural
 from lit_robust.defenses.nuat import NuAT, NuAT2
+from lit_robust.defenses.perceptual import PerceptualAT
 from lit_robust.defenses.pgdat import PGDAT
 from lit_robust.defenses.rmgm import RMGM, SATR1, SATR3
 from lit_robust.defenses.sat import HSAT, PSAT, DynamicAT
@@ -47,5 +48,6 @@ __all__ = [
     "Natural",
     "NuAT",
     "NuAT2",
+    "PerceptualAT",
     "ZeroGrad",
 ]

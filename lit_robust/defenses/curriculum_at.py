@@ -84,7 +84,8 @@ class CurriculumAT(Defense):
         self.expect_acc = expect_acc
         self.patience = patience
         # The training accuracy of the last epoch; the best validation accuracy at this k, and the validations since.
-        self.memory.declare(shared_out, k=0, learned=0.0, best=-1.0, stale=0)
+        kinds = dict.fromkeys(("right", "last_right"), (torch.float32, (2,)))  # the sum over images and their weight
+        self.memory.declare(shared_out, kinds, k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.survivors["val"] = Survivors(rows_of(self.val_attacks))

@@ -64,6 +64,7 @@ class ELLEA(NFGSM):
         super().__init__(net, num_classes, attack, k=k, **kwargs)
         self.bn_forwards = check_bn_forwards(bn_forwards, self.attack_bn_mode, authors_mode="train")
         self.lam_max = lam_max
+        self.memory.declare(kinds={"elle": (torch.float32, (4,)), "elle_error": (torch.float32, ())})
         self.check_numbers()
 
     def perturb(self, batch: Batch) -> Tensor:

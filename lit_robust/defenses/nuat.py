@@ -12,6 +12,8 @@ from lit_robust.defenses.gat import GAT, GATArguments
 from lit_robust.defenses.hybrid import MEMORY, Trigger
 from lit_robust.guards import crafting, network_mode
 from lit_robust.magnitudes import Magnitude
+from lit_robust.torch_internals import is_compiled
+from lit_robust.training.alerts import SUMS
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.memory import shared_out
 
@@ -55,7 +57,7 @@ class NuAT(GAT):
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.two_step = two_step
         if two_step is not None:
-            self.memory.declare(shared_out, **MEMORY)
+            self.memory.declare(shared_out, SUMS, **MEMORY)
             self.counted = (*self.counted, "two_step")
 
     def adversary(self) -> PGD:
@@ -151,7 +153,7 @@ class NuAT2(NuAT):
         super().on_fit_start()
         if self.attack_average is not None:
             average = self.average()
-            if self.compiled:
+            if is_compiled(self.net):
                 average.compile()  # a copy of a compiled net is not compiled
 
     def average(self) -> nn.Module:

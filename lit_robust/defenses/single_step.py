@@ -45,6 +45,7 @@ class SingleStep(Defense):
             )
         if self.attack.norm != "linf":
             raise ValueError(f'{name} is a method for L-infinity: give FGSM(norm="linf"), or train PGDAT on this one.')
+        self.memory.declare(kinds={"delta": (torch.float32, (None, None, None, None))})
 
     def gradient_at(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the cross-entropy with respect to images, and the logits, both without a graph."""

@@ -61,8 +61,8 @@ class Alarms(Metric):
     """Counts what the alarms compare, over batches and ranks.
 
     Args:
-        attacks: The attacks of the test; the first one with an eps gives the threat set of the probes. If none has one,
-            there are no alarms but ``trivial``.
+        attacks: The attacks of the test; the first one with an eps in an L-p norm gives the threat set of the probes.
+            If none has one, there are no alarms but ``trivial``.
         num_classes: The number of classes.
         images: How many images are probed, over all ranks; with 0 there are no alarms.
         sources: Nets whose adversarial images are shown to the tested one, for ``transfer``.
@@ -81,8 +81,8 @@ class Alarms(Metric):
         sources: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
-        bounded = [attack for attack in attacks.values() if getattr(attack, "eps", None)]
-        self.threat = threat_of(bounded[0]) if bounded else None
+        threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
+        self.threat = next((threat for threat in threats if threat is not None), None)
         self.images, self.sources, self.seen = images, list(sources), 0
         self.n = 0  #: The number of images behind the last result.
         self.add_state("counts", torch.zeros(len(COUNTS), 3, dtype=torch.int64), dist_reduce_fx="sum")

@@ -1,7 +1,10 @@
 """The attacks of a validation and a test for which none are given."""
 
+from typing import Any, get_args
+
 from lit_robust import losses
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import LPA, PGD, Attack
+from lit_robust.attacks.lpips_ball import PerceptualAttack
 from lit_robust.threats import Norm
 
 
@@ -21,13 +24,27 @@ def default_validation(eps: float, norm: Norm = "linf") -> PGD:
     return PGD(eps=eps, step_size=1 / 7 * eps, steps=7, norm=norm, init="zero")
 
 
-def threat_of(attack: Attack) -> tuple[float, Norm]:
-    """The bound and the norm of the training attack.
+def evaluation_of(attack: Attack) -> tuple[Attack, dict[str, Attack]]:
+    """The attacks of a validation and of a test in the training attack's threat set.
+
+    For a perceptual one these are LPA with 10 steps (ours), and with 40 as in the paper's evaluation.
 
     Raises:
-        ValueError: If it has no eps.
+        ValueError: If it is in no threat set that is known here.
     """
+    if isinstance(attack, PerceptualAttack):
+        eps, lpips_net = attack.eps, attack.lpips_net
+        lpa = LPA(eps, steps=10, lpips_net=lpips_net), LPA(eps, steps=40, lpips_net=lpips_net)
+        return lpa[0], {"lpa40": lpa[1]}
+    threat = threat_of(attack)
+    if threat is None:
+        missing = "no eps" if getattr(attack, "eps", None) is None else "an eps in no L-p norm"
+        raise ValueError(f"{type(attack).__name__} has {missing}: state val_attack and test_attacks yourself.")
+    return default_validation(*threat), default_test(*threat)
+
+
+def threat_of(attack: Any) -> tuple[float, Norm] | None:
+    """The bound and the norm of an attack; None if it has no bound in an L-p norm."""
     eps: float | None = getattr(attack, "eps", None)
-    if eps is None:
-        raise ValueError(f"{type(attack).__name__} has no eps: state val_attack and test_attacks yourself.")
-    return eps, getattr(attack, "norm", "linf")
+    norm: Any = getattr(attack, "norm", "linf")
+    return (eps, norm) if eps is not None and norm in get_args(Norm) else None

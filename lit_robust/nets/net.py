@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.nets.activations import stages_of, watching
 
 #: One number per channel, or None for no normalisation.
 PerChannel: TypeAlias = tuple[float, ...] | None
@@ -36,6 +37,8 @@ class NormalizedNet(nn.Module):
 
     mean: Tensor | None
     std: Tensor | None
+    #: The names of the layers whose outputs are ``activations``; empty if they are not known.
+    stages: tuple[str, ...]
     #: How to build the net again: ``class_path`` and ``init_args``; None for nets of the user's own.
     built_by: dict[str, Any] | None = None
 
@@ -44,6 +47,7 @@ class NormalizedNet(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
+        self.stages = stages_of(body, "body")
         require.statistics(mean, std, (in_channels,), f"in_channels={in_channels}")
         self.register_buffer("mean", _column(mean))
         self.register_buffer("std", _column(std))
@@ -64,6 +68,12 @@ class NormalizedNet(nn.Module):
         if x.shape[1] != self.mean.shape[1]:
             raise ValueError(f"the net is built for {self.mean.shape[1]} channels and the images have {x.shape[1]}.")
         return (x - self.mean) / self.std
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """Return what leaves the net's ``stages``, ``(N, C, H, W)`` each; empty if it has none."""
+        with watching(self, self.stages) as found:
+            self(x)
+        return found
 
 
 class Net(NormalizedNet):

@@ -7,6 +7,9 @@ from torch import nn
 from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import CIFAR10_MEAN, CIFAR10_STD, Net, PerChannel
 
+#: The convolutions of each stage.
+DEPTHS = (2, 2, 3, 3, 3)
+
 
 @recorded
 def vgg16(
@@ -23,11 +26,11 @@ def vgg16(
     has ``width`` channels; the next four have 2, 4, 8 and 8 times as many.
     """
     widths = [in_channels, width, 2 * width, 4 * width, 8 * width, 8 * width]
-    groups = (
-        _group(before, after, depth) for (before, after), depth in zip(pairwise(widths), (2, 2, 3, 3, 3), strict=True)
-    )
+    groups = (_group(before, after, depth) for (before, after), depth in zip(pairwise(widths), DEPTHS, strict=True))
     body = nn.Sequential(*groups, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Net(body, nn.Linear(widths[-1], num_classes), in_channels=in_channels, mean=mean, std=std)
+    net = Net(body, nn.Linear(widths[-1], num_classes), in_channels=in_channels, mean=mean, std=std)
+    net.stages = tuple(f"body.{i}.{3 * depth - 1}" for i, depth in enumerate(DEPTHS))  # the last ReLU before a pooling
+    return net
 
 
 def _group(in_channels: int, channels: int, depth: int) -> nn.Sequential:

@@ -117,70 +117,74 @@ def matching_pursuit(
         if not pursuit.add() or pursuit.squared_residual(length) <= tol**2 * length:
             break
     kept = pursuit.weights > 0
-    indices, order = torch.tensor(pursuit.chosen, dtype=torch.int64, device=norms.device)[kept].sort()
+    indices, order = pursuit.chosen[kept].sort()
     return indices, pursuit.weights[kept][order].to(norms.dtype)
 
 
 class _Pursuit:
-    """The chosen samples, their weights and the Cholesky factor of their regularised Gram matrix, in float64."""
+    """The chosen samples, their weights, and the inverse Cholesky factor of their regularised Gram matrix, in float64.
+
+    With ``T = inverse(L)`` and ``L L^T = K[S, S] + ridge`` the weights are ``T^T T b[S]``. A new sample adds a row to
+    ``T``, whose share of the weights is added to them, so a step needs no triangular solve.
+    """
 
     def __init__(self, products: Tensor, correlations: Tensor, ridge: Tensor, budget: int) -> None:
         self.products = products
         self.correlations = correlations
         self.ridge = ridge.double()
-        self.chosen: list[int] = []
+        self.chosen = torch.empty(0, dtype=torch.int64, device=products.device)
         self.weights = correlations.new_zeros(0, dtype=torch.float64)
         #: Inner products of all samples with the residual.
         self.residual = correlations.clone()
         # The rows of `products` of the chosen, as one block of memory: each step reads all of them.
         self._rows = products.new_empty(budget, len(products))
-        self._factor = products.new_zeros(budget, budget, dtype=torch.float64)
+        self._inverse = products.new_zeros(budget, budget, dtype=torch.float64)
 
     def squared_residual(self, length: Tensor) -> Tensor:
         """|b - sum w_j g_j|^2 by the normal equations, if ``length`` is |b|^2."""
-        return (
-            length - self.weights @ self.correlations[self.chosen].double() - self.ridge * self.weights @ self.weights
-        )
+        w = self.weights
+        return length - w @ self.correlations[self.chosen].double() - self.ridge * w @ w
 
     def add(self) -> bool:
         """Add the best sample and solve for all weights; false if none would make the residual smaller."""
-        best = int(self.residual.argmax())
+        best = self.residual.argmax()
         if self.residual[best] <= 0 or not self._grow(best):
             return False
-        self.weights = self._solved()
         while self.weights.min() < 0:
             self._remove(int(self.weights.argmin()))
-            self.weights = self._solved()
         count = len(self.chosen)
         self.residual = self.correlations - self.weights.to(self._rows.dtype) @ self._rows[:count]
         self.residual[self.chosen] = -torch.inf
         return count > 0
 
-    def _solved(self) -> Tensor:
-        count = len(self.chosen)
-        right = self.correlations[self.chosen].double()[:, None]
-        return torch.cholesky_solve(right, self._factor[:count, :count])[:, 0]
-
-    def _grow(self, new: int) -> bool:
+    def _grow(self, new: Tensor) -> bool:
         """Append a row to the factor; false if the sample depends linearly on those chosen."""
         count = len(self.chosen)
-        cross = self.products[new, self.chosen].double()
-        row = torch.linalg.solve_triangular(self._factor[:count, :count], cross[:, None], upper=False)[:, 0]
+        inverse = self._inverse[:count, :count]
+        row = inverse @ self.products[new, self.chosen].double()
         diagonal = self.products[new, new].double() + self.ridge
         pivot = diagonal - row @ row
         if pivot <= torch.finfo(self.products.dtype).eps * diagonal:
             return False
-        self._factor[count, :count] = row
-        self._factor[count, count] = pivot.sqrt()
+        self._inverse[count, :count] = (row @ inverse) / -pivot.sqrt()
+        self._inverse[count, count] = 1 / pivot.sqrt()
         self._rows[count] = self.products[new]
-        self.chosen.append(new)
+        self.chosen = torch.cat([self.chosen, new[None]])
+        last = self._inverse[count, : count + 1]
+        share = last * (last @ self.correlations[self.chosen].double())
+        self.weights = torch.cat([self.weights, self.weights.new_zeros(1)]) + share
         return True
 
     def _remove(self, place: int) -> None:
         """Remove a chosen sample; rare, so the factor is computed anew."""
-        del self.chosen[place]
+        keep = torch.arange(len(self.chosen), device=self.chosen.device) != place
+        self._rows[: len(self.chosen) - 1] = self._rows[: len(self.chosen)][keep]
+        self.chosen = self.chosen[keep]
         count = len(self.chosen)
-        self._rows[place:count] = self._rows[place + 1 : count + 1].clone()
         square = self._rows[:count, self.chosen].double()
         square.diagonal().add_(self.ridge)
-        self._factor[:count, :count] = torch.linalg.cholesky(square)
+        factor = torch.linalg.cholesky(square)
+        identity = torch.eye(count, dtype=square.dtype, device=square.device)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        self._inverse[:count, :count] = inverse
+        self.weights = (inverse @ self.correlations[self.chosen].double()) @ inverse

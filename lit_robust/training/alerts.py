@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from lit_robust import require
@@ -25,6 +26,10 @@ from lit_robust.training.memory import Memory
 MEMORY: dict[str, Any] = {
     "times": [], "values": [], "until": 0.0, "spent": 0.0, "triggers": 0, "batches": 0, "alert": None,
 }  # fmt: skip
+
+
+#: The sum of the clean cross-entropy and of the weights: of the last batch, and since the last measurement.
+SUMS = dict.fromkeys(("last_clean", "clean"), (torch.float32, (2,)))
 
 
 class Watched(Protocol):

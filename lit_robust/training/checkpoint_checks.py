@@ -10,18 +10,20 @@ from torch import Tensor
 
 from lit_robust.checkpoint_files import check_sections
 from lit_robust.checkpoint_sections import LARGEST
+from lit_robust.checkpoint_states import broken, missing
 from lit_robust.lightning_internals import loops_to_restore
 from lit_robust.nets.rebuild import check_fit
-from lit_robust.shown import shown
+from lit_robust.torch_internals import plain_names
+from lit_robust.training.memory import Memory, of_older_versions
 
 
-def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mapping[str, Any]) -> None:
+def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) -> None:
     """Refuse a checkpoint whose states have other keys or types than this training's, before any is restored.
 
     Args:
         checkpoint: The content of the file.
         trainer: Its loops and callbacks are compared with those of the file.
-        remembered: What the method remembers at the start.
+        memory: What the method remembers.
 
     Raises:
         ValueError: At the first one that is missing, of another type or out of range.
@@ -30,11 +32,10 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mappin
     if "loops" in checkpoint:
         check_like("loops", loops_to_restore(trainer), checkpoint["loops"], least=0)
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-        if not isinstance(loaders, list) or not all(isinstance(state, dict) for state in loaders):
-            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of each loader's state")
+        if not isinstance(loaders, list) or len(loaders) > 1 or not all(isinstance(state, dict) for state in loaders):
+            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of one loader's state")
     saved = checkpoint.get("lit_robust", {})
-    values = saved.get("memory", {}).get("values", {})
-    check_like("memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
+    memory.check(saved.get("memory") or of_older_versions(saved))
     if trainer.state.fn != "fit":
         return
     for section in ("optimizer_states", "lr_schedulers"):
@@ -68,7 +69,7 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
             if key == "combined_loader" and key not in other:  # a checkpoint from before the first batch has none
                 continue
             if key not in other:
-                raise ValueError(f"the checkpoint is broken: {name} has no {key}; use an earlier one.")
+                raise missing(name, key)
             check_like(f"{name}.{key}", value, other[key], least)
     elif isinstance(own, bool | str | list | tuple) and not isinstance(other, type(own)):
         raise broken(name, other, f"of type {type(own).__name__}")
@@ -83,12 +84,6 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
         is_number = isinstance(other, int if least == 0 else int | float) and not isinstance(other, bool)
         if not is_number or not (least <= other <= LARGEST or abs(other) == math.inf):
             raise broken(name, other, "a count" if least == 0 else "a number")
-
-
-def broken(name: str, found: Any, needed: str) -> ValueError:
-    """The error of a value in a checkpoint, with what it must be instead."""
-    what = f"a {type(found).__name__}" if isinstance(found, Tensor | dict | list) else shown(found)
-    return ValueError(f"the checkpoint is broken: {name} is {what}, but it must be {needed}; use an earlier one.")
 
 
 def check_weights_finite(weights: Mapping[str, Tensor]) -> None:
@@ -113,6 +108,15 @@ def check_weights_fit(own: Mapping[str, Tensor], other: Mapping[str, Any]) -> No
     """
     remedy = "; build the net that was trained (its configuration is saved beside the checkpoint's folder)."
     check_fit(own, other, "the checkpoint", remedy)
+
+
+def name_plainly(checkpoint: dict[str, Any]) -> None:
+    """Rename weights that an older version has saved by the names of compiled parts, in place."""
+    averages = checkpoint.get("extra_averages")
+    for sections in (checkpoint, averages if isinstance(averages, dict) else {}):
+        for name, weights in sections.items():
+            if isinstance(weights, dict) and (sections is averages or name in ("state_dict", "current_model_state")):
+                sections[name] = plain_names(weights)
 
 
 def fingerprint_of(trainer: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from lit_robust import require
 from lit_robust.attacks import Attack
@@ -18,18 +17,15 @@ from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, s
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
 from lit_robust.measures.blocks import Blocks
-from lit_robust.measures.default_attacks import default_test, default_validation, threat_of
+from lit_robust.measures.default_attacks import evaluation_of
 from lit_robust.seeds import seed
-from lit_robust.torch_internals import compile_alike, is_compiled
+from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.metrics import REDUCED
 from lit_robust.training.monitors import check_monitors
 from lit_robust.training.summary import leave_out_unknown_flops
 from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
-
-#: Wrappers that are removed from a net, so that checkpoints have its own names; Lightning distributes it itself.
-_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Evaluated(LightningModule):
@@ -43,7 +39,8 @@ class Evaluated(LightningModule):
         val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
         test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps, on cross-entropy
-            (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run.
+            (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run. Both
+            are LPA for a perceptual training attack, see ``measures.default_attacks``.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
@@ -68,11 +65,7 @@ class Evaluated(LightningModule):
     ) -> None:
         super().__init__()
         require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
-        while isinstance(net, _WRAPPERS):  # whose prefix would be in every name of the checkpoints
-            (inner,) = net.children()
-            if isinstance(net, OptimizedModule):  # its own call, with the options that torch.compile was given
-                compile_alike(inner, net)
-            net = inner
+        net = unwrapped(net)
         require.integer("num_classes", num_classes, least=2)
         check_attack("attack", attack)
         if test_attacks is not None:
@@ -80,16 +73,17 @@ class Evaluated(LightningModule):
         require.integer("alarm_images", alarm_images, least=0)
         for name, flag in (("channels_last", channels_last), ("compile", compile)):
             require.instance(name, flag, bool, "give True or False")
-        val_attack = val_attack or default_validation(*threat_of(attack))
-        test_attacks = test_attacks or default_test(*threat_of(attack))
+        if not (val_attack and test_attacks):
+            default_val, default_test = evaluation_of(attack)
+            val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         if compile and not is_compiled(self.net):
             self.net.compile()
-        self.compiled = is_compiled(self.net)
+        self.compiled = any(map(is_compiled, self.net.modules()))
         if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
             self.net.register_forward_hook(only_logits)
-            if not self.compiled:
+            if not is_compiled(self.net):
                 self.net.register_forward_hook(a_row_for_each_image)
             self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         self.num_classes = num_classes
@@ -115,6 +109,12 @@ class Evaluated(LightningModule):
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
         self.limits = Limits(num_classes)
+
+    def configure_callbacks(self) -> Any:
+        """Unwrap what was wrapped since the module was built; here, before callbacks copy the net in their setup."""
+        self.net = unwrapped(self.net)
+        self.compiled |= any(map(is_compiled, self.net.modules()))
+        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Check packages and the trainer before the run instead of in the middle of an evaluation.

@@ -1,5 +1,6 @@
 """What a method remembers between batches: reset, saved, gathered over ranks and loaded in one place."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_robust.checkpoint_sections import are_tensors
+from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, check_entries, check_tensor, is_finite
 from lit_robust.training.ranks import gather_over_ranks, world_size
 
 #: The tensors of one rank by name.
@@ -21,7 +24,8 @@ class Memory:
     fit continues with them. They are not part of the weights: neither averages of weights nor ``load_net`` see them.
 
     ``tensors`` are this rank's, by name, and empty at first; ``values`` are numbers, lists of numbers, bools or None,
-    which the method must keep equal on all ranks.
+    which the method must keep equal on all ranks. What a checkpoint holds of a tensor is compared with its declared
+    kind, and a value with the one that a fit begins with: a number that begins at 0 or above is never negative.
     """
 
     def __init__(self) -> None:
@@ -29,16 +33,24 @@ class Memory:
         self.values: dict[str, Any] = {}
         self._initial: dict[str, Any] = {}
         self._merge: Callable[[Sequence[Tensors]], Tensors] | None = None
+        self._kinds: dict[str, Kind] = {}
 
-    def declare(self, merge: Callable[[Sequence[Tensors]], Tensors] | None = None, **initial: Any) -> None:
+    def declare(
+        self,
+        merge: Callable[[Sequence[Tensors]], Tensors] | None = None,
+        kinds: Mapping[str, Kind] | None = None,
+        **initial: Any,
+    ) -> None:
         """Declare the values that a fit begins with.
 
         Args:
             merge: Makes one rank's tensors from those of all saved ranks, for a run that is resumed on another number
                 of ranks. Without it they are forgotten then, with a warning.
+            kinds: Those of the tensors by name.
             **initial: The initial values by name.
         """
         self._merge = merge or self._merge
+        self._kinds |= kinds or {}
         self._initial |= initial
         self.values |= deepcopy(initial)
 
@@ -60,8 +72,30 @@ class Memory:
         """The tensors of all ranks and the values, for a checkpoint; every rank must call it."""
         return {"tensors": gather_over_ranks(self.tensors), "values": deepcopy(self.values)}
 
+    def check(self, state: Any) -> None:
+        """Refuse what a checkpoint holds if it cannot be restored; nothing changes.
+
+        Raises:
+            ValueError: At the first tensor or value that is of another kind, not finite or out of range.
+        """
+        state = {"tensors": [], "values": {}} | state if isinstance(state, dict) else state
+        check_entries("memory", state, {"tensors": _TENSORS, "values": _VALUES})
+        for tensors in state["tensors"]:
+            for name, tensor in tensors.items():
+                check_tensor(f"memory.tensors.{name}", tensor, self._kinds.get(name, (tensor.dtype, tensor.shape)))
+        for name in self._initial.keys() & state["values"].keys():
+            begins, value = self._initial[name], state["values"][name]
+            is_right, needed = _like(begins)
+            if not is_right(value):
+                raise broken(f"memory.values.{name}", value, needed)
+
     def load_state_dict(self, state: Mapping[str, Any], rank: int) -> None:
-        """Restore what a checkpoint holds."""
+        """Restore what a checkpoint holds.
+
+        Raises:
+            ValueError: If it cannot be used; then nothing is restored.
+        """
+        self.check(state)
         ranks: Sequence[Tensors] = state.get("tensors", [])
         if len(ranks) == world_size():
             self.tensors = dict(ranks[rank])
@@ -76,6 +110,22 @@ class Memory:
         self.values |= {
             name: value for name, value in deepcopy(dict(state.get("values", {}))).items() if name in self.values
         }
+
+
+_TENSORS: Rule = (are_tensors, "tensors by name for each rank")
+_VALUES: Rule = (lambda values: isinstance(values, dict), "values by name")
+
+
+def _like(begins: Any) -> Rule:
+    """What a value may become in a fit."""
+    if isinstance(begins, list):
+        return NUMBERS
+    if begins is None or isinstance(begins, bool):
+        allowed = (True, False) if begins is not None else (True, False, None)
+        return (lambda value: any(value is one for one in allowed), "true or false, or null if it begins so")
+    if begins < 0 or not math.isfinite(begins):
+        return (lambda value: is_finite(value) or (isinstance(value, float) and value == begins), "a finite number")
+    return (lambda value: is_finite(value) and value >= 0, "a finite number, at least 0")
 
 
 def shared_out(ranks: Sequence[Tensors]) -> Tensors:

@@ -1,14 +1,15 @@
 """Checks that the states of an optimizer and a scheduler in a checkpoint are of the ones that this training uses."""
 
 from collections.abc import Mapping, Sequence
-from inspect import isclass, signature
+from inspect import Parameter, isclass, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_robust.training.checkpoint_checks import broken, check_like
+from lit_robust.checkpoint_states import broken
+from lit_robust.training.checkpoint_checks import check_like
 
 #: Options that change how torch computes a step, not the step.
 IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
@@ -28,6 +29,23 @@ _OF_ALL = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # some l
 OF_ONE_KIND = {key for options in _OPTIONS.values() for key in options} - _OF_ALL
 
 _REMEDY = "resume with the optimizer of the config.yaml beside the checkpoint's folder, or begin anew with load_net."
+
+
+def check_steps(own: Optimizer) -> None:
+    """Refuse an optimizer that cannot take a Defense's steps.
+
+    Raises:
+        ValueError: If it reads sparse gradients, or evaluates the loss itself.
+    """
+    kind = type(own).__name__
+    if isinstance(own, torch.optim.SparseAdam):
+        raise ValueError(f"the optimizer {kind} reads sparse gradients, but those of a net are dense: use Adam.")
+    closure = signature(type(own).step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise ValueError(
+            f"the optimizer {kind} evaluates the loss several times per step, but a batch is attacked once and has one "
+            "gradient: use SGD or Adam."
+        )
 
 
 def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kept: Sequence[str] = ()) -> None:

@@ -31,7 +31,7 @@ class PerImage(Defense):
 
     def __init__(self, net: nn.Module, num_classes: int, attack: Attack, **kwargs: Unpack[DefenseArguments]) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        self.memory.declare(merge)
+        self.memory.declare(merge, {"numbers": (torch.float32, (None,)), "changed": (torch.bool, (None,))})
 
     def recall(self, batch: Batch) -> Tensor:
         """The numbers of a batch's images, ``(N,)``; 0 for those that no loader has given yet, as a selection may."""

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
 from lit_robust.schedules import Schedule
-from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
+from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler, check_steps
 
 #: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
@@ -67,6 +67,7 @@ class LearningRate:
         self.optimizer = require.instance(
             "what optimizer builds", self.make_optimizer(params), torch.optim.Optimizer, "return a torch optimizer"
         )
+        check_steps(self.optimizer)
         # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.settings = [{key: group[key] for key in SETTINGS if key in group} for group in self.optimizer.param_groups]

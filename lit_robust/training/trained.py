@@ -26,6 +26,7 @@ from lit_robust.training.checkpoint_checks import (
     check_weights_finite,
     check_weights_fit,
     fingerprint_of,
+    name_plainly,
     warn_of_averages,
     warn_of_other_data,
 )
@@ -212,7 +213,8 @@ class Trained(Metered):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another net, and restore what an exact resume needs."""
-        check_states(checkpoint, self.trainer, self.memory.values)
+        name_plainly(checkpoint)
+        check_states(checkpoint, self.trainer, self.memory)
         forget_foreign_paths(checkpoint, self.trainer.checkpoint_callbacks)
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))

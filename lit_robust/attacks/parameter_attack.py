@@ -1,0 +1,179 @@
+"""The base of attacks that search the parameters of a transformation of images, and the steps they take."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import losses, require
+from lit_robust.attacks.base import Attack, NoGraphError, check_batch, input_gradient
+from lit_robust.attacks.passes import Passes, WorstPoint
+from lit_robust.guards import crafting, may_shrink
+from lit_robust.magnitudes import Magnitude
+
+#: After how many steps an evaluation leaves out the images that are misclassified by then.
+SHRINK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class ParameterAttack(Attack):
+    """An attack that searches parameters of a transformation of images, each at most ``eps`` from 0.
+
+    Of all points that it sees, each image gets a misclassified one first, then the one with the largest margin.
+    """
+
+    eps: Magnitude
+    steps: int
+
+    #: Whether images need three channels.
+    needs_colour: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", require.pixels("eps", self.eps, "l2"))
+        require.integer("steps", self.steps, least=0)
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Search the transformations of each image."""
+        check_batch(x, y)
+        if self.needs_colour and x.ndim == 4 and x.shape[1] != 3:
+            raise ValueError(
+                f"{type(self).__name__} moves colours, but the images have {x.shape[1]} channels instead of 3: leave "
+                "it out of this test, StAdv works on them."
+            )
+        if not len(x):
+            return x.clone()
+        with crafting(x, y) as (x, y):
+            parameters = self.search(net, x, y)
+            with torch.no_grad():
+                return self.exactly(x, parameters)
+
+    def search(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Find the worst parameters, ``(N, ...)``; inside ``crafting``."""
+        parameters, stepper = self.start(x), self.stepper()
+        worst = WorstPoint(Passes(net, 1), parameters, y, targeted=False, shrinks=False)
+        found, rows, shrinks = parameters.clone(), torch.arange(len(x), device=x.device), may_shrink(net)
+        for k in range(self.steps):
+            if shrinks and k and k % SHRINK_EVERY == 0 and worst.broken.any():
+                found[rows] = worst.x_adv
+                left = (~worst.broken).nonzero().squeeze(1)
+                if not len(left):
+                    return found
+                rows, x, y, parameters = rows[left], x[left], y[left], parameters[left]
+                stepper.narrow(left)
+                worst.x_adv, worst.y = worst.x_adv[left], y
+                worst.broken, worst.margin = worst.broken[left], worst.margin[left]
+            parameters.requires_grad_()
+            logits = net(self.exactly(x, parameters))
+            if not logits.requires_grad:
+                raise NoGraphError
+            worst.see(parameters, logits)
+            gradient = input_gradient(self.objective(logits, y, parameters), parameters)
+            step = stepper(gradient.nan_to_num(0, 0, 0))
+            parameters = (parameters.detach() + step).clamp(-self.eps, self.eps)
+        with torch.no_grad():
+            worst.see(parameters, net(self.exactly(x, parameters)))
+        found[rows] = worst.x_adv
+        return found
+
+    def exactly(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Transform the images in float32, whatever precision the net runs in."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.transform(x, parameters)
+
+    @abstractmethod
+    def start(self, x: Tensor) -> Tensor:
+        """The first parameters, ``(N, ...)``."""
+
+    @abstractmethod
+    def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Transform the images; they stay as they are where the parameters are 0, and always in [0, 1]."""
+
+    @abstractmethod
+    def objective(self, logits: Tensor, y: Tensor, parameters: Tensor) -> Tensor:
+        """What the steps climb, ``(N,)``."""
+
+    @abstractmethod
+    def stepper(self) -> "SignSteps":
+        """What turns the gradients of a run into its steps."""
+
+
+class SignSteps:
+    """Steps of one length in each parameter."""
+
+    def __init__(self, length: float) -> None:
+        self.length = length
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The step of a gradient."""
+        return self.length * gradient.sign()
+
+    def narrow(self, rows: Tensor) -> None:
+        """Go on with these images only."""
+
+
+class Adam(SignSteps):
+    """The steps of Adam (Kingma and Ba, arXiv:1412.6980), upwards."""
+
+    def __init__(self, length: float) -> None:
+        super().__init__(length)
+        self.k, self.mean, self.square = 0, torch.empty(0), torch.empty(0)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The step of a gradient."""
+        self.k += 1
+        if self.k == 1:
+            self.mean, self.square = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient.square(), 0.001)
+        root = (self.square / (1 - 0.999**self.k)).sqrt_().add_(1e-8)
+        return root.reciprocal_().mul_(self.mean).mul_(self.length / (1 - 0.9**self.k))
+
+    def narrow(self, rows: Tensor) -> None:
+        """Go on with these images only."""
+        self.mean, self.square = self.mean[rows], self.square[rows]
+
+
+@dataclass(frozen=True)
+class SmoothAttack(ParameterAttack):
+    """A field of parameters, found by Adam on the margin minus a weighted unevenness of the field.
+
+    Args:
+        eps: The bound.
+        steps: The number of Adam's steps.
+        lr: Adam's learning rate.
+        smoothness: The weight of the unevenness, times eps.
+    """
+
+    lr: float
+    smoothness: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require.number("lr", self.lr, above=0)
+        require.number("smoothness", self.smoothness, least=0)
+
+    def stepper(self) -> Adam:
+        """Adam."""
+        return Adam(self.lr)
+
+    def objective(self, logits: Tensor, y: Tensor, parameters: Tensor) -> Tensor:
+        """The margin minus the weighted unevenness."""
+        return losses.margin(logits, y) - self.smoothness / max(self.eps, 1e-12) * unevenness(parameters)
+
+
+def unevenness(field: Tensor) -> Tensor:
+    """The differences of a field's vectors from all their neighbours, summed, ``(N,)``; each pair counts twice.
+
+    StAdv's flow loss (Xiao et al., arXiv:1801.02612, eq. 4) and ReColorAdv's smoothness, as in their common code. The
+    root is of the squared length plus 1e-10, as there.
+
+    Args:
+        field: ``(N, C, ...)``, a vector of C numbers at each point of a grid.
+    """
+    total = field.new_zeros(len(field))
+    for axis in range(2, field.ndim):
+        squares = field.diff(dim=axis).square().sum(dim=1) + 1e-10
+        total = total + 2 * squares.sqrt().flatten(1).sum(dim=1)
+    return total

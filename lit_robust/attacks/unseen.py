@@ -1,0 +1,172 @@
+"""Attacks that training on norms has not seen: the flow of StAdv, the recolouring of ReColorAdv, and JPEG's."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_robust import losses, require
+from lit_robust.attacks import cieluv, jpeg_blocks
+from lit_robust.attacks.parameter_attack import ParameterAttack, SignSteps, SmoothAttack
+from lit_robust.magnitudes import Magnitude
+
+#: The bounds of the CIFAR-10 tables.
+FLOW, COLOUR, QUANTUM = Magnitude("0.05"), Magnitude("0.06"), Magnitude("0.25")
+
+
+@dataclass(frozen=True)
+class StAdv(SmoothAttack):
+    """Spatially transformed images (Xiao et al., ICLR 2018, arXiv:1801.02612), bounded as by Laidlaw et al.
+
+        max_{|u| <= eps}  margin(f(x o (id + u)), y) - smoothness / eps  unevenness(u)
+
+    The flow ``u`` moves the point at which each pixel reads the image, bilinearly, by at most ``eps`` along each axis.
+    In the paper the flow has no bound and is found by L-BFGS; the bound, Adam and all numbers are those of the code of
+    perceptual adversarial training (arXiv:2006.12655, ``attacks.py``), 200 steps on ImageNet-100.
+
+    Differs from that code: pixels beyond the border are those of the border, there black; the kept point is the worst
+    one that was seen, there the parameters after the step with the largest objective.
+
+    Args:
+        eps: The bound, where the image's width and height are 2: 0.05 are 0.8 pixels of 32.
+        steps: See ``SmoothAttack``.
+        lr: See ``SmoothAttack``.
+        smoothness: See ``SmoothAttack``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    eps: Magnitude = FLOW
+    steps: int = 100
+    lr: float = 0.01
+    smoothness: float = 0.0025
+
+    #: What bounds the attack; not one of ``threats``.
+    norm: ClassVar[str] = "flow"
+
+    def start(self, x: Tensor) -> Tensor:
+        """No flow, ``(N, 2, H, W)``: to the right and down."""
+        return x.new_zeros(len(x), 2, *x.shape[2:])
+
+    def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Read the images along the flow."""
+        height, width = x.shape[2:]
+        across = (2 * torch.arange(width, device=x.device) + 1) / width - 1  # the centres of pixels
+        down = (2 * torch.arange(height, device=x.device) + 1) / height - 1
+        points = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1) + parameters.permute(0, 2, 3, 1)
+        return F.grid_sample(x, points, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ReColor(SmoothAttack):
+    """ReColorAdv (Laidlaw and Feizi, NeurIPS 2019, arXiv:1906.00001): all pixels of one colour change alike.
+
+        max_{|g| <= eps}  margin(f(RGB(c + g(c))), y) - smoothness / eps  unevenness(g),       c = LUV(x)
+
+    The change ``g`` of a colour is interpolated between the nodes of a grid in CIELUV, whose axes are scaled to [0, 1]
+    (L* / 100, (u* + 100) / 200, (v* + 100) / 200), where each of its three numbers is at most ``eps``. All numbers are
+    those of the code of perceptual adversarial training (arXiv:2006.12655, ``attacks.py``), 200 steps on ImageNet-100.
+
+    Differs from that code: it moves the nodes into the colours of sRGB in each step, here pixels are moved, see
+    ``cieluv.to_rgb``; the conversion has its exact inverse; the kept point is the worst one seen, see ``StAdv``.
+
+    Args:
+        eps: The bound, in CIELUV scaled to [0, 1].
+        steps: See ``SmoothAttack``.
+        lr: See ``SmoothAttack``.
+        smoothness: See ``SmoothAttack``.
+        grid: The nodes along L*, u* and v*.
+
+    Raises:
+        ValueError: If an argument is out of range; when called, if the images have not three channels.
+    """
+
+    eps: Magnitude = COLOUR
+    steps: int = 100
+    lr: float = 0.001
+    smoothness: float = 0.0036
+    grid: tuple[int, int, int] = (16, 32, 32)
+
+    norm: ClassVar[str] = "colour"
+    needs_colour: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "grid", tuple(self.grid))
+        for nodes in self.grid:
+            require.integer("grid", nodes, least=2, hint="the nodes along each axis")
+
+    def start(self, x: Tensor) -> Tensor:
+        """No change at any node, ``(N, 3, *grid)``."""
+        return x.new_zeros(len(x), 3, *self.grid)
+
+    def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Change the colours."""
+        colours = cieluv.from_rgb(x)
+        # grid_sample reads the last axis first, and the ends of each axis are at -1 and 1.
+        points = (2 * colours - 1).flip(1).permute(0, 2, 3, 1).unsqueeze(1)
+        change = F.grid_sample(parameters, points, padding_mode="border", align_corners=True).squeeze(2)
+        return cieluv.to_rgb(colours + change).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class JPEG(ParameterAttack):
+    """The JPEG attack of Kang et al. (arXiv:1908.08016), in L-infinity: a change of JPEG's quantised coefficients.
+
+        max_{|c| <= eps}  CE(f(clip(x + decode(c), 0, 1)), y)
+
+    ``c`` are coefficients of 8 x 8 blocks of the luminance, and of the chrominance at half the resolution, in steps of
+    JPEG's standard quantisation tables (quality 50). It starts uniformly in the box and takes signed steps of
+    ``eps / sqrt(steps)``, as in the code of perceptual adversarial training (arXiv:2006.12655, ``attacks.py``): eps
+    0.25 on CIFAR-10, 0.125 with 200 steps on ImageNet-100.
+
+    Differs from the authors' code (``advex_uar``): there the image itself, too, loses its fine chrominance, here with
+    eps 0 it stays as it is; sizes need not be multiples of 16, because blocks may stick out of the image; the kept
+    point is the worst one seen, there the last.
+
+    Args:
+        eps: The bound, in steps of quantisation.
+        steps: The number of steps.
+        step_size: The length of a step; eps / sqrt(steps) by default.
+
+    Raises:
+        ValueError: If an argument is out of range; when called, if the images have not three channels.
+    """
+
+    eps: Magnitude = QUANTUM
+    steps: int = 100
+    step_size: Magnitude | None = None
+
+    norm: ClassVar[str] = "jpeg"
+    needs_colour: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", require.pixels("step_size", self.step_size, "l2"))
+
+    @cached_property
+    def step_length(self) -> float:
+        """The length of a step."""
+        return self.eps / max(self.steps, 1) ** 0.5 if self.step_size is None else self.step_size
+
+    def objective(self, logits: Tensor, y: Tensor, parameters: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return losses.ce(logits, y)
+
+    def stepper(self) -> SignSteps:
+        """Signed steps."""
+        return SignSteps(self.step_length)
+
+    def start(self, x: Tensor) -> Tensor:
+        """Uniform coefficients, ``(N, 6 h w, 8, 8)`` for h x w squares of 16 pixels."""
+        squares = -(-x.shape[2] // 16) * -(-x.shape[3] // 16)
+        return self.eps * (2 * torch.rand(len(x), 6 * squares, 8, 8, device=x.device, dtype=x.dtype) - 1)
+
+    def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """Add what the coefficients decode to."""
+        return (x + jpeg_blocks.decoded(parameters, x.shape[2], x.shape[3])).clamp(0, 1)

@@ -1,0 +1,111 @@
+"""Train PAT and, for equal CPU seconds, PGD adversarial training, and attack both with what neither has seen.
+
+    python scripts/unseen.py             # all that is not done, then the table
+    python scripts/unseen.py --table     # print scripts/results/cpu_unseen.json
+
+The rows are those of ``unseen.yaml``; files, resuming and results are those of ``cpu_budget.py``. An estimate of the
+total time is printed first.
+"""
+
+import argparse
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cpu_budget
+import torch
+from cpu_budget import Work, built
+from cpu_budget_results import read
+
+from lit_robust.batch import Batch
+from lit_robust.cli.config import load, merged
+
+ROWS = Path(__file__).with_suffix(".yaml")
+SET = "unseen"
+#: Images on which the time of a training step and of the attacks is measured.
+SAMPLE = 20
+
+
+def seconds_of(record: Mapping[str, Any]) -> float:
+    """The CPU seconds of a row's training."""
+    return float(sum(record["diary"]["cpu_seconds"]))
+
+
+def fair(text: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows, where ``pgdat`` has as many whole epochs as fit into the seconds of ``pat``, at least one."""
+    filled = deepcopy(dict(text))
+    pat, pilot = (results["rows"][name] for name in ("pat", "pgdat_pilot"))
+    filled["sets"][SET]["rows"]["pgdat"]["epochs"] = max(1, math.floor(seconds_of(pat) / seconds_of(pilot)))
+    return filled
+
+
+def estimate(work: Work) -> float:
+    """Seconds for all rows: two trainings of PAT's length, and the cheap attacks on two nets; AutoAttack excepted."""
+    said = work.rows["pat"]
+    cli = built(said["config"], work.folder("pat"))
+    model, data = cli.model, cli.datamodule
+    data.setup("fit")
+    x, y = data.draw(SAMPLE, "train")
+    begin = time.perf_counter()
+    model.perturb(Batch(x, y, torch.arange(SAMPLE), torch.ones(SAMPLE)))
+    training = (time.perf_counter() - begin) / SAMPLE * data.train_size * said["epochs"]
+    begin = time.perf_counter()
+    for name in (name for group in work.attacks("pat")[:2] for name in group):
+        model.test_attacks[name](model.net.eval(), x, y)
+    return 2 * training + 2 * (time.perf_counter() - begin) / SAMPLE * data.test_size
+
+
+def table(records: Mapping[str, Any]) -> str:
+    """Markdown: epochs, CPU seconds, and accuracies in percent with their 95 % intervals; one seed."""
+    shown = {name: record for name, record in records.items() if record["last"]}
+    names = list(dict.fromkeys(name for record in shown.values() for name in record["last"]))
+    lines = [["one seed", "epochs", "CPU seconds", *names], ["---"] * (3 + len(names))]
+    for row, record in shown.items():
+        found = [record["last"].get(name) for name in names]
+        cells = ["" if one is None else f"{one[0]:.1f} [{one[1]:.1f}, {one[2]:.1f}]" for one in found]
+        lines.append([row, str(record["epochs"]), f"{seconds_of(record):.0f}", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def run(text: Mapping[str, Any]) -> None:
+    """Train and attack all that is not done."""
+    work = Work(SET, text)
+    if "pgdat" not in read(work.path).get("rows", {}):
+        print(f"about {estimate(work) / 60:.0f} minutes, and AutoAttack", flush=True)
+    for row in ("pat", "pgdat_pilot"):
+        work.train(row)
+    work = Work(SET, fair(text, read(work.path)))
+    work.train("pgdat")
+    for turn in (0, 1, 2):
+        for row in ("pat", "pgdat"):
+            work.test(row, work.attacks(row)[turn])
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; CPU seconds compare best with 1")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FILE", help="files laid over unseen.yaml, to try it")
+    parser.add_argument("--table", action="store_true", help="only print the results so far")
+    asked = parser.parse_args(args)
+    text = load(str(ROWS))
+    for file in asked.set:
+        text = merged(text, load(file))
+    if not asked.table:
+        torch.set_num_threads(asked.threads)
+        torch.set_flush_denormal(True)
+        logging.disable(logging.INFO)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(text)
+    print(table(read(cpu_budget.RESULTS / f"cpu_{SET}.json").get("rows", {})))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
