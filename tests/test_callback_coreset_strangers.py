@@ -141,6 +141,13 @@ def test_equal_weights_draw_each_sample_once():
     assert resampled(torch.tensor([3, 5, 9]), torch.full((3,), 2.5), 1).tolist() == [3, 5, 9]
 
 
+def test_a_coreset_of_a_larger_dataset_is_refused():
+    sampler = CoresetSampler(range(10))
+    sampler.select(torch.tensor([3, 9]))
+    with pytest.raises(ValueError, match=r"^select\(\) got the position 10, but the sampler's dataset has 10 items"):
+        sampler.select(torch.tensor([3, 10]))
+
+
 def test_a_loader_with_another_sampler_is_refused(tmp_path):
     class Unsampled(Digits):
         def train_dataloader(self):
