@@ -253,7 +253,7 @@ class CoresetSelection(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.coreset = coreset_of(state_dict)
-        self.epoch, self._used = int(state_dict["epoch"]), int(state_dict["used"])
-        self.seconds, self.error = float(state_dict["seconds"]), state_dict["error"]
+        """Continue from a checkpoint, if it can be used."""
+        self.coreset = coreset_of(f"callbacks[{self.state_key}]", state_dict)
+        self.epoch, self._used = state_dict["epoch"], state_dict["used"]
+        self.seconds, self.error = state_dict["seconds"], state_dict["error"]

@@ -86,13 +86,13 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 def untouched(module: Any, net: nn.Module) -> Iterator[None]:
     """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    modes = ("attack_bn_mode", "reference_bn_mode")
-    kept = {name: vars(module)[name] for name in (*modes, "memory", "seen") if name in vars(module)}
+    changed = ("attack_bn_mode", "reference_bn_mode", "memory", "seen")
+    kept = {name: vars(module)[name] for name in changed if name in vars(module)}
     with ExitStack() as stack:
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:
-            for name in kept.keys() & modes:
+            for name in kept.keys() & {"attack_bn_mode", "reference_bn_mode"}:
                 setattr(module, name, "eval")
             module.memory, module.seen, module.log_now = deepcopy(module.memory), {}, lambda **_: None
         try:

@@ -61,7 +61,16 @@ class CoresetSampler(DistributedSampler[int]):
         self.select(None)
 
     def select(self, indices: Tensor | None, weights: Tensor | None = None, in_order: bool = False) -> None:
-        """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off."""
+        """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off.
+
+        Raises:
+            ValueError: If one is beyond the dataset.
+        """
+        if indices is not None and int(indices.max()) >= len(self.items):
+            raise ValueError(
+                f"select() got the position {int(indices.max())}, but the sampler's dataset has {len(self.items)} "
+                "items: give it the training set that the coreset was chosen from."
+            )
         self.indices = torch.arange(len(self.items)) if indices is None else indices
         self.weights = torch.ones(len(self.indices)) if weights is None else weights
         self.in_order = in_order
