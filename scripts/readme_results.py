@@ -210,9 +210,23 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
+def free_forgetting() -> str:
+    """Free training on batches of one class."""
+    results = read(RESULTS / "free_forgetting.json")
+    replays = list(next(iter(results["rows"].values())))
+    lines = [["batches", *(f"{m}: clean / PGD-20" for m in replays)], ["---", *["---:"] * len(replays)]]
+    for order, of_m in results["rows"].items():
+        cells = [" / ".join(with_range(of_m[m][attack]) for attack in ("clean", "pgd20")) for m in replays]
+        lines.append([order, *cells])
+    return (
+        f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {results['epochs']} epochs of data, "
+        f"{len(results['seeds'])} seeds: accuracy in percent, mean and range."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (single_step, overfitting, delayed, trivial, default_test_cost, alarm_rates)
+    for function in (single_step, overfitting, delayed, trivial, free_forgetting, default_test_cost, alarm_rates)
 }
 
 
