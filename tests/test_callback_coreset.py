@@ -91,7 +91,7 @@ def plan(fraction: Fraction, kappa: Fraction, epochs: int) -> dict[int, int]:
         ("1/2", "1/2", 8),
         ("1/2", "3/5", 5),
         ("3/10", "1/2", 9),
-        ("1/2", "1/2", 6),  # half of 3 epochs: rounded to the even number, as Python does it
+        ("1/2", "1/2", 10),  # 2.5 epochs on all images are rounded to the even number, as Python does it
         ("1/10", "1/2", 6),  # 0.3 epochs on all images are none
         ("9/10", "1/2", 4),  # 1.8 are two, and none is skipped
         ("1", "1/2", 4),

@@ -43,6 +43,12 @@ class Method(Protocol):
         """The loss of each sample while ``adversarial`` is false."""
 
 
+class Guided(Protocol):
+    """What a method has besides whose attack is guided by clean logits, as GAT's."""
+
+    reference_bn_mode: str
+
+
 class MayBeAttacked(Protocol):
     """What ``AdversarialTraining`` lends a module."""
 
@@ -86,8 +92,11 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 def untouched(module: Any, net: nn.Module) -> Iterator[None]:
     """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    changed = ("attack_bn_mode", "reference_bn_mode", "memory", "seen")
-    kept = {name: vars(module)[name] for name in changed if name in vars(module)}
+    kept = {
+        name: vars(module)[name]
+        for name in ("attack_bn_mode", "reference_bn_mode", "memory", "seen")
+        if name in vars(module)
+    }
     with ExitStack() as stack:
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
