@@ -49,14 +49,14 @@ class CoresetSelection(Callback):
 
     The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
     cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
-    ``AdversarialTraining`` lends it, and cross-entropy), with the present weights, not their average. Net, memory and
-    random numbers are afterwards as before. The weights reach the loss as ``Batch.weight``; a module that does not
-    heed it gets each epoch's images drawn in proportion to the weights instead.
+    ``AdversarialTraining`` lends it, and cross-entropy), with the present weights, not their average; where a delayed
+    start ends with the selection's epoch, the images are still clean. Net, memory and random state do not change. The
+    weights reach the loss as ``Batch.weight``; a module that does not heed it gets images drawn in proportion to them.
 
-    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm`` itself, not at the next
-    multiple of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta
-    counts once; batches are shuffled. Theirs trains in order and normalises the weights in each batch, so that those of
-    whole chosen batches cancel: ``official_order=True, Selector(scope="batch")`` does the same.
+    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not at the next multiple
+    of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
+    once; batches are shuffled. Theirs come in order, and the weights of whole chosen batches cancel, as they do with
+    ``official_order=True`` and ``scope="batch"``.
 
     Args:
         fraction: The share of the training images; a Schedule, a function of the epoch, lets it grow.

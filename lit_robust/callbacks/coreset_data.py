@@ -62,6 +62,13 @@ def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> 
         yield first, sampler.collate_fn([items[i] for i in range(first, min(first + BATCH_SIZE, len(items)))])
 
 
+def number_of_batches(trainer: Trainer, sampler: CoresetSampler | None) -> int:
+    """How many batches ``batches_of`` yields."""
+    if sampler is None:
+        return len(images_of(trainer).selection_dataloader())
+    return len(range(trainer.global_rank * BATCH_SIZE, len(sampler.items), trainer.world_size * BATCH_SIZE))
+
+
 def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
     """For selectors that read no gradients; with a sampler all samples count as one class."""
     if sampler is None:

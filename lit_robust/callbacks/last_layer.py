@@ -17,7 +17,7 @@ from lit_robust import losses
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter
-from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone
+from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone, number_of_batches
 from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
@@ -153,13 +153,13 @@ def embed(
     """
     if selector.reads == "nothing":
         return labels_alone(trainer, sampler)
-    batches = batches_of(trainer, sampler, epoch)
+    batches, total = batches_of(trainer, sampler, epoch), number_of_batches(trainer, sampler)
     device: torch.device = trainer.strategy.root_device
     quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
     parts: list[tuple[int, Embedded]] = []
     net = head = None
     with isolate_rng(), trainer.precision_plugin.train_step_context():
-        for place, raw in Tqdm(batches, desc="Selecting", leave=False, disable=quiet):
+        for place, raw in Tqdm(batches, total=total, desc="Selecting", leave=False, disable=quiet):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
                 with untouched(module, adapter.users_net(module)):
