@@ -50,8 +50,8 @@ class CoresetSelection(Callback):
     The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
     cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
     ``AdversarialTraining`` lends it, and cross-entropy), with the present weights, not their average; where a delayed
-    start ends with the selection's epoch, the images are still clean. Net, memory and random state do not change. The
-    weights reach the loss as ``Batch.weight``; a module that does not heed it gets images drawn in proportion to them.
+    start ends with the selection's epoch, the images are still clean. Net, memory and random state do not change.
+    Weights reach the loss as ``Batch.weight``; a module that does not heed it gets images drawn in proportion to them.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not at the next multiple
     of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
