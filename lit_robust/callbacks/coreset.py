@@ -53,7 +53,7 @@ class CoresetSelection(Callback):
     start ends with the selection's epoch, the images are still clean. Net, memory and random state do not change.
     Weights reach the loss as ``Batch.weight``; a module that does not heed it gets images drawn in proportion to them.
 
-    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not at the next multiple
+    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
     of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
     once; batches are shuffled. Theirs come in order, and the weights of whole chosen batches cancel, as they do with
     ``official_order=True`` and ``scope="batch"``.
