@@ -73,7 +73,14 @@ def test_a_fraction_that_grows_is_a_schedule():
         (["--trainer.callbacks.normalize", "sum"], "normalize"),
         (["--trainer.callbacks.fraction", "1.3"], "fraction=1.3"),
         (["--trainer.callbacks.fraction", "half"], "fraction"),
-        (["--trainer.callbacks.selector", "GradMatch", "--trainer.callbacks.selector.scope", "all"], "gradient="),
+        (
+            [
+                "--trainer.callbacks.selector=GradMatch",
+                "--trainer.callbacks.selector.gradient=own_class",
+                "--trainer.callbacks.selector.scope=all",
+            ],
+            "gradient=",
+        ),
         (["--trainer.callbacks.selector", "Random", "--trainer.callbacks.selector.scope", "row"], "scope"),
     ],
 )
