@@ -44,6 +44,7 @@ from lit_robust.defenses import Defense
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, load_weights, read_last, run_of
+from lit_robust.training.monitors import monitors_told
 from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
 
@@ -148,7 +149,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
             run, ckpt_path = EarlierRun(run_of(path) or path.parent.parent, checkpoint.get("global_step", 0)), str(path)
-        with nothing_left(self.trainer, run), naming(ckpt_path):
+        with nothing_left(self.trainer, run), naming(ckpt_path), monitors_told(self.trainer):
             if run is not None:
                 go_on_in(run, self.trainer, checkpoint)
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
