@@ -327,6 +327,10 @@ def test_a_budget_out_of_range_is_refused(select: object, budget: object) -> Non
         select(drawn(), budget)  # type: ignore[operator]
 
 
+def test_a_budget_may_be_any_integer() -> None:
+    assert len(facility_location(drawn(), torch.tensor(7).numpy()[()])[0]) == 7
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(3, 2, dtype=torch.int64), torch.full((3, 2), math.nan)])
 def test_embeddings_that_are_no_finite_rows_are_refused(bad: Tensor) -> None:
     for select in (facility_location, gradient_match, random_subset):

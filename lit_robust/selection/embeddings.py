@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -44,7 +46,7 @@ class Outer:
 Embeddings: TypeAlias = Tensor | Outer
 
 
-def check_embeddings(embeddings: Embeddings, budget: int) -> None:
+def check_embeddings(embeddings: Embeddings, budget: int) -> int:
     """Refuse embeddings that nothing can be selected from, and a budget that they do not have.
 
     Raises:
@@ -57,10 +59,12 @@ def check_embeddings(embeddings: Embeddings, budget: int) -> None:
         raise ValueError(
             f"embeddings of {embeddings.dtype} and shape {tuple(embeddings.shape)} must be floating-point rows (N, D)."
         )
-    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= len(embeddings):
-        raise ValueError(f"budget={budget!r} must be an integer from 1 to {len(embeddings)}, the number of embeddings.")
+    require.integer("budget", budget, least=1)
+    if budget > len(embeddings):
+        raise ValueError(f"budget={budget} is more than the {len(embeddings)} embeddings there are: choose fewer.")
     if not bool(squared_norms(embeddings).isfinite().all()):
         raise ValueError("embeddings must be finite: the gradients of some samples are not.")
+    return int(budget)
 
 
 def device_of(embeddings: Embeddings) -> torch.device:

@@ -47,7 +47,7 @@ def facility_location(
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
         ValueError: If an argument is out of range.
     """
-    check_embeddings(embeddings, budget)
+    budget = check_embeddings(embeddings, budget)
     require.one_of("greedy", greedy, ("lazy", "stochastic"))
     require.number("epsilon", epsilon, above=0, below=1)
     distances = _Distances(embeddings)

@@ -50,7 +50,7 @@ def gradient_match(
         ValueError: If an argument is out of range.
     """
     require.one_of("fill", fill, ("one", "mean", "none"))
-    check_embeddings(embeddings, budget)
+    budget = check_embeddings(embeddings, budget)
     if budget == len(embeddings):  # all samples match exactly, and a ridge would only blur them
         return torch.arange(budget, device=device_of(embeddings)), ones_for(embeddings)
     indices, weights = matching_pursuit(embeddings, budget, lam=lam, tol=tol)
@@ -106,7 +106,7 @@ def matching_pursuit(
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
         ValueError: If an argument is out of range.
     """
-    check_embeddings(embeddings, budget)
+    budget = check_embeddings(embeddings, budget)
     require.number("lam", lam, least=0)
     require.number("tol", tol, least=0)
     norms = squared_norms(embeddings)

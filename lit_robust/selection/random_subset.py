@@ -23,6 +23,6 @@ def random_subset(
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
         ValueError: If ``budget`` is out of range.
     """
-    check_embeddings(embeddings, budget)
+    budget = check_embeddings(embeddings, budget)
     drawn = torch.randperm(len(embeddings), generator=generator)[:budget].sort().values
     return drawn.to(device_of(embeddings)), torch.ones(budget, device=device_of(embeddings))
