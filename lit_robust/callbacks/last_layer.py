@@ -171,7 +171,7 @@ def embed(
                 batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
             with untouched(module, net):
                 seed(device, "select", epoch, place)
-                part = last_layer_gradients(head, loss_of(module, net, batch, attack), selector.reads == "bias")
+                part = last_layer_gradients(head, loss_of(module, net, batch, attack))
             real = batch.weight > 0
             parts.append((place, Embedded(rows(part, real), batch.y[real], batch.index[real])))
     every = parts if trainer.world_size == 1 else _of_all_ranks(parts, trainer.world_size, device)

@@ -140,6 +140,13 @@ def own_class(embeddings: Outer, y: Tensor) -> Tensor:
     return torch.stack([left.gather(1, y[:, None]) * right for left, right in embeddings.terms]).sum(0)
 
 
+def bias_of(embeddings: Embeddings) -> Tensor:
+    """The bias's part of what ``last_layer_gradients`` returns, ``(N, C)``."""
+    if isinstance(embeddings, Outer):
+        return torch.stack([left for left, _ in embeddings.terms]).sum(0)
+    return embeddings
+
+
 def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only: bool = False) -> Embeddings:
     """The gradient of each sample's loss with respect to the last layer's bias, and weight unless ``bias_only``.
 

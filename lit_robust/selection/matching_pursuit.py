@@ -10,6 +10,7 @@ from lit_robust.selection.embeddings import (
     Embeddings,
     check_embeddings,
     device_of,
+    gradient_error,
     gram,
     ones_for,
     products_with,
@@ -17,6 +18,8 @@ from lit_robust.selection.embeddings import (
     weighted_sum,
 )
 
+#: Steps per sample of the budget, at most.
+STEPS = 4
 #: The weight of samples that fill up a budget which the pursuit does not need.
 Fill = Literal["one", "mean", "none"]
 
@@ -112,9 +115,10 @@ def matching_pursuit(
     norms = squared_norms(embeddings)
     target = weighted_sum(embeddings, ones_for(embeddings))
     pursuit = _Pursuit(gram(embeddings, embeddings), products_with(embeddings, target), lam * norms.mean(), budget)
-    length = target.double().square().sum()
-    for _ in range(budget):
-        if not pursuit.add() or pursuit.squared_residual(length) <= tol**2 * length:
+    for _ in range(STEPS * budget):  # a step may also remove samples
+        if len(pursuit.chosen) == budget or not pursuit.add():
+            break
+        if tol and gradient_error(embeddings, pursuit.chosen, pursuit.weights) <= tol:
             break
     kept = pursuit.weights > 0
     indices, order = pursuit.chosen[kept].sort()
@@ -140,17 +144,12 @@ class _Pursuit:
         self._rows = products.new_empty(budget, len(products))
         self._inverse = products.new_zeros(budget, budget, dtype=torch.float64)
 
-    def squared_residual(self, length: Tensor) -> Tensor:
-        """|b - sum w_j g_j|^2 by the normal equations, if ``length`` is |b|^2."""
-        w = self.weights
-        return length - w @ self.correlations[self.chosen].double() - self.ridge * w @ w
-
     def add(self) -> bool:
         """Add the best sample and solve for all weights; false if none would make the residual smaller."""
         best = self.residual.argmax()
         if self.residual[best] <= 0 or not self._grow(best):
             return False
-        while self.weights.min() < 0:
+        while len(self.weights) and self.weights.min() < 0:
             self._remove(int(self.weights.argmin()))
         count = len(self.chosen)
         self.residual = self.correlations - self.weights.to(self._rows.dtype) @ self._rows[:count]
@@ -183,7 +182,10 @@ class _Pursuit:
         count = len(self.chosen)
         square = self._rows[:count, self.chosen].double()
         square.diagonal().add_(self.ridge)
-        factor = torch.linalg.cholesky(square)
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if failed:  # without a ridge, what is left may depend linearly on itself up to rounding
+            square.diagonal().add_(1e-9 * square.diagonal().mean())
+            factor, _ = torch.linalg.cholesky_ex(square)
         identity = torch.eye(count, dtype=square.dtype, device=square.device)
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
         self._inverse[:count, :count] = inverse

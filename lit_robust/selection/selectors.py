@@ -86,7 +86,7 @@ class Selector(ABC):
             indices, weights, filled = self.choose(part, share, generator)
             all_indices.append(members[indices])
             all_weights.append(weights)
-            all_filled += filled
+            all_filled += filled * (self.block if self.scope == "batch" else 1)
         indices, weights = torch.cat(all_indices), torch.cat(all_weights)
         if self.scope == "batch":
             blocks = torch.split(torch.arange(len(y), device=y.device), self.block)
@@ -111,11 +111,18 @@ class Selector(ABC):
 
 
 def shares(sizes: Tensor, budget: int) -> list[int]:
-    """The budget in proportion to the sizes, in whole numbers that add up to it: the largest remainders round up."""
+    """The budget in proportion to the sizes, in whole numbers that add up to it: the largest remainders round up.
+
+    Where the budget allows it, each class that has samples gets one. (The authors' code rounds each share up.)
+    """
     exact = sizes.double() * budget / sizes.sum()
     whole = exact.floor().long()
     most = (exact - whole).argsort(descending=True, stable=True)[: budget - int(whole.sum())]
     whole[most] += 1
+    for absent in ((whole == 0) & (sizes > 0)).nonzero()[:, 0].tolist():
+        if whole.max() > 1:  # no class vanishes while another one has several
+            whole[whole.argmax()] -= 1
+            whole[absent] = 1
     return whole.tolist()
 
 
@@ -212,8 +219,8 @@ class GradMatch(Selector):
     ) -> tuple[Tensor, Tensor, int]:
         """Samples whose weighted gradients add up to that of all."""
         indices, weights = gradient_match(embeddings, budget, lam=self.lam, tol=self.tol, fill="none")
-        missing = budget - len(indices)
-        if missing and self.fill != "none":
+        missing = 0 if self.fill == "none" else budget - len(indices)
+        if missing:
             indices, weights = filled_up(indices, weights, len(embeddings), budget, self.fill, generator)
         return indices, weights, missing
 
