@@ -275,7 +275,8 @@ def test_validations_keep_their_epochs(tmp_path):
 
 @pytest.mark.parametrize("warm", [0, 0.5])
 @pytest.mark.parametrize(
-    "selector", [CRAIG(), Random(), Random(redraw=False), GradMatch(), CRAIG(scope="all"), GradMatch(gradient="own_class")]
+    "selector",
+    [CRAIG(), Random(), Random(redraw=False), GradMatch(), CRAIG(scope="all"), GradMatch(gradient="own_class")],
 )
 def test_a_coreset_of_all_images_is_the_whole_training_bit_for_bit(tmp_path, selector, warm):
     whole, before = fit(tmp_path, epochs=4)

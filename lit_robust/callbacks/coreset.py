@@ -39,24 +39,24 @@ class CoresetSelection(Callback):
         | sum_i grad Phi(x_i) - sum_{j in S} gamma_j grad Phi(x_j) |  small,     Phi(x) = max_delta L(f(x + delta), y)
 
     Adversarial Coreset Selection (Dolatabadi, Erfani and Leckie, ECCV 2022, arXiv:2112.00378): every ``every`` epochs,
-    all training images are attacked by the present net, the gradients of its last layer are computed at what was found
+    all training images are attacked with the current net, its last layer's gradients are computed at the images found
     (by Danskin's theorem they are those of Phi), and ``selector`` chooses. A warm start trains on all images first:
 
         E_warm = int(warm * max_epochs),     E_full = round(fraction * E_warm)
         epochs 0 .. E_full - 1 on all images;  E_full .. E_warm - 1 skipped;  the others on the coreset
 
-    Skipped epochs count for every schedule, so training costs ``fraction`` of the whole, and the selections.
+    Schedules advance over skipped epochs; training costs ``fraction`` of a full training, plus the selections.
 
     The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
     cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
-    ``AdversarialTraining`` lends it, and cross-entropy), with the present weights, not their average; where a delayed
-    start ends with the selection's epoch, the images are still clean. Net, memory and random state do not change.
-    Weights reach the loss as ``Batch.weight``; a module that does not heed it gets images drawn in proportion to them.
+    ``AdversarialTraining`` lends it, and cross-entropy), with the current weights, not their average; if a delayed
+    start ends with the selection's epoch, the images are still clean. Net, memory and random state are restored.
+    Weights reach the loss as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
     of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
     once; batches are shuffled. Theirs come in order, and the weights of whole chosen batches cancel, as they do with
-    ``official_order=True`` and ``scope="batch"``.
+    ``official_order=True, selector=CRAIG(scope="batch")``.
 
     Args:
         fraction: The share of the training images; a Schedule, a function of the epoch, lets it grow.
@@ -65,8 +65,8 @@ class CoresetSelection(Callback):
         warm: The kappa of the paper: the share of the epochs before the first selection. 0 selects before training.
         attack: The selection's adversary, with cross-entropy; None for the training's own adversary and loss.
         normalize: What divides a batch's weighted loss: the ``batch``'s own sum of weights, as in the authors' code,
-            or the weights' mean over the whole ``subset`` times the number of images. The latter is unbiased; with the
-            former an update is a convex combination of gradients whatever the weights, so it is the default.
+            or the weights' mean over the whole ``subset`` times the number of images. ``subset`` is unbiased;
+            ``batch`` keeps an update a convex combination of gradients and is the default.
         official_order: Whether batches come in the order of the training set, without shuffling.
         sampler: For loaders that are not of ``lit_robust.data``: the ``CoresetSampler`` of the training's DataLoader.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
@@ -169,7 +169,7 @@ class CoresetSelection(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the place in the epoch for the sampler, because its loader does not."""
+        """Record the sampler's position, because its DataLoader does not."""
         if self.sampler is not None:
             loader: Any = trainer.train_dataloader
             self._used = (batch_idx + 1) * int(loader.batch_size)
@@ -186,7 +186,7 @@ class CoresetSelection(Callback):
         self._prepare(trainer, pl_module, trainer.current_epoch + 1)
 
     def _prepare(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        """Skip epochs, select and apply, as the plan has it for the epoch that comes next."""
+        """Skip, select and apply as planned for the next epoch."""
         epochs = trainer.max_epochs or -1
         full, warm = warm_start(self._share, self.warm, epochs)
         if full <= epoch < warm:
@@ -240,11 +240,11 @@ class CoresetSelection(Callback):
     # Checkpoints.
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let an epoch end that was saved after its last batch, or the next one's coreset would be missing."""
+        """Finish an epoch that was saved after its last batch, so that the next epoch's coreset is selected."""
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
 
     def state_dict(self) -> dict[str, Any]:
-        """The coreset, when it is trained on, and what selections have cost."""
+        """The coreset, epoch and position, and what selections have cost."""
         return state_of(self.coreset) | {
             "epoch": self.epoch,
             "used": self._used,
