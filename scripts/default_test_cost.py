@@ -1,4 +1,4 @@
-"""Count what the default test costs beside PGD-20 and PGD-100, on a weak, a middling and a robust net.
+"""Count what the default test costs compared with PGD-20 and PGD-100, on a weak, a middling and a robust net.
 
     python scripts/default_test_cost.py
 

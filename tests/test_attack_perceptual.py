@@ -194,8 +194,8 @@ def test_a_projection_moves_what_is_outside_and_nothing_else(projection):
     distances = lpips(net, x, far).detach()
     eps = distances.median().item()
     attack = FastLPA(eps, projection=projection)
-    with lpips_file.views(net, "self") as see:
-        near = attack.project(see, x, see.features(x).detach(), far)
+    with lpips_file.watched(net, "self") as nets:
+        near = attack.project(nets, x, nets.features(x).detach(), far)
     assert torch.equal(near[distances <= eps], far[distances <= eps])
     found = lpips(net, x, near).detach()
     assert (found <= eps + 1e-5).all()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lit_robust.attacks import JPEG, ReColor, StAdv, cieluv, jpeg_blocks
-from lit_robust.attacks.parameter_attack import Adam, unevenness
+from lit_robust.attacks.parameter_attack import Adam, smoothness_loss
 from lit_robust.guards import crafting, smaller_batches
 from tests.formulas import Passes
 from tests.tiny import TinyNet, images, named
@@ -116,7 +116,7 @@ def test_a_pixel_of_a_ramp_changes_by_at_most_the_bound_times_the_slope():
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (2, 2, 3, 5), (1, 3, 3, 4, 2)])
-def test_unevenness_is_the_sum_over_neighbours(shape):
+def test_smoothness_loss_is_the_sum_over_neighbours(shape):
     field = torch.randn(*shape, dtype=torch.float64)
     expected = torch.zeros(shape[0], dtype=torch.float64)
     points = list(torch.cartesian_prod(*(torch.arange(size) for size in shape[2:])).tolist())
@@ -125,14 +125,14 @@ def test_unevenness_is_the_sum_over_neighbours(shape):
             for q in points:
                 if sum(abs(a - b) for a, b in zip(p, q, strict=True)) == 1:
                     expected[n] += (field[(n, slice(None), *p)] - field[(n, slice(None), *q)]).norm()
-    torch.testing.assert_close(unevenness(field), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(smoothness_loss(field), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [StAdv, ReColor])
 def test_more_weight_on_smoothness_gives_a_smoother_field(kind):
     net, (x, y) = Grey(trained("pgd")), coloured(40)
     rough, smooth = (searched(kind(steps=20, smoothness=s), net, x, y) for s in (0.0, 0.02))
-    assert unevenness(smooth).mean() < 0.7 * unevenness(rough).mean()
+    assert smoothness_loss(smooth).mean() < 0.7 * smoothness_loss(rough).mean()
 
 
 def test_adam_is_torchs():

@@ -159,7 +159,7 @@ def test_a_loader_with_another_sampler_is_refused(tmp_path):
 
 def test_data_that_cannot_be_selected_from_are_refused(tmp_path):
     for given in ({"train_dataloaders": loader(images())}, {"datamodule": DigitsData()}):
-        with pytest.raises(TypeError, match=r"^CoresetSelection needs a datamodule of lit_robust.data, or a Coreset"):
+        with pytest.raises(TypeError, match=r"^CoresetSelection needs a DataModule of lit_robust.data, or a Coreset"):
             trainer(tmp_path, max_epochs=1, callbacks=[CoresetSelection(0.5)]).fit(build(PGDAT), **given)
 
 

@@ -29,7 +29,7 @@ class SelectsImages(Protocol):
 
 
 class WeightsItsLoss(Protocol):
-    """What a module has whose loss heeds ``Batch.weight``, as every Defense does, so that samples come once each."""
+    """A module whose loss uses ``Batch.weight``, such as every Defense, so that each sample comes once."""
 
     mean_weight: float | None
 
@@ -58,7 +58,7 @@ def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> 
         return
     items = sampler.items
     for first in range(trainer.global_rank * BATCH_SIZE, len(items), trainer.world_size * BATCH_SIZE):
-        seed(trainer.strategy.root_device, "selected data", epoch, first)  # for what the items draw
+        seed(trainer.strategy.root_device, "selected data", epoch, first)  # for the items' random augmentation
         yield first, sampler.collate_fn([items[i] for i in range(first, min(first + BATCH_SIZE, len(items)))])
 
 
@@ -88,9 +88,9 @@ def apply(
     in_order: bool,
     by_mean_weight: bool,
 ) -> None:
-    """Let the batches of the epoch that comes next be the coreset's.
+    """Train the next epoch on the coreset.
 
-    Weights go to a module that heeds them by ``Batch.weight``; for another one the samples are drawn in proportion.
+    Weights reach a module that uses them as ``Batch.weight``; for another one samples are drawn in proportion to them.
     """
     indices, weights, _ = coreset
     if sampler is not None:
@@ -124,7 +124,7 @@ def check_selects(trainer: Trainer) -> None:
     """
     if not hasattr(images_of(trainer), "selection_dataloader"):
         raise TypeError(
-            "CoresetSelection needs a datamodule of lit_robust.data, or a CoresetSampler: give the same one to the "
+            "CoresetSelection needs a DataModule of lit_robust.data, or a CoresetSampler: give the same one to the "
             "training's DataLoader and to CoresetSelection(sampler=...)."
         )
 
@@ -150,12 +150,14 @@ def select_everything(trainer: Trainer, sampler: CoresetSampler | None) -> None:
         sampler.select(None)
 
 
-def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None) -> str:
-    """A sentence on a selection from ``of`` samples."""
+def in_words(
+    coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None, natural: bool
+) -> str:
+    """A sentence on a selection from ``of`` samples, which were not attacked if training was ``natural``."""
     low, high = (float(value) for value in coreset.weights.aminmax())
-    filled = f"; {coreset.filled} fill up the budget" if coreset.filled else ""
+    filled = f"; {coreset.filled} of them drawn at random to fill the budget" if coreset.filled else ""
     gradient = "" if error is None else f"; their gradient is off by {error:.2%}"
     return (
-        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images in {seconds:.1f} s, "
-        f"with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
+        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images{' by clean ones' * natural} in "
+        f"{seconds:.1f} s, with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
     )

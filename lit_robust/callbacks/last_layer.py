@@ -25,7 +25,7 @@ from lit_robust.selection.embeddings import rows
 
 
 class Method(Protocol):
-    """What a module has whose own adversary and loss can select, as every Defense does."""
+    """A module whose own adversary and loss are used to select, such as every Defense."""
 
     adversarial: bool
     attack_bn_mode: str
@@ -44,7 +44,7 @@ class Method(Protocol):
 
 
 class Guided(Protocol):
-    """What a method has besides whose attack is guided by clean logits, as GAT's."""
+    """The further attribute of a method whose attack is guided by clean logits, such as GAT."""
 
     reference_bn_mode: str
 
@@ -90,7 +90,7 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 
 @contextmanager
 def untouched(module: Any, net: nn.Module) -> Iterator[None]:
-    """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
+    """Put the net in eval mode, frozen and uncompiled; afterwards restore flags, buffers and the method's memory."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     kept = {
         name: vars(module)[name]
@@ -137,10 +137,10 @@ def embed(
     attack: Attack | None,
     epoch: int,
 ) -> Embedded:
-    """Embed this rank's batches as a selector reads them, and gather those of all ranks in the order of their places.
+    """Embed this rank's batches and gather those of all ranks in the training set's order.
 
     A batch's random numbers are seeded by the epoch and its place, so the result is the same on any number of ranks.
-    Augmented images are drawn once: attacked and embedded are the same ones.
+    Each image is augmented once; the attack and the embedding see the same version.
 
     Args:
         trainer: The trainer.

@@ -68,7 +68,7 @@ def check_embeddings(embeddings: Embeddings, budget: int) -> int:
 
 
 def device_of(embeddings: Embeddings) -> torch.device:
-    """Where they lie."""
+    """The embeddings' device."""
     return (embeddings.left if isinstance(embeddings, Outer) else embeddings).device
 
 
@@ -155,8 +155,8 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
 
     Args:
-        head: The net's last layer. A call of it sees one row per sample, or several blocks of them, which become terms;
-            further rows, as SATR1's one iterative image, are left out.
+        head: The net's last layer. Each forward of it gets N rows, or several blocks of N rows, one term each; extra
+            rows, such as SATR1's iterative image, are ignored.
         loss: Runs the net and returns the loss of each sample, ``(N,)``.
         bias_only: Whether to leave the weight's gradient out.
 
@@ -170,8 +170,8 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     outputs: list[Tensor] = []
 
     def with_leaf(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        # The gradient at a zero that is added is the output's, also where all parameters are frozen, which saves the
-        # graph of the rest of the net.
+        # Differentiate at a zero added to the output: its gradient equals the output's, also with frozen parameters,
+        # and no graph of the rest of the net is needed.
         features.append(inputs[0].detach())
         outputs.append(torch.zeros_like(output, requires_grad=True))
         return output + outputs[-1]

@@ -1,4 +1,7 @@
-"""CRAIG: a subset to which every gradient has a near one (Mirzasoleiman et al., ICML 2020, arXiv:1906.01827)."""
+"""CRAIG: a subset in which every sample's gradient has a near neighbour.
+
+Source: Mirzasoleiman et al., ICML 2020, arXiv:1906.01827.
+"""
 
 import math
 from typing import Literal
@@ -23,7 +26,7 @@ def facility_location(
     epsilon: float = 0.01,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose samples greedily by how much nearer they bring a chosen sample to all others.
+    """Greedily choose the samples that most reduce the sum of all samples' distances to their nearest chosen one.
 
         F(S) = sum_i ( max D - min_{j in S} D_ij ),     D_ij = |g_i - g_j|^2
 
@@ -41,7 +44,7 @@ def facility_location(
 
     Returns:
         Indices ``(budget,)``, ascending, and for each the number of samples that are nearest to it: float32, on the
-        embeddings' device, with sum ``N``. A chosen sample counts to itself, also if it has a duplicate.
+        embeddings' device, with sum ``N``. A chosen sample counts towards itself, even if it has a duplicate.
 
     Raises:
         TypeError: If the embeddings are neither a tensor nor ``Outer``.

@@ -20,7 +20,7 @@ from lit_robust.selection.embeddings import (
 
 #: Steps per sample of the budget, at most.
 STEPS = 4
-#: The weight of samples that fill up a budget which the pursuit does not need.
+#: The weight of random samples that fill the budget when the pursuit stops early.
 Fill = Literal["one", "mean", "none"]
 
 
@@ -33,16 +33,16 @@ def gradient_match(
     fill: Fill = "one",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose by ``matching_pursuit``; where that ends before the budget, fill up with random samples.
+    """Choose by ``matching_pursuit``; if that stops early, fill the budget with random samples.
 
     Args:
         embeddings: One row per sample, ``(N, D)`` or ``Outer``.
         budget: The number of samples to choose, at most ``N``.
         lam: As in ``matching_pursuit``.
         tol: As in ``matching_pursuit``.
-        fill: The weight of the samples that fill up: ``one`` as in the authors' code, the ``mean`` of the others'
+        fill: The weight of these random samples: ``one`` as in the authors' code, the ``mean`` of the others'
             weights, or ``none`` to leave the subset smaller. Their gradients add to the error of the match.
-        generator: Where the samples that fill up are drawn from; a CPU generator.
+        generator: Draws the random samples; a CPU generator.
 
     Returns:
         Indices ``(S,)``, ascending, and weights ``(S,)`` above 0; ``S`` is ``budget`` unless ``fill="none"``. All
@@ -88,8 +88,8 @@ def matching_pursuit(
         min_{w >= 0}  | sum_i g_i - sum_{j in S} w_j g_j |^2 + lam m |w|^2,     m = mean_i |g_i|^2
 
     Each step adds the sample whose gradient has the largest inner product with the residual, solves for the weights of
-    all chosen, and removes the most negative one as long as there is one, as the authors' code does. It ends early
-    where no sample has a positive inner product, or where the samples are linearly dependent.
+    all chosen, and removes negative weights one by one, the most negative first, as the authors' code does. It stops
+    early if no sample has a positive inner product, or if the samples are linearly dependent.
 
     Without a ridge the match is exact after D + 1 samples and singular from there on. The authors' ``lam`` is 0. The
     default of 0.01 was chosen on adversarial gradients of MNIST (30 % of a class of 816, 101 features): the whole
@@ -100,7 +100,7 @@ def matching_pursuit(
         embeddings: One row per sample, ``(N, D)`` or ``Outer``.
         budget: The most samples to choose, at most ``N``.
         lam: The weight of the ridge, in units of a sample's mean squared gradient.
-        tol: Ends when the residual's length, relative to that of the sum of all gradients, is below it.
+        tol: Stop when the residual's length, relative to that of the sum of all gradients, is below it.
 
     Returns:
         Indices ``(S,)`` with ``S <= budget``, ascending, and weights ``(S,)`` above 0, in the embeddings' precision.
@@ -140,7 +140,7 @@ class _Pursuit:
         self.weights = correlations.new_zeros(0, dtype=torch.float64)
         #: Inner products of all samples with the residual.
         self.residual = correlations.clone()
-        # The rows of `products` of the chosen, as one block of memory: each step reads all of them.
+        # Rows of `products` of the chosen samples, contiguous because every step reads all of them.
         self._rows = products.new_empty(budget, len(products))
         self._inverse = products.new_zeros(budget, budget, dtype=torch.float64)
 

@@ -9,7 +9,7 @@ from lit_robust.selection.embeddings import Embeddings, check_embeddings, device
 def random_subset(
     embeddings: Embeddings, budget: int, *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw samples without replacement, each with weight 1; of the embeddings only their number counts.
+    """Draw samples without replacement, each with weight 1; only the number of embeddings matters.
 
     Args:
         embeddings: One row per sample, ``(N, D)`` or ``Outer``.

@@ -21,7 +21,7 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
     Args:
         indices: Positions ``(S,)``.
         weights: Their weights ``(S,)``, above 0.
-        seed: Other draws for another one.
+        seed: Seed of the draw.
 
     Returns:
         Positions ``(S,)``, in the order of ``indices``.
@@ -35,9 +35,11 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
 class CoresetSampler(DistributedSampler[int]):
     """Yields the positions of the subset that ``CoresetSelection`` chooses, in a new order in each epoch.
 
-    Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions. Each
-    rank gets every ``world``-th; where there is no such multiple, some come twice, as torch's ``DistributedSampler``
-    does it, which this is for Lightning, so that it adds no other.
+    Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions.
+
+    Each rank gets every ``world``-th position. If the number of positions is no multiple of the world size, some are
+    repeated, as in torch's ``DistributedSampler``. It is a ``DistributedSampler`` so that Lightning does not add its
+    own.
 
     Args:
         dataset: The training set; the subset is chosen from all of its items.

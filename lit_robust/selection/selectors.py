@@ -64,7 +64,7 @@ class Selector(ABC):
     def choose(
         self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, int]:
-        """Indices and weights ``(S,)`` of a part's choice, and how many of them fill up its budget."""
+        """Indices and weights ``(S,)`` chosen in one part, and how many of them were drawn to fill its budget."""
 
     def within_class(self, embeddings: Embeddings, y: Tensor) -> Embeddings:
         """What is compared among samples of one class."""
@@ -159,7 +159,7 @@ class CRAIG(Selector):
     def choose(
         self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, int]:
-        """Samples near to all others, weighted by how many they stand for."""
+        """Cluster centres, weighted by the size of their clusters."""
         indices, weights = facility_location(
             embeddings, budget, greedy=self.greedy, epsilon=self.epsilon, generator=generator
         )
@@ -175,9 +175,9 @@ class GradMatch(Selector):
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
         gradient: What is matched: the gradient of the whole layer (``weight``), of its ``bias``, or as in the released
             code, which needs ``scope="class"``, that of the bias and the row of weights of a sample's own class
-            (``own_class``). The last leaves the whole gradient no nearer than random samples do: on adversarial
-            gradients of MNIST (2,000 and 4,000 images, 30 % chosen, one net each) its relative error was 0.37 and 0.28,
-            with ``weight`` below 0.06 and 0.02, at random 0.30 and 0.36. So the default is ``weight``.
+            (``own_class``). With ``own_class`` the error of the whole layer's gradient is no smaller than with random
+            samples (adversarial gradients of MNIST, 30 % of 2,000 / 4,000 images, one net each: 0.37 / 0.28, random
+            0.30 / 0.36, ``weight`` below 0.06 / 0.02), so ``weight`` is the default.
         lam: As in ``matching_pursuit``.
         tol: As in ``matching_pursuit``.
         fill: As in ``gradient_match``.
