@@ -124,10 +124,8 @@ class CoresetSelection(Callback):
     def _forget(self) -> None:
         #: The coreset in force, as positions in the training set; None before the first selection.
         self.coreset: Coreset | None = None
-        #: The epoch that is trained or comes next.
-        self.epoch = 0
-        #: Seconds of all selections.
-        self.seconds = 0.0
+        #: The epoch that is trained or comes next, and the seconds of all selections.
+        self.epoch, self.seconds = 0, 0.0
         #: The relative error of the coreset's gradient; None if the selector reads none.
         self.error: float | None = None
         self._used = 0
@@ -224,8 +222,8 @@ class CoresetSelection(Callback):
         self.coreset, self.error = trainer.strategy.broadcast((chosen, self.error))
         self.seconds += (seconds := time.perf_counter() - begun)
         assert self.coreset is not None
-        natural = not getattr(module, "adversarial", True)
-        rank_zero_info(in_words(self.coreset, self.selector, len(embedded.y), epoch, seconds, self.error, natural))
+        facts = len(embedded.y), epoch, seconds, self.error, not getattr(module, "adversarial", True)
+        rank_zero_info(in_words(self.coreset, self.selector, *facts))
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:
         assert self.coreset is not None

@@ -157,7 +157,8 @@ def in_words(
     low, high = (float(value) for value in coreset.weights.aminmax())
     filled = f"; {coreset.filled} of them drawn at random to fill the budget" if coreset.filled else ""
     gradient = "" if error is None else f"; their gradient is off by {error:.2%}"
+    attacked = ", not attacked," if natural else ""
     return (
-        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images{' by clean ones' * natural} in "
+        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images{attacked} in "
         f"{seconds:.1f} s, with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
     )
