@@ -123,7 +123,13 @@ def test_without_resampling_each_image_comes_once_and_its_weight_can_be_asked_fo
     assert sorted(last) == list(
         zip(selection.coreset.indices.tolist(), selection.coreset.weights.tolist(), strict=True)
     )
-    assert data.sampler.weight_of(torch.arange(N)).count_nonzero() == 48
+    assert data.sampler.weight_of(torch.arange(N)).equal(torch.ones(N))  # a later fit trains on all images again
+
+
+def test_after_a_fit_the_next_one_trains_on_all_images(tmp_path):
+    data = TinyData()
+    trainer(tmp_path, max_epochs=1, callbacks=[CoresetSelection(0.5, warm=0)]).fit(build(PGDAT), data)
+    assert len(data._samples().indices) == len(data.training_labels()[1])
 
 
 def test_draws_are_proportional_to_the_weights_within_one_and_unbiased_over_seeds():

@@ -143,11 +143,11 @@ def check_loader(trainer: Trainer, sampler: CoresetSampler) -> None:
 
 
 def select_everything(trainer: Trainer, sampler: CoresetSampler | None) -> None:
-    """Undo what an earlier fit has selected."""
-    if sampler is None:
-        images_of(trainer).select(None)
-    else:
+    """Undo what a fit has selected."""
+    if sampler is not None:
         sampler.select(None)
+    elif hasattr(images_of(trainer), "selection_dataloader"):  # not if the fit was refused because it is absent
+        images_of(trainer).select(None)
 
 
 def in_words(

@@ -175,9 +175,10 @@ class GradMatch(Selector):
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
         gradient: What is matched: the gradient of the whole layer (``weight``), of its ``bias``, or as in the released
             code, which needs ``scope="class"``, that of the bias and the row of weights of a sample's own class
-            (``own_class``). With ``own_class`` the error of the whole layer's gradient is no smaller than with random
-            samples (adversarial gradients of MNIST, 30 % of 2,000 / 4,000 images, one net each: 0.37 / 0.28, random
-            0.30 / 0.36, ``weight`` below 0.06 / 0.02), so ``weight`` is the default.
+            (``own_class``), which matches the whole gradient less well. The relative error of the latter, on
+            gradients of 2,000 images of MNIST / CIFAR-10 (30 % chosen, one net each), was 0.38 / 0.18 with
+            ``own_class``, 0.013 / 0.009 with ``weight``, 0.06 / 0.04 with CRAIG and 0.30 / 0.89 at random. So the
+            default is ``weight``.
         lam: As in ``matching_pursuit``.
         tol: As in ``matching_pursuit``.
         fill: As in ``gradient_match``.
