@@ -112,7 +112,7 @@ class PerceptualAttack(Attack):
         return float(self.step_length * 0.1 ** (k / self.steps))
 
     def start(self, x: Tensor) -> Tensor:
-        """Add slight noise, because at ``x`` itself the distance has no gradient; not clipped, as in the authors' code."""
+        """Add slight noise, because at ``x`` the distance has no gradient; not clipped, as in the authors' code."""
         return x + 0.01 * torch.randn_like(x)
 
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
