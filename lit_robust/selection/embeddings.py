@@ -47,7 +47,7 @@ Embeddings: TypeAlias = Tensor | Outer
 
 
 def check_embeddings(embeddings: Embeddings, budget: int) -> int:
-    """Refuse embeddings that nothing can be selected from, and a budget that they do not have.
+    """Refuse unusable embeddings and a budget outside 1 to N; returns the budget.
 
     Raises:
         TypeError: If they are neither a tensor nor ``Outer``.
