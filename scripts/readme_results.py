@@ -226,9 +226,36 @@ def free_forgetting() -> str:
     )
 
 
+def selection_speed() -> str:
+    """Seconds of a selection."""
+    results = read(RESULTS / "selection_speed.json")
+    lines = [["selection", "images", "seconds", "CPU seconds", "relative error of its gradient"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for name, row in results["selections"].items():
+        error = f"{row['gradient_error']:.4f}" if "gradient_error" in row else "-"
+        lines.append([name, f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", error])
+    peak = max(row.get("peak_gigabytes", 0.0) for row in results["selections"].values())
+    where, md5 = results["hardware"], results["md5"]["train"][:8]
+    return (
+        f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), {where['threads']} "
+        f"threads of {where['processor']}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
+        "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends when its match "
+        "is exact."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (single_step, overfitting, delayed, trivial, free_forgetting, default_test_cost, alarm_rates)
+    for function in (
+        single_step,
+        overfitting,
+        delayed,
+        trivial,
+        free_forgetting,
+        selection_speed,
+        default_test_cost,
+        alarm_rates,
+    )
 }
 
 

@@ -356,6 +356,8 @@ class Chosen(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         indices, weights, filled = self.selection.coreset
         self.epochs[trainer.current_epoch] = (indices.clone(), weights.clone(), filled)
+        if self.selection.sampler is not None:
+            self.length = len(self.selection.sampler)
 
 
 def per_rank(batch_size: int) -> int:
@@ -426,7 +428,7 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
         chosen = Chosen(selection)
         loader = DataLoader(data, per_rank(4), sampler=sampler)
         fit(module, loader, selection, chosen, *callbacks, **kwargs)
-        return {"places": module.places, "chosen": chosen.epochs, "length": len(sampler)}
+        return {"places": module.places, "chosen": chosen.epochs, "length": chosen.length}
 
     whole = run(Save(folder / "sampler.ckpt", batch_idx=1))
     return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}

@@ -20,7 +20,7 @@ from lit_robust.callbacks.coreset_data import (
     select_everything,
 )
 from lit_robust.callbacks.coreset_state import coreset_of, state_of
-from lit_robust.callbacks.last_layer import embed
+from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net
 from lit_robust.callbacks.skipped_epochs import follow_skipped, move_to_front, require_epochs, skip, warm_start
 from lit_robust.lightning_internals import end_the_epoch
@@ -222,7 +222,7 @@ class CoresetSelection(Callback):
         self.coreset, self.error = trainer.strategy.broadcast((chosen, self.error))
         self.seconds += (seconds := time.perf_counter() - begun)
         assert self.coreset is not None
-        facts = len(embedded.y), epoch, seconds, self.error, not getattr(module, "adversarial", True)
+        facts = len(embedded.y), epoch, seconds, self.error, is_natural_now(module)
         rank_zero_info(in_words(self.coreset, self.selector, *facts))
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:

@@ -114,9 +114,14 @@ def untouched(module: Any, net: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+def is_natural_now(module: object) -> bool:
+    """Whether a delayed start has not begun yet."""
+    return not getattr(module, "adversarial", True)
+
+
 def loss_of(module: Any, net: nn.Module, batch: Batch, attack: Attack | None) -> Callable[[], Tensor]:
     """Find the batch's adversarial images, and return what computes the loss of each sample at them."""
-    natural = not getattr(module, "adversarial", True)
+    natural = is_natural_now(module)
     if is_method(module) and attack is None:
         method: Method = module
         if natural:
