@@ -239,8 +239,8 @@ def selection_speed() -> str:
     return (
         f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), {where['threads']} "
         f"threads of {where['processor']}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
-        "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends when its match "
-        "is exact."
+        "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
+        "when its match is exact."
     )
 
 
