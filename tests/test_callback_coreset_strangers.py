@@ -313,3 +313,20 @@ def test_two_of_them_are_refused(tmp_path):
     both = [CoresetSelection(0.5, Random()), Another(0.3, Random())]
     with pytest.raises(ValueError, match=r"^two CoresetSelection callbacks"):
         trainer(tmp_path, max_epochs=1, callbacks=both).fit(build(PGDAT), TinyData())
+
+
+def test_what_is_no_sampler_and_classes_that_are_not_read_are_refused():
+    with pytest.raises(TypeError, match=r"^sampler="):
+        CoresetSelection(0.5, sampler=CoresetSampler)
+    with pytest.raises(ValueError, match="scope="):
+        CoresetSelection(0.5, Random(scope="class"), sampler=CoresetSampler(range(9)))
+
+
+def test_a_strangers_own_attack_and_mean_weight_are_left_alone(tmp_path):
+    class Own(Automatic):
+        attack, mean_weight = "my own", 3.0
+
+    module, seen = Own(), Seen()
+    trainer(tmp_path, max_epochs=1, callbacks=[CoresetSelection(0.5, warm=0), seen]).fit(module, TinyData())
+    assert module.mean_weight == 3.0
+    assert {weight for pairs in seen.images.values() for _, weight in pairs} == {1.0}

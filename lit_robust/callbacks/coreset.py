@@ -9,16 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
+from lit_robust.callbacks import coreset_data
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
-from lit_robust.callbacks.coreset_data import (
-    apply,
-    check_loader,
-    check_selects,
-    forget_weights,
-    in_words,
-    select_everything,
-)
 from lit_robust.callbacks.coreset_state import coreset_of, state_of
 from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net
@@ -110,6 +103,7 @@ class CoresetSelection(Callback):
             check_attack("attack", attack)
         require.one_of("normalize", normalize, ("batch", "subset"))
         require.instance("official_order", official_order, bool, "give True or False")
+        coreset_data.check_sampler(sampler, selector)
         self.fraction = fraction
         self.selector = selector
         self.every = every
@@ -126,9 +120,9 @@ class CoresetSelection(Callback):
         self.coreset: Coreset | None = None
         #: The epoch that is trained or comes next, and the seconds of all selections.
         self.epoch, self.seconds = 0, 0.0
+        self._used = 0
         #: The relative error of the coreset's gradient; None if the selector reads none.
         self.error: float | None = None
-        self._used = 0
 
     # When.
 
@@ -139,11 +133,11 @@ class CoresetSelection(Callback):
         check_alone(trainer, self, CoresetSelection, "two CoresetSelection callbacks overrule each other: keep one.")
         check_net(pl_module, self.adapter.net, "CoresetSelection differentiates")
         if self.sampler is None:
-            check_selects(trainer)
+            coreset_data.check_selects(trainer)
         require_epochs(trainer, self.warm)
         # Skipped epochs must show in `current_epoch` before other callbacks read it.
         move_to_front(trainer, self)
-        select_everything(trainer, self.sampler)
+        coreset_data.select_everything(trainer, self.sampler)
         self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,7 +153,7 @@ class CoresetSelection(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the loader has the sampler."""
         if self.sampler is not None:
-            check_loader(trainer, self.sampler)
+            coreset_data.check_loader(trainer, self.sampler)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow skipped epochs."""
@@ -223,18 +217,18 @@ class CoresetSelection(Callback):
         self.seconds += (seconds := time.perf_counter() - begun)
         assert self.coreset is not None
         facts = len(embedded.y), epoch, seconds, self.error, is_natural_now(module)
-        rank_zero_info(in_words(self.coreset, self.selector, *facts))
+        rank_zero_info(coreset_data.in_words(self.coreset, self.selector, *facts))
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:
         assert self.coreset is not None
         by_mean = self.normalize == "subset"
-        apply(trainer, module, self.sampler, self.coreset, self.epoch, self.official_order, by_mean)
+        coreset_data.apply(trainer, module, self.sampler, self.coreset, self.epoch, self.official_order, by_mean)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module's loss and the data as they were."""
-        forget_weights(pl_module)
+        coreset_data.forget_weights(pl_module)
         if stage == "fit":
-            select_everything(trainer, self.sampler)
+            coreset_data.select_everything(trainer, self.sampler)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do the same when training fails."""

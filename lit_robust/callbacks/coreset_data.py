@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import derive_seed, run_seed, seed
 from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, resampled
@@ -32,6 +33,9 @@ class WeightsItsLoss(Protocol):
     """A module whose loss uses ``Batch.weight``, such as every Defense, so that each sample comes once."""
 
     mean_weight: float | None
+
+    def natural_loss(self, batch: Any) -> Tensor:
+        """The loss of each sample on clean images."""
 
 
 class Embedded(NamedTuple):
@@ -107,7 +111,7 @@ def apply(
 
 def weights_its_loss(module: object) -> bool:
     """Whether a module has what ``WeightsItsLoss`` says."""
-    return hasattr(module, "mean_weight")
+    return all(hasattr(module, name) for name in ("mean_weight", "natural_loss"))
 
 
 def forget_weights(module: Any) -> None:
@@ -126,6 +130,23 @@ def check_selects(trainer: Trainer) -> None:
         raise TypeError(
             "CoresetSelection needs a DataModule of lit_robust.data, or a CoresetSampler: give the same one to the "
             "training's DataLoader and to CoresetSelection(sampler=...)."
+        )
+
+
+def check_sampler(sampler: CoresetSampler | None, selector: Selector) -> None:
+    """Refuse what is no sampler, and a selector that asks for classes, which are read with gradients only.
+
+    Raises:
+        TypeError: If it is neither None nor a ``CoresetSampler``.
+        ValueError: If the selector reads no gradients, but selects by class.
+    """
+    if sampler is None:
+        return
+    require.instance("sampler", sampler, CoresetSampler, "give the CoresetSampler of the training's DataLoader")
+    if selector.reads == "nothing" and selector.scope == "class":
+        raise ValueError(
+            'scope="class" of Random needs the classes of all images, which are not read from a loader of your own: '
+            'set scope="all".'
         )
 
 
