@@ -147,21 +147,20 @@ def bias_of(embeddings: Embeddings) -> Tensor:
     return embeddings
 
 
-def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only: bool = False) -> Embeddings:
-    """The gradient of each sample's loss with respect to the last layer's bias, and weight unless ``bias_only``.
+def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor]) -> Outer:
+    """The gradient of each sample's loss with respect to the last layer's weight and bias.
 
     For cross-entropy these are ``p - onehot(y)`` and its outer product with the features (Dolatabadi et al., ECCV 2022,
-    arXiv:2112.00378, section 3.3). They are taken at the outputs of ``head``, whatever the loss does with them, so any
+    arXiv:2112.00378). They are taken at the outputs of ``head``, whatever the loss does with them, so any
     training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
 
     Args:
         head: The net's last layer. Each forward of it gets N rows, or several blocks of N rows, one term each; extra
             rows, such as SATR1's iterative image, are ignored.
         loss: Runs the net and returns the loss of each sample, ``(N,)``.
-        bias_only: Whether to leave the weight's gradient out.
 
     Returns:
-        ``(N, C)`` with ``bias_only``, else an ``Outer`` with ``right`` one wider than the features, for the bias.
+        Rows whose ``right`` is one wider than the features; ``bias_of`` gives the bias's part.
 
     Raises:
         ValueError: If the loss never calls ``head``.
@@ -193,8 +192,6 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     ]
     if not terms:
         raise ValueError("the loss does not depend on the net's last layer, so there are no gradients to select by.")
-    if bias_only:
-        return torch.stack([grad for grad, _ in terms]).sum(0)
     # The bias counts as the weight of one more feature, which is always 1.
     right = [torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1) for _, inputs in terms]
     if len(terms) == 1:

@@ -118,8 +118,10 @@ def _stochastic(distances: _Distances, budget: int, epsilon: float, generator: t
     left = torch.arange(distances.size)
     chosen = []
     for remaining in range(distances.size, distances.size - budget, -1):
-        drawn = torch.randperm(remaining, generator=generator)[:sample] if sample >= remaining else None
-        places = torch.randint(remaining, (sample,), generator=generator) if drawn is None else drawn
+        if sample < remaining:
+            places = torch.randint(remaining, (sample,), generator=generator)
+        else:
+            places = torch.arange(remaining)
         candidates = left[places].to(nearest.device)
         best = int(_gains(distances, candidates, nearest).argmax())
         chosen.append(candidates[best])
