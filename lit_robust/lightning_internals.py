@@ -38,9 +38,6 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-# Training progress.
-
-
 @_inside
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
@@ -70,13 +67,23 @@ def is_due_for_logging(trainer: Any) -> bool:
 
 
 @_inside
-def epoch_counts(trainer: Any) -> Any:
-    """Numbers of epochs ``ready``, ``started``, ``processed`` and ``completed``, which is ``trainer.current_epoch``.
+def epochs_begun(trainer: Any) -> int:
+    """Number of epochs begun, without which ``DelayedStart`` could not tell whether a switch has taken place."""
+    return int(trainer.fit_loop.epoch_progress.current.started)
 
-    Without it, ``DelayedStart`` cannot tell whether a switch that was decided has taken place, and
-    ``CoresetSelection`` cannot skip epochs.
-    """
-    return trainer.fit_loop.epoch_progress.current
+
+@_inside
+def skip_epochs(trainer: Any, number: int) -> None:
+    """Count the next epochs as trained; without it, ``CoresetSelection`` could not skip those of its warm start."""
+    counts = trainer.fit_loop.epoch_progress.current
+    counts.ready, counts.started = counts.ready + number, counts.started + number
+    counts.processed += number
+
+
+@_inside
+def follow_skipped_epochs(trainer: Any) -> None:
+    """Let ``trainer.current_epoch`` follow ``skip_epochs``, at an epoch's start."""
+    trainer.fit_loop.epoch_progress.current.completed = trainer.fit_loop.epoch_progress.current.processed
 
 
 @_inside
@@ -135,15 +142,11 @@ def loops_to_restore(trainer: Any) -> dict[str, Any]:
     return {name: getattr(trainer, name).state_dict() | {"state_dict": {}} for name in names}
 
 
-# Batches, loaders and metrics.
-
-
 @_inside
 def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
     """Pass ``change(batch)`` to ``training_step`` instead of the batch, until ``restore_batches``.
 
-    The strategy is patched, so the module can still be copied. No callback hook can replace a batch; without this,
-    ``AdversarialTraining`` would train on clean images.
+    The strategy is patched, so the module can still be copied. Without it, ``AdversarialTraining`` changes nothing.
     """
     step = trainer.strategy.training_step
 
@@ -220,14 +223,11 @@ def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None, root:
         logger._kwargs["purge_step"] = logger._kwargs.get("purge_step") or purge_step
 
 
-# The command line.
-
-
 @_inside
 def built_by_the_command_line() -> bool:
     """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
 
-    Without it, a module built in Python would save live objects, which a checkpoint that is safe to load cannot hold.
+    Else a module built in Python would save live objects, which a checkpoint that is safe to load cannot hold.
     """
     from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 

@@ -34,7 +34,7 @@ from lit_robust.callbacks import (
 )
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
-from lit_robust.measures.blocks import Blocks
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build

@@ -251,16 +251,37 @@ def test_time_is_in_fractional_epochs(tmp_path):
     assert asked == pytest.approx([n / 3 for n in range(6)])
 
 
-def epochs_begun(trainer):
-    return internals.epoch_counts(trainer).started
-
-
 def test_epochs_that_have_begun_are_counted(tmp_path):
     hooks = ("on_train_start", "on_train_batch_start")
-    assert answers(tmp_path, epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
+    assert answers(tmp_path, internals.epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
     for batches, begun in ((3, 1), (5, 2)):
         fit(tmp_path, SaveAfter(batches, tmp_path / "a.ckpt"))
-        assert answers(tmp_path, epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
+        assert answers(tmp_path, internals.epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
+
+
+def test_skipped_epochs_count_once_they_are_followed(tmp_path):
+    def skip_the_next(trainer):
+        if trainer.current_epoch == 0:
+            internals.skip_epochs(trainer, 3)
+        return trainer.current_epoch, internals.epochs_begun(trainer)
+
+    def follow(trainer):
+        before = trainer.current_epoch
+        internals.follow_skipped_epochs(trainer)
+        return before, trainer.current_epoch
+
+    class Skip(Callback):
+        skipped, followed = [], []
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.followed.append(follow(trainer))
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.skipped.append(skip_the_next(trainer))
+
+    fit(tmp_path, Skip(), max_epochs=5)
+    assert Skip.skipped == [(0, 4), (4, 5)]
+    assert Skip.followed == [(0, 0), (1, 4)]
 
 
 def test_the_loops_of_a_checkpoint_are_those_that_are_restored(tmp_path):
@@ -559,7 +580,9 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.batch_in_epoch(HOLLOW),
         lambda: internals.batches_begun(HOLLOW),
         lambda: internals.is_due_for_logging(HOLLOW),
-        lambda: internals.epoch_counts(HOLLOW),
+        lambda: internals.epochs_begun(HOLLOW),
+        lambda: internals.skip_epochs(HOLLOW, 2),
+        lambda: internals.follow_skipped_epochs(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
         lambda: internals.end_the_epoch({"batches": 3}),

@@ -14,7 +14,7 @@ from lit_robust.analysis.subjects import Images, Subject, adversarial_images, lo
 from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.alarms import Alarms
-from lit_robust.measures.blocks import Blocks, identity
+from lit_robust.measures.image_blocks import Blocks, identity
 from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Study:
     """Nets and their common test images; measurements are kept in ``journal.jsonl``.
 
     The folder ``blocks`` keeps what the present attack has finished, if it is a long one, until the next one begins or
-    the results are written, see ``measures.blocks``.
+    the results are written, see ``measures.image_blocks``.
 
     Args:
         subjects: The nets.

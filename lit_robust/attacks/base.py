@@ -58,7 +58,7 @@ class Attack(ABC):
 
     @property
     def is_long(self) -> bool:
-        """Whether an evaluation can keep what is finished, block by block, see ``measures.blocks``."""
+        """Whether an evaluation can keep what is finished, block by block, see ``measures.image_blocks``."""
         numbers = (getattr(self, name, 1) for name in ("steps", "eot", "restarts", "targets"))
         return prod(number for number in numbers if isinstance(number, int)) >= LONG
 

@@ -15,8 +15,8 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.coreset_state import coreset_of, state_of
 from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net
-from lit_robust.callbacks.skipped_epochs import follow_skipped, move_to_front, require_epochs, skip, warm_start
-from lit_robust.lightning_internals import end_the_epoch
+from lit_robust.callbacks.skipped_epochs import move_to_front, require_epochs, skip, warm_start
+from lit_robust.lightning_internals import end_the_epoch, follow_skipped_epochs
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import derive_seed, run_seed
 from lit_robust.selection import CRAIG, Coreset, Selector, gradient_error
@@ -157,7 +157,7 @@ class CoresetSelection(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow skipped epochs."""
-        follow_skipped(trainer)
+        follow_skipped_epochs(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -14,7 +14,7 @@ from lit_robust import require
 from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
 from lit_robust.checkpoint_states import COUNT_OR_NONE, NUMBERS, check_entries
-from lit_robust.lightning_internals import epoch_counts, logged_by_step_alone
+from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
 
 
 @runtime_checkable
@@ -154,7 +154,7 @@ class DelayedStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue from a checkpoint, also from the middle of an epoch."""
         made = self.switch_epoch
-        if made is not None and made >= epoch_counts(trainer).started:
+        if made is not None and made >= epochs_begun(trainer):
             self.switch_epoch = None  # decided, but no batch was adversarial yet: the present arguments count
         elif made is not None:
             late = self.at_epoch is not None and made != self.at_epoch

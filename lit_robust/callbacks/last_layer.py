@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
 from lit_robust.selection.embeddings import rows
+from lit_robust.terminal import progress_bar
 
 
 class Method(Protocol):
@@ -165,7 +165,7 @@ def embed(
     parts: list[tuple[int, Embedded]] = []
     net = head = None
     with isolate_rng(), trainer.precision_plugin.train_step_context():
-        for place, raw in Tqdm(batches, total=total, desc="Selecting", leave=False, disable=quiet):
+        for place, raw in progress_bar("Selecting", iterable=batches, total=total, disable=quiet):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
                 with untouched(module, adapter.users_net(module)):

@@ -18,7 +18,7 @@ from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
-from lit_robust.measures.blocks import Blocks
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.seeds import seed
 
 
@@ -56,7 +56,7 @@ class RobustAccuracy(Callback):
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a
             Defense, which looks for them itself, none are.
         blocks: A folder where the long attacks of a test keep what they have finished, so that a killed test goes on
-            there, see ``measures.blocks``.
+            there, see ``measures.image_blocks``.
 
     Raises:
         ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_robust.lightning_internals import epoch_counts
+from lit_robust.lightning_internals import skip_epochs
 
 
 def move_to_front(trainer: Any, callback: Callback) -> None:
@@ -40,19 +40,12 @@ def warm_start(fraction: Callable[[int], float], warm: float, epochs: int) -> tu
 def skip(trainer: Trainer, first: int, end: int) -> None:
     """Skip epochs ``first`` to ``end - 1``, which come next, in a hook of an epoch's end or before the first epoch.
 
-    ``trainer.current_epoch`` changes in ``follow_skipped``: until then, the epoch that ends is logged under its number.
+    ``trainer.current_epoch`` changes in ``follow_skipped_epochs``, so that the epoch that ends is logged under its own
+    number.
     """
-    counts, epochs = epoch_counts(trainer), end - first
-    counts.ready, counts.started = counts.ready + epochs, counts.started + epochs
-    counts.processed += epochs
+    skip_epochs(trainer, end - first)
     for epoch in range(first, end):
         _step_schedulers(trainer, epoch)
-
-
-def follow_skipped(trainer: Trainer) -> None:
-    """Let ``trainer.current_epoch`` follow, at an epoch's start and before other callbacks read it."""
-    counts = epoch_counts(trainer)
-    counts.completed = counts.processed
 
 
 def _step_schedulers(trainer: Trainer, epoch: int) -> None:

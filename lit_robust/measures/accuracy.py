@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from lit_robust.attacks.base import Attack, NoGraphError
 from lit_robust.batch import Batch
 from lit_robust.guards import checked, own_random_state, smaller_batches
-from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.correct import is_correct
+from lit_robust.measures.image_blocks import Blocks
 
 #: The rows that every evaluation has besides the named attacks.
 CLEAN, WORST = "clean", "worst"

@@ -15,8 +15,8 @@ from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
-from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.default_attacks import evaluation_of
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
