@@ -197,6 +197,26 @@ def test_yaml_in_place_of_a_file_is_read_in_the_working_directory():
     assert load("{extends: [base.yaml], b: 2}") == {"a": 1, "b": 2}
 
 
+def test_a_run_is_named_after_the_file_that_is_given_where_the_name_says_so(monkeypatch):
+    named = "trainer: {logger: {init_args: {name: '{folder}_{file}'}}}"
+    write(base=named, papers__row="extends: [../base.yaml]", papers__own=named.replace("{folder}_{file}", "own"))
+
+    def name(source):
+        return load(source)["trainer"]["logger"]["init_args"]["name"]
+
+    assert name("papers/row.yaml") == "papers_row"
+    assert name("papers/own.yaml") == "own"
+    assert name("extends: [papers/row.yaml]") == "run"
+    monkeypatch.chdir("papers")
+    assert name("row.yaml") == "papers_row"
+
+
+@pytest.mark.parametrize("logger", ["false", "CSVLogger", "[CSVLogger]", "null", "{class_path: CSVLogger}"])
+def test_other_loggers_are_left_as_they_are(logger):
+    write(base=f"trainer: {{logger: {logger}}}")
+    assert load("base.yaml") == tree(f"trainer: {{logger: {logger}}}")
+
+
 def test_a_part_may_be_in_its_own_file_next_to_the_configuration():
     write(parts__all="model: mine.yaml", parts__mine="{class_path: NuAT, init_args: {lam: 7}}")
     assert load("parts/all.yaml") == tree("model: {class_path: NuAT, init_args: {lam: 7}}")

@@ -7,6 +7,7 @@
 - All ``callbacks+`` are appended to the last ``callbacks``, whatever the order of the files.
 - Flags beat files, wherever they stand on the command line.
 - ``extends: [paths]`` at the top of a file names the files that it overrides; paths are relative to the file.
+- A logger's name of ``"{folder}_{file}"`` becomes that of the file given by ``-c``, whatever file it stands in.
 """
 
 import os
@@ -49,9 +50,20 @@ def load(source: str) -> dict[str, Any]:
         if os.path.isdir(source):
             raise IsADirectoryError(f"-c {source} is a folder: give a YAML file.") from error
         if isinstance(parse(source, "-c"), dict):
-            return _extended(source, "-c", (), [])
+            return _named(_extended(source, "-c", (), []), "run")
         raise FileNotFoundError(f"-c {source[:200]}: there is no such file.") from error
-    return _read(file, (), [])
+    folder, name = os.path.split(os.path.abspath(str(file)))
+    return _named(_read(file, (), []), f"{os.path.basename(folder)}_{os.path.splitext(name)[0]}")
+
+
+def _named(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """Fill in the name of the run, so that each recipe has its own folder."""
+    node: Any = tree
+    for key in ("trainer", "logger", "init_args"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    if isinstance(node, dict) and node.get("name") == "{folder}_{file}":
+        node["name"] = name
+    return tree
 
 
 def _read(file: Any, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
