@@ -123,7 +123,7 @@ def test_keys_and_names_may_be_anything_that_yaml_has():
 
 OF_THE_RUN = [
     *("net", "attack", "val_attack", "test_attacks", "optimizer", "lr_scheduler", "lr_interval", "momentum"),
-    *("gradient_clip_val", "channels_last", "compile"),
+    *("gradient_clip_val", "channels_last", "compile", "fold_batchnorm"),
 ]
 
 

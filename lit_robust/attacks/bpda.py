@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack
+from lit_robust.nets.folded import unfolded
 from lit_robust.shown import shown
 from lit_robust.threats import Norm
 
@@ -94,6 +95,7 @@ class BPDA(Attack):
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack through the step."""
         if isinstance(self.forward, str):
+            net = unfolded(net)  # a layer that is folded has another output
             layer = _layer(net, self.forward)
         else:
             layer = _Step(self.forward)

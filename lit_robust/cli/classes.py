@@ -53,7 +53,7 @@ READABLE_ERRORS = (ValueError, TypeError, OSError, ImportError, Misconfiguration
 #: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {
     Defense: "net attack val_attack test_attacks optimizer lr_scheduler lr_interval momentum gradient_clip_val "
-    "channels_last compile",
+    "channels_last compile fold_batchnorm",
     loggers.Logger: "name save_dir",
 }
 

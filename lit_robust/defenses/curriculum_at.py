@@ -11,7 +11,6 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once, within_box
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
 from lit_robust.measures.accuracy import Survivors, rows_of
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
@@ -116,8 +115,8 @@ class CurriculumAT(Defense):
         each = n // (k + 1) if self.batch_mixing else 0
         sizes = [each] * k + [n - k * each]
         parts = enumerate(zip(torch.split(batch.x, sizes), torch.split(batch.y, sizes), strict=True))
-        with network_mode(self.net, self.attack_bn_mode):
-            return torch.cat([self.with_steps(j, random=True)(self.net, x, y) for j, (x, y) in parts if len(x)])
+        with self.attacked(batch.x) as net:
+            return torch.cat([self.with_steps(j, random=True)(net, x, y) for j, (x, y) in parts if len(x)])
 
     def with_steps(self, j: int, random: bool = False) -> PGD:
         """The attack with j steps, of random size if ``random``; with 0 steps it returns the images."""

@@ -10,7 +10,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.gat import GAT, GATArguments
 from lit_robust.defenses.hybrid import MEMORY, Trigger
-from lit_robust.guards import crafting, network_mode
+from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.torch_internals import is_compiled
 from lit_robust.training.alerts import SUMS
@@ -176,6 +176,6 @@ class NuAT2(NuAT):
         if self.attack_average is None or self.current_epoch < 1:
             return super().perturb(batch)
         # The average is in eval mode, also for its clean logits.
-        with crafting(batch.x, batch.y) as (x, y), network_mode(self.net, self.attack_bn_mode):
-            x1 = self.climb(self.lam, reference_bn_mode="eval").run(self.average(), x, y)
-            return self.single_step().run(self.net, x, y, x1)
+        with crafting(batch.x, batch.y) as (x, y), self.attacked(x) as net:
+            x1 = self.climb(self.lam, reference_bn_mode="eval").run(self.folded(self.average(), x), x, y)
+            return self.single_step().run(net, x, y, x1)

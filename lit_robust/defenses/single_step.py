@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_robust import losses
 from lit_robust.attacks import FGSM, Attack
 from lit_robust.attacks.base import input_gradient
-from lit_robust.guards import crafting, network_mode
+from lit_robust.guards import crafting
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 
@@ -49,8 +49,8 @@ class SingleStep(Defense):
 
     def gradient_at(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the cross-entropy with respect to images, and the logits, both without a graph."""
-        with network_mode(self.net, self.attack_bn_mode), crafting(x, y) as (x, y):
-            logits = self.net(x.requires_grad_())
+        with self.attacked(x) as net, crafting(x, y) as (x, y):
+            logits = net(x.requires_grad_())
             return input_gradient(losses.ce(logits, y), x), logits.detach()
 
     # A perturbation that outlives its batch: Free's, and Fast's with delta_init="previous".

@@ -44,9 +44,16 @@ class Blocks:
         self.folder = None if folder is None else Path(folder).expanduser()
         self._used: dict[Path, dict[str, Any]] = {}
 
-    def survivors(self, attack: Attack, net: nn.Module, batch: Batch) -> Tensor:
-        """Which images are classified correctly after the attack, ``(N,)`` bool; those of weight 0 are not attacked."""
-        return self._run(attack, net, batch, with_images=False)[1]
+    def survivors(self, attack: Attack, net: nn.Module, batch: Batch, attacked: nn.Module | None = None) -> Tensor:
+        """Which images are classified correctly after the attack, ``(N,)`` bool; those of weight 0 are not attacked.
+
+        Args:
+            attack: The attack.
+            net: The net.
+            batch: Images and labels.
+            attacked: What the attack sees instead of the net.
+        """
+        return self._run(attack, net, batch, with_images=False, attacked=attacked)[1]
 
     def images(self, attack: Attack, net: nn.Module, batch: Batch) -> Tensor:
         """The adversarial images, like ``batch.x``; those of weight 0 are not attacked."""
@@ -64,7 +71,9 @@ class Blocks:
             part_is_gone(path)
         self._used.clear()
 
-    def _run(self, attack: Attack, net: nn.Module, batch: Batch, with_images: bool) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, attack: Attack, net: nn.Module, batch: Batch, with_images: bool, attacked: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
         x_adv, survived = batch.x.clone(), torch.ones_like(batch.y, dtype=torch.bool)
         rows, seed = (batch.weight > 0).nonzero().squeeze(1), torch.initial_seed()
         of_net = {} if self.folder is None else _about(net)
@@ -78,11 +87,12 @@ class Blocks:
                 "package": attack.package,
                 "images": digest({"x": x, "y": y}),
                 "seed": str(of_block),
+                "folded": str(attacked is not None and attacked is not net),
             }
             found = self._read(key, x, with_images)
             if found is None:
                 torch.manual_seed(of_block)
-                crafted = attack(net, x, y)
+                crafted = attack(attacked or net, x, y)
                 found = {"key": key, "survived": is_correct(net, crafted, y).cpu(), "x_adv": crafted.cpu()}
                 self._keep(found)
             if found["x_adv"] is not None:

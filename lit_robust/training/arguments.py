@@ -38,6 +38,7 @@ class EvaluatedArguments(TypedDict, total=False):
     alarm_images: int
     channels_last: bool
     compile: bool
+    fold_batchnorm: bool
 
 
 class TrainedArguments(EvaluatedArguments, total=False):

@@ -11,7 +11,7 @@ from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.first_batch import naming_drop_last
-from lit_robust.guards import checked, frozen, network_mode
+from lit_robust.guards import checked, frozen
 from lit_robust.training.arguments import TrainedArguments
 from lit_robust.training.ranks import weighted_mean
 from lit_robust.training.trained import Trained
@@ -68,8 +68,8 @@ class Defense(Trained):
 
     def perturb(self, batch: Batch) -> Any:
         """Find the batch's adversarial images; the result goes to ``loss`` unchanged."""
-        with network_mode(self.net, self.attack_bn_mode):
-            return self.adversary()(self.net, batch.x, batch.y)
+        with self.attacked(batch.x) as net:
+            return self.adversary()(net, batch.x, batch.y)
 
     def loss(self, batch: Batch, x_adv: Any) -> Tensor:
         """The training loss of each sample, ``(N,)``."""

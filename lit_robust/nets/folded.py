@@ -1,0 +1,224 @@
+"""A net as attacks in eval mode see it: BatchNorms are folded into the convolutions before them.
+
+In eval mode a BatchNorm is a fixed scale ``s = weight / sqrt(var + eps)`` and shift of each channel. A convolution
+whose output nothing else reads can hold them: ``W' = s W`` and ``b' = s (b - mean) + bias``. The logits are the same to
+rounding; forward and backward save the BatchNorms' passes over the activations.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust.guards import own_random_state
+from lit_robust.nets.foldable import Pair, candidates, types_fit
+from lit_robust.torch_internals import is_compiled
+
+#: Half precision would round the folded weights too coarsely.
+PRECISIONS = (torch.float32, torch.float64)
+
+#: The largest difference of logits, in units of the largest logit; rounding makes about 1e-5.
+TOLERANCE = 1e-3
+
+
+#: The attribute of a copy that holds the net.
+UNFOLDED = "_unfolded"
+
+
+def unfolded(net: nn.Module) -> nn.Module:
+    """The net that a copy with folded BatchNorms was made of; any other net is returned as it is.
+
+    An attack that runs the net in train mode, or reads single layers, needs this.
+    """
+    found: nn.Module = vars(net).get(UNFOLDED, net)
+    return found
+
+
+class FoldedNet:
+    """Gives attacks a copy of a net whose BatchNorms are folded, and whose other layers and tensors are the net's own.
+
+    The copy is built once, and again where the net has changed; each call refills its folded weights in place. The
+    pairs are found by tracing the net with ``torch.fx``, or those of its parts that can be traced. The copy runs the
+    net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and if the
+    copy's logits on two batches are the net's.
+
+    A pair stays as it is while either layer has a hook or a parametrisation, and while the BatchNorm is in train mode
+    or has no running statistics.
+
+    Args:
+        compiles: Whether to compile the copy. Otherwise a compiled net is not folded, because the options that it was
+            compiled with are not known.
+    """
+
+    def __init__(self, compiles: bool = False) -> None:
+        self.compiles = compiles
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the copy."""
+        self._net: nn.Module | None = None
+        self._candidates: list[Pair] = []
+        self._state: list[Any] = []
+        self._copy: _Copy | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, such as that of a module for an average, builds its own."""
+        return {"compiles": self.compiles}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without a net."""
+        self.compiles = state["compiles"]
+        self.forget()
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs that are folded now."""
+        return [] if self._copy is None else self._copy.pairs
+
+    def __call__(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """Return the copy with the net's present weights, or the net itself where nothing can be folded.
+
+        Args:
+            net: In the mode in which it is to be attacked.
+            x: Images; two of them are used when a copy is built.
+        """
+        if net is not self._net:
+            self.forget()
+            self._net = net
+            if self.compiles or not any(map(is_compiled, net.modules())):
+                self._candidates = candidates(net)
+        state = [_foldable(net, pair) for pair in self._candidates]
+        if state != self._state:
+            self._state = state
+            self._copy = self._built(net, x)
+        if self._copy is None:
+            return net
+        self._copy.refill()
+        return self._copy.net
+
+    def _built(self, net: nn.Module, x: Tensor) -> "_Copy | None":
+        pairs = [pair for pair, found in zip(self._candidates, self._state, strict=True) if found]
+        if not pairs or len(x) == 0:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            copy = _Copy(net, pairs)
+            copy.refill()
+            if not _agree(net, copy.net, x[:2].clone()):
+                return None
+        if self.compiles:
+            copy.net.compile()
+        return copy
+
+
+class _Copy:
+    """Copies the layers that are folded, and the modules that contain them."""
+
+    def __init__(self, net: nn.Module, pairs: list[Pair]) -> None:
+        self.pairs = pairs
+        self._folds = [_Fold(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in pairs]
+        self._replaced: dict[nn.Module, nn.Module] = {}
+        for fold in self._folds:
+            self._replaced |= {fold.conv: fold.folded, fold.norm: _Nothing()}
+        self._containers: list[tuple[nn.Module, nn.Module]] = []
+        self.net = self._copied(net)
+        vars(self.net)[UNFOLDED] = net  # not a sub-module
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        parts = [self._copied(part) for part in module._modules.values() if part is not None]
+        if module not in self._replaced and any(part in self._replaced.values() for part in parts):
+            self._replaced[module] = copy = _without_tensors(module)
+            self._containers.append((module, copy))
+        return self._replaced.get(module, module)
+
+    def refill(self) -> None:
+        """Take over the weights, and the attributes that may have been assigned since."""
+        for module, copy in self._containers:
+            vars(copy).update(_attributes(module))
+            parts: Any = module._modules.items()
+            copy._modules = {name: self._replaced.get(part, part) for name, part in parts}
+        for fold in self._folds:
+            fold.refill()
+
+
+class _Nothing(nn.Identity):
+    """What is left of a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution's output, which is normalised."""
+        if self.training:
+            raise RuntimeError("a net with folded BatchNorms has no train mode: use nets.folded.unfolded(net).")
+        return input
+
+
+class _Fold:
+    """A convolution that holds a BatchNorm."""
+
+    def __init__(self, conv: Any, norm: Any) -> None:
+        self.conv, self.norm = conv, norm
+        self.folded: Any = _without_tensors(conv)
+        weight, bias = torch.empty_like(conv.weight), torch.empty_like(norm.running_var)
+        tensors = {"weight": weight, "bias": bias}
+        self.folded._parameters = {name: nn.Parameter(one, requires_grad=False) for name, one in tensors.items()}
+
+    @torch.no_grad()
+    def refill(self) -> None:
+        conv, norm = self.conv, self.norm
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+        torch.mul(conv.weight, scale.view(-1, *[1] * (conv.weight.ndim - 1)), out=self.folded.weight)
+        torch.mul(shift, scale, out=self.folded.bias)
+        if norm.bias is not None:
+            self.folded.bias.add_(norm.bias)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """All attributes, hooks and tensors of a module without the modules in it; shared, not copied."""
+    return {name: value for name, value in vars(module).items() if name not in ("_modules", "_compiled_call_impl")}
+
+
+def _without_tensors(module: nn.Module) -> nn.Module:
+    copy: nn.Module = object.__new__(type(module))
+    vars(copy).update(_attributes(module), _modules={})
+    return copy
+
+
+def _foldable(net: nn.Module, pair: Pair) -> tuple[Any, ...] | None:
+    """What a copy is built for; None while the pair must stay as it is."""
+    conv, norm = net.get_submodule(pair.conv), net.get_submodule(pair.norm)
+    if not types_fit(conv, norm) or _hooks(conv) or _hooks(norm):
+        return None
+    weight: Any = conv.weight
+    if norm.training or norm.running_var is None or weight.dtype not in PRECISIONS:
+        return None
+    return conv, norm, weight.shape, weight.dtype, weight.device
+
+
+def _hooks(module: nn.Module) -> bool:
+    kinds: Any = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(kinds) or "forward" in vars(module)
+
+
+def _agree(net: nn.Module, copy: nn.Module, x: Tensor) -> bool:
+    """Whether the net is deterministic and the copy has its logits, on images and on their negatives."""
+    exact = torch.backends.cudnn.flags(allow_tf32=False) if x.is_cuda else nullcontext()
+    with own_random_state(x.device), torch.autocast(x.device.type, enabled=False), exact:
+        for images in (x, 1 - x):
+            # Without the hooks, which count passes, and the compiled graph.
+            first, second, folded = (_logits(one.forward(images)) for one in (net, net, copy))
+            if first is None or second is None or folded is None or not torch.equal(first, second):
+                return False
+            if not (first - folded).abs().max() <= TOLERANCE * first.abs().max():
+                return False
+    return True
+
+
+def _logits(output: Any) -> Tensor | None:
+    found = getattr(output, "logits", output)
+    return found if isinstance(found, Tensor) else None

@@ -1,0 +1,41 @@
+"""The net as attacks see it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lit_robust.guards import network_mode
+from lit_robust.nets.folded import FoldedNet
+from lit_robust.training.monitors import Monitored
+
+
+class Attacked(Monitored):
+    """Gives attacks the net in their mode; in eval mode, its copy with folded BatchNorms, see ``FoldedNet``.
+
+    The copies belong to one fit or test. They are no sub-modules: no checkpoint, average or optimizer knows them.
+    """
+
+    net: nn.Module
+    attack_bn_mode: Literal["eval", "train"] = "eval"
+    #: Whether attacks in eval mode see BatchNorms folded, and whether their copy of the net is compiled.
+    fold_batchnorm = True
+    compiles = False
+
+    def setup(self, stage: str) -> None:
+        """Forget the copies of an earlier fit or test."""
+        super().setup(stage)
+        self._folded: dict[nn.Module, FoldedNet] = {}
+
+    def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """A net in eval mode as attacks on the images ``x`` see it, with its weights of now."""
+        if not self.fold_batchnorm:
+            return net
+        return self._folded.setdefault(net, FoldedNet(self.compiles))(net, x)
+
+    @contextmanager
+    def attacked(self, x: Tensor) -> Iterator[nn.Module]:
+        """The trained net in ``attack_bn_mode``, for attacks on the images ``x``."""
+        with network_mode(self.net, self.attack_bn_mode):
+            yield self.folded(self.net, x) if self.attack_bn_mode == "eval" else self.net
