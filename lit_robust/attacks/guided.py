@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_robust.attacks.passes import Objective
 from lit_robust.attacks.pgd import PGD
 from lit_robust.guards import network_mode
-from lit_robust.nets.folded import unfolded
+from lit_robust.nets.folded import refill, unfolded
 
 #: ``(logits, clean_logits)``, both ``(N, C)``, to one number per sample or one for the batch.
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -43,9 +43,12 @@ class GuidedPGD(PGD):
         """The loss, plus the weighted penalty in the guided steps."""
         guided = self.steps if self.guided_steps is None else self.guided_steps
         if self.lam or self.reference_bn_mode == "train":
-            mode = network_mode(unfolded(net), self.reference_bn_mode) if self.reference_bn_mode else nullcontext()
+            original = unfolded(net)
+            mode = network_mode(original, self.reference_bn_mode) if self.reference_bn_mode else nullcontext()
             with mode, torch.no_grad():
-                clean_logits: Tensor = (unfolded(net) if self.reference_bn_mode == "train" else net)(x)
+                clean_logits: Tensor = (original if original.training else net)(x)
+            if self.reference_bn_mode == "train":
+                refill(net)
 
         def objective(x_adv: Tensor, logits: Tensor, k: int) -> Tensor:
             loss = self.loss(logits, y)

@@ -98,7 +98,8 @@ class SecondStepGain(Detector):
     def measure(self, method: Watched, batch: Batch) -> float:
         """The mean difference over the batches of all ranks."""
         with network_mode(method.net, "eval"):
-            gain = second_step_gain(method.net, batch.x, batch.y, method.single_step())
+            net = method.folded(method.net, batch.x)
+            gain = second_step_gain(net, batch.x, batch.y, method.single_step())
         return _mean_over_ranks(torch.stack([(gain * batch.weight).sum(), batch.weight.sum()]))
 
     def fires(self, times: list[float], values: list[float]) -> bool:

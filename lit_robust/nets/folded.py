@@ -5,6 +5,7 @@ whose output nothing else reads can hold them: ``W' = s W`` and ``b' = s (b - me
 rounding; forward and backward save the BatchNorms' passes over the activations.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,8 +23,11 @@ PRECISIONS = (torch.float32, torch.float64)
 TOLERANCE = 1e-3
 
 
-#: The attribute of a copy that holds the net.
-UNFOLDED = "_unfolded"
+#: Convolutions with their BatchNorms.
+Layers = Sequence[tuple[nn.Module, nn.Module]]
+
+#: The attributes of a copy that hold the net and ``_Copy.refill``.
+UNFOLDED, REFILL = "_unfolded", "_refill"
 
 
 def unfolded(net: nn.Module) -> nn.Module:
@@ -33,6 +37,11 @@ def unfolded(net: nn.Module) -> nn.Module:
     """
     found: nn.Module = vars(net).get(UNFOLDED, net)
     return found
+
+
+def refill(net: nn.Module) -> None:
+    """Let a copy follow its net, whose statistics a forward in train mode has moved; no other net changes."""
+    vars(net).get(REFILL, lambda: None)()
 
 
 class FoldedNet:
@@ -61,6 +70,8 @@ class FoldedNet:
         self._candidates: list[Pair] = []
         self._state: list[Any] = []
         self._copy: _Copy | None = None
+        #: The pairs that are folded now.
+        self.pairs: list[Pair] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, such as that of a module for an average, builds its own."""
@@ -70,11 +81,6 @@ class FoldedNet:
         """Begin without a net."""
         self.compiles = state["compiles"]
         self.forget()
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """The pairs that are folded now."""
-        return [] if self._copy is None else self._copy.pairs
 
     def __call__(self, net: nn.Module, x: Tensor) -> nn.Module:
         """Return the copy with the net's present weights, or the net itself where nothing can be folded.
@@ -90,7 +96,7 @@ class FoldedNet:
                 self._candidates = candidates(net)
         state = [_foldable(net, pair) for pair in self._candidates]
         if state != self._state:
-            self._state = state
+            self._state, self.pairs = state, []
             self._copy = self._built(net, x)
         if self._copy is None:
             return net
@@ -101,28 +107,27 @@ class FoldedNet:
         pairs = [pair for pair, found in zip(self._candidates, self._state, strict=True) if found]
         if not pairs or len(x) == 0:
             return None
-        with torch.inference_mode(False), torch.no_grad():
-            copy = _Copy(net, pairs)
-            copy.refill()
-            if not _agree(net, copy.net, x[:2].clone()):
+        layers = [(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in pairs]
+        with torch.inference_mode(False), torch.no_grad(), own_random_state(x.device):
+            if not _may_fold(net, layers, x[:2].clone()):
                 return None
+            copy = _folded(net, layers)
+        vars(copy.net).update({UNFOLDED: net, REFILL: copy.refill})  # not a sub-module
+        self.pairs = pairs
         if self.compiles:
             copy.net.compile()
         return copy
 
 
 class _Copy:
-    """Copies the layers that are folded, and the modules that contain them."""
+    """A net with some of its layers replaced: copies the modules that contain them, and shares everything else."""
 
-    def __init__(self, net: nn.Module, pairs: list[Pair]) -> None:
-        self.pairs = pairs
-        self._folds = [_Fold(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in pairs]
-        self._replaced: dict[nn.Module, nn.Module] = {}
-        for fold in self._folds:
-            self._replaced |= {fold.conv: fold.folded, fold.norm: _Nothing()}
+    def __init__(self, net: nn.Module, replaced: dict[nn.Module, nn.Module], folds: "Sequence[_Fold]" = ()) -> None:
+        self._replaced = dict(replaced)
+        self._folds = folds
         self._containers: list[tuple[nn.Module, nn.Module]] = []
         self.net = self._copied(net)
-        vars(self.net)[UNFOLDED] = net  # not a sub-module
+        self.refill()
 
     def _copied(self, module: nn.Module) -> nn.Module:
         parts = [self._copied(part) for part in module._modules.values() if part is not None]
@@ -139,6 +144,12 @@ class _Copy:
             copy._modules = {name: self._replaced.get(part, part) for name, part in parts}
         for fold in self._folds:
             fold.refill()
+
+
+def _folded(net: nn.Module, layers: Layers) -> _Copy:
+    folds = [_Fold(conv, norm) for conv, norm in layers]
+    convs: dict[nn.Module, nn.Module] = {fold.conv: fold.folded for fold in folds}
+    return _Copy(net, convs | {fold.norm: _Nothing() for fold in folds}, folds)
 
 
 class _Nothing(nn.Identity):
@@ -205,18 +216,42 @@ def _hooks(module: nn.Module) -> bool:
     return any(kinds) or "forward" in vars(module)
 
 
-def _agree(net: nn.Module, copy: nn.Module, x: Tensor) -> bool:
-    """Whether the net is deterministic and the copy has its logits, on images and on their negatives."""
+def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:
+    """Whether the net is deterministic, and folding would keep its logits whatever its BatchNorms have learned.
+
+    A BatchNorm that has learned nothing changes nothing, so the comparison is made with others in their places.
+    """
+    others = {norm: _another(norm) for _, norm in layers}
+    changed = _Copy(net, others).net
+    copy = _folded(changed, [(conv, others[norm]) for conv, norm in layers]).net
     exact = torch.backends.cudnn.flags(allow_tf32=False) if x.is_cuda else nullcontext()
-    with own_random_state(x.device), torch.autocast(x.device.type, enabled=False), exact:
+    with torch.autocast(x.device.type, enabled=False), exact:
         for images in (x, 1 - x):
-            # Without the hooks, which count passes, and the compiled graph.
-            first, second, folded = (_logits(one.forward(images)) for one in (net, net, copy))
-            if first is None or second is None or folded is None or not torch.equal(first, second):
+            # Without the hooks, which count passes, and without the compiled graph.
+            found = [_logits(one.forward(images)) for one in (net, net, changed, copy)]
+            first, second, with_norms, folded = found
+            if first is None or second is None or with_norms is None or folded is None:
                 return False
-            if not (first - folded).abs().max() <= TOLERANCE * first.abs().max():
+            if not torch.equal(first, second):
+                return False
+            if not (with_norms - folded).abs().max() <= TOLERANCE * with_norms.abs().max():
                 return False
     return True
+
+
+def _another(norm: nn.Module) -> nn.Module:
+    """A BatchNorm of the same kind with random statistics, scale and shift."""
+    other = _without_tensors(norm)
+
+    def near(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor * (0.5 + torch.rand_like(tensor)) + 0.1 * torch.rand_like(tensor)
+
+    other._buffers = {
+        name: near(tensor) if name.startswith("running") else tensor for name, tensor in norm._buffers.items()
+    }
+    tensors = {name: near(tensor) for name, tensor in norm._parameters.items()}
+    other._parameters = {name: one if one is None else nn.Parameter(one) for name, one in tensors.items()}
+    return other
 
 
 def _logits(output: Any) -> Tensor | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import PGD
@@ -46,6 +46,9 @@ class Watched(Protocol):
     @property
     def trainer(self) -> Any:
         """Lightning's trainer, which knows the number of batches."""
+
+    def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """A net in eval mode as attacks see it."""
 
     def single_step(self) -> PGD:
         """The attack's start and its step, unguided."""

@@ -23,10 +23,14 @@ class Attacked(Monitored):
     fold_batchnorm = True
     compiles = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._folded: dict[nn.Module, FoldedNet] = {}
+
     def setup(self, stage: str) -> None:
         """Forget the copies of an earlier fit or test."""
         super().setup(stage)
-        self._folded: dict[nn.Module, FoldedNet] = {}
+        self._folded.clear()
 
     def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
         """A net in eval mode as attacks on the images ``x`` see it, with its weights of now."""
