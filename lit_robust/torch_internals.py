@@ -1,12 +1,12 @@
 """Everything we use of torch that is not public API: a module's compiled call."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
-from torch._dynamo import OptimizedModule
 
 
 def compile_alike(net: nn.Module, compiled: Any) -> None:
@@ -19,8 +19,16 @@ def compile_alike(net: nn.Module, compiled: Any) -> None:
 
 T = TypeVar("T")
 
-#: Wrappers whose prefix would be in the names of a checkpoint; Lightning distributes a module itself.
-_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+def _is_optimized(net: nn.Module) -> bool:
+    """Whether a net is what ``torch.compile`` returned; it has imported dynamo, which takes as long as torch."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
+
+
+def _is_wrapper(net: nn.Module) -> bool:
+    """Whether a prefix would be in the names of a checkpoint; Lightning distributes a module itself."""
+    return _is_optimized(net) or isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
@@ -28,14 +36,14 @@ def unwrapped(net: nn.Module) -> nn.Module:
 
     What ``torch.compile`` has wrapped is compiled in place, with its own call and the options that it was given.
     """
-    while isinstance(net, _WRAPPERS):
+    while _is_wrapper(net):
         (inner,) = net.children()
-        if isinstance(net, OptimizedModule):
+        if _is_optimized(net):
             compile_alike(inner, net)
         net = inner
     for module in [*net.modules()]:
         for name, part in module.named_children():
-            if isinstance(part, _WRAPPERS):
+            if _is_wrapper(part):
                 setattr(module, name, unwrapped(part))
     return net
 

@@ -32,8 +32,8 @@ from lit_robust import load_net
 from lit_robust.attacks import AutoAttack
 from lit_robust.batch import Batch
 from lit_robust.cli.config import load, merged
-from lit_robust.cli.main import RobustCLI
 from lit_robust.cli.parser import Parser
+from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving

@@ -18,7 +18,7 @@ from PIL import Image
 from lit_robust import defenses, load_net
 from lit_robust.cli import main
 from lit_robust.cli.config import load, merged
-from lit_robust.cli.main import RobustCLI
+from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import magnitude
 from tests.recipe_digests import CONFIGS, LIST, RECIPES, digests, name_of

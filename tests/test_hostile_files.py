@@ -16,7 +16,7 @@ from lit_robust.attacks import PGD
 from lit_robust.callbacks import EMAWeights
 from lit_robust.checkpoint_files import SECTIONS, read_checkpoint, read_data
 from lit_robust.cli.errors import naming
-from lit_robust.cli.main import USER_ERRORS
+from lit_robust.cli.robust_cli import USER_ERRORS
 from lit_robust.defenses import PGDAT, TRADES, CurriculumAT, Defense
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import MultiStep

@@ -23,7 +23,7 @@ from torch import nn
 
 import lit_robust
 from lit_robust import lightning_internals as internals
-from lit_robust.cli.main import RobustCLI
+from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import run_seed
 from lit_robust.torch_internals import compile_alike, is_compiled

@@ -1,9 +1,7 @@
 """The parser of the command line, which reports a mistake in one sentence."""
 
 import json
-import os
 import re
-import sys
 from argparse import ArgumentError
 from ast import literal_eval
 from contextlib import suppress
@@ -17,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_robust.cli.classes import NAMES
 from lit_robust.cli.errors import in_full, sentence
+from lit_robust.cli.exits import exit_with
 from lit_robust.cli.net_arguments import hides_class_count, makes_net
 from lit_robust.defenses import Defense
 
@@ -76,7 +75,7 @@ class Parser(LightningArgumentParser):
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
-        exit_with(message, f"{command} --help lists all options", code=2)
+        exit_with(sentence(message, NAMES), f"{command} --help lists all options", code=2)
 
     def _unknown(self, key: str, message: str) -> str:
         """Suggest an option; a class's own parser sees ``--model.atack`` without the prefix."""
@@ -115,16 +114,3 @@ def _as_yaml(word: str) -> str:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return f"{option}={json.dumps(literal_eval(value))}"
     return word
-
-
-def report(error: Exception, code: int) -> NoReturn:
-    """Print an error of the user's in one sentence and exit, or raise it where ``LIT_ROBUST_DEBUG`` is set."""
-    if os.environ.get("LIT_ROBUST_DEBUG"):
-        raise error
-    exit_with(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code)
-
-
-def exit_with(message: str, hint: str, code: int) -> NoReturn:
-    """Print an error in one sentence and where to find help, and exit."""
-    sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
-    sys.exit(code)
