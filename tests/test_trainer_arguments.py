@@ -1,6 +1,7 @@
 """What Lightning's Trainer may be asked for: each argument that touches batches is honoured or refused."""
 
 import math
+import platform
 from typing import ClassVar
 
 import pytest
@@ -14,6 +15,8 @@ from lit_robust.attacks import PGD
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, FreeAT
 from lit_robust.nets import digits_cnn
+from lit_robust.torch_internals import multiplies_bf16
+from lit_robust.training import trainer_checks
 from tests.methods import ONE_STEP, build
 from tests.tiny import images, indexed, trainer
 
@@ -241,3 +244,30 @@ def test_spike_detection_works(tmp_path):
     fitted(tmp_path, Spy(warmup=100), max_epochs=1)
     assert len(Spy.losses) == 6
     assert all(math.isfinite(loss) for loss in Spy.losses)
+
+
+@pytest.mark.parametrize(
+    ("fast", "precision", "told"),
+    [
+        (True, "32-true", "multiplies bfloat16: precision=bf16-mixed"),
+        (True, "bf16-mixed", None),
+        (False, "bf16-mixed", "emulates bfloat16"),
+        (False, "32-true", None),
+        (None, "32-true", None),
+        (None, "bf16-mixed", None),
+    ],
+)
+@pytest.mark.filterwarnings("default")
+def test_bf16_is_recommended_or_warned_of_as_the_processor_is(fast, precision, told, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(trainer_checks, "multiplies_bf16", lambda: fast)
+    for level in ("rank_zero_info", "rank_zero_warn"):
+        monkeypatch.setattr(trainer_checks, level, lines.append)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, precision=precision)
+    run.fit(build(PGDAT), indexed(images()))
+    found = [line for line in lines if "bfloat16" in line]
+    assert [told in line for line in found] == ([True] if told else [])
+
+
+def test_what_the_processor_can_do_is_known_on_these():
+    assert multiplies_bf16() in ((True, False) if platform.machine() == "x86_64" else (True, False, None))

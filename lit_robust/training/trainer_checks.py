@@ -21,6 +21,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.lightning_internals import batch_size_searched
 from lit_robust.measures.attack_checks import tell_of_idle_attack
+from lit_robust.torch_internals import multiplies_bf16
 
 #: Callbacks that do nothing, or fail, until a subclass says what to do.
 BASES = (Callback, Checkpoint, BaseFinetuning, BasePredictionWriter, ProgressBar)
@@ -101,8 +102,24 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
             "which clips the norm."
         )
     tell_of_idle_attacks(trainer, module)
+    tell_of_bf16(trainer.precision, trainer.strategy.root_device.type)
     if trainer.limit_train_batches == 0:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
+
+
+def tell_of_bf16(precision: str, device: str) -> None:
+    """Recommend ``bf16-mixed`` on a CPU that multiplies bfloat16, and warn where it is emulated."""
+    if device != "cpu" or (fast := multiplies_bf16()) is None:
+        return
+    if fast and precision == "32-true":
+        rank_zero_info(
+            "This CPU multiplies bfloat16: precision=bf16-mixed (-c configs/trainer/cpu_bf16.yaml) takes about half "
+            "the time."
+        )
+    if not fast and precision == "bf16-mixed":
+        rank_zero_warn(
+            "precision=bf16-mixed: this CPU emulates bfloat16, which can take ten times as long: set 32-true."
+        )
 
 
 class HasAttacks(Protocol):
