@@ -45,27 +45,20 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
-    Lightning does not pass it to ``on_train_start``. Without it, a run resumed in mid-epoch would start with the ramps'
-    values at the epoch's beginning.
+    Lightning does not pass it to ``on_train_start``; else ramps would resume with the values at the epoch's beginning.
     """
     return max(int(trainer.fit_loop.batch_idx), 0)
 
 
 @_inside
 def batches_begun(trainer: Any) -> int:
-    """Number of batches begun, over all epochs; ``trainer.global_step`` counts optimizer steps instead.
-
-    Without it, a closure that is evaluated twice would attack its batch twice, and intervals would count those steps.
-    """
+    """Number of batches begun, over all epochs; else a closure that is evaluated twice would attack its batch twice."""
     return int(trainer.fit_loop.total_batch_idx) + 1
 
 
 @_inside
 def is_due_for_logging(trainer: Any) -> bool:
-    """Whether this batch's metrics are to be logged, by ``log_every_n_steps``, which one of the connectors sets.
-
-    Without it, each batch would be logged, which costs as much as a small net's forward.
-    """
+    """Whether this batch's metrics are to be logged; else each batch's would be, which costs a small net's forward."""
     return (every := int(trainer.log_every_n_steps)) > 0 and batches_begun(trainer) % every == 0
 
 
@@ -162,8 +155,15 @@ def restore_batches(trainer: Any) -> None:
 @_inside
 def reload_every_epoch(trainer: Any) -> None:
     """Reload the loaders in every epoch; else one that has become longer is cut off, a shorter one never validated."""
-    _ = trainer.reload_dataloaders_every_n_epochs  # if that is gone, setting it would do nothing
+    _ = trainer.reload_dataloaders_every_n_epochs, trainer.fit_loop._last_train_dl_reload_epoch  # must be there
     trainer.reload_dataloaders_every_n_epochs = 1
+    trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")  # a torch scheduler may have asked for the length
+
+
+@_inside
+def loader_maker(trainer: Any) -> Any:
+    """The function that makes the training's loader; else one that no coreset fits would end a run in its middle."""
+    return trainer.fit_loop._data_source.dataloader
 
 
 @_inside

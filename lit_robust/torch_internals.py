@@ -1,11 +1,11 @@
-"""Everything we use of torch that is not public API: a module's compiled call."""
+"""Everything we use of torch that is not public API: a module's compiled call, a tensor's version."""
 
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 
@@ -15,6 +15,11 @@ def compile_alike(net: nn.Module, compiled: Any) -> None:
     Without it, the wrapper's name would be in every key of a checkpoint, or the backend and mode would be lost.
     """
     net._compiled_call_impl = compiled.dynamo_ctx(net._call_impl)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to in place; without it, each batch of a selection would copy memories."""
+    return tensor._version
 
 
 T = TypeVar("T")
