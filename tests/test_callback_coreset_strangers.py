@@ -150,7 +150,7 @@ def test_equal_weights_draw_each_sample_once():
 def test_a_coreset_of_a_larger_dataset_is_refused():
     sampler = CoresetSampler(range(10))
     sampler.select(torch.tensor([3, 9]))
-    with pytest.raises(ValueError, match="^indices"):
+    with pytest.raises(ValueError, match="indices must"):
         sampler.select(torch.tensor([3, 10]))
 
 
