@@ -1,5 +1,6 @@
 """Gradient embeddings: what a coreset's samples are compared by."""
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -144,7 +145,7 @@ def gradient_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> 
         weights: Their weights, ``(S,)``.
 
     Returns:
-        The error; infinite or NaN where the gradients of all samples add up to nothing or are not finite.
+        The error; infinite where the gradients of all samples add up to 0, and NaN where their sum is not finite.
 
     Raises:
         TypeError: If an argument is no tensor.
@@ -160,7 +161,8 @@ def relative_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> 
     """As ``gradient_error``, without checks."""
     whole = weighted_sum(embeddings, ones_for(embeddings))
     part = weighted_sum(rows(embeddings, indices), weights.to(whole))
-    return float((whole - part).norm() / whole.norm().clamp(min=torch.finfo(whole.dtype).tiny))
+    off, length = torch.stack([(whole - part).norm(), whole.norm()]).tolist()
+    return float(off / length if length else math.inf if off else 0.0)
 
 
 def of_batches(embeddings: Embeddings, batch_size: int) -> Tensor:

@@ -96,8 +96,8 @@ class CoresetSampler(DistributedSampler[int]):
         require.instance("in_order", in_order, bool, "give True or False")
         if indices is None:
             indices = torch.arange(len(self.items))
-        weights = torch.ones(len(indices)) if weights is None else weights
         check_positions("indices", indices, len(self.items))
+        weights = torch.ones(len(indices)) if weights is None else weights
         check_weights(weights, len(indices))
         self.indices, self.weights = indices, weights
         self.in_order = in_order
