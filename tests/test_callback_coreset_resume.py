@@ -99,9 +99,7 @@ def test_a_coreset_in_a_checkpoint_is_checked_as_a_whole():
     }
     for entry, tries in wrong.items():
         for junk in tries:
-            with pytest.raises(
-                ValueError, match=r"^the checkpoint is broken: .*CoresetSelection\].(indices|weights) is"
-            ):
+            with pytest.raises(ValueError, match=r"indices|weights"):
                 selection.load_state_dict(good | {entry: junk})
     assert differences(selection.state_dict(), good) == []
 

@@ -161,8 +161,8 @@ def check_batches(trainer: Any, epochs: Epochs, size: int, what: str) -> None:
     counts_in_epoch = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
     if counts_in_epoch and trainer.limit_val_batches > 0 and 0 < trained < interval:
         raise ValueError(
-            f"{of} in batches of which an epoch trains on {trained}, but val_check_interval={interval} waits for more: "
-            "set it to at most that, or to 1.0, or count over epochs by check_val_every_n_epoch=None."
+            f"{of}, so an epoch trains on {trained} batches, but val_check_interval={interval} waits for more: set it "
+            "to at most that, or to 1.0, or count over epochs by check_val_every_n_epoch=None."
         )
 
 
@@ -218,8 +218,9 @@ def check_schedulers(trainer: Any, first: int, end: int) -> None:
     for config in trainer.lr_scheduler_configs if first < end else ():
         scheduler = config.scheduler
         if config.interval == "step" and not isinstance(scheduler, ReduceLROnPlateau):
+            skipped = f"epoch {first}" if end - first == 1 else f"epochs {first} to {end - 1}"
             raise ValueError(
-                f"{type(scheduler).__name__} counts steps, and the epochs {first} to {end - 1}, which the warm start "
-                'skips, have none, so it would lag behind: let it count epochs (interval or lr_interval "epoch"), give '
-                "a Defense a Schedule, or set warm=0."
+                f"{type(scheduler).__name__} counts steps, but the warm start skips {skipped} without any, so it would "
+                'lag behind: let it count epochs (interval or lr_interval "epoch"), give a Defense a Schedule, or set '
+                "warm=0."
             )

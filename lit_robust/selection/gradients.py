@@ -45,7 +45,7 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor]) -> Outer:
             values = require.instance("loss()", loss(), Tensor, "return the loss of each sample (N,)")
             if values.ndim != 1:
                 raise ValueError(
-                    f'loss() of shape {tuple(values.shape)} must be (N,): return it with reduction="none".'
+                    f'loss() of shape {tuple(values.shape)} must be (N,): compute it with reduction="none".'
                 )
             total = values.sum()
     finally:
