@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,24 +144,26 @@ def test_a_users_own_callback_is_asked_and_what_it_sets_is_put_back(tmp_path):
 
     class Mine(Callback):
         def values_at(self, epoch):
-            return {"beta": 10.0 + epoch}
+            return {"beta": 10.0 + epoch, "attack.eps": 0.02, "part.alpha": 3.0}
 
     class Watches(Checkpoint):
         def on_train_epoch_end(self, trainer, pl_module):
             beta.append(("after", pl_module.beta))
+            assert pl_module.attack is attack
+            assert pl_module.part.alpha == 1.0
 
     class Looks(TRADES):
         def loss(self, batch, x_adv):
             beta.append(("loss", self.beta))
+            assert (self.attack.eps, self.part.alpha) == ((0.02, 3.0) if self.beta >= 10 else (ATTACK.eps, 1.0))
             return super().loss(batch, x_adv)
 
     module = build(Looks, beta=6.0)
-    attack = module.attack
+    module.part, attack = SimpleNamespace(alpha=1.0), module.attack
     fit(tmp_path, module, every_two(every=1), Mine(), Watches(), epochs=2, enable_checkpointing=True)
     batches = {10.0: 3, 11.0: 3, 6.0: 4}
     assert {value: beta.count(("loss", value)) for value in batches} == batches
     assert [value for name, value in beta if name == "after"] == [6.0, 6.0]
-    assert module.attack is attack
 
 
 def test_after_an_early_stop_nothing_is_selected(tmp_path, selections):
