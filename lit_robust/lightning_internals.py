@@ -42,27 +42,20 @@ def _inside(function: Callable[P, R]) -> Callable[P, R]:
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
-    Lightning does not pass it to ``on_train_start``. Without it, a run resumed in mid-epoch would start with the ramps'
-    values at the epoch's beginning.
+    Lightning does not pass it to ``on_train_start``; else ramps would resume with the values at the epoch's beginning.
     """
     return max(int(trainer.fit_loop.batch_idx), 0)
 
 
 @_inside
 def batches_begun(trainer: Any) -> int:
-    """Number of batches begun, over all epochs; ``trainer.global_step`` counts optimizer steps instead.
-
-    Without it, a closure that is evaluated twice would attack its batch twice, and intervals would count those steps.
-    """
+    """Number of batches begun, over all epochs; else a closure that is evaluated twice would attack its batch twice."""
     return int(trainer.fit_loop.total_batch_idx) + 1
 
 
 @_inside
 def is_due_for_logging(trainer: Any) -> bool:
-    """Whether this batch's metrics are to be logged, by ``log_every_n_steps``, which one of the connectors sets.
-
-    Without it, each batch would be logged, which costs as much as a small net's forward.
-    """
+    """Whether this batch's metrics are to be logged; else each batch's would be, which costs a small net's forward."""
     return (every := int(trainer.log_every_n_steps)) > 0 and batches_begun(trainer) % every == 0
 
 
@@ -76,14 +69,15 @@ def epochs_begun(trainer: Any) -> int:
 def skip_epochs(trainer: Any, number: int) -> None:
     """Count the next epochs as trained; without it, ``CoresetSelection`` could not skip those of its warm start."""
     counts = trainer.fit_loop.epoch_progress.current
-    counts.ready, counts.started = counts.ready + number, counts.started + number
-    counts.processed += number
+    for name in ("ready", "started", "processed"):
+        setattr(counts, name, getattr(counts, name) + number)
 
 
 @_inside
-def follow_skipped_epochs(trainer: Any) -> None:
-    """Let ``trainer.current_epoch`` follow ``skip_epochs``, at an epoch's start."""
-    trainer.fit_loop.epoch_progress.current.completed = trainer.fit_loop.epoch_progress.current.processed
+def set_current_epoch(trainer: Any, epoch: int | None = None) -> None:
+    """Set ``trainer.current_epoch``, by default to the one after those that ``skip_epochs`` has counted."""
+    counts = trainer.fit_loop.epoch_progress.current
+    counts.completed = counts.processed if epoch is None else epoch
 
 
 @_inside
@@ -165,13 +159,20 @@ def restore_batches(trainer: Any) -> None:
 @_inside
 def reload_every_epoch(trainer: Any) -> None:
     """Reload the loaders in every epoch; else one that has become longer is cut off, a shorter one never validated."""
-    _ = trainer.reload_dataloaders_every_n_epochs  # if that is gone, setting it would do nothing
+    _ = trainer.reload_dataloaders_every_n_epochs, trainer.fit_loop._last_train_dl_reload_epoch  # must be there
     trainer.reload_dataloaders_every_n_epochs = 1
+    trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")  # a torch scheduler may have asked for the length
+
+
+@_inside
+def loader_maker(trainer: Any) -> Any:
+    """The function that makes the training's loader; else one that no coreset fits would end a run in its middle."""
+    return trainer.fit_loop._data_source.dataloader
 
 
 @_inside
 def batch_size_searched(finder: Any) -> str:
-    """The argument that a ``BatchSizeFinder`` changes; without this, it would search one that has no effect."""
+    """The argument that a ``BatchSizeFinder`` changes; else it would search one that has no effect."""
     return str(finder._batch_arg_name)
 
 
@@ -225,10 +226,7 @@ def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None, root:
 
 @_inside
 def built_by_the_command_line() -> bool:
-    """Whether a module is being built from a configuration, which ``save_hyperparameters`` then saves.
-
-    Else a module built in Python would save live objects, which a checkpoint that is safe to load cannot hold.
-    """
+    """Whether a configuration builds a module; else one built in Python would save live objects in a checkpoint."""
     from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
     return _given_hyperparameters.get() is not None

@@ -47,9 +47,9 @@ def number(
         hint: What the number means or what to choose; follows a colon in the message.
 
     Raises:
-        ValueError: If it is out of bounds, NaN or not a number.
+        ValueError: If it is out of bounds, NaN or not a number, as True and False are not.
     """
-    is_number = isinstance(value, Real) and (math.isfinite(value) or not finite)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and (math.isfinite(value) or not finite)
     if is_number and least <= value <= most and value > above and (below is None or value < below):
         return value
     bounds = {"at least": least, "above": above, "at most": most, "below": math.inf if below is None else below}

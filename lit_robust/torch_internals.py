@@ -1,4 +1,4 @@
-"""Everything we use of torch that is not public API: a module's compiled call, and what the processor can do."""
+"""Everything we use of torch that is not public: a module's compiled call, a tensor's version, the processor."""
 
 import platform
 import re
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def compile_alike(net: nn.Module, compiled: Any) -> None:
@@ -17,6 +17,11 @@ def compile_alike(net: nn.Module, compiled: Any) -> None:
     Without it, the wrapper's name would be in every key of a checkpoint, or the backend and mode would be lost.
     """
     net._compiled_call_impl = compiled.dynamo_ctx(net._call_impl)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to in place; without it, each batch of a selection would copy memories."""
+    return tensor._version
 
 
 T = TypeVar("T")

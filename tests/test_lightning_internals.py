@@ -267,7 +267,7 @@ def test_skipped_epochs_count_once_they_are_followed(tmp_path):
 
     def follow(trainer):
         before = trainer.current_epoch
-        internals.follow_skipped_epochs(trainer)
+        internals.set_current_epoch(trainer)
         return before, trainer.current_epoch
 
     class Skip(Callback):
@@ -490,6 +490,40 @@ def test_a_longer_interval_of_the_users_would_cut_epochs_off_and_is_shortened(tm
     assert run.reload_dataloaders_every_n_epochs == 1
 
 
+def test_loaders_that_an_optimizer_has_asked_for_are_made_anew(tmp_path):
+    class Asks(Plain):
+        def configure_optimizers(self):
+            made.append(self.trainer.estimated_stepping_batches)
+            return super().configure_optimizers()
+
+    class Halves(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            module.half = True
+            internals.reload_every_epoch(trainer)
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            made.append(trainer.num_training_batches)
+
+    made: list[int] = []
+    module = Asks()
+    module.half = False
+    module.train_dataloader = lambda: loader(images(16 if module.half else 32))
+    trainer(tmp_path, max_epochs=1, callbacks=[Halves()]).fit(module)
+    assert made == [4, 2]
+
+
+@pytest.mark.parametrize("given", ["a loader", "a module"])
+def test_the_trainings_loader_can_be_made_before_the_fit_makes_it(tmp_path, given):
+    class Looks(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            found.append(internals.loader_maker(trainer)())
+
+    found, mine, module = [], loader(images()), Plain()
+    module.train_dataloader = lambda: mine
+    trainer(tmp_path, max_epochs=1, callbacks=[Looks()]).fit(module, mine if given == "a loader" else None)
+    assert found == [mine]
+
+
 def test_the_argument_that_a_search_of_the_batch_size_changes_is_found():
     assert internals.batch_size_searched(BatchSizeFinder(batch_arg_name="eval_batch_size")) == "eval_batch_size"
 
@@ -582,7 +616,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.is_due_for_logging(HOLLOW),
         lambda: internals.epochs_begun(HOLLOW),
         lambda: internals.skip_epochs(HOLLOW, 2),
-        lambda: internals.follow_skipped_epochs(HOLLOW),
+        lambda: internals.set_current_epoch(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
         lambda: internals.end_the_epoch({"batches": 3}),
@@ -593,6 +627,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.change_batches(HOLLOW, lambda batch: batch),
         lambda: internals.restore_batches(object()),
         lambda: internals.reload_every_epoch(HOLLOW),
+        lambda: internals.loader_maker(HOLLOW),
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
         lambda: internals.go_on_in_folder(HOLLOW, "version_0"),

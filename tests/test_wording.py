@@ -22,17 +22,31 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
-from lit_robust.attacks import BPDA, FGSM, GAMAPGD, PGD, RFGSM, AutoAttack, CurriculumPGD, FriendlyPGD, TargetedPGD
+from lit_robust.attacks import (
+    BPDA,
+    FGSM,
+    GAMAPGD,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    CurriculumPGD,
+    FastLPA,
+    FriendlyPGD,
+    StAdv,
+    TargetedPGD,
+)
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness
-from lit_robust.batch import as_batch
+from lit_robust.attacks.lpips import AlexNetStages
+from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import (
     AdversarialExamples,
     AdversarialTraining,
     AttributeRamp,
     CatastrophicOverfittingMonitor,
+    CoresetSelection,
     DelayedStart,
     EMAWeights,
     GeneralizationGap,
@@ -84,6 +98,24 @@ from lit_robust.schedules import (
     Product,
     Schedule,
 )
+from lit_robust.selection import (
+    CRAIG,
+    CoresetSampler,
+    GradMatch,
+    Outer,
+    Random,
+    concatenated,
+    facility_location,
+    gradient_error,
+    gradient_match,
+    last_layer_gradients,
+    matching_pursuit,
+    of_batches,
+    own_class,
+    random_subset,
+    resampled,
+)
+from lit_robust.selection.embeddings import gram
 from lit_robust.threats import threat
 from lit_robust.training.checkpoint_checks import warn_of_averages
 from lit_robust.training.limits import Limits
@@ -95,6 +127,9 @@ from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 X, Y = images(8)[:2]
 RAMP = Linear(0, 1, 0, 1)
+PAIRS = list(zip(X, Y, strict=True))
+ROWS, FACTORS = torch.ones(3, 2), Outer(torch.ones(3, 2), torch.ones(3, 4))
+TWO = torch.tensor([0, 1])
 
 
 class User(LightningModule):
@@ -243,6 +278,45 @@ class Overfits(PGDDrop):
 
     def overfits(self, *args: Any) -> bool:
         return True
+
+
+def selects(
+    loader: Callable[[CoresetSampler], Any] | None = None,
+    module: LightningModule | None = None,
+    resample: bool = True,
+    options: dict[str, Any] | None = None,
+    items: Any = PAIRS,
+    **arguments: Any,
+) -> None:
+    """Train on half of eight images, in batches of two, for four epochs."""
+    sampler = CoresetSampler(items, resample=resample)
+    made = DataLoader(items, 2, sampler=sampler, drop_last=True) if loader is None else loader(sampler)
+    selection = CoresetSelection(**{"fraction": 0.5, "warm": 0, "sampler": sampler} | arguments)
+    trainer(".", callbacks=[selection], **({"max_epochs": 4, "limit_val_batches": 0} | (options or {}))).fit(
+        module or User(), made
+    )
+
+
+class Another(CoresetSelection):
+    """Of another class; Lightning refuses two of the same."""
+
+
+class Stepwise(User):
+    """Its scheduler counts steps."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 9), "interval": "step"}]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(PAIRS)
+
+
+class EndsInATanh(TinyNet):
+    def forward(self, x):
+        return super().forward(x).tanh()
 
 
 #: What is called, and what it says, where * stands for what torch or a package says.
@@ -1105,6 +1179,248 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: DigitsDataModule(test_size=13).draw(14),
         'n=14 is more than the 13 images of split="test": draw fewer.',
+    ),
+    # Coresets: embeddings and selectors.
+    (
+        lambda: Outer(torch.ones(3, 2), torch.ones(4, 2)),
+        "left=(3, 2) and right=(4, 2) must be (N, C) and (N, D), or (N, R, C) and (N, R, D): give one pair of factors "
+        "for each row.",
+    ),
+    (
+        lambda: Outer([[1.0]], torch.ones(1, 1)),
+        "left=[[1.0]] must be of type Tensor: give a tensor with a row for each sample.",
+    ),
+    (
+        lambda: facility_location([[1.0]], 1),
+        "embeddings=[[1.0]] must be of type Tensor or Outer: give a tensor (N, D), or the factors of its rows.",
+    ),
+    (
+        lambda: random_subset(ROWS.long(), 1),
+        "embeddings of torch.int64 must be floating-point numbers: give embeddings.float().",
+    ),
+    (
+        lambda: facility_location(ROWS[0], 1),
+        "embeddings of shape (2,) must be rows (N, D): give one per sample.",
+    ),
+    (
+        lambda: gradient_match(ROWS / 0, 1),
+        "embeddings must be finite with finite squares, but those of some samples are not: lower the learning rate if "
+        "they are gradients of a net whose loss has diverged.",
+    ),
+    (
+        lambda: gradient_match(ROWS, 0),
+        "budget=0 must be an integer, at least 1: it is the number of samples to choose.",
+    ),
+    (
+        lambda: CRAIG()(ROWS, torch.zeros(3, dtype=torch.int64), 4),
+        "budget=4 is more than the 3 embeddings there are: choose fewer.",
+    ),
+    (
+        lambda: CRAIG()(ROWS, [0, 1, 1], 1),
+        "y=[0, 1, 1] must be of type Tensor: give a tensor of classes (N,).",
+    ),
+    (
+        lambda: CRAIG()(ROWS, TWO, 1),
+        "y of shape (2,) must be (3,): give one class for each sample.",
+    ),
+    (
+        lambda: GradMatch()(ROWS, torch.ones(3), 1),
+        "y of torch.float32 must be integers: give the numbers of the classes.",
+    ),
+    (
+        lambda: Random()(ROWS, torch.tensor([0, -1, 1]), 1),
+        "y must be integers at least 0, but -1 is among them: give the numbers of the classes.",
+    ),
+    (
+        lambda: own_class(FACTORS, torch.tensor([0, 1, 2])),
+        "y must be integers from 0 to 1, but 2 is among them: give the numbers of the classes.",
+    ),
+    (lambda: of_batches(ROWS, 0), "batch_size=0 must be an integer, at least 1."),
+    (
+        lambda: gram(ROWS, FACTORS),
+        "inner products need two sets of one kind: two tensors, or two Outer.",
+    ),
+    (
+        lambda: concatenated([]),
+        "parts holds nothing: give the embeddings of at least one batch, all of one kind.",
+    ),
+    (
+        lambda: concatenated([ROWS, FACTORS]),
+        "parts holds tensors and Outers: give the embeddings of at least one batch, all of one kind.",
+    ),
+    (
+        lambda: gradient_error(ROWS, torch.tensor([3]), torch.ones(1)),
+        "indices must be integers from 0 to 2, but 3 is among them: give positions in the set that is selected from.",
+    ),
+    (
+        lambda: gradient_error(ROWS, TWO[:0], torch.ones(0)),
+        "indices of shape (0,) must be (S,), with at least one position.",
+    ),
+    (
+        lambda: gradient_error(ROWS, TWO, torch.ones(3)),
+        "weights of shape (3,) must be (2,): give one for each index.",
+    ),
+    (
+        lambda: gradient_error(ROWS, TWO, torch.ones(2) / 0),
+        "weights must be finite, but inf is among them: leave such samples out.",
+    ),
+    (
+        lambda: resampled(TWO, torch.zeros(2), 0),
+        "weights must be finite and above 0, but 0 is among them: leave such samples out.",
+    ),
+    (
+        lambda: resampled(TWO, torch.ones(2) > 0, 0),
+        "weights of torch.bool must be numbers: convert them.",
+    ),
+    (
+        lambda: last_layer_gradients(nn.Linear(5, 3), lambda: torch.ones(4, requires_grad=True)),
+        "the loss does not depend on the net's last layer, so there are no gradients to select by.",
+    ),
+    (
+        lambda: last_layer_gradients(nn.Linear(5, 3), lambda: torch.ones(())),
+        'loss() of shape () must be (N,): compute it with reduction="none".',
+    ),
+    (
+        lambda: last_layer_gradients(nn.Conv2d(1, 1, 1), lambda: torch.ones(4)),
+        "head=Conv2d(1, 1, kernel_size=(1, 1), stride=(1, 1)) must be of type Linear: give the net's last layer.",
+    ),
+    (
+        lambda: GradMatch(gradient="own_class", scope="all"),
+        'gradient="own_class" compares samples of one class, but scope="all" mixes classes: set gradient="weight".',
+    ),
+    (
+        lambda: matching_pursuit(torch.ones(30_000, 1), 25_000),  # pytest raises the warning
+        "budget=25000 of 30000 samples takes 5 GB for the inner products of those that are chosen: choose in parts "
+        '(scope="class" or scope="batch"), or fewer.',
+    ),
+    # Coresets: samplers, data and trainings.
+    (
+        lambda: CoresetSampler(3),
+        "dataset=3 must have a length and items by number, from which positions are selected: give a map-style "
+        "dataset.",
+    ),
+    (lambda: CoresetSampler([]), "dataset=[] is empty: give the training set."),
+    (lambda: CoresetSampler([1], collate_fn=3), "collate_fn=3 must be a function: give that of the DataLoader."),
+    (lambda: CoresetSelection(True), "fraction=True must be a finite number, above 0 and at most 1."),
+    (lambda: CoresetSelection(0), "fraction=0 must be a finite number, above 0 and at most 1."),
+    (lambda: CoresetSelection(1.5), "fraction=1.5 must be a finite number, above 0 and at most 1."),
+    (
+        lambda: selects(fraction=Linear(0.5, 2, 0, 2), every=1),
+        "fraction(1)=1.25 must be a finite number, above 0 and at most 1.",
+    ),
+    (
+        lambda: CoresetSelection(0.5, Random(scope="class"), sampler=CoresetSampler([1])),
+        'scope="class" of Random needs the classes of all images, which are not read from a loader of your own: set '
+        'scope="all".',
+    ),
+    (
+        lambda: CoresetSelection(0.5, sampler=3),
+        "sampler=3 must be of type CoresetSampler: give the CoresetSampler of the training's DataLoader.",
+    ),
+    (
+        lambda: fit(User(), CoresetSelection(0.5)),
+        "CoresetSelection needs a DataModule of lit_robust.data, or a CoresetSampler: give the same one to the "
+        "training's DataLoader and to CoresetSelection(sampler=...).",
+    ),
+    (
+        lambda: fit(User(), CoresetSelection(0.5), Another(0.5)),
+        "two CoresetSelection callbacks overrule each other: keep one.",
+    ),
+    (
+        lambda: selects(warm=0.5, options={"max_epochs": -1}),
+        "warm=0.5 is a share of max_epochs, which is -1: set the trainer's max_epochs, or warm=0.",
+    ),
+    (
+        lambda: selects(fraction=0.1),
+        "fraction=0.1 of 8 images leaves 1, fewer than one batch of batch_size=2 with drop_last=True, so that an epoch "
+        "would have no batch: take a smaller batch_size, a larger fraction, or drop_last=False.",
+    ),
+    (
+        lambda: selects(options={"limit_train_batches": 0.3}),
+        "fraction=0.5 of 8 images leaves 4 in 2 batches, of which limit_train_batches=0.3 is none: set it to at least "
+        "0.5.",
+    ),
+    (
+        lambda: selects(options={"val_check_interval": 3, "limit_val_batches": 1.0}),
+        "fraction=0.5 of 8 images leaves 4, so an epoch trains on 2 batches, but val_check_interval=3 waits for more: "
+        "set it to at most that, or to 1.0, or count over epochs by check_val_every_n_epoch=None.",
+    ),
+    (
+        lambda: selects(module=Stepwise(), warm=0.5),
+        "StepLR counts steps, but the warm start skips epoch 1 without any, so it would lag behind: "
+        'let it count epochs (interval or lr_interval "epoch"), give a Defense a Schedule, or set warm=0.',
+    ),
+    (
+        lambda: selects(module=build(Natural), resample=False),
+        "sampler=CoresetSampler(resample=False) leaves the weights to the loss, but the loader's batches (list) have "
+        "none: yield lit_robust.batch.Batch with weight=sampler.weight_of(positions), or leave resample=True.",
+    ),
+    (
+        lambda: selects(
+            module=build(Natural), resample=False, items=[Batch(*row) for row in zip(*images(8), strict=True)]
+        ),
+        "sampler=CoresetSampler(resample=False) leaves the weights to the loss, but the loader's batches had the "
+        "weight 1 throughout an epoch: yield lit_robust.batch.Batch with weight=sampler.weight_of(positions), or leave "
+        "resample=True.",
+    ),
+    (
+        lambda: selects(normalize="subset"),
+        'normalize="subset" divides weighted losses, but CoresetSampler draws images by their weights: leave '
+        'normalize="batch".',
+    ),
+    (
+        lambda: selects(normalize="subset", resample=False),
+        'normalize="subset" divides weighted losses, but User is no Defense and has its own loss: leave '
+        'normalize="batch".',
+    ),
+    (
+        lambda: selects(options={"overfit_batches": 1}),
+        "overfit_batches=1 replaces the sampler of the training's DataLoader, so no selection would have an effect: "
+        "set limit_train_batches instead, or leave CoresetSelection out.",
+    ),
+    (
+        lambda: selects(lambda _: DataLoader(PAIRS, 2)),
+        "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
+        "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler.",
+    ),
+    (
+        lambda: selects(lambda sampler: [DataLoader(PAIRS, 2, sampler=sampler)]),
+        "CoresetSelection chooses from the dataset of one DataLoader, but the training has a list of them: give that "
+        "with sampler=sampler alone.",
+    ),
+    (
+        lambda: selects(lambda _: DataLoader(Stream(), 2)),
+        "the training's DataLoader reads Stream, an IterableDataset, which has no positions to select: give a dataset "
+        "with a length, whose items are read by their number.",
+    ),
+    (
+        lambda: selects(lambda sampler: DataLoader(PAIRS, batch_sampler=BatchSampler(sampler, 2, False))),
+        "the training's DataLoader has a batch_sampler, but CoresetSelection counts images in batches of one size: "
+        "build it as DataLoader(dataset, batch_size, sampler=sampler, ...).",
+    ),
+    (
+        lambda: selects(lambda sampler: DataLoader(PAIRS, batch_size=None, sampler=sampler)),
+        "the training's DataLoader has no batch_size, but CoresetSelection counts images in batches of one size: build "
+        "it as DataLoader(dataset, batch_size, sampler=sampler, ...).",
+    ),
+    (
+        lambda: selects(module=User(EndsInATanh())),
+        "CoresetSelection compares gradients of the last layer, which must be an nn.Linear that returns the logits, "
+        "but User does something after it or has none: set net to the sub-module that ends with it.",
+    ),
+    # Perceptual attacks.
+    (
+        lambda: FastLPA()(of_vectors().body[:1], X, Y),
+        "the activations of Sequential, which LPIPS compares, are not known: give the net an attribute stages, the "
+        'names of layers such as ("body.layer1", "body.layer2"), or a method activations(x).',
+    ),
+    (
+        lambda: AlexNetStages(pretrained=False).activations(X),
+        'lpips_net="alexnet" reads images of at least 31 x 31, not 8 x 8: set lpips_net="self".',
+    ),
+    (
+        lambda: build(PGDAT, attack=StAdv()),
+        "StAdv has an eps in no L-p norm: state val_attack and test_attacks*.",
     ),
     # Schedules.
     (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values: each needs exactly one."),

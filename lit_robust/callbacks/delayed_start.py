@@ -112,9 +112,7 @@ class DelayedStart(Callback):
             raise ValueError(f"at_epoch={at_epoch} leaves nothing for latest_epoch={latest_epoch} to bound: drop one.")
         require.instance("rule", rule, SwitchRule, "give a Plateau, or a subclass of your own")
         given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
-        self._given = {name: epoch for name, epoch in given.items() if epoch is not None}
-        for name, epoch in self._given.items():
-            require.integer(name, epoch, least=0)
+        self._given = {name: require.integer(name, n, least=0) for name, n in given.items() if n is not None}
         self.rule = rule
         self.latest_epoch = latest_epoch
         self.at_epoch = at_epoch
@@ -148,8 +146,7 @@ class DelayedStart(Callback):
             if not deadlines:
                 remedy = "give DelayedStart latest_epoch, the epoch that is adversarial in any case, or at_epoch"
                 raise no_drop(trainer, remedy)
-        name, epoch = min(deadlines.items(), key=lambda one: one[1], default=("", math.inf))
-        self._deadline_name, self._deadline = name, epoch
+        self._deadline_name, self._deadline = min(deadlines.items(), key=lambda one: one[1], default=("", math.inf))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue from a checkpoint, also from the middle of an epoch."""
@@ -160,12 +157,10 @@ class DelayedStart(Callback):
             late = self.at_epoch is not None and made != self.at_epoch
             remark = f": at_epoch={self.at_epoch} is too late" if late else ""
             rank_zero_info(f"training has been adversarial since epoch {made}{remark}.")
-        self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch, if it is time; epochs may have been skipped since the last one's end."""
-        self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
     def on_train_batch_end(
@@ -215,8 +210,13 @@ class DelayedStart(Callback):
         self.switch_epoch = epoch
         rank_zero_info(f"training is adversarial from epoch {epoch} on: {reason}.")
 
+    def values_at(self, epoch: int) -> dict[str, bool]:
+        """Whether an epoch that comes next is adversarial, for callbacks that look ahead."""
+        return {"adversarial": epoch >= (self._deadline if self.switch_epoch is None else self.switch_epoch)}
+
     def _switch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _fitting(pl_module).adversarial = self.switch_epoch is not None and trainer.current_epoch >= self.switch_epoch
+        self._settle(trainer.current_epoch)
+        _fitting(pl_module).adversarial = self.values_at(trainer.current_epoch)["adversarial"]
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """The epoch's mean loss over all ranks, whether or not the module's metric is."""

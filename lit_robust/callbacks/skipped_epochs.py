@@ -40,7 +40,7 @@ def warm_start(fraction: Callable[[int], float], warm: float, epochs: int) -> tu
 def skip(trainer: Trainer, first: int, end: int) -> None:
     """Skip epochs ``first`` to ``end - 1``, which come next, in a hook of an epoch's end or before the first epoch.
 
-    ``trainer.current_epoch`` changes in ``follow_skipped_epochs``, so that the epoch that ends is logged under its own
+    ``trainer.current_epoch`` changes in ``set_current_epoch``, so that the epoch that ends is logged under its own
     number.
     """
     skip_epochs(trainer, end - first)
