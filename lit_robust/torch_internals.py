@@ -70,6 +70,33 @@ def is_compiled(net: nn.Module) -> bool:
     return net._compiled_call_impl is not None
 
 
+def parts_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """A module's own sub-modules by name, also those that have two; ``named_children`` leaves the second one out."""
+    return module._modules
+
+
+def shallow_copy(module: nn.Module, **replaced: Mapping[str, Any]) -> nn.Module:
+    """Another module of the same class with the same attributes, hooks and tensors; see ``take_over``."""
+    copy: nn.Module = object.__new__(type(module))
+    take_over(copy, module, **replaced)
+    return copy
+
+
+def take_over(copy: nn.Module, module: nn.Module, **replaced: Mapping[str, Any]) -> None:
+    """Give a copy a module's attributes but its compiled call, and other ``parameters``, ``buffers`` or ``modules``.
+
+    Without both, only a copy of all tensors could be folded; ``nn.Module`` has no public way to share them.
+    """
+    attributes = {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
+    vars(copy).update(attributes | {f"_{name}": dict(values) for name, values in replaced.items()})
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module does something else than its class, by a hook or by a ``forward`` of its own."""
+    hooks: Any = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
 def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Callable[[], None]:
     """Call a forward hook outside of a compiled net's graph; return what undoes it.
 

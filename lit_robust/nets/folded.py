@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_robust.guards import own_random_state
 from lit_robust.nets.foldable import Pair, candidates, types_fit
-from lit_robust.torch_internals import is_compiled
+from lit_robust.torch_internals import is_changed, is_compiled, parts_of, shallow_copy, take_over
 
 #: Half precision would round the folded weights too coarsely.
 PRECISIONS = (torch.float32, torch.float64)
@@ -130,18 +130,17 @@ class _Copy:
         self.refill()
 
     def _copied(self, module: nn.Module) -> nn.Module:
-        parts = [self._copied(part) for part in module._modules.values() if part is not None]
+        parts = [self._copied(part) for part in parts_of(module).values() if part is not None]
         if module not in self._replaced and any(part in self._replaced.values() for part in parts):
-            self._replaced[module] = copy = _without_tensors(module)
+            self._replaced[module] = copy = shallow_copy(module)
             self._containers.append((module, copy))
         return self._replaced.get(module, module)
 
     def refill(self) -> None:
         """Take over the weights, and the attributes that may have been assigned since."""
         for module, copy in self._containers:
-            vars(copy).update(_attributes(module))
-            parts: Any = module._modules.items()
-            copy._modules = {name: self._replaced.get(part, part) for name, part in parts}
+            parts: Any = parts_of(module).items()
+            take_over(copy, module, modules={name: self._replaced.get(part, part) for name, part in parts})
         for fold in self._folds:
             fold.refill()
 
@@ -171,10 +170,9 @@ class _Fold:
 
     def __init__(self, conv: Any, norm: Any) -> None:
         self.conv, self.norm = conv, norm
-        self.folded: Any = _without_tensors(conv)
-        weight, bias = torch.empty_like(conv.weight), torch.empty_like(norm.running_var)
-        tensors = {"weight": weight, "bias": bias}
-        self.folded._parameters = {name: nn.Parameter(one, requires_grad=False) for name, one in tensors.items()}
+        tensors = {"weight": torch.empty_like(conv.weight), "bias": torch.empty_like(norm.running_var)}
+        parameters = {name: nn.Parameter(one, requires_grad=False) for name, one in tensors.items()}
+        self.folded: Any = shallow_copy(conv, parameters=parameters)
 
     @torch.no_grad()
     def refill(self) -> None:
@@ -189,31 +187,15 @@ class _Fold:
             self.folded.bias.add_(norm.bias)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """All attributes, hooks and tensors of a module without the modules in it; shared, not copied."""
-    return {name: value for name, value in vars(module).items() if name not in ("_modules", "_compiled_call_impl")}
-
-
-def _without_tensors(module: nn.Module) -> nn.Module:
-    copy: nn.Module = object.__new__(type(module))
-    vars(copy).update(_attributes(module), _modules={})
-    return copy
-
-
 def _foldable(net: nn.Module, pair: Pair) -> tuple[Any, ...] | None:
     """What a copy is built for; None while the pair must stay as it is."""
     conv, norm = net.get_submodule(pair.conv), net.get_submodule(pair.norm)
-    if not types_fit(conv, norm) or _hooks(conv) or _hooks(norm):
+    if not types_fit(conv, norm) or is_changed(conv) or is_changed(norm):
         return None
     weight: Any = conv.weight
     if norm.training or norm.running_var is None or weight.dtype not in PRECISIONS:
         return None
     return conv, norm, weight.shape, weight.dtype, weight.device
-
-
-def _hooks(module: nn.Module) -> bool:
-    kinds: Any = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(kinds) or "forward" in vars(module)
 
 
 def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:
@@ -241,17 +223,16 @@ def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:
 
 def _another(norm: nn.Module) -> nn.Module:
     """A BatchNorm of the same kind with random statistics, scale and shift."""
-    other = _without_tensors(norm)
 
     def near(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor * (0.5 + torch.rand_like(tensor)) + 0.1 * torch.rand_like(tensor)
 
-    other._buffers = {
-        name: near(tensor) if name.startswith("running") else tensor for name, tensor in norm._buffers.items()
-    }
-    tensors = {name: near(tensor) for name, tensor in norm._parameters.items()}
-    other._parameters = {name: one if one is None else nn.Parameter(one) for name, one in tensors.items()}
-    return other
+    parameters = {name: near(getattr(norm, name)) for name in ("weight", "bias")}
+    return shallow_copy(
+        norm,
+        buffers={name: near(getattr(norm, name)) for name in ("running_mean", "running_var")},
+        parameters={name: None if one is None else nn.Parameter(one) for name, one in parameters.items()},
+    )
 
 
 def _logits(output: Any) -> Tensor | None:
