@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LinearLR, StepLR
 
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data.saved import position_of, selection_of
@@ -62,6 +62,25 @@ def test_another_optimizer_is_refused_and_its_own_resumes(of_each_kind, theirs, 
         with pytest.raises(ValueError, match=r"was trained with (the|another) optimizer") as refused:
             fit(tmp_path, 2, tmp_path / "y.ckpt", optimizer=make)
         assert not named or f"the optimizer {theirs}, and this training has {mine}" in str(refused.value)
+
+
+UNFIT = {
+    "optimizer": partial(torch.optim.SGD, lr=None),
+    "lr_scheduler": partial(CyclicLR, base_lr=0.1, max_lr=0.2, step_size_up=0),
+}
+UNFIT_TOO = {"optimizer": partial(torch.optim.Adam, betas=(0.9,)), "lr_scheduler": partial(LinearLR, start_factor=None)}
+
+
+@pytest.mark.parametrize("parts", [UNFIT, UNFIT_TOO])
+@pytest.mark.parametrize("name", UNFIT)
+def test_arguments_from_which_a_part_cannot_be_built_are_refused_before_training(name, parts, tmp_path):
+    with pytest.raises(ValueError, match=rf"^{name} cannot be built from its arguments \(.*Error: .*\): change them"):
+        fit(tmp_path, 1, **{name: parts[name]})
+
+
+def test_a_negative_rate_of_torchs_scheduler_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^lr_scheduler gives the learning rate -0\.09 at epoch 1: "):
+        fit(tmp_path, 2, lr_scheduler=partial(ExponentialLR, gamma=-0.9))
 
 
 def test_options_that_change_the_step_are_refused(tmp_path):

@@ -98,7 +98,7 @@ def _check_item(one: Any, where: str, is_part: bool) -> None:
 
 
 def check_nulls(config: Any, where: str = "") -> None:
-    """Refuse null for an argument of ours that must have a value; jsonargparse (4.53) takes it for any argument.
+    """Refuse null for an argument that must have a value; jsonargparse (4.53) takes it for any argument.
 
     Args:
         config: The parsed configuration, or the part of it that stands at ``where``.
@@ -128,16 +128,23 @@ def _arguments(config: Namespace) -> dict[str, Any]:
     return vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
+#: Packages whose annotations say where null may stand.
+_ANNOTATED = ("lit_robust.", "torch.optim.", "lightning.pytorch.")
+
+
 def _needed(part: Any, name: str) -> str | None:
-    """The default of an argument of ours if it must not be null, as text; else None."""
+    """The default of an argument if it must not be null, as text; else None."""
     makers = [vars(cls).get("__init__") for cls in part.__mro__] if isclass(part) else []
     for maker in makers:
         parameter = signature(maker).parameters.get(name) if callable(maker) else None
         if parameter is None:
             continue
-        if not str(maker.__module__).startswith("lit_robust.") or parameter.default in (None, Parameter.empty):
+        if not str(maker.__module__).startswith(_ANNOTATED) or parameter.default in (None, Parameter.empty):
             return None
-        hint = get_type_hints(maker).get(name, parameter.annotation)
-        allows = hint is Any or hint is NoneType or NoneType in get_args(hint)
-        return None if allows else str(parameter).partition(" = ")[2] or str(parameter.default)
+        hint = parameter.annotation
+        with suppress(NameError):  # some of torch's name what is imported for type checkers only
+            hint = get_type_hints(maker).get(name, hint)
+        allows = hint in (Any, NoneType) or NoneType in get_args(hint) or (isinstance(hint, str) and "None" in hint)
+        shown = str(parameter).partition(" = ")[2] or str(parameter.default)
+        return None if allows else shown.replace("None", "null")
     return None

@@ -1,6 +1,6 @@
 """Learning rate and momentum over time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any, Literal
 
@@ -65,7 +65,10 @@ class LearningRate:
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
         self.optimizer = require.instance(
-            "what optimizer builds", self.make_optimizer(params), torch.optim.Optimizer, "return a torch optimizer"
+            "what optimizer builds",
+            _built("optimizer", self.make_optimizer, params),
+            torch.optim.Optimizer,
+            "return a torch optimizer",
         )
         check_steps(self.optimizer)
         # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
@@ -84,7 +87,7 @@ class LearningRate:
             return {"optimizer": self.optimizer}
         self.torch_scheduler = require.instance(
             "what lr_scheduler builds",
-            self.scheduler(self.optimizer),
+            _built("lr_scheduler", self.scheduler, self.optimizer),
             (LRScheduler, ReduceLROnPlateau),
             "return a torch scheduler",
         )
@@ -127,11 +130,11 @@ class LearningRate:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
-                if group["lr"] < 0:
-                    raise ValueError(
-                        f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values "
-                        "be 0 or above."
-                    )
+            if group["lr"] < 0:
+                raise ValueError(
+                    f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values be 0 "
+                    "or above."
+                )
             if self.momentum is not None and "betas" in group:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:
@@ -167,6 +170,20 @@ class LearningRate:
             _step(self.torch_scheduler, metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
             _step(self.torch_scheduler)
+
+
+def _built(name: str, make: Callable[..., Any], argument: Any) -> Any:
+    """Build an optimizer or a scheduler, which may not have checked its arguments.
+
+    Raises:
+        ValueError: If it fails on one, as ``SGD(lr=None)``.
+    """
+    try:
+        return make(argument)
+    except (TypeError, ArithmeticError, LookupError) as error:
+        raise ValueError(
+            f"{name} cannot be built from its arguments ({type(error).__name__}: {error}): change them."
+        ) from error
 
 
 def _step(scheduler: Any, *metric: Any) -> None:
