@@ -205,7 +205,7 @@ CALLBACKS = {
     "LambdaCallback": ("", ""),
     "LearningRateFinder": ("", "compare a few short fits"),
     "LearningRateMonitor": ("", ""),
-    "ModelCheckpoint": ("", "keep one of them"),
+    "ModelCheckpoint": ("", "keep one with save_top_k"),
     "ModelPruning": ("--trainer.callbacks.pruning_fn l1_unstructured", ""),
     "ModelSummary": ("", ""),
     "OnExceptionCheckpoint": ("--trainer.callbacks.dirpath here", ""),
@@ -334,6 +334,9 @@ GIVES_NOTHING = {
     "-c 'model: {init_args: {attack: {class_path: PGD, init_args: {step_size: None}}}}'": (
         "model.attack.step_size=None is a word in YAML: .* write null .*"
     ),
+    "--model.test_attacks '{a: PGD, a: FGSM}'": "--model.test_attacks, line 1: the key 'a' is repeated: keep one.",
+    "-c 'model: {init_args: {test_attacks: {a: PGD, a: FGSM}}}'": "-c, line 1: the key 'a' is repeated: keep one.",
+    "--model.attack '{class_path: PGD, init_args: {eps: !!int 1}}'": "--model.attack, line 1: the tag !!int is .*",
     "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
         "trainer.callbacks.scheduling: 2 is not of type dict."
     ),

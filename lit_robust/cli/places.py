@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from lit_robust.cli.classes import find_class
-from lit_robust.cli.plain_yaml import parse
+from lit_robust.cli.plain_yaml import NotPlainError, parse
 
 #: What may stand beside a ``class_path``.
 BESIDE = ("init_args", "dict_kwargs")
@@ -74,8 +74,11 @@ def check_flags(words: Sequence[str]) -> None:
             check_section(where, value)
         tree = None
         if value.startswith(("[", "{")):
-            with suppress(ValueError):  # what is no YAML may be a text, and is the parser's to report
+            try:
                 tree = parse(value, option)
+            except ValueError as error:  # what is no YAML may be a text, and is the parser's to report
+                if isinstance(error.__cause__, NotPlainError):
+                    raise
         check_places(tree, where.rstrip("+"))
 
 
