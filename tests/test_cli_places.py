@@ -100,8 +100,8 @@ NULLS = {
     "trainer: {callbacks+: [{class_path: EMAWeights, init_args: {decay: null}}]}": r"trainer\.callbacks\.decay=null .*",
     "trainer: {callbacks+: [{class_path: ModelCheckpoint, init_args: {save_top_k: null}}]}": r".*\.save_top_k=null .*",
     "model: {init_args: {optimizer: {init_args: {lr: null}}}}": r"model\.optimizer\.lr=null has .* default, 0\.001\.",
-    "model: {init_args: {optimizer: {class_path: AdamW, init_args: {betas: null}}}}": r"model\.optimizer\.betas=null .*",
-    "model: {init_args: {optimizer: {class_path: Adafactor, init_args: {eps: null}}}}": r"model\.optimizer\.eps=null .*",
+    "model: {init_args: {optimizer: {class_path: AdamW, init_args: {betas: null}}}}": r".*optimizer\.betas=null .*",
+    "model: {init_args: {optimizer: {class_path: Adafactor, init_args: {eps: null}}}}": r".*optimizer\.eps=null .*",
     "model: {init_args: {lr_scheduler: {class_path: StepLR, init_args: {step_size: 1, gamma: null}}}}": (
         r"model\.lr_scheduler\.gamma=null has .* default, 0\.1\."
     ),
@@ -330,13 +330,15 @@ GIVES_NOTHING = {
         for section in ("data", "model", "trainer")
         for null in ("null", "None", "'~'", "''")
     },
+    "--ckpt_path ''": "--ckpt_path is empty: name a file, .*",
+    "--ckpt_path=": "--ckpt_path is empty: name a file, .*",
     "--data=": "data=null gives nothing: .*",
     "-c 'model: {init_args: {attack: {class_path: PGD, init_args: {step_size: None}}}}'": (
         "model.attack.step_size=None is a word in YAML: .* write null .*"
     ),
     "--model.test_attacks '{a: PGD, a: FGSM}'": "--model.test_attacks, line 1: the key 'a' is repeated: keep one.",
     "-c 'model: {init_args: {test_attacks: {a: PGD, a: FGSM}}}'": "-c, line 1: the key 'a' is repeated: keep one.",
-    "--model.attack '{class_path: PGD, init_args: {eps: !!int 1}}'": "--model.attack, line 1: the tag !!int is .*",
+    "--model.attack '{class_path: PGD, init_args: {eps: !!int 1}}'": ".* line 1: the tag !!int is .*",
     "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
         "trainer.callbacks.scheduling: 2 is not of type dict."
     ),

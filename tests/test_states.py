@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from lit_robust import callbacks
 from lit_robust.callbacks import CatastrophicOverfittingMonitor, EMAWeights
-from lit_robust.defenses import PGDAT
+from lit_robust.defenses import PGDAT, CustomizedAT
 from tests.methods import METHODS, build
 from tests.stranger import DigitClassifier
 from tests.test_callback_contracts import CASES, HERE, Case, FewDigits
@@ -181,6 +181,57 @@ def test_averages_are_checked_before_any_is_restored(part, tmp_path):
         callback.on_load_checkpoint(run, module, checkpoint)
     assert "\n" not in str(told.value)
     assert differences([module.state_dict(), callback._average.state_dict(), callback._updates], before) == []
+
+
+UNFIT = {
+    "more steps than the attack has": ("CurriculumAT", {"k": 3}, "k=3, but attack.steps=2"),
+    "steps without end": ("CurriculumAT", {"k": 10**12}, "k=1e\\+12, but attack.steps=2"),
+    "a time without a value": ("NuAT-H", {"times": [0.1, 0.2], "values": [1.0]}, r"memory\.values\.times is a list"),
+    "a value without a time": ("NuAT-H", {"times": [], "values": [1.0]}, r"memory\.values\.times is a list"),
+    "times that run back": ("NuAT-H", {"times": [0.2, 0.1], "values": [1.0, 1.0]}, r"times in order"),
+}
+
+
+@pytest.mark.parametrize("entries", UNFIT)
+def test_values_that_do_not_belong_together_are_refused_before_training(entries, tmp_path):
+    name, values, says = UNFIT[entries]
+    method = METHODS[name]
+
+    def fit(epochs, **kwargs):
+        run = trainer(tmp_path, max_epochs=epochs)
+        run.fit(build(method.cls, **method.arguments), datamodule=TinyData(), weights_only=True, **kwargs)
+        return run
+
+    fit(1).save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint["lit_robust"]["memory"]["values"] |= values
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=says) as told:
+        fit(2, ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
+
+
+def test_tensors_of_ranks_that_do_not_belong_together_are_refused():
+    module = build(CustomizedAT)
+    whole = {"numbers": torch.zeros(3), "changed": torch.zeros(3, dtype=torch.bool)}
+    for broken in ({"numbers": torch.zeros(3)}, whole | {"numbers": torch.zeros(4)}):
+        with pytest.raises(
+            ValueError, match=r"memory\.tensors of 2 ranks do not belong together .* use an earlier one"
+        ):
+            module.memory.load_state_dict({"tensors": [whole, broken]}, 0)
+
+
+def test_tables_of_different_lengths_are_made_equal(tmp_path):
+    method = METHODS["CustomizedAT"]
+    module, run = build(method.cls, **method.arguments), trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=TinyData())
+    checkpoint = tmp_path / "a.ckpt"
+    run.save_checkpoint(checkpoint)
+    bad = torch.load(checkpoint, weights_only=True)
+    bad["lit_robust"]["memory"]["tensors"] = [{"numbers": torch.zeros(500)}]
+    torch.save(bad, checkpoint)
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=TinyData(), ckpt_path=checkpoint, weights_only=True)
+    assert {len(table) for table in module.memory.tensors.values()} == {500}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -60,7 +60,7 @@ def check_places(tree: Any, where: str = "") -> None:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Apply ``check_places`` to the values of flags, and refuse a flag of a whole section that gives nothing.
+    """Apply ``check_places`` to the values of flags, and refuse a flag of a whole section or a file that gives nothing.
 
     Raises:
         ValueError: At the first one.
@@ -70,6 +70,8 @@ def check_flags(words: Sequence[str]) -> None:
         value = value if is_given else following
         if not option.startswith("--") or value.startswith("--"):
             continue
+        if option == "--ckpt_path" and not value.strip():  # as of a shell's variable that is not set
+            raise ValueError("--ckpt_path is empty: name a file, a folder, best or last, or leave it out.")
         if (where := option[2:].replace(".init_args", "")) in SECTIONS:
             check_section(where, value)
         tree = None
