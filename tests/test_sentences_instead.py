@@ -387,9 +387,21 @@ def test_a_net_with_wrapped_parts_has_plain_names_in_checkpoints(when, tmp_path)
     assert checkpoint["extra_averages"]["fast"].keys() == plain.net.state_dict().keys()
     x = images(4).x
     right = load_net(tmp_path / "a.ckpt", net=TinyNet())(x)
-    for net in (compiled_within(TinyNet()), torch.compile(TinyNet(), backend="eager")):
+    parallel = TinyNet()
+    parallel.body = nn.DataParallel(torch.compile(parallel.body, backend="eager"))
+    for net in (
+        compiled_within(TinyNet()),
+        torch.compile(TinyNet(), backend="eager"),
+        parallel,
+        nn.DataParallel(TinyNet()),
+        nn.DataParallel(compiled_within(TinyNet())),
+    ):
         torch.testing.assert_close(load_net(tmp_path / "a.ckpt", net=net)(x), right)
+        nn.init.zeros_(next(net.parameters()))
         torch.testing.assert_close(load_weights(net, tmp_path / "a.ckpt").eval()(x), right)
+    torch.save(parallel.state_dict(), tmp_path / "parallel.pth")
+    nn.init.zeros_(next(parallel.parameters()))
+    torch.testing.assert_close(load_weights(parallel, tmp_path / "parallel.pth")(x), right)
     for name in ("state_dict", "current_model_state"):
         checkpoint[name] = {key.replace("body.", "body._orig_mod."): one for key, one in checkpoint[name].items()}
     averages = checkpoint["extra_averages"]

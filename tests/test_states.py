@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch import Callback
 
 from lit_robust import callbacks
+from lit_robust.batch import Batch
 from lit_robust.callbacks import CatastrophicOverfittingMonitor, EMAWeights
 from lit_robust.defenses import PGDAT, CustomizedAT
 from tests.methods import METHODS, build
 from tests.stranger import DigitClassifier
 from tests.test_callback_contracts import CASES, HERE, Case, FewDigits
 from tests.test_resume import TinyData, differences
-from tests.tiny import images, loader, trainer
+from tests.tiny import SaveAfter, images, loader, trainer
 
 JUNK: dict[str, Any] = {
     "null": None,
@@ -181,6 +182,41 @@ def test_averages_are_checked_before_any_is_restored(part, tmp_path):
         callback.on_load_checkpoint(run, module, checkpoint)
     assert "\n" not in str(told.value)
     assert differences([module.state_dict(), callback._average.state_dict(), callback._updates], before) == []
+
+
+UNFIT_BATCHES = {
+    "another number of channels": images(9)._replace(x=torch.zeros(9, 2, 8, 8)),
+    "another size": images(9)._replace(x=torch.zeros(9, 3, 4, 4)),
+    "classes that the net has not": None,
+}
+
+
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # a stranger's loader
+@pytest.mark.parametrize("stranger", [False, True])
+@pytest.mark.parametrize("name", UNFIT_BATCHES)
+def test_kept_batches_are_those_of_the_training(name, stranger, tmp_path):
+    make = DigitClassifier if stranger else lambda: build(PGDAT)
+    data = (lambda: FewDigits(batch_size=32)) if stranger else TinyData
+    rule = CASES["a monitor"].callbacks(None)[0].rule
+
+    def fit(**kwargs):
+        monitor = CatastrophicOverfittingMonitor(rule, images=9, **(HERE if stranger else {}))
+        run = trainer(tmp_path, max_epochs=1, callbacks=[monitor, SaveAfter(1, tmp_path / "a.ckpt")])
+        run.fit(make(), datamodule=data(), weights_only=True, **kwargs)
+
+    fit()
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    (key,) = checkpoint["callbacks"]
+    assert checkpoint["callbacks"][key]["batches"]
+    fit(ckpt_path=tmp_path / "a.ckpt")
+    kept = Batch(*checkpoint["callbacks"][key]["batches"][0])
+    bad = UNFIT_BATCHES[name] or kept._replace(y=torch.full_like(kept.y, 99))
+    checkpoint["callbacks"][key]["batches"] = [tuple(bad)]
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"^the checkpoint is broken: callbacks\[.*\]\.batches is a Tensor") as told:
+        fit(ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
 
 
 UNFIT = {
