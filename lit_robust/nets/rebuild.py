@@ -92,7 +92,7 @@ def names_for(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
     return named if {*named.values()} <= weights.keys() else names_within(net)
 
 
-def bynames_for(net: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+def by_names(net: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
     """A net's weights by other names.
 
     Args:
