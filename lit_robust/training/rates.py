@@ -5,7 +5,9 @@ from copy import copy
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
@@ -115,11 +117,22 @@ class LearningRate:
         """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def insist(self) -> None:
+    def insist(self, net: nn.Module) -> None:
         """Put the user's settings over a checkpoint's; under a torch scheduler only weight decay.
 
-        A torch scheduler may have changed the others.
+        A torch scheduler may have changed the others. Weights that the checkpoint's training had added to the optimizer
+        are unfrozen: Lightning's BaseFinetuning freezes them again in a resumed training, and adds them only once.
         """
+        if self.resumed is not None:
+            groups = self.optimizer.param_groups[len(self.settings) :]
+            added = {id(weight) for group in groups for weight in group["params"]}
+            parts = [part for part in net.modules() if added & set(map(id, part.parameters(recurse=False)))]
+            for siblings in ([*part.children()] for part in net.modules()):
+                if any(
+                    one in parts for one in siblings
+                ):  # BatchNorm is unfrozen beside a layer, if perhaps not trained
+                    parts += [one for one in siblings if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+            BaseFinetuning.make_trainable(parts)
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
             group.update(settings if self.torch_scheduler is None else decay)

@@ -125,7 +125,7 @@ class Trained(Metered):
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
-        self.rate.insist()
+        self.rate.insist(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
         log_late(self, self._unlogged)
