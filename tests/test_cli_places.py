@@ -338,7 +338,7 @@ GIVES_NOTHING = {
     ),
     "--model.test_attacks '{a: PGD, a: FGSM}'": "--model.test_attacks, line 1: the key 'a' is repeated: keep one.",
     "-c 'model: {init_args: {test_attacks: {a: PGD, a: FGSM}}}'": "-c, line 1: the key 'a' is repeated: keep one.",
-    "--model.attack '{class_path: PGD, init_args: {eps: !!int 1}}'": ".* line 1: the tag !!int is .*",
+    "--model.attack '{class_path: PGD, init_args: {eps: !!binary 1}}'": ".* line 1: the tag !!binary is .*",
     "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
         "trainer.callbacks.scheduling: 2 is not of type dict."
     ),
