@@ -35,6 +35,9 @@ SECTIONS: dict[str, type] = {
 #: The longest pickle, in bytes: everything but the numbers of tensors; a run's has about 100,000.
 LONGEST = 2**22
 
+#: The largest directory of an archive, in bytes: of about 15,000 members, of which a run has one for each tensor.
+LONGEST_DIRECTORY = 2**20
+
 #: The pickles at the beginning of torch's older format: a number, a version, the system, the values, the tensors' keys.
 _OLDER_PICKLES = 5
 
@@ -164,8 +167,13 @@ def _check_archive(path: Path, older: bool) -> None:
         raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
     if not is_zipfile(path):
         raise ValueError(f"{path} is truncated or is not a checkpoint: use an earlier one.")
-    with ZipFile(path) as archive:
-        members = archive.infolist()
+    if _directory_size(path) > LONGEST_DIRECTORY:
+        raise ValueError(f"{path} has more members than any checkpoint has tensors: it was not unpacked.")
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+    except (BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or is not a checkpoint ({error}): use an earlier one.") from error
     if any(member.compress_type != ZIP_STORED for member in members):
         raise ValueError(f"{path} is compressed, which no checkpoint is: it was not unpacked.")
     pickles = [member for member in members if member.filename.endswith(".pkl")]
@@ -180,6 +188,22 @@ def _check_archive(path: Path, older: bool) -> None:
         raise ValueError(f"{path} asks for an array of bytes, which no checkpoint does: it was not unpacked.")
     for content in contents:
         _check_pickles(path, content, 1)
+
+
+def _directory_size(path: Path) -> int:
+    """How many bytes Python's ``ZipFile`` would read for the directory of an archive, as the archive's end says."""
+    with path.open("rb") as file:
+        before = max(path.stat().st_size - 2**16 - 22 - 76, 0)  # the longest comment, the end and its 64-bit extension
+        file.seek(before)
+        tail = file.read()
+        at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0" else tail.rfind(b"PK\5\6")
+        sizes = [int.from_bytes(tail[at + 12 : at + 16], "little")]
+        locator = tail[max(at - 20, 0) : at]
+        if locator.startswith(b"PK\6\7"):
+            for place in (before + at - 76, int.from_bytes(locator[8:16], "little")):
+                file.seek(min(max(place, 0), before + len(tail)))
+                sizes.append(int.from_bytes(file.read(56)[40:48], "little"))
+    return max((size for size in sizes if size != 2**32 - 1), default=0)  # which stands for the extension's
 
 
 def _check_pickles(path: Path, content: bytes, number: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_robust.checkpoint_files import read_checkpoint, read_data
-from lit_robust.nets.rebuild import check_fit, is_builder, rebuild
-from lit_robust.torch_internals import plain_name, plain_names
+from lit_robust.nets.rebuild import by_names, check_fit, fill, is_builder, names_for, rebuild
+from lit_robust.torch_internals import names_within, plain_names
 from lit_robust.weight_files import read_weights
 
 
@@ -37,8 +37,8 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     try:
         if net is None:
             net = rebuild_net(checkpoint)
-        check_fit(plain_names(net.state_dict()), weights)
-        _fill(net, weights)
+        check_fit(by_names(net, names_for(net, weights)), weights)
+        fill(net, weights)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error
@@ -60,15 +60,12 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
         ValueError: If the file cannot be used, or its weights do not fit ``net``: what is missing, unknown or of
             another shape.
     """
-    _fill(net, read_weights(path, plain_names(net.state_dict())))
+    try:
+        weights = read_weights(path, by_names(net, names_within(net)))
+    except ValueError:  # the file may have been written from a net with the same wrappers
+        weights = read_weights(path, plain_names(net.state_dict()))
+    fill(net, weights)
     return net
-
-
-def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights by plain names into a net that may be compiled."""
-    own = net.state_dict()  # has the versions of its layers, without which torchvision's MNASNet loads nothing
-    own.update({key: weights[plain_name(key)] for key in own})
-    net.load_state_dict(own)
 
 
 def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:

@@ -55,6 +55,23 @@ def unwrapped(net: nn.Module) -> nn.Module:
     return net
 
 
+def names_within(net: nn.Module) -> dict[str, str]:
+    """The names in a net's ``state_dict``, each with the one that it has without wrappers around the net or parts."""
+    wrapped = [
+        (f"{name}.".lstrip("."), inner)
+        for name, module in net.named_modules(remove_duplicate=False)
+        if isinstance(module, _WRAPPERS)
+        for inner, _ in module.named_children()
+    ]
+    names = {}
+    for key in net.state_dict():
+        plain = key
+        for outer, inner in reversed(wrapped):  # the innermost first
+            plain = re.sub(f"^{re.escape(f'{outer}{inner}.')}", outer, plain)
+        names[key] = plain
+    return names
+
+
 def plain_name(key: Any) -> str:
     """A name in a ``state_dict`` without ``torch.compile``'s wrappers."""
     return re.sub(r"(?<=\.)_orig_mod\.", "", f".{key}")[1:]

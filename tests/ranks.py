@@ -154,6 +154,32 @@ def method(name: str, folder: Path) -> Finding:
     return {"weights": whole.state_dict(), "resumed": rest.state_dict(), "seen": seen.epochs}
 
 
+#: Methods whose memory of each rank cannot be that of another number of ranks; and others, which go on without a word.
+BOUND_TO_RANKS = ("FreeAT", "FreeAT in the image box", "FastAT from the previous delta")
+FREE_OF_RANKS = ("PGDAT", "ELLEA", "CustomizedAT", "CurriculumAT", "NuAT-H", "NuAT2-WA")
+
+
+def told_on_resuming(name: str, path: Path) -> list[str]:
+    """What a run on all ranks says of the number of ranks when it goes on from a checkpoint."""
+    make = METHODS[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(build(make.cls, **make.arguments), Data(), *make.callbacks(), ckpt_path=path)
+    return [str(warning.message) for warning in caught if "ranks" in str(warning.message)]
+
+
+def from_one_rank(folder: Path) -> Finding:
+    """What two ranks say when they go on from the checkpoint of one."""
+    told = {}
+    for name in BOUND_TO_RANKS + FREE_OF_RANKS:
+        checkpoint, path = torch.load(folder / f"{name}.ckpt", weights_only=True), folder / f"{os.environ['RANK']}.ckpt"
+        ours = checkpoint["lit_robust"]
+        ours["memory"]["tensors"], ours["metrics"] = ours["memory"]["tensors"][:1], ours["metrics"][:1]
+        torch.save(checkpoint, path)
+        told[name] = told_on_resuming(name, path)
+    return {"told": told}
+
+
 def state_of_a_rank(folder: Path) -> Finding:
     whole, rest = build(Drifting), build(Drifting)
     fit(whole, Data(), Save(folder / "state.ckpt"))
@@ -435,6 +461,7 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
 
 
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
+    "from one rank": from_one_rank,
     "state of a rank": state_of_a_rank,
     "eps by image": eps_by_image,
     "averages": averages,

@@ -290,6 +290,31 @@ YAML = {
         "trainer: {callbacks+: [{class_path: DelayedStart, init_args: {at_epoch: 1}}, {class_path: DelayedStart}]}",
         "Found more than one stateful callback of type `DelayedStart`: keep one of them.",
     ),
+    "two checkpoints that save alike": (
+        "trainer: {callbacks+: [{class_path: ModelCheckpoint, init_args: {filename: other}}]}",
+        "Found more than one stateful callback of type `ModelCheckpoint`: a checkpoint tells their states apart by "
+        "monitor, mode, every_n_epochs, every_n_train_steps and train_time_interval; change one of these, or keep one "
+        "with save_top_k or save_last.",
+    ),
+    "two early stops of one metric": (
+        "trainer: {callbacks+: [{class_path: EarlyStopping, init_args: {monitor: train/loss}}, "
+        "{class_path: EarlyStopping, init_args: {monitor: train/loss, patience: 9}}]}",
+        "Found more than one stateful callback of type `EarlyStopping`: a checkpoint tells their states apart by "
+        "monitor and mode; change one of these, or keep the stricter one.",
+    ),
+    "two coresets": (
+        "trainer: {callbacks+: [{class_path: CoresetSelection, init_args: {fraction: 0.5}}, "
+        "{class_path: CoresetSelection, init_args: {fraction: 0.7}}]}",
+        "Found more than one stateful callback of type `CoresetSelection`: keep one of them.",
+    ),
+    "two averages": (
+        "trainer: {callbacks+: [EMAWeights, {class_path: EMAWeights, init_args: {decay: 0.5}}]}",
+        "only one callback may average weights, because swaps do not nest: give the decays of further averages ...",
+    ),
+    "two gaps": (
+        "trainer: {callbacks+: [GeneralizationGap, {class_path: GeneralizationGap, init_args: {attack: FGSM}}]}",
+        "two GeneralizationGap callbacks would log the same rows: keep one.",
+    ),
     "misspelt data": (
         "data: {class_path: DigitDataModule}",
         'data: there is no class "DigitDataModule" (did you mean DigitsDataModule?).',

@@ -98,6 +98,25 @@ NULLS = {
     "model: {init_args: {test_attacks: {a: {class_path: PGD, init_args: {norm: null}}}}}": r".*\.a\.norm=null .*",
     "data: {init_args: {batch_size: null}}": r"data\.batch_size=null has .* default, 128\.",
     "trainer: {callbacks+: [{class_path: EMAWeights, init_args: {decay: null}}]}": r"trainer\.callbacks\.decay=null .*",
+    "trainer: {callbacks+: [{class_path: ModelCheckpoint, init_args: {save_top_k: null}}]}": r".*\.save_top_k=null .*",
+    "model: {init_args: {optimizer: {init_args: {lr: null}}}}": r"model\.optimizer\.lr=null has .* default, 0\.001\.",
+    "model: {init_args: {optimizer: {class_path: AdamW, init_args: {betas: null}}}}": r".*optimizer\.betas=null .*",
+    "model: {init_args: {optimizer: {class_path: Adafactor, init_args: {eps: null}}}}": r".*optimizer\.eps=null .*",
+    "model: {init_args: {lr_scheduler: {class_path: StepLR, init_args: {step_size: 1, gamma: null}}}}": (
+        r"model\.lr_scheduler\.gamma=null has .* default, 0\.1\."
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: MultiStepLR, init_args: {milestones: [1], gamma: null}}}}": (
+        r"model\.lr_scheduler\.gamma=null .*"
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: StepLR, init_args: {step_size: null}}}}": (
+        r"model\.lr_scheduler: this needs step_size below init_args\."
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: MultiStep, init_args: {milestones: [1], factor: null}}}}": (
+        r"model\.lr_scheduler\.factor=null .*"
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: ReduceLROnPlateau, init_args: {monitor: a, mode: null}}}}": (
+        r"model\.lr_scheduler\.mode=null .*"
+    ),
     "model: {init_args: {net: null}}": r"model: .*PGDAT needs net below init_args\.",
     "model: {init_args: {attack: null}}": r"model: .*PGDAT needs attack below init_args\.",
     "model: null": r"model=null gives nothing: write its options below it.*",
@@ -186,7 +205,7 @@ CALLBACKS = {
     "LambdaCallback": ("", ""),
     "LearningRateFinder": ("", "compare a few short fits"),
     "LearningRateMonitor": ("", ""),
-    "ModelCheckpoint": ("", "keep one of them"),
+    "ModelCheckpoint": ("", "keep one with save_top_k"),
     "ModelPruning": ("--trainer.callbacks.pruning_fn l1_unstructured", ""),
     "ModelSummary": ("", ""),
     "OnExceptionCheckpoint": ("--trainer.callbacks.dirpath here", ""),
@@ -311,10 +330,15 @@ GIVES_NOTHING = {
         for section in ("data", "model", "trainer")
         for null in ("null", "None", "'~'", "''")
     },
+    "--ckpt_path ''": "--ckpt_path is empty: name a file, .*",
+    "--ckpt_path=": "--ckpt_path is empty: name a file, .*",
     "--data=": "data=null gives nothing: .*",
     "-c 'model: {init_args: {attack: {class_path: PGD, init_args: {step_size: None}}}}'": (
         "model.attack.step_size=None is a word in YAML: .* write null .*"
     ),
+    "--model.test_attacks '{a: PGD, a: FGSM}'": "--model.test_attacks, line 1: the key 'a' is repeated: keep one.",
+    "-c 'model: {init_args: {test_attacks: {a: PGD, a: FGSM}}}'": "-c, line 1: the key 'a' is repeated: keep one.",
+    "--model.attack '{class_path: PGD, init_args: {eps: !!binary 1}}'": ".* line 1: the tag !!binary is .*",
     "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
         "trainer.callbacks.scheduling: 2 is not of type dict."
     ),

@@ -517,6 +517,27 @@ def test_a_tensor_of_junk_is_refused(good, arguments, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("members", [20_000, 70_000], ids=["32 bits", "64 bits"])
+@pytest.mark.parametrize("lies", [False, True])
+def test_an_archive_of_very_many_members_is_refused_before_its_directory_is_read(members, lies, tmp_path, monkeypatch):
+    path = tmp_path / "x.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        for number in range(members):
+            archive.writestr(f"archive/data/{number}", b"")
+    if lies:  # of one member
+        content = path.read_bytes()
+        path.write_bytes(content[:-14] + b"\1\0\1\0" + content[-10:])
+    monkeypatch.setattr("lit_robust.checkpoint_files.ZipFile", lambda path: pytest.fail("the directory was read"))
+    with pytest.raises(ValueError, match=r"x\.ckpt has more members than any checkpoint has tensors"):
+        read_data(path, older=True)
+
+
+def test_a_checkpoint_of_thousands_of_tensors_is_read(tmp_path):
+    torch.save({"state_dict": {str(number): torch.zeros(1) for number in range(4000)}}, tmp_path / "x.ckpt")
+    assert len(read_checkpoint(tmp_path / "x.ckpt")["state_dict"]) == 4000
+
+
 STEPS = {
     "empty lists": b"](" + b"]" * 2_000_000 + b"e.",
     "nested lists": b"]" * 1_000_000 + b"a" * 999_999 + b".",

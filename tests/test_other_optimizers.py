@@ -5,20 +5,21 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LinearLR, StepLR
 
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data.saved import position_of, selection_of
 from lit_robust.defenses import Natural
 from tests.methods import build
-from tests.tiny import images, loader, trainer
+from tests.test_resume import TinyData
+from tests.tiny import SaveAfter, images, loader, trainer
 
 KINDS = ("SGD", "Adam", "AdamW", "RAdam", "NAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
 
 
-def fit(path, epochs, ckpt_path=None, **arguments):
+def fit(path, epochs, ckpt_path=None, data=None, **arguments):
     run = trainer(path, max_epochs=epochs)
-    run.fit(build(Natural, **arguments), loader(images(8)), ckpt_path=ckpt_path, weights_only=True)
+    run.fit(build(Natural, **arguments), data or loader(images(8)), ckpt_path=ckpt_path, weights_only=True)
     return run
 
 
@@ -62,6 +63,25 @@ def test_another_optimizer_is_refused_and_its_own_resumes(of_each_kind, theirs, 
         with pytest.raises(ValueError, match=r"was trained with (the|another) optimizer") as refused:
             fit(tmp_path, 2, tmp_path / "y.ckpt", optimizer=make)
         assert not named or f"the optimizer {theirs}, and this training has {mine}" in str(refused.value)
+
+
+UNFIT = {
+    "optimizer": partial(torch.optim.SGD, lr=None),
+    "lr_scheduler": partial(CyclicLR, base_lr=0.1, max_lr=0.2, step_size_up=0),
+}
+UNFIT_TOO = {"optimizer": partial(torch.optim.Adam, betas=(0.9,)), "lr_scheduler": partial(LinearLR, start_factor=None)}
+
+
+@pytest.mark.parametrize("parts", [UNFIT, UNFIT_TOO])
+@pytest.mark.parametrize("name", UNFIT)
+def test_arguments_from_which_a_part_cannot_be_built_are_refused_before_training(name, parts, tmp_path):
+    with pytest.raises(ValueError, match=rf"^{name} cannot be built from its arguments \(.*Error: .*\): change them"):
+        fit(tmp_path, 1, **{name: parts[name]})
+
+
+def test_a_negative_rate_of_torchs_scheduler_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^lr_scheduler gives the learning rate -0\.09 at epoch 1: "):
+        fit(tmp_path, 2, lr_scheduler=partial(ExponentialLR, gamma=-0.9))
 
 
 def test_options_that_change_the_step_are_refused(tmp_path):
@@ -141,6 +161,36 @@ def test_what_is_read_of_a_section_is_checked(good, section, tmp_path):
 def test_a_loaders_position_is_checked(junk):
     with pytest.raises(ValueError, match="the checkpoint is broken: its loader's state is"):
         position_of(junk)
+
+
+@pytest.mark.parametrize("batches", [4, 10**9])
+def test_a_position_beyond_the_epoch_is_refused_before_training(batches, tmp_path):
+    def run(**kwargs):
+        save = SaveAfter(1, tmp_path / "x.ckpt")
+        data = TinyData()
+        trainer(tmp_path, max_epochs=1, callbacks=[save]).fit(build(Natural), data, weights_only=True, **kwargs)
+
+    run()
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    (state,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    state["batches"] = batches
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=f"written after {batches} batches of an epoch, which has 3 here: resume with"):
+        run(ckpt_path=tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    "loaders", [[{}], [{"epoch": 0}], [{"epoch": 0, "batches": -1}], [{}, {}], [3], {}, None], ids=str
+)
+def test_what_a_checkpoint_holds_of_loaders_is_checked_before_training(loaders, tmp_path):
+    trainer(tmp_path, max_epochs=1, callbacks=[SaveAfter(1, tmp_path / "x.ckpt")]).fit(build(Natural), TinyData())
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert len(checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]) == 1
+    checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = loaders
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"^the checkpoint is broken: .*loader.*; use an earlier one") as told:
+        fit(tmp_path, 2, tmp_path / "x.ckpt", data=TinyData())
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("junk", [None, 5, "abc", [], {}, {"selection": 5}, {"selection": {"indices": "abc"}}])

@@ -45,7 +45,8 @@ from lit_robust.schedules import (
 )
 from tests.front_door import refusal, tiny
 from tests.methods import build
-from tests.tiny import CLASSES, TinyNet, images, indexed, loader, trainer
+from tests.test_resume import TinyData
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, indexed, loader, trainer
 
 
 class Returns(TinyNet):
@@ -387,9 +388,21 @@ def test_a_net_with_wrapped_parts_has_plain_names_in_checkpoints(when, tmp_path)
     assert checkpoint["extra_averages"]["fast"].keys() == plain.net.state_dict().keys()
     x = images(4).x
     right = load_net(tmp_path / "a.ckpt", net=TinyNet())(x)
-    for net in (compiled_within(TinyNet()), torch.compile(TinyNet(), backend="eager")):
+    parallel = TinyNet()
+    parallel.body = nn.DataParallel(torch.compile(parallel.body, backend="eager"))
+    for net in (
+        compiled_within(TinyNet()),
+        torch.compile(TinyNet(), backend="eager"),
+        parallel,
+        nn.DataParallel(TinyNet()),
+        nn.DataParallel(compiled_within(TinyNet())),
+    ):
         torch.testing.assert_close(load_net(tmp_path / "a.ckpt", net=net)(x), right)
+        nn.init.zeros_(next(net.parameters()))
         torch.testing.assert_close(load_weights(net, tmp_path / "a.ckpt").eval()(x), right)
+    torch.save(parallel.state_dict(), tmp_path / "parallel.pth")
+    nn.init.zeros_(next(parallel.parameters()))
+    torch.testing.assert_close(load_weights(parallel, tmp_path / "parallel.pth")(x), right)
     for name in ("state_dict", "current_model_state"):
         checkpoint[name] = {key.replace("body.", "body._orig_mod."): one for key, one in checkpoint[name].items()}
     averages = checkpoint["extra_averages"]
@@ -480,6 +493,33 @@ def test_a_group_that_is_added_in_mid_training_is_trained_and_resumed(arguments,
     run.fit(module, loader(images(8)), loader(images(8)), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert len(run.optimizers[0].param_groups) == 2
     assert not torch.equal(before, module.net.body[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")  # BatchNorm, with train_bn
+@pytest.mark.parametrize("batches", [4, 6, 7])
+@pytest.mark.parametrize("train_bn", [False, True])
+def test_a_training_that_has_unfrozen_weights_equals_its_resumed_one(train_bn, batches, tmp_path):
+    class UnfreezeAll(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net.body, train_bn=train_bn)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net.body, optimizer, lr=0.01, train_bn=train_bn)
+
+    def run(*callbacks, **kwargs):
+        torch.manual_seed(0)
+        module = build(Natural, optimizer=lambda weights: torch.optim.SGD(filter(trains, weights), 0.1, momentum=0.9))
+        fitted = trainer(tmp_path, max_epochs=3, callbacks=[UnfreezeAll(), *callbacks])
+        fitted.fit(module, datamodule=TinyData(), weights_only=True, **kwargs)
+        return module.state_dict()
+
+    whole = run(SaveAfter(batches, tmp_path / "a.ckpt"))
+    assert_equal(run(ckpt_path=tmp_path / "a.ckpt"), whole)
+
+
+def trains(weight):
+    return weight.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch import Callback
 
 from lit_robust import callbacks
+from lit_robust.batch import Batch
 from lit_robust.callbacks import CatastrophicOverfittingMonitor, EMAWeights
-from lit_robust.defenses import PGDAT
+from lit_robust.defenses import PGDAT, CustomizedAT
 from tests.methods import METHODS, build
 from tests.stranger import DigitClassifier
 from tests.test_callback_contracts import CASES, HERE, Case, FewDigits
 from tests.test_resume import TinyData, differences
-from tests.tiny import images, loader, trainer
+from tests.tiny import SaveAfter, images, loader, trainer
 
 JUNK: dict[str, Any] = {
     "null": None,
@@ -181,6 +182,92 @@ def test_averages_are_checked_before_any_is_restored(part, tmp_path):
         callback.on_load_checkpoint(run, module, checkpoint)
     assert "\n" not in str(told.value)
     assert differences([module.state_dict(), callback._average.state_dict(), callback._updates], before) == []
+
+
+UNFIT_BATCHES = {
+    "another number of channels": images(9)._replace(x=torch.zeros(9, 2, 8, 8)),
+    "another size": images(9)._replace(x=torch.zeros(9, 3, 4, 4)),
+    "classes that the net has not": None,
+}
+
+
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # a stranger's loader
+@pytest.mark.parametrize("stranger", [False, True])
+@pytest.mark.parametrize("name", UNFIT_BATCHES)
+def test_kept_batches_are_those_of_the_training(name, stranger, tmp_path):
+    make = DigitClassifier if stranger else lambda: build(PGDAT)
+    data = (lambda: FewDigits(batch_size=32)) if stranger else TinyData
+    rule = CASES["a monitor"].callbacks(None)[0].rule
+
+    def fit(**kwargs):
+        monitor = CatastrophicOverfittingMonitor(rule, images=9, **(HERE if stranger else {}))
+        run = trainer(tmp_path, max_epochs=1, callbacks=[monitor, SaveAfter(1, tmp_path / "a.ckpt")])
+        run.fit(make(), datamodule=data(), weights_only=True, **kwargs)
+
+    fit()
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    (key,) = checkpoint["callbacks"]
+    assert checkpoint["callbacks"][key]["batches"]
+    fit(ckpt_path=tmp_path / "a.ckpt")
+    kept = Batch(*checkpoint["callbacks"][key]["batches"][0])
+    bad = UNFIT_BATCHES[name] or kept._replace(y=torch.full_like(kept.y, 99))
+    checkpoint["callbacks"][key]["batches"] = [tuple(bad)]
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"^the checkpoint is broken: callbacks\[.*\]\.batches is a Tensor") as told:
+        fit(ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
+
+
+UNFIT = {
+    "more steps than the attack has": ("CurriculumAT", {"k": 3}, "k=3, but attack.steps=2"),
+    "steps without end": ("CurriculumAT", {"k": 10**12}, "k=1e\\+12, but attack.steps=2"),
+    "a time without a value": ("NuAT-H", {"times": [0.1, 0.2], "values": [1.0]}, r"memory\.values\.times is a list"),
+    "a value without a time": ("NuAT-H", {"times": [], "values": [1.0]}, r"memory\.values\.times is a list"),
+    "times that run back": ("NuAT-H", {"times": [0.2, 0.1], "values": [1.0, 1.0]}, r"times in order"),
+}
+
+
+@pytest.mark.parametrize("entries", UNFIT)
+def test_values_that_do_not_belong_together_are_refused_before_training(entries, tmp_path):
+    name, values, says = UNFIT[entries]
+    method = METHODS[name]
+
+    def fit(epochs, **kwargs):
+        run = trainer(tmp_path, max_epochs=epochs)
+        run.fit(build(method.cls, **method.arguments), datamodule=TinyData(), weights_only=True, **kwargs)
+        return run
+
+    fit(1).save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint["lit_robust"]["memory"]["values"] |= values
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=says) as told:
+        fit(2, ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
+
+
+def test_tensors_of_ranks_that_do_not_belong_together_are_refused():
+    module = build(CustomizedAT)
+    whole = {"numbers": torch.zeros(3), "changed": torch.zeros(3, dtype=torch.bool)}
+    for broken in ({"numbers": torch.zeros(3)}, whole | {"numbers": torch.zeros(4)}):
+        with pytest.raises(
+            ValueError, match=r"memory\.tensors of 2 ranks do not belong together .* use an earlier one"
+        ):
+            module.memory.load_state_dict({"tensors": [whole, broken]}, 0)
+
+
+def test_tables_of_different_lengths_are_made_equal(tmp_path):
+    method = METHODS["CustomizedAT"]
+    module, run = build(method.cls, **method.arguments), trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=TinyData())
+    checkpoint = tmp_path / "a.ckpt"
+    run.save_checkpoint(checkpoint)
+    bad = torch.load(checkpoint, weights_only=True)
+    bad["lit_robust"]["memory"]["tensors"] = [{"numbers": torch.zeros(500)}]
+    torch.save(bad, checkpoint)
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=TinyData(), ckpt_path=checkpoint, weights_only=True)
+    assert {len(table) for table in module.memory.tensors.values()} == {500}
 
 
 @pytest.mark.parametrize("name", METHODS)

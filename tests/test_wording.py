@@ -1020,6 +1020,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "test_attacks a and b are the same attack: drop one, or change it.",
     ),
     (
+        lambda: build(Natural, test_attacks={1: PGD(0.1), "1": PGD(0.2)}),
+        'test_attacks names an attack "1", which is empty or another row\'s name: rename it.',
+    ),
+    (
         lambda: fit(build(Natural, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)),
         'mode="min" of the scheduler lowers the rate while val/acc/robust gets better: set mode="max".',
     ),

@@ -62,7 +62,7 @@ class Adapter:
         self._unpack = False
         self._unchecked_in_training = True
         #: The number of classes, if the labels are classes.
-        self._classes: int | None = None
+        self.classes: int | None = None
         self._range: Tensor | None = None
 
     def pixels(self, batch: Any) -> Tensor:
@@ -99,7 +99,7 @@ class Adapter:
 
     def within_classes(self, y: Tensor) -> Tensor:
         """The labels with those that ``tell`` will refuse replaced, so that no kernel fails before."""
-        return y if self._classes is None else y.clamp(0, self._classes - 1)
+        return y if self.classes is None else y.clamp(0, self.classes - 1)
 
     def users_net(self, module: LightningModule) -> nn.Module:
         """The net as the user wrote it, which holds the weights."""
@@ -150,7 +150,7 @@ class Adapter:
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
             remedy = "give the net an output for each class, and classes numbers from 0 on"
             check_classes(y, classes, f"the net returns {classes} logits per image: {remedy}")
-            self._classes = classes
+            self.classes = classes
 
     @torch.no_grad()
     def watch(self, batch: Any) -> None:
@@ -158,7 +158,7 @@ class Adapter:
         x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
         mean, std = self._statistics(x)
         low, high = torch.aminmax(x * std + mean)
-        first, last = torch.aminmax(y) if y is not None and self._classes else (torch.zeros_like(low),) * 2
+        first, last = torch.aminmax(y) if y is not None and self.classes else (torch.zeros_like(low),) * 2
         reached = torch.stack([-low, high, -first.to(low.dtype), last.to(low.dtype)]).float()
         self._range = reached if self._range is None else torch.maximum(self._range, reached)
 
@@ -170,7 +170,7 @@ class Adapter:
         """
         if self._range is not None:
             reached, self._range = self._range.nan_to_num(nan=torch.inf).tolist(), None
-            require.later_batches(reached, self._classes)
+            require.later_batches(reached, self.classes)
 
     def _check_pixels(self, x: Tensor) -> None:
         require.floating(x, f"x={self.x!r} finds images")

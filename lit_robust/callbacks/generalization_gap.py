@@ -12,7 +12,7 @@ from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
-from lit_robust.callbacks.needs import check_net
+from lit_robust.callbacks.needs import check_alone, check_net
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import CLEAN, Survivors, surviving
 from lit_robust.measures.attack_checks import tell_of_short_steps
@@ -58,7 +58,8 @@ class GeneralizationGap(Callback):
 
     Raises:
         TypeError: If there is no attack or no net, or the data have no ``plain_train_dataloader``.
-        ValueError: If ``images`` is below 1, or pixels, labels or net do not fit in the first batch.
+        ValueError: If ``images`` is below 1, there is a second one, or pixels, labels or net do not fit in the first
+            batch.
     """
 
     logged_keys = ("val/acc/robust_train", "val/gap/robust")
@@ -85,6 +86,8 @@ class GeneralizationGap(Callback):
         """Check that there is something to compare."""
         if stage != "fit":
             return
+        why = "two GeneralizationGap callbacks would log the same rows: keep one."
+        check_alone(trainer, self, GeneralizationGap, why)
         # By name: from Python 3.12 on, isinstance with a Protocol does not see sub-modules such as nets.
         defense = all(hasattr(pl_module, name) for name in ("net", "val_attacks", "survivors"))
         if self.attack is None and not defense:

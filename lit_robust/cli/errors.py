@@ -41,10 +41,18 @@ _REMEDIES = {
     r"No supported gpu backend found": "choose the CPU, by -c configs/trainer/cpu.yaml or --trainer.accelerator cpu",
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
+    r"Found more than one stateful callback of type `ModelCheckpoint`": (
+        "a checkpoint tells their states apart by monitor, mode, every_n_epochs, every_n_train_steps and "
+        "train_time_interval; change one of these, or keep one with save_top_k or save_last"
+    ),
+    r"Found more than one stateful callback of type `EarlyStopping`": (
+        "a checkpoint tells their states apart by monitor and mode; change one of these, or keep the stricter one"
+    ),
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
     r"`Trainer\(barebones=True, .*\)` was passed": "leave barebones out, or set this to false (log_every_n_steps to 0)",
     r"argument \S+: expected one argument": "give each option a value, after = if that begins with a minus",
     r"Invalid momentum value: .*": "the momentum of model.optimizer must be 0 or above",
+    r"Invalid (\w+ values?|beta parameter at index \d): .*": "change this argument of model.optimizer",
     r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"\[Errno (28|30|122)\] .*": "free some space or choose a folder that can be written to",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import Namespace
 
 from lit_robust.cli.classes import find_class
-from lit_robust.cli.plain_yaml import parse
+from lit_robust.cli.plain_yaml import NotPlainError, parse
 
 #: What may stand beside a ``class_path``.
 BESIDE = ("init_args", "dict_kwargs")
@@ -60,7 +60,7 @@ def check_places(tree: Any, where: str = "") -> None:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Apply ``check_places`` to the values of flags, and refuse a flag of a whole section that gives nothing.
+    """Apply ``check_places`` to the values of flags, and refuse a flag of a whole section or a file that gives nothing.
 
     Raises:
         ValueError: At the first one.
@@ -70,12 +70,17 @@ def check_flags(words: Sequence[str]) -> None:
         value = value if is_given else following
         if not option.startswith("--") or value.startswith("--"):
             continue
+        if option == "--ckpt_path" and not value.strip():  # as of a shell's variable that is not set
+            raise ValueError("--ckpt_path is empty: name a file, a folder, best or last, or leave it out.")
         if (where := option[2:].replace(".init_args", "")) in SECTIONS:
             check_section(where, value)
         tree = None
         if value.startswith(("[", "{")):
-            with suppress(ValueError):  # what is no YAML may be a text, and is the parser's to report
+            try:
                 tree = parse(value, option)
+            except ValueError as error:  # what is no YAML may be a text, and is the parser's to report
+                if isinstance(error.__cause__, NotPlainError):
+                    raise
         check_places(tree, where.rstrip("+"))
 
 
@@ -98,7 +103,7 @@ def _check_item(one: Any, where: str, is_part: bool) -> None:
 
 
 def check_nulls(config: Any, where: str = "") -> None:
-    """Refuse null for an argument of ours that must have a value; jsonargparse (4.53) takes it for any argument.
+    """Refuse null for an argument that must have a value; jsonargparse (4.53) takes it for any argument.
 
     Args:
         config: The parsed configuration, or the part of it that stands at ``where``.
@@ -128,16 +133,23 @@ def _arguments(config: Namespace) -> dict[str, Any]:
     return vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
+#: Packages whose annotations say where null may stand.
+_ANNOTATED = ("lit_robust.", "torch.optim.", "lightning.pytorch.")
+
+
 def _needed(part: Any, name: str) -> str | None:
-    """The default of an argument of ours if it must not be null, as text; else None."""
+    """The default of an argument if it must not be null, as text; else None."""
     makers = [vars(cls).get("__init__") for cls in part.__mro__] if isclass(part) else []
     for maker in makers:
         parameter = signature(maker).parameters.get(name) if callable(maker) else None
         if parameter is None:
             continue
-        if not str(maker.__module__).startswith("lit_robust.") or parameter.default in (None, Parameter.empty):
+        if not str(maker.__module__).startswith(_ANNOTATED) or parameter.default in (None, Parameter.empty):
             return None
-        hint = get_type_hints(maker).get(name, parameter.annotation)
-        allows = hint is Any or hint is NoneType or NoneType in get_args(hint)
-        return None if allows else str(parameter).partition(" = ")[2] or str(parameter.default)
+        hint = parameter.annotation
+        with suppress(NameError):  # some of torch's name what is imported for type checkers only
+            hint = get_type_hints(maker).get(name, hint)
+        allows = hint in (Any, NoneType) or NoneType in get_args(hint) or (isinstance(hint, str) and "None" in hint)
+        shown = str(parameter).partition(" = ")[2] or str(parameter.default)
+        return None if allows else shown.replace("None", "null")
     return None

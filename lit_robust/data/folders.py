@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import suggested_max_num_workers
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -19,6 +20,9 @@ from lit_robust.data.image_files import Findings, class_folders, decode
 from lit_robust.data.loaders import EpochLoader, Samples, ignore_interrupts
 from lit_robust.data.splits import Split, in_turns
 from lit_robust.seeds import derive_seed
+
+#: Random crops to 8 % of the area leave less than 9 x 9 pixels of smaller images.
+SMALL = 32
 
 #: A request to a worker: the image's position, its weight, and the seed of its augmentation.
 Request = tuple[int, float, int]
@@ -169,6 +173,12 @@ class FolderDataModule(ImageDataModule):
         require.integer("image_size", image_size, least=1)
         if num_workers is not None:
             require.integer("num_workers", num_workers, least=0)
+        if augment and image_size < SMALL:
+            side = round(image_size * 0.08**0.5)
+            rank_zero_info(
+                f"augment=True crops images at random to as little as 8 % of their area, of which "
+                f"image_size={image_size} leaves {side} x {side} pixels: set augment to false, unless that is meant."
+            )
         self.image_size = image_size
         self.num_workers = min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers
         self._workers: dict[tuple[bool, bool, bool], Workers] = {}

@@ -123,6 +123,11 @@ class EpochLoader(ABC):
         # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,
         # and again before it sets the epoch.
         self._done, self._resume_at = self._resume_at, 0
+        if self._done > len(self):
+            raise ValueError(
+                f"the checkpoint was written after {self._done} batches of an epoch, which has {len(self)} here: "
+                "resume with the data, batch_size and ranks of its training, or use another checkpoint."
+            )
         for batch in self._batches(self._share(), range(self._done, len(self))):
             self._done += 1
             yield batch

@@ -1,7 +1,8 @@
 """Curriculum adversarial training: the attack gets more steps as the net learns to withstand it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class CurriculumAT(Defense):
         self.patience = patience
         # The training accuracy of the last epoch; the best validation accuracy at this k, and the validations since.
         kinds = dict.fromkeys(("right", "last_right"), (torch.float32, (2,)))  # the sum over images and their weight
-        self.memory.declare(shared_out, kinds, k=0, learned=0.0, best=-1.0, stale=0)
+        self.memory.declare(shared_out, kinds, self.check_k, k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.survivors["val"] = Survivors(rows_of(self.val_attacks))
@@ -98,6 +99,18 @@ class CurriculumAT(Defense):
     @k.setter
     def k(self, k: float) -> None:
         self.memory.values["k"] = k
+
+    def check_k(self, values: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint's k that the attack cannot have.
+
+        Raises:
+            ValueError: If it is above the attack's steps.
+        """
+        if values["k"] > self.attack.steps:
+            raise ValueError(
+                f"the checkpoint has reached k={values['k']:g}, but attack.steps={self.attack.steps}: give the attack "
+                "as many steps as its training had, or use an earlier one."
+            )
 
     def check_numbers(self) -> None:
         """Refuse a k that is negative or above the attack's steps."""

@@ -68,7 +68,7 @@ class CleanLossDrop(Detector):
         """The moving average."""
         if not times:
             return value
-        keep = math.exp((times[-1] - time) / self.smoothing)
+        keep = math.exp(min(times[-1] - time, 0.0) / self.smoothing)  # a broken checkpoint's may be later
         return keep * values[-1] + (1 - keep) * value
 
     def fires(self, times: list[float], values: list[float]) -> bool:

@@ -13,7 +13,7 @@ from lit_robust.defenses.hybrid import MEMORY, Trigger
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.torch_internals import is_compiled
-from lit_robust.training.alerts import SUMS
+from lit_robust.training.alerts import SUMS, check_measurements
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.memory import shared_out
 
@@ -57,7 +57,7 @@ class NuAT(GAT):
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.two_step = two_step
         if two_step is not None:
-            self.memory.declare(shared_out, SUMS, **MEMORY)
+            self.memory.declare(shared_out, SUMS, check_measurements, **MEMORY)
             self.counted = (*self.counted, "two_step")
 
     def adversary(self) -> PGD:

@@ -10,7 +10,9 @@ rules that a checkpoint names, and ``training`` does not import ``defenses``.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.attacks import PGD
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_states import broken
 from lit_robust.training.memory import Memory
 
 #: Times and values of a detector's measurements, as far back as it compares; the alert's end; the cost of second steps
@@ -26,6 +29,17 @@ from lit_robust.training.memory import Memory
 MEMORY: dict[str, Any] = {
     "times": [], "values": [], "until": 0.0, "spent": 0.0, "triggers": 0, "batches": 0, "alert": None,
 }  # fmt: skip
+
+
+def check_measurements(values: Mapping[str, Any]) -> None:
+    """Refuse times and values of a checkpoint that are not those of measurements.
+
+    Raises:
+        ValueError: If they differ in number, or the times do not increase.
+    """
+    times, found = values["times"], values["values"]
+    if len(times) != len(found) or any(later < earlier for earlier, later in pairwise(times)):
+        raise broken("memory.values.times", times, f"times in order, one for each of the {len(found)} values")
 
 
 #: The sum of the clean cross-entropy and of the weights: of the last batch, and since the last measurement.
@@ -137,8 +151,8 @@ class Detector(Trigger):
             times, values = memory["times"], memory["values"]
             values.append(self.smoothed(times, values, time, value))
             times.append(time)
-            while len(times) > 1 and times[1] <= time - self.window:
-                del times[0], values[0]
+            older = sum(1 for earlier in times[1:] if earlier <= time - self.window)
+            del times[:older], values[:older]
             if self.fires(times, values):
                 memory["triggers"] += time >= memory["until"]
                 memory["until"] = time + self.duration

@@ -14,7 +14,8 @@ from lit_robust.checkpoint_states import broken, missing
 from lit_robust.lightning_internals import loops_to_restore
 from lit_robust.nets.rebuild import check_fit
 from lit_robust.torch_internals import plain_names
-from lit_robust.training.memory import Memory, of_older_versions
+from lit_robust.training.memory import Memory, of_older_versions, shared_out
+from lit_robust.training.ranks import world_size
 
 
 def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) -> None:
@@ -117,6 +118,26 @@ def name_plainly(checkpoint: dict[str, Any]) -> None:
         for name, weights in sections.items():
             if isinstance(weights, dict) and (sections is averages or name in ("state_dict", "current_model_state")):
                 sections[name] = plain_names(weights)
+
+
+def sums_so_far(saved: Mapping[str, Any], rank: int, trainer: Any) -> dict[str, Tensor]:
+    """This rank's sums of the metrics in an epoch that a checkpoint interrupts; shares of another number of ranks'.
+
+    Args:
+        saved: Our section of the checkpoint.
+        rank: The rank of this process.
+        trainer: Whether it resumes a training, which is told if the ranks are others.
+    """
+    ranks: Any = saved.get("metrics", saved.get("tally", []))  # the key of older versions
+    if len(ranks) == world_size():
+        return dict(ranks[rank])
+    if any(ranks) and trainer.state.fn == "fit":
+        rank_zero_warn(
+            f"the checkpoint was written within an epoch by {len(ranks)} ranks, and this training has {world_size()}: "
+            "the rest of this epoch has other batches, in which some of its images come twice or not at all; resume "
+            f"on {len(ranks)} ranks to go on exactly."
+        )
+    return shared_out(ranks)
 
 
 def fingerprint_of(trainer: Any) -> dict[str, Any]:

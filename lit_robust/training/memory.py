@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_robust.checkpoint_sections import are_tensors
-from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, check_entries, check_tensor, is_finite
+from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, broken_as, check_entries, check_tensor, is_finite
 from lit_robust.training.ranks import gather_over_ranks, world_size
 
 #: The tensors of one rank by name.
@@ -34,11 +34,13 @@ class Memory:
         self._initial: dict[str, Any] = {}
         self._merge: Callable[[Sequence[Tensors]], Tensors] | None = None
         self._kinds: dict[str, Kind] = {}
+        self._check: Callable[[Mapping[str, Any]], None] | None = None
 
     def declare(
         self,
         merge: Callable[[Sequence[Tensors]], Tensors] | None = None,
         kinds: Mapping[str, Kind] | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
         **initial: Any,
     ) -> None:
         """Declare the values that a fit begins with.
@@ -47,10 +49,12 @@ class Memory:
             merge: Makes one rank's tensors from those of all saved ranks, for a run that is resumed on another number
                 of ranks. Without it they are forgotten then, with a warning.
             kinds: Those of the tensors by name.
+            check: Refuses values that a checkpoint holds and this method cannot use; called with all of them.
             **initial: The initial values by name.
         """
         self._merge = merge or self._merge
         self._kinds |= kinds or {}
+        self._check = check or self._check
         self._initial |= initial
         self.values |= deepcopy(initial)
 
@@ -89,27 +93,33 @@ class Memory:
             if not is_right(value):
                 raise broken(f"memory.values.{name}", value, needed)
 
-    def load_state_dict(self, state: Mapping[str, Any], rank: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], rank: int, resumes: bool = True) -> None:
         """Restore what a checkpoint holds.
+
+        Args:
+            state: What it holds.
+            rank: The rank of this process.
+            resumes: Whether a training goes on with it, for which other ranks than the checkpoint's matter.
 
         Raises:
             ValueError: If it cannot be used; then nothing is restored.
         """
         self.check(state)
+        values = {name: value for name, value in state.get("values", {}).items() if name in self.values}
+        if self._check is not None:
+            self._check(self.values | values)
         ranks: Sequence[Tensors] = state.get("tensors", [])
         if len(ranks) == world_size():
             self.tensors = dict(ranks[rank])
         elif self._merge is not None and all(ranks):
-            self.tensors = self._merge(ranks) if ranks else {}
-        elif any(ranks):
+            self.tensors = _merged(self._merge, ranks) if ranks else {}
+        elif any(ranks) and resumes:
             names = sorted({name for tensors in ranks for name in tensors})
             rank_zero_warn(
                 f"the checkpoint holds {', '.join(names)} of {len(ranks)} ranks, and this training has {world_size()}: "
                 f"they start anew; resume on {len(ranks)} ranks to go on exactly."
             )
-        self.values |= {
-            name: value for name, value in deepcopy(dict(state.get("values", {}))).items() if name in self.values
-        }
+        self.values |= deepcopy(values)
 
 
 _TENSORS: Rule = (are_tensors, "tensors by name for each rank")
@@ -126,6 +136,24 @@ def _like(begins: Any) -> Rule:
     if begins < 0 or not math.isfinite(begins):
         return (lambda value: is_finite(value) or (isinstance(value, float) and value == begins), "a finite number")
     return (lambda value: is_finite(value) and value >= 0, "a finite number, at least 0")
+
+
+def _merged(merge: Callable[[Sequence[Tensors]], Tensors], ranks: Sequence[Tensors]) -> Tensors:
+    """The merged tensors of a checkpoint, which may lack some or hold them in different sizes.
+
+    Raises:
+        ValueError: If they cannot be merged.
+    """
+    try:
+        return merge(ranks)
+    except (LookupError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:100]
+        raise broken_as(f"memory.tensors of {len(ranks)} ranks do not belong together ({what})") from error
+
+
+def of_any_rank(ranks: Sequence[Tensors]) -> Tensors:
+    """The first rank's tensors, for those that are equal on all ranks."""
+    return dict(ranks[0])
 
 
 def shared_out(ranks: Sequence[Tensors]) -> Tensors:

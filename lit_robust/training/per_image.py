@@ -70,7 +70,8 @@ class PerImage(Defense):
 
     def make_room(self) -> None:
         """Extend the table to all images of the training loader."""
-        n, tensors = images_in(self.trainer.train_dataloader), self.memory.tensors
+        tensors = self.memory.tensors
+        n = max(images_in(self.trainer.train_dataloader), *map(len, tensors.values()), 0)
         for name, dtype in (("numbers", torch.float32), ("changed", torch.bool)):
             known = tensors.get(name, torch.zeros(0, dtype=dtype, device=self.device))
             tensors[name] = torch.cat([known, known.new_zeros(max(n - len(known), 0))])

@@ -1,11 +1,13 @@
 """Learning rate and momentum over time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
@@ -65,7 +67,10 @@ class LearningRate:
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
         self.optimizer = require.instance(
-            "what optimizer builds", self.make_optimizer(params), torch.optim.Optimizer, "return a torch optimizer"
+            "what optimizer builds",
+            _built("optimizer", self.make_optimizer, params),
+            torch.optim.Optimizer,
+            "return a torch optimizer",
         )
         check_steps(self.optimizer)
         # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
@@ -84,7 +89,7 @@ class LearningRate:
             return {"optimizer": self.optimizer}
         self.torch_scheduler = require.instance(
             "what lr_scheduler builds",
-            self.scheduler(self.optimizer),
+            _built("lr_scheduler", self.scheduler, self.optimizer),
             (LRScheduler, ReduceLROnPlateau),
             "return a torch scheduler",
         )
@@ -112,11 +117,22 @@ class LearningRate:
         """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def insist(self) -> None:
+    def insist(self, net: nn.Module) -> None:
         """Put the user's settings over a checkpoint's; under a torch scheduler only weight decay.
 
-        A torch scheduler may have changed the others.
+        A torch scheduler may have changed the others. Weights that the checkpoint's training had added to the optimizer
+        are unfrozen: Lightning's BaseFinetuning freezes them again in a resumed training, and adds them only once.
         """
+        if self.resumed is not None:
+            groups = self.optimizer.param_groups[len(self.settings) :]
+            added = {id(weight) for group in groups for weight in group["params"]}
+            parts = [part for part in net.modules() if added & set(map(id, part.parameters(recurse=False)))]
+            for siblings in ([*part.children()] for part in net.modules()):
+                if any(
+                    one in parts for one in siblings
+                ):  # BatchNorm is unfrozen beside a layer, if perhaps not trained
+                    parts += [one for one in siblings if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+            BaseFinetuning.make_trainable(parts)
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
             group.update(settings if self.torch_scheduler is None else decay)
@@ -127,11 +143,11 @@ class LearningRate:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
-                if group["lr"] < 0:
-                    raise ValueError(
-                        f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values "
-                        "be 0 or above."
-                    )
+            if group["lr"] < 0:
+                raise ValueError(
+                    f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values be 0 "
+                    "or above."
+                )
             if self.momentum is not None and "betas" in group:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:
@@ -167,6 +183,20 @@ class LearningRate:
             _step(self.torch_scheduler, metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
             _step(self.torch_scheduler)
+
+
+def _built(name: str, make: Callable[..., Any], argument: Any) -> Any:
+    """Build an optimizer or a scheduler, which may not have checked its arguments.
+
+    Raises:
+        ValueError: If it fails on one, as ``SGD(lr=None)``.
+    """
+    try:
+        return make(argument)
+    except (TypeError, ArithmeticError, LookupError) as error:
+        raise ValueError(
+            f"{name} cannot be built from its arguments ({type(error).__name__}: {error}): change them."
+        ) from error
 
 
 def _step(scheduler: Any, *metric: Any) -> None:

@@ -27,6 +27,7 @@ from lit_robust.training.checkpoint_checks import (
     check_weights_fit,
     fingerprint_of,
     name_plainly,
+    sums_so_far,
     warn_of_averages,
     warn_of_other_data,
 )
@@ -35,7 +36,7 @@ from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
-from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
+from lit_robust.training.ranks import average_buffers, gather_over_ranks
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.rebuild_method import check_reading, load_method
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
@@ -101,8 +102,7 @@ class Trained(Metered):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self.batch_idx = None, 0
-            self._trained_on, self.epoch_means, self._unlogged = {}, {}, {}
+            self.rate.resumed, self.batch_idx, self._trained_on, self.epoch_means, self._unlogged = None, 0, {}, {}, {}
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
@@ -125,7 +125,7 @@ class Trained(Metered):
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
-        self.rate.insist()
+        self.rate.insist(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
         log_late(self, self._unlogged)
@@ -219,9 +219,9 @@ class Trained(Metered):
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_robust", {})
-        sums = saved.get("metrics", saved.get("tally", []))  # the key of older versions
-        self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
-        self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
+        self.metrics.sums = sums_so_far(saved, self.global_rank, self.trainer)
+        if (fn := self.trainer.state.fn) in ("fit", "validate"):  # a test needs none of it
+            self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank, fn == "fit")
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resume(checkpoint)
