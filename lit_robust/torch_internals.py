@@ -60,7 +60,7 @@ def names_within(net: nn.Module) -> dict[str, str]:
     wrapped = [
         (f"{name}.".lstrip("."), inner)
         for name, module in net.named_modules(remove_duplicate=False)
-        if isinstance(module, _WRAPPERS)
+        if _is_wrapper(module)
         for inner, _ in module.named_children()
     ]
     names = {}

@@ -310,7 +310,7 @@ def attacks_in_eval_mode(name):
     return module.attack_bn_mode == "eval" and module.adversarial
 
 
-@pytest.mark.parametrize("name", filter(attacks_in_eval_mode, METHODS))
+@pytest.mark.parametrize("name", [*filter(attacks_in_eval_mode, METHODS)])
 def test_a_method_that_attacks_in_eval_mode_meets_no_batch_norm(name, tmp_path, monkeypatch):
     """Except GAT and NuAT, whose clean logits are in train mode by the authors' code."""
     method = METHODS[name]
