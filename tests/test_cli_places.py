@@ -60,7 +60,7 @@ def test_arguments_beside_a_class_path_name_its_class(text, capsys):
         (["--trainer.callbacks+={class_path: EMAWeights, decay: 0.9}"], "EMAWeights"),
     ],
 )
-def test_so_do_those_in_a_flag(flags, owner, capsys):
+def test_arguments_beside_a_class_path_in_a_flag_name_its_class(flags, owner, capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), *flags)
     assert re.search(rf"the arguments of (\w+\.)*{owner} belong below init_args", says)
 
@@ -149,7 +149,7 @@ def test_the_short_name_of_a_plateau_scheduler_is_lightnings():
     assert saved["model"]["init_args"]["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"
 
 
-def test_it_needs_its_monitor(capsys):
+def test_a_plateau_scheduler_needs_its_monitor(capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), "--model.lr_scheduler", "ReduceLROnPlateau")
     assert says == "model.lr_scheduler: this needs monitor below init_args."
 

@@ -753,7 +753,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: fit(User(), DelayedStart(at_epoch=1)),
         "DelayedStart switches module.adversarial, which User lacks: let it train naturally while that is false, "
-        "or list AdversarialTraining, which lends it, before DelayedStart.",
+        "or list AdversarialTraining, which sets it, before DelayedStart.",
     ),
     (
         lambda: fit(Driven(), DelayedStart()),
@@ -1038,7 +1038,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: weights(3),
-        "weights.pt holds no state_dict, which names a tensor each: save net.state_dict() alone.",
+        "weights.pt holds no state_dict (a mapping of names to tensors): save net.state_dict() alone.",
     ),
     (
         lambda: weights(TinyNet()),
