@@ -98,7 +98,7 @@ class Adapter:
         return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
 
     def within_classes(self, y: Tensor) -> Tensor:
-        """The labels with those that ``tell`` will refuse replaced, so that no kernel fails before."""
+        """The labels with those that ``check_range`` will refuse replaced, so that no kernel fails before."""
         return y if self._classes is None else y.clamp(0, self._classes - 1)
 
     def users_net(self, module: LightningModule) -> nn.Module:
@@ -112,7 +112,7 @@ class Adapter:
             ValueError: If its labels are no classes, or a pixel or label is out of range.
         """
         self.watch(batch)
-        self.tell()
+        self.check_range()
         x, y = self.pixels(batch), self.labels(batch)
         if y is None or y.ndim != 1 or y.is_floating_point():
             found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
@@ -154,7 +154,7 @@ class Adapter:
 
     @torch.no_grad()
     def watch(self, batch: Any) -> None:
-        """Add a batch to the range of pixels and labels since the last ``tell``, without waiting for the device."""
+        """Add a batch to the range since the last ``check_range``, without waiting for the device."""
         x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
         mean, std = self._statistics(x)
         low, high = torch.aminmax(x * std + mean)
@@ -162,7 +162,7 @@ class Adapter:
         reached = torch.stack([-low, high, -first.to(low.dtype), last.to(low.dtype)]).float()
         self._range = reached if self._range is None else torch.maximum(self._range, reached)
 
-    def tell(self) -> None:
+    def check_range(self) -> None:
         """Refuse what ``watch`` has seen since the last call.
 
         Raises:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.training.ranks import max_over_ranks
+from lit_robust.ranks import max_over_ranks
 
 
 class Limits:
