@@ -272,7 +272,8 @@ def test_a_class_that_lacks_methods_is_answered_by_their_names(tmp_path, monkeyp
     text = "from lightning.pytorch.loggers import Logger\n\n\nclass Half(Logger):\n    name = 'half'\n"
     Path("half_a_logger.py").write_text(text)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "half_a_logger.Half")
-    assert error == ("trainer.logger: half_a_logger.Half is abstract: implement log_hyperparams, log_metrics, version.")
+    assert error.startswith("trainer.logger: half_a_logger.Half ")
+    assert {"log_hyperparams", "log_metrics", "version"} <= set(re.findall(r"\w+", error))
 
 
 def test_a_function_that_makes_no_logger_is_not_one(tmp_path, monkeypatch, capsys):

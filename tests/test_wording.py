@@ -74,6 +74,7 @@ from lit_robust.defenses import (
 )
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
+from lit_robust.limits import Limits
 from lit_robust.measures.examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import load_weights
@@ -91,7 +92,6 @@ from lit_robust.schedules import (
 )
 from lit_robust.threats import threat
 from lit_robust.training.checkpoint_checks import warn_of_averages
-from lit_robust.training.limits import Limits
 from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
 from lit_robust.training.per_image import check_index, images_in
 from lit_robust.training.trained import check_weights_finite, check_weights_fit
