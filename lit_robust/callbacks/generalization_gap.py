@@ -48,10 +48,10 @@ class GeneralizationGap(Callback):
     Args:
         images: The number of training images, the first ones, over all ranks together.
         attack: The attack; by default the validation attack of a Defense.
-        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        x: Where a batch of either set keeps its images: an index, a key, the name of a field, or a path such as
+            ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
 
