@@ -652,7 +652,17 @@ def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_i
     args = ["test", f"--ckpt_path={tmp_path / 'end0.ckpt'}", "--model.width=2"]
     ours, theirs = (kind(Hyper, args=args, **SILENT) for kind in (Ours, Theirs))
     assert (ours.model.width, ours.asked["verbose"]) == (2, False)
+    assert ours.config_in_use().model.width == 2
     assert (theirs.model.width, theirs.asked["verbose"]) == (3, True)  # what it would be without
+
+
+def test_a_script_which_runs_no_command_has_one_configuration(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+    class Script(cli_internals.CommandLineInternals, LightningCLI):
+        pass
+
+    assert Script(Hyper, run=False, args=["--model.width=2"], **SILENT).config_in_use().model.width == 2
 
 
 def test_the_seed_of_a_run_is_where_seed_everything_leaves_it():
