@@ -12,6 +12,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 import torch
 
 from lit_robust.checkpoint_sections import PARTS, is_count
+from lit_robust.lightning_internals import LOOPS
 from lit_robust.shown import shown
 
 #: The sections of a checkpoint that are read, here or by Lightning, and what each must be.
@@ -19,7 +20,7 @@ SECTIONS: dict[str, type] = {
     "state_dict": dict,
     "lit_robust": dict,
     "hyper_parameters": dict,
-    "loops": dict,
+    LOOPS: dict,
     "callbacks": dict,
     "optimizer_states": list,
     "lr_schedulers": list,
@@ -121,7 +122,9 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
 
 
 def forget_foreign_paths(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Drop what is no checkpoint in its folder from each ModelCheckpoint's state, because it deletes what it outdates.
+    """Drop paths that are not checkpoints in its folder from each ModelCheckpoint's state.
+
+    ModelCheckpoint deletes outdated files by these paths.
 
     If the best ones that are left contradict each other, all are forgotten: new ones are saved beside them.
 

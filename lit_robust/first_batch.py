@@ -74,8 +74,8 @@ _UNCHECKED = "unchecked_in_training"
 def check_training(net: nn.Module, x: Tensor) -> None:
     """Check for probabilities in train mode, too, which ``check_first_batch`` does not see.
 
-    The first forward of the training is checked, by ``only_logits``, so the check itself runs none. Of a compiled net,
-    which that cannot interrupt, one forward of two images is run uncompiled, which moves no buffer and no random state.
+    The first forward of the training is checked, by ``only_logits``, so the check itself runs none. A compiled graph
+    cannot run this check, so two images are forwarded uncompiled, with buffers and random state unchanged.
 
     Args:
         net: The net, with ``only_logits`` as a forward hook.

@@ -12,6 +12,8 @@ from lit_robust import require
 from lit_robust.batch import class_labels
 from lit_robust.torch_internals import is_compiled
 
+BNMode = Literal["eval", "train"]
+
 _checked = ContextVar("checked", default=False)
 _smaller_batches = ContextVar("smaller_batches", default=False)
 
@@ -87,7 +89,7 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def network_mode(net: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
+def network_mode(net: nn.Module, mode: BNMode) -> Iterator[None]:
     """Put a net into a mode, and restore every sub-module's own flag afterwards."""
     flags = [(module, module.training) for module in net.modules()]
     try:

@@ -1,4 +1,4 @@
-"""Answers keyword arguments that nothing takes: Python names the last class that was asked, and suggests nothing."""
+"""Refuses unknown keyword arguments and suggests the right one; Python names only the last class called."""
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches

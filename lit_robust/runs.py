@@ -235,7 +235,7 @@ def run_folder(trainer: Any) -> Path:
 
 
 def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:
-    """The first of ``stem_0``, ``stem_1``, ... that is not there, after all that are."""
+    """``stem_N`` with the lowest N above all existing ones."""
     found = (re.fullmatch(rf"{stem}_(\d+)", path.stem) for path in folder.glob(f"{stem}_*{suffix}"))
     number = max([start - 1, *(int(match[1]) for match in found if match)]) + 1
     return folder / f"{stem}_{number}{suffix}"

@@ -39,7 +39,7 @@ def read_weights(path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tenso
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_data(path, older=True)
     candidates = [names for found in _state_dicts(content) for names in _without_prefixes(found)]
     if not candidates:
-        raise ValueError(f"{path} holds no state_dict, which names a tensor each: save net.state_dict() alone.")
+        raise ValueError(f"{path} holds no state_dict (a mapping of names to tensors): save net.state_dict() alone.")
     best = max(candidates, key=lambda weights: len(own.keys() & weights.keys()) - len(weights.keys() - own.keys()))
     for weights in (*candidates, best):
         if _misfits(own, weights) == []:

@@ -25,7 +25,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part_is_gone(part)
+        remove_part(part)
         raise cannot_write(path, error) from error
 
 
@@ -37,7 +37,7 @@ def cannot_write(path: str | Path, error: OSError) -> OSError:
     )
 
 
-def part_is_gone(part: Path) -> None:
+def remove_part(part: Path) -> None:
     """Remove an unfinished file if there is one and it may be removed."""
     try:
         part.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def part_is_gone(part: Path) -> None:
 def remove_unfinished(folder: str | Path) -> None:
     """Remove what killed processes have left in a folder."""
     for part in Path(folder).glob(f".*{UNFINISHED}"):
-        part_is_gone(part)
+        remove_part(part)
 
 
 def csv_cell(text: Any) -> Any:

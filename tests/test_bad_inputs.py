@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import nn
 
@@ -45,6 +46,13 @@ class NaNNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.lost.expand(len(x), 10)
+
+
+class HalfALogger(Logger):
+    name = "half"
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
 
 
 # Broken files.
@@ -283,6 +291,45 @@ FLAGS = {
         "tiny.yaml is not a checkpoint: give a .ckpt file that a training has written.",
     ),
     "resuming no file": ("--ckpt_path nowhere.ckpt", "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
+    "option without a value": (
+        "-c",
+        "argument -c/--config: expected one argument: give each option a value, after = if that begins with a minus.",
+    ),
+    "scheduler without its monitor": (
+        "--model.lr_scheduler ReduceLROnPlateau",
+        "model.lr_scheduler: this needs monitor below init_args.",
+    ),
+    "callback without its argument": (
+        "--trainer.callbacks+=ModelPruning",
+        "trainer.callbacks: lightning.pytorch.callbacks.ModelPruning needs pruning_fn below init_args.",
+    ),
+    "abstract logger": (
+        f"--trainer.logger {__name__}.HalfALogger",
+        f"trainer.logger: {__name__}.HalfALogger is abstract: implement log_metrics, version.",
+    ),
+    "function as logger": ("--trainer.logger os.getcwd", "trainer.logger: os.getcwd is not a class: name one."),
+    "function without annotation as net": (
+        "--model.net=torch.hub.load",
+        "model.net: torch.hub.load is not annotated to return a Module: write def load(...) -> Module, or name a "
+        "function of your own that calls it and is annotated so.",
+    ),
+    "misspelt option of the trainer": (
+        "--trainer.max_epoch 3",
+        "there is no option --trainer.max_epoch: did you mean --trainer.max_epochs?",
+    ),
+    "option without its section": (
+        "--attack.eps 0.1",
+        "there is no option --attack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section": ("--modl PGDAT", "there is no option --modl: did you mean --model?"),
+    "misspelt argument of a part": (
+        "--model.attack.epss 0.2",
+        "model.attack: lit_robust.attacks.PGD has no argument 'epss': did you mean eps?",
+    ),
+    "number for a schedule": (
+        "--model.momentum 0.9",
+        'model.momentum: there is no class "0.9" (others need a dotted path).',
+    ),
 }
 
 YAML = {

@@ -19,9 +19,9 @@ from lit_robust.callbacks.coreset_data import Embedded
 from lit_robust.callbacks.last_layer import embed
 from lit_robust.defenses import PGDAT, TRADES, Defense
 from lit_robust.guards import network_mode
+from lit_robust.ranks import weighted_mean
 from lit_robust.seeds import seed
 from lit_robust.selection import CRAIG, GradMatch
-from lit_robust.training.ranks import weighted_mean
 from tests.methods import ATTACK, METHODS, build
 from tests.test_callback_coreset import Automatic
 from tests.test_resume import TinyData, differences
@@ -92,7 +92,7 @@ def test_a_selection_leaves_every_method_as_it_was(name, tmp_path):
     assert bool(expanded(probe.found.embeddings).isfinite().all())
 
 
-def test_nor_does_a_method_of_a_user_that_attacks_in_train_mode_move_batchnorm(tmp_path):
+def test_a_selection_leaves_batchnorm_alone_in_a_users_method_that_attacks_in_train_mode(tmp_path):
     class InTrainMode(PGDAT):
         def perturb(self, batch):
             with network_mode(self.net, "train"):

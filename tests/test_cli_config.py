@@ -294,10 +294,7 @@ def test_files_before_a_command_are_the_commands_parsers_own():
 
 def test_a_file_without_a_name_is_left_to_the_parser(capsys):
     assert gathered(["fit", "-c"], ("fit",)) == ["fit", "-c"]
-    assert (
-        refusal(capsys, "fit", "-c")
-        == "argument -c/--config: expected one argument: give each option a value, after = if that begins with a minus."
-    )
+    assert "-c/--config" in refusal(capsys, "fit", "-c")
 
 
 def test_flags_beat_files_wherever_they_stand(capsys):

@@ -60,7 +60,7 @@ def test_arguments_beside_a_class_path_name_its_class(text, capsys):
         (["--trainer.callbacks+={class_path: EMAWeights, decay: 0.9}"], "EMAWeights"),
     ],
 )
-def test_so_do_those_in_a_flag(flags, owner, capsys):
+def test_arguments_beside_a_class_path_in_a_flag_name_its_class(flags, owner, capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), *flags)
     assert re.search(rf"the arguments of (\w+\.)*{owner} belong below init_args", says)
 
@@ -168,9 +168,10 @@ def test_the_short_name_of_a_plateau_scheduler_is_lightnings():
     assert saved["model"]["init_args"]["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"
 
 
-def test_it_needs_its_monitor(capsys):
+def test_a_plateau_scheduler_needs_its_monitor(capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), "--model.lr_scheduler", "ReduceLROnPlateau")
-    assert says == "model.lr_scheduler: this needs monitor below init_args."
+    assert says.startswith("model.lr_scheduler: ")
+    assert "monitor" in says
 
 
 def test_torchs_own_is_found_by_its_path():
@@ -249,7 +250,8 @@ def test_each_callback_of_lightning_trains_or_is_refused_in_one_sentence(name, c
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_callback_of_lightning_names_the_argument_that_it_needs(name, capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), f"--trainer.callbacks+={name}")
-    assert says == f"trainer.callbacks: lightning.pytorch.callbacks.{name} needs {NEEDED[name]} below init_args."
+    assert says.startswith(f"trainer.callbacks: lightning.pytorch.callbacks.{name} ")
+    assert f" {NEEDED[name]} " in says
 
 
 def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
@@ -289,14 +291,14 @@ def test_a_class_that_lacks_methods_is_answered_by_their_names(tmp_path, monkeyp
     text = "from lightning.pytorch.loggers import Logger\n\n\nclass Half(Logger):\n    name = 'half'\n"
     Path("half_a_logger.py").write_text(text)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "half_a_logger.Half")
-    assert error.startswith("trainer.logger: half_a_logger.Half lacks")
-    assert "log_metrics" in error
+    assert error.startswith("trainer.logger: half_a_logger.Half ")
+    assert {"log_hyperparams", "log_metrics", "version"} <= set(re.findall(r"\w+", error))
 
 
 def test_a_function_that_makes_no_logger_is_not_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "os.getcwd")
-    assert error == "trainer.logger: os.getcwd is not a class: name one."
+    assert error.startswith("trainer.logger: os.getcwd ")
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_spawn_find_unused_parameters_true"])

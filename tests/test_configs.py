@@ -243,8 +243,16 @@ def test_every_row_of_a_sources_tables_has_its_recipe(source):
 )
 def test_frees_epochs_make_the_80000_iterations_of_its_code(data, row, m):
     trainer = read(CONFIGS / f"recipes/free_fast/{data}_wrn32_10_{row}.yaml")["trainer"]
-    iterations_an_epoch = m * math.ceil(49_000 / 128)
-    assert abs(trainer["max_epochs"] * iterations_an_epoch - 80_000) <= iterations_an_epoch / 2
+    iterations_per_epoch = m * math.ceil(49_000 / 128)
+    assert abs(trainer["max_epochs"] * iterations_per_epoch - 80_000) <= iterations_per_epoch / 2
+
+
+@pytest.mark.parametrize("folder", ["configs", "scripts"])
+def test_no_line_of_yaml_is_longer_than_one_of_python(folder):
+    files = sorted((CONFIGS.parent / folder).rglob("*.yaml"))
+    assert files
+    lines = [(file.name, line) for file in files for line in file.read_text().splitlines()]
+    assert [(name, line) for name, line in lines if len(line) > 120] == []
 
 
 def test_every_recipe_logs_into_a_folder_that_is_called_as_it_is():

@@ -14,9 +14,9 @@ from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import EMAWeights
 from lit_robust.defenses import PGDAT, Defense, Natural
+from lit_robust.ranks import weighted_mean
 from lit_robust.schedules import Cyclic, Linear, MultiStep, PiecewiseLinear
 from lit_robust.training.checkpoint_checks import warn_of_averages
-from lit_robust.training.ranks import weighted_mean
 from tests.methods import ATTACK, build, sgd
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 

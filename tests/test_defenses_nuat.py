@@ -19,8 +19,8 @@ from lit_robust.defenses import NuAT, NuAT2
 from lit_robust.defenses.hybrid import MEMORY, CleanLossDrop, EvenShare, SecondStepGain
 from lit_robust.measures.masking import second_step_gain
 from lit_robust.nets.folded import unfolded
+from lit_robust.ranks import weighted_mean
 from lit_robust.training.memory import Memory
-from lit_robust.training.ranks import weighted_mean
 from tests.formulas import forwards
 from tests.methods import EPS, ONE_STEP, build
 from tests.tiny import TinyNet, images, indexed, loader, trainer

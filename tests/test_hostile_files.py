@@ -307,7 +307,7 @@ def test_a_resumed_training_deletes_nothing_but_checkpoints_in_its_own_folder(pa
     ],
     ids=["a relative folder", "the default folder", "two of them", "links"],
 )
-def test_so_do_other_ways_of_keeping(callbacks, tmp_path, monkeypatch):
+def test_a_training_that_keeps_in_another_way_deletes_nothing_of_others(callbacks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resumed_with(tmp_path, lambda state, run, home: hostile(state, str(home / "precious.ckpt")), callbacks)
 

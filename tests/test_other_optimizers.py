@@ -60,9 +60,9 @@ def test_another_optimizer_is_refused_and_its_own_resumes(of_each_kind, theirs, 
         if mine == theirs:
             fit(tmp_path, 2, tmp_path / "y.ckpt", optimizer=make)
             continue
-        with pytest.raises(ValueError, match=r"was trained with (the|another) optimizer") as refused:
+        with pytest.raises(ValueError, match=r"^the checkpoint .* optimizer") as refused:
             fit(tmp_path, 2, tmp_path / "y.ckpt", optimizer=make)
-        assert not named or f"the optimizer {theirs}, and this training has {mine}" in str(refused.value)
+        assert not named or {theirs, mine} <= set(re.findall(r"\w+", str(refused.value)))
 
 
 UNFIT = {
@@ -86,7 +86,7 @@ def test_a_negative_rate_of_torchs_scheduler_is_refused(tmp_path):
 
 def test_options_that_change_the_step_are_refused(tmp_path):
     saved(tmp_path, optimizer=torch.optim.Adam)
-    with pytest.raises(ValueError, match="amsgrad=False became True"):
+    with pytest.raises(ValueError, match="amsgrad"):
         fit(tmp_path, 2, tmp_path / "x.ckpt", optimizer=partial(torch.optim.Adam, amsgrad=True))
 
 
@@ -94,9 +94,7 @@ def test_a_state_that_lacks_what_the_optimizer_needs_is_refused(tmp_path):
     checkpoint = saved(tmp_path, optimizer=torch.optim.Adam)
     del checkpoint["optimizer_states"][0]["state"][0]["exp_avg"]
     torch.save(checkpoint, tmp_path / "x.ckpt")
-    with pytest.raises(
-        ValueError, match="broken or was trained with another optimizer than this Adam, because it kept no exp_avg"
-    ):
+    with pytest.raises(ValueError, match=r"Adam.* exp_avg "):
         fit(tmp_path, 2, tmp_path / "x.ckpt", optimizer=torch.optim.Adam)
 
 
@@ -105,24 +103,24 @@ def test_one_optimizer_has_one_state(states, tmp_path):
     checkpoint = saved(tmp_path, optimizer=torch.optim.Adam)
     own = checkpoint["optimizer_states"]
     torch.save(checkpoint | {"optimizer_states": 2 * own if states == 2 else states}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="the checkpoint is broken: optimizer_states"):
+    with pytest.raises(ValueError, match="optimizer_states"):
         fit(tmp_path, 2, tmp_path / "x.ckpt", optimizer=torch.optim.Adam)
 
 
 @pytest.mark.parametrize("states", [["x"], [None], [{}, {}]], ids=str)
 def test_states_of_schedulers_are_checked_without_one(states, tmp_path):
     torch.save(saved(tmp_path) | {"lr_schedulers": states}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="the checkpoint is broken: lr_schedulers"):
+    with pytest.raises(ValueError, match="lr_schedulers"):
         fit(tmp_path, 2, tmp_path / "x.ckpt")
 
 
 def test_another_scheduler_is_refused(tmp_path):
     step = partial(StepLR, step_size=1)
     saved(tmp_path, lr_scheduler=partial(ExponentialLR, gamma=0.9))
-    with pytest.raises(ValueError, match="with ExponentialLR, and this training has StepLR"):
+    with pytest.raises(ValueError, match=r"ExponentialLR.* StepLR"):
         fit(tmp_path, 2, tmp_path / "x.ckpt", lr_scheduler=step)
     saved(tmp_path)
-    with pytest.raises(ValueError, match="with no torch scheduler, and this training has StepLR"):
+    with pytest.raises(ValueError, match="StepLR"):
         fit(tmp_path, 2, tmp_path / "x.ckpt", lr_scheduler=step)
 
 
@@ -150,16 +148,14 @@ def test_what_is_read_of_a_section_is_checked(good, section, tmp_path):
     for junk in (COUNTS | OURS)[section]:
         bad = {section: junk} if section in COUNTS else {"lit_robust": good["lit_robust"] | {section: junk}}
         torch.save(good | bad, tmp_path / "x.ckpt")
-        with pytest.raises(
-            ValueError, match=rf"x\.ckpt is broken: its (section lit_robust\.)?{section} is "
-        ) as refused:
+        with pytest.raises(ValueError, match=rf"x\.ckpt .*\b{section} ") as refused:
             read_checkpoint(tmp_path / "x.ckpt")
         assert not re.search("\n", str(refused.value))
 
 
 @pytest.mark.parametrize("junk", [None, 5, "abc", [], {}, {"epoch": -1, "batches": 0}, {"epoch": 0, "batches": "a"}])
 def test_a_loaders_position_is_checked(junk):
-    with pytest.raises(ValueError, match="the checkpoint is broken: its loader's state is"):
+    with pytest.raises(ValueError, match="loader's state"):
         position_of(junk)
 
 
@@ -195,5 +191,5 @@ def test_what_a_checkpoint_holds_of_loaders_is_checked_before_training(loaders, 
 
 @pytest.mark.parametrize("junk", [None, 5, "abc", [], {}, {"selection": 5}, {"selection": {"indices": "abc"}}])
 def test_a_selection_is_checked(junk):
-    with pytest.raises(ValueError, match="the checkpoint is broken: the data's selection is"):
+    with pytest.raises(ValueError, match="selection"):
         selection_of(junk)

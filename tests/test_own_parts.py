@@ -181,10 +181,9 @@ def test_timms_function_takes_the_datas_number_of_classes(my_module):
 @pytest.mark.parametrize("name", ["my_module.unannotated", "torch.hub.load"])
 def test_a_function_without_annotation_is_told_what_to_do(name, my_module, capsys):
     function = name.rpartition(".")[2]
-    assert refusal(capsys, "fit", "-c", tiny(Path()), f"--model.net={name}") == (
-        f"model.net: {name} is not annotated to return a Module: write def {function}(...) -> Module, or name a "
-        "function of your own that calls it and is annotated so."
-    )
+    told = refusal(capsys, "fit", "-c", tiny(Path()), f"--model.net={name}")
+    assert told.startswith(f"model.net: {name} ")
+    assert f"def {function}(...) -> Module" in told
 
 
 def test_a_net_of_ours_is_suggested_with_its_whole_path(my_module, capsys):

@@ -224,7 +224,7 @@ class TestDrops:
             assert drops(schedule, epochs) == []
             assert drops(schedule, epochs + 5) == []
 
-    def test_nor_has_one_that_steps_once_per_epoch(self):
+    def test_a_gradual_decline_in_steps_of_an_epoch_has_none(self):
         for schedule in (Linear(1, 0, 0, 30), Cosine(1, 0, 0, 30), Cyclic(15, 15), Cyclic(10, 20)):
             assert drops(PerEpoch(schedule), 30) == []
 

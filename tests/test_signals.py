@@ -22,8 +22,8 @@ from lit_robust.callbacks import EMAWeights
 from lit_robust.cli import main
 from lit_robust.data.folders import FolderImages, Workers
 from lit_robust.defenses import PGDAT
+from lit_robust.ranks import stop_request
 from lit_robust.runs import checkpoints_of
-from lit_robust.training.ranks import stop_request
 from lit_robust.training.signals import Stopped
 from tests.front_door import TINY
 from tests.methods import build

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from lit_robust import callbacks
 from lit_robust.batch import Batch
@@ -112,9 +113,7 @@ INSIDE = {
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 def test_what_is_inside_a_monitors_entries_is_checked(tmp_path):
     (monitor,) = after_two_epochs(CASES["a monitor"], tmp_path)
-    monitor._batches = [images(9)]
-    good = deepcopy(monitor.state_dict())
-    good |= {"bound": (0.1, "linf")}
+    good = deepcopy(monitor.state_dict()) | {"bound": (0.1, "linf"), "batches": [tuple(images(9))]}
     for entry, tries in INSIDE.items():
         for path, junk in tries:
             with pytest.raises(ValueError, match=rf"\.{entry} is "):
@@ -167,6 +166,14 @@ AVERAGES = {
 }
 
 
+def averages_in(run: Trainer, path: Path) -> dict[str, Any]:
+    """The weights, the averages and the number of their updates in a checkpoint that is written now."""
+    run.save_checkpoint(path)
+    written = torch.load(path, weights_only=True)
+    sections = ("state_dict", "current_model_state", "averaging_state", "extra_averages")
+    return {section: written[section] for section in sections}
+
+
 @pytest.mark.parametrize("part", AVERAGES)
 def test_averages_are_checked_before_any_is_restored(part, tmp_path):
     name, change = AVERAGES[part]
@@ -177,11 +184,11 @@ def test_averages_are_checked_before_any_is_restored(part, tmp_path):
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     change(checkpoint)
-    before = deepcopy([module.state_dict(), callback._average.state_dict(), callback._updates])
+    before = averages_in(run, tmp_path / "before.ckpt")
     with pytest.raises(ValueError, match=rf"^the checkpoint's averages are broken .*{name}.* use an earlier") as told:
         callback.on_load_checkpoint(run, module, checkpoint)
     assert "\n" not in str(told.value)
-    assert differences([module.state_dict(), callback._average.state_dict(), callback._updates], before) == []
+    assert differences(averages_in(run, tmp_path / "after.ckpt"), before) == []
 
 
 UNFIT_BATCHES = {

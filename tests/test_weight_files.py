@@ -245,7 +245,7 @@ def test_every_verb_takes_them(name, flags, foreign):
 
 
 @pytest.mark.parametrize("name", ["stale", "curves"])
-def test_so_do_the_verbs_that_read_the_epochs_of_a_run(name, stranger, foreign):
+def test_verbs_that_read_the_epochs_of_a_run_take_a_foreign_net(name, stranger, foreign):
     rows = verb(name, stranger, *NET)
     x, y = digits().draw(24)
     right = int((foreign.eval()(x).argmax(dim=1) == y).sum()) / 24
@@ -316,7 +316,7 @@ def test_a_files_name_may_look_like_a_name_for_it(foreign):
     assert row["net"] == "epoch=4"
 
 
-def test_so_does_the_report(foreign):
+def test_the_report_takes_a_foreign_net(foreign):
     main(["report", "theirs=foreign.pth", *NET, *DATA, "--gap", "false", "--alarms", "false", "--examples", "0"])
     (page,) = Path("analysis").glob("report.html")
     assert "theirs" in page.read_text()

@@ -8,20 +8,23 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.cli import ReduceLROnPlateau
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ExponentialLR, StepLR
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
@@ -56,6 +59,7 @@ from lit_robust.callbacks import (
     SwitchRule,
 )
 from lit_robust.callbacks.adapter import Adapter
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import (
     CIFAR10DataModule,
     DigitsDataModule,
@@ -63,6 +67,7 @@ from lit_robust.data import (
     ImageNet100DataModule,
     ImagenetteDataModule,
 )
+from lit_robust.data.saved import position_of, selection_of
 from lit_robust.data.splits import hold_out
 from lit_robust.defenses import (
     AWP,
@@ -83,6 +88,7 @@ from lit_robust.defenses import (
 )
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
+from lit_robust.limits import Limits
 from lit_robust.measures.examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import load_weights
@@ -118,7 +124,7 @@ from lit_robust.selection import (
 from lit_robust.selection.embeddings import gram
 from lit_robust.threats import threat
 from lit_robust.training.checkpoint_checks import warn_of_averages
-from lit_robust.training.limits import Limits
+from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
 from lit_robust.training.per_image import check_index, images_in
 from lit_robust.training.trained import check_weights_finite, check_weights_fit
 from lit_robust.whole_files import cannot_write
@@ -249,6 +255,13 @@ def frames() -> bytes:
     return buffer.getvalue()
 
 
+def twelve_bits() -> bytes:
+    """A white picture of 12 bits in 16."""
+    buffer = BytesIO()
+    Image.fromarray(np.full((8, 8), 2**12 - 1, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def without_network() -> None:
     """Ask torchvision for weights that cannot be downloaded."""
     with patch("torchvision.models._api.load_state_dict_from_url", side_effect=OSError("no network here")):
@@ -261,6 +274,31 @@ def later_batch(**change: torch.Tensor) -> None:
     limits.watch(images(8))
     limits.watch(images(8)._replace(**change))
     limits.check()
+
+
+def resumed(optimizer: Any = torch.optim.Adam, then: Any = None, lr_scheduler: Any = None, now: Any = None) -> None:
+    """Train with an optimizer and a scheduler, and go on with others."""
+    run = trainer(".", max_epochs=1)
+    run.fit(build(Natural, optimizer=optimizer, lr_scheduler=lr_scheduler), loader(images(8)))
+    run.save_checkpoint("a.ckpt")
+    module = build(Natural, optimizer=then or optimizer, lr_scheduler=now)
+    trainer(".", max_epochs=2).fit(module, loader(images(8)), ckpt_path="a.ckpt", weights_only=True)
+
+
+def state_of_adam(change: Callable[[dict[str, Any]], object]) -> None:
+    """Check Adam's state after a step, with a change."""
+    adam = torch.optim.Adam([weight := nn.Parameter(torch.zeros(1))])
+    weight.grad = torch.zeros(1)
+    adam.step()
+    state = adam.state_dict()
+    change(state)
+    check_optimizer(adam, [state], "Adam")
+
+
+def sections(**changes: object) -> None:
+    """Read a checkpoint with these sections."""
+    torch.save({"state_dict": {}} | changes, "a.ckpt")
+    read_checkpoint("a.ckpt")
 
 
 def weights(content: object) -> None:
@@ -827,7 +865,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: fit(User(), DelayedStart(at_epoch=1)),
         "DelayedStart switches module.adversarial, which User lacks: let it train naturally while that is false, "
-        "or list AdversarialTraining, which lends it, before DelayedStart.",
+        "or list AdversarialTraining, which sets it, before DelayedStart.",
     ),
     (
         lambda: fit(Driven(), DelayedStart()),
@@ -1116,7 +1154,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: weights(3),
-        "weights.pt holds no state_dict, which names a tensor each: save net.state_dict() alone.",
+        "weights.pt holds no state_dict (a mapping of names to tensors): save net.state_dict() alone.",
     ),
     (
         lambda: weights(TinyNet()),
@@ -1136,6 +1174,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: pictures("train/cat/1.png"),
         "photos/train/cat/1.png is not a readable image (not BMP*): repair or remove it.",
+    ),
+    (
+        lambda: pictures("train/cat/1.png", content=twelve_bits()),
+        "photos: the brightest pixel of all images with more than 8 bits per pixel (1) is 6.3% of their white: "
+        "if they hold fewer bits, such as 12 of 16, scale them to white.",
     ),
     (
         lambda: pictures("train/cat/1.png", "val/dog/1.png"),
@@ -1426,6 +1469,56 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: build(PGDAT, attack=StAdv()),
         "StAdv has an eps in no L-p norm: state val_attack and test_attacks*.",
     ),
+    # What a training resumes from.
+    (
+        lambda: resumed(then=torch.optim.AdamW),
+        "the checkpoint was trained with the optimizer Adam, and this training has AdamW: resume with model.optimizer "
+        "Adam, or begin anew with load_net.",
+    ),
+    (
+        lambda: resumed(then=partial(torch.optim.Adam, amsgrad=True)),
+        "the checkpoint was trained with another optimizer than this Adam (amsgrad=False became True): *",
+    ),
+    (
+        lambda: resumed(lr_scheduler=partial(ExponentialLR, gamma=0.9), now=partial(StepLR, step_size=1)),
+        "the checkpoint was trained with ExponentialLR, and this training has StepLR, which would begin anew: resume "
+        "with the lr_scheduler of the config.yaml beside the checkpoint's folder, or begin anew with load_net.",
+    ),
+    (
+        lambda: resumed(now=partial(StepLR, step_size=1)),
+        "the checkpoint was trained with no torch scheduler, and this training has StepLR, which would begin anew: "
+        "resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or begin anew with load_net.",
+    ),
+    (
+        lambda: state_of_adam(lambda state: state["state"][0].pop("exp_avg")),
+        "the checkpoint is broken or was trained with another optimizer than this Adam, because it kept no exp_avg of "
+        "a weight: *",
+    ),
+    (
+        lambda: check_optimizer(torch.optim.Adam([nn.Parameter(torch.zeros(1))]), [], "Adam"),
+        "the checkpoint is broken: optimizer_states is a list, but it must be a list of one optimizer's state; use an "
+        "earlier one.",
+    ),
+    (
+        lambda: check_scheduler(None, [{}, {}], None),
+        "the checkpoint is broken: lr_schedulers is a list, but it must be a list of at most one scheduler's state; "
+        "use an earlier one.",
+    ),
+    (lambda: sections(epoch=-1), "a.ckpt is broken: its epoch is -1, which is no count; use an earlier one."),
+    (
+        lambda: sections(lit_robust={"rows": 5}),
+        "a.ckpt is broken: its section lit_robust.rows is 5, but it must be *; use an earlier one.",
+    ),
+    (
+        lambda: position_of(5),
+        "the checkpoint is broken: its loader's state is 5, but it must be the counts epoch and batches by name; use "
+        "an earlier one.",
+    ),
+    (
+        lambda: selection_of(5),
+        "the checkpoint is broken: the data's selection is 5, but it must be the tensors indices and weights by name, "
+        "or null; use an earlier one.",
+    ),
     # Schedules.
     (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values: each needs exactly one."),
     (lambda: Cosine(1, 0, 30, 5), "end=5.0 must come after begin=30.0; for a jump use a Staircase."),
@@ -1437,6 +1530,29 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: CyclicStep(20, 20, 40), "until=40.0 must come before the triangle ends at 40.0."),
     (lambda: CyclicMomentum(5, 5, low=0.9, high=0.8), "low=0.9 and high=0.8 must satisfy 0 <= low <= high < 1."),
 ]
+
+
+class Since(Callback):
+    """Saves when two epochs are over."""
+
+    def on_train_epoch_start(self, trainer, *args):
+        if trainer.current_epoch == 2:
+            trainer.save_checkpoint("a.ckpt")
+
+
+def late(at_epoch: int) -> None:
+    """Go on with a training that has been adversarial since epoch 1."""
+    fit(Driven(), DelayedStart(at_epoch=1), Since())
+    run = trainer(".", callbacks=[DelayedStart(at_epoch=at_epoch)], max_epochs=5)
+    run.fit(Driven(), loader(images(8)), loader(images(8)), ckpt_path="a.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("at_epoch", "remark"), [(4, ": at_epoch=4 is too late."), (1, ".")])
+def test_a_switch_that_was_made_is_reported(at_epoch, remark, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        late(at_epoch)
+    assert f"training has been adversarial since epoch 1{remark}" in [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize(("call", "sentence"), SENTENCES, ids=[sentence[:60] for _, sentence in SENTENCES])

@@ -31,9 +31,9 @@ def stale(
 ) -> list[dict[str, Any]]:
     """Show a run's final net the adversarial images that were crafted on its earlier epochs.
 
-    The stale-adversary test of the DAT slides (ICASSP 2022): images crafted in early epochs hardly fool the final net,
-    so attacking from the first epoch on is partly wasted. The run must have kept its epochs: train with
-    -c configs/callback/keep_epochs.yaml. The slides' curves are not recoverable, only their shape.
+    The stale-adversary test of the DAT slides (CVPRW 2020, arXiv:2002.04237): images crafted in early epochs hardly
+    fool the final net, so attacking from the first epoch on is partly wasted. The run must have kept its epochs: train
+    with -c configs/callback/keep_epochs.yaml. The slides' curves are not recoverable, only their shape.
 
     Args:
         checkpoints: Folders of runs, each with several epochs' checkpoints; name=path names a run.

@@ -136,7 +136,7 @@ class Study:
         return found
 
     def per_batch(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Split values of all images as the images are."""
+        """Split per-image values into the batches of the images."""
         return torch.split(values, [len(batch.y) for batch in self.images.batches])
 
     def write(self, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:

@@ -44,11 +44,11 @@ def curves(
 ) -> list[dict[str, Any]]:
     """Plot the training loss and the accuracy of several runs over their epochs.
 
-    As in the DAT slides (ICASSP 2022), which show a higher training loss and a higher test accuracy with a delayed
-    start. DAT's switch (dashed) and each epoch whose learning rate is at most half of the previous one's (dotted) are
-    marked. Accuracy is that of the test images where data is given and the run kept checkpoints of its epochs (-c
-    configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs of NuAT-H
-    add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
+    As in the DAT slides (CVPRW 2020, arXiv:2002.04237), which show a higher training loss and a higher test accuracy
+    with a delayed start. DAT's switch (dashed) and each epoch whose learning rate is at most half of the previous one's
+    (dotted) are marked. Accuracy is that of the test images where data is given and the run kept checkpoints of its
+    epochs (-c configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs
+    of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
     Args:
         checkpoints: Folders of runs with a metrics.csv; the files of resumed runs are joined; name=path names a run.

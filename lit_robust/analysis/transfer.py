@@ -30,9 +30,9 @@ def transfer(
 ) -> list[dict[str, Any]]:
     """Show every net the adversarial images that were crafted on every other one.
 
-    The black-box table of the DAT slides (ICASSP 2022), where the sources are trained independently: other seeds of a
-    natural, a fully adversarial and a delayed training. If images crafted on another
-    net lower the accuracy of a net more than its own do, it masks its gradients.
+    The black-box table of the DAT slides (CVPRW 2020, arXiv:2002.04237), where the sources are trained independently:
+    other seeds of a natural, a fully adversarial and a delayed training. If images crafted on another net lower the
+    accuracy of a net more than its own do, it masks its gradients.
 
     Args:
         checkpoints: The nets to attack: .ckpt files or folders of runs, whose last checkpoint is taken; name=path

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust.attacks.passes import Objective
 from lit_robust.attacks.pgd import PGD
-from lit_robust.guards import network_mode
+from lit_robust.guards import BNMode, network_mode
 from lit_robust.nets.folded import refill, unfolded
 
 #: ``(logits, clean_logits)``, both ``(N, C)``, to one number per sample or one for the batch.
@@ -37,7 +37,7 @@ class GuidedPGD(PGD):
     penalty: Penalty = field(kw_only=True)
     lam: float = field(kw_only=True)
     guided_steps: int | None = field(default=None, kw_only=True)
-    reference_bn_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
+    reference_bn_mode: BNMode | None = field(default=None, kw_only=True)
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
         """The loss, plus the weighted penalty in the guided steps."""

@@ -22,6 +22,7 @@ from lit_robust.first_batch import (
     outputs,
     refuse_probabilities,
 )
+from lit_robust.limits import Limits
 
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
@@ -61,9 +62,8 @@ class Adapter:
         self.normalised = mean is not None
         self._unpack = False
         self._unchecked_in_training = True
-        #: The number of classes, if the labels are classes.
-        self.classes: int | None = None
-        self._range: Tensor | None = None
+        #: Those of the pixels; and of the labels, once they are known to be classes.
+        self.limits = Limits(None, reduce=None)
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
@@ -98,8 +98,8 @@ class Adapter:
         return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
 
     def within_classes(self, y: Tensor) -> Tensor:
-        """The labels with those that ``tell`` will refuse replaced, so that no kernel fails before."""
-        return y if self.classes is None else y.clamp(0, self.classes - 1)
+        """The labels with those that ``check_range`` will refuse replaced, so that no kernel fails before."""
+        return self.limits.within(y)
 
     def users_net(self, module: LightningModule) -> nn.Module:
         """The net as the user wrote it, which holds the weights."""
@@ -112,7 +112,7 @@ class Adapter:
             ValueError: If its labels are no classes, or a pixel or label is out of range.
         """
         self.watch(batch)
-        self.tell()
+        self.check_range()
         x, y = self.pixels(batch), self.labels(batch)
         if y is None or y.ndim != 1 or y.is_floating_point():
             found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
@@ -150,27 +150,22 @@ class Adapter:
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
             remedy = "give the net an output for each class, and classes numbers from 0 on"
             check_classes(y, classes, f"the net returns {classes} logits per image: {remedy}")
-            self.classes = classes
+            self.limits.num_classes = classes
 
     @torch.no_grad()
     def watch(self, batch: Any) -> None:
-        """Add a batch to the range of pixels and labels since the last ``tell``, without waiting for the device."""
-        x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
+        """Add a batch to the range since the last ``check_range``, without waiting for the device."""
+        x = tensor_at(batch, self.x, "x")
         mean, std = self._statistics(x)
-        low, high = torch.aminmax(x * std + mean)
-        first, last = torch.aminmax(y) if y is not None and self.classes else (torch.zeros_like(low),) * 2
-        reached = torch.stack([-low, high, -first.to(low.dtype), last.to(low.dtype)]).float()
-        self._range = reached if self._range is None else torch.maximum(self._range, reached)
+        self.limits.add(x * std + mean, self.labels(batch))
 
-    def tell(self) -> None:
+    def check_range(self) -> None:
         """Refuse what ``watch`` has seen since the last call.
 
         Raises:
             ValueError: If a pixel was outside [0, 1] or NaN, or a label was none of the classes.
         """
-        if self._range is not None:
-            reached, self._range = self._range.nan_to_num(nan=torch.inf).tolist(), None
-            require.later_batches(reached, self.classes)
+        self.limits.check()
 
     def _check_pixels(self, x: Tensor) -> None:
         require.floating(x, f"x={self.x!r} finds images")

@@ -242,7 +242,7 @@ class CoresetSelection(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Finish an epoch that was saved after its last batch, so that the next epoch's coreset is selected."""
         self._joined = None if self.state_key in checkpoint.get("callbacks", {}) else epochs_done(checkpoint)
-        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+        end_the_epoch(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """The coreset, epoch and position, and what selections have cost."""

@@ -255,5 +255,5 @@ def _fitting(module: object) -> HasAdversarial:
         return module
     raise TypeError(
         f"DelayedStart switches module.adversarial, which {type(module).__name__} lacks: let it train naturally while "
-        "that is false, or list AdversarialTraining, which lends it, before DelayedStart."
+        "that is false, or list AdversarialTraining, which sets it, before DelayedStart."
     )

@@ -1,6 +1,6 @@
 """Moving averages of the weights: one that is evaluated and saved, and others that a method may attack."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from lit_robust import require
 from lit_robust.callbacks.needs import check_alone, check_net, net_of
 from lit_robust.checkpoint_states import Rule, check_entries, check_tensors
+from lit_robust.ranks import average_buffers
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 
@@ -117,9 +118,9 @@ class EMAWeights(WeightAveraging):
             time = fractional_epoch(trainer, batch_idx)
             for decay, average, live in self._pairs(pl_module):
                 _update(average, live, _at(decay, time) ** steps if self._updates > 1 else 0.0)
-        if trainer.is_last_batch and trainer.world_size > 1:
+        if trainer.is_last_batch:
             for _, average, _ in self._pairs(pl_module):
-                _average_over_ranks(average.buffers(), trainer)
+                average_buffers(average)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the main average in, if it has been updated."""
@@ -222,12 +223,6 @@ def _update(average: nn.Module, live: nn.Module, decay: float) -> None:
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
-
-
-def _average_over_ranks(buffers: Iterable[Tensor], trainer: Trainer) -> None:
-    for buffer in buffers:
-        if buffer.is_floating_point():
-            buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
 
 
 def _at(decay: float | Schedule, time: float) -> float:

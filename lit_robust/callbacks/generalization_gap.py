@@ -38,21 +38,20 @@ class GeneralizationGap(Callback):
     """Logs the robust accuracy of training images minus that of validation images, ``val/gap/robust``.
 
     Both are measured in validation, with its attack, mode, precision and weights (averaged ones under ``EMAWeights``).
-    With an ``attack`` it measures both itself, on any LightningModule.
-    The training images are not augmented; their robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` is
-    no substitute: it is under the training adversary, which a curriculum keeps weak, on augmented images, and with
-    changing weights.) SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap
-    smaller.
+    With an ``attack`` it measures both itself, on any LightningModule. The training images are not augmented; their
+    robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` is no substitute: it is under the training
+    adversary, which a curriculum keeps weak, on augmented images, and with changing weights.) SAT's slides (Sitawarin
+    et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap smaller.
 
     A validation also attacks these training images. Nothing else changes, and there is no state to resume.
 
     Args:
         images: The number of training images, the first ones, over all ranks together.
         attack: The attack; by default the validation attack of a Defense.
-        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        x: Where a batch of either set keeps its images: an index, a key, the name of a field, or a path such as
+            ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
 

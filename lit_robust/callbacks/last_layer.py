@@ -168,8 +168,8 @@ def loss_of(module: Any, net: nn.Module, batch: Batch, attack: Attack | None) ->
             return lambda: method.natural_loss(batch)
         x_adv = method.perturb(batch)
         return lambda: method.loss(batch, x_adv)
-    lent = getattr(module, "attack", None)  # by AdversarialTraining; else a stranger's own, of whatever kind
-    adversary = None if natural else attack or (lent if isinstance(lent, Attack) else None)
+    own = getattr(module, "attack", None)  # set by AdversarialTraining; else the user's own, of any type
+    adversary = None if natural else attack or (own if isinstance(own, Attack) else None)
     images = batch.x if adversary is None else adversary(net, batch.x, batch.y)
     return lambda: losses.ce(net(images), batch.y)
 

@@ -63,8 +63,7 @@ class CatastrophicOverfittingMonitor(Callback):
             The standard error of an accuracy of 0.5 is 0.022 on 512 images, and 0.044 on 128.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
 
@@ -148,7 +147,7 @@ class CatastrophicOverfittingMonitor(Callback):
         if not self._checked:
             self.adapter.check(pl_module, batch)
             where, here = f"callbacks[{self.state_key}].batches", self.adapter.labelled(batch)
-            check_kept(where, self._batches, here, self.adapter.classes)
+            check_kept(where, self._batches, here, self.adapter.limits.num_classes)
             self._checked = True
         if sum(len(kept.x) for kept in self._batches) * trainer.world_size < self.images:
             self._batches.append(Batch(*(part.detach().clone() for part in self.adapter.labelled(batch))))

@@ -49,8 +49,7 @@ class RobustAccuracy(Callback):
         test_attacks: Attacks of a test, if they differ, such as stronger ones.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a

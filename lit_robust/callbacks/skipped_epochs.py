@@ -55,6 +55,6 @@ def _step_schedulers(trainer: Trainer, epoch: int) -> None:
         due = config.interval == "epoch" and (epoch + 1) % config.frequency == 0
         if due and isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
             with warnings.catch_warnings():
-                # Where the first epochs are skipped, there is no optimizer step yet, and none is missing.
+                # torch warns of a scheduler step before the first optimizer step; here it is intended.
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                 scheduler.step()

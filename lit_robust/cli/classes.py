@@ -70,6 +70,12 @@ def find_class(class_path: Any) -> Any:
     return getattr(rooms[0], name, None) if rooms else None
 
 
+def arguments_of(part: Any) -> dict[str, Any]:
+    """The arguments in a parsed configuration of a class; it changes with them."""
+    arguments = part.get("init_args") if isinstance(part, Namespace) else None
+    return vars(arguments) if isinstance(arguments, Namespace) else {}
+
+
 def same_class(one: str, other: str) -> bool:
     """Whether two names mean the same class."""
     return one == other or (find_class(one) is not None and find_class(one) is find_class(other))
@@ -128,7 +134,7 @@ def _returned(function: Any) -> Any:
 
 @contextmanager
 def short_names_are_found() -> Iterator[None]:
-    """Let a short name that several classes have mean the one that ``found`` knows, where jsonargparse (4.53) refuses.
+    """Resolve a short name that several classes have by ``find_class``, where jsonargparse (4.53) refuses it.
 
     Torch and Lightning both have a ``ReduceLROnPlateau``; other packages have their own ``Adafactor``.
     """
@@ -187,7 +193,7 @@ def expand_homes(configured: Any) -> None:
 
 
 @contextmanager
-def constructors_speak() -> Iterator[None]:
+def raise_constructor_errors() -> Iterator[None]:
     """Raise the error of the constructor that failed instead of jsonargparse's.
 
     If an argument's type is a union, jsonargparse (4.53) tries the other types after a constructor has failed, and may

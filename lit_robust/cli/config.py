@@ -1,7 +1,6 @@
 """Merging of configurations: ``extends``, several ``-c``, and classes that replace others.
 
-- Mappings merge key by key; the later one of anything else replaces the earlier, and so does ``test_attacks``, the
-  list of what a test reports.
+- Mappings merge key by key. Any other value is replaced by the later one, and so is ``test_attacks`` as a whole.
 - The same ``class_path`` merges. Another one, compared after import, replaces its node whole, so that the new class
   starts from its own defaults; what belongs to the run rather than to the class stays (``classes.KEPT``).
 - All ``callbacks+`` are appended to the last ``callbacks``, whatever the order of the files.
@@ -25,7 +24,7 @@ from lit_robust.cli.plain_yaml import parse, read
 #: A file that can be read, here or wherever fsspec reaches.
 File = path_type("fsr")
 
-#: The most files that one ``-c`` may come to.
+#: The largest number of files that one ``-c`` may read.
 MOST_FILES = 100
 
 # Reading.
@@ -69,7 +68,7 @@ def _named(tree: dict[str, Any], name: str) -> dict[str, Any]:
 def _read(file: Any, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
     place = os.path.realpath(file)
     opened.append(place)
-    if len(opened) > MOST_FILES:  # two files that each name the next one twice are a billion after 30
+    if len(opened) > MOST_FILES:  # a chain of 30 files that each extend the next one twice would read 2^30 files
         raise ValueError(f"{file} is file number {len(opened)} of one configuration: let its files extend fewer.")
     return _extended(read(file), str(file), (*trail, place), opened)
 
@@ -154,7 +153,8 @@ def _appended(tree: Any) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     result = {key: _appended(value) for key, value in tree.items()}
-    for key in [key for key in result if _appends(key) and key[:-1] in result]:  # else the list is the parser's
+    # Without a base list, the parser appends.
+    for key in [key for key in result if _appends(key) and key[:-1] in result]:
         result[key[:-1]] = _listed(result[key[:-1]]) + result.pop(key)
     return result
 

@@ -20,6 +20,7 @@ from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places
 from lit_robust.cli.wordings import WORDS
 from lit_robust.keywords import keywords_of
+from lit_robust.lightning_internals import fails_while_restoring
 from lit_robust.shown import without_addresses
 
 #: Lines that say what was tried, not why it failed.
@@ -91,10 +92,10 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
 
 
 def in_full(message: str, error: BaseException | None) -> str:
-    """Put back into jsonargparse's page what it has hidden.
+    """Add the causes that jsonargparse's message hides.
 
     Args:
-        message: The page.
+        message: jsonargparse's message.
         error: The exception that it was made from.
     """
     seen: list[BaseException] = []
@@ -136,7 +137,7 @@ def _innermost(message: str) -> _Mistake:
 
 
 def _literal(text: str) -> Any:
-    """The plain value that a page shows; None if it is none."""
+    """The Python literal in a text; None if it is not one."""
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return literal_eval(text)
     return None
@@ -182,11 +183,11 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
 
 
 def _unfit(value: str) -> str:
-    """Why nothing can be built by this name, if it names a class with gaps, or neither a class nor a function."""
+    """Why nothing can be built by this name, if it names an abstract class, or neither a class nor a function."""
     part: Any = find_class(value.strip("'\"")) if re.fullmatch(r"['\"]?\w+(\.\w+)+['\"]?", value) else None
     if isabstract(part):
         gaps = ", ".join(sorted(part.__abstractmethods__))
-        return f"{value} lacks what its base class leaves open ({gaps}): write it."
+        return f"{value} is abstract: implement {gaps}."
     return f"{value} is not a class: name one." if isbuiltin(part) else ""
 
 
@@ -236,8 +237,8 @@ def naming(path: str | None) -> Iterator[None]:
 
 def fails_to_restore(error: BaseException) -> bool:
     """Whether an error comes from where Lightning restores checkpoints, and was not raised by this package."""
-    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
-    return any(file.endswith("checkpoint_connector.py") for file in files) and not _is_ours(files[-1])
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return fails_while_restoring(error) and not _is_ours(frame.f_code.co_filename)
 
 
 def _is_ours(file: str) -> bool:

@@ -33,7 +33,7 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Read null in a flag of a part of a part, which jsonargparse (4.53) passes on as Python's None."""
+        """Write None in a nested flag's value as YAML's null again; jsonargparse (4.53) passes on Python's None."""
         if not self.exit_on_error and args is not None:
             args = [_as_yaml(word) for word in args]
         return super().parse_args(args, *rest, **kwargs)
@@ -51,7 +51,8 @@ class Parser(LightningArgumentParser):
         if isinstance(param.default, str) and isinstance(param.default, Enum):  # Timer's, which YAML cannot hold
             kwargs |= {"default": str(param.default.value)}
         if self._of_net and param.name == "num_classes":
-            kwargs |= {"default": None, "linked_targets": None}  # of a class, jsonargparse passes the model's
+            # For a class, jsonargparse passes the model's ``linked_targets``.
+            kwargs |= {"default": None, "linked_targets": None}
         super()._add_signature_parameter(container, nested_key, param, *args, **kwargs)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:

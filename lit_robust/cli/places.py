@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import Namespace
 
-from lit_robust.cli.classes import find_class
+from lit_robust.cli.classes import arguments_of, find_class
 from lit_robust.cli.plain_yaml import NotPlainError, parse
 
 #: What may stand beside a ``class_path``.
@@ -123,14 +123,9 @@ def check_nulls(config: Any, where: str = "") -> None:
     part = find_class(config.get("class_path"))
     for name, value in vars(config).items():
         check_nulls(value, where if name in BESIDE else f"{where}.{name}".strip("."))
-    for name, value in _arguments(config).items():
+    for name, value in arguments_of(config).items():
         if value is None and (default := _needed(part, name)) is not None:
             raise ValueError(f"{where}.{name}=null has no meaning: leave it out for its default, {default}.")
-
-
-def _arguments(config: Namespace) -> dict[str, Any]:
-    arguments = config.get("init_args")
-    return vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
 #: Packages whose annotations say where null may stand.

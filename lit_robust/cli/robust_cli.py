@@ -22,9 +22,9 @@ from lit_robust.cli.classes import (
     READABLE_ERRORS,
     check_makers,
     classes_start_afresh,
-    constructors_speak,
     expand_homes,
     importable_folder,
+    raise_constructor_errors,
     short_names_are_found,
 )
 from lit_robust.cli.completion import SHELLS, PrintCompletion
@@ -40,10 +40,11 @@ from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole
 from lit_robust.cli.run_folders import EarlierRun, evaluate_in, go_on_in, named_files, nothing_left
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
-from lit_robust.lightning_internals import CommandLineInternals, epochs_done
+from lit_robust.lightning_cli_internals import CommandLineInternals
+from lit_robust.lightning_internals import epochs_done
 from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, load_weights, read_last, run_of
-from lit_robust.training.monitors import monitors_told
+from lit_robust.training.monitors import explain_monitor_errors
 from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
 
@@ -77,8 +78,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data first, from which a net takes its number of classes; a failing constructor says why."""
-        config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
-        with constructors_speak(), completed(config, self.parser_in_use()):
+        with raise_constructor_errors(), completed(self.config_in_use(), self.parser_in_use()):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -94,7 +94,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Raises:
             ValueError: If ``num_classes`` is not that of the data, which would silently replace it.
         """
-        config = self.config[self.subcommand] if self.subcommand else self.config  # a script runs no command
+        config = self.config_in_use()
         written = config.model.init_args.get("num_classes")
         if written is not None and written != self.datamodule.num_classes:
             raise ValueError(
@@ -124,7 +124,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             check_flags(args)
             with plain_yaml(), classes_start_afresh(), short_names_are_found():
                 self.config = parser.parse_args(gathered(args, self.subcommands()))
-            config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
+            config = self.config_in_use()
             check_places({"trainer": config.trainer})
             check_nulls(config)
             if "spawn" in str(config.trainer.get("strategy")):
@@ -148,7 +148,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
             run, ckpt_path = EarlierRun(run_of(path) or path.parent.parent, checkpoint.get("global_step", 0)), str(path)
-        with nothing_left(self.trainer, run), naming(ckpt_path), monitors_told(self.trainer):
+        with nothing_left(self.trainer, run), naming(ckpt_path), explain_monitor_errors(self.trainer):
             if run is not None:
                 go_on_in(run, self.trainer, checkpoint)
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)

@@ -8,11 +8,11 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger, csv_logs
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig
 from lit_robust.folder_locks import lock, unlock
-from lit_robust.lightning_internals import go_on_in_folder
+from lit_robust.lightning_cli_internals import begin_metrics_file, go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.runs import next_free, run_folder
 from lit_robust.training.signals import stopped_before_the_first_step
@@ -91,14 +91,8 @@ def evaluate_in(folder: Path, trainer: Any, stage: str) -> EarlierRun:
         place = folder.resolve()
         at_home = Path(logger.root_dir).resolve() == place.parent
         go_on_in_folder(logger, place.name, root=None if at_home else place.parent)
-        if not isinstance(logger, CSVLogger):
-            continue
-        before = csv_logs.ExperimentWriter.NAME_METRICS_FILE
-        try:  # a writer deletes the file of its name, which is the training's
-            csv_logs.ExperimentWriter.NAME_METRICS_FILE = f"{TABLES[stage][0]}.csv"
-            _ = logger.experiment
-        finally:
-            csv_logs.ExperimentWriter.NAME_METRICS_FILE = before
+        if isinstance(logger, CSVLogger):
+            begin_metrics_file(logger, f"{TABLES[stage][0]}.csv")
     return run
 
 

@@ -95,8 +95,8 @@ class ImageDataModule(Selectable, ABC):
         """Find or load both sets; return the labels ``(N,)`` int64 of training and test."""
 
     @abstractmethod
-    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
-        """A loader of samples of the training or the test set; ``walk`` goes to :class:`EpochLoader`."""
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
+        """A loader of samples of the training or the test set; ``epoch`` goes to :class:`EpochLoader`."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read the data, whatever the stage; later calls do nothing.

@@ -108,11 +108,11 @@ class FolderLoader(EpochLoader):
         samples: The samples to iterate over, as positions in the workers' images.
         workers: The processes that decode them.
         device: Where batches go.
-        **walk: Arguments of :class:`EpochLoader`.
+        **epoch: Arguments of :class:`EpochLoader`.
     """
 
-    def __init__(self, samples: Samples, workers: Workers, *, device: torch.device, **walk: Any) -> None:
-        super().__init__(samples, **walk)
+    def __init__(self, samples: Samples, workers: Workers, *, device: torch.device, **epoch: Any) -> None:
+        super().__init__(samples, **epoch)
         self.workers = workers
         self.device = device
 
@@ -226,11 +226,11 @@ class FolderDataModule(ImageDataModule):
     def _order(self, labels: Tensor) -> Tensor:
         return in_turns(labels)
 
-    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
         pin = self._device.type == "cuda"
         images = FolderImages(self._files[train], _transform(self.image_size, augment))
         workers = self._workers.setdefault((train, augment, pin), Workers(images, self.num_workers, pin))
-        return FolderLoader(samples, workers, device=self._device, **walk)
+        return FolderLoader(samples, workers, device=self._device, **epoch)
 
 
 def _transform(size: int, augment: bool) -> v2.Transform:

@@ -141,7 +141,7 @@ class EpochLoader(ABC):
             order = torch.randperm(n, generator=generator)
         if self.in_blocks:
             own = torch.split(torch.arange(n), self.batch_size)[self.rank :: self.world]
-            padding = torch.full((len(self) - len(own),), n)  # a block of one image, for the ranks without a last one
+            padding = torch.full((len(self) - len(own),), n)  # padding of weight 0 for ranks that have no last block
             mine = torch.cat([*own, padding])
         else:
             mine = torch.arange(self.rank, math.ceil(n / self.world) * self.world, self.world)

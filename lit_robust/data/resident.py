@@ -22,7 +22,7 @@ class ResidentLoader(EpochLoader):
         labels: All labels, on the device of ``images``.
         white: The stored value of a pixel of 1.0.
         augment: Whether each image is cropped and mirrored at random.
-        **walk: Arguments of :class:`EpochLoader`.
+        **epoch: Arguments of :class:`EpochLoader`.
 
     Shape:
         images: ``(N, C, H, W)`` uint8;  labels: ``(N,)`` int64.
@@ -36,9 +36,9 @@ class ResidentLoader(EpochLoader):
         *,
         white: int = 255,
         augment: bool = False,
-        **walk: Any,
+        **epoch: Any,
     ) -> None:
-        super().__init__(samples, **walk)
+        super().__init__(samples, **epoch)
         self.images = images
         self.labels = labels
         self.white = white
@@ -71,7 +71,7 @@ class ResidentDataModule(ImageDataModule):
         self._sets = {train: self._arrays(train) for train in (True, False)}
         return self._sets[True][1], self._sets[False][1]
 
-    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
         images, labels = self._sets[train]
         self._sets[train] = images.to(self._device), labels.to(self._device)
-        return ResidentLoader(samples, *self._sets[train], white=self.white, augment=augment, **walk)
+        return ResidentLoader(samples, *self._sets[train], white=self.white, augment=augment, **epoch)

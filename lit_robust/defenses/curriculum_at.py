@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,13 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once, within_box
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
+from lit_robust.guards import BNMode
 from lit_robust.measures.accuracy import Survivors, rows_of
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 from lit_robust.training.memory import shared_out
 from lit_robust.training.monitors import validates
-from lit_robust.training.ranks import sum_over_ranks
 
 
 def stepped(attack: PGD, j: int, step_size: float) -> PGD:
@@ -73,7 +74,7 @@ class CurriculumAT(Defense):
         batch_mixing: bool = True,
         expect_acc: float = 0.95,
         patience: int = 0,
-        attack_bn_mode: Literal["eval", "train"] = "train",
+        attack_bn_mode: BNMode = "train",
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)

@@ -9,11 +9,11 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import NFGSM
 from lit_robust.measures.masking import linearity_error
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import BNForwards, DefenseArguments
 from lit_robust.training.bn_forwards import check_bn_forwards, move_statistics
 from lit_robust.training.memory import of_any_rank
-from lit_robust.training.ranks import sum_over_ranks
 
 
 class ELLEA(NFGSM):

@@ -16,8 +16,8 @@ from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger, Watched
-from lit_robust.training.ranks import sum_over_ranks
 
 __all__ = ["MEMORY", "CleanLossDrop", "Detector", "EvenShare", "SecondStepGain", "Trigger", "Watched"]
 

@@ -1,6 +1,6 @@
 """Nuclear-norm adversarial training: NuAT, its hybrid NuAT-H, and NuAT2 with two attack steps."""
 
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.gat import GAT, GATArguments
 from lit_robust.defenses.hybrid import MEMORY, Trigger
-from lit_robust.guards import crafting
+from lit_robust.guards import BNMode, crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.torch_internals import is_compiled
 from lit_robust.training.alerts import SUMS, check_measurements
@@ -25,7 +25,7 @@ class NuAT(GAT):
         X' = P( X0 + eps sign grad[ sum_i CE(f(x0_i), y_i) + alt lam |f(X0) - f(X)|_* ] ),     X0 = clip(X +- alpha)
 
     |.|_* is the nuclear norm, the sum of singular values. ``lam`` is a plain number, which grows from 0 in the authors'
-    code. At its maximum from the start, this is another algorithm, so ramp it: ``AttributeRamp("lam",
+    code. Constant at its maximum, lam makes a different algorithm, so ramp it: ``AttributeRamp("lam",
     PerEpoch(Linear(0, 4.5, 0, 90)))``. NuAT-WA is this with ``EMAWeights``, NuAT-H with ``two_step``.
 
     As in the authors' code, against the slides: the attack, too, uses the mean CE and the norm over N; ``alt`` is the
@@ -129,7 +129,7 @@ class NuAT2(NuAT):
         lam: float = 4.0,
         attack_average: str | None = None,
         alpha: Magnitude | None = None,
-        reference_bn_mode: Literal["eval", "train"] = "eval",
+        reference_bn_mode: BNMode = "eval",
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         if not kwargs.keys().isdisjoint(("two_step", "attack_alternate")):

@@ -1,6 +1,6 @@
 """The base of the methods whose attack is a single gradient step."""
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_robust import losses
 from lit_robust.attacks import FGSM, Attack
 from lit_robust.attacks.base import input_gradient
-from lit_robust.guards import crafting
+from lit_robust.guards import BNMode, crafting
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 
@@ -33,7 +33,7 @@ class SingleStep(Defense):
         num_classes: int,
         attack: Attack,
         *,
-        attack_bn_mode: Literal["eval", "train"] = "train",
+        attack_bn_mode: BNMode = "train",
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)

@@ -1,4 +1,4 @@
-"""Attacks of an evaluation that would not measure what their row says: refused, or told."""
+"""Errors and warnings for attacks that would not measure what their row says."""
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace

@@ -23,7 +23,7 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_data
 from lit_robust.measures.correct import is_correct
 from lit_robust.seeds import derive_seed
-from lit_robust.whole_files import part_is_gone, write_whole
+from lit_robust.whole_files import remove_part, write_whole
 
 
 class Blocks:
@@ -68,7 +68,7 @@ class Blocks:
     def forget(self) -> None:
         """Delete all files that were written or read."""
         for path in self._used:
-            part_is_gone(path)
+            remove_part(path)
         self._used.clear()
 
     def _run(

@@ -41,7 +41,7 @@ def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         raise ValueError(f"it gives {name} other arguments than it has: {_short(arguments)}")
     given = {key: plain(key, value) for key, value in (arguments or {}).items()}
     if "pretrained" in given:
-        given["pretrained"] = False  # the weights are in the file, and the network is never asked
+        given["pretrained"] = False  # the weights come from the file; nothing is downloaded
     try:
         with torch.device("meta"):
             outline = build(**given)

@@ -8,12 +8,12 @@ from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_robust.attacks import Attack
+from lit_robust.guards import BNMode
 from lit_robust.keywords import check_keywords
 from lit_robust.schedules import Schedule
 from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
 
-BNMode = Literal["eval", "train"]
 BNForwards = Literal["needed", "authors"]
 
 #: ``rates.sgd`` as a configuration.

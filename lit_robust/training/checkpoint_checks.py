@@ -11,11 +11,11 @@ from torch import Tensor
 from lit_robust.checkpoint_files import check_sections
 from lit_robust.checkpoint_sections import LARGEST
 from lit_robust.checkpoint_states import broken, missing
-from lit_robust.lightning_internals import loops_to_restore
+from lit_robust.lightning_internals import LOOPS, loader_states, loops_to_restore
 from lit_robust.nets.rebuild import check_fit
+from lit_robust.ranks import world_size
 from lit_robust.torch_internals import plain_names
 from lit_robust.training.memory import Memory, of_older_versions, shared_out
-from lit_robust.training.ranks import world_size
 
 
 def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) -> None:
@@ -30,11 +30,11 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) ->
         ValueError: At the first one that is missing, of another type or out of range.
     """
     check_sections(checkpoint)
-    if "loops" in checkpoint:
-        check_like("loops", loops_to_restore(trainer), checkpoint["loops"], least=0)
-        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    if LOOPS in checkpoint:
+        check_like(LOOPS, loops_to_restore(trainer), checkpoint[LOOPS], least=0)
+        place, loaders = loader_states(checkpoint)
         if not isinstance(loaders, list) or len(loaders) > 1 or not all(isinstance(state, dict) for state in loaders):
-            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of one loader's state")
+            raise broken(place, loaders, "a list of one loader's state")
     saved = checkpoint.get("lit_robust", {})
     memory.check(saved.get("memory") or of_older_versions(saved))
     if trainer.state.fn != "fit":
@@ -67,8 +67,6 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
         if not isinstance(other, dict):
             raise broken(name, other, "a mapping")
         for key, value in own.items():
-            if key == "combined_loader" and key not in other:  # a checkpoint from before the first batch has none
-                continue
             if key not in other:
                 raise missing(name, key)
             check_like(f"{name}.{key}", value, other[key], least)

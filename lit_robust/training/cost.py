@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lit_robust.batch import Batch
 from lit_robust.costs import Cost, cost_of
+from lit_robust.ranks import gather_over_ranks, world_size
 from lit_robust.torch_internals import is_compiled, watch_compiled
-from lit_robust.training.ranks import gather_over_ranks, world_size
 from lit_robust.training.signals import Stoppable
 
 
@@ -60,12 +60,12 @@ class Clock:
         return self._begun is not None
 
     def go(self) -> None:
-        """Run, unless it does."""
+        """Start, unless it is running."""
         if self._begun is None:
             self._begun = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
-        """Stop, unless it has."""
+        """Stop, unless it is stopped."""
         self._before, self._begun = self.seconds, None
 
     @property
@@ -99,7 +99,7 @@ class Meter:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count passes in the body alone: checks, callbacks and validations add nothing. The clock goes on after it."""
-        self.clock.go()  # the rest of a resumed epoch has no start
+        self.clock.go()  # Lightning calls no on_train_epoch_start for the rest of a resumed epoch
         self.passes.counts = True
         try:
             yield

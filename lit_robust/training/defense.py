@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -11,9 +11,9 @@ from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.first_batch import naming_drop_last
-from lit_robust.guards import checked, frozen
+from lit_robust.guards import BNMode, checked, frozen
+from lit_robust.ranks import weighted_mean
 from lit_robust.training.arguments import TrainedArguments
-from lit_robust.training.ranks import weighted_mean
 from lit_robust.training.trained import Trained
 from lit_robust.training.weight_perturbation import AWP, as_awp, perturbed_weights
 
@@ -42,7 +42,7 @@ class Defense(Trained):
         num_classes: int,
         attack: Attack,
         *,
-        attack_bn_mode: Literal["eval", "train"] = "eval",
+        attack_bn_mode: BNMode = "eval",
         weight_perturbation: AWP | None = None,
         **kwargs: Unpack[TrainedArguments],
     ) -> None:

@@ -12,6 +12,7 @@ from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import a_row_for_each_image, check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
+from lit_robust.limits import Limits
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
@@ -21,7 +22,6 @@ from lit_robust.seeds import seed
 from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.attacked import Attacked
-from lit_robust.training.limits import Limits
 from lit_robust.training.metrics import REDUCED
 from lit_robust.training.summary import leave_out_unknown_flops
 from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps

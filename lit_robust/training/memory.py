@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_robust.checkpoint_sections import are_tensors
 from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, broken_as, check_entries, check_tensor, is_finite
-from lit_robust.training.ranks import gather_over_ranks, world_size
+from lit_robust.ranks import gather_over_ranks, world_size
 
 #: The tensors of one rank by name.
 Tensors = dict[str, Tensor]
@@ -164,5 +164,5 @@ def shared_out(ranks: Sequence[Tensors]) -> Tensors:
 
 
 def of_older_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The memory in a checkpoint of version 0.1, which saved tensors, NuAT-H's and CurriculumAT's values separately."""
+    """The memory in a checkpoint written before the key ``memory`` existed, which has three sections instead."""
     return {"tensors": saved.get("ranks", []), "values": {**saved.get("hybrid", {}), **saved.get("curriculum", {})}}

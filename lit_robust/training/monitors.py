@@ -13,6 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from lit_robust.lightning_internals import misses_monitor
+
 #: What Lightning's callbacks can monitor although it is never logged.
 ALWAYS = ("epoch", "step")
 
@@ -129,8 +131,8 @@ class Monitored(LightningModule):
 
 
 @contextmanager
-def monitors_told(trainer: Any) -> Iterator[None]:
-    """Let what Lightning's callbacks raise of an unknown monitor, at the first epoch's end, be as here.
+def explain_monitor_errors(trainer: Any) -> Iterator[None]:
+    """Replace Lightning's error about an unknown monitor, raised at the end of the first epoch, by ours.
 
     Raises:
         ValueError: As ``check_monitors``.
@@ -138,13 +140,9 @@ def monitors_told(trainer: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MisconfigurationException) as error:
-        if any(words in str(error) for words in _UNKNOWN_TO_LIGHTNING):
+        if misses_monitor(error):
             check_monitors(trainer, trainer.callback_metrics, split="")
         raise
-
-
-#: EarlyStopping's words, and ModelCheckpoint's.
-_UNKNOWN_TO_LIGHTNING = ("Early stopping conditioned on metric", "could not find the monitored key")
 
 
 def validates(trainer: Any) -> bool:

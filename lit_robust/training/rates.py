@@ -117,7 +117,7 @@ class LearningRate:
         """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def insist(self, net: nn.Module) -> None:
+    def restore_settings(self, net: nn.Module) -> None:
         """Put the user's settings over a checkpoint's; under a torch scheduler only weight decay.
 
         A torch scheduler may have changed the others. Weights that the checkpoint's training had added to the optimizer
@@ -139,7 +139,7 @@ class LearningRate:
 
     def set(self, time: float) -> None:
         """Apply the schedules at a moment in fractional epochs."""
-        self._welcome_groups()
+        self._add_new_groups()
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
@@ -153,7 +153,7 @@ class LearningRate:
             elif self.momentum is not None:
                 group["momentum"] = self.momentum(time)
 
-    def _welcome_groups(self) -> None:
+    def _add_new_groups(self) -> None:
         """A group that was added in mid-training keeps the ratio of its rate to the first group's."""
         now, base = self.current, self.base_rates[0]
         for group in self.optimizer.param_groups[len(self.base_rates) :]:

@@ -19,9 +19,9 @@ from torch import nn
 from lit_robust.batch import Batch
 from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import handle_sigterm
+from lit_robust.ranks import max_over_ranks, stop_request, world_size
 from lit_robust.runs import newest_config, run_folder
 from lit_robust.training.evaluated import Evaluated
-from lit_robust.training.ranks import max_over_ranks, stop_request, world_size
 
 AGAIN = b"\nCtrl-C: the training stops after this batch and saves; press it again to stop at once, without saving.\n"
 

@@ -10,13 +10,14 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
+from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import (
     batches_begun,
-    built_by_the_command_line,
     end_the_epoch,
     is_due_for_logging,
     validation_is_due,
 )
+from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import seed
@@ -36,7 +37,6 @@ from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
-from lit_robust.training.ranks import average_buffers, gather_over_ranks
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.rebuild_method import check_reading, load_method
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
@@ -125,7 +125,7 @@ class Trained(Metered):
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
-        self.rate.insist(self.net)
+        self.rate.restore_settings(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
         log_late(self, self._unlogged)
@@ -226,7 +226,7 @@ class Trained(Metered):
         self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resume(checkpoint)
         warn_of_averages(checkpoint, self.trainer)
-        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
+        end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions

@@ -1,0 +1,52 @@
+"""Range checks of every batch's pixels and labels that rarely wait for the device."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lit_robust import require
+from lit_robust.batch import Batch
+from lit_robust.ranks import max_over_ranks
+
+
+class Limits:
+    """The range of pixels and labels since the last check; only ``check`` waits for the device.
+
+    Args:
+        num_classes: Labels are 0 to ``num_classes - 1``; a sample that should not count has weight 0. None if the
+            labels are not classes, and are not checked.
+        reduce: The element-wise maximum over ranks; every rank must then call ``check``. None checks each rank alone.
+    """
+
+    def __init__(self, num_classes: int | None, reduce: Callable[[Tensor], Tensor] | None = max_over_ranks) -> None:
+        self.num_classes = num_classes
+        self.reduce = reduce
+        self.reached: Tensor | None = None
+
+    def watch(self, batch: Batch) -> Batch:
+        """Add a batch, and return it with labels ``within`` the classes."""
+        self.add(batch.x.detach(), batch.y)
+        return batch._replace(y=self.within(batch.y))
+
+    def add(self, x: Tensor, y: Tensor | None) -> None:
+        """Add pixels, and labels if there are any, without waiting for the device."""
+        low, high = torch.aminmax(x)
+        first, last = (low, high) if y is None or self.num_classes is None else torch.aminmax(y)
+        reached = torch.stack([-low.float(), high.float(), -first.float(), last.float()])
+        self.reached = reached if self.reached is None else torch.maximum(self.reached, reached)
+
+    def within(self, y: Tensor) -> Tensor:
+        """The labels clamped to the classes, so that no kernel fails before ``check``."""
+        return y if self.num_classes is None else y.clamp(0, self.num_classes - 1)
+
+    def check(self) -> None:
+        """Refuse values out of range since the last check.
+
+        Raises:
+            ValueError: If a pixel was outside [0, 1] or NaN, or a label was not one of the classes.
+        """
+        if self.reached is None:
+            return
+        reached, self.reached = self.reached.nan_to_num(nan=torch.inf), None
+        require.later_batches((self.reduce(reached) if self.reduce else reached).tolist(), self.num_classes)
