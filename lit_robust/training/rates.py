@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
+from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
 from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler, check_steps
 
@@ -128,10 +129,8 @@ class LearningRate:
             added = {id(weight) for group in groups for weight in group["params"]}
             parts = [part for part in net.modules() if added & set(map(id, part.parameters(recurse=False)))]
             for siblings in ([*part.children()] for part in net.modules()):
-                if any(
-                    one in parts for one in siblings
-                ):  # BatchNorm is unfrozen beside a layer, if perhaps not trained
-                    parts += [one for one in siblings if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+                if any(one in parts for one in siblings):  # BatchNorm is unfrozen beside a layer, if perhaps not trained
+                    parts += [one for one in siblings if isinstance(one, NORMALIZATIONS)]
             BaseFinetuning.make_trainable(parts)
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
