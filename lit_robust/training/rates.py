@@ -129,7 +129,7 @@ class LearningRate:
             added = {id(weight) for group in groups for weight in group["params"]}
             parts = [part for part in net.modules() if added & set(map(id, part.parameters(recurse=False)))]
             for siblings in ([*part.children()] for part in net.modules()):
-                if any(one in parts for one in siblings):  # BatchNorm is unfrozen beside a layer, if perhaps not trained
+                if any(one in parts for one in siblings):  # a BatchNorm beside a layer is unfrozen with it
                     parts += [one for one in siblings if isinstance(one, NORMALIZATIONS)]
             BaseFinetuning.make_trainable(parts)
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
