@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import register_type
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +26,6 @@ from lit_robust.attacks import (
     TargetedPGD,
 )
 from lit_robust.guards import checked, crafting, frozen, network_mode
-from lit_robust.magnitudes import Magnitude
 from tests.tiny import CLASSES, TinyNet, images, named
 
 SHAPE = (1, 4, 4)
@@ -669,7 +667,6 @@ MARGIN = "lit_robust.losses.margin"
 
 
 def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
-    register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Attack, "attack")
     config = parser.parse_object(

@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader
 
 from lit_robust import nets
 from lit_robust.attacks import BPDA, FGSM, PGD
+from lit_robust.callbacks import AdversarialTraining, RobustAccuracy
 from lit_robust.defenses import GAT, PGDAT
 from lit_robust.guards import network_mode
 from lit_robust.nets.folded import FoldedNet, unfolded
@@ -347,6 +350,43 @@ def test_only_the_judging_forwards_of_an_evaluation_meet_a_batch_norm(tmp_path, 
     count.calls = 0
     run.test(module, indexed(images(8)), verbose=False)
     assert count.calls >= 3 + 4 + 3
+
+
+class Stranger(LightningModule):
+    """A user's module, whose pipeline normalises the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyNet()
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def normalised():
+    return DataLoader([((x - 0.5) / 0.25, y) for x, y, *_ in zip(*images(16), strict=True)], batch_size=8)
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_callbacks_for_a_strangers_module_attack_the_folded_net(validates, tmp_path, monkeypatch):
+    def forwards(steps):
+        attack, pipeline = PGD(steps=steps), {"mean": 0.5, "std": 0.25}
+        if validates:
+            callback = RobustAccuracy({"pgd": attack}, net="net", **pipeline)
+        else:
+            callback = AdversarialTraining(attack, attack_bn_mode="eval", net="net", **pipeline)
+        with monkeypatch.context() as patched:
+            count = Count(patched)
+            trainer(tmp_path, max_epochs=2, callbacks=[callback]).fit(Stranger(), normalised(), normalised())
+        return count.calls
+
+    assert forwards(steps=12) == forwards(steps=2)
 
 
 def test_without_folding_the_attack_sees_the_net(tmp_path):

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import register_type
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, MultiStepLR
 
-from lit_robust.magnitudes import Magnitude
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -279,7 +277,6 @@ class TestBadArguments:
 class TestConfiguration:
     def parse(self, *arguments: str) -> tuple[Schedule, str]:
         """The schedule, and the configuration as a run would save it."""
-        register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--schedule", type=Schedule)
         parser.add_argument("--config", action="config")

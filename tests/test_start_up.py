@@ -43,3 +43,17 @@ def test_the_commands_are_those_that_there_are():
 def test_the_package_has_its_functions_and_no_others():
     code = "import lit_robust; lit_robust.load_net, lit_robust.load_weights; lit_robust.fit"
     assert "module 'lit_robust' has no attribute 'fit'" in python(code).stderr
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from jsonargparse import ArgumentParser; from lit_robust.attacks import Attack",
+        "from lit_robust.attacks import Attack; import lit_robust.callbacks; from jsonargparse import ArgumentParser",
+        "from lit_robust.attacks import Attack; import lit_robust.defenses; from jsonargparse import ArgumentParser",
+    ],
+)
+def test_a_users_own_command_line_reads_fractions(imports):
+    parse = "ArgumentParser(); p.add_argument('--a', type=Attack); print(p.parse_args(['--a=PGD', '--a.eps=8/255']))"
+    found = python(f"{imports}; p = {parse}")
+    assert "eps=8/255" in found.stdout, found.stderr

@@ -23,6 +23,7 @@ from lit_robust.callbacks.ramp import AttributeRamp
 from lit_robust.callbacks.robust_accuracy import RobustAccuracy
 from lit_robust.callbacks.time_left import TimeLeft
 from lit_robust.keywords import answer_keywords
+from lit_robust.magnitudes import read_by_jsonargparse
 
 __all__ = [
     "AbnormalRise",
@@ -50,3 +51,4 @@ __all__ = [
 ]
 
 answer_keywords([globals()[name] for name in __all__])
+read_by_jsonargparse()

@@ -23,6 +23,7 @@ from lit_robust.first_batch import (
     refuse_probabilities,
 )
 from lit_robust.limits import Limits
+from lit_robust.nets.folded import FoldedNet
 
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
@@ -61,6 +62,7 @@ class Adapter:
         self.std = (1.0,) if std is None else _numbers(std)
         self.normalised = mean is not None
         self._unpack = False
+        self._folded = FoldedNet()
         self._unchecked_in_training = True
         #: Those of the pixels; and of the labels, once they are known to be classes.
         self.limits = Limits(None, reduce=None)
@@ -96,6 +98,13 @@ class Adapter:
         """
         net = self.users_net(module)
         return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
+
+    def attacked_net(self, module: LightningModule, batch: Any) -> nn.Module:
+        """``logits_net`` as attacks see it, for a net in eval mode: with its BatchNorms folded, see ``FoldedNet``."""
+        net = self.users_net(module)
+        if not isinstance(net, LightningModule):  # which is more than a net
+            net = self._folded(net, tensor_at(batch, self.x, "x"))
+        return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
     def within_classes(self, y: Tensor) -> Tensor:
         """The labels with those that ``check_range`` will refuse replaced, so that no kernel fails before."""

@@ -166,7 +166,7 @@ class AdversarialTraining(Callback):
                     y = net(x).argmax(dim=1)
             y = self.adapter.within_classes(y)
             attack: Attack = module.attack
-            return attack(net, x, y)
+            return attack(net if self.attack_bn_mode == "train" else self.adapter.attacked_net(module, batch), x, y)
 
 
 def _check_not_attacked(module: LightningModule) -> None:

@@ -155,16 +155,17 @@ class RobustAccuracy(Callback):
         if loader not in self._survivors:
             self.adapter.check(module, batch)
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
-        batch, net = self.adapter.labelled(batch), self.adapter.logits_net(module)
+        net, attacked = self.adapter.logits_net(module), self.adapter.attacked_net(module, batch)
+        batch = self.adapter.labelled(batch)
         with own_random_state(batch.x.device), frozen(net):
             if split == "test":
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
-                correct = surviving(net, self.attacks[split], batch, "keep", self.blocks)
+                correct = surviving(net, self.attacks[split], batch, "keep", self.blocks, attacked)
                 if not _own_rows(module, split):
                     self._probe(net, batch, correct, loader, *place_of(trainer, batch_idx, loader))
             else:
                 seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
-                correct = surviving(net, self.attacks[split], batch)
+                correct = surviving(net, self.attacks[split], batch, attacked=attacked)
         self._survivors[loader].update(correct, batch.weight)
 
     def _probe(

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -42,13 +41,10 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_cli_internals import CommandLineInternals
 from lit_robust.lightning_internals import epochs_done
-from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, load_weights, read_last, run_of
 from lit_robust.training.monitors import explain_monitor_errors
 from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
-
-register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
 #: Errors that a user can cause and fix, reported in one sentence. Any other is a defect and keeps its traceback.
 USER_ERRORS = (*READABLE_ERRORS, FloatingPointError)

@@ -10,11 +10,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lit_robust.attacks import Attack
 from lit_robust.guards import BNMode
 from lit_robust.keywords import check_keywords
+from lit_robust.magnitudes import read_by_jsonargparse
 from lit_robust.schedules import Schedule
 from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
 
 BNForwards = Literal["needed", "authors"]
+
+read_by_jsonargparse()
 
 #: ``rates.sgd`` as a configuration.
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
