@@ -251,7 +251,8 @@ class CoresetSelection(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, if it can be used."""
-        state_dict = {"pending": False} | state_dict  # which older versions did not have
+        if isinstance(state_dict, dict):
+            state_dict = {"pending": False} | state_dict  # which older versions did not have
         self.coreset = coreset_of(f"callbacks[{self.state_key}]", state_dict)
         self.epoch, self._used, self._pending = (state_dict[name] for name in ("epoch", "used", "pending"))
         self._resumed = True

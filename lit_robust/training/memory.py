@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -35,6 +35,14 @@ class Memory:
         self._merge: Callable[[Sequence[Tensors]], Tensors] | None = None
         self._kinds: dict[str, Kind] = {}
         self._check: Callable[[Mapping[str, Any]], None] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Memory":
+        """A copy by itself, as a selection makes it, does not copy the module whose method checks the values."""
+        memo[id(self)] = new = copy(self)
+        for name, value in vars(self).items():
+            if name != "_check" or id(getattr(value, "__self__", None)) in memo:
+                vars(new)[name] = deepcopy(value, memo)
+        return new
 
     def declare(
         self,
