@@ -18,7 +18,7 @@ from lit_robust.nets import digits_cnn
 from lit_robust.torch_internals import multiplies_bf16
 from lit_robust.training import trainer_checks
 from tests.methods import ONE_STEP, build
-from tests.tiny import images, indexed, trainer
+from tests.tiny import TinyNet, images, indexed, trainer
 
 # 1,300 images to train on, 100 to validate on and 397 to test.
 SIZES = {"batch_size": 256, "eval_batch_size": 50, "val_size": 100}
@@ -247,24 +247,25 @@ def test_spike_detection_works(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fast", "precision", "told"),
+    ("fast", "precision", "width", "told"),
     [
-        (True, "32-true", "multiplies bfloat16: precision=bf16-mixed"),
-        (True, "bf16-mixed", None),
-        (False, "bf16-mixed", "emulates bfloat16"),
-        (False, "32-true", None),
-        (None, "32-true", None),
-        (None, "bf16-mixed", None),
+        (True, "32-true", 800, "multiplies bfloat16: precision=bf16-mixed"),
+        (True, "32-true", 8, None),
+        (True, "bf16-mixed", 800, None),
+        (False, "bf16-mixed", 8, "emulates bfloat16"),
+        (False, "32-true", 800, None),
+        (None, "32-true", 800, None),
+        (None, "bf16-mixed", 800, None),
     ],
 )
 @pytest.mark.filterwarnings("default")
-def test_bf16_is_recommended_or_warned_of_as_the_processor_is(fast, precision, told, tmp_path, monkeypatch):
+def test_bf16_is_recommended_or_warned_of_as_the_processor_is(fast, precision, width, told, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(trainer_checks, "multiplies_bf16", lambda: fast)
     for level in ("rank_zero_info", "rank_zero_warn"):
         monkeypatch.setattr(trainer_checks, level, lines.append)
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, precision=precision)
-    run.fit(build(PGDAT), indexed(images()))
+    run.fit(build(PGDAT, net=TinyNet(width)), indexed(images()))
     found = [line for line in lines if "bfloat16" in line]
     assert [told in line for line in found] == ([True] if told else [])
 
