@@ -249,13 +249,13 @@ def test_spike_detection_works(tmp_path):
 @pytest.mark.parametrize(
     ("fast", "precision", "width", "told"),
     [
-        (True, "32-true", 800, "multiplies bfloat16: precision=bf16-mixed"),
+        (True, "32-true", 1200, "multiplies bfloat16: precision=bf16-mixed"),
         (True, "32-true", 8, None),
-        (True, "bf16-mixed", 800, None),
+        (True, "bf16-mixed", 1200, None),
         (False, "bf16-mixed", 8, "emulates bfloat16"),
-        (False, "32-true", 800, None),
-        (None, "32-true", 800, None),
-        (None, "bf16-mixed", 800, None),
+        (False, "32-true", 1200, None),
+        (None, "32-true", 1200, None),
+        (None, "bf16-mixed", 1200, None),
     ],
 )
 @pytest.mark.filterwarnings("default")

@@ -1,6 +1,6 @@
 """Train on scikit-learn's digits in float32 and in bf16-mixed, with three seeds: does bfloat16 cost accuracy?
 
-    python scripts/cpu_bf16.py     # writes scripts/results/cpu_bf16.json
+    python scripts/digits_bf16.py     # writes scripts/results/digits_bf16.json
 
 The net, method and schedule are the quickstart's; the tests are in float32. CPU seconds are those of the training's
 batches, and depend on the processor: where it emulates bfloat16, training takes longer.
@@ -21,7 +21,7 @@ from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Cyclic
 from lit_robust.torch_internals import multiplies_bf16
 
-RESULT = Path(__file__).parent / "results/cpu_bf16.json"
+RESULT = Path(__file__).parent / "results/digits_bf16.json"
 SEEDS, EPOCHS, EPS = (0, 1, 2), 30, 0.15
 TESTS = {"pgd20": PGD(EPS, 0.02, steps=20, keep="worst")}
 
