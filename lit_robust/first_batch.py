@@ -15,19 +15,10 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode, own_random_state
+from lit_robust.logits import REMEDY, NoLogitsError, check_numbers, has_rows, logits_of, no_logits
 from lit_robust.nets import image_shapes
 from lit_robust.nets.image_shapes import name_of
 from lit_robust.torch_internals import is_compiled
-
-
-class NoLogitsError(ValueError):
-    """The net returns something other than logits."""
-
-
-def logits_of(found: Any) -> Any:
-    """The logits of a net's output if it has them as an attribute ``logits``, else the output itself."""
-    logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
-    return logits if isinstance(logits, Tensor) else found
 
 
 def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
@@ -39,7 +30,7 @@ def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
     """
     logits = logits_of(found)
     if not isinstance(logits, Tensor):
-        raise _no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
+        raise no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
     # In a compiled graph, reading the attribute would make a guard, and changing it another compilation.
     if net.training and not torch.compiler.is_compiling() and getattr(net, _UNCHECKED, False):
         setattr(net, _UNCHECKED, False)
@@ -53,8 +44,8 @@ def a_row_for_each_image(net: nn.Module, args: tuple[Any, ...], logits: Tensor) 
     Raises:
         NoLogitsError: If the logits have another number of rows than there are images.
     """
-    if args and not _has_rows(logits, args[0]):
-        raise _no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
+    if args and not has_rows(logits, args[0]):
+        raise no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
 
 
 def refuse_probabilities(logits: Tensor) -> None:
@@ -90,19 +81,6 @@ def check_training(net: nn.Module, x: Tensor) -> None:
         eager = torch.compiler.set_stance("force_eager")
         with network_mode(net, "train"), torch.no_grad(), own_random_state(x.device), naming_drop_last(), eager:
             torch.func.functional_call(net, buffers, (x[:2],))
-
-
-#: What a net must return.
-REMEDY = "let it return one tensor (N, num_classes), alone or as the attribute logits"
-
-
-def _no_logits(found: Any, x: Tensor, name: str, remedy: str) -> NoLogitsError:
-    what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    return NoLogitsError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
-
-
-def _has_rows(logits: Tensor, x: Any) -> bool:
-    return logits.ndim >= 2 and (not isinstance(x, Tensor) or len(logits) == len(x))
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -207,19 +185,9 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
     Raises:
         ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
-    if not isinstance(found, Tensor) or not _has_rows(found, x):
-        raise _no_logits(found, x, name, remedy)
-    if not found.is_floating_point():
-        raise ValueError(
-            f"{name} returns logits of {found.dtype}, but losses and attacks need floating-point numbers: return real "
-            "numbers (such as logits.abs() of complex ones), and not the predicted classes."
-        )
-    logits = found.float()
-    if not bool(logits.isfinite().all()):
-        raise ValueError(
-            "the net returns NaN or infinite logits, whose accuracy would be that of guessing: its weights or its "
-            "normalisation are broken, take an earlier checkpoint."
-        )
+    if not isinstance(found, Tensor) or not has_rows(found, x):
+        raise no_logits(found, x, name, remedy)
+    check_numbers(found, name)
     if _are_probabilities(found):
         raise _no_probabilities("", softmax)
     return found

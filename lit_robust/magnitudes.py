@@ -2,6 +2,7 @@
 
 import math
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lit_robust.shown import without_addresses
@@ -58,8 +59,7 @@ else:
 
 def read_by_jsonargparse() -> None:
     """Let every command line of jsonargparse read ``8/255``, also a user's own ``LightningCLI``."""
-    from jsonargparse.typing import register_type
-
+    register_type = import_module("jsonargparse.typing").register_type
     register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
 
 

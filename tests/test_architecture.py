@@ -14,7 +14,7 @@ from lit_robust.defenses import Defense
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
 GROUND = {
     "threats", "losses", "magnitudes", "keywords", "shown", "batch", "seeds", "require", "guards", "terminal",
-    "lightning_internals", "lightning_cli_internals", "torch_internals", "whole_files", "checkpoint_files",
+    "logits", "lightning_internals", "lightning_cli_internals", "torch_internals", "whole_files", "checkpoint_files",
     "folder_locks", "metrics_files", "weight_files", "checkpoint_sections", "checkpoint_states", "costs", "ranks",
     "limits",
 }  # fmt: skip

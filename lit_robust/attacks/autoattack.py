@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.autoattack_package import Package, in_our_words, own_random_states
-from lit_robust.attacks.base import EPS, Attack, check_batch
+from lit_robust.attacks.base import EPS, Attack
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
 from lit_robust.terminal import progress_bar
@@ -108,7 +108,6 @@ class AutoAttack(Attack):
         package = Package()
         if not len(x):
             return x.clone()
-        check_batch(x, y)
         if y.shape != x.shape[:1]:
             raise ValueError(
                 f"there are labels of shape {tuple(y.shape)} for {len(x)} images: give one for each image."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, Attack, check_batch, input_gradient
+from lit_robust.attacks.base import EPS, Attack, input_gradient
 from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
 from lit_robust.guards import crafting
@@ -87,7 +87,6 @@ class CurriculumFGSM(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
-        check_batch(x, y)
         bound, ball = 1.25 * self.eps, Linf(self.eps)
         with crafting(x, y) as (x, y):
             x_adv = ball.project(ball.random_start(x), x).requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, Attack, check_batch, step_length
+from lit_robust.attacks.base import EPS, Attack, step_length
 from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, like_images
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.losses import SampleLoss
@@ -124,7 +124,6 @@ class PGD(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search the threat set around each image."""
-        check_batch(x, y)
         with crafting(x, y) as (x, y):
             return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
 

@@ -17,12 +17,12 @@ from lit_robust.first_batch import (
     check_classes,
     check_labels,
     check_logits,
-    logits_of,
     only_logits,
     outputs,
     refuse_probabilities,
 )
 from lit_robust.limits import Limits
+from lit_robust.logits import logits_of
 from lit_robust.nets.folded import FoldedNet
 
 #: One number, or one for each channel.

@@ -128,6 +128,7 @@ def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
 class HasAttacks(Protocol):
     """What every Defense has."""
 
+    net: nn.Module
     attack: Attack
     val_attacks: dict[str, Attack]
     test_attacks: dict[str, Attack]
