@@ -49,6 +49,10 @@ def test_an_optimizer_that_cannot_take_the_steps_is_refused_before_training(kind
         fit(tmp_path, 2, tmp_path / "x.ckpt" if resumed else None, optimizer=partial(kind, lr=0.01))
 
 
+def settings_of(kind):
+    return set(getattr(torch.optim, kind)([torch.zeros(1)], lr=0.01).param_groups[0])
+
+
 @pytest.mark.parametrize("named", [True, False], ids=["named", "of an older version"])
 @pytest.mark.parametrize("theirs", KINDS)
 def test_another_optimizer_is_refused_and_its_own_resumes(of_each_kind, theirs, named, tmp_path):
@@ -59,6 +63,8 @@ def test_another_optimizer_is_refused_and_its_own_resumes(of_each_kind, theirs, 
         make = partial(getattr(torch.optim, mine), lr=0.01)
         if mine == theirs:
             fit(tmp_path, 2, tmp_path / "y.ckpt", optimizer=make)
+            continue
+        if not named and settings_of(mine) == settings_of(theirs):  # Adam and AdamW before torch 2.7
             continue
         with pytest.raises(ValueError, match=r"^the checkpoint .* optimizer") as refused:
             fit(tmp_path, 2, tmp_path / "y.ckpt", optimizer=make)
