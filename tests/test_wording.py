@@ -554,6 +554,26 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "(data.init_args.val_size), or remove the monitor to keep the last checkpoint alone.",
     ),
     (
+        lambda: fit(build(Natural), EarlyStopping("val/acc/robust")),
+        'EarlyStopping monitors val/acc/robust, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(build(Natural), EarlyStopping("train/loss", mode="max")),
+        'EarlyStopping monitors train/loss, but mode="max" looks for its largest value: set mode="min".',
+    ),
+    (
+        lambda: fit(build(PGDAT), ModelCheckpoint(".", monitor="val/acc/clean"), enable_checkpointing=True),
+        'ModelCheckpoint monitors val/acc/clean, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(build(PGDAT), DelayedStart(latest_epoch=1, monitor="val/acc/clean")),
+        'DelayedStart monitors val/acc/clean, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(User(), RobustAccuracy({"pgd2": ATTACK}), EarlyStopping("val/acc/pgd2")),
+        'EarlyStopping monitors val/acc/pgd2, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
         lambda: fit(build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf)), validate=False),
         "the training loss is nan in epoch 1 by batch 0: lower the learning rate, clip gradients "
         "(gradient_clip_val) or train in bf16-mixed instead of 16-mixed; the checkpoint before is intact.",

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
+from lit_robust.measures.directions import right_mode
 from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
 from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler, check_steps
@@ -222,8 +223,8 @@ def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
         ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
     """
     monitor = monitored_by(scheduler)
-    right = "max" if "/acc/" in monitor else "min" if "loss" in monitor else scheduler.mode
-    if scheduler.mode != right:
+    right = right_mode(monitor)
+    if right is not None and scheduler.mode != right:
         raise ValueError(
             f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
         )
