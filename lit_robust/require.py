@@ -103,6 +103,16 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
     raise TypeError(f"{name}={shown(value)} must be of type {names}: {remedy}.")
 
 
+def flags(**values: Any) -> None:
+    """Require True or False of each argument.
+
+    Raises:
+        TypeError: If one is anything else, such as "no", which counts as true.
+    """
+    for name, value in values.items():
+        instance(name, value, bool, "give True or False")
+
+
 def factory(name: str, value: Any, made: type, example: str) -> Any:
     """Require a function or class that makes something later.
 

@@ -28,6 +28,8 @@ from torch.optim.lr_scheduler import ExponentialLR, StepLR
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
+from lit_robust.analysis.compare import comparison
+from lit_robust.analysis.surface import surface
 from lit_robust.attacks import (
     BPDA,
     FGSM,
@@ -70,6 +72,7 @@ from lit_robust.data import (
 from lit_robust.data.saved import position_of, selection_of
 from lit_robust.data.splits import hold_out
 from lit_robust.defenses import (
+    AAER,
     AWP,
     FGSMAT,
     HSAT,
@@ -79,11 +82,14 @@ from lit_robust.defenses import (
     TRADES,
     CurriculumAT,
     CustomizedAT,
+    DynamicAT,
     FastAT,
     FreeAT,
     FriendlyAT,
     Natural,
+    NuAT,
     NuAT2,
+    PerceptualAT,
     ZeroGrad,
 )
 from lit_robust.defenses.hybrid import CleanLossDrop
@@ -357,6 +363,29 @@ class EndsInATanh(TinyNet):
         return super().forward(x).tanh()
 
 
+#: What takes True or False, and the name of the argument.
+FLAGS: list[tuple[Callable[..., object], str]] = [
+    *((partial(PGD, eps=0.1, steps=5), name) for name in ("targeted", "clip_init", "freeze_misclassified")),
+    (FriendlyPGD, "targeted"),
+    (partial(CurriculumPGD, psi=FOSC(), lam=1), "clip_init"),
+    (TargetedPGD, "freeze_misclassified"),
+    (LastLayerSharpness, "feature_norm"),
+    (Random, "redraw"),
+    (partial(CoresetSampler, [1]), "resample"),
+    (partial(CoresetSelection, 0.5), "official_order"),
+    *((DigitsDataModule, name) for name in ("augment", "drop_last")),
+    *((data, "download") for data in (CIFAR10DataModule, ImagenetteDataModule)),
+    *((partial(build, Natural), name) for name in ("channels_last", "compile", "fold_batchnorm")),
+    (partial(build, CurriculumAT), "batch_mixing"),
+    (partial(build, DynamicAT), "weight_by_loss"),
+    (partial(build, AAER, attack=ONE_STEP), "detach_ce"),
+    (partial(build, NuAT, attack=ONE_STEP), "attack_alternate"),
+    (partial(build, PerceptualAT), "only_attack_correct"),
+    *((net, "pretrained") for net in (nets.torchvision_net, nets.timm_net)),
+    *((partial(comparison, None, None), name) for name in ("gap", "alarms", "surrogate")),
+    (partial(surface, [], None), "eigenvalue"),
+]
+
 #: What is called, and what it says, where * stands for what torch or a package says.
 SENTENCES: list[tuple[Callable[[], object], str]] = [
     # Numbers, words and types: every branch of lit_robust/require.py.
@@ -406,6 +435,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: require.fine_precision("16-true"),
         "trainer.precision=16-true rounds images to steps as coarse as an eps: use 16-mixed.",
     ),
+    *(
+        (partial(call, **{name: "no"}), f"{name}='no' must be of type bool: give True or False.")
+        for call, name in FLAGS
+    ),
+    (lambda: PGD(targeted=0), "targeted=0 must be of type bool: give True or False."),
     # Attacks and losses.
     (lambda: PGD(loss="ce"), "loss='ce' is not a function: give one such as lit_robust.losses.ce."),
     (

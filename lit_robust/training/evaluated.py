@@ -73,9 +73,7 @@ class Evaluated(Attacked):
         if test_attacks is not None:
             check_names("test_attacks", test_attacks)
         require.integer("alarm_images", alarm_images, least=0)
-        flags = {"channels_last": channels_last, "compile": compile, "fold_batchnorm": fold_batchnorm}
-        for name, flag in flags.items():
-            require.instance(name, flag, bool, "give True or False")
+        require.flags(channels_last=channels_last, compile=compile, fold_batchnorm=fold_batchnorm)
         if not (val_attack and test_attacks):
             default_val, default_test = evaluation_of(attack)
             val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
