@@ -61,6 +61,13 @@ from lit_robust.callbacks import (
     SwitchRule,
 )
 from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.overfitting_rules import (
+    AbnormalRise,
+    CrossEntropySplit,
+    FGSMGap,
+    GradientCosineDrop,
+    LinearityErrorSpike,
+)
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import (
     CIFAR10DataModule,
@@ -440,6 +447,52 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         for call, name in FLAGS
     ),
     (lambda: PGD(targeted=0), "targeted=0 must be of type bool: give True or False."),
+    *(
+        (
+            partial(call, "pgd"),
+            f"{name}='pgd' is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).",
+        )
+        for call, name in (
+            (AdversarialExamples, "attack"),
+            (PGDDrop, "attack"),
+            (FGSMGap, "single_step"),
+            (partial(FGSMGap, None), "attack"),
+            (CrossEntropySplit, "attack"),
+        )
+    ),
+    (lambda: GeneralizationGap(attack="pgd"), "attack='pgd' is not an attack: *"),
+    (lambda: PGDDrop(PGD), "attack=PGD is a class: write PGD(...)."),
+    (lambda: PGDDrop(threshold="0.2"), "threshold='0.2' must be a finite number."),
+    (lambda: FGSMGap(margin=None), "margin=None must be a finite number."),
+    (lambda: AbnormalRise(rise="0.1"), "rise='0.1' must be a finite number."),
+    (lambda: GradientCosineDrop(factor="0.5"), "factor='0.5' must be a finite number."),
+    (lambda: LinearityErrorSpike(history=2.5), "history=2.5 must be an integer, at least 0."),
+    (
+        lambda: CatastrophicOverfittingMonitor(rule="fgsm"),
+        "rule='fgsm' must be of type OverfittingRule: give PGDDrop(), FGSMGap() or a rule of your own.",
+    ),
+    (
+        lambda: CatastrophicOverfittingMonitor(PGDDrop),
+        "rule=* must be of type OverfittingRule: give PGDDrop(), FGSMGap() or a rule of your own.",
+    ),
+    (
+        lambda: AdversarialExamples(PGD(targeted=True), target="3"),
+        "target='3' must be an integer, at least 0: it is the number of a class.",
+    ),
+    *(
+        (partial(call, mean=".5", std="1"), "mean='.5' must be a number, or a list of one for each channel.")
+        for call in (
+            Adapter,
+            partial(RobustAccuracy, {"pgd2": ATTACK}),
+            partial(AdversarialTraining, ATTACK),
+            partial(AdversarialExamples, ATTACK),
+            GeneralizationGap,
+            CatastrophicOverfittingMonitor,
+            nets.resnet18,
+        )
+    ),
+    (lambda: Adapter(mean=0.5, std=["1"]), "std=['1'] must be a number, or a list of one for each channel."),
+    (lambda: Adapter(mean=True, std=1), "mean=True must be a number, or a list of one for each channel."),
     # Attacks and losses.
     (lambda: PGD(loss="ce"), "loss='ce' is not a function: give one such as lit_robust.losses.ce."),
     (

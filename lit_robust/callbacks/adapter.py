@@ -43,6 +43,7 @@ class Adapter:
         std: What it then divides them by.
 
     Raises:
+        TypeError: If ``mean`` or ``std`` is no number, nor a list of numbers.
         ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
