@@ -40,6 +40,7 @@ from lit_robust.attacks import (
     CurriculumPGD,
     FastLPA,
     FriendlyPGD,
+    NuclearNorm,
     StAdv,
     TargetedPGD,
 )
@@ -202,6 +203,13 @@ class Twice(TinyNet):
         return [super().forward(x)] * 2
 
 
+class Fixed(nn.Module):
+    """Has no parameters."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :CLASSES]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         return iter([])
@@ -211,6 +219,14 @@ def fit(module: LightningModule, *callbacks: Any, validate: bool = True, y: torc
     """Three epochs of one batch."""
     run = trainer(".", callbacks=list(callbacks), **({"max_epochs": 3} | options))
     run.fit(module, loader(images(8)), loader(images(8)._replace(y=y)) if validate else None)
+
+
+def nan_later(method: Any, **arguments: Any) -> None:
+    """The second batch has a NaN pixel."""
+    data = images(16)
+    data.x[12, 0, 0, 0] = torch.nan
+    run = trainer(".", max_epochs=1, limit_val_batches=0)
+    run.fit(build(method, **arguments), loader(data, batch_size=8))
 
 
 def first_batch(net: nn.Module | None = None, **change: torch.Tensor) -> None:
@@ -632,6 +648,36 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: end_of_an_epoch({"acc": 0.5}), "the scheduler monitors loss, which is not among ['acc']."),
     (
+        lambda: fit(build(Natural, net=TinyNet().requires_grad_(False))),
+        "all parameters of the net (TinyNet) are frozen, so there is nothing to train: call requires_grad_(True) on "
+        "the net, or on the part that is to be trained.",
+    ),
+    (
+        lambda: fit(build(FreeAT, net=TinyNet().requires_grad_(False), attack=ONE_STEP)),
+        "all parameters of the net (TinyNet) are frozen, so there is nothing to train: *",
+    ),
+    (
+        lambda: fit(build(PGDAT, net=Fixed())),
+        "the net has no parameters, so there is nothing to train: give a net that has some.",
+    ),
+    (
+        lambda: fit(build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))),
+        "lr=0 of SGD trains nothing: set another lr.",
+    ),
+    *(
+        (
+            partial(nan_later, method, **arguments),
+            "pixels of a later batch run from -inf to inf, but every eps is in units of [0, 1]: let the loader give "
+            "all images as it gives the first ones.",
+        )
+        for method, arguments in (
+            (PGDAT, {}),
+            (NuAT, {"attack": ONE_STEP}),
+            (NuAT2, {"attack": ONE_STEP}),
+            (PGDAT, {"attack": NuclearNorm(0.1, steps=1)}),
+        )
+    ),
+    (
         lambda: fit(build(Natural), EarlyStopping("val/acc/robst"), num_sanity_val_steps=1),
         "EarlyStopping monitors val/acc/robst, but validation logs val/acc/clean, val/acc/robust: correct the name.",
     ),
@@ -802,6 +848,25 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "the net (TinyNet) cannot read images of shape 1x8x8 (RuntimeError: *): choose a net for this data set.",
     ),
     (lambda: first_batch(y=Y + 1), "labels run from 1 to 4, but num_classes=4: set it to the data's classes."),
+    (
+        lambda: first_batch(y=torch.where(Y == 3, -100, Y)),
+        "labels run from -100 to 2, but there are the classes 0 to 3: give what shall not count the weight 0, not "
+        "another label.",
+    ),
+    (
+        lambda: adapt(y=torch.where(Y == 3, -100, Y)),
+        "labels run from -100 to 2, but the net returns 4 logits per image: give classes numbers from 0 on, and leave "
+        "out samples that shall not count.",
+    ),
+    (
+        lambda: first_batch(nn.Sequential(TinyNet(), nn.Unflatten(1, (CLASSES, 1, 1)))),
+        "the net returns a tensor of shape (2, 4, 1, 1) for 2 images, but num_classes=4: return logits.flatten(1).",
+    ),
+    (
+        lambda: first_batch(nn.Conv2d(3, CLASSES, 1)),
+        "the net returns a tensor of shape (2, 4, 8, 8) for 2 images, but num_classes=4: return "
+        "logits.flatten(2).mean(2).",
+    ),
     (lambda: first_batch(y=Y[:3]), "there are labels of shape (3,) for 8 images: give one for each image."),
     (
         lambda: first_batch(TinyNet().body[:3]),

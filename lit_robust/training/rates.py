@@ -14,7 +14,13 @@ from lit_robust import require
 from lit_robust.measures.directions import right_mode
 from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
-from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler, check_steps
+from lit_robust.training.optimizer_checks import (
+    check_any_parameters,
+    check_optimizer,
+    check_scheduler,
+    check_steps,
+    tell_of_no_rate,
+)
 
 #: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
@@ -68,9 +74,10 @@ class LearningRate:
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
+        check_any_parameters(weights := list(params))
         self.optimizer = require.instance(
             "what optimizer builds",
-            _built("optimizer", self.make_optimizer, params),
+            _built("optimizer", self.make_optimizer, weights),
             torch.optim.Optimizer,
             "return a torch optimizer",
         )
@@ -88,6 +95,7 @@ class LearningRate:
             check_optimizer(self.optimizer, saved["optimizer_states"], names.get("optimizer"), kept=SETTINGS)
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             check_scheduler(None, saved.get("lr_schedulers", []), None)
+            tell_of_no_rate(self.optimizer)  # a torch scheduler may set rates of its own
             return {"optimizer": self.optimizer}
         self.torch_scheduler = require.instance(
             "what lr_scheduler builds",
