@@ -525,6 +525,20 @@ def trains(weight):
     return weight.requires_grad
 
 
+def test_all_weights_may_be_frozen_until_a_callback_unfreezes_them_in_the_first_epoch():
+    class UnfreezeAtOnce(Unfreeze):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net, train_bn=True)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            self.make_trainable(pl_module.net)
+
+    module = build(Natural)
+    before = module.net.head.weight.clone()
+    trainer(".", max_epochs=1, callbacks=[UnfreezeAtOnce()]).fit(module, loader(images(8)))
+    assert not torch.equal(before, module.net.head.weight)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

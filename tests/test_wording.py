@@ -657,12 +657,23 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "all parameters of the net (TinyNet) are frozen, so there is nothing to train: *",
     ),
     (
+        lambda: fit(
+            build(
+                Natural,
+                net=TinyNet().requires_grad_(False),
+                optimizer=lambda p: torch.optim.SGD([one for one in p if one.requires_grad], lr=0.1),
+            )
+        ),
+        "optimizer keeps none of the net's parameters, so there is nothing to train: unfreeze some by "
+        "requires_grad_(True), or give the optimizer all.",
+    ),
+    (
         lambda: fit(build(PGDAT, net=Fixed())),
         "the net has no parameters, so there is nothing to train: give a net that has some.",
     ),
     (
-        lambda: fit(build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))),
-        "lr=0 of SGD trains nothing: set another lr.",
+        lambda: fit(build(Natural, optimizer=lambda p: torch.optim.Adam(p, lr=0.0))),
+        "lr=0 of Adam trains nothing: set another lr.",
     ),
     *(
         (

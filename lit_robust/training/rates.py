@@ -197,10 +197,17 @@ def _built(name: str, make: Callable[..., Any], argument: Any) -> Any:
     """Build an optimizer or a scheduler, which may not have checked its arguments.
 
     Raises:
-        ValueError: If it fails on one, as ``SGD(lr=None)``.
+        ValueError: If it fails on one, as ``SGD(lr=None)``, or a factory keeps no parameter.
     """
     try:
         return make(argument)
+    except ValueError as error:
+        if "empty parameter list" in str(error):  # such as that of a filter by requires_grad
+            raise ValueError(
+                f"{name} keeps none of the net's parameters, so there is nothing to train: unfreeze some by "
+                "requires_grad_(True), or give the optimizer all."
+            ) from error
+        raise
     except (TypeError, ArithmeticError, LookupError) as error:
         raise ValueError(
             f"{name} cannot be built from its arguments ({type(error).__name__}: {error}): change them."
