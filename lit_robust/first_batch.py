@@ -101,13 +101,16 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     bright = bool((x >= 0).all())
     require.images(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
     check_labels(x, y)
-    check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
+    below = f"there are the classes 0 to {num_classes - 1}: give what shall not count the weight 0, not another label"
+    check_classes(y, num_classes, below, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
     found = outputs(net, few, f"the net ({name_of(net)})", "choose a net for this data set")
     tell_of_repeated_channels(net, few)
     remedy = f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})"
     logits = check_logits(found, few, "the net", remedy, "remove its softmax")
     if logits.shape[1:] != (num_classes,):
+        if logits.shape[1] == num_classes:
+            remedy = f"return logits.flatten({1 if logits[0].numel() == num_classes else '2).mean(2'})"
         raise ValueError(
             f"the net returns a tensor of shape {tuple(logits.shape)} for {len(few)} images, but "
             f"num_classes={num_classes}: {remedy}."
@@ -143,15 +146,15 @@ def check_labels(x: Tensor, y: Tensor, found: str = "there are labels") -> None:
         raise ValueError(f"{found} of shape {tuple(y.shape)} for {len(x)} images: give one for each image.")
 
 
-def check_classes(y: Tensor, classes: int, but: str) -> None:
+def check_classes(y: Tensor, classes: int, below: str, beyond: str) -> None:
     """Refuse labels ``(N,)`` outside ``0 .. classes - 1``.
 
     Raises:
-        ValueError: If one is outside; ``but`` says where the number of classes comes from, and what to do.
+        ValueError: If one is ``below`` 0 or ``beyond`` the classes, which say why that is wrong, and what to do.
     """
     low, high = require.range_of(y)
     if low < 0 or high >= classes:
-        raise ValueError(f"labels run from {low} to {high}, but {but}.")
+        raise ValueError(f"labels run from {low} to {high}, but {below if low < 0 else beyond}.")
 
 
 def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:

@@ -1,6 +1,7 @@
 """Range checks of every batch's pixels and labels that rarely wait for the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -46,7 +47,23 @@ class Limits:
         Raises:
             ValueError: If a pixel was outside [0, 1] or NaN, or a label was not one of the classes.
         """
+        self._check(self.reduce)
+
+    @contextmanager
+    def naming_causes(self) -> Iterator[None]:
+        """Name pixels out of range where the body fails because numbers derived from them are not finite.
+
+        Raises:
+            ValueError: In place of the FloatingPointError.
+        """
+        try:
+            yield
+        except FloatingPointError:
+            self._check(None)  # the other ranks may not have failed
+            raise
+
+    def _check(self, reduce: Callable[[Tensor], Tensor] | None) -> None:
         if self.reached is None:
             return
         reached, self.reached = self.reached.nan_to_num(nan=torch.inf), None
-        require.later_batches((self.reduce(reached) if self.reduce else reached).tolist(), self.num_classes)
+        require.later_batches((reduce(reached) if reduce else reached).tolist(), self.num_classes)

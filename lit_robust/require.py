@@ -103,6 +103,16 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
     raise TypeError(f"{name}={shown(value)} must be of type {names}: {remedy}.")
 
 
+def flags(**values: Any) -> None:
+    """Require True or False of each argument.
+
+    Raises:
+        TypeError: If one is anything else, such as "no", which counts as true.
+    """
+    for name, value in values.items():
+        instance(name, value, bool, "give True or False")
+
+
 def factory(name: str, value: Any, made: type, example: str) -> Any:
     """Require a function or class that makes something later.
 
@@ -218,12 +228,16 @@ def statistics(mean: Any, std: Any, counts: Sequence[int] = (), where: str = "")
         where: What has the channels, for the message.
 
     Raises:
+        TypeError: If one is no number, nor a list of numbers.
         ValueError: If only one is given, a length is not allowed, or a std is not finite and above 0.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean={mean} and std={std} go together: give both, or neither.")
     for name, given in (("mean", mean), ("std", std)):
-        values = given if isinstance(given, Sequence) else () if given is None else (given,)
+        in_turn = isinstance(given, Sequence) and not isinstance(given, str)
+        values = given if in_turn else () if given is None else (given,)
+        if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+            raise TypeError(_sentence(name, given, "a number, or a list of one for each channel", ""))
         if given is not None and counts and len(values) not in counts:
             raise ValueError(
                 f"{name}={given} has {len(values)} numbers for {where}: give one for each channel, or neither mean nor "

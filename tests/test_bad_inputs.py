@@ -95,6 +95,15 @@ FLAGS = {
         "--trainer.callbacks+=EMAWeight",
         'trainer.callbacks: there is no class "EMAWeight" (did you mean EMAWeights?).',
     ),
+    "an early stop in the wrong direction": (
+        "--trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor val/acc/robust",
+        'EarlyStopping monitors val/acc/robust, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    "a best checkpoint in the wrong direction": (
+        "--trainer.callbacks+ ModelCheckpoint --trainer.callbacks.filename a --trainer.callbacks.monitor train/loss "
+        "--trainer.callbacks.mode max",
+        'ModelCheckpoint monitors train/loss, but mode="max" looks for its largest value: set mode="min".',
+    ),
     "misspelt logger": (
         "--trainer.logger CSVLoger",
         'trainer.logger: there is no class "CSVLoger" (did you mean CSVLogger?).',

@@ -223,15 +223,20 @@ def test_a_last_image_alone_in_a_net_with_batchnorm_is_left_out_by_drop_last(met
 
 def plateau(optimizer, key):
     """A plateau scheduler in the direction of its metric."""
-    return ReduceLROnPlateau(optimizer, monitor=key, mode="max" if "acc" in key else "min")
+    return ReduceLROnPlateau(optimizer, monitor=key, mode=mode(key))
+
+
+def mode(key):
+    """The direction of a metric."""
+    return "max" if "acc" in key else "min"
 
 
 # Monitors of what is never logged.
 
 MISSPELT = {"val": "val/acc/robst", "train": "train/los", "no split": "loss"}
 MONITORS = {
-    "EarlyStopping": lambda key: ([EarlyStopping(key)], {}),
-    "ModelCheckpoint": lambda key: ([ModelCheckpoint("saved", monitor=key)], {}),
+    "EarlyStopping": lambda key: ([EarlyStopping(key, mode=mode(key))], {}),
+    "ModelCheckpoint": lambda key: ([ModelCheckpoint("saved", monitor=key, mode=mode(key))], {}),
     "DelayedStart": lambda key: ([DelayedStart(latest_epoch=1, monitor=key)], {}),
     "ReduceLROnPlateau": lambda key: ([], {"lr_scheduler": lambda sgd: plateau(sgd, key)}),
 }
@@ -257,8 +262,6 @@ def test_a_monitor_of_what_is_never_logged_is_refused_before_training(watcher, k
 def test_a_monitor_of_what_is_logged_is_no_mistake(watcher, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     callbacks, arguments = MONITORS[watcher](key)
-    if watcher == "ReduceLROnPlateau" and "acc" in key:
-        arguments = {"lr_scheduler": lambda sgd: ReduceLROnPlateau(sgd, monitor=key, mode="max")}
     run = trainer(".", max_epochs=2, callbacks=callbacks, enable_checkpointing=watcher[0] == "M")
     run.fit(build(PGDAT, **arguments), loader(images(8)), loader(images(8)))
     assert run.current_epoch == 2
@@ -520,6 +523,20 @@ def test_a_training_that_has_unfrozen_weights_equals_its_resumed_one(train_bn, b
 
 def trains(weight):
     return weight.requires_grad
+
+
+def test_all_weights_may_be_frozen_until_a_callback_unfreezes_them_in_the_first_epoch():
+    class UnfreezeAtOnce(Unfreeze):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net, train_bn=True)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            self.make_trainable(pl_module.net)
+
+    module = build(Natural)
+    before = module.net.head.weight.clone()
+    trainer(".", max_epochs=1, callbacks=[UnfreezeAtOnce()]).fit(module, loader(images(8)))
+    assert not torch.equal(before, module.net.head.weight)
 
 
 @pytest.mark.parametrize(

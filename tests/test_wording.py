@@ -28,6 +28,8 @@ from torch.optim.lr_scheduler import ExponentialLR, StepLR
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
+from lit_robust.analysis.compare import comparison
+from lit_robust.analysis.surface import surface
 from lit_robust.attacks import (
     BPDA,
     FGSM,
@@ -38,6 +40,7 @@ from lit_robust.attacks import (
     CurriculumPGD,
     FastLPA,
     FriendlyPGD,
+    NuclearNorm,
     StAdv,
     TargetedPGD,
 )
@@ -59,6 +62,13 @@ from lit_robust.callbacks import (
     SwitchRule,
 )
 from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.overfitting_rules import (
+    AbnormalRise,
+    CrossEntropySplit,
+    FGSMGap,
+    GradientCosineDrop,
+    LinearityErrorSpike,
+)
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import (
     CIFAR10DataModule,
@@ -70,6 +80,7 @@ from lit_robust.data import (
 from lit_robust.data.saved import position_of, selection_of
 from lit_robust.data.splits import hold_out
 from lit_robust.defenses import (
+    AAER,
     AWP,
     FGSMAT,
     HSAT,
@@ -79,11 +90,14 @@ from lit_robust.defenses import (
     TRADES,
     CurriculumAT,
     CustomizedAT,
+    DynamicAT,
     FastAT,
     FreeAT,
     FriendlyAT,
     Natural,
+    NuAT,
     NuAT2,
+    PerceptualAT,
     ZeroGrad,
 )
 from lit_robust.defenses.hybrid import CleanLossDrop
@@ -189,6 +203,13 @@ class Twice(TinyNet):
         return [super().forward(x)] * 2
 
 
+class Fixed(nn.Module):
+    """Has no parameters."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :CLASSES]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         return iter([])
@@ -198,6 +219,14 @@ def fit(module: LightningModule, *callbacks: Any, validate: bool = True, y: torc
     """Three epochs of one batch."""
     run = trainer(".", callbacks=list(callbacks), **({"max_epochs": 3} | options))
     run.fit(module, loader(images(8)), loader(images(8)._replace(y=y)) if validate else None)
+
+
+def nan_later(method: Any, **arguments: Any) -> None:
+    """The second batch has a NaN pixel."""
+    data = images(16)
+    data.x[12, 0, 0, 0] = torch.nan
+    run = trainer(".", max_epochs=1, limit_val_batches=0)
+    run.fit(build(method, **arguments), loader(data, batch_size=8))
 
 
 def first_batch(net: nn.Module | None = None, **change: torch.Tensor) -> None:
@@ -357,6 +386,29 @@ class EndsInATanh(TinyNet):
         return super().forward(x).tanh()
 
 
+#: What takes True or False, and the name of the argument.
+FLAGS: list[tuple[Callable[..., object], str]] = [
+    *((partial(PGD, eps=0.1, steps=5), name) for name in ("targeted", "clip_init", "freeze_misclassified")),
+    (FriendlyPGD, "targeted"),
+    (partial(CurriculumPGD, psi=FOSC(), lam=1), "clip_init"),
+    (TargetedPGD, "freeze_misclassified"),
+    (LastLayerSharpness, "feature_norm"),
+    (Random, "redraw"),
+    (partial(CoresetSampler, [1]), "resample"),
+    (partial(CoresetSelection, 0.5), "official_order"),
+    *((DigitsDataModule, name) for name in ("augment", "drop_last")),
+    *((data, "download") for data in (CIFAR10DataModule, ImagenetteDataModule)),
+    *((partial(build, Natural), name) for name in ("channels_last", "compile", "fold_batchnorm")),
+    (partial(build, CurriculumAT), "batch_mixing"),
+    (partial(build, DynamicAT), "weight_by_loss"),
+    (partial(build, AAER, attack=ONE_STEP), "detach_ce"),
+    (partial(build, NuAT, attack=ONE_STEP), "attack_alternate"),
+    (partial(build, PerceptualAT), "only_attack_correct"),
+    *((net, "pretrained") for net in (nets.torchvision_net, nets.timm_net)),
+    *((partial(comparison, None, None), name) for name in ("gap", "alarms", "surrogate")),
+    (partial(surface, [], None), "eigenvalue"),
+]
+
 #: What is called, and what it says, where * stands for what torch or a package says.
 SENTENCES: list[tuple[Callable[[], object], str]] = [
     # Numbers, words and types: every branch of lit_robust/require.py.
@@ -406,6 +458,57 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: require.fine_precision("16-true"),
         "trainer.precision=16-true rounds images to steps as coarse as an eps: use 16-mixed.",
     ),
+    *(
+        (partial(call, **{name: "no"}), f"{name}='no' must be of type bool: give True or False.")
+        for call, name in FLAGS
+    ),
+    (lambda: PGD(targeted=0), "targeted=0 must be of type bool: give True or False."),
+    *(
+        (
+            partial(call, "pgd"),
+            f"{name}='pgd' is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).",
+        )
+        for call, name in (
+            (AdversarialExamples, "attack"),
+            (PGDDrop, "attack"),
+            (FGSMGap, "single_step"),
+            (partial(FGSMGap, None), "attack"),
+            (CrossEntropySplit, "attack"),
+        )
+    ),
+    (lambda: GeneralizationGap(attack="pgd"), "attack='pgd' is not an attack: *"),
+    (lambda: PGDDrop(PGD), "attack=PGD is a class: write PGD(...)."),
+    (lambda: PGDDrop(threshold="0.2"), "threshold='0.2' must be a finite number."),
+    (lambda: FGSMGap(margin=None), "margin=None must be a finite number."),
+    (lambda: AbnormalRise(rise="0.1"), "rise='0.1' must be a finite number."),
+    (lambda: GradientCosineDrop(factor="0.5"), "factor='0.5' must be a finite number."),
+    (lambda: LinearityErrorSpike(history=2.5), "history=2.5 must be an integer, at least 0."),
+    (
+        lambda: CatastrophicOverfittingMonitor(rule="fgsm"),
+        "rule='fgsm' must be of type OverfittingRule: give PGDDrop(), FGSMGap() or a rule of your own.",
+    ),
+    (
+        lambda: CatastrophicOverfittingMonitor(PGDDrop),
+        "rule=* must be of type OverfittingRule: give PGDDrop(), FGSMGap() or a rule of your own.",
+    ),
+    (
+        lambda: AdversarialExamples(PGD(targeted=True), target="3"),
+        "target='3' must be an integer, at least 0: it is the number of a class.",
+    ),
+    *(
+        (partial(call, mean=".5", std="1"), "mean='.5' must be a number, or a list of one for each channel.")
+        for call in (
+            Adapter,
+            partial(RobustAccuracy, {"pgd2": ATTACK}),
+            partial(AdversarialTraining, ATTACK),
+            partial(AdversarialExamples, ATTACK),
+            GeneralizationGap,
+            CatastrophicOverfittingMonitor,
+            nets.resnet18,
+        )
+    ),
+    (lambda: Adapter(mean=0.5, std=["1"]), "std=['1'] must be a number, or a list of one for each channel."),
+    (lambda: Adapter(mean=True, std=1), "mean=True must be a number, or a list of one for each channel."),
     # Attacks and losses.
     (lambda: PGD(loss="ce"), "loss='ce' is not a function: give one such as lit_robust.losses.ce."),
     (
@@ -545,6 +648,47 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: end_of_an_epoch({"acc": 0.5}), "the scheduler monitors loss, which is not among ['acc']."),
     (
+        lambda: fit(build(Natural, net=TinyNet().requires_grad_(False))),
+        "all parameters of the net (TinyNet) are frozen, so there is nothing to train: call requires_grad_(True) on "
+        "the net, or on the part that is to be trained.",
+    ),
+    (
+        lambda: fit(build(FreeAT, net=TinyNet().requires_grad_(False), attack=ONE_STEP)),
+        "all parameters of the net (TinyNet) are frozen, so there is nothing to train: *",
+    ),
+    (
+        lambda: fit(
+            build(
+                Natural,
+                net=TinyNet().requires_grad_(False),
+                optimizer=lambda p: torch.optim.SGD([one for one in p if one.requires_grad], lr=0.1),
+            )
+        ),
+        "optimizer keeps none of the net's parameters, so there is nothing to train: unfreeze some by "
+        "requires_grad_(True), or give the optimizer all.",
+    ),
+    (
+        lambda: fit(build(PGDAT, net=Fixed())),
+        "the net has no parameters, so there is nothing to train: give a net that has some.",
+    ),
+    (
+        lambda: fit(build(Natural, optimizer=lambda p: torch.optim.Adam(p, lr=0.0))),
+        "lr=0 of Adam trains nothing: set another lr.",
+    ),
+    *(
+        (
+            partial(nan_later, method, **arguments),
+            "pixels of a later batch run from -inf to inf, but every eps is in units of [0, 1]: let the loader give "
+            "all images as it gives the first ones.",
+        )
+        for method, arguments in (
+            (PGDAT, {}),
+            (NuAT, {"attack": ONE_STEP}),
+            (NuAT2, {"attack": ONE_STEP}),
+            (PGDAT, {"attack": NuclearNorm(0.1, steps=1)}),
+        )
+    ),
+    (
         lambda: fit(build(Natural), EarlyStopping("val/acc/robst"), num_sanity_val_steps=1),
         "EarlyStopping monitors val/acc/robst, but validation logs val/acc/clean, val/acc/robust: correct the name.",
     ),
@@ -552,6 +696,26 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: fit(build(Natural), EarlyStopping("val/acc/robust"), validate=False),
         "EarlyStopping monitors val/acc/robust, but there is no validation: hold images out "
         "(data.init_args.val_size), or remove the monitor to keep the last checkpoint alone.",
+    ),
+    (
+        lambda: fit(build(Natural), EarlyStopping("val/acc/robust")),
+        'EarlyStopping monitors val/acc/robust, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(build(Natural), EarlyStopping("train/loss", mode="max")),
+        'EarlyStopping monitors train/loss, but mode="max" looks for its largest value: set mode="min".',
+    ),
+    (
+        lambda: fit(build(PGDAT), ModelCheckpoint(".", monitor="val/acc/clean"), enable_checkpointing=True),
+        'ModelCheckpoint monitors val/acc/clean, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(build(PGDAT), DelayedStart(latest_epoch=1, monitor="val/acc/clean")),
+        'DelayedStart monitors val/acc/clean, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(User(), RobustAccuracy({"pgd2": ATTACK}), EarlyStopping("val/acc/pgd2")),
+        'EarlyStopping monitors val/acc/pgd2, but mode="min" looks for its smallest value: set mode="max".',
     ),
     (
         lambda: fit(build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf)), validate=False),
@@ -695,6 +859,25 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "the net (TinyNet) cannot read images of shape 1x8x8 (RuntimeError: *): choose a net for this data set.",
     ),
     (lambda: first_batch(y=Y + 1), "labels run from 1 to 4, but num_classes=4: set it to the data's classes."),
+    (
+        lambda: first_batch(y=torch.where(Y == 3, -100, Y)),
+        "labels run from -100 to 2, but there are the classes 0 to 3: give what shall not count the weight 0, not "
+        "another label.",
+    ),
+    (
+        lambda: adapt(y=torch.where(Y == 3, -100, Y)),
+        "labels run from -100 to 2, but the net returns 4 logits per image: give classes numbers from 0 on, and leave "
+        "out samples that shall not count.",
+    ),
+    (
+        lambda: first_batch(nn.Sequential(TinyNet(), nn.Unflatten(1, (CLASSES, 1, 1)))),
+        "the net returns a tensor of shape (2, 4, 1, 1) for 2 images, but num_classes=4: return logits.flatten(1).",
+    ),
+    (
+        lambda: first_batch(nn.Conv2d(3, CLASSES, 1)),
+        "the net returns a tensor of shape (2, 4, 8, 8) for 2 images, but num_classes=4: return "
+        "logits.flatten(2).mean(2).",
+    ),
     (lambda: first_batch(y=Y[:3]), "there are labels of shape (3,) for 8 images: give one for each image."),
     (
         lambda: first_batch(TinyNet().body[:3]),

@@ -140,6 +140,7 @@ def comparison(
     Raises:
         ValueError: If there is no method ``reference``, or a checkpoint is broken.
     """
+    require.flags(gap=gap, alarms=alarms, surrogate=surrogate)
     methods_runs = by_method(study.subjects)
     if reference is not None:
         require.one_of("reference", reference, tuple(methods_runs))

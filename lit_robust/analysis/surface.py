@@ -72,6 +72,7 @@ def surface(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
+    require.flags(eigenvalue=eigenvalue)
     require.one_of("space", space, get_args(Space))
     require.one_of("craft", craft, get_args(Craft))
     require.integer("points", points, least=2)

@@ -229,12 +229,11 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
     return gradient
 
 
-def check_attack(name: str, attack: Attack) -> None:
-    """Refuse an attack that would find nothing, or the wrong thing.
+def check_is_attack(name: str, attack: Attack) -> None:
+    """Refuse what is no attack; a targeted one is allowed.
 
     Raises:
         TypeError: If it cannot be called, or is a class.
-        ValueError: If it is targeted, because its targets would be the true labels, or if its step size is 0.
     """
     if isinstance(attack, type):
         raise TypeError(f"{name}={attack.__name__} is a class: write {attack.__name__}(...).")
@@ -242,6 +241,16 @@ def check_attack(name: str, attack: Attack) -> None:
         raise TypeError(
             f"{name}={shown(attack)} is not an attack: give one of lit_robust.attacks, such as PGD(steps=10)."
         )
+
+
+def check_attack(name: str, attack: Attack) -> None:
+    """Refuse an attack that would find nothing, or the wrong thing.
+
+    Raises:
+        TypeError: If it cannot be called, or is a class.
+        ValueError: If it is targeted, because its targets would be the true labels, or if its step size is 0.
+    """
+    check_is_attack(name, attack)
     if getattr(attack, "targeted", False):
         raise ValueError(
             f"{name} is targeted, and its targets would be the true labels, which helps the net: set "

@@ -151,6 +151,9 @@ class LastLayerSharpness(Sharpness):
 
     feature_norm: bool = False
 
+    def __post_init__(self) -> None:
+        require.flags(feature_norm=self.feature_norm)
+
     def check(self, net: nn.Module) -> None:
         """Refuse a net without features if they are needed."""
         if self.feature_norm and not (hasattr(net, "features") and isinstance(getattr(net, "head", None), nn.Linear)):

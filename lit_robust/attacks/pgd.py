@@ -104,6 +104,7 @@ class PGD(Attack):
             if (value := getattr(self, name)) is not None or name == "eps":
                 object.__setattr__(self, name, require.pixels(name, value, self.norm))
         require.integer("steps", self.steps, least=0)
+        require.flags(**{one.name: getattr(self, one.name) for one in fields(self) if one.type is bool})
         require.integer("restarts", self.restarts, least=1)
         require.integer("eot", self.eot, least=1)
         if not callable(self.loss):

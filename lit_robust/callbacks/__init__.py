@@ -8,9 +8,9 @@ from lit_robust.callbacks.ema import EMAWeights
 from lit_robust.callbacks.examples import AdversarialExamples
 from lit_robust.callbacks.generalization_gap import GeneralizationGap
 from lit_robust.callbacks.overfitting import CatastrophicOverfittingMonitor
+from lit_robust.callbacks.overfitting_bound import Bound
 from lit_robust.callbacks.overfitting_rules import (
     AbnormalRise,
-    Bound,
     CrossEntropySplit,
     FGSMGap,
     GradientCosineDrop,

@@ -43,6 +43,7 @@ class Adapter:
         std: What it then divides them by.
 
     Raises:
+        TypeError: If ``mean`` or ``std`` is no number, nor a list of numbers.
         ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
@@ -157,8 +158,9 @@ class Adapter:
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
-            remedy = "give the net an output for each class, and classes numbers from 0 on"
-            check_classes(y, classes, f"the net returns {classes} logits per image: {remedy}")
+            but, remedy = f"the net returns {classes} logits per image", "classes numbers from 0 on"
+            left_out = f"{but}: give {remedy}, and leave out samples that shall not count"
+            check_classes(y, classes, left_out, f"{but}: give the net an output for each class, and {remedy}")
             self.limits.num_classes = classes
 
     @torch.no_grad()

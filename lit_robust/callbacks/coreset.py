@@ -99,7 +99,7 @@ class CoresetSelection(Callback):
         if attack is not None:
             check_attack("attack", attack)
         require.one_of("normalize", normalize, ("batch", "subset"))
-        require.instance("official_order", official_order, bool, "give True or False")
+        require.flags(official_order=official_order)
         coreset_data.check_sampler(sampler, selector)
         self.fraction, self.every, self.warm = fraction, every, warm
         self.selector = selector

@@ -116,7 +116,7 @@ class DelayedStart(Callback):
         self.rule = rule
         self.latest_epoch = latest_epoch
         self.at_epoch = at_epoch
-        self.monitor = monitor
+        self.monitor, self.mode = monitor, "min"  # it is a loss
         #: The mean loss of each natural epoch.
         self.losses: list[float] = []
         #: The first adversarial epoch, once it is decided.

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_robust import require
-from lit_robust.attacks.base import Attack
+from lit_robust.attacks.base import Attack, check_is_attack
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
@@ -69,6 +69,9 @@ class AdversarialExamples(Callback):
             require.integer(name, count, least=1)
         if magnification is not None:
             require.number("magnification", magnification, above=0, hint="null is the default")
+        check_is_attack("attack", attack)
+        if target is not None:
+            require.integer("target", target, least=0, hint="it is the number of a class")
         if getattr(attack, "targeted", False) != (target is not None):
             raise ValueError(
                 f"target={target} does not fit {type(attack).__name__}: a targeted attack needs the class "

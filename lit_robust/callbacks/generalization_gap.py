@@ -16,6 +16,7 @@ from lit_robust.callbacks.needs import check_alone, check_net
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import CLEAN, Survivors, surviving
 from lit_robust.measures.attack_checks import tell_of_short_steps
+from lit_robust.measures.directions import check_directions
 from lit_robust.seeds import seed
 
 
@@ -101,6 +102,10 @@ class GeneralizationGap(Callback):
                 "GeneralizationGap needs the training images as they are: give the trainer a DataModule of "
                 "lit_robust.data, or one with plain_train_dataloader(), which yields them in order."
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse monitors that would take the fall of an accuracy for progress."""
+        check_directions(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -16,7 +16,8 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_net, check_no_average
-from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
+from lit_robust.callbacks.overfitting_bound import Bound
+from lit_robust.callbacks.overfitting_rules import OverfittingRule, PGDDrop
 from lit_robust.callbacks.overfitting_states import RULES, check_kept
 from lit_robust.checkpoint_states import broken, check_entries, check_tensors
 from lit_robust.guards import network_mode, own_random_state
@@ -87,6 +88,7 @@ class CatastrophicOverfittingMonitor(Callback):
     ) -> None:
         require.one_of("action", action, get_args(Action))
         require.integer("images", images, least=1)
+        require.instance("rule", rule, OverfittingRule, "give PGDDrop(), FGSMGap() or a rule of your own")
         tell_of_short_steps({f"rule.{name}": value for name, value in vars(rule).items()})
         self.rule = rule
         self.action = action

@@ -2,41 +2,22 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks import FGSM, PGD, Attack
+from lit_robust.attacks import Attack
+from lit_robust.attacks.base import check_attack
+from lit_robust.callbacks.overfitting_bound import Bound
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.measures import masking
-from lit_robust.threats import Norm, Threat, threat
 
 #: The means of an epoch by name.
 Means = Mapping[str, float]
-
-
-class Bound(NamedTuple):
-    """The bound of the training's attack at a measurement."""
-
-    eps: float
-    norm: Norm = "linf"
-
-    @property
-    def ball(self) -> Threat:
-        """The threat set of this bound."""
-        return threat(self.norm, self.eps)
-
-    def fgsm(self) -> FGSM:
-        """One step to the bound."""
-        return FGSM(self.eps, self.norm)
-
-    def pgd5(self) -> PGD:
-        """The attack of Fast AT's early stop: steps of 2/255 at 8/255."""
-        return PGD(self.eps, step_size=self.eps / 4, steps=5, norm=self.norm)
 
 
 class OverfittingRule(ABC):
@@ -47,6 +28,16 @@ class OverfittingRule(ABC):
 
     #: Whether epochs that were measured at different eps (of a ramp) may be compared.
     across_eps: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]  # only subclasses are dataclasses
+            value = getattr(self, one.name)
+            if one.type == Attack | None and value is not None:
+                check_attack(one.name, value)
+            elif one.type is float:
+                require.number(one.name, value)
+            elif one.type is int:
+                require.integer(one.name, value, least=0)
 
     @abstractmethod
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
@@ -151,6 +142,7 @@ class _WithinBound(OverfittingRule):
     eps: Magnitude | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.eps is not None:
             object.__setattr__(self, "eps", require.pixels("eps", self.eps))
 

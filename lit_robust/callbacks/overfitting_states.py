@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.callbacks.overfitting_rules import Bound
+from lit_robust.callbacks.overfitting_bound import Bound
 from lit_robust.checkpoint_states import Rule, are_finite_by_name, broken, is_finite
 from lit_robust.threats import Norm
 

@@ -18,6 +18,7 @@ from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
+from lit_robust.measures.directions import check_directions
 from lit_robust.measures.image_blocks import Blocks
 from lit_robust.seeds import seed
 
@@ -105,6 +106,10 @@ class RobustAccuracy(Callback):
             if twice := _own_rows(pl_module, split) & set(attacks):
                 name = min(twice)
                 raise ValueError(f'{type(pl_module).__name__} logs {split}/acc/{name} itself: rename "{name}" here.')
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse monitors that would take the fall of an accuracy for progress."""
+        check_directions(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""

@@ -183,6 +183,7 @@ class ImagenetteDataModule(FolderDataModule):
         require.one_of("size", size, tuple(_IMAGENETTE))
         self.root = data_root(root)
         self.size = size
+        require.flags(download=download)
         self.download = download
         super().__init__(Path(self.root) / _IMAGENETTE[size], image_size=image_size, **kwargs)
 

@@ -28,8 +28,7 @@ def check_arguments(sizes: Mapping[str, Any], flags: Mapping[str, bool], split: 
     for name, size in sizes.items():
         if size is not None or name.endswith("batch_size"):
             require.integer(name, size, least=0 if name in ("val_size", "split_seed") else 1)
-    for name, flag in flags.items():
-        require.instance(name, flag, bool, "give True or False")
+    require.flags(**flags)
     require.one_of("split", split, get_args(Split))
 
 

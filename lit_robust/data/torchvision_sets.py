@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from lit_robust import require
 from lit_robust.data.resident import ResidentDataModule
 
 
@@ -29,6 +30,7 @@ class TorchvisionDataModule(ResidentDataModule):
 
     def __init__(self, root: str | None = None, *, download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require.flags(download=download)
         self.root = data_root(root)
         self.download = download
 

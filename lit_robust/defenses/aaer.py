@@ -63,6 +63,7 @@ class AAER(SingleStep):
         self.base = base
         self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
         self.check_numbers()
+        require.flags(detach_ce=detach_ce)
         self.detach_ce = detach_ce
 
     def adversary(self) -> PGD:

@@ -81,6 +81,7 @@ class CurriculumAT(Defense):
         check_pgd(self, self.attack, "gives PGD more and more steps")
         require.number("expect_acc", expect_acc, least=0, below=1, hint="it is an accuracy to exceed")
         require.integer("patience", patience, least=0)
+        require.flags(batch_mixing=batch_mixing)
         self.batch_mixing = batch_mixing
         self.expect_acc = expect_acc
         self.patience = patience

@@ -94,6 +94,7 @@ class GAT(SingleStep):
         self.lam = lam
         self.check_numbers()
         self.alpha = alpha and require.pixels("alpha", alpha)
+        require.flags(attack_alternate=attack_alternate)
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode
 

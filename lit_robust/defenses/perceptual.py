@@ -49,7 +49,7 @@ class PerceptualAT(Defense):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        require.instance("only_attack_correct", only_attack_correct, bool, "give True or False")
+        require.flags(only_attack_correct=only_attack_correct)
         if largest_gradient is not None:
             require.number("largest_gradient", largest_gradient, above=0, hint="null means no clipping")
         self.only_attack_correct, self.largest_gradient = only_attack_correct, largest_gradient

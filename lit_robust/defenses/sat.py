@@ -175,6 +175,7 @@ class DynamicAT(_Bounded):
         super().__init__(net, num_classes, attack, **kwargs)
         self.c = c
         self.fosc = FOSC(origin)
+        require.flags(weight_by_loss=weight_by_loss)
         self.weight_by_loss = weight_by_loss
         self.check_numbers()
 

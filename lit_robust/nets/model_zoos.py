@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
+from lit_robust import require
 from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import IMAGENET_MEAN, IMAGENET_STD, Net, NormalizedNet, PerChannel
 
@@ -44,6 +45,7 @@ def torchvision_net(
         ValueError: If there is no such net or no such weights.
         OSError: If the weights cannot be downloaded.
     """
+    require.flags(pretrained=pretrained)
     from torchvision import models  # it takes as long as torch to import
 
     _known("name", name, models.list_models(module=models), "torchvision's classification nets")
@@ -100,6 +102,7 @@ def timm_net(
         ValueError: If there is no such net.
         OSError: If the weights cannot be downloaded.
     """
+    require.flags(pretrained=pretrained)
     try:
         import timm
     except ImportError as error:

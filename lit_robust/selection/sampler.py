@@ -75,7 +75,7 @@ class CoresetSampler(DistributedSampler[int]):
             )
         if len(dataset) == 0:
             raise ValueError(f"dataset={shown(dataset)} is empty: give the training set.")
-        require.instance("resample", resample, bool, "give True or False")
+        require.flags(resample=resample)
         if not callable(collate_fn):
             raise TypeError(f"collate_fn={shown(collate_fn)} must be a function: give that of the DataLoader.")
         super().__init__(dataset, num_replicas=1, rank=0)  # type: ignore[arg-type]  # a Dataset has no length
@@ -93,7 +93,7 @@ class CoresetSampler(DistributedSampler[int]):
             TypeError: If indices or weights are no tensors, or ``in_order`` is no bool.
             ValueError: If a position is beyond the dataset, or there is not one finite weight above 0 for each.
         """
-        require.instance("in_order", in_order, bool, "give True or False")
+        require.flags(in_order=in_order)
         if indices is None:
             indices = torch.arange(len(self.items))
         check_positions("indices", indices, len(self.items))

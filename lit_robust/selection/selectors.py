@@ -234,6 +234,10 @@ class Random(Selector):
     scope: Scope = "all"
     redraw: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require.flags(redraw=self.redraw)
+
     @property
     def draws_anew(self) -> bool:
         """As ``redraw`` says."""

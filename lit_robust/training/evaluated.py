@@ -23,6 +23,7 @@ from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.attacked import Attacked
 from lit_robust.training.metrics import REDUCED
+from lit_robust.training.optimizer_checks import check_any_trainable
 from lit_robust.training.summary import leave_out_unknown_flops
 from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
 
@@ -73,9 +74,7 @@ class Evaluated(Attacked):
         if test_attacks is not None:
             check_names("test_attacks", test_attacks)
         require.integer("alarm_images", alarm_images, least=0)
-        flags = {"channels_last": channels_last, "compile": compile, "fold_batchnorm": fold_batchnorm}
-        for name, flag in flags.items():
-            require.instance(name, flag, bool, "give True or False")
+        require.flags(channels_last=channels_last, compile=compile, fold_batchnorm=fold_batchnorm)
         if not (val_attack and test_attacks):
             default_val, default_test = evaluation_of(attack)
             val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
@@ -154,6 +153,7 @@ class Evaluated(Attacked):
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
             if self.trainer.training:
+                check_any_trainable(self.net)
                 check_training(self.net, batch.x)
             self._checked_stages.add(self.trainer.state.stage)
         return self.limits.watch(batch)
@@ -238,7 +238,7 @@ class Evaluated(Attacked):
         return probabilities
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
-        with frozen(self.net) if self.compiled else nullcontext():
+        with self.limits.naming_causes(), frozen(self.net) if self.compiled else nullcontext():
             without_graph: Any = "keep" if split == "test" else "refuse"
             blocks = self.blocks if split == "test" else None
             attacked = self.folded(self.net, batch.x)

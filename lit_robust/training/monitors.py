@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from lit_robust.lightning_internals import misses_monitor
+from lit_robust.measures.directions import check_directions
 
 #: What Lightning's callbacks can monitor although it is never logged.
 ALWAYS = ("epoch", "step")
@@ -74,12 +75,13 @@ def check_all_monitors(trainer: Any, by_method: Sequence[str]) -> None:
         by_method: The keys that the method logs.
 
     Raises:
-        ValueError: As ``check_monitors``.
+        ValueError: As ``check_monitors``, or if a mode contradicts its metric.
     """
     if not validates(trainer):
         check_monitors(trainer, logged=())
     if _is_ours(trainer.lightning_module) and (others := logged_by_callbacks(trainer)) is not None:
         check_monitors(trainer, [*by_method, *others], split="")
+    check_directions(trainer)
 
 
 class Monitored(LightningModule):

@@ -5,10 +5,12 @@ from inspect import Parameter, isclass, signature
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_robust.checkpoint_states import broken
+from lit_robust.nets.image_shapes import name_of
 from lit_robust.training.checkpoint_checks import check_like
 
 #: Options that change how torch computes a step, not the step.
@@ -29,6 +31,35 @@ _OF_ALL = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # some l
 OF_ONE_KIND = {key for options in _OPTIONS.values() for key in options} - _OF_ALL
 
 _REMEDY = "resume with the optimizer of the config.yaml beside the checkpoint's folder, or begin anew with load_net."
+
+
+def check_any_parameters(weights: Sequence[nn.Parameter]) -> None:
+    """Refuse a net without parameters.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not weights:
+        raise ValueError("the net has no parameters, so there is nothing to train: give a net that has some.")
+
+
+def check_any_trainable(net: nn.Module) -> None:
+    """Refuse, in the first batch, a net of which every parameter is frozen; until then a callback may unfreeze some.
+
+    Raises:
+        ValueError: If no parameter requires a gradient.
+    """
+    if not any(weight.requires_grad for weight in net.parameters()):
+        raise ValueError(
+            f"all parameters of the net ({name_of(net)}) are frozen, so there is nothing to train: call "
+            "requires_grad_(True) on the net, or on the part that is to be trained."
+        )
+
+
+def tell_of_no_rate(own: Optimizer) -> None:
+    """Warn of an optimizer whose every learning rate is 0, which multiplies its steps and any Schedule."""
+    if all(float(group["lr"]) == 0 for group in own.param_groups):
+        rank_zero_warn(f"lr=0 of {type(own).__name__} trains nothing: set another lr.")
 
 
 def check_steps(own: Optimizer) -> None:

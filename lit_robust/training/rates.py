@@ -11,9 +11,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
+from lit_robust.measures.directions import right_mode
 from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
-from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler, check_steps
+from lit_robust.training.optimizer_checks import (
+    check_any_parameters,
+    check_optimizer,
+    check_scheduler,
+    check_steps,
+    tell_of_no_rate,
+)
 
 #: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
@@ -67,9 +74,10 @@ class LearningRate:
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
+        check_any_parameters(weights := list(params))
         self.optimizer = require.instance(
             "what optimizer builds",
-            _built("optimizer", self.make_optimizer, params),
+            _built("optimizer", self.make_optimizer, weights),
             torch.optim.Optimizer,
             "return a torch optimizer",
         )
@@ -87,6 +95,7 @@ class LearningRate:
             check_optimizer(self.optimizer, saved["optimizer_states"], names.get("optimizer"), kept=SETTINGS)
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             check_scheduler(None, saved.get("lr_schedulers", []), None)
+            tell_of_no_rate(self.optimizer)  # a torch scheduler may set rates of its own
             return {"optimizer": self.optimizer}
         self.torch_scheduler = require.instance(
             "what lr_scheduler builds",
@@ -188,10 +197,17 @@ def _built(name: str, make: Callable[..., Any], argument: Any) -> Any:
     """Build an optimizer or a scheduler, which may not have checked its arguments.
 
     Raises:
-        ValueError: If it fails on one, as ``SGD(lr=None)``.
+        ValueError: If it fails on one, as ``SGD(lr=None)``, or a factory keeps no parameter.
     """
     try:
         return make(argument)
+    except ValueError as error:
+        if "empty parameter list" in str(error):  # such as that of a filter by requires_grad
+            raise ValueError(
+                f"{name} keeps none of the net's parameters, so there is nothing to train: unfreeze some by "
+                "requires_grad_(True), or give the optimizer all."
+            ) from error
+        raise
     except (TypeError, ArithmeticError, LookupError) as error:
         raise ValueError(
             f"{name} cannot be built from its arguments ({type(error).__name__}: {error}): change them."
@@ -222,8 +238,8 @@ def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
         ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
     """
     monitor = monitored_by(scheduler)
-    right = "max" if "/acc/" in monitor else "min" if "loss" in monitor else scheduler.mode
-    if scheduler.mode != right:
+    right = right_mode(monitor)
+    if right is not None and scheduler.mode != right:
         raise ValueError(
             f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
         )

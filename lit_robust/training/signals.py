@@ -113,7 +113,7 @@ class Stoppable(Evaluated):
         place = ""
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run and not trainer.sanity_checking:
             place = self._last_checkpoint()
-            trainer.save_checkpoint(place)
+            trainer.save_checkpoint(place, weights_only=False)  # else Lightning tells of its default
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         when = f"{name} stopped the training in epoch {trainer.current_epoch}, after step {trainer.global_step}"
         rank_zero_info(f"{when}: {_how_to_resume(place)}" if place else f"{when}; nothing was saved.")
