@@ -231,6 +231,11 @@ FLAGS = {
         "--trainer.logger.save_dir tiny.yaml/runs",
         "cannot log to tiny.yaml/runs, because ...tiny.yaml is not a folder: change save_dir of trainer.logger.",
     ),
+    "a log folder that is a dangling link": (
+        "--trainer.logger.save_dir dangling/runs",
+        "cannot log to dangling/runs, because ...dangling is a link to nowhere, which does not exist: remove the "
+        "link, or change ...",
+    ),
     "resuming no run": (
         "--ckpt_path last",
         "--ckpt_path last: there is no such checkpoint in runs/tiny; train first, or give a .ckpt file.",
@@ -460,6 +465,8 @@ def check(says, expected):
 @pytest.mark.parametrize("mistake", FLAGS)
 def test_a_mistake_on_the_command_line_is_answered_by_one_sentence(mistake, tmp_path, capsys):
     flags, expected = FLAGS[mistake]
+    if "dangling" in flags:
+        Path("dangling").symlink_to("nowhere")
     if "broken" in flags:
         broken_files(tmp_path / "broken")
     check(refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()), expected)

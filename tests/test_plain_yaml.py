@@ -111,6 +111,7 @@ def test_a_value_in_place_of_a_file_is_refused_soon(option, value, tmp_path, cap
 def test_a_folder_and_a_file_that_is_not_there_are_named(tmp_path, capsys):
     Path("folder.yaml").mkdir()
     for name, says in (("folder.yaml", "-c folder.yaml is a folder: give a YAML file."),
+                       ("/dev/zero", "-c /dev/zero is not a regular file: give a YAML file that can be read."),
                        ("gone.yaml", "-c gone.yaml: there is no such file.")):  # fmt: skip
         assert refusal(capsys, "fit", "-c", tiny(tmp_path), "-c", name) == says
     for option in ("model", "data", "trainer.logger", "trainer.callbacks", "model.attack", "model.optimizer"):

@@ -48,6 +48,9 @@ def load(source: str) -> dict[str, Any]:
     except TypeError as error:
         if os.path.isdir(source):
             raise IsADirectoryError(f"-c {source} is a folder: give a YAML file.") from error
+        if os.path.exists(source):
+            why = "cannot be read" if os.path.isfile(source) else "is not a regular file"
+            raise FileNotFoundError(f"-c {source} {why}: give a YAML file that can be read.") from error
         if isinstance(parse(source, "-c"), dict):
             return _named(_extended(source, "-c", (), []), "run")
         raise FileNotFoundError(f"-c {source[:200]}: there is no such file.") from error
