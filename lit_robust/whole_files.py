@@ -70,6 +70,12 @@ def check_writable(folder: Path, option: str = "save_dir of trainer.logger") -> 
         PermissionError: If that is refused, or a file is in the place of a folder.
     """
     place = Path(os.path.abspath(folder))
+    for path in (place, *place.parents):
+        if path.is_symlink() and not path.exists():
+            raise PermissionError(
+                f"cannot log to {folder}, because {path} is a link to {os.readlink(path)}, which does not exist: "
+                f"remove the link, or change {option}."
+            )
     existing = next(path for path in (place, *place.parents) if path.exists())
     try:
         TemporaryFile(dir=existing).close()  # os.access is not reliable

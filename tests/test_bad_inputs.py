@@ -213,7 +213,16 @@ FLAGS = {
         "--data tests.test_bad_inputs.Bytes",
         "pixels run from 0 to 16, but every eps is in units of [0, 1]: divide them by 255.",
     ),
+    "a number for arguments": (
+        "--model.init_args 7",
+        "model.init_args='7' must be a mapping: write its options below it, indented.",
+    ),
     # Files.
+    "weights beside a checkpoint": (
+        "--weights a.pt --ckpt_path b.ckpt",
+        "--weights a.pt would be replaced by the weights of --ckpt_path b.ckpt: give one of the two.",
+    ),
+    "no name of weights": ("--weights=", "--weights is empty: name a file, or leave it out."),
     "no such configuration": ("-c nowhere.yaml", "-c nowhere.yaml: there is no such file."),
     "no data": (
         "--data MNISTDataModule --data.root nowhere",
@@ -230,6 +239,11 @@ FLAGS = {
     "a log folder below a file": (
         "--trainer.logger.save_dir tiny.yaml/runs",
         "cannot log to tiny.yaml/runs, because ...tiny.yaml is not a folder: change save_dir of trainer.logger.",
+    ),
+    "a log folder that is a dangling link": (
+        "--trainer.logger.save_dir dangling/runs",
+        "cannot log to dangling/runs, because ...dangling is a link to nowhere, which does not exist: remove the "
+        "link, or change ...",
     ),
     "resuming no run": (
         "--ckpt_path last",
@@ -401,6 +415,37 @@ YAML = {
         "model: {init_args: {lr_scheduler: {class_path: PiecewiseLinear, init_args: {points: {0: 1, 1: -1}}}}}",
         "model.lr_scheduler: 0 is no argument's name: give arguments by name, as name: value.",
     ),
+    "a number for the trainer": ("trainer: 5", "trainer=5 must be a mapping: write its options below it, indented."),
+    "a word for the trainer": ("trainer: fast", "trainer='fast' must be a mapping: write its options below it, ..."),
+    "a list for the data": (
+        "data: [DigitsDataModule]",
+        "data=['DigitsDataModule'] must be a mapping: write its options below it, indented.",
+    ),
+    "a switch for the model": ("model: true", "model=True must be a mapping: write its options below it, indented."),
+    "a list for a name": (
+        "model: {class_path: [1]}",
+        "model: class_path=[1] must be the name of a class, as text.",
+    ),
+    "a number for arguments": (
+        "model: {class_path: PGDAT, init_args: 7}",
+        "model.init_args=7 must be a mapping: write its options below it, indented.",
+    ),
+    "a list for the arguments of a net": (
+        "model: {init_args: {net: {class_path: lit_robust.nets.digits_cnn, init_args: [4]}}}",
+        "model.net.init_args=[4] must be a mapping: write its options below it, indented.",
+    ),
+    "an alias as a key": (
+        "trainer: {&a : *a}",
+        "trainer: None is no option's name: give options by name, as name: value.",
+    ),
+    "a number as an argument's name": (
+        "model: {init_args: {5: 2}}",
+        "model: 5 is no option's name: give options by name, as name: value.",
+    ),
+    "a list for an optimizer": (
+        "model: {init_args: {optimizer: [SGD]}}",
+        "model.optimizer: ['SGD'] names no class: give one, as class_path: NAME with its arguments below init_args.",
+    ),
     "empty file": ("", "mistake.yaml is '': it must consist of options such as model: and data:."),
 }
 
@@ -429,6 +474,8 @@ def check(says, expected):
 @pytest.mark.parametrize("mistake", FLAGS)
 def test_a_mistake_on_the_command_line_is_answered_by_one_sentence(mistake, tmp_path, capsys):
     flags, expected = FLAGS[mistake]
+    if "dangling" in flags:
+        Path("dangling").symlink_to("nowhere")
     if "broken" in flags:
         broken_files(tmp_path / "broken")
     check(refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()), expected)

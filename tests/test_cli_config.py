@@ -1,6 +1,7 @@
 """The rules by which several configurations become one, a test for each."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -389,3 +390,15 @@ def test_jsonargparse_asks_what_stays_where_we_answer():
     with pytest.raises(SystemExit):
         main(["fit", "-c", tiny(Path()), "--data.batch_size", "0"])
     assert _typehints.discard_init_args_on_class_path_change is asked
+
+
+@pytest.mark.parametrize("text", ["trainer: 5", "model: {init_args: 7}", "model: {class_path: [1]}"])
+def test_a_value_in_place_of_a_mapping_is_refused_before_a_later_file_hides_it(text, tmp_path, capsys):
+    write(
+        wrong=text,
+        good="trainer: {max_epochs: 2}\nmodel: {class_path: PGDAT, init_args: {}}",
+        base="extends: [wrong.yaml]",
+    )
+    for name in ("wrong.yaml", "base.yaml"):
+        says = refusal(capsys, "fit", "-c", tiny(tmp_path), "-c", name, "-c", "good.yaml")
+        assert re.search("must be (a mapping|the name)", says), says

@@ -82,9 +82,7 @@ def test_a_key_in_the_wrong_place_or_misspelt_is_answered_by_the_right_one(text,
 
 
 def test_what_is_in_its_place_is_left_alone():
-    check_places(
-        {"model": {"class_path": "A", "init_args": {"x": 1}, "dict_kwargs": {"y": {"class": 1}}}, 3: [4, None]}
-    )
+    check_places({"model": {"class_path": "A", "init_args": {"x": {3: [4, None]}}, "dict_kwargs": {"y": {"class": 1}}}})
 
 
 # null.

@@ -928,3 +928,31 @@ def test_images_are_drawn_from_folders_through_workers(folders):
 def test_what_cannot_be_drawn_is_refused(cifar10, arguments, says):
     with pytest.raises(ValueError, match=says):
         data.CIFAR10DataModule(str(cifar10), val_size=10).draw(*arguments)
+
+
+def test_a_data_module_is_printed_by_its_sizes():
+    dm = digits(train_size=50)
+    assert str(dm) == "DigitsDataModule, not set up"
+    dm.setup()
+    assert str(dm) == "DigitsDataModule: 50 train, 100 val, 397 test images"
+
+
+def test_a_data_module_is_built_from_a_checkpoint_by_plain_arguments_alone(tmp_path):
+    saved = {"batch_size": 7, "_class_path": "os.system", "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    content = {"state_dict": {}, "datamodule_hyper_parameters": saved}
+    torch.save(content, path := tmp_path / "a.ckpt")
+    dm = data.DigitsDataModule.load_from_checkpoint(path, weights_only=True, eval_batch_size=9)
+    assert (type(dm), dm.batch_size, dm.eval_batch_size) == (data.DigitsDataModule, 7, 9)
+    saved["batch_size"] = {"class_path": "os.system"}
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="batch_size"):
+        data.DigitsDataModule.load_from_checkpoint(path)
+    with pytest.raises(ValueError, match="weights_only"):
+        data.DigitsDataModule.load_from_checkpoint(path, weights_only=False)
+
+
+def test_a_class_folder_that_is_a_link_to_another_is_told(folders):
+    for part in ("train", "val"):
+        (folders / part / "kitty").symlink_to("cat")
+    with pytest.warns(UserWarning, match="kitty leads to the images of cat"):
+        own(folders)

@@ -185,13 +185,24 @@ def test_every_command_takes_them(command, foreign, monkeypatch):
     assert begun == [True]
 
 
-def test_a_checkpoint_beside_them_has_the_last_word(foreign):
+def test_a_checkpoint_beside_them_has_the_last_word(foreign, capsys, caplog):
     """A run's own configuration names the weights that the run began with."""
     lit("fit", "--weights", "foreign.pth")
     Path("foreign.pth").unlink()
     (saved,) = Path().rglob("config.yaml")
     assert "weights: foreign.pth" in saved.read_text()
-    main(["test", "-c", str(saved), "--ckpt_path", "last"])
+    caplog.set_level("INFO")
+    for command in ("test", "fit"):
+        main([command, "-c", str(saved), "--ckpt_path", "last", "--trainer.max_epochs=2"])
+        assert "The weights are those of --ckpt_path last; weights: foreign.pth of the" in "".join(
+            [*capsys.readouterr(), caplog.text]
+        )
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_weights_and_a_checkpoint_on_the_command_line_are_refused(command, foreign, capsys):
+    says = refusal(capsys, command, "-c", tiny(Path()), "--weights=foreign.pth", "--ckpt_path", "last")
+    assert says.startswith("--weights foreign.pth would be replaced by the weights of --ckpt_path last: ")
 
 
 def test_weights_of_another_net_are_refused_in_one_sentence(foreign, capsys):

@@ -77,6 +77,7 @@ from lit_robust.data import (
     ImageNet100DataModule,
     ImagenetteDataModule,
 )
+from lit_robust.data.resident import ResidentDataModule
 from lit_robust.data.saved import position_of, selection_of
 from lit_robust.data.splits import hold_out
 from lit_robust.defenses import (
@@ -275,6 +276,19 @@ def pictures(*files: str, content: bytes = b"no image", **options: Any) -> None:
         (path := Path("photos") / name).parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     ImageFolderDataModule("photos", **{"image_size": 8, "num_workers": 0, "val_size": 0} | options)
+
+
+class Own(ResidentDataModule):
+    """The user's own arrays."""
+
+    num_classes, image_shape = 3, (1, 8, 8)
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        super().__init__()
+        self.arrays = images, labels
+
+    def _arrays(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.arrays
 
 
 def frames() -> bytes:
@@ -1200,6 +1214,27 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "val_size=1005 does not divide evenly among 10 classes.",
     ),
     (
+        lambda: CIFAR10DataModule(root=3),
+        "root=3 must be of type str or PathLike: give the path of a folder.",
+    ),
+    (lambda: ImageFolderDataModule(3), "root=3 must be of type str or PathLike: give the path of a folder."),
+    (
+        lambda: ImageNet100DataModule(folder=3),
+        "folder=3 must be of type str or PathLike: give the path of a folder under root.",
+    ),
+    (
+        lambda: Own(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.zeros(295)).setup(),
+        "Own._arrays(train=True) returns 300 images but 295 labels: return one for each.",
+    ),
+    (
+        lambda: Own(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9)).setup(),
+        "Own._arrays(train=True) returns images of shape (3, 8, 8), but image_shape=(1, 8, 8): make them equal.",
+    ),
+    (
+        lambda: Own(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(1, 10)).setup(),
+        "Own._arrays(train=True) returns labels from 1 to 9, but num_classes=3: number the classes from 0 on.",
+    ),
+    (
         lambda: CIFAR10DataModule("nowhere").setup(),
         "CIFAR10 cannot be read from root='nowhere' (*): set download: true, after deleting a broken copy, or "
         "point root or the environment's LIT_ROBUST_DATA to a good one.",
@@ -1382,7 +1417,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: pictures("train/bee/._0.png", "val/bee/0.png"),
-        "photos/train has classes without images, bee among them.",
+        "photos/train has classes without images, bee among them: add images, or remove these folders.",
     ),
     (
         lambda: ImageFolderDataModule("nowhere"),

@@ -48,6 +48,9 @@ def load(source: str) -> dict[str, Any]:
     except TypeError as error:
         if os.path.isdir(source):
             raise IsADirectoryError(f"-c {source} is a folder: give a YAML file.") from error
+        if os.path.exists(source):
+            why = "cannot be read" if os.path.isfile(source) else "is not a regular file"
+            raise FileNotFoundError(f"-c {source} {why}: give a YAML file that can be read.") from error
         if isinstance(parse(source, "-c"), dict):
             return _named(_extended(source, "-c", (), []), "run")
         raise FileNotFoundError(f"-c {source[:200]}: there is no such file.") from error
@@ -65,15 +68,15 @@ def _named(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return tree
 
 
-def _read(file: Any, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
+def _read(file: Any, trail: tuple[str, ...], opened: list[str], where: str = "") -> dict[str, Any]:
     place = os.path.realpath(file)
     opened.append(place)
     if len(opened) > MOST_FILES:  # a chain of 30 files that each extend the next one twice would read 2^30 files
         raise ValueError(f"{file} is file number {len(opened)} of one configuration: let its files extend fewer.")
-    return _extended(read(file), str(file), (*trail, place), opened)
+    return _extended(read(file), str(file), (*trail, place), opened, where)
 
 
-def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
+def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str], where: str = "") -> dict[str, Any]:
     """The configuration of a text and all files that it names.
 
     Args:
@@ -81,17 +84,18 @@ def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -
         name: Its name in messages.
         trail: The files that lead to it, and itself.
         opened: All files that were read.
+        where: The option that it is the value of, if any.
     """
 
-    def other(path: str, does: str) -> dict[str, Any]:
-        where = f"{name}, line {_line(text, path)}: {does} {path}"
+    def other(path: str, does: str, where: str = where) -> dict[str, Any]:
+        line = f"{name}, line {_line(text, path)}: {does} {path}"
         try:
             file = File(os.path.join(os.path.dirname(name), os.path.expanduser(path)))
         except TypeError as error:
-            raise FileNotFoundError(f"{where}, but there is no such file (paths are relative to this one).") from error
+            raise FileNotFoundError(f"{line}, but there is no such file (paths are relative to this one).") from error
         if os.path.realpath(file) in trail:
-            raise ValueError(f"{where}, which comes back to this file: remove one of the two.")
-        return _read(file, trail, opened)
+            raise ValueError(f"{line}, which comes back to this file: remove one of the two.")
+        return _read(file, trail, opened, where)
 
     tree = parse(text, name)
     if not isinstance(tree, dict):
@@ -101,7 +105,8 @@ def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -
         raise ValueError(f"{name}: extends={paths!r} must be a list of paths.")
     for key, value in tree.items():
         if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):  # a part in a file of its own
-            tree[key] = other(value, f"{key} is")
+            tree[key] = other(value, f"{key} is", key)
+    check_places(tree, where)  # before a later file hides what is wrong
     return reduce(_laid_over, [*(other(path, "extends") for path in paths), tree])
 
 

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from lit_robust.cli.classes import arguments_of, find_class
 from lit_robust.cli.plain_yaml import NotPlainError, parse
+from lit_robust.shown import shown
 
 #: What may stand beside a ``class_path``.
 BESIDE = ("init_args", "dict_kwargs")
@@ -18,14 +19,18 @@ BESIDE = ("init_args", "dict_kwargs")
 #: Arguments that are lists of parts, and those that hold parts by name.
 PARTS, NAMED_PARTS = ("callbacks", "logger", "plugins"), ("test_attacks", "attacks")
 
+#: Options that name files of weights.
+WEIGHTS = ("weights", "ckpt_path")
+
 #: The sections that must not be empty.
 SECTIONS = ("trainer", "model", "data")
 
 
 def check_places(tree: Any, where: str = "") -> None:
-    """Refuse arguments beside a ``class_path`` instead of below ``init_args``, and empty sections.
+    """Refuse arguments beside a ``class_path`` instead of below ``init_args``, and sections that are no mappings.
 
-    jsonargparse would try the other types that the argument may have, and say why these do not fit.
+    jsonargparse would try the other types that the argument may have, and say why these do not fit. A scalar in place
+    of a mapping would replace what earlier files have set.
 
     Args:
         tree: A configuration, or the part of it that stands at ``where``.
@@ -47,6 +52,8 @@ def check_places(tree: Any, where: str = "") -> None:
         for section in SECTIONS:
             if section in tree:
                 check_section(section, tree[section])
+                _check_kind(section, tree[section], (Mapping, Namespace) if section == "trainer" else (Mapping, str))
+    _check_part(tree, where)
     name = tree.get("class_path")
     others = [str(key) for key in tree if key not in ("class_path", *BESIDE)] if isinstance(name, str) else []
     for key in others:
@@ -57,6 +64,29 @@ def check_places(tree: Any, where: str = "") -> None:
     for key, value in tree.items():
         below = where if key in BESIDE else f"{where}.{key}".strip(".+")
         check_places(value, below)
+
+
+def _check_part(tree: Mapping[Any, Any], where: str) -> None:
+    """Refuse a part whose class is no name, whose arguments are no mapping, or which has options without a name."""
+    given = [tree[key] for key in BESIDE if isinstance(tree.get(key), Mapping)]
+    named = [tree, *given] if where in ("", *SECTIONS) or "class_path" in tree else given
+    for key in (key for options in named for key in options if not isinstance(key, str)):
+        raise ValueError(
+            f"{where or 'the configuration'}: {shown(key)} is no option's name: give options by name, as name: value."
+        )
+    if not isinstance(tree.get("class_path", ""), str | None):
+        raise ValueError(f"{where}: class_path={shown(tree['class_path'])} must be the name of a class, as text.")
+    for key, remedy in (("class_path", "name a class"), ("init_args", "write its arguments, or leave it out")):
+        if key in tree and tree[key] is None:
+            raise ValueError(f"{where}: {key} is null: {remedy}.")
+    for key in BESIDE:
+        if tree.get(key) is not None:
+            _check_kind(f"{where}.{key}".strip("."), tree[key], (Mapping,))
+
+
+def _check_kind(where: str, value: Any, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        raise ValueError(f"{where}={shown(value)} must be a mapping: write its options below it, indented.")
 
 
 def check_flags(words: Sequence[str]) -> None:
@@ -70,10 +100,10 @@ def check_flags(words: Sequence[str]) -> None:
         value = value if is_given else following
         if not option.startswith("--") or value.startswith("--"):
             continue
-        if option == "--ckpt_path" and not value.strip():  # as of a shell's variable that is not set
-            raise ValueError("--ckpt_path is empty: name a file, a folder, best or last, or leave it out.")
         if (where := option[2:].replace(".init_args", "")) in SECTIONS:
             check_section(where, value)
+        if option.endswith((".init_args", ".dict_kwargs")) and not value.lstrip().startswith("{"):
+            _check_kind(option[2:], value, (Mapping,))
         tree = None
         if value.startswith(("[", "{")):
             try:
@@ -82,6 +112,31 @@ def check_flags(words: Sequence[str]) -> None:
                 if isinstance(error.__cause__, NotPlainError):
                     raise
         check_places(tree, where.rstrip("+"))
+
+
+def check_weights(config: Any, flags: Sequence[str]) -> None:
+    """Refuse two files of weights on the command line, and empty names of files.
+
+    A file may give ``weights`` beside a checkpoint: the configuration of a run that began with ``--weights`` does so
+    when that run is resumed.
+
+    Args:
+        config: The parsed configuration.
+        flags: The options on the command line.
+
+    Raises:
+        ValueError: If both are given, or one is empty.
+    """
+    files = {name: config.get(name) for name in WEIGHTS}
+    if files["ckpt_path"] is not None and not files["ckpt_path"].strip():  # as of a shell's variable that is not set
+        raise ValueError("--ckpt_path is empty: name a file, a folder, best or last, or leave it out.")
+    if files["weights"] is not None and not files["weights"].strip():
+        raise ValueError("--weights is empty: name a file, or leave it out.")
+    if all(files.values()) and "--weights" in flags:
+        raise ValueError(
+            f"--weights {files['weights']} would be replaced by the weights of --ckpt_path {files['ckpt_path']}: give "
+            "one of the two."
+        )
 
 
 def check_section(name: str, value: Any) -> None:

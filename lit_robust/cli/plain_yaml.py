@@ -100,6 +100,8 @@ def parse(text: str, name: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # a ValueError if a number has thousands of digits
         why = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise ValueError(f"{name} is not valid YAML: {why}.") from error
+    except TypeError as error:  # jsonargparse appends a colon to the only key
+        raise ValueError(f"{name}: the only key is no option's name: give options by name, as name: value.") from error
 
 
 def _size(node: yaml.Node, within: Sequence[int], sizes: dict[int, int]) -> int:

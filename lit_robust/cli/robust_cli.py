@@ -32,7 +32,7 @@ from lit_robust.cli.errors import naming, sentence
 from lit_robust.cli.exits import report
 from lit_robust.cli.net_arguments import completed
 from lit_robust.cli.parser import Parser
-from lit_robust.cli.places import check_flags, check_nulls, check_places
+from lit_robust.cli.places import check_flags, check_nulls, check_places, check_weights
 from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import WARNINGS_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
@@ -104,7 +104,12 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 check_writable(Path(logger.log_dir), "name or version of trainer.logger")
         if not self.trainer.loggers:
             check_writable(Path(self.trainer.default_root_dir), "trainer.default_root_dir")
-        if config.weights and not config.get("ckpt_path"):  # a checkpoint, such as the run's last, has its own
+        if config.weights and config.get("ckpt_path"):
+            rank_zero_info(
+                f"The weights are those of --ckpt_path {config.ckpt_path}; weights: {config.weights} of the "
+                "configuration is not read."
+            )
+        elif config.weights:
             load_weights(self.model.net, config.weights)
             self.model.weights_from = Path(config.weights).stem
             rank_zero_info(f"The net starts from the weights of {config.weights}.")
@@ -123,6 +128,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             config = self.config_in_use()
             check_places({"trainer": config.trainer})
             check_nulls(config)
+            check_weights(config, Parser.flags)
             if "spawn" in str(config.trainer.get("strategy")):
                 raise ValueError(
                     "trainer.strategy: processes that are spawned cannot get the command's parts: use ddp."

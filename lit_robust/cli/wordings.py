@@ -25,6 +25,9 @@ WORDS = {
     r"Not a valid subclass of (\w+)": (
         "{where}this is not of type {1}: give its class_path, and its arguments below init_args."
     ),
+    r"Expected an import path or a subclass spec, but got (.*)": (
+        "{where}{1} names no class: give one, as class_path: NAME with its arguments below init_args."
+    ),
     r"Key must be a string, got: (.*)\.$": "{where}{1} is no argument's name: give arguments by name, as name: value.",
     r"No module named '(.*)'": "{where}there is no module {1}: check its spelling, or install its package.",
     r"'NoneType' object has no attribute 'keys'": "{where}init_args is null: write its arguments, or leave it out.",

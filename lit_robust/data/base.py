@@ -3,13 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.checkpoint_sections import check_reading
 from lit_robust.data.loaders import EpochLoader, Samples, drawn
+from lit_robust.data.saved import saved_arguments
 from lit_robust.data.selectable import Selectable
 from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
 from lit_robust.seeds import run_seed
@@ -69,6 +74,37 @@ class ImageDataModule(Selectable, ABC):
         self.test_size = test_size
         self.augment = augment
         self.drop_last = drop_last
+
+    def __str__(self) -> str:
+        """The class, and the numbers of images once they are read; Lightning's own would walk the loaders."""
+        if self._selected is None:
+            return f"{type(self).__name__}, not set up"
+        return f"{type(self).__name__}: {len(self._train)} train, {len(self._val)} val, {len(self._test)} test images"
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
+        cls,
+        checkpoint_path: str | Path,
+        map_location: None = None,
+        hparams_file: None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Build this class with the plain arguments that a run has saved; the file cannot name another class.
+
+        Args:
+            checkpoint_path: A .ckpt file.
+            map_location: Ignored: a data module has no tensors of a checkpoint.
+            hparams_file: Must be None: a checkpoint holds its arguments.
+            weights_only: Must not be False: tensors and plain values are all that is ever read.
+            **kwargs: Arguments that replace the file's.
+
+        Raises:
+            ValueError: If the file cannot be used, or an argument is not plain.
+        """
+        check_reading(hparams_file, weights_only)
+        names = {*signature(cls).parameters, *signature(ImageDataModule).parameters} - kwargs.keys()
+        return cls(**saved_arguments(read_checkpoint(checkpoint_path), names), **kwargs)
 
     @property
     @abstractmethod

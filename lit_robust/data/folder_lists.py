@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
 from lit_robust.data.image_files import Findings, class_folders, is_hidden
 
 
@@ -18,14 +20,24 @@ def list_images(folder: Path, classes: list[str], known: list[str], findings: Fi
         FileNotFoundError: If one of the classes has no folder or no image.
         ValueError: If there is a folder that is not among ``known``.
     """
+    if len(classes) == 1:
+        rank_zero_info(f"{folder} has one class, {classes[0]}, so nothing can be learnt: add another's folder.")
     found = set(class_folders(folder))
     if unknown := sorted(found - set(known)):
-        raise ValueError(f"{folder} has classes that train lacks, {unknown[0]} among them.")
+        raise ValueError(
+            f"{folder} has classes that train lacks, {unknown[0]} among them: add their images to train, or remove "
+            "these folders."
+        )
     if missing := sorted(set(classes) - found):
         raise FileNotFoundError(
-            f"{folder} has no folder for {len(missing)} of the {len(classes)} classes, {missing[0]} among them."
+            f"{folder} has no folder for {len(missing)} of the {len(classes)} classes, {missing[0]} among them: "
+            "add their images."
         )
     findings.unused += [str(entry) for entry in folder.iterdir() if not is_hidden(entry.name) and not entry.is_dir()]
+    places: dict[Path, str] = {}
+    for name in classes:
+        if (first := places.setdefault((folder / name).resolve(), name)) != name:
+            rank_zero_warn(f"{folder / name} leads to the images of {first}, which get both labels: remove the link.")
     images: list[tuple[str, int]] = []
     without = []
     for label, name in enumerate(classes):
@@ -35,5 +47,7 @@ def list_images(folder: Path, classes: list[str], known: list[str], findings: Fi
             without.append(name)
         images += [(path, label) for path in of_class]
     if without:
-        raise FileNotFoundError(f"{folder} has classes without images, {without[0]} among them.")
+        raise FileNotFoundError(
+            f"{folder} has classes without images, {without[0]} among them: add images, or remove these folders."
+        )
     return images

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ class ImageFolderDataModule(FolderDataModule):
     """
 
     def __init__(self, root: str, *, test_size: int | None = None, **kwargs: Any) -> None:
+        require.instance("root", root, (str, PathLike), "give the path of a folder")
         super().__init__(Path(root).expanduser(), test_size=test_size, **kwargs)
         self.setup()
 
@@ -119,6 +121,9 @@ class ImageNet100DataModule(FolderDataModule):
         class_list: str | None = None,
         **kwargs: Any,
     ) -> None:
+        require.instance("folder", folder, (str, PathLike), "give the path of a folder under root")
+        if class_list is not None:
+            require.instance("class_list", class_list, (str, PathLike), "give the path of a file")
         self._listed = None if class_list is None else _names_by_wnid(Path(class_list))
         super().__init__(Path(data_root(root)) / folder, **kwargs)
 

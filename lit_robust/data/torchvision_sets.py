@@ -15,6 +15,8 @@ from lit_robust.data.resident import ResidentDataModule
 
 def data_root(root: str | None) -> str:
     """The folder with the data sets: ``root``, else the environment's ``LIT_ROBUST_DATA``, else ``data``."""
+    if root is not None:
+        require.instance("root", root, (str, os.PathLike), "give the path of a folder")
     return os.path.expanduser(root or os.environ.get("LIT_ROBUST_DATA") or "data")
 
 

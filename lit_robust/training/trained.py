@@ -10,6 +10,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
+from lit_robust.checkpoint_sections import check_reading
 from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import (
     batches_begun,
@@ -38,7 +39,7 @@ from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
-from lit_robust.training.rebuild_method import check_reading, load_method
+from lit_robust.training.rebuild_method import load_method
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
@@ -240,8 +241,7 @@ class Trained(Metered):
     ) -> Self:
         """Build the method that a run of the command line has saved, with its weights, from data and never from code.
 
-        A net is one of ``lit_robust.nets`` and every other part one of ``lit_robust`` or ``torch.optim``, all with
-        plain arguments. Anything else is asked for.
+        Nets of ``lit_robust.nets``, parts of ``lit_robust`` and ``torch.optim`` are built; all else is asked for.
 
         Args:
             checkpoint_path: A .ckpt file.
