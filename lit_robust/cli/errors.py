@@ -5,6 +5,7 @@ A user needs the key, the innermost reason, and the name that was probably meant
 """
 
 import re
+import sys
 from argparse import ArgumentError
 from ast import literal_eval
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import isabstract, isbuiltin, isfunction
 from pathlib import Path
-from traceback import walk_tb
+from traceback import extract_tb, walk_tb
 from typing import Any
 
 from lit_robust.cli.classes import find_class
@@ -107,9 +108,19 @@ def in_full(message: str, error: BaseException | None) -> str:
             message = message.replace(text, str(hidden))
         elif not isinstance(error, _SPOKEN) and not type(error).__module__.startswith("jsonargparse."):
             # Of an error in a user's module that is imported; the text alone says little, such as 'k' of a KeyError.
-            message = re.sub(rf"(?m)^(\W*)(?={re.escape(text)}$)", rf"\g<1>{type(error).__name__}: ", message)
+            named = f"{type(error).__name__}: {text}{_place(error)}".replace("\\", r"\\")
+            message = re.sub(rf"(?m)^(\W*){re.escape(text)}$", rf"\g<1>{named}", message)
         error = error.__cause__ or hidden
     return message
+
+
+def _place(error: BaseException) -> str:
+    """The user's own file and line in which an error was raised; empty if a package did it, or the text has it."""
+    frames = extract_tb(error.__traceback__)
+    file = Path(frames[-1].filename) if frames else Path()
+    ours = any(part in ("site-packages", "lit_robust") for part in file.parts) or file.is_relative_to(sys.base_prefix)
+    known = ours or not file.is_file() or isinstance(error, SyntaxError)
+    return "" if known else f" ({file.name}, line {frames[-1].lineno})"
 
 
 def _innermost(message: str) -> _Mistake:
