@@ -1276,10 +1276,6 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "test_attacks a and b are the same attack: drop one, or change it.",
     ),
     (
-        lambda: build(Natural, test_attacks={1: PGD(0.1), "1": PGD(0.2)}),
-        'test_attacks names an attack "1", which is empty or another row\'s name: rename it.',
-    ),
-    (
         lambda: fit(build(Natural, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)),
         'mode="min" of the scheduler lowers the rate while val/acc/robust gets better: set mode="max".',
     ),
@@ -1682,6 +1678,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: AlexNetStages(pretrained=False).activations(X),
         'lpips_net="alexnet" reads images of at least 31 x 31, not 8 x 8: set lpips_net="self".',
+    ),
+    (
+        lambda: build(PGDAT, test_attacks={5: PGD()}),
+        'test_attacks names an attack 5: give its name as text, such as "pgd20".',
     ),
     (
         lambda: build(PGDAT, attack=StAdv()),

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_robust.attacks import FGSM, RFGSM
 from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.measures.accuracy import CLEAN, WORST
+from lit_robust.shown import shown
 
 
 def is_coarse(attack: Any) -> bool:
@@ -111,10 +112,12 @@ def check_names(argument: str, attacks: Any) -> None:
         raise TypeError(f'{argument} is a {type(attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
     rows: set[str] = set()
     for name, attack in attacks.items():
-        if not str(name).strip() or str(name) in rows:
+        if not isinstance(name, str):
+            raise TypeError(f'{argument} names an attack {shown(name)}: give its name as text, such as "pgd20".')
+        if not name.strip() or name in rows:
             raise ValueError(f'{argument} names an attack "{name}", which is empty or another row\'s name: rename it.')
-        rows.add(str(name))
-        if is_coarse(attack) and not str(name).endswith("_bf16"):
+        rows.add(name)
+        if is_coarse(attack) and not name.endswith("_bf16"):
             raise ValueError(
                 f'{argument} names an attack in bfloat16 "{name}": call it "{name}_bf16", it may leave more images.'
             )
