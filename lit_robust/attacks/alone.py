@@ -70,7 +70,7 @@ def first_logits_checked(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]
             if not isinstance(logits, Tensor) or not has_rows(logits, args[0]):
                 raise no_logits(logits, args[0], name, REMEDY)
             check_numbers(logits, name)
-            if y.ndim == 1 and not y.is_floating_point() and (most := int(y.max())) >= logits.shape[1]:
+            if y.ndim == 1 and len(y) and not y.is_floating_point() and (most := int(y.max())) >= logits.shape[1]:
                 raise ValueError(
                     f"labels run up to {most}, but {name} returns {logits.shape[1]} logits per image: number the "
                     "classes from 0 on, or give the net an output for each."
