@@ -101,7 +101,7 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     bright = bool((x >= 0).all())
     require.images(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
     check_labels(x, y)
-    below = f"there are the classes 0 to {num_classes - 1}: give what shall not count the weight 0, not another label"
+    below = f"there are the classes 0 to {num_classes - 1}: {require.BY_WEIGHT}"
     check_classes(y, num_classes, below, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
     found = outputs(net, few, f"the net ({name_of(net)})", "choose a net for this data set")

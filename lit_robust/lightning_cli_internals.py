@@ -64,7 +64,8 @@ class CommandLineInternals:
 
     def config_in_use(self) -> Any:
         """The configuration of the subcommand, or of a script, which runs none."""
-        return self.config[self.config.subcommand] if "subcommand" in self.config else self.config  # type: ignore[attr-defined]
+        config = self.config  # type: ignore[attr-defined]  # LightningCLI's
+        return config[config.subcommand] if "subcommand" in config else config
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, so that a checkpoint's arguments do not override the user's."""

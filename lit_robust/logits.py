@@ -30,7 +30,7 @@ def has_rows(logits: Tensor, x: Any) -> bool:
 
 
 def check_numbers(logits: Tensor, name: str) -> None:
-    """Refuse logits that are no numbers by which an attack could go; this waits for the device.
+    """Refuse logits that no attack can use; this waits for the device.
 
     Raises:
         ValueError: If they are not floating-point, or not finite.

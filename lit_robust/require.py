@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 #: Half a grey level: what rounding may do to pixels that were normalised.
 TOLERANCE = 0.5 / 255
+#: The remedy for labels outside the classes, such as -100.
+BY_WEIGHT = "give samples that must not count weight 0 instead of another label"
 
 
 def number(
@@ -202,7 +204,7 @@ def later_batches(reached: Sequence[float], classes: int | None) -> None:
     if classes is not None and (-first < 0 or last >= classes):
         raise ValueError(
             f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
-            f"{classes - 1}: give what shall not count the weight 0, not another label."
+            f"{classes - 1}: {BY_WEIGHT}."
         )
 
 

@@ -875,8 +875,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: first_batch(y=Y + 1), "labels run from 1 to 4, but num_classes=4: set it to the data's classes."),
     (
         lambda: first_batch(y=torch.where(Y == 3, -100, Y)),
-        "labels run from -100 to 2, but there are the classes 0 to 3: give what shall not count the weight 0, not "
-        "another label.",
+        "labels run from -100 to 2, but there are the classes 0 to 3: give samples that must not count weight "
+        "0 instead of another label.",
     ),
     (
         lambda: adapt(y=torch.where(Y == 3, -100, Y)),
@@ -1319,8 +1319,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: later_batch(y=Y - 101),
-        "labels of a later batch run from -101 to 3, but there are the classes 0 to 3: give what shall not "
-        "count the weight 0, not another label.",
+        "labels of a later batch run from -101 to 3, but there are the classes 0 to 3: give samples that "
+        "must not count weight 0 instead of another label.",
     ),
     # Later epochs, and statistics of images.
     (

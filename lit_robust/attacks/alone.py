@@ -55,7 +55,7 @@ def check_batch(x: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def first_logits_checked(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]:
-    """Take ``.logits`` of each output of the net, and refuse the first one if no attack could go by it.
+    """Take ``.logits`` of each output of the net, and refuse the first one if no attack can use it.
 
     Raises:
         ValueError: If the net cannot read the images, or returns no logits, NaN, or too few for the labels.

@@ -21,7 +21,9 @@ def list_images(folder: Path, classes: list[str], known: list[str], findings: Fi
         ValueError: If there is a folder that is not among ``known``.
     """
     if len(classes) == 1:
-        rank_zero_info(f"{folder} has one class, {classes[0]}, so nothing can be learnt: add another's folder.")
+        rank_zero_info(
+            f"{folder} has one class, {classes[0]}, so there is nothing to learn: add the folder of another class."
+        )
     found = set(class_folders(folder))
     if unknown := sorted(found - set(known)):
         raise ValueError(

@@ -49,8 +49,8 @@ class FoldedNet:
 
     The copy is built once, and again where the net has changed; each call refills its folded weights in place. The
     pairs are found by tracing the net with ``torch.fx``, or those of its parts that can be traced. The copy runs the
-    net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and if the
-    copy's logits on two batches are the net's.
+    net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and if
+    folding keeps the logits on two batches, whatever the BatchNorms have learned.
 
     A pair stays as it is while either layer has a hook or a parametrisation, and while the BatchNorm is in train mode
     or has no running statistics.

@@ -24,7 +24,7 @@ from lit_robust.lightning_internals import batch_size_searched
 from lit_robust.measures.attack_checks import tell_of_idle_attack
 from lit_robust.torch_internals import multiplies_bf16
 
-#: Parameters from which bfloat16 saves time: on smaller nets, casting takes as long as it spares.
+#: Parameters from which bfloat16 saves time: on smaller nets, casting takes as long as it saves.
 PAYS_FROM = 100_000
 
 #: Callbacks that do nothing, or fail, until a subclass says what to do.
