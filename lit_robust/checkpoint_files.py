@@ -14,6 +14,7 @@ import torch
 from lit_robust.checkpoint_sections import PARTS, is_count
 from lit_robust.lightning_internals import LOOPS
 from lit_robust.shown import shown
+from lit_robust.whole_files import path_of
 
 #: The sections of a checkpoint that are read, here or by Lightning, and what each must be.
 SECTIONS: dict[str, type] = {
@@ -73,7 +74,7 @@ def read_data(path: str | Path, older: bool = False) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, is of another kind, or holds code.
     """
-    path = Path(path).expanduser()
+    path = path_of("path", path, "a .ckpt file")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file.")
     _check_archive(path, older)

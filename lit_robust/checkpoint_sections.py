@@ -71,7 +71,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("hybrid", "curriculum"), _PLAIN),
     "data": (_of(dict), "values by name"),
     **dict.fromkeys(("optimizer", "lr_scheduler"), (_of(str | None), "the name of a class")),
-    "validation_is_due": (_of(bool), "true or false"),
+    **dict.fromkeys(("validation_is_due", "epoch_step_is_due"), (_of(bool), "true or false")),
 }
 
 

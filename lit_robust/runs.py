@@ -14,6 +14,7 @@ from lit_robust.checkpoint_files import read_checkpoint, read_data
 from lit_robust.nets.rebuild import by_names, check_fit, fill, is_builder, names_for, rebuild
 from lit_robust.torch_internals import names_within, plain_names
 from lit_robust.weight_files import read_weights
+from lit_robust.whole_files import path_of
 
 
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -79,7 +80,7 @@ def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be used, needs ``net`` and there is none, or its weights do not fit.
     """
-    path = Path(path).expanduser()
+    path = path_of("path", path, "a file of weights")
     content = None if path.suffix == ".safetensors" else read_data(path, older=True)
     if is_builder(_description(content)):
         return load_net(path)
@@ -179,7 +180,7 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
     Raises:
         FileNotFoundError: If there is none.
     """
-    named = Path(ckpt_path).expanduser()
+    named = path_of("--ckpt_path", ckpt_path, "a checkpoint")
     if ckpt_path in ("best", "last"):
         logger = trainer.logger
         folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)

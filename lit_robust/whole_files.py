@@ -1,12 +1,29 @@
-"""Atomic writes: a file is written next to its destination and renamed onto it."""
+"""Paths that users give, and atomic writes: a file is written next to its destination and renamed onto it."""
 
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from lit_robust import require
+
 #: The suffix of a file that is being written; after a kill it is not taken for a checkpoint.
 UNFINISHED = ".part"
+
+
+def path_of(name: str, value: Any, kind: str) -> Path:
+    """A path that a user gave; ``~`` is the home folder.
+
+    Args:
+        name: The argument's name.
+        value: The argument's value.
+        kind: What lies there, for the message.
+
+    Raises:
+        TypeError: If it is no text and no path.
+    """
+    require.instance(name, value, (str, os.PathLike), f"give the path of {kind}")
+    return Path(os.path.expanduser(value))
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

@@ -261,7 +261,7 @@ def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "StepLR gives no rate"),
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler.step_size=0 must be"),
         (["--model.attack.eps", "-8/255"], "give each option a value, after = if that begins with a minus"),
         (["--model.optimizer.momentum", "-1"], "the momentum of model.optimizer must be 0 or above"),
         (["--model.lr_scheduler", "MultiStep", "--model.lr_scheduler.milestones", "3"], "3 is not of type list"),

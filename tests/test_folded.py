@@ -225,6 +225,12 @@ def test_these_stay_as_they_are(net):
     assert torch.equal(net(X), before), "no random number is used up"
 
 
+def test_an_empty_batch_decides_nothing():
+    net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet()
+    assert fold(net, X[:0]) is net
+    assert not batch_norms(fold(net, X))
+
+
 def test_layers_in_train_mode_stay_and_are_folded_when_that_ends():
     net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4), conv(4), nn.BatchNorm2d(4))), FoldedNet()
     net[1].train()

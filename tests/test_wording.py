@@ -24,7 +24,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
@@ -57,6 +57,7 @@ from lit_robust.callbacks import (
     EMAWeights,
     GeneralizationGap,
     PGDDrop,
+    PredictionWriter,
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
@@ -106,7 +107,7 @@ from lit_robust.first_batch import check_first_batch
 from lit_robust.limits import Limits
 from lit_robust.measures.examples import craft
 from lit_robust.measures.pictures import Examples, draw
-from lit_robust.runs import load_weights
+from lit_robust.runs import load_any, load_weights
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -1201,6 +1202,19 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "width=8 is less than the stem's 16 channels, which shortcuts can only add to.",
     ),
     (lambda: nets.small_cnn(image_size=15), "image_size=15 is too small for this net (*)."),
+    *(
+        (lambda give=give: give(3), f"{name}=3 must be of type str or PathLike: give the path of {kind}.")
+        for give, name, kind in (
+            (load_net, "path", "a .ckpt file"),
+            (load_any, "path", "a file of weights"),
+            (lambda path: load_weights(TinyNet(), path), "path", "a file of weights"),
+            (PGDAT.load_from_checkpoint, "path", "a .ckpt file"),
+            (DigitsDataModule.load_from_checkpoint, "path", "a .ckpt file"),
+            (lambda path: AdversarialExamples(PGD(0.1), dirpath=path), "dirpath", "a folder"),
+            (PredictionWriter, "path", "a file to write"),
+            (lambda path: RobustAccuracy({"pgd": PGD(0.1)}, blocks=path), "blocks", "a folder"),
+        )
+    ),
     (lambda: load_net("nowhere.ckpt"), "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
     (lambda: load_saved(), "a.ckpt: it does not say how its net was built: pass the net that was trained, *"),
     (
@@ -1225,6 +1239,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: Own(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.zeros(295)).setup(),
         "Own._arrays(train=True) returns 300 images but 295 labels: return one for each.",
+    ),
+    (
+        lambda: Own(torch.rand(9, 1, 8, 8), torch.zeros(9)).setup(),
+        "Own._arrays(train=True) returns images of torch.float32, but they are divided by white=255: return uint8 from "
+        "0 to 255.",
     ),
     (
         lambda: Own(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9)).setup(),
@@ -1696,6 +1715,14 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: resumed(then=partial(torch.optim.Adam, amsgrad=True)),
         "the checkpoint was trained with another optimizer than this Adam (amsgrad=False became True): *",
+    ),
+    (
+        lambda: fit(build(PGDAT, lr_scheduler=partial(StepLR, step_size=-1))),
+        "lr_scheduler.step_size=-1 must be an integer, at least 1: it is a number of the scheduler's steps.",
+    ),
+    (
+        lambda: fit(build(PGDAT, lr_scheduler=partial(CosineAnnealingLR, T_max=0))),
+        "lr_scheduler.T_max=0 must be a finite number, above 0: it is a number of the scheduler's steps.",
     ),
     (
         lambda: resumed(lr_scheduler=partial(ExponentialLR, gamma=0.9), now=partial(StepLR, step_size=1)),

@@ -19,7 +19,7 @@ from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.measures.examples import craft, spread
 from lit_robust.measures.pictures import draw
 from lit_robust.runs import run_folder
-from lit_robust.whole_files import write_whole
+from lit_robust.whole_files import path_of, write_whole
 
 
 class AdversarialExamples(Callback):
@@ -83,7 +83,7 @@ class AdversarialExamples(Callback):
         self.magnification = magnification
         self.every_n_epochs = every_n_epochs
         self.target = target
-        self.dirpath = dirpath
+        self.dirpath = None if dirpath is None else path_of("dirpath", dirpath, "a folder")
         #: The files drawn by this process, since the last fit began.
         self.pictures: list[Path] = []
         self.adapter = Adapter(x, y, net, mean, std)
@@ -108,7 +108,7 @@ class AdversarialExamples(Callback):
                 raise ValueError("two AdversarialExamples would draw over each other's pictures: give each a dirpath.")
 
     def _folder_in(self, trainer: Trainer) -> Path:
-        return Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
+        return self.dirpath or run_folder(trainer) / "examples"
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -89,9 +89,12 @@ def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str], w
 
     def other(path: str, does: str, where: str = where) -> dict[str, Any]:
         line = f"{name}, line {_line(text, path)}: {does} {path}"
+        place = os.path.join(os.path.dirname(name), os.path.expanduser(path))
         try:
-            file = File(os.path.join(os.path.dirname(name), os.path.expanduser(path)))
+            file = File(place)
         except TypeError as error:
+            if os.path.exists(place):
+                raise FileNotFoundError(f"{line}, which is no regular file, or may not be read.") from error
             raise FileNotFoundError(f"{line}, but there is no such file (paths are relative to this one).") from error
         if os.path.realpath(file) in trail:
             raise ValueError(f"{line}, which comes back to this file: remove one of the two.")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from lit_robust.data.folders import FolderDataModule
 from lit_robust.data.image_files import Findings, class_folders
 from lit_robust.data.splits import hold_out
 from lit_robust.data.torchvision_sets import data_root
+from lit_robust.whole_files import path_of
 
 #: Names of the folders of a split, besides ``train``: a tree that has one without ``train`` is no plain tree.
 _PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
@@ -42,8 +42,7 @@ class ImageFolderDataModule(FolderDataModule):
     """
 
     def __init__(self, root: str, *, test_size: int | None = None, **kwargs: Any) -> None:
-        require.instance("root", root, (str, PathLike), "give the path of a folder")
-        super().__init__(Path(root).expanduser(), test_size=test_size, **kwargs)
+        super().__init__(path_of("root", root, "a folder"), test_size=test_size, **kwargs)
         self.setup()
 
     @property
@@ -121,11 +120,8 @@ class ImageNet100DataModule(FolderDataModule):
         class_list: str | None = None,
         **kwargs: Any,
     ) -> None:
-        require.instance("folder", folder, (str, PathLike), "give the path of a folder under root")
-        if class_list is not None:
-            require.instance("class_list", class_list, (str, PathLike), "give the path of a file")
-        self._listed = None if class_list is None else _names_by_wnid(Path(class_list))
-        super().__init__(Path(data_root(root)) / folder, **kwargs)
+        self._listed = None if class_list is None else _names_by_wnid(path_of("class_list", class_list, "a file"))
+        super().__init__(Path(data_root(root)) / path_of("folder", folder, "a folder under root"), **kwargs)
 
     @property
     def num_classes(self) -> int:

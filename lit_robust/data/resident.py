@@ -77,6 +77,11 @@ class ResidentDataModule(ImageDataModule):
         name = f"{type(self).__name__}._arrays(train={train})"
         for what, value in (("images", images), ("labels", labels)):
             require.instance(f"{name}: {what}", value, Tensor, "return torch.from_numpy(...) of an array")
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"{name} returns images of {images.dtype}, but they are divided by white={self.white}: return uint8 "
+                f"from 0 to {self.white}."
+            )
         if len(images) != len(labels):
             raise ValueError(f"{name} returns {len(images)} images but {len(labels)} labels: return one for each.")
         hooks = ("on_before_batch_transfer", "on_after_batch_transfer")  # which may change the shape

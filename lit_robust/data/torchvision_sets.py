@@ -11,13 +11,13 @@ from torchvision import datasets
 
 from lit_robust import require
 from lit_robust.data.resident import ResidentDataModule
+from lit_robust.whole_files import path_of
 
 
 def data_root(root: str | None) -> str:
     """The folder with the data sets: ``root``, else the environment's ``LIT_ROBUST_DATA``, else ``data``."""
-    if root is not None:
-        require.instance("root", root, (str, os.PathLike), "give the path of a folder")
-    return os.path.expanduser(root or os.environ.get("LIT_ROBUST_DATA") or "data")
+    default = os.environ.get("LIT_ROBUST_DATA") or "data"
+    return str(path_of("root", default if root in (None, "") else root, "a folder"))
 
 
 class TorchvisionDataModule(ResidentDataModule):

@@ -23,7 +23,7 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_data
 from lit_robust.measures.correct import is_correct
 from lit_robust.seeds import derive_seed
-from lit_robust.whole_files import remove_part, write_whole
+from lit_robust.whole_files import path_of, remove_part, write_whole
 
 
 class Blocks:
@@ -41,7 +41,7 @@ class Blocks:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else path_of("blocks", folder, "a folder")
         self._used: dict[Path, dict[str, Any]] = {}
 
     def survivors(self, attack: Attack, net: nn.Module, batch: Batch, attacked: nn.Module | None = None) -> Tensor:

@@ -89,6 +89,8 @@ class FoldedNet:
             net: In the mode in which it is to be attacked.
             x: Images; two of them are used when a copy is built.
         """
+        if len(x) == 0:  # a copy could not be compared with its net
+            return net
         if net is not self._net:
             self.forget()
             self._net = net
@@ -105,7 +107,7 @@ class FoldedNet:
 
     def _built(self, net: nn.Module, x: Tensor) -> "_Copy | None":
         pairs = [pair for pair, found in zip(self._candidates, self._state, strict=True) if found]
-        if not pairs or len(x) == 0:
+        if not pairs:
             return None
         layers = [(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in pairs]
         with torch.inference_mode(False), torch.no_grad(), own_random_state(x.device):

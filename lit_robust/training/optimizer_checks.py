@@ -8,8 +8,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
+from lit_robust import require
 from lit_robust.checkpoint_states import broken
+from lit_robust.measures.directions import right_mode
 from lit_robust.nets.image_shapes import name_of
 from lit_robust.training.checkpoint_checks import check_like
 
@@ -29,6 +32,9 @@ _OPTIONS: dict[str, set[str]] = {
 #: Options that not all of them have: they tell one kind from another.
 _OF_ALL = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # some lack them in older versions of torch
 OF_ONE_KIND = {key for options in _OPTIONS.values() for key in options} - _OF_ALL
+
+#: What the periods of torch's schedulers are.
+PERIOD = "it is a number of the scheduler's steps"
 
 _REMEDY = "resume with the optimizer of the config.yaml beside the checkpoint's folder, or begin anew with load_net."
 
@@ -163,6 +169,39 @@ def _kept_of_a_weight(own: Optimizer, ndim: int) -> set[str]:
         return {str(key) for key in trial.state[weight]}
     except Exception:  # some need a closure, sparse gradients or other arguments
         return set()
+
+
+def monitored_by(scheduler: ReduceLROnPlateau) -> str:
+    """The metric that a plateau scheduler monitors: Lightning's class names it, torch's gets the robust accuracy."""
+    return str(getattr(scheduler, "monitor", "val/acc/robust"))
+
+
+def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
+    """Refuse a plateau scheduler that would lower the rate while the net gets better.
+
+    Raises:
+        ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
+    """
+    monitor = monitored_by(scheduler)
+    right = right_mode(monitor)
+    if right is not None and scheduler.mode != right:
+        raise ValueError(
+            f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
+        )
+    if interval != "epoch":
+        raise ValueError(f'lr_interval="{interval}" gives a ReduceLROnPlateau no metric: set it to "epoch".')
+
+
+def check_periods(own: Any) -> None:
+    """Refuse a torch scheduler whose period is no time; torch's do not check it.
+
+    Raises:
+        ValueError: If ``step_size`` is no integer above 0, or ``T_max`` is not above 0.
+    """
+    if hasattr(own, "step_size") and not isinstance(own, CyclicLR):
+        require.integer("lr_scheduler.step_size", own.step_size, least=1, hint=PERIOD)
+    if hasattr(own, "T_max"):
+        require.number("lr_scheduler.T_max", own.T_max, above=0, hint=PERIOD)
 
 
 def check_scheduler(own: Any, states: Sequence[Any], name: str | None) -> None:

@@ -11,14 +11,17 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
-from lit_robust.measures.directions import right_mode
+from lit_robust.lightning_internals import epochs_done
 from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
 from lit_robust.training.optimizer_checks import (
     check_any_parameters,
     check_optimizer,
+    check_periods,
+    check_plateau,
     check_scheduler,
     check_steps,
+    monitored_by,
     tell_of_no_rate,
 )
 
@@ -67,6 +70,8 @@ class LearningRate:
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
         #: The sections of the checkpoint from which training resumes that are checked here; None in a new training.
         self.resumed: dict[str, Any] | None = None
+        #: Whether a batch has begun since ``epoch_done``.
+        self.epoch_step_is_due = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
         """Share the factories: the command line's refer to the trainer, which cannot be copied once it has ranks."""
@@ -105,6 +110,7 @@ class LearningRate:
         )
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             check_plateau(self.torch_scheduler, self.interval)
+        check_periods(self.torch_scheduler)
         if self.resumed is not None:
             check_scheduler(self.torch_scheduler, saved["lr_schedulers"], names.get("lr_scheduler"))
         return {
@@ -112,10 +118,16 @@ class LearningRate:
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
         }
 
-    def names(self) -> dict[str, str | None]:
-        """The classes of the optimizer and of a torch scheduler, for a checkpoint; none before ``configure``."""
+    def saved(self, checkpoint: Mapping[str, Any], epoch: int) -> dict[str, str | bool | None]:
+        """What a checkpoint holds besides Lightning's states: classes (none before ``configure``), and a step to come.
+
+        Args:
+            checkpoint: Holds the number of epochs that a resumed training will not train.
+            epoch: The current epoch.
+        """
         parts = {"optimizer": getattr(self, "optimizer", None), "lr_scheduler": self.torch_scheduler}
-        return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+        names = {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+        return {**names, "epoch_step_is_due": self.epoch_step_is_due and epochs_done(checkpoint) > epoch}
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Remember what ``configure`` compares with the new optimizer and scheduler."""
@@ -128,10 +140,12 @@ class LearningRate:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def restore_settings(self, net: nn.Module) -> None:
-        """Put the user's settings over a checkpoint's; under a torch scheduler only weight decay.
+        """Put the user's settings over a checkpoint's, under a torch scheduler only weight decay; make a step to come.
 
-        A torch scheduler may have changed the others. Weights that the checkpoint's training had added to the optimizer
-        are unfrozen: Lightning's BaseFinetuning freezes them again in a resumed training, and adds them only once.
+        A torch scheduler may have changed the others; its step is to come if a callback saved in
+        ``on_train_epoch_end``, before the module's turn. Weights that the checkpoint's training had added to the
+        optimizer are unfrozen: Lightning's BaseFinetuning freezes them again in a resumed training, and adds them only
+        once.
         """
         if self.resumed is not None:
             groups = self.optimizer.param_groups[len(self.settings) :]
@@ -144,9 +158,12 @@ class LearningRate:
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
             group.update(settings if self.torch_scheduler is None else decay)
+        if self.resumed is not None and self.resumed["lit_robust"].get("epoch_step_is_due"):
+            self.epoch_done({})
 
     def set(self, time: float) -> None:
         """Apply the schedules at a moment in fractional epochs."""
+        self.epoch_step_is_due = True
         self._add_new_groups()
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
@@ -191,6 +208,7 @@ class LearningRate:
             _step(self.torch_scheduler, metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
             _step(self.torch_scheduler)
+        self.epoch_step_is_due = False
 
 
 def _built(name: str, make: Callable[..., Any], argument: Any) -> Any:
@@ -224,24 +242,3 @@ def _step(scheduler: Any, *metric: Any) -> None:
         scheduler.step(*metric)
     except ArithmeticError as error:
         raise ValueError(f"{type(scheduler).__name__} gives no rate ({error}): change its arguments.") from error
-
-
-def monitored_by(scheduler: ReduceLROnPlateau) -> str:
-    """The metric that a plateau scheduler monitors: Lightning's class names it, torch's gets the robust accuracy."""
-    return str(getattr(scheduler, "monitor", "val/acc/robust"))
-
-
-def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
-    """Refuse a plateau scheduler that would lower the rate while the net gets better.
-
-    Raises:
-        ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
-    """
-    monitor = monitored_by(scheduler)
-    right = right_mode(monitor)
-    if right is not None and scheduler.mode != right:
-        raise ValueError(
-            f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
-        )
-    if interval != "epoch":
-        raise ValueError(f'lr_interval="{interval}" gives a ReduceLROnPlateau no metric: set it to "epoch".')

@@ -205,7 +205,7 @@ class Trained(Metered):
             "net": getattr(self.net, "built_by", None),
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
-            **self.rate.names(),
+            **self.rate.saved(checkpoint, self.current_epoch),
             "data": fingerprint_of(self.trainer),
             "cost": cost._asdict() if (cost := self.training_cost()) else None,
             "validation_is_due": validation_is_due(self.trainer),
