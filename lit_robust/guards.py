@@ -19,13 +19,19 @@ _smaller_batches = ContextVar("smaller_batches", default=False)
 
 
 @contextmanager
-def checked() -> Iterator[None]:
-    """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
-    token = _checked.set(True)
+def _switched_on(variable: ContextVar[bool]) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
-        _checked.reset(token)
+        variable.reset(token)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
+    with _switched_on(_checked):
+        yield
 
 
 def is_checked() -> bool:
@@ -39,11 +45,8 @@ def smaller_batches() -> Iterator[None]:
 
     An evaluation enters this; it needs one misclassified point per image and does not look at the others.
     """
-    token = _smaller_batches.set(True)
-    try:
+    with _switched_on(_smaller_batches):
         yield
-    finally:
-        _smaller_batches.reset(token)
 
 
 def may_shrink(net: nn.Module) -> bool:

@@ -29,14 +29,17 @@ def changed(what: object) -> ImportError:
 
 
 def inside(function: Callable[P, R]) -> Callable[P, R]:
-    """Raise an ImportError that names the tested versions if an internal is gone."""
+    """Raise an ImportError that names the tested versions if an internal is gone; other errors stay as they are."""
 
     @wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except (ImportError, AttributeError, KeyError) as error:
-            raise changed(f"{function.__name__}: {error}") from error
+            *_, (frame, _) = walk_tb(error.__traceback__)
+            if isinstance(error, ImportError) or frame.f_code.co_filename == function.__code__.co_filename:
+                raise changed(f"{function.__name__}: {error}") from error
+            raise  # from code that the function calls, such as a user's
 
     return guarded
 

@@ -27,6 +27,7 @@ from lit_robust.attacks import (
     Square,
     TargetedPGD,
 )
+from lit_robust.attacks.base import made_once
 from lit_robust.guards import checked, crafting, frozen, network_mode
 from tests.tiny import CLASSES, TinyNet, images, named
 
@@ -787,3 +788,17 @@ def test_an_error_of_an_attack_that_has_begun_is_not_the_images():
 
     with pytest.raises(RuntimeError, match=r"^a defect$"):
         PGD(0.1, steps=3)(Breaks(), *data())
+
+
+@pytest.mark.parametrize("value", [3, [3]], ids=["hashable", "unhashable"])
+def test_an_attack_that_refuses_its_arguments_is_built_only_once(value):
+    built = []
+
+    @made_once
+    def build(value):
+        built.append(value)
+        raise TypeError("refused")
+
+    with pytest.raises(TypeError, match="refused"):
+        build(value)
+    assert built == [value]

@@ -741,6 +741,15 @@ def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one
         use()
 
 
+def test_an_error_in_code_that_is_called_is_not_blamed_on_lightning():
+    @internals.inside
+    def calls(trainer, function):
+        return function()
+
+    with pytest.raises(KeyError, match="MISSING"):
+        calls(HOLLOW, lambda: os.environ["MISSING"])
+
+
 def test_a_context_that_is_gone_is_reported_too(monkeypatch):
     monkeypatch.delattr(hparams_mixin, "_given_hyperparameters")
     with pytest.raises(ImportError, match=r"lightning 2\.6.*built_by_the_command_line.*_given_hyperparameters"):

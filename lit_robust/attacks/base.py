@@ -94,9 +94,10 @@ def made_once(build: Callable[P, A]) -> Callable[P, A]:
     @wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> A:
         try:
-            return cached(*args, **kwargs)  # type: ignore[arg-type]  # whether they are hashable is tried here
+            hash((args, *kwargs.values()))
         except TypeError:  # an unhashable value of the user's own
             return build(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]  # they are hashable
 
     return wrapper
 

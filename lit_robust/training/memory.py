@@ -54,8 +54,8 @@ class Memory:
         """Declare the values that a fit begins with.
 
         Args:
-            merge: Makes one rank's tensors from those of all saved ranks, for a run that is resumed on another number
-                of ranks. Without it they are forgotten then, with a warning.
+            merge: Makes one rank's tensors, all of the method's, from those of all saved ranks, for a run that is
+                resumed on another number of ranks. Without it they are forgotten then, with a warning.
             kinds: Those of the tensors by name.
             check: Refuses values that a checkpoint holds and this method cannot use; called with all of them.
             **initial: The initial values by name.
