@@ -213,6 +213,17 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
+def autoattack_bf16() -> str:
+    """How many images survive AutoAttack in float32 and in bf16."""
+    results = read(RESULTS / "autoattack_bf16.json")
+    lines = [["net", "float32 leaves", "bf16 leaves", "only bf16 leaves", "only float32 leaves"]]
+    lines.append(["---", *["---:"] * 4])
+    for name, counts in results["nets"].items():
+        lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])
+    processor = results["hardware"]["processor"]
+    return f"{markdown(lines)}\n\nOf {results['n']} held-out digits, which survive each; one net per row, on an {processor}."
+
+
 def free_forgetting() -> str:
     """Free training on batches of one class."""
     results = read(RESULTS / "free_forgetting.json")
@@ -294,6 +305,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         digits_bf16,
         default_test_cost,
         alarm_rates,
+        autoattack_bf16,
     )
 }
 

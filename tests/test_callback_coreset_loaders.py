@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
@@ -168,7 +169,10 @@ def test_an_interval_of_validations_longer_than_an_epoch_on_the_coreset_is_refus
         {"val_check_interval": 2},
         {"val_check_interval": 3, "check_val_every_n_epoch": None},
         {"val_check_interval": 0.5},
-        {"val_check_interval": 3, "limit_val_batches": 0},
+        pytest.param(
+            {"val_check_interval": 3, "limit_val_batches": 0},
+            marks=pytest.mark.skipif(lightning.__version__ == "2.6.0", reason="it refuses this itself"),
+        ),
     ],
     ids=str,
 )

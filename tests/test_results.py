@@ -71,6 +71,14 @@ def test_a_block_without_an_end_is_refused(readme):
         readme.filled("<!-- results: single_step -->\n<!-- results: delayed -->\n<!-- end of results -->")
 
 
+def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():
+    results = json.loads((SCRIPTS / "results/autoattack_bf16.json").read_text())
+    assert results["n"] == 500
+    for counts in results["nets"].values():
+        assert counts["float32"] - counts["float32_only"] == counts["bf16"] - counts["bf16_only"]
+        assert counts["bf16_only"] + counts["float32_only"] <= 0.01 * results["n"]
+
+
 def test_the_default_test_costs_less_than_two_runs_of_pgd_20_and_least_on_a_weak_net():
     rows = json.loads((SCRIPTS / "results/default_test_cost.json").read_text())["rows"]
     means = [mean(of_seed["default"] for of_seed in rows[net]) for net in ("weak", "middling", "robust")]

@@ -19,6 +19,7 @@ from lit_robust.callbacks.overfitting_rules import (
     PGDDrop,
 )
 from lit_robust.callbacks.predictions import PredictionWriter
+from lit_robust.callbacks.progressive_resizing import ProgressiveResizing
 from lit_robust.callbacks.ramp import AttributeRamp
 from lit_robust.callbacks.robust_accuracy import RobustAccuracy
 from lit_robust.callbacks.time_left import TimeLeft
@@ -44,6 +45,7 @@ __all__ = [
     "PGDDrop",
     "Plateau",
     "PredictionWriter",
+    "ProgressiveResizing",
     "RobustAccuracy",
     "StopAfterDrop",
     "SwitchRule",

@@ -55,7 +55,7 @@ _REMEDIES = {
     r"argument \S+: expected one argument": "give each option a value, after = if that begins with a minus",
     r"Invalid momentum value: .*": "the momentum of model.optimizer must be 0 or above",
     r"Invalid (\w+ values?|beta parameter at index \d): .*": "change this argument of model.optimizer",
-    r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
+    r"(No API key|api_key not) configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"\[Errno (28|30|122)\] .*": "free some space or choose a folder that can be written to",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",

@@ -181,7 +181,8 @@ class FolderDataModule(ImageDataModule):
             )
         self.image_size = image_size
         self.num_workers = min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers
-        self._workers: dict[tuple[bool, bool, bool], Workers] = {}
+        #: By the set, its augmentation, pinned memory and ``image_size``, which may change between epochs.
+        self._workers: dict[tuple[bool, bool, bool, int], Workers] = {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -229,7 +230,9 @@ class FolderDataModule(ImageDataModule):
     def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
         pin = self._device.type == "cuda"
         images = FolderImages(self._files[train], _transform(self.image_size, augment))
-        workers = self._workers.setdefault((train, augment, pin), Workers(images, self.num_workers, pin))
+        self._workers = {key: idle for key, idle in self._workers.items() if key[-1] == self.image_size}
+        key = (train, augment, pin, self.image_size)
+        workers = self._workers.setdefault(key, Workers(images, self.num_workers, pin))
         return FolderLoader(samples, workers, device=self._device, **epoch)
 
 
