@@ -220,8 +220,8 @@ def autoattack_bf16() -> str:
     lines.append(["---", *["---:"] * 4])
     for name, counts in results["nets"].items():
         lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])
-    processor = results["hardware"]["processor"]
-    return f"{markdown(lines)}\n\nOf {results['n']} held-out digits, which survive each; one net per row, on an {processor}."
+    where = results["hardware"]["processor"]
+    return f"{markdown(lines)}\n\nHow many of {results['n']} held-out digits survive; one net per row, on an {where}."
 
 
 def free_forgetting() -> str:

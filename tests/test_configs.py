@@ -452,7 +452,8 @@ def test_a_callback_fragment_trains(path, capsys):
     base, more = read(CONFIGS / "base.yaml")["trainer"]["callbacks"], read(path)["trainer"].get("callbacks+", [])
     found = [callback["class_path"].rpartition(".")[2] for callback in parsed(capsys, *flags)["trainer"]["callbacks"]]
     assert found == [callback["class_path"] for callback in [*base, *more]]
-    if path.stem not in ("wandb", "adversarial_training", "progressive_resizing"):  # test_cli.py and the callback's own tests have them
+    # test_cli.py and the callbacks' own tests have these.
+    if path.stem not in ("wandb", "adversarial_training", "progressive_resizing"):
         train_composed(flags, attack=attack)
 
 
