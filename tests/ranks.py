@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.logger_connector import result
@@ -460,6 +461,36 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
     return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}
 
 
+def waits(folder: Path) -> Finding:
+    """How often the ranks wait for each other in each batch, besides DDP's own reduction of the gradients."""
+
+    class Count(Callback):
+        def __init__(self) -> None:
+            self.calls, self.batches = 0, []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.calls = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.batches.append(self.calls)
+
+    def of_steps(steps: int) -> list[int]:
+        count, reduce = Count(), dist.all_reduce
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            count.calls += 1
+            return reduce(*args, **kwargs)
+
+        dist.all_reduce = counted
+        try:
+            fit(build(PGDAT, attack=replace(ATTACK, steps=steps)), Data(), count, max_epochs=1)
+        finally:
+            dist.all_reduce = reduce
+        return count.batches[:-1]  # the last one also ends the epoch
+
+    return {str(steps): of_steps(steps) for steps in (1, 4)}
+
+
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "from one rank": from_one_rank,
     "state of a rank": state_of_a_rank,
@@ -478,6 +509,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "evaluation": evaluation,
     "test": in_blocks,
     "killed test": killed_test,
+    "waits": waits,
 }
 
 

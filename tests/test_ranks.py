@@ -262,6 +262,11 @@ def test_no_warning_asks_to_reduce_what_is_reduced(findings):
     assert [warning for warning in zero["warnings"] if "sync_dist" in warning] == []
 
 
+def test_an_attack_makes_no_rank_wait_and_the_loss_makes_it_wait_once_per_batch(findings):
+    for found in of(findings, "waits"):
+        assert found == {"1": [1, 1], "4": [1, 1]}
+
+
 def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):
     zero, one = of(findings, "evaluation")
     assert zero["results"] == one["results"]

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.callbacks.spike import SpikeDetection
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
 
 from lit_robust.attacks import PGD
@@ -168,6 +169,18 @@ def test_lr_find_is_refused_before_a_step(tmp_path):
 def test_a_clipping_that_has_no_effect_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'^gradient_clip_algorithm="value" .*model\.gradient_clip_val'):
         fitted(tmp_path, gradient_clip_algorithm="value")
+
+
+@pytest.mark.parametrize(
+    "strategy", [FSDPStrategy(), ModelParallelStrategy()], ids=lambda strategy: type(strategy).__name__
+)
+def test_a_strategy_that_shards_the_weights_is_refused(strategy):
+    with pytest.raises(ValueError, match=f"{type(strategy).__name__} shards .* strategy=ddp"):
+        trainer_checks.check_strategy(strategy)
+
+
+def test_ddp_is_accepted():
+    trainer_checks.check_strategy(DDPStrategy())
 
 
 def test_training_on_nothing_is_told(tmp_path):

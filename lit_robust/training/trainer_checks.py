@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -68,6 +69,7 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         ValueError: If a callback or an argument cannot work.
     """
     require.fine_precision(str(trainer.precision))
+    check_strategy(trainer.strategy)
     hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
     if trainer.val_check_interval == 0:
         raise ValueError(f"val_check_interval=0 must be above 0: {hint}.")
@@ -109,6 +111,22 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
     tell_of_bf16(trainer.precision, trainer.strategy.root_device.type, module.net)
     if trainer.limit_train_batches == 0:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse strategies that shard the weights over ranks.
+
+    Each pass of an attack would gather all shards again: K + 1 times the communication of DDP, which has one reduction
+    per update whatever the attack. Averages, folded copies and ``load_net`` also read whole nets.
+
+    Raises:
+        ValueError: If it is FSDP, DeepSpeed or another one that does.
+    """
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"the trainer's {type(strategy).__name__} shards the net's weights, which each pass of an attack would "
+            "gather again: set strategy=ddp, for which the net must fit on one device."
+        )
 
 
 def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
