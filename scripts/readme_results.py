@@ -213,6 +213,18 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
+def decoding_speed() -> str:
+    """How many images a core decodes, crops and resizes."""
+    results = read(RESULTS / "decoding_speed.json")
+    rows = results["images_per_second"]
+    lines = [["JPEGs of", *next(iter(rows.values()))], ["---", *["---:"] * len(next(iter(rows.values())))]]
+    lines += [[size, *map(str, of_size.values())] for size, of_size in rows.items()]
+    return (
+        f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} pixels; "
+        f"{results['processor']}, {results['capability']}."
+    )
+
+
 def autoattack_bf16() -> str:
     """How many images survive AutoAttack in float32 and in bf16."""
     results = read(RESULTS / "autoattack_bf16.json")
@@ -306,6 +318,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         default_test_cost,
         alarm_rates,
         autoattack_bf16,
+        decoding_speed,
     )
 }
 
