@@ -220,8 +220,8 @@ def decoding_speed() -> str:
     lines = [["JPEGs of", *next(iter(rows.values()))], ["---", *["---:"] * len(next(iter(rows.values())))]]
     lines += [[size, *map(str, of_size.values())] for size, of_size in rows.items()]
     return (
-        f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} pixels; "
-        f"{results['processor']}, {results['capability']}."
+        f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} "
+        f"pixels; {results['processor']}, {results['capability']}."
     )
 
 
