@@ -1,7 +1,7 @@
 """Train the rows of ``cpu_budget.yaml`` on MNIST, in minutes per row, attack them, and print a table.
 
     python scripts/cpu_budget.py single_step                     # all rows of a set that are not done
-    python scripts/cpu_budget.py single_step --rows gat nuat     # some of them
+    python scripts/cpu_budget.py single_step --rows gat@0 nuat@0 # some of them
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
 A row that is done with this configuration, data and version is skipped, and so is each attack that is done. A row that
@@ -29,7 +29,6 @@ from cpu_budget_parts import Diary, Transfer
 from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, read, rounded, table, versions
 
 from lit_robust import load_net
-from lit_robust.attacks import AutoAttack
 from lit_robust.batch import Batch
 from lit_robust.cli.config import load, merged
 from lit_robust.cli.main import RobustCLI
@@ -42,8 +41,6 @@ from lit_robust.seeds import derive_seed
 HERE = Path(__file__).parent
 ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu_budget")
 
-#: AutoAttack is run on this many test images, the first.
-AUTOATTACK_IMAGES = 500
 #: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
 FIRST_ATTACK = "pgd40"
 #: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
@@ -69,7 +66,7 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
-    A set with ``seeds`` has each row once per seed; one with ``attacks`` is tested by these attacks only.
+    A set with ``seeds`` has each row once per seed, as ``name@seed``; one with ``attacks`` is tested by these only.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
@@ -200,11 +197,9 @@ class Work:
         images, attacks = read_test_images(cli.datamodule), dict(cli.model.test_attacks)
         attacks[TRANSFER] = Transfer(attacks[FIRST_ATTACK], [load_net(path) for path in self.sources(row)])
         for which, name in missing:
-            costly = isinstance(attacks[name], AutoAttack)
-            seen = Batch(*(part[:AUTOATTACK_IMAGES] for part in images)) if costly else images
-            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], seen)
+            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], images)
             with opened(self.path) as results:
-                results["rows"][row][which] |= {name: found[name]} | ({} if costly else {"clean": found["clean"]})
+                results["rows"][row][which] |= {name: found[name], "clean": found["clean"]}
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
 
     def attacks(self, row: str) -> list[list[str]]:
@@ -215,8 +210,9 @@ class Work:
         return [[FIRST_ATTACK], cheap + [TRANSFER] * bool(self.sources(row)), costly]
 
     def sources(self, row: str) -> list[Path]:
-        """The checkpoints on which a row's transferred attack is crafted; none until all of them are trained."""
-        paths = [checkpoint(self.folder(name), "last") for name in self.transfer if name != row]
+        """The checkpoints of the same seed that craft a row's transferred attack; none until all are trained."""
+        name, at, seed = row.partition("@")
+        paths = [checkpoint(self.folder(other + at + seed), "last") for other in self.transfer if other != name]
         return paths if all(path.exists() for path in paths) else []
 
 
@@ -238,7 +234,7 @@ def main(args: list[str] | None = None) -> None:
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
         logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
-        chosen = asked.rows or list(work.rows)
+        chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row in chosen:
