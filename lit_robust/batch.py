@@ -32,10 +32,10 @@ def as_batch(batch: Any) -> Batch:
 
     Raises:
         TypeError: If the batch is neither.
-        ValueError: If the labels are no integers.
+        ValueError: If the labels are no integers ``(N,)``.
     """
     if isinstance(batch, Batch):
-        return batch if batch.y.dtype == torch.int64 else batch._replace(y=class_labels(batch.y))
+        return batch if batch.y.dtype == torch.int64 and batch.y.ndim < 2 else batch._replace(y=class_labels(batch.y))
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         x, y = batch[0], class_labels(batch[1])
         return Batch(x, y, torch.full_like(y, -1), torch.ones_like(y, dtype=torch.float32))
@@ -43,11 +43,14 @@ def as_batch(batch: Any) -> Batch:
 
 
 def class_labels(y: Tensor) -> Tensor:
-    """Convert labels of any integer type to int64.
+    """Convert labels ``(N,)`` of any integer type to int64.
 
     Raises:
-        ValueError: If they are no integers.
+        ValueError: If they are no integers, or not one for each image.
     """
+    if y.ndim > 1:
+        hint = "y.squeeze(1)" if y.shape[1:] == (1,) else "y.argmax(dim=1) for one-hot labels"
+        raise ValueError(f"labels of shape {tuple(y.shape)} are not one class for each image: give {hint}.")
     if y.dtype != torch.int64 and y.dtype not in SHORT:
         raise ValueError(f"labels of {y.dtype} are no classes: give integers from 0 on, such as y.long().")
     return y.long()

@@ -100,7 +100,9 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
 
 
 def forget_foreign_paths(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Drop paths outside its folder from each ModelCheckpoint's state, because it deletes the files it outdates.
+    """Drop what is no checkpoint in its folder from each ModelCheckpoint's state, because it deletes what it outdates.
+
+    If the best ones that are left contradict each other, all are forgotten: new ones are saved beside them.
 
     Args:
         checkpoint: Changed in place.
@@ -110,16 +112,26 @@ def forget_foreign_paths(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]
         state = checkpoint.get("callbacks", {}).get(callback.state_key)
         if not isinstance(state, dict) or not getattr(callback, "dirpath", None):
             continue
-        folder = Path(callback.dirpath).resolve()
+        folder, suffix = Path(callback.dirpath).resolve(), getattr(callback, "FILE_EXTENSION", ".ckpt")
         for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            if not _is_below(state.get(name), folder):
+            if not _is_checkpoint_in(state.get(name), folder, suffix):
                 state[name] = ""
-        kept = dict(state.get("best_k_models") or {})
-        state["best_k_models"] = {path: score for path, score in kept.items() if _is_below(path, folder)}
+        scores = dict(state.get("best_k_models") or {})
+        kept = {path: score for path, score in scores.items() if _is_checkpoint_in(path, folder, suffix)}
+        worst, most = state["kth_best_model_path"], getattr(callback, "save_top_k", -1)
+        known = worst in kept or (worst == "" and (most < 0 or len(kept) < most))
+        if not known or not all(isinstance(score, torch.Tensor) and score.ndim == 0 for score in kept.values()):
+            kept, state["kth_best_model_path"] = {}, ""
+        state["best_k_models"] = kept
+        if not isinstance(state.get("best_model_score"), torch.Tensor):
+            state["best_model_score"] = None
 
 
-def _is_below(path: Any, folder: Path) -> bool:
-    return isinstance(path, str) and path != "" and folder in Path(path).resolve().parents
+def _is_checkpoint_in(path: Any, folder: Path, suffix: str) -> bool:
+    try:
+        return isinstance(path, str) and path.endswith(suffix) and folder in Path(path).resolve().parents
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or a loop of links
+        return False
 
 
 def _check_archive(path: Path, older: bool) -> None:
@@ -149,7 +161,7 @@ def _check_archive(path: Path, older: bool) -> None:
 
 
 def _size(value: Any, within: tuple[int, ...], sizes: dict[int, int]) -> int:
-    """Count the values in a container, each reference anew, as whatever walks or prints it would.
+    """Count the values in a container, a shared one once for each reference to it.
 
     Raises:
         ValueError: If it contains itself, has too many values or levels, or holds a tensor larger than what is stored.

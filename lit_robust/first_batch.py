@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
+from lit_robust.guards import network_mode, own_random_state
 from lit_robust.nets import image_shapes
 from lit_robust.nets.image_shapes import name_of
+from lit_robust.torch_internals import is_compiled
 
 
 class NoLogitsError(ValueError):
@@ -33,11 +34,51 @@ def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
 
     Raises:
         NoLogitsError: If there are none.
+        ValueError: If ``check_training`` has asked for the first output in train mode, and it has probabilities.
     """
     logits = logits_of(found)
     if not isinstance(logits, Tensor):
         raise _no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
+    # In a compiled graph, reading the attribute would make a guard, and changing it another compilation.
+    if net.training and not torch.compiler.is_compiling() and getattr(net, _UNCHECKED, False):
+        setattr(net, _UNCHECKED, False)
+        refuse_probabilities(logits)
     return logits
+
+
+def refuse_probabilities(logits: Tensor) -> None:
+    """Refuse an output in train mode, if it consists of probabilities.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if _are_probabilities(logits):
+        raise _no_probabilities(" in train mode", "remove the softmax that it applies there")
+
+
+#: The attribute of a net whose first output in train mode is to be checked.
+_UNCHECKED = "unchecked_in_training"
+
+
+def check_training(net: nn.Module, x: Tensor) -> None:
+    """Check for probabilities in train mode, too, which ``check_first_batch`` does not see.
+
+    The first forward of the training is checked, by ``only_logits``, so the check itself runs none. Of a compiled net,
+    which that cannot interrupt, one forward of two images is run uncompiled, which moves no buffer and no random state.
+
+    Args:
+        net: The net, with ``only_logits`` as a forward hook.
+        x: The first images ``(N, C, H, W)``.
+
+    Raises:
+        ValueError: If a compiled net returns probabilities; of another net, its first forward raises it.
+    """
+    setattr(net, _UNCHECKED, True)
+    if is_compiled(net):
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        eager = torch.compiler.set_stance("force_eager")
+        with network_mode(net, "train"), torch.no_grad(), own_random_state(x.device), naming_drop_last(), eager:
+            torch.func.functional_call(net, buffers, (x[:2],))
 
 
 #: What a net must return.
@@ -139,12 +180,22 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
             "the net returns NaN or infinite logits, whose accuracy would be that of guessing: its weights or its "
             "normalisation are broken, take an earlier checkpoint."
         )
-    if found.ndim == 2 and bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), logits.new_ones(len(x))):
-        raise ValueError(
-            f"the net returns probabilities, but losses and attacks need logits: {softmax}, or every attack looks "
-            "weaker than it is."
-        )
+    if _are_probabilities(found):
+        raise _no_probabilities("", softmax)
     return found
+
+
+def _are_probabilities(found: Tensor) -> bool:
+    logits = found.detach().float()
+    ones = logits.new_ones(len(logits))
+    return found.ndim == 2 and bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), ones)
+
+
+def _no_probabilities(where: str, softmax: str) -> ValueError:
+    return ValueError(
+        f"the net returns probabilities{where}, but losses and attacks need logits: {softmax}, or every attack looks "
+        "weaker than it is."
+    )
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def end_the_epoch(fit_loop: dict[str, Any], due: bool = False) -> None:
 
 @_inside
 def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
-    """Let a function handle SIGTERM from when Lightning takes signals over; a user's own handler is called after it.
+    """Set the function that handles SIGTERM once Lightning handles signals; a user's own handler is called after it.
 
     Lightning's own handler broadcasts on the one rank that got the signal, so the other ranks hang; and it ends with
     exit code 0 without a checkpoint. SLURM's requeueing is by another signal and stays.
@@ -160,10 +160,7 @@ def restore_batches(trainer: Any) -> None:
 
 @_inside
 def reload_every_epoch(trainer: Any) -> None:
-    """Reload the dataloaders in every epoch, also where the user has set a longer interval.
-
-    Without it, an epoch that has become longer would be cut off, and one that has become shorter never validated.
-    """
+    """Reload the loaders in every epoch; else one that has become longer is cut off, a shorter one never validated."""
     _ = trainer.reload_dataloaders_every_n_epochs  # if that is gone, setting it would do nothing
     trainer.reload_dataloaders_every_n_epochs = 1
 
@@ -209,14 +206,17 @@ def epoch_so_far(trainer: Any) -> dict[str, float]:
 
 
 @_inside
-def go_on_in_folder(logger: Any, name: str) -> None:
-    """Make a CSVLogger write into the folder of an earlier run, without which a resumed run would start a new one.
+def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None) -> None:
+    """Make a file logger write into the folder of an earlier run, without which a resumed run would start a new one.
 
-    A numeric version stays a number, because the progress bar shows only a string's last four characters.
+    A numeric version stays a number, because the progress bar shows only a string's last four characters. From
+    ``purge_step`` on, TensorBoard drops what it has, which it would draw twice otherwise.
     """
     number = re.fullmatch(r"version_(0|[1-9]\d*)", name)
     _ = logger._version  # if that is gone, setting it would do nothing
     logger._version = int(number[1]) if number else name
+    if purge_step is not None:
+        logger._kwargs["purge_step"] = logger._kwargs.get("purge_step") or purge_step
 
 
 # The command line.

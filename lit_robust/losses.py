@@ -45,7 +45,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """How far one class is ahead of the label: ``z_t - z_y``, the loss of MultiTargeted (arXiv:1910.09338)."""
+    """The margin of a target class over the label: ``z_t - z_y``, the loss of MultiTargeted (arXiv:1910.09338)."""
     _check(logits, y)
     _check(logits, target)
     logits = logits.float()

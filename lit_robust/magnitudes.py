@@ -3,6 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from lit_robust.shown import without_addresses
+
 
 def magnitude(value: float | str, name: str = "magnitude") -> float:
     """Read a pixel magnitude that is a number or a fraction such as ``"8/255"``.
@@ -23,7 +25,8 @@ def magnitude(value: float | str, name: str = "magnitude") -> float:
     except (ValueError, ZeroDivisionError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name}={value!s} is not a magnitude: write a number >= 0 or a fraction such as 8/255.")
+        given = without_addresses(str(value))
+        raise ValueError(f"{name}={given} is not a magnitude: write a number >= 0 or a fraction such as 8/255.")
     return number
 
 

@@ -24,7 +24,7 @@ def keep_rows_whole(experiment: Any) -> None:
 
 
 def number_of_rows(experiment: Any) -> int:
-    """The number of rows that were logged so far; they are on the disk then."""
+    """Write all rows to the disk; return their number."""
     experiment.save()
     return len(_read(Path(experiment.metrics_file_path)))
 
@@ -37,7 +37,7 @@ def rows_before(run: Path, number: int) -> list[dict[str, str]]:
 
 
 def begin_with(experiment: Any, rows: Sequence[Row]) -> None:
-    """Write a resumed run's metrics.csv, so far as its checkpoint goes."""
+    """Write a resumed run's metrics.csv up to its checkpoint."""
     experiment.metrics_keys = _columns(rows)
     write_whole(experiment.metrics_file_path, _table(experiment.metrics_keys, rows).encode())
 

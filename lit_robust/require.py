@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_robust.magnitudes import Magnitude, magnitude
+from lit_robust.shown import shown, without_addresses
 from lit_robust.threats import Norm
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
         ValueError: If it is none of them.
     """
     if value not in choices:
-        raise ValueError(f'{name}="{value}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
+        given = without_addresses(str(value))
+        raise ValueError(f'{name}="{given}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
     return value
 
 
@@ -98,7 +100,7 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
     if isinstance(value, kind):
         return value
     names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-    raise TypeError(f"{name}={value!r} must be of type {names}: {remedy}.")
+    raise TypeError(f"{name}={shown(value)} must be of type {names}: {remedy}.")
 
 
 def factory(name: str, value: Any, made: type, example: str) -> Any:
@@ -118,7 +120,7 @@ def factory(name: str, value: Any, made: type, example: str) -> Any:
     elif callable(value):
         return value
     else:
-        found = repr(value)
+        found = shown(value)
     raise TypeError(f"{name} is {found}, but it must be what builds one: give {example}.")
 
 
@@ -175,7 +177,7 @@ def later_batches(reached: Sequence[float], classes: int | None) -> None:
     """Check the range of pixels and labels that batches after the first one have reached.
 
     Args:
-        reached: The smallest pixel, negated, the largest one, and the same of the labels, so that all four are maxima.
+        reached: The negated smallest pixel, the largest pixel, and the same of the labels, so that all are maxima.
         classes: The number of classes; None if there are no class labels.
 
     Raises:
@@ -207,16 +209,16 @@ def floating(x: Tensor, found: str = "there are images") -> None:
 
 
 def statistics(mean: Any, std: Any, counts: Sequence[int] = (), where: str = "") -> None:
-    """Require what images are normalised by: both or neither, one number or one for each channel, std above 0.
+    """Check the mean and the standard deviation of a normalisation.
 
     Args:
-        mean: What is subtracted: a number, a sequence of one for each channel, or None.
-        std: What is divided by, likewise.
-        counts: How many numbers there may be; any number by default.
+        mean: Subtracted from the pixels: a number, one number per channel, or None.
+        std: Divides the pixels: as ``mean``.
+        counts: The allowed lengths; any by default.
         where: What has the channels, for the message.
 
     Raises:
-        ValueError: If they are not so.
+        ValueError: If only one is given, a length is not allowed, or a std is not finite and above 0.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean={mean} and std={std} go together: give both, or neither.")
@@ -238,4 +240,4 @@ def range_of(x: Tensor) -> tuple[float, float]:
 
 
 def _sentence(name: str, value: Any, needed: str, hint: str) -> str:
-    return f"{name}={value!r} must be {needed}{hint and f': {hint}'}."
+    return f"{name}={shown(value)} must be {needed}{hint and f': {hint}'}."

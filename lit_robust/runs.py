@@ -46,7 +46,7 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
 
 
 def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
-    """Load weights from elsewhere, a plain ``state_dict``, into a net; names and shapes are compared before.
+    """Load weights of other software, a plain ``state_dict``, into a net, after comparing names and shapes.
 
     Args:
         net: Keeps its mode.
@@ -76,20 +76,45 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the checkpoint names none, or another.
     """
-    recipes = (checkpoint.get(section, {}).get("net") for section in ("lit_robust", "hyper_parameters"))
-    recipe = next((one for one in recipes if one is not None), None)
-    if recipe is None:
+    descriptions = (checkpoint.get(section, {}).get("net") for section in ("lit_robust", "hyper_parameters"))
+    description = next((one for one in descriptions if one is not None), None)
+    if description is None:
         raise ValueError("it does not say how its net was built")
-    return rebuild(recipe, weights_of_net(checkpoint))
+    return rebuild(description, weights_of_net(checkpoint))
 
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:
-    """Find the ``last`` and ``best`` checkpoints of the newest run below a folder, in this order."""
-    names = ("last", "best")
-    named = (path for path in _files_below(folder) if path.suffix == ".ckpt" and path.stem in names)
-    newest = max(named, key=lambda path: path.stat().st_mtime, default=None)
-    found = {name: newest.parent / f"{name}.ckpt" for name in names} if newest else {}
-    return {name: path for name, path in found.items() if path.exists()}
+    """Find the ``last`` and ``best`` checkpoints of the newest run below a folder, in this order.
+
+    ``last`` is last.ckpt, unless the training has gone on since and saved under other names, as after a stop by a
+    signal in a run that writes no last.ckpt itself; then it is the newest whole one.
+    """
+    files = (path for path in _files_below(folder) if path.suffix == ".ckpt" and path.is_file())
+    newest = max(files, key=_written, default=None)
+    if newest is None:
+        return {}
+    best = newest.parent / "best.ckpt"
+    found = {"last": _last_in(newest.parent), "best": best if best.exists() else None}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _last_in(folder: Path) -> Path | None:
+    last = folder / "last.ckpt"
+    files = sorted((path for path in folder.glob("*.ckpt") if path.is_file()), key=_written, reverse=True)
+    if last not in files:
+        return next((path for path in files if path.stem != "best"), None)
+    later = [path for path in files if _written(path) > _written(last)]
+    with suppress(ValueError):  # a broken last.ckpt is reported by `read_last`
+        step = read_checkpoint(last).get("global_step") if later else None
+        for path in later:
+            with suppress(ValueError):
+                if read_checkpoint(path).get("global_step") != step:
+                    return path
+    return last
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -143,7 +168,7 @@ def read_last(found: Mapping[str, Path]) -> tuple[Path, dict[str, Any]]:
         return first, read_checkpoint(first)
     except ValueError as error:
         others = [path for path in first.parent.glob("*.ckpt") if path != first] if "last" in found else []
-        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in sorted(others, key=_written, reverse=True):
             with suppress(ValueError):
                 checkpoint = read_checkpoint(path)
                 from lightning.pytorch.utilities import rank_zero_warn

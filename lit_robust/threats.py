@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_robust.keywords import answer_keywords
+
 Norm = Literal["linf", "l2"]
 
 
@@ -99,3 +101,6 @@ def _length(change: Tensor) -> Tensor:
     """The Euclidean norm of each sample, ``(N, 1, ..., 1)``, without a copy in any memory format."""
     length: Tensor = torch.linalg.vector_norm(change, dim=tuple(range(1, change.ndim)), keepdim=True)
     return length
+
+
+answer_keywords([Linf, L2])

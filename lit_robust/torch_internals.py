@@ -1,4 +1,4 @@
-"""Everything we use of torch that is not public API: it has no public way to ask for a module's compiled call."""
+"""Everything we use of torch that is not public API: a module's compiled call."""
 
 from typing import Any
 

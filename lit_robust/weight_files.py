@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a plain ``state_dict``, found in a file and fitted to a net's own names."""
+"""Weights of other software: a plain ``state_dict``, found in a file and matched to a net's own names."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_robust.checkpoint_files import read_data
 
-#: Under these keys files keep their weights, the likeliest first; other keys follow.
+#: The keys under which files keep their weights, the likeliest first; other keys are tried after them.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
 
 #: What DataParallel, torch.compile and modules around a net put before its names.
@@ -20,7 +20,7 @@ def read_weights(path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tenso
     """Find a net's weights in a file; only tensors and plain values are ever unpickled.
 
     The file is a ``state_dict``, or holds one below ``state_dict``, ``model``, ``net`` or another key. Prefixes such as
-    ``module.``, ``net.`` and ``_orig_mod.`` are taken off. What stands beside a prefix belongs to other modules.
+    ``module.``, ``net.`` and ``_orig_mod.`` are removed. Weights without the prefix belong to other modules.
 
     Args:
         path: A file of ``torch.save``, or of safetensors if that is installed.
@@ -70,7 +70,7 @@ def _state_dicts(content: Any, depth: int = 2) -> Iterator[dict[str, Tensor]]:
 
 
 def _without_prefixes(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The same weights by names that are shorter and shorter, as long as some have a prefix."""
+    """The same weights with one prefix after the other removed."""
     # torch.compile of an inner module leaves its prefix in mid-name.
     weights = {re.sub(r"(?<=\.)_orig_mod\.", "", key): value for key, value in weights.items()}
     yield weights

@@ -187,7 +187,7 @@ def perturbed_weights(folder: Path) -> Finding:
 
 
 def metrics(folder: Path) -> Finding:
-    """Of a net that does not move."""
+    """The training loss with a learning rate of 0, so that each batch sees the same net."""
     module = build(Natural, net=linear(), optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
     return {"loss": float(fit(module, Data()).callback_metrics["train/loss"])}
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_robust.cli.classes import same
+from lit_robust.cli.classes import same_class
 from lit_robust.cli.config import load, merged
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,7 +26,7 @@ def _plain(tree: Any, key: str = "") -> Any:
     if isinstance(tree, list):
         return [_plain(value) for value in tree]
     short = str(tree).rpartition(".")[2]
-    return short if key == "class_path" and same(short, tree) else tree
+    return short if key == "class_path" and same_class(short, tree) else tree
 
 
 def digests() -> str:

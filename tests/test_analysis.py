@@ -47,9 +47,9 @@ def two(tmp_path, monkeypatch) -> list[str]:
         fit(net, epochs)
         path = tmp_path / f"runs/{name}/version_0/checkpoints/last.ckpt"
         path.parent.mkdir(parents=True)
-        recipe = {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 4}}
+        description = {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 4}}
         state = {f"net.{key}": value for key, value in net.state_dict().items()}
-        torch.save({"state_dict": state, "lit_robust": {"net": recipe}}, path)
+        torch.save({"state_dict": state, "lit_robust": {"net": description}}, path)
     return ["trained=runs/trained", "runs/fresh/version_0/checkpoints/last.ckpt"]
 
 
@@ -425,3 +425,20 @@ def test_tables_escape_what_their_language_would_read():
     row |= {"pgd min": 0.5, "pgd max": 0.5, "n": 10}
     assert r"a\|b_c%$" in markdown([row])
     assert r"-- & a|b\_c\%\$ & 1 & 50.0 \\" in latex([row])
+
+
+def test_a_net_that_masks_its_gradients_is_told_and_not_ranked(two, capsys):
+    """Its logits are the trained net's, 1000 times: cross-entropy has no gradient."""
+    path = Path("runs/trained/version_0/checkpoints/last.ckpt")
+    kept = torch.load(path)
+    masked = Path("runs/masked.ckpt")
+    for name in ("net.head.weight", "net.head.bias"):
+        kept["state_dict"][name] = 1000 * kept["state_dict"][name]
+    torch.save(kept, masked)
+    names = [f"honest@{seed}=runs/trained" for seed in range(3)] + [f"masked@{seed}={masked}" for seed in range(3)]
+    rows = {row["method"]: row for row in compare(names, digits(), attacks={"pgd": ATTACK}, gap=False)}
+    assert (rows["honest"]["rank"], rows["honest"]["alarms"]) == (1, "")
+    assert rows["masked"]["rank"] is None
+    assert {"zero_gradient", "scaling"} <= set(rows["masked"]["alarms"].split())
+    assert "masked@0: ALARM zero_gradient: " in capsys.readouterr().out
+    assert "ALARM zero_gradient" in Path("analysis/compare.md").read_text()

@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, callbacks
 
 from lit_robust.attacks import Attack
 from lit_robust.defenses import Defense
 
 PACKAGE = Path(__file__).parent.parent / "lit_robust"
 GROUND = {
-    "threats", "losses", "magnitudes", "batch", "seeds", "require", "guards", "lightning_internals", "torch_internals",
-    "whole_files", "checkpoint_files", "folder_locks", "metrics_files", "weight_files",
+    "threats", "losses", "magnitudes", "keywords", "shown", "batch", "seeds", "require", "guards",
+    "lightning_internals", "torch_internals", "whole_files", "checkpoint_files", "folder_locks", "metrics_files",
+    "weight_files",
 }  # fmt: skip
 BELOW_ATTACKS = GROUND | {"schedules", "nets"}
 BELOW_MEASURES = BELOW_ATTACKS | {"attacks", "data", "selection"}
@@ -71,18 +72,19 @@ def rooms_named_by(source: str) -> set[str]:
     strings = [
         node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and type(node.value) is str
     ]
-    return {room for text in strings if "\n" not in text for room in re.findall(r"^lit_robust\.([a-z_]+)\.", text)}
+    return {room for text in strings if "\n" not in text for room in re.findall(r"^lit_robust\.(\w+)(?:\.|$)", text)}
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_nor_do_paths_in_strings(file):
     room = room_of(file)
-    if room != "cli" and file != PACKAGE / "training" / "monitors.py":  # lists callbacks that log no metric
+    if room != "cli":
         assert rooms_named_by(file.read_text()) <= MAY_KNOW[room] | {room}
 
 
 def test_the_walk_sees_paths_in_strings():
     assert rooms_named_by('"""lit_robust.cli.main\n"""\nPATHS = {f"lit_robust.defenses.{name}": 1}') == {"defenses"}
+    assert rooms_named_by('PATHS = "lit_robust.callbacks", "lit_robust.cli.main.RobustCLI"') == {"callbacks", "cli"}
 
 
 LIGHT = (GROUND - {"seeds", "lightning_internals"}) | {"attacks", "nets"}
@@ -106,15 +108,34 @@ def test_the_walk_sees_imports_of_both_forms(tmp_path):
     assert rooms_imported_by(file) == {"cli", "defenses"}
 
 
-# What callbacks ask of a module.
+# What is asked of a module and of a trainer's callbacks, whose classes the asking room may not know.
 
-LIGHTNINGS = {*dir(LightningModule), *vars(LightningModule())}
+LIGHTNINGS_CALLBACKS = {
+    *(name for kind in callbacks.__all__ for name in dir(getattr(callbacks, kind))),
+    *vars(callbacks.ModelCheckpoint()),
+    *vars(callbacks.EarlyStopping("")),
+}
+LIGHTNINGS = {*dir(LightningModule), *vars(LightningModule()), *LIGHTNINGS_CALLBACKS}
 
 
 def is_the_module(owner: ast.expr) -> bool:
-    """Whether this expression is the trained module in a callback."""
+    """Whether this expression is the trained module."""
     name = ast.unparse(owner)
     return name in ("pl_module", "module") or name.endswith(".lightning_module")
+
+
+def names_of_callbacks(tree: ast.AST) -> set[str]:
+    """The variables that hold a callback: those of loops over the trainer's, or over a list that has them."""
+    found, lists = {"callback"}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ".callbacks" in ast.unparse(node.value):
+            lists |= {ast.unparse(target) for target in node.targets}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.For, ast.comprehension)):
+            among = ast.unparse(node.iter)
+            if among in lists or among.endswith((".callbacks", "checkpoint_callbacks")):
+                found.add(ast.unparse(node.target))
+    return found
 
 
 def members_of_protocols(tree: ast.AST) -> set[str]:
@@ -150,15 +171,19 @@ def values_of(name: ast.expr, tree: ast.AST) -> set[str]:
 
 
 def reads_of_a_module(tree: ast.AST) -> set[str]:
-    """Each attribute that is read from the module, also by its name."""
-    read = set()
+    """Each attribute that is read from the module or from a callback, also by its name."""
+    read, callbacks = set(), names_of_callbacks(tree)
+
+    def is_watched(owner: ast.expr) -> bool:
+        return is_the_module(owner) or ast.unparse(owner) in callbacks
+
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            if is_the_module(node.value):
+            if is_watched(node.value):
                 read.add(node.attr)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
             owner, name, *_ = node.args
-            if is_the_module(owner):
+            if is_watched(owner):
                 read |= values_of(name, tree)
     return read
 
@@ -170,10 +195,12 @@ def asked_beyond_lightning(source: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "file",
-    [pytest.param(file, id=file.name) for file in sorted((PACKAGE / "callbacks").glob("*.py"))],
+    sorted(PACKAGE.rglob("*.py")),
+    ids=lambda file: str(file.relative_to(PACKAGE)),
 )
-def test_a_callback_asks_a_module_for_nothing_that_it_does_not_state(file):
-    assert asked_beyond_lightning(file.read_text()) == set()
+def test_modules_and_callbacks_are_asked_for_nothing_that_a_file_does_not_state(file):
+    if room_of(file) != "cli":  # which may know everything
+        assert asked_beyond_lightning(file.read_text()) == set()
 
 
 @pytest.mark.parametrize(
@@ -191,9 +218,13 @@ def test_a_callback_asks_a_module_for_nothing_that_it_does_not_state(file):
         ("pl_module.log('a', 1)\nmodule.device", set()),
         ("class HasRate(Protocol):\n    rate: float\n    def net(self): ...\nmodule.rate\nmodule.net", set()),
         ("class HasRate:\n    rate: float\nmodule.rate", {"rate"}),
+        ("{getattr(one, 'attribute', None) for one in trainer.callbacks}", {"attribute"}),
+        ("for one in self.trainer.checkpoint_callbacks: one.dirpath, one.path", {"path"}),
+        ("watchers = [*trainer.callbacks]\nfor one in watchers: getattr(one, 'monitor'), one.rule", {"rule"}),
+        ("def logs(callback): return callback.silent", {"silent"}),
     ],
 )
-def test_the_walk_sees_what_is_read_from_a_module(line, asked):
+def test_the_walk_sees_what_is_read_from_a_module_or_a_callback(line, asked):
     assert asked_beyond_lightning(line) == asked
 
 

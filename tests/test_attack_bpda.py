@@ -194,5 +194,5 @@ def test_arguments_that_make_no_sense_are_refused(arguments, error, named):
 
 def test_a_layer_that_the_net_lacks_is_refused():
     net, x, y, _ = quantised()
-    with pytest.raises(ValueError, match=r'^forward="quantise" .* give one of 0, 1, 1\.0, 1\.1'):
+    with pytest.raises(ValueError, match=r'^forward="quantise" .* 0, 1, 1\.0, 1\.1'):
         BPDA(ATTACK, "quantise")(net, x, y)

@@ -395,7 +395,7 @@ def test_labels_that_are_no_classes_are_refused(attack, change):
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_images_outside_the_box_are_refused_and_not_clipped(attack, change):
     x, y = data()
-    with pytest.raises(ValueError, match=r"pixels run from .* to .*, but every eps is in units of \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"^pixels .*eps"):
         attack(smooth_net(), OUTSIDE[change](x), y)
 
 
@@ -403,7 +403,7 @@ def test_images_that_the_caller_has_checked_are_not_checked_again():
     x, y = data()
     with checked():
         PGD(0.1)(smooth_net(), 2 * x, y)
-    with pytest.raises(ValueError, match="pixels run from"):
+    with pytest.raises(ValueError, match=r"^pixels "):
         PGD(0.1)(smooth_net(), 2 * x, y)
 
 
@@ -661,7 +661,7 @@ def test_a_loss_that_averages_is_refused():
 
 def test_images_that_are_integers_are_refused():
     net, (x, y) = smooth_net(), data()
-    with pytest.raises(ValueError, match=r"images of torch\.uint8"):
+    with pytest.raises(ValueError, match=r"images .*torch\.uint8"):
         PGD()(net, (255 * x).byte(), y)
 
 

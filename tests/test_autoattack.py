@@ -210,19 +210,19 @@ class Gradient(nn.Module):
 
 
 @pytest.mark.usefixtures("quick")
-def test_failed_checks_of_the_package_are_python_warnings():
+def test_failed_checks_of_the_package_are_warned_of_in_our_words():
     net, x, y = make()
     assert warnings_of(net, x, y) == ""
     randomised = nn.Sequential(nn.Dropout(0.1), net)
-    assert "randomized defense" in warnings_of(randomised, x, y)
-    assert "randomized defense" not in warnings_of(randomised, x, y, version="rand")
-    assert "probability distribution" in warnings_of(nn.Sequential(net, nn.Softmax(dim=1)), x, y)
+    assert "draws random numbers" in warnings_of(randomised, x, y)
+    assert "draws random numbers" not in warnings_of(randomised, x, y, version="rand")
+    assert "returns probabilities" in warnings_of(nn.Sequential(net, nn.Softmax(dim=1)), x, y)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_net_that_optimises_is_warned_of_but_not_the_next_one():
     net, x, y = make()
-    assert "dynamic defense" in warnings_of(Gradient(net), x, y)
+    assert "optimises while it predicts" in warnings_of(Gradient(net), x, y)
     assert warnings_of(net, x, y) == ""
 
 

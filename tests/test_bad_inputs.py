@@ -262,7 +262,7 @@ YAML = {
     ),
     "argument beside init_args": (
         "model: {init_args: {attack: {class_path: PGD, steps: 3}}}",
-        "model.attack: the arguments of PGD belong below init_args.",
+        "model.attack: the arguments of PGD belong below init_args: indent steps.",
     ),
     "ramp of nothing": (
         "trainer: {callbacks+: [{class_path: AttributeRamp, init_args: {attribute: lamda, schedule: "
@@ -441,9 +441,9 @@ def test_a_checkpoint_with_pickled_code_is_refused_and_the_code_not_run(command,
 
 def test_a_checkpoint_whose_net_is_a_program_is_refused_and_the_program_not_run(good, tmp_path):
     checkpoint = torch.load(good, weights_only=True)
-    for recipe in ({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "touched")]}},
+    for net in ({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "touched")]}},
                    {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path / 'touched'}"}}):  # fmt: skip
-        torch.save(checkpoint | {"lit_robust": {"net": recipe}}, "evil.ckpt")
+        torch.save(checkpoint | {"lit_robust": {"net": net}}, "evil.ckpt")
         with pytest.raises(ValueError, match=r"^evil\.ckpt: .*(subprocess\.Popen|os\.system)"):
             load_net("evil.ckpt")
     assert not (tmp_path / "touched").exists()
@@ -454,7 +454,7 @@ def test_a_checkpoint_whose_net_is_a_program_is_refused_and_the_program_not_run(
 
 def test_a_callback_says_what_a_module_lacks(tmp_path):
     fitting = trainer(tmp_path, max_epochs=1, callbacks=[AdversarialExamples(PGD())])
-    with pytest.raises(ValueError, match=r"^x=0 finds nothing in a Tensor"):
+    with pytest.raises(ValueError, match=r"^x=0 .*Tensor"):
         fitting.fit(BoringModel())
 
 

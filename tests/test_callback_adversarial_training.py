@@ -554,7 +554,7 @@ def test_a_module_that_is_attacked_already_is_refused(tmp_path, module, named):
 
 def test_two_of_them_are_refused(tmp_path):
     two = AdversarialTraining(ATTACK, **HERE), AdversarialTraining(ATTACK, **HERE)
-    with pytest.raises(ValueError, match="two AdversarialTraining"):
+    with pytest.raises(ValueError, match="AdversarialTraining"):
         fit(tmp_path, Classifier(), *two)
 
 

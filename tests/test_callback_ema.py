@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from tests.methods import build
-from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, trainer, two_ranks
+from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, loader, trainer, two_ranks
 
 BATCHES = 3
 
@@ -172,8 +173,22 @@ def test_an_extra_average_is_a_plain_net_that_is_not_part_of_the_module(tmp_path
     assert set(module.state_dict()) == names
     run.fit_loop.max_epochs = 3
     run.fit(module, batches(), batches())
-    assert not hasattr(run.callbacks[0]._average_model.module, "averaged")
     assert module.averaged["fast"] is not fast
+
+
+def test_a_second_fit_does_not_copy_the_averages_of_the_first(tmp_path):
+    class Counted(TinyNet):
+        copies = 0
+
+        def __reduce_ex__(self, protocol):  # which deepcopy calls
+            Counted.copies += 1
+            return super().__reduce_ex__(protocol)
+
+    module = Classifier()
+    module.net = Counted()
+    for expected in (2, 4):  # in the module's average, and as the extra one
+        fit(tmp_path, module, EMAWeights(extra={"fast": 0.5}))
+        assert Counted.copies == expected
 
 
 # The checkpoint.
@@ -276,8 +291,12 @@ def test_averages_move_to_the_device_that_the_module_is_on_when_fit_starts(tmp_p
     callback.setup(run, module, "fit")
     module.to("meta")  # stands for a GPU, to which the strategy moves the module after setup
     callback.on_fit_start(run, module)
-    for average in (callback._average_model, module.averaged["fast"]):
-        assert {tensor.device.type for tensor in average.state_dict().values()} == {"meta"}
+    one_step = SimpleNamespace(global_step=1, current_epoch=0, num_training_batches=1, is_last_batch=True, world_size=1)
+    callback.on_train_batch_end(one_step, module, None, None, 0)
+    checkpoint = {"state_dict": module.state_dict()}
+    callback.on_save_checkpoint(run, module, checkpoint)
+    for average in (checkpoint["state_dict"], checkpoint["averaging_state"], module.averaged["fast"].state_dict()):
+        assert {tensor.device.type for tensor in average.values()} == {"meta"}
 
 
 def test_live_weights_come_back_when_validation_fails(tmp_path):
@@ -372,7 +391,7 @@ def test_a_second_averaging_callback_is_refused(tmp_path, second):
 def test_a_module_without_net_is_refused(tmp_path):
     module = Classifier()
     module.net, module.model = None, module.net
-    with pytest.raises(TypeError, match=r"^EMAWeights .*Classifier has neither .*set net .*model"):
+    with pytest.raises(TypeError, match=r"^EMAWeights .*Classifier .*net .*model"):
         fit(tmp_path, module, EMAWeights(extra={"fast": 0.9}))
 
 
@@ -397,3 +416,31 @@ def test_a_checkpoint_of_weights_only_is_refused(tmp_path):
 def test_arguments_that_make_no_sense_are_refused(arguments, named):
     with pytest.raises(ValueError, match=f"^{named}"):
         EMAWeights(**arguments)
+
+
+BROKEN = {
+    "another shape": lambda c: c["current_model_state"].update({next(iter(c["current_model_state"])): torch.zeros(1)}),
+    "a weight missing": lambda c: c["current_model_state"].popitem(),
+    "no weights": lambda c: c["current_model_state"].update({next(iter(c["current_model_state"])): "x"}),
+    "another count": lambda c: c["averaging_state"].update(n_averaged="many"),
+    "no count": lambda c: c["averaging_state"].clear(),
+    "an extra average of another shape": lambda c: c["extra_averages"]["fast"].update(
+        {next(iter(c["extra_averages"]["fast"])): torch.zeros(1)}
+    ),
+    "an extra average of nothing": lambda c: c["extra_averages"].update(fast={}),
+    "an extra average of another type": lambda c: c["extra_averages"].update(fast=3),
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_broken_averages_are_refused_in_one_sentence_in_python(part, tmp_path):
+    run = trainer(tmp_path, max_epochs=1, callbacks=[EMAWeights(0.9, extra={"fast": 0.5})])
+    run.fit(build(PGDAT), loader(images(8)))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    BROKEN[part](checkpoint)
+    torch.save(checkpoint, tmp_path / "broken.ckpt")
+    again = trainer(tmp_path, max_epochs=2, callbacks=[EMAWeights(0.9, extra={"fast": 0.5})])
+    with pytest.raises(ValueError, match=r"^the checkpoint's averages are broken .* use an earlier one") as told:
+        again.fit(build(PGDAT), loader(images(8)), ckpt_path=tmp_path / "broken.ckpt", weights_only=True)
+    assert "\n" not in str(told.value)

@@ -325,7 +325,7 @@ class TestBadInput:
     def test_a_module_without_a_net_is_refused_before_anything_runs(self, tmp_path: Path):
         module = Plain()
         module.classifier, module.net = module.net, None
-        with pytest.raises(TypeError, match=r"^AdversarialExamples .*Plain has neither .*set net .*classifier"):
+        with pytest.raises(TypeError, match=r"^AdversarialExamples .*Plain .*net .*classifier"):
             trainer(tmp_path, AdversarialExamples(Brighten())).fit(module, loader(), loader())
 
     def test_missing_matplotlib_is_told_with_the_remedy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -213,7 +213,7 @@ def test_a_ramp_that_grows_eps_beyond_a_given_step_is_told_once(tmp_path):
     module = Classifier()
     module.attack = PGD(0.01, step_size=0.01, steps=10)
     ramp = AttributeRamp("attack.eps", Linear(0.0, 0.4, 0, 2))
-    with pytest.warns(UserWarning, match=r"from epoch 1 on, step_size=0\.01 of attack .* eps=0\.2 in 10") as told:
+    with pytest.warns(UserWarning, match=r"epoch 1 .*step_size=0\.01 of attack .* eps=0\.2 ") as told:
         fit(tmp_path, module, ramp)
     assert sum("too short" in str(one.message) for one in told) == 1
     both = [ramp, AttributeRamp("attack.step_size", Linear(0.0, 0.1, 0, 2))]
@@ -241,7 +241,7 @@ def test_what_cannot_be_driven_is_refused_with_similar_names(tmp_path, attribute
 
 def test_two_ramps_of_one_attribute_are_refused(tmp_path):
     ramps = AttributeRamp("lam", Linear(0, 1, 0, 2)), AttributeRamp("lam", Linear(0, 2, 0, 2))
-    with pytest.raises(ValueError, match="two AttributeRamps drive lam"):
+    with pytest.raises(ValueError, match=r"AttributeRamps .*lam"):
         fit(tmp_path, Classifier(), *ramps)
 
 

@@ -165,13 +165,32 @@ def test_predictions_without_labels_leave_the_column_empty(tmp_path):
     assert {row[1] for row in list(csv.reader((tmp_path / "predictions.csv").read_text().splitlines()))[1:]} == {""}
 
 
+def test_predictions_leave_a_name_empty_that_the_data_do_not_know(tmp_path):
+    class Named(Data):
+        class_names = ("zero", "one")
+        test_files = ("first.png", "second.png")
+
+        def setup(self, stage):
+            super().setup(stage)
+            self.test.labels[2] = -1  # some data sets label what they do not know so
+
+    writer = PredictionWriter(str(tmp_path / "predictions.csv"), y="label")
+    trainer(tmp_path, callbacks=[writer]).predict(Stranger(), Named(normalised=True))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["first.png", "second.png"] + [""] * 98
+    for number, name in (("label", "class"), ("predicted", "predicted_class")):
+        assert [row[name] for row in rows] == [{"0": "zero", "1": "one"}.get(row[number], "") for row in rows]
+    assert rows[2]["label"] == "-1"
+
+
 @pytest.mark.parametrize("step", [lambda z: z, lambda z: [z], lambda z: z.softmax(dim=1)[:, 0]], ids=range(3))
 def test_predictions_that_are_no_probabilities_are_refused(tmp_path, step):
     class Logits(DigitClassifier):
         def predict_step(self, batch, batch_idx):
             return step(self(batch["image"]))
 
-    with pytest.raises(ValueError, match=r"^Logits\.predict_step returns .*softmax"):
+    with pytest.raises(ValueError, match=r"^Logits\.predict_step .*softmax"):
         trainer(tmp_path, callbacks=[PredictionWriter(str(tmp_path / "p.csv"), y="label")]).predict(
             Logits(), Data(normalised=True)
         )
@@ -187,7 +206,7 @@ def test_predictions_that_are_no_probabilities_are_refused(tmp_path, step):
     ids=["monitor", "examples", "gap"],
 )
 def test_a_normalised_pipeline_that_is_not_told_is_refused(tmp_path, callback):
-    with pytest.raises(ValueError, match="mean and std"):
+    with pytest.raises(ValueError, match=r"mean .*std"):
         trainer(tmp_path, max_epochs=1, callbacks=[callback(**HERE)]).fit(Stranger(), Data(normalised=True))
 
 

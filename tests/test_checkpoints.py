@@ -11,6 +11,7 @@ from torch import nn
 
 from lit_robust import load_net
 from lit_robust.attacks import PGD
+from lit_robust.batch import Batch
 from lit_robust.callbacks import EMAWeights
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import DigitsDataModule
@@ -33,9 +34,8 @@ class ColourDigits(DigitsDataModule):
 
     image_shape = (3, 8, 8)
 
-    def _arrays(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = super()._arrays(train)
-        return images.expand(-1, 3, -1, -1), labels
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch._replace(x=batch.x.expand(-1, 3, -1, -1))
 
 
 def saved(net, path, classes=CLASSES, batch=None, **kwargs) -> nn.Module:
@@ -153,3 +153,40 @@ def test_the_newest_run_below_a_folder_is_found(tmp_path):
             os.utime(path, (age, age))
     assert checkpoints_of(tmp_path) == {which: tmp_path / "new" / f"{which}.ckpt" for which in ("last", "best")}
     assert list(checkpoints_of(tmp_path)) == ["last", "best"]
+
+
+def written(folder, **steps):
+    """Checkpoints in the order of their names, one second apart, each with its step; None for a broken one."""
+    for age, (name, step) in enumerate(steps.items()):
+        path = folder / f"{name}.ckpt"
+        torch.save({"state_dict": {}, "global_step": step}, path)
+        if step is None:
+            path.write_bytes(path.read_bytes()[:99])
+        os.utime(path, (age, age))
+
+
+@pytest.mark.parametrize(
+    ("steps", "last"),
+    [
+        ({"epoch1": 4, "last": 8, "best": 8}, "last"),
+        ({"last": 5, "epoch1": 8}, "epoch1"),
+        ({"last": 5, "epoch1": 8, "best": 8}, "best"),
+        ({"last": 5, "last-v1": 8}, "last-v1"),
+        ({"last": 9, "epoch1": 8}, "epoch1"),  # the run was resumed from an earlier one
+        ({"last": 5, "epoch1": 8, "epoch2": None}, "epoch1"),
+        ({"last": None, "epoch1": 8}, "last"),  # `read_last` says that it is broken
+        ({"epoch1": 4, "epoch2": 8, "best": 8}, "epoch2"),
+        ({"best": 8}, None),
+    ],
+)
+def test_the_last_checkpoint_is_the_newest_whole_one(steps, last, tmp_path):
+    written(tmp_path, **steps)
+    assert checkpoints_of(tmp_path).get("last") == (tmp_path / f"{last}.ckpt" if last else None)
+
+
+def test_what_is_no_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "gone.ckpt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "shards.ckpt").mkdir()
+    assert checkpoints_of(tmp_path) == {}
+    written(tmp_path, last=5)
+    assert checkpoints_of(tmp_path) == {"last": tmp_path / "last.ckpt"}

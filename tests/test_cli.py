@@ -9,6 +9,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,6 +138,40 @@ def test_a_resume_keeps_the_configuration_that_the_run_began_with_and_saves_its_
     assert [config["trainer"]["max_epochs"] for config in resumed] == [2, 3]
 
 
+class Writer:
+    """Stands for TensorBoard's, which need not be installed, and writes what it is given as lines."""
+
+    def __init__(self, log_dir, purge_step=None):
+        Path(log_dir).mkdir(parents=True, exist_ok=True)
+        number = len(list(Path(log_dir).glob("events*")))
+        self.path = Path(log_dir, f"events.out.tfevents.{number}")
+        self.path.write_text(f"purge_step={purge_step}\n")
+
+    def add_scalar(self, name, value, step):
+        with self.path.open("a") as file:
+            file.write(f"{step} {name}\n")
+
+    def flush(self): ...
+
+    def close(self): ...
+
+
+def test_a_resumed_run_goes_on_in_its_folder_of_tensorboard(empty, monkeypatch):
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    board = ["--trainer.logger", "TensorBoardLogger"]
+    lit("fit", *board)
+    lit("fit", *board, "--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+    first, second = ((RUN / f"events.out.tfevents.{number}").read_text().splitlines() for number in (0, 1))
+    assert (first[0], second[0]) == ("purge_step=None", "purge_step=2")
+    # Step 1 is the first epoch's row, which Lightning logs after it has saved; it is there twice, with equal values.
+    assert {line for line in second if line.endswith("train/loss")} == {f"{step} train/loss" for step in (1, 2, 3)}
+    assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    lit("fit", *board)
+    assert sorted(path.name for path in Path("runs/tiny").iterdir()) == ["version_0", "version_1"]
+
+
 def test_the_progress_bar_calls_a_resumed_run_by_its_number(here, capsys):
     bar = ["--trainer.enable_progress_bar", "true", "--trainer.callbacks+=TQDMProgressBar"]
     lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *bar)
@@ -144,7 +179,7 @@ def test_the_progress_bar_calls_a_resumed_run_by_its_number(here, capsys):
 
 
 def test_other_data_than_the_checkpoints_are_warned_of_and_trained_on(here):
-    with pytest.warns(UserWarning, match=r"other data .*\(train_images=64 became 32, split_seed=0 became 1\)"):
+    with pytest.warns(UserWarning, match=r"data.*train_images=64 .*32, split_seed=0 .*1\)"):
         lit("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--data.train_size", 32, "--data.split_seed", 1)
     assert torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["lit_robust"]["data"]["train_images"] == 32
 

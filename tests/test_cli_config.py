@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import _typehints
 
 from lit_robust.cli import main
-from lit_robust.cli.classes import KEPT, found, same
+from lit_robust.cli.classes import KEPT, find_class, same_class
 from lit_robust.cli.config import gathered, load, merged
 from tests.front_door import refusal, tiny
 
@@ -108,9 +108,9 @@ def test_classes_inside_another_class_go_with_it():
 
 
 def test_a_name_that_cannot_be_imported_is_left_to_the_parser():
-    assert found("Sgd") is found("torch.optim.Sgd") is found("nowhere.Sgd") is None
-    assert same("Sgd", "Sgd")
-    assert not same("Sgd", "nowhere.Sgd")
+    assert find_class("Sgd") is find_class("torch.optim.Sgd") is find_class("nowhere.Sgd") is None
+    assert same_class("Sgd", "Sgd")
+    assert not same_class("Sgd", "nowhere.Sgd")
 
 
 def test_keys_and_names_may_be_anything_that_yaml_has():
@@ -145,7 +145,9 @@ def test_another_logger_keeps_the_runs_name_and_folder():
 
 def test_what_stays_are_arguments_that_these_classes_have():
     for kind, names in KEPT.items():
-        kinds = [cls for cls in map(found, ("PGDAT", "FreeAT", "CSVLogger", "WandbLogger")) if issubclass(cls, kind)]
+        kinds = [
+            cls for cls in map(find_class, ("PGDAT", "FreeAT", "CSVLogger", "WandbLogger")) if issubclass(cls, kind)
+        ]
         assert kinds
         for cls in kinds:
             merged_with = merged(
@@ -272,7 +274,10 @@ def test_files_before_a_command_are_the_commands_parsers_own():
 
 def test_a_file_without_a_name_is_left_to_the_parser(capsys):
     assert gathered(["fit", "-c"], ("fit",)) == ["fit", "-c"]
-    assert refusal(capsys, "fit", "-c") == "argument -c/--config: expected one argument"
+    assert (
+        refusal(capsys, "fit", "-c")
+        == "argument -c/--config: expected one argument: give each option a value, after = if that begins with a minus."
+    )
 
 
 def test_flags_beat_files_wherever_they_stand(capsys):

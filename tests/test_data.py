@@ -332,7 +332,7 @@ def test_a_picture_that_breaks_after_construction_is_named(folders, kept, num_wo
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     dm = own(folders, num_workers=num_workers)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(OSError, match=r"val/bee/1\.png is not a readable image [^\n]*$"):
+    with pytest.raises(OSError, match=r"val/bee/1\.png [^\n]*$"):
         list(dm.test_dataloader())
 
 
@@ -583,15 +583,15 @@ def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, containe
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        ([True] * 40, r"a mask of shape \(40,\), but the training set has 50 images"),
-        ([12.0, 13.7], "positions, which are integers, or a mask, but got torch.float32"),
-        ((torch.arange(50) < 20).to(torch.uint8), "a mask of numbers"),
-        ([True, 13, 14], "numbers among True and False"),
-        ({12, 13}, "a list, an array or a tensor"),
-        ("abc", "a list, an array or a tensor"),
-        (["12", "13"], "a list, an array or a tensor"),
-        (12, "a list, an array or a tensor"),
-        ((i for i in (12, 13)), "a list, an array or a tensor"),
+        ([True] * 40, r"mask of shape \(40,\).* 50 "),
+        ([12.0, 13.7], r"torch\.float32"),
+        ((torch.arange(50) < 20).to(torch.uint8), "mask"),
+        ([True, 13, 14], "True"),
+        ({12, 13}, "set"),
+        ("abc", "str"),
+        (["12", "13"], "list"),
+        (12, "int"),
+        ((i for i in (12, 13)), "generator"),
     ],
 )
 def test_what_is_neither_positions_nor_a_mask_is_refused(cifar10, indices, message):
@@ -872,8 +872,8 @@ def test_images_are_drawn_without_a_trainer_and_always_the_same(cifar10, split):
     assert len(values.unique()) == 7
     assert values.tolist() != sorted(values.tolist())
     module = data.CIFAR10DataModule(str(cifar10), val_size=10)
-    module.setup()
-    places = {"train": module._train, "val": module._val, "test": module._test + 100}[split]
+    loader = {"train": module.plain_train_dataloader, "val": module.val_dataloader, "test": module.test_dataloader}
+    places = parts(loader[split]())[2] + (100 if split == "test" else 0)
     assert {*values.tolist()} <= {*places.tolist()}
 
 
@@ -883,10 +883,11 @@ def test_drawing_neither_follows_nor_moves_seeds_and_selections(cifar10):
     x, _ = module.draw(5, "train")
     assert torch.equal(torch.get_rng_state(), state)
     seed_everything(9, verbose=False)
-    module.select(module._train[:2])
+    few = parts(module.plain_train_dataloader())[2][:2]
+    module.select(few)
     assert torch.equal(module.draw(5, "train")[0], x)
     assert not torch.equal(module.draw(5, "train", seed=1)[0], x)
-    assert len(module._samples().indices) == 2
+    assert sorted(parts(module.train_dataloader())[2].tolist()) == sorted(few.tolist())
 
 
 def test_drawing_downloads_and_reads_once(mnist):
@@ -912,7 +913,7 @@ def test_images_are_drawn_from_folders_through_workers(folders):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((14,), 'n=14 is more than the 13 images of split="test"'),
+        ((14,), 'n=14 .*13 .*split="test"'),
         ((0,), "n=0"),
         ((2.5,), "n=2.5"),
         ((2, "tset"), "tset"),

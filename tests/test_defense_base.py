@@ -189,7 +189,7 @@ def test_images_are_turned_into_channels_last(tmp_path):
 
 def test_a_nan_loss_stops_the_run_before_anything_is_saved(tmp_path):
     defense = build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf))
-    with pytest.raises(FloatingPointError, match=r"loss is nan .*epoch 0 .*batch 2"):
+    with pytest.raises(FloatingPointError, match=r"loss .*nan .*epoch 0 .*batch 2"):
         fit(defense, tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_a_nan_loss_stops_the_run_before_anything_is_saved(tmp_path):
     [
         ({"x": images().x * 2 - 1}, "^pixels .* -0.9999 "),
         ({"x": images().x * 255}, "^pixels .* 255"),
-        ({"x": (images().x * 255).byte()}, r"images of torch\.uint8"),
+        ({"x": (images().x * 255).byte()}, r"images .*torch\.uint8"),
         ({"y": images().y + 3}, "^labels .* 3 to 6.*num_classes=4"),
         ({"x": images().x[:, :1]}, r"^the net \(TinyNet\) .*1x8x8 \(RuntimeError: .*\)"),
     ],
@@ -261,20 +261,20 @@ def test_a_plateau_scheduler_that_would_work_against_the_training_is_refused(arg
 
 
 def test_a_schedule_that_turns_the_rate_negative_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="lr_scheduler gives the learning rate -"):
+    with pytest.raises(ValueError, match=r"^lr_scheduler "):
         fit(build(Natural, lr_scheduler=Linear(1, -1, 0, 1)), tmp_path)
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path):
     fit(build(Natural), tmp_path).save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"another optimizer than Adam .*betas"):
+    with pytest.raises(ValueError, match=r"Adam .*betas"):
         fit(build(Natural, optimizer=torch.optim.Adam), tmp_path, epochs=2, resume=tmp_path / "a.ckpt")
 
 
 def test_a_training_that_continues_from_averages_without_keeping_any_warns():
     checkpoint = {"state_dict": {}, "current_model_state": {}}
     run = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
-    with pytest.warns(UserWarning, match="so it continues from them, not from the live ones"):
+    with pytest.warns(UserWarning, match="EMAWeights"):
         warn_of_averages(checkpoint, run)
     run.callbacks = [EMAWeights(0.5)]
     warn_of_averages(checkpoint, run)  # a warning would be an error
@@ -293,7 +293,7 @@ def test_another_bound_in_training_than_in_evaluation_is_reported(tmp_path, capl
 
 
 def test_the_same_test_attack_twice_is_refused():
-    with pytest.raises(ValueError, match="test_attacks a and b are the same attack"):
+    with pytest.raises(ValueError, match=r"^test_attacks a and b "):
         build(Natural, test_attacks={"a": PGD(0.1), "b": PGD(0.1)})
 
 
@@ -359,7 +359,8 @@ def test_an_attacks_draws_do_not_depend_on_which_other_attacks_are_there(tmp_pat
     net = TinyNet()
     results = []
     for others in ({}, {"first": PGD(eps=0.02, steps=3)}):
-        defense = build(Natural, net=net, test_attacks={**others, "random": PGD(eps=0.3, steps=0)})
+        attacks = {**others, "random": PGD(eps=0.3, steps=0)}
+        defense = build(Natural, net=net, test_attacks=attacks, alarm_images=0)
         crafted = []
         defense.net.register_forward_pre_hook(lambda net, args, crafted=crafted: crafted.append(args[0].clone()))
         trainer(tmp_path).test(defense, loader(images(16)), verbose=False)

@@ -4,12 +4,17 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
-from lit_robust import nets
+from lit_robust import losses, nets
+from lit_robust.attacks import PGD
 from lit_robust.batch import Batch
+from lit_robust.callbacks import AdversarialTraining, DelayedStart
+from lit_robust.defenses import PGDAT, TRADES, Defense, FreeAT
 from lit_robust.first_batch import check_first_batch
-from tests.tiny import CLASSES, TinyNet, images
+from tests.methods import ONE_STEP, build
+from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 
 def test_a_batch_that_fits_leaves_no_trace():
@@ -38,8 +43,82 @@ def test_a_net_that_returns_no_tensor_is_refused():
         def forward(self, x):
             return [super().forward(x)] * 2
 
-    with pytest.raises(ValueError, match=f"^the net returns list .*num_classes={CLASSES}"):
+    with pytest.raises(ValueError, match=f"^the net .*list .*num_classes={CLASSES}"):
         check_first_batch(Twice(), images(), CLASSES)
+
+
+class ProbabilitiesInTraining(TinyNet):
+    """Logits in eval mode, which the check of the first batch reads."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.softmax(dim=1) if self.training else logits
+
+
+class OwnLoss(Defense):
+    """Leaves nothing in ``seen``."""
+
+    def loss(self, batch, x_adv):
+        return losses.ce(self.net(x_adv), batch.y)
+
+
+IN_TRAIN_MODE = r"^the net returns probabilities in train mode, .*: remove the softmax that it applies there"
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "callbacks"),
+    [
+        (PGDAT, {}, []),
+        (PGDAT, {"compile": True}, []),
+        (PGDAT, {"attack_bn_mode": "train"}, []),
+        (PGDAT, {}, [DelayedStart(at_epoch=1)]),
+        (TRADES, {}, []),
+        (FreeAT, {"attack": ONE_STEP, "m": 2}, []),
+        (OwnLoss, {}, []),
+    ],
+)
+def test_probabilities_in_train_mode_are_refused_before_the_first_step(method, arguments, callbacks, tmp_path):
+    module = build(method, net=ProbabilitiesInTraining(), **arguments)
+    before = {name: weight.clone() for name, weight in module.named_parameters()}
+    run = trainer(tmp_path, callbacks=callbacks, max_epochs=2)
+    with pytest.raises(ValueError, match=IN_TRAIN_MODE):
+        run.fit(module, loader(images(8)), loader(images(8)))
+    assert all(torch.equal(weight, before[name]) for name, weight in module.named_parameters())
+
+
+def test_the_check_of_a_compiled_net_moves_nothing(tmp_path):
+    """Dropout and BatchNorm end as in a fit of the uncompiled net, whose check runs no forward."""
+    states = []
+    for compiled in (False, True):
+        module = build(PGDAT, net=nn.Sequential(TinyNet(), nn.Dropout(0.5)))
+        if compiled:
+            module.net.compile(backend="eager")
+            module.compiled = True
+        trainer(tmp_path, max_epochs=1).fit(module, loader(images(16)))
+        states.append(module.net.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-5)
+
+
+def test_a_users_net_with_probabilities_in_train_mode_is_not_attacked_in_it(tmp_path):
+    class Users(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = ProbabilitiesInTraining()
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.nll_loss(self.model(batch[0]).log(), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(mode):
+        callback = AdversarialTraining(PGD(0.1, steps=1), net="model", attack_bn_mode=mode)
+        trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Users(), loader(images(8)))
+
+    fit("eval")
+    with pytest.raises(ValueError, match=IN_TRAIN_MODE):
+        fit("train")
 
 
 def test_too_little_memory_is_no_fault_of_the_images():
@@ -90,6 +169,6 @@ def test_too_little_memory_is_no_fault_of_the_images():
 )
 def test_images_of_another_shape_name_the_argument_to_change(build, shape, remedy):
     batch = Batch(torch.rand(4, *shape), torch.arange(4), torch.arange(4), torch.ones(4))
-    with pytest.raises(ValueError, match="cannot read images of shape") as refused:
+    with pytest.raises(ValueError, match=r"^the net .*images") as refused:
         check_first_batch(build(), batch, 10)
     assert str(refused.value).endswith(f"): {remedy}")

@@ -49,8 +49,8 @@ def written(checkpoint: dict, folder: Path) -> Path:
 
 
 MARK = "import pathlib; pathlib.Path('pwned').touch()\n"
-#: Recipes that would run code, reach for the network or a file, or take memory without end.
-RECIPES = {
+#: Descriptions of nets that would run code, reach for the network or a file, or take memory without end.
+NETS = {
     "torch's function that executes source text": {
         "class_path": "lit_robust.nets.Net",
         "init_args": {
@@ -83,14 +83,14 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("place", ["lit_robust", "hyper_parameters"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", NETS)
 def test_a_net_is_built_by_one_of_our_builders_from_plain_numbers_or_not_at_all(
-    good, recipe, place, tmp_path, monkeypatch
+    good, name, place, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     bad = {key: value for key, value in good.items() if key not in ("lit_robust", "hyper_parameters")}
-    path = written(bad | {place: {"net": RECIPES[recipe]}}, tmp_path)
-    with pytest.raises(ValueError, match=r"x\.ckpt: .*pass the net that was trained") as refused:
+    path = written(bad | {place: {"net": NETS[name]}}, tmp_path)
+    with pytest.raises(ValueError, match=r"x\.ckpt: .*pass the net") as refused:
         load_net(path)
     assert "\n" not in str(refused.value)
     assert not Path("pwned").exists()
@@ -107,7 +107,7 @@ def test_a_section_of_another_type_is_named(good, section, junk, tmp_path):
     if isinstance(junk, SECTIONS[section]):
         junk = {}
     path = written(good | {section: junk}, tmp_path)
-    with pytest.raises(ValueError, match=rf"x\.ckpt (is broken: its section {section} is of type|is not a checkpoint)"):
+    with pytest.raises(ValueError, match=rf"x\.ckpt .*(section {section} |checkpoint)"):
         read_checkpoint(path)
 
 
@@ -124,14 +124,14 @@ def test_weights_that_are_no_tensors_are_named(good, weight, tmp_path):
 )
 def test_a_file_of_a_few_bytes_is_no_checkpoint(content, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.ckpt is (not a checkpoint|truncated)"):
+    with pytest.raises(ValueError, match=r"x\.ckpt "):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
 def test_an_archive_that_grows_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", b"\x80\x02" + b"N0" * 5_000_000 + b".")
-    with pytest.raises(ValueError, match=r"x\.ckpt is compressed, which no checkpoint is"):
+    with pytest.raises(ValueError, match=r"x\.ckpt .*compressed"):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
@@ -157,7 +157,7 @@ def test_a_truncated_file_is_reported(good, share, tmp_path):
     path = written(good, tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is not a checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.ckpt .*truncated"):
         read_checkpoint(path)
 
 
@@ -219,44 +219,124 @@ def test_other_parts_must_be_given(good, name, tmp_path, monkeypatch):
     }
     saved["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
     path = written(good | {"hyper_parameters": saved | {name: HOSTILE_PARTS[name]}}, tmp_path)
-    with pytest.raises(ValueError, match=r"x\.ckpt does not build a PGDAT: ") as refused:
+    with pytest.raises(ValueError, match=r"x\.ckpt .*PGDAT: ") as refused:
         PGDAT.load_from_checkpoint(path)
     assert "\n" not in str(refused.value)
     assert not Path("pwned").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_a_resumed_training_deletes_nothing_outside_its_own_folder(tmp_path):
-    def keeping(folder):
-        return ModelCheckpoint(folder, filename="{epoch}", monitor="val/acc/robust", mode="max", save_top_k=1)
+def hostile(state, path):
+    """A state whose ModelCheckpoint would outdate a path by its next checkpoint."""
+    worst = torch.tensor(-1.0)
+    state |= {"best_model_path": path, "kth_best_model_path": path, "last_model_path": path}
+    state |= {"best_k_models": {path: worst}, "best_model_score": worst, "kth_value": worst}
 
-    def fit(folder, **arguments):
+
+def through_a_link(run, home):
+    (run / "link").symlink_to(home)
+    return run / "link" / "precious.ckpt"
+
+
+def linked(run, home):
+    (run / "link.ckpt").symlink_to(home / "precious.ckpt")
+    return run / "link.ckpt"
+
+
+FOREIGN = {
+    "absolute": lambda run, home: home / "precious.ckpt",
+    "relative": lambda run, home: "home/precious.ckpt",
+    "by two dots": lambda run, home: f"{run}/../home/precious.ckpt",
+    "by two dots, within its folder": lambda run, home: f"{run}/a/../../home/precious.ckpt",
+    "a folder": lambda run, home: home,
+    "through a link": through_a_link,
+    "a link": linked,
+    "its own folder": lambda run, home: run,
+    "a file of another kind in its folder": lambda run, home: run / "precious.txt",
+    "a folder in its folder": lambda run, home: run / "precious",
+    "no name": lambda run, home: f"{run}/a\0.ckpt",
+    "a long name": lambda run, home: f"{run}/{'a' * 5000}.ckpt",
+}
+
+
+def resumed_with(tmp_path, change, callbacks):
+    """Resume from a checkpoint whose ModelCheckpoints' states are changed; what is not the training's stays."""
+    run, home = tmp_path / "run", tmp_path / "home"
+    for path in (run / "precious", home):
+        path.mkdir(parents=True)
+    precious = [run / "precious.txt", run / "precious" / "a.txt", home / "precious.ckpt"]
+    for path in precious:
+        path.write_text("text")
+
+    def fit(epochs, **arguments):
         method = PGDAT(digits_cnn(num_classes=4, width=2), 4, PGD(eps=0.1, step_size=0.1, steps=1))
-        epochs = 2 if arguments else 1
-        run = trainer(tmp_path, enable_checkpointing=True, callbacks=[keeping(folder)], max_epochs=epochs)
-        run.fit(method, loader_of(digits()), loader_of(digits()), **arguments)
-        return run
+        trained = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks(run), max_epochs=epochs)
+        trained.fit(method, loader_of(digits()), loader_of(digits()), **arguments)
+        return trained
 
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "precious").write_text("text")
-    first = fit(tmp_path / "run")
-    first.save_checkpoint(tmp_path / "x.ckpt")
+    fit(1).save_checkpoint(tmp_path / "x.ckpt")
     bad = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    (state,) = bad["callbacks"].values()
-    outside = str(tmp_path / "run" / ".." / "home")
-    state |= {
-        "best_model_path": outside,
-        "kth_best_model_path": outside,
-        "best_k_models": {outside: torch.tensor(-1.0)},
-    }
-    state |= {"best_model_score": torch.tensor(-1.0), "kth_value": torch.tensor(-1.0), "last_model_path": outside}
-    bad["loops"]["fit_loop"]["epoch_progress"]["current"] = dict.fromkeys(
-        ("ready", "started", "processed", "completed"), 1
-    )
+    for state in bad["callbacks"].values():
+        change(state, run, home)
+    progress = bad["loops"]["fit_loop"]["epoch_progress"]
+    progress["current"] = dict.fromkeys(("ready", "started", "processed", "completed"), 1)
     torch.save(bad, tmp_path / "x.ckpt")
-    fit(tmp_path / "run", ckpt_path=tmp_path / "x.ckpt", weights_only=True)
-    assert (home / "precious").read_text() == "text"
+    trained = fit(2, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert [path.read_text() for path in precious] == ["text"] * 3
+    return trained
+
+
+def keeping(folder, **arguments):
+    return ModelCheckpoint(folder, **{"filename": "{epoch}", "monitor": "val/acc/robust", "mode": "max"} | arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("path", FOREIGN.values(), ids=FOREIGN)
+def test_a_resumed_training_deletes_nothing_but_checkpoints_in_its_own_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resumed_with(tmp_path, lambda state, run, home: hostile(state, str(path(run, home))), lambda run: [keeping(run)])
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        lambda run: [keeping("run")],
+        lambda run: [keeping(None)],
+        lambda run: [keeping(run), keeping(run, filename="b{epoch}", monitor=None, mode="min", save_last=True)],
+        lambda run: [keeping(run, monitor=None, mode="min", save_last="link")],
+    ],
+    ids=["a relative folder", "the default folder", "two of them", "links"],
+)
+def test_so_do_other_ways_of_keeping(callbacks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resumed_with(tmp_path, lambda state, run, home: hostile(state, str(home / "precious.ckpt")), callbacks)
+
+
+SCORE = torch.tensor(-1.0)
+CONTRADICTIONS = {
+    "the worst is unknown": lambda state, own, other: state.update(kth_best_model_path=other),
+    "the worst is foreign": lambda state, own, other: state.update(
+        best_k_models={own: SCORE, "precious.ckpt": SCORE}, kth_best_model_path="precious.ckpt"
+    ),
+    "a score is text": lambda state, own, other: state.update(best_k_models={own: "a"}),
+    "a score is missing": lambda state, own, other: state.update(best_k_models={own: None}),
+    "several numbers for a score": lambda state, own, other: state.update(best_k_models={own: torch.zeros(2)}),
+    "more than are kept": lambda state, own, other: state.update(
+        best_k_models={own: SCORE, other: SCORE}, kth_best_model_path=""
+    ),
+    "no best score": lambda state, own, other: state.update(best_model_score="a"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("change", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_state_that_contradicts_itself_is_forgotten(change, tmp_path):
+    trained = resumed_with(
+        tmp_path,
+        lambda state, run, home: change(state, state["best_model_path"], str(run / "other.ckpt")),
+        lambda run: [keeping(run, verbose=True)],
+    )
+    assert trained.checkpoint_callback.best_model_path.endswith(".ckpt")
 
 
 # Every section broken by turns.
@@ -415,7 +495,7 @@ def test_a_long_pickle_and_the_older_format_are_not_read(good, tmp_path):
     with pytest.raises(ValueError, match="bytes besides its tensors"):
         read_checkpoint(path)
     torch.save(good, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match=r"x\.ckpt is not a checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.ckpt "):
         read_checkpoint(path)
 
 
@@ -432,6 +512,6 @@ def rebuilt(*arguments: object) -> object:
 @pytest.mark.parametrize("arguments", [(), (None,) * 6, (1, 2, 3, 4, 5, 6), ([], 0, (10**9,), (1,), False, {}), ("a",)])
 def test_a_tensor_of_junk_is_refused(good, arguments, tmp_path):
     path = written(good | {"extra": rebuilt(*arguments)}, tmp_path)
-    with pytest.raises(ValueError, match=r"x\.ckpt (is truncated|holds more than)") as refusal:
+    with pytest.raises(ValueError, match=r"x\.ckpt ") as refusal:
         read_checkpoint(path)
     assert "\n" not in str(refusal.value)

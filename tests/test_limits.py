@@ -27,15 +27,15 @@ def spoilt(change, batch_size=8):
 
 
 CHANGES = {
-    "0 to 255": (lambda x, y: x.mul_(255), "pixels of a later batch run from .* to 2[45]"),
-    "normalised": (lambda x, y: x.sub_(0.5), "pixels of a later batch run from -0"),
-    "NaN": (lambda x, y: x[0].fill_(torch.nan), "pixels of a later batch run from"),
+    "0 to 255": (lambda x, y: x.mul_(255), "^pixels .* to 2[45]"),
+    "normalised": (lambda x, y: x.sub_(0.5), "^pixels .* -0"),
+    "NaN": (lambda x, y: x[0].fill_(torch.nan), "^pixels .*nan"),
     "-100": (
         lambda x, y: y[0].fill_(-100),
-        r"labels of a later batch run from -100 to 3, but .* 0 to 3",
+        "^labels .* -100 to 3, .* 0 to 3",
     ),
-    "-1": (lambda x, y: y[3].fill_(-1), "labels of a later batch run from -1"),
-    "too many classes": (lambda x, y: y[3].fill_(4), "labels of a later batch run from 0 to 4"),
+    "-1": (lambda x, y: y[3].fill_(-1), "^labels .* -1 "),
+    "too many classes": (lambda x, y: y[3].fill_(4), "^labels .* 0 to 4"),
 }
 
 
@@ -59,7 +59,7 @@ def test_a_later_batch_of_a_validation_or_a_test_is_refused(name, tmp_path):
 
 
 def test_a_fit_without_checkpoints_is_refused_at_the_epochs_end(tmp_path):
-    with pytest.raises(ValueError, match="labels of a later batch"):
+    with pytest.raises(ValueError, match=r"^labels "):
         trainer(tmp_path, max_epochs=1, log_every_n_steps=50).fit(build(PGDAT), spoilt(CHANGES["-100"][0]))
 
 

@@ -56,7 +56,7 @@ def test_an_attack_prints_its_magnitudes_as_they_were_written():
 
 
 def test_a_refusal_prints_a_magnitude_as_it_was_written():
-    with pytest.raises(ValueError, match=r"^eps=300/255 is above 1, but"):
+    with pytest.raises(ValueError, match=r"^eps=300/255 "):
         PGD(eps="300/255")
-    with pytest.raises(ValueError, match=r"^alpha=9/255 is above eps=8/255 and"):
+    with pytest.raises(ValueError, match=r"^alpha=9/255 .*eps=8/255 "):
         RFGSM(eps="8/255", alpha="9/255")

@@ -60,7 +60,7 @@ def test_where_two_heads_make_the_logits_there_is_no_head():
     net = nets.timm_net("levit_128s", num_classes=7)
     assert not hasattr(net, "head")
     assert not hasattr(net, "features")
-    assert net.recipe["init_args"]["num_classes"] == 7
+    assert net.built_by["init_args"]["num_classes"] == 7
 
 
 def test_the_statistics_are_those_of_the_chosen_weights():
@@ -93,7 +93,7 @@ def test_a_pretrained_net_has_the_trained_weights_and_a_new_head(downloads):
     assert len(asked) == 1
     assert torch.equal(net.body.conv1[0].weight, trained["conv1.0.weight"])
     assert net.head.weight.shape == (5, 1024)
-    assert net.recipe["init_args"]["pretrained"] is False
+    assert net.built_by["init_args"]["pretrained"] is False
     whole = nets.torchvision_net("shufflenet_v2_x0_5", pretrained=True, num_classes=1000)
     assert torch.equal(whole.head.weight, trained["fc.weight"])
 
@@ -103,7 +103,7 @@ def test_without_a_network_pretrained_is_one_sentence(monkeypatch):
         raise OSError("<urlopen error\n[Errno -2] Name or service not known>")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
-    with pytest.raises(OSError, match="pretrained=True: the weights DEFAULT of resnet18 cannot be downloaded") as told:
+    with pytest.raises(OSError, match=r"^pretrained=True: .*DEFAULT .*resnet18") as told:
         nets.torchvision_net("resnet18", pretrained=True)
     assert "\n" not in str(told.value)
     assert "--model.net.pretrained false" in str(told.value)
@@ -118,18 +118,18 @@ def test_without_a_network_timms_pretrained_is_one_sentence(monkeypatch):
         raise ConnectionError("no network here")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(OSError, match=r"pretrained=True: the weights of resnet18 cannot be downloaded \(Connection"):
+    with pytest.raises(OSError, match=r"^pretrained=True: .*resnet18 .*\(Connection"):
         nets.timm_net("resnet18", pretrained=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet19"}, r'name="resnet19" is none of torchvision\'s .*: did you mean resnet18'),
-        ({"name": "http://a/b"}, 'name="http://a/b" is none of'),
-        ({"weights": "IMAGENET1K_V9"}, 'weights="IMAGENET1K_V9" is none of the weights of resnet18'),
-        ({"mean": "none"}, 'mean="none" must be "weights", one number per channel, or null'),
-        ({"num_classes": None}, "num_classes=None must be an integer, at least 1"),
+        ({"name": "resnet19"}, r'^name="resnet19" .*torchvision.* resnet18'),
+        ({"name": "http://a/b"}, '^name="http://a/b" '),
+        ({"weights": "IMAGENET1K_V9"}, '^weights="IMAGENET1K_V9" .*resnet18'),
+        ({"mean": "none"}, '^mean="none" '),
+        ({"num_classes": None}, "num_classes=None "),
     ],
 )
 def test_what_makes_no_net_of_torchvision_is_refused(arguments, message):
@@ -141,12 +141,12 @@ def test_what_makes_no_net_of_torchvision_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet19"}, 'name="resnet19" is none of timm\'s nets: did you mean resnet18'),
-        ({"name": "hf-hub:someone/net"}, 'name="hf-hub:someone/net" is none of'),
-        ({"name": "local-dir:/tmp"}, 'name="local-dir:/tmp" is none of'),
-        ({"name": "../net"}, "is none of"),
-        ({"name": "resnet18.none"}, r'name="resnet18\.none" makes no net of timm \(Invalid pretrained tag'),
-        ({"image_size": 64}, "image_size=64: resnet18 is not built for one size"),
+        ({"name": "resnet19"}, '^name="resnet19" .*timm.* resnet18'),
+        ({"name": "hf-hub:someone/net"}, '^name="hf-hub:someone/net" '),
+        ({"name": "local-dir:/tmp"}, '^name="local-dir:/tmp" '),
+        ({"name": "../net"}, r'^name="\.\./net" '),
+        ({"name": "resnet18.none"}, r'^name="resnet18\.none" .*\(Invalid pretrained tag'),
+        ({"image_size": 64}, "^image_size=64: resnet18 "),
     ],
 )
 def test_what_makes_no_net_of_timm_is_refused(arguments, message):
@@ -207,6 +207,6 @@ def test_a_checkpoint_names_no_address_and_no_path(builder, name, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["lit_robust"]["net"] = {"class_path": f"lit_robust.nets.{builder}", "init_args": {"name": name}}
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match=r"a\.ckpt: .*pass the net that was trained") as refused:
+    with pytest.raises(ValueError, match=r"a\.ckpt: .*pass the net") as refused:
         load_net(path)
     assert "\n" not in str(refused.value)

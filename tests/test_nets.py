@@ -243,13 +243,13 @@ def test_logits_are_the_heads_reading_of_the_features(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_net_is_built_again_from_its_recipe_and_weights(name):
     net = tiny(name, num_classes=5)
-    recipe = yaml.safe_load(yaml.safe_dump(net.recipe))
-    assert recipe == net.recipe
-    assert recipe["class_path"] == f"lit_robust.nets.{name}"
+    built_by = yaml.safe_load(yaml.safe_dump(net.built_by))
+    assert built_by == net.built_by
+    assert built_by["class_path"] == f"lit_robust.nets.{name}"
     parser = net_parser()
-    again = built(parser, parser.parse_object({"net": recipe}))
+    again = built(parser, parser.parse_object({"net": built_by}))
     again.load_state_dict(net.state_dict())
-    assert again.recipe == recipe
+    assert again.built_by == built_by
     x = images(name)
     assert torch.equal(again.eval()(x), net(x))
 
@@ -357,7 +357,7 @@ def test_madrys_net_cannot_be_narrower_than_its_stem():
 
 
 def test_a_recipe_holds_all_arguments_as_plain_values():
-    assert nets.resnet18(7, width=4).recipe == {
+    assert nets.resnet18(7, width=4).built_by == {
         "class_path": "lit_robust.nets.resnet18",
         "init_args": {
             "num_classes": 7,
@@ -371,15 +371,15 @@ def test_a_recipe_holds_all_arguments_as_plain_values():
 
 def test_a_recipe_survives_copies_and_safe_checkpoints_and_is_no_weight(tmp_path):
     net = tiny("digits_cnn")
-    assert copy.deepcopy(net).recipe == net.recipe
-    assert not any("recipe" in key for key in net.state_dict())
-    torch.save({"net": net.recipe}, tmp_path / "checkpoint.ckpt")
-    assert torch.load(tmp_path / "checkpoint.ckpt", weights_only=True) == {"net": net.recipe}
+    assert copy.deepcopy(net).built_by == net.built_by
+    assert not any("built_by" in key for key in net.state_dict())
+    torch.save({"net": net.built_by}, tmp_path / "checkpoint.ckpt")
+    assert torch.load(tmp_path / "checkpoint.ckpt", weights_only=True) == {"net": net.built_by}
 
 
 def test_nets_of_the_users_own_have_no_recipe():
     net = nets.Net(nn.Flatten(), nn.Linear(12, 2), mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert net.recipe is None
+    assert net.built_by is None
     assert net(torch.rand(1, 3, 2, 2)).shape == (1, 2)
 
 
@@ -417,8 +417,8 @@ def test_the_command_lines_parser_knows_a_builders_arguments():
     parser = net_parser()
     arguments = ["--net=lit_robust.nets.resnet18", "--net.width=4", "--net.mean=[0.5,0.5,0.5]"]
     net = built(parser, parser.parse_args(arguments))
-    assert net.recipe["init_args"]["mean"] == [0.5, 0.5, 0.5]
-    assert net.recipe["init_args"]["width"] == 4
+    assert net.built_by["init_args"]["mean"] == [0.5, 0.5, 0.5]
+    assert net.built_by["init_args"]["width"] == 4
     with pytest.raises(ArgumentError, match="depth"):
         parser.parse_args(["--net=lit_robust.nets.resnet18", "--net.depth=3"])
     with pytest.raises(ArgumentError, match="width"):

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from lit_robust.cli import main
@@ -56,7 +55,7 @@ def test_the_split_is_that_of_the_seed(tree):
 def test_sizes_are_given_as_elsewhere(tree):
     dm = own(tree, val_size=9, test_size=30, train_size=12)
     assert [len(files(dm, part)) for part in ("train", "val", "test")] == [12, 9, 30]
-    with pytest.raises(ValueError, match="test_size=60 leaves no image of 60 to train on"):
+    with pytest.raises(ValueError, match=r"^test_size=60 "):
         own(tree, test_size=60)
 
 
@@ -70,7 +69,7 @@ def test_it_is_told_once(tree, caplog):
 @pytest.mark.parametrize("name", ["val", "test", "Train", "training", "Validation"])
 def test_parts_of_a_split_are_no_classes(tree, name):
     write(tree / name / "ant", 2)
-    with pytest.raises(FileNotFoundError, match=f"has a folder {name} but no folder train: rename"):
+    with pytest.raises(FileNotFoundError, match=f"photos .*{name} .*train"):
         own(tree)
 
 
@@ -122,9 +121,3 @@ def test_a_name_that_is_no_utf8_or_a_formula_is_written(tree, monkeypatch):
     Path("tiny.yaml").write_text(TINY)
     names = {row["class"] for row in predict()}
     assert names == {"'=bee", "ant", "cat"}
-
-
-def test_a_strangers_data_have_no_names(tmp_path):
-    from lit_robust.callbacks.predictions import _named
-
-    assert _named(torch.tensor([0, 2, -1]), ["a", "b"]) == ["a", "", ""]

@@ -121,7 +121,7 @@ def test_files_that_each_extend_the_next_one_twice_are_refused():
     for level in range(30):
         written(f"extends: [{level + 1}.yaml, {level + 1}.yaml]", f"{level}.yaml")
     written("trainer: {}", "30.yaml")
-    with pytest.raises(ValueError, match="file number 101 of one configuration"):
+    with pytest.raises(ValueError, match="101"):
         load("0.yaml")
 
 

@@ -1,6 +1,7 @@
 """scripts/results: made by the committed configurations, and with the effects that the README reports."""
 
 import json
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -8,7 +9,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 RESULTS = {
-    path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/*.json")
+    path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/cpu_*.json")
 }
 ROWS = [(name, row) for name, rows in RESULTS.items() for row in rows]
 #: The first test images that each attack has seen.
@@ -39,21 +40,65 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
     assert last["pgd20_at_2.5_eps"] == 0
 
 
-def table_below(heading):
-    """The cells of the first table below a heading of the README, without its own two lines."""
-    section = (SCRIPTS.parent / "README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n#")[0]
-    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+@pytest.fixture
+def readme(monkeypatch):
+    """The script that writes the README's results."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import readme_results
+
+    return readme_results
 
 
-def test_the_readmes_table_is_the_results():
-    table = table_below("## On two CPU cores")
-    assert [cells[0].strip("`") for cells in table] == list(RESULTS["single_step"])
-    for row, *cells in table:
-        record = RESULTS["single_step"][row.strip("`")]
-        last, diary = record["last"], record["diary"]
-        accuracies = [f"{last[attack][0]:.1f}" for attack in ("clean", "pgd40", "autoattack")]
-        passes = mean(diary["forwards"]) / 3 + 2 * mean(diary["backwards"]) / 3
-        assert cells == [*accuracies, f"{passes:.2f}", f"{sum(diary['cpu_seconds']):.0f}"]
+def test_the_readmes_results_are_those_of_the_files(readme):
+    text = readme.README.read_text()
+    assert readme.filled(text) == text
+    assert set(readme.BLOCKS) == set(re.findall(r"<!-- results: (\w+) -->", text))
+
+
+def test_a_number_that_is_changed_by_hand_is_found(readme, monkeypatch, tmp_path):
+    changed = tmp_path / "README.md"
+    changed.write_text(re.sub(r"(\| `pgdat` .*?)\d\d\.\d", r"\g<1>99.9", readme.README.read_text(), count=1))
+    monkeypatch.setattr(readme, "README", changed)
+    with pytest.raises(SystemExit, match="readme_results"):
+        readme.main(["--check"])
+    readme.main([])
+    readme.main(["--check"])
+    assert "99.9" not in changed.read_text().partition("`pgdat`")[2].partition("\n")[0]
+
+
+def test_a_block_without_an_end_is_refused(readme):
+    with pytest.raises(ValueError, match="single_step"):
+        readme.filled("<!-- results: single_step -->\n<!-- results: delayed -->\n<!-- end of results -->")
+
+
+def test_the_default_test_costs_less_than_two_runs_of_pgd_20_and_least_on_a_weak_net():
+    rows = json.loads((SCRIPTS / "results/default_test_cost.json").read_text())["rows"]
+    means = [mean(of_seed["default"] for of_seed in rows[net]) for net in ("weak", "middling", "robust")]
+    assert 20 < means[0] < means[1] < means[2] < 41
+    assert all(len(seeds) == 3 for seeds in rows.values())
+
+
+def seeds(*values, n=500):
+    return [{"last": {"pgd": [value, 0, 100, n]}} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("rows", "places"),
+    [
+        # 10 points apart: more than the seeds' and the images' spread, 1.96 * sqrt(2 * 50 * 50 / 500) = 6.2.
+        ({"a": seeds(60, 60, 60), "b": seeds(50, 50, 50)}, {"a": "1", "b": "2"}),
+        ({"a": seeds(55, 55, 55), "b": seeds(50, 50, 50)}, {"a": "1", "b": "1"}),
+        ({"a": seeds(70, 60, 50), "b": seeds(56, 50, 44)}, {"a": "1", "b": "1"}),
+        ({"a": seeds(90, 90), "b": seeds(50, 50, 50)}, {"a": "-", "b": "1"}),
+    ],
+)
+def test_rows_have_different_ranks_only_if_seeds_and_images_do_not_explain_it(readme, rows, places):
+    assert readme.ranks(rows, "pgd") == places
+
+
+def test_a_mean_over_seeds_has_its_range(readme):
+    assert readme.with_range([90.0, 80.0]) == "85.0 (80.0 to 90.0)"
+    assert readme.with_range([90.0]) == "90.0"
 
 
 @pytest.mark.parametrize(
@@ -86,16 +131,6 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
 TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
 #: The share of the class that is commonest among the first test images, n = 1,000 and 500: what such a net gets right.
 COMMONEST = {"clean": 12.6, "pgd40": 12.6, "autoattack": 13.4}
-#: Clean accuracy and AutoAttack of SAT's slides, on MNIST at eps 0.3 and at 0.45.
-SLIDES = {
-    "madry": "98.07 / 85.47 | 11.22 / 11.22",
-    "trades": "98.98 / 90.70 | 97.36 / 0.00",
-    "dynamic": "98.93 / 92.24 | 97.98 / 65.71",
-    "cat": "99.46 / 0.00 | 99.39 / 0.00",
-    "hsat": "99.01 / 80.71 | 98.35 / 54.10",
-    "psat": "99.16 / 92.00 | 97.87 / 58.50",
-    "madry_with_ramp": "- | -",
-}
 
 
 def accuracies_of(name, row):
@@ -109,42 +144,29 @@ def test_pgd_training_learns_the_trivial_classifier_and_with_a_ramp_of_eps_it_do
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
-def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name):
-    assert list(RESULTS[name]) == list(SLIDES)
-    assert all(accuracies_of(name, row).keys() == COMMONEST.keys() for row in SLIDES)
-
-
-def test_the_readmes_table_of_the_trivial_classifier_is_the_results_beside_the_slides():
-    table = table_below("### The trivial classifier")
-    assert [cells[0].strip("`") for cells in table] == list(SLIDES)
-    for row, *cells in table:
-        found = [accuracies_of(name, row.strip("`")) for name in TRIVIAL]
-        own = [" / ".join(f"{accuracies[attack]:.1f}" for attack in COMMONEST) for accuracies in found]
-        assert " | ".join(cells) == " | ".join([*own, SLIDES[row.strip("`")]])
+def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name, readme):
+    assert RESULTS[name].keys() == {*readme.SLIDES, "madry_with_ramp"}
+    assert all(accuracies_of(name, row).keys() == COMMONEST.keys() for row in RESULTS[name])
 
 
 # The time that a delay saves.
+
+
+def spent(record):
+    return sum(record["diary"]["cpu_seconds"])
 
 
 def means_of(row, read):
     return mean(read(RESULTS["delayed"][f"{row}@{seed}"]) for seed in range(3))
 
 
-def test_what_the_readme_says_of_a_delay():
-    """Time saved, training loss, clean and PGD-40 accuracy of DAT against RAT, over three seeds."""
-    spent, loss, clean, pgd40 = (
-        [means_of(row, read) for row in ("dat", "rat")]
-        for read in (
-            lambda record: sum(record["diary"]["cpu_seconds"]),
-            lambda record: record["diary"]["train/loss"][-1],
-            lambda record: record["last"]["clean"][0],
-            lambda record: record["last"]["pgd40"][0],
-        )
-    )
-    text = " ".join((SCRIPTS.parent / "README.md").read_text().split())
-    assert f"saves {100 * (1 - spent[0] / spent[1]):.0f} % of the time" in text
-    assert f"({loss[0]:.2f} against {loss[1]:.2f}), and clean accuracy is the same ({clean[0]:.1f} and" in text
-    assert f"PGD-40 leaves less, {pgd40[0]:.1f} against {pgd40[1]:.1f}" in text
+def test_a_delay_saves_time_and_costs_robustness_with_every_seed():
+    """The slides report a higher accuracy; 9 epochs are short."""
+    assert means_of("dat", spent) < 0.6 * means_of("rat", spent)
+    pgd40 = {
+        row: [RESULTS["delayed"][f"{row}@{seed}"]["last"]["pgd40"][0] for seed in range(3)] for row in ("rat", "dat")
+    }
+    assert max(pgd40["dat"]) < min(pgd40["rat"])
 
 
 def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
@@ -152,6 +174,5 @@ def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
         sorted(RESULTS["delayed"][f"{row}_at_0.2@{seed}"]["last"]["pgd40"][0] for seed in range(3))
         for row in ("rat", "dat")
     )
-    text = " ".join((SCRIPTS.parent / "README.md").read_text().split())
     assert rat[:2] == [COMMONEST["pgd40"]] * 2
-    assert f"(the other: {rat[2]:.1f}); with the delay all three learn ({dat[0]:.1f} to {dat[2]:.1f})" in text
+    assert dat[0] > 50

@@ -22,6 +22,7 @@ from lit_robust.callbacks import EMAWeights
 from lit_robust.cli import main
 from lit_robust.data.folders import FolderImages, Workers
 from lit_robust.defenses import PGDAT
+from lit_robust.runs import checkpoints_of
 from lit_robust.training.ranks import stop_request
 from lit_robust.training.signals import Stopped
 from tests.front_door import TINY
@@ -138,6 +139,29 @@ def test_it_is_found_by_its_folder_and_stopped_again(here, uninterrupted):
         fit("--ckpt_path=runs/tiny", "--trainer.callbacks+=tests.sender.Send", *flags)
     fit("--ckpt_path", "runs/tiny")
     assert_the_same(RUN, uninterrupted)
+
+
+NO_LAST = ["--trainer.callbacks=[]", "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=e{epoch}"]
+
+
+def test_what_a_stop_has_saved_is_the_last_one_only_until_the_run_saves_again(here):
+    send = ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_train_batch_start"]
+    with pytest.raises(SystemExit):
+        fit(*NO_LAST, *send)
+    checkpoints = RUN / "checkpoints"
+    assert checkpoints_of(Path("runs"))["last"] == checkpoints / "last.ckpt"
+    fit(*NO_LAST, "--ckpt_path", "last")
+    assert {"last.ckpt", "eepoch=2.ckpt"} == {path.name for path in checkpoints.iterdir()}
+    assert checkpoints_of(Path("runs"))["last"] == checkpoints / "eepoch=2.ckpt"
+    fit(*NO_LAST, "--ckpt_path", "last", "--trainer.max_epochs=4")
+    assert torch.load(checkpoints / "eepoch=3.ckpt", weights_only=True)["epoch"] == 3
+
+
+def test_the_last_run_is_found_though_an_earlier_one_was_stopped(here):
+    with pytest.raises(SystemExit):
+        fit(*NO_LAST, "--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_train_batch_start")
+    fit(*NO_LAST)
+    assert checkpoints_of(Path("runs"))["last"] == Path("runs/tiny/version_1/checkpoints/eepoch=2.ckpt")
 
 
 # Two ranks.

@@ -71,9 +71,9 @@ def test_legends_print_the_step_in_use():
 
 def test_an_attack_whose_step_is_spelled_out_is_the_same_attack():
     twice = {"a": PGD(0.1), "b": PGD(0.1, 0.025, steps=10)}
-    with pytest.raises(ValueError, match="test_attacks a and b are the same attack"):
+    with pytest.raises(ValueError, match=r"^test_attacks a and b "):
         build(PGDAT, test_attacks=twice)
-    with pytest.raises(ValueError, match="attacks a and b are the same attack"):
+    with pytest.raises(ValueError, match=r"^attacks a and b "):
         RobustAccuracy(twice)
     build(PGDAT, test_attacks=twice | {"b": PGD(0.1, 0.02, steps=10)})
 
@@ -97,7 +97,7 @@ SHORT = PGD(0.1, 0.01, steps=5)
     ],
 )
 def test_a_given_step_that_cannot_cross_the_ball_is_told_once(make, name):
-    sentence = rf"step_size=0\.01 of {name} is too short to cross the ball of eps=0\.1 in 5 steps: .* 0\.05\)"
+    sentence = rf"step_size=0\.01 of {name} .*eps=0\.1 in 5 steps: .* 0\.05\)"
     with pytest.warns(UserWarning, match=sentence) as told:
         make()
     assert len(told) == 1

@@ -124,7 +124,8 @@ class Selects(Callback):
 
     def select(self, trainer, epoch):
         data = trainer.datamodule
-        data.select(data._train[: self.sizes[min(epoch, len(self.sizes) - 1)]])
+        everything = torch.cat([batch.index for batch in data.plain_train_dataloader()])
+        data.select(everything[: self.sizes[min(epoch, len(self.sizes) - 1)]])
 
     def on_fit_start(self, trainer, pl_module):
         self.select(trainer, 0)
@@ -156,7 +157,7 @@ def test_a_callback_that_could_not_act_is_refused(tmp_path, callback, named):
 def test_lr_find_is_refused_before_a_step(tmp_path):
     run, defense = trainer(tmp_path, max_epochs=1), method()
     before = [value.clone() for value in defense.state_dict().values()]
-    with pytest.raises(ValueError, match=r"^LearningRateFinder, which lr_find uses"):
+    with pytest.raises(ValueError, match=r"^LearningRateFinder.* lr_find"):
         Tuner(run).lr_find(defense, datamodule=DigitsDataModule(**SIZES))
     assert all(map(torch.equal, before, defense.state_dict().values()))
 
@@ -167,7 +168,7 @@ def test_a_clipping_that_has_no_effect_is_refused(tmp_path):
 
 
 def test_training_on_nothing_is_told(tmp_path):
-    with pytest.warns(UserWarning, match="^limit_train_batches=0 leaves nothing"):
+    with pytest.warns(UserWarning, match=r"^limit_train_batches=0 leaves nothing"):
         fitted(tmp_path, limit_train_batches=0)
 
 
@@ -184,7 +185,7 @@ def test_a_batch_size_that_is_searched_is_trained_with_and_the_search_leaves_no_
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_the_batch_size_of_evaluation_is_another_argument(tmp_path, stage):
     data, search = DigitsDataModule(**SIZES), {"method": stage, "max_trials": 2, "init_val": 20}
-    with pytest.raises(ValueError, match=f"^BatchSizeFinder would change batch_size, which {stage} .*eval_batch_size"):
+    with pytest.raises(ValueError, match=f"^BatchSizeFinder .*batch_size, .*{stage} .*eval_batch_size"):
         Tuner(trainer(tmp_path)).scale_batch_size(method(), datamodule=data, **search)
     size = Tuner(trainer(tmp_path)).scale_batch_size(
         defense := method(), datamodule=data, batch_arg_name="eval_batch_size", **search

@@ -7,13 +7,19 @@ says is in ``tests/test_bad_inputs.py``.
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.cli import ReduceLROnPlateau
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -30,13 +36,20 @@ from lit_robust.callbacks import (
     DelayedStart,
     EMAWeights,
     GeneralizationGap,
+    PGDDrop,
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
 )
 from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.examples import craft
-from lit_robust.data import CIFAR10DataModule, DigitsDataModule, ImageNet100DataModule, ImagenetteDataModule
+from lit_robust.data import (
+    CIFAR10DataModule,
+    DigitsDataModule,
+    ImageFolderDataModule,
+    ImageNet100DataModule,
+    ImagenetteDataModule,
+)
 from lit_robust.data.splits import hold_out
 from lit_robust.defenses import (
     AWP,
@@ -58,6 +71,7 @@ from lit_robust.defenses import (
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
 from lit_robust.measures.pictures import Examples, draw
+from lit_robust.runs import load_weights
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -71,8 +85,11 @@ from lit_robust.schedules import (
     Schedule,
 )
 from lit_robust.threats import threat
+from lit_robust.training.checkpoint_checks import warn_of_averages
+from lit_robust.training.limits import Limits
 from lit_robust.training.per_image import check_index, images_in
 from lit_robust.training.trained import check_weights_finite, check_weights_fit
+from lit_robust.whole_files import cannot_write
 from tests.methods import ATTACK, ONE_STEP, build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -171,6 +188,61 @@ def load_saved(net: nn.Module | None = None) -> None:
     run.fit(build(Natural), loader(images(8)))
     run.save_checkpoint("a.ckpt")
     load_net("a.ckpt", net)
+
+
+def raised(error: BaseException) -> None:
+    raise error
+
+
+def pictures(*files: str, content: bytes = b"no image", **options: Any) -> None:
+    """Read two classes of one picture each in ``photos/train`` and ``photos/val``, and these files."""
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    for name in ("train/cat/0.png", "train/dog/0.png", "val/cat/0.png", "val/dog/0.png"):
+        (path := Path("photos") / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    for name in files:
+        (path := Path("photos") / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    ImageFolderDataModule("photos", **{"image_size": 8, "num_workers": 0, "val_size": 0} | options)
+
+
+def frames() -> bytes:
+    """A GIF of two frames."""
+    buffer, frame = BytesIO(), Image.new("L", (8, 8))
+    frame.save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)])
+    return buffer.getvalue()
+
+
+def without_network() -> None:
+    """Ask torchvision for weights that cannot be downloaded."""
+    with patch("torchvision.models._api.load_state_dict_from_url", side_effect=OSError("no network here")):
+        nets.torchvision_net("resnet18", pretrained=True)
+
+
+def later_batch(**change: torch.Tensor) -> None:
+    """Watch a good batch and another one."""
+    limits = Limits(CLASSES)
+    limits.watch(images(8))
+    limits.watch(images(8)._replace(**change))
+    limits.check()
+
+
+def weights(content: object) -> None:
+    """Load the weights of a file."""
+    torch.save(content, "weights.pt")
+    load_weights(TinyNet(), "weights.pt")
+
+
+@dataclass(frozen=True)
+class Overfits(PGDDrop):
+    """A rule that sees overfitting in the first epoch."""
+
+    def measure(self, *args: Any) -> dict[str, torch.Tensor]:
+        return {"acc/pgd": torch.zeros(8)}
+
+    def overfits(self, *args: Any) -> bool:
+        return True
 
 
 #: What is called, and what it says, where * stands for what torch or a package says.
@@ -867,6 +939,172 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: hold_out(torch.tensor([0, 0, 0, 0, 1]), 4, "first_per_class", seed=0),
         "split='first_per_class' finds 3 of val_size=4 images: take fewer.",
+    ),
+    # What else a Defense is given.
+    (
+        lambda: build(Natural, test_attacks={"a": PGD(0.1), "b": PGD(0.1)}),
+        "test_attacks a and b are the same attack: drop one, or change it.",
+    ),
+    (
+        lambda: fit(build(Natural, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)),
+        'mode="min" of the scheduler lowers the rate while val/acc/robust gets better: set mode="max".',
+    ),
+    (
+        lambda: fit(build(Natural, lr_scheduler=Linear(1, -1, 0, 1))),
+        "lr_scheduler gives the learning rate -0.1 at epoch 1: let its values be 0 or above.",
+    ),
+    (
+        lambda: warn_of_averages(
+            {"current_model_state": {}}, SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
+        ),
+        "the checkpoint holds averaged weights, and this training keeps no average, so it continues from "
+        "them, not from the live ones: add the EMAWeights that the checkpoint was written with.",
+    ),
+    (
+        lambda: fit(build(PGDAT), limit_train_batches=0),
+        "limit_train_batches=0 leaves nothing to train on: the weights stay as they are.",
+    ),
+    (
+        lambda: fit(build(PGDAT), val_check_interval=0),
+        "val_check_interval=0 must be above 0: for no validation set data.val_size or trainer.limit_val_batches to 0.",
+    ),
+    (
+        lambda: Natural.load_from_checkpoint("a.ckpt", weights_only=False),
+        "weights_only=False would run the code that a file holds: leave it out, or give True.",
+    ),
+    (
+        lambda: Natural.load_from_checkpoint("a.ckpt", hparams_file="a.yaml"),
+        "hparams_file='a.yaml' is not read: give its arguments by name.",
+    ),
+    # Later batches.
+    (
+        lambda: later_batch(x=X * 255),
+        "pixels of a later batch run from * to *, but every eps is in units of [0, 1]: let the loader give "
+        "all images as it gives the first ones.",
+    ),
+    (
+        lambda: later_batch(x=X - 0.5),
+        "pixels of a later batch run from * to *, but every eps is in units of [0, 1]: let the loader give "
+        "all images as it gives the first ones.",
+    ),
+    (
+        lambda: later_batch(y=Y - 101),
+        "labels of a later batch run from -101 to 3, but there are the classes 0 to 3: give what shall not "
+        "count the weight 0, not another label.",
+    ),
+    # Later epochs, and statistics of images.
+    (
+        lambda: fit(Driven(), CatastrophicOverfittingMonitor(Overfits(ATTACK)), max_epochs=2),
+        "catastrophic overfitting in epoch 1, says Overfits: acc/pgd 0 -> 0; training goes on.",
+    ),
+    (
+        lambda: fit(Driven(), CatastrophicOverfittingMonitor(Overfits(ATTACK), "stop"), max_epochs=2),
+        "catastrophic overfitting in epoch 1, says Overfits: acc/pgd 0 -> 0; training stops.",
+    ),
+    (
+        lambda: fit(Driven(), CatastrophicOverfittingMonitor(Overfits(ATTACK), "restore"), max_epochs=2),
+        "catastrophic overfitting in epoch 1, says Overfits: acc/pgd 0 -> 0; training stops with the "
+        "weights of the last healthy epoch.",
+    ),
+    (
+        lambda: fit(build(PGDAT, attack=PGD(0.1, 0.05, steps=2)), AttributeRamp("attack.eps", Linear(0.1, 0.4, 0, 2))),
+        "from epoch 0.5 on, step_size=0.05 of attack is too short to cross the ball of eps=0.175 in 2 "
+        "steps: leave step_size out (it is then 0.175), or take more steps.",
+    ),
+    (
+        lambda: Adapter(mean=(0.5, 0.5), std=(1.0, 1.0)).check(User(), (X, Y)),
+        "mean=[0.5, 0.5] has 2 numbers for images of 3 channels: give one for each channel, or neither "
+        "mean nor std for pixels as they are.",
+    ),
+    # Nets from elsewhere, and files.
+    (
+        lambda: nets.torchvision_net("resnet19"),
+        'name="resnet19" is none of torchvision\'s classification nets: did you mean resnet18 or resnet152 '
+        "or resnet101?",
+    ),
+    (
+        lambda: nets.torchvision_net("resnet18", weights="IMAGENET1K_V9"),
+        'weights="IMAGENET1K_V9" is none of the weights of resnet18: did you mean IMAGENET1K_V1?',
+    ),
+    (
+        lambda: nets.torchvision_net("resnet18", mean="none"),
+        'mean="none" must be "weights", one number per channel, or null.',
+    ),
+    (
+        lambda: without_network(),
+        "pretrained=True: the weights DEFAULT of resnet18 cannot be downloaded (OSError: no network here): "
+        "connect to the network once, put the file of * at *, or start from random weights "
+        "(--model.net.pretrained false).",
+    ),
+    (
+        lambda: weights(3),
+        "weights.pt holds no state_dict, which names a tensor each: save net.state_dict() alone.",
+    ),
+    (
+        lambda: weights(TinyNet()),
+        "weights.pt holds more than tensors and plain values, so it was not loaded: such a file can run "
+        "any code when it is opened; write it again with lit_robust, or save the net's state_dict alone.",
+    ),
+    (
+        lambda: weights({"head.bias": torch.zeros(4)}),
+        "weights.pt holds the weights of another net (missing there: body.0.weight, body.0.bias, "
+        "body.1.weight and 5 more): build the net that was trained.",
+    ),
+    (
+        lambda: raised(cannot_write("a.txt", OSError(28, "No space left on device"))),
+        "a.txt cannot be written (No space left on device): free some space or choose another folder for "
+        "the run (save_dir of trainer.logger); what was there before is whole.",
+    ),
+    (
+        lambda: pictures("train/cat/1.png"),
+        "photos/train/cat/1.png is not a readable image (not BMP*): repair or remove it.",
+    ),
+    (
+        lambda: pictures("train/cat/1.png", "val/dog/1.png"),
+        "photos has 2 files that are not readable images: repair or remove photos/train/cat/1.png (not "
+        "BMP*), photos/val/dog/1.png (not BMP*).",
+    ),
+    (
+        lambda: pictures("train/cat/1.heic"),
+        "photos/train/cat/1.heic is not a readable image (.heic is not read, save it as PNG): repair or remove it.",
+    ),
+    (
+        lambda: pictures("train/cat/boxes.txt"),
+        "photos: files that are not used, as they are no images: 1, photos/train/cat/boxes.txt the first.",
+    ),
+    (
+        lambda: pictures("train/cat/1.gif", content=frames()),
+        "photos: files with several frames, of which the first is used: 1, photos/train/cat/1.gif the first.",
+    ),
+    (
+        lambda: pictures("train/bee/._0.png", "val/bee/0.png"),
+        "photos/train has classes without images, bee among them.",
+    ),
+    (
+        lambda: ImageFolderDataModule("nowhere"),
+        "nowhere/train has no class folders: it must hold one folder of images for each class.",
+    ),
+    # Selections and draws.
+    (
+        lambda: DigitsDataModule(val_size=0).select([True] * 40),
+        "select() got a mask of shape (40,), but the training set has 1400 images, those that are held out "
+        "included: give one value for each, or positions.",
+    ),
+    (
+        lambda: DigitsDataModule(val_size=0).select([12.0, 13.7]),
+        "select() needs positions, which are integers, or a mask, but got torch.float32.",
+    ),
+    (
+        lambda: DigitsDataModule(val_size=0).select("abc"),
+        "select() needs a list, an array or a tensor (S,) of positions, or a mask, not str (*).",
+    ),
+    (
+        lambda: DigitsDataModule().draw(0),
+        "n=0 must be an integer, at least 1.",
+    ),
+    (
+        lambda: DigitsDataModule(test_size=13).draw(14),
+        'n=14 is more than the 13 images of split="test": draw fewer.',
     ),
     # Schedules.
     (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values: each needs exactly one."),

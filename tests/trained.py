@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_robust.attacks import FGSM, PGD, Attack
 from lit_robust.losses import ce
 from lit_robust.nets import digits_cnn
+from tests.masked import masked
 
 #: What the nets are trained against; None is natural training.
 TRAINED: dict[str, Attack | None] = {"natural": None, "fgsm": FGSM(0.15), "pgd": PGD(0.15, 0.06, steps=5)}
@@ -30,12 +31,13 @@ def held_out() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def trained(name: str) -> nn.Module:
-    """A net of ``TRAINED``, in eval mode."""
+def trained(name: str, mask: type[nn.Module] | None = None) -> nn.Module:
+    """A net of ``TRAINED``, in eval mode; with a layer of ``tests.masked``, trained and returned with it."""
     x, y = (part[:-600] for part in digits())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net, attack = digits_cnn(width=8), TRAINED[name]
+        net = masked(mask(), net) if mask else net
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
         for _ in range(10):
             for rows in torch.randperm(len(x)).split(64):

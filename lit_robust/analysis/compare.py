@@ -9,32 +9,29 @@ import torch
 from torch import Tensor
 
 from lit_robust.analysis.output import new_figure, plain_text, write
-from lit_robust.analysis.subjects import (
-    Subject,
-    read_training_images,
-)
+from lit_robust.analysis.study import Study
+from lit_robust.analysis.subjects import Subject, load_subjects, read_training_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe
+from lit_robust.measures.accuracy import describe, wilson
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from lit_robust.analysis.study import Study
-from lit_robust.measures.accuracy import wilson
 
 #: Methods with fewer seeds are not ranked: their spread between runs is unknown.
 SEEDS = 3
 
 
 class Method(NamedTuple):
-    """All runs of one method, by attack: each image's mean over the seeds, and each run's accuracy."""
+    """The results of one method by attack: each image's mean over the seeds, each run's accuracy; and its alarms."""
 
     name: str
     images: dict[str, Tensor]
     runs: dict[str, list[float]]
+    alarms: Sequence[str] = ()
 
     def mean(self, attack: str) -> float:
         """The mean accuracy over the seeds."""
@@ -46,27 +43,32 @@ def compare(
     data: ImageDataModule,
     attacks: dict[str, Attack] | None = None,
     gap: bool = True,
+    alarms: bool = True,
+    sources: list[str] | None = None,
     limit: int | None = None,
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Compare runs: accuracy when clean and under attacks, and the generalisation gap.
+    """Compare runs: accuracy when clean and under attacks, the generalisation gap, and alarms for masked gradients.
 
-    Runs called NAME@SEED=PATH are those of one method; its row is their mean, with their range and with the 95 %
-    interval over the images. Methods are ranked by the strongest attack, and get different ranks only if their means
-    differ by more than the seeds (half of both ranges) and by more than the images explain (1.96 standard errors of the
-    paired difference). A method of fewer than three seeds is not ranked.
+    Runs named NAME@SEED=PATH with the same NAME are runs of one method. Its row holds their mean, their range, and the
+    95 % interval over the images. Methods are ranked under the strongest attack. Two methods get different ranks only
+    if their means differ by more than the spread over seeds (half the sum of both ranges) and by more than 1.96
+    standard errors of the paired difference over images. A method with fewer than three seeds is not ranked.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
         attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_attacks``.
-        gap: Whether to attack as many training images, too: their accuracy under the first attack minus that of the
-            test images is the generalisation gap.
-        limit: The number of test images, the first ones; by default all.
+        gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
+            first attack minus that of the test images.
+        alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
+            the table, and a method with an alarm is not ranked.
+        sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of compare.csv, .md, .tex and .png, and of the journal from which a stopped run goes on.
+        out: The folder for compare.csv, .md, .tex and .png, and for the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
@@ -81,22 +83,30 @@ def compare(
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}
     if gap:
         measures["gap"] = named_attacks[first], read_training_images(data, study.images.n, study.device)
-    methods = []
+    of_test = {name: attack for name, attack in named_attacks.items() if name != "clean"}
+    origins = load_subjects(sources, study.device) if sources else []
+    methods: list[Method] = []
+    told: dict[str, dict[str, str]] = {}
     for name, runs in by_method(study.subjects).items():
         found = {}
         for measure, (attack, images) in measures.items():
             bits = [study.survivors(run, attack, images=images) for run in runs]
             found[measure] = torch.tensor([[float(bit) for bit in one] for one in bits], dtype=torch.float64)
+        if alarms:
+            told |= {run.name: study.alarms(run, of_test, origins, data.num_classes) for run in runs}
         methods.append(
             Method(
                 name,
                 {measure: values.mean(dim=0) for measure, values in found.items()},
                 {measure: values.mean(dim=1).tolist() for measure, values in found.items()},
+                list(dict.fromkeys(alarm for run in runs for alarm in told.get(run.name, ()))),
             )
         )
     strongest = min(list(named_attacks)[1:], key=lambda name: sum(method.mean(name) for method in methods))
     rows = table(ranked(methods, strongest), list(named_attacks), first if gap else None)
-    text = markdown(rows)
+    text = "\n".join(
+        [markdown(rows), *(f"{run}: ALARM {name}: {said}" for run, of in told.items() for name, said in of.items())]
+    )
     print(text)
     for suffix, content in (("md", text), ("tex", latex(rows))):
         write_whole(study.out / f"compare.{suffix}", content.encode())
@@ -115,7 +125,7 @@ def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
 
 
 def differ(one: Method, other: Method, attack: str) -> bool:
-    """Whether two methods differ by more than their seeds and their images explain."""
+    """Whether two methods differ by more than the spread over seeds and over images."""
     between = abs(one.mean(attack) - other.mean(attack))
     seeds = sum(max(method.runs[attack]) - min(method.runs[attack]) for method in (one, other)) / 2
     paired = one.images[attack] - other.images[attack]
@@ -124,8 +134,11 @@ def differ(one: Method, other: Method, attack: str) -> bool:
 
 
 def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Method]]:
-    """Sort methods, and rank those with enough seeds: one more than the number of those that are clearly better."""
-    enough = [method for method in methods if len(method.runs[attack]) >= SEEDS]
+    """Sort methods by accuracy. The rank is 1 plus the number of clearly better methods.
+
+    It is None with too few seeds or with an alarm.
+    """
+    enough = [method for method in methods if len(method.runs[attack]) >= SEEDS and not method.alarms]
     ranks = {
         method.name: 1
         + sum(differ(method, other, attack) and other.mean(attack) > method.mean(attack) for other in enough)
@@ -149,23 +162,25 @@ def table(
         row["n"] = len(method.images[attacks[0]])
         if gap_under is not None:
             row["gap"] = method.mean("gap") - method.mean(gap_under)
+        row["alarms"] = " ".join(method.alarms)
         rows.append(row)
     return rows
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], dash: str) -> list[list[str]]:
-    """Head and body of a table for people: percent, the range over seeds in brackets, a dash for no rank."""
+    """Head and body of the printed table: percent, the range over seeds in brackets, a dash for no rank."""
     attacks = [key.removesuffix(" low") for key in rows[0] if key.endswith(" low")]
     known = [key for key in ("gap",) if key in rows[0]]
+    told = any(row.get("alarms") for row in rows)
     body = []
     for row in rows:
         cells = [dash if row["rank"] is None else str(row["rank"]), row["method"], str(row["seeds"])]
         for attack in attacks:
             value, least, most = (100 * row[key] for key in (attack, f"{attack} min", f"{attack} max"))
             cells.append(f"{value:.1f} [{least:.1f}, {most:.1f}]" if row["seeds"] > 1 else f"{value:.1f}")
-        cells += [f"{100 * row[key]:.1f}" for key in known]
+        cells += [f"{100 * row[key]:.1f}" for key in known] + [row.get("alarms", "")] * told
         body.append(cells)
-    return [["rank", "method", "seeds", *attacks, *known], *body]
+    return [["rank", "method", "seeds", *attacks, *known, *["alarms"] * told], *body]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

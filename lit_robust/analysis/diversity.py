@@ -43,9 +43,9 @@ def diversity(
         data: Its test images are attacked.
         eps: The bound of the two default attacks.
         attacks: Attacks by name, in place of the default ones.
-        limit: The number of test images, the first ones; by default all.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of diversity.csv and .png, and of the journal from which a stopped run goes on.
+        out: The folder of diversity.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:

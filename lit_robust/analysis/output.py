@@ -1,4 +1,4 @@
-"""What every analysis ends with: a CSV file, a picture, and both in Weights & Biases where that is wanted."""
+"""The results of an analysis: a CSV file, a picture, and both in Weights & Biases if that is asked for."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -36,9 +36,9 @@ def stale(
         checkpoints: Folders of runs, each with several epochs' checkpoints; name=path names a run.
         data: Its test images are attacked.
         attack: By default PGD at eps 8/255 with 10 steps of 2/255; take the one of the training.
-        limit: The number of test images, the first ones; by default all.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of stale.csv and .png, and of the journal from which a stopped run goes on.
+        out: The folder of stale.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:
@@ -61,7 +61,7 @@ def stale(
 
 
 def epochs_of(run: str) -> dict[int, Path]:
-    """The checkpoints of a run by the number of finished epochs, in order; of each epoch one.
+    """The checkpoints of a run by the number of finished epochs, in order; one per epoch.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.

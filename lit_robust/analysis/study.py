@@ -1,6 +1,6 @@
-"""What an analysis works with: nets, images, a journal of what was measured, and the folder that it writes into."""
+"""The inputs of an analysis: nets, images, the journal of finished measurements, and the folder of the results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from lit_robust.analysis.output import check_plotting, device_of
 from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects, read_test_images, survivors
 from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
+from lit_robust.measures.alarms import Alarms
 from lit_robust.seeds import run_seed
 
 
 @dataclass(frozen=True)
 class Study:
-    """Nets and the images that all of them see; whatever is measured is kept in ``journal.jsonl``.
+    """Nets and their common test images; measurements are kept in ``journal.jsonl``.
 
     Args:
         subjects: The nets.
@@ -73,6 +74,36 @@ class Study:
             return survivors(target.net, self._crafted(origin, attack, seen), seen)
 
         return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
+
+    def alarms(
+        self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Subject], classes: int
+    ) -> dict[str, str]:
+        """The alarms of a net after these attacks, a sentence by name; see ``measures.alarms``.
+
+        Args:
+            net: The net.
+            attacks: The attacks of the comparison.
+            sources: Nets whose adversarial images are shown to it.
+            classes: The number of classes.
+        """
+        bits = zip(*(self.survivors(net, attack) for attack in attacks.values()), strict=True)
+        left = torch.tensor([set(bit) == {"1"} for bit in bits], device=self.device)
+
+        def measure() -> dict[str, str]:
+            probed = Alarms(attacks, classes, sources=[source.net for source in sources]).to(self.device)
+            for batch, of_batch in zip(self.images.batches, self.per_batch(left), strict=True):
+                probed.update(net.net, batch, of_batch)
+            return probed.compute()
+
+        found: dict[str, str] = self.journal.get(
+            ("alarms", net.key, self.images.key, repr(attacks), str(run_seed()), *(source.key for source in sources)),
+            measure,
+        )
+        return found
+
+    def per_batch(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Split values of all images as the images are."""
+        return torch.split(values, [len(batch.y) for batch in self.images.batches])
 
     def _crafted(self, origin: Subject, attack: Attack, images: Images) -> list[Tensor]:
         """The adversarial images of a net; the last ones are kept, because a transfer shows them to several nets."""

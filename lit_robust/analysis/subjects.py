@@ -1,4 +1,4 @@
-"""What an analysis looks at: nets by name, and the images that all of them see."""
+"""The nets of an analysis by name, and their common images."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -137,7 +137,7 @@ def adversarial_images(net: nn.Module, attack: Attack, images: Images) -> list[T
 
 
 def survivors(net: nn.Module, crafted: Iterable[Tensor], images: Images) -> str:
-    """Tell for each image whether the net is right about it and about its adversarial one, as ``"1101..."``."""
+    """For each image, whether it and its adversarial image are classified correctly, as ``"1101..."``."""
     found = [
         is_correct(net, batch.x, batch.y) & is_correct(net, x_adv, batch.y)
         for x_adv, batch in zip(crafted, images.batches, strict=True)

@@ -59,9 +59,9 @@ def surface(
         radius: Half of the plane's side: in units of the weights' own norm (0.5 by default), or of eps (2 by default).
         eigenvalue: Whether to compute the largest eigenvalue of the adversarial loss's Hessian in the weights, too, by
             power iteration to 1 % or at most 50 iterations.
-        limit: The number of test images, the first ones; at least 200 are needed for a smooth picture.
+        limit: Use only the first ``limit`` test images; at least 200 are needed for a smooth picture.
         device: auto, cpu or cuda.
-        out: The folder of surface_<space>.csv and .png, and of the journal from which a stopped run goes on.
+        out: The folder of surface_<space>.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:

@@ -55,9 +55,9 @@ def sweep(
         over: What is varied.
         values: Its values; by default 0 to 4 times the attack's eps, 1 to 100 steps, or 1 to 20 restarts.
         step: With over=eps, whether the step size stays fixed, as in the slides, or is scaled with eps.
-        limit: The number of test images, the first ones; by default all.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of sweep_<over>.csv and .png, and of the journal from which a stopped sweep goes on.
+        out: The folder of sweep_<over>.csv and .png, and of the journal by which a stopped sweep continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:

@@ -42,8 +42,8 @@ def curves(
     """Plot the training loss and the accuracy of several runs over their epochs.
 
     As in the DAT slides (ICASSP 2022), which show a higher training loss and a higher test accuracy with a delayed
-    start. Marked are DAT's switch (dashed) and each epoch whose learning rate is at most half of the last one's
-    (dotted). Accuracy is that of the test images where data is given and the run kept checkpoints of its epochs (-c
+    start. DAT's switch (dashed) and each epoch whose learning rate is at most half of the previous one's (dotted) are
+    marked. Accuracy is that of the test images where data is given and the run kept checkpoints of its epochs (-c
     configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs of NuAT-H
     add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
@@ -51,9 +51,9 @@ def curves(
         checkpoints: Folders of runs with a metrics.csv; the files of resumed runs are joined; name=path names a run.
         data: Its test images are attacked, if there are checkpoints to test.
         attack: The attack of that test; by default PGD at eps 8/255 with 20 steps of 2/255.
-        limit: The number of test images, the first ones; by default all.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of curves.csv and .png, and of the journal from which a stopped run goes on.
+        out: The folder of curves.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:

@@ -28,8 +28,8 @@ def transfer(
     """Show every net the adversarial images that were crafted on every other one.
 
     The black-box table of the DAT slides (ICASSP 2022), where the sources are trained independently: other seeds of a
-    natural, a fully adversarial and a delayed training. A net that adversarial images of another net fool more often
-    than its own hides its gradients.
+    natural, a fully adversarial and a delayed training. If images crafted on another
+    net lower the accuracy of a net more than its own do, it masks its gradients.
 
     Args:
         checkpoints: The nets to attack: .ckpt files or folders of runs, whose last checkpoint is taken; name=path
@@ -37,9 +37,9 @@ def transfer(
         data: Its test images are attacked.
         sources: The nets to craft on, in the same form; by default the attacked nets.
         attack: By default PGD at eps 8/255 with 10 steps of 2/255, as in the slides.
-        limit: The number of test images, the first ones; by default all.
+        limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of transfer.csv and .png, and of the journal from which a stopped run goes on.
+        out: The folder of transfer.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
 
     Returns:

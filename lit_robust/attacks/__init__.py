@@ -10,6 +10,8 @@ from lit_robust.attacks.gama import GAMAFW, GAMAPGD
 from lit_robust.attacks.margin_pgd import CWPGD, MultiTargetedPGD, TargetedPGD
 from lit_robust.attacks.nuclear import FrobeniusNorm, NuclearNorm
 from lit_robust.attacks.pgd import PGD
+from lit_robust.attacks.square import Square
+from lit_robust.keywords import answer_keywords
 
 __all__ = [
     "BPDA",
@@ -27,5 +29,8 @@ __all__ = [
     "FrobeniusNorm",
     "MultiTargetedPGD",
     "NuclearNorm",
+    "Square",
     "TargetedPGD",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, Attack, check_batch
+from lit_robust.attacks.base import EPS, Attack, NoGraphError, check_batch
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import Norm
@@ -32,6 +33,21 @@ VERSIONS: dict[str, dict[str, int]] = {
 
 #: Forwards per image and restart, at most (FAB: about), with 9 targets; for the estimate of the time left.
 LOOKS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 200, "fab-t": 1800, "square": 5000}
+
+#: What the package's checks may find, by words of its messages, and how we say it.
+FINDINGS = {
+    "randomized defense": 'the net draws random numbers, which misleads AutoAttack: choose version="rand".',
+    "probability distribution": "the net returns probabilities, whose gradients vanish: let it return logits.",
+    "zero gradient": (
+        "the gradient is exactly 0 at some images, where APGD cannot move: look for rounding or saturation in the net "
+        "(BPDA), and trust Square's share of the result."
+    ),
+    "Square Attack has decreased": (
+        "Square broke images that all gradient attacks left, so the net masks its gradients: see the alarms of test."
+    ),
+    "dynamic defense": "the net optimises while it predicts, which AutoAttack does not take into account.",
+    "dynamic defenses is not": "whether the net optimises while it predicts could not be checked.",
+}
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +70,7 @@ class AutoAttack(Attack):
 
     The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
     If a net has fewer than 10 classes, the targeted attacks target all wrong ones. What the package's own checks find
-    (a randomised net, outputs that are probabilities, zero gradients, ...) is issued as Python warnings. A terminal
+    (``FINDINGS``: a randomised net, outputs that are probabilities, zero gradients, ...) is warned of. A terminal
     shows a bar with the time left; the logger ``lit_robust`` gets a line per attack at level INFO. The net should be
     in eval mode.
 
@@ -108,7 +124,7 @@ class AutoAttack(Attack):
             return logits
 
         # FAB calls `backward`: on a net that is not frozen it would leave gradients on the parameters.
-        with bar, crafting(x, y) as (x, y), frozen(net), torch.no_grad(), _own_random_state():
+        with bar, crafting(x, y) as (x, y), frozen(net), torch.no_grad(), _own_random_state(), _in_our_words():
             x_adv, x = x.clone(), x.contiguous()  # the package reads images through `view`
             classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
@@ -198,6 +214,22 @@ class _Package:
             self.checks.check_dynamic(predict, x)
         finally:
             sys.settrace(trace)
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Warn of what the package finds in the words of ``FINDINGS``, once; and of a net without a graph by our error."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            raise NoGraphError from None
+        raise
+    for message, category in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
+        ours = next((f"AutoAttack: {said}" for theirs, said in FINDINGS.items() if theirs in message), None)
+        warnings.warn(ours or message, UserWarning if ours else category, stacklevel=4)
 
 
 @contextmanager

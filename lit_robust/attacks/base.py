@@ -12,12 +12,23 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.guards import is_checked
 from lit_robust.magnitudes import Magnitude
+from lit_robust.shown import shown
 
 P = ParamSpec("P")
 A = TypeVar("A", bound="Attack")
 
 #: The default bound, that of the CIFAR-10 tables; saved as written here.
 EPS = Magnitude("8/255")
+
+
+class NoGraphError(ValueError):
+    """The net's logits have no graph to the pixels, so an attack has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the net's logits have no graph to the pixels, so there is no gradient: compute them with torch's "
+            "differentiable functions, give the step without a gradient a substitute (BPDA), or attack with Square."
+        )
 
 
 class Attack(ABC):
@@ -107,6 +118,7 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
     The losses are summed, not averaged: with a mean over 256 samples, float16 gradients underflow to 0.
 
     Raises:
+        NoGraphError: If the loss does not depend on the images by a graph.
         ValueError: If the loss is not one number per sample.
     """
     if loss.shape != x_adv.shape[:1]:
@@ -115,7 +127,11 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
             f"{tuple(loss.shape)}: "
             'use a function of lit_robust.losses, or reduction="none".'
         )
-    (gradient,) = torch.autograd.grad(loss.sum(), x_adv)
+    if not loss.requires_grad:
+        raise NoGraphError
+    (gradient,) = torch.autograd.grad(loss.sum(), x_adv, allow_unused=True)
+    if gradient is None:  # there is a graph, to the parameters only
+        raise NoGraphError
     return gradient
 
 
@@ -129,7 +145,9 @@ def check_attack(name: str, attack: Attack) -> None:
     if isinstance(attack, type):
         raise TypeError(f"{name}={attack.__name__} is a class: write {attack.__name__}(...).")
     if not callable(attack):
-        raise TypeError(f"{name}={attack!r} is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).")
+        raise TypeError(
+            f"{name}={shown(attack)} is not an attack: give one of lit_robust.attacks, such as PGD(steps=10)."
+        )
     if getattr(attack, "targeted", False):
         raise ValueError(
             f"{name} is targeted, and its targets would be the true labels, which helps the net: set "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack
+from lit_robust.shown import shown
 from lit_robust.threats import Norm
 
 #: A step of a net, such as a preprocessing of images.
@@ -54,9 +55,11 @@ class BPDA(Attack):
     def __post_init__(self) -> None:
         require.instance("attack", self.attack, Attack, "give one such as PGD(steps=40)")
         if not isinstance(self.forward, str) and not callable(self.forward):
-            raise TypeError(f"forward={self.forward!r} is not a step: give a layer's name, or a function of images.")
+            raise TypeError(
+                f"forward={shown(self.forward)} is not a step: give a layer's name, or a function of images."
+            )
         if self.substitute is not None and not callable(self.substitute):
-            raise TypeError(f"substitute={self.substitute!r} is not a function: leave it out for the identity.")
+            raise TypeError(f"substitute={shown(self.substitute)} is not a function: leave it out for the identity.")
 
     @property
     def eps(self) -> float | None:

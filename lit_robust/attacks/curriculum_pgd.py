@@ -13,6 +13,7 @@ from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
+from lit_robust.shown import shown
 from lit_robust.threats import Linf
 
 
@@ -100,4 +101,4 @@ class CurriculumFGSM(Attack):
 
 def _check_number(lam: float) -> None:
     if not isinstance(lam, Real) or math.isnan(lam):
-        raise ValueError(f"lam={lam!r} bounds nothing: give a number.")
+        raise ValueError(f"lam={shown(lam)} bounds nothing: give a number.")

@@ -18,6 +18,7 @@ from lit_robust.attacks.hessian import (
     softmax_eigenvalue,
 )
 from lit_robust.attacks.pgd import PGD
+from lit_robust.keywords import answer_keywords
 from lit_robust.threats import Norm
 
 #: ``(x_adv, logits of x_adv, gradient of the objective) -> (N,)``, the difficulty of a run's current points.
@@ -230,3 +231,6 @@ def _length(delta: Tensor, norm: Norm) -> Tensor:
         delta, ord=torch.inf if norm == "linf" else 2, dim=tuple(range(1, delta.ndim))
     )
     return length
+
+
+answer_keywords([ProbabilityGap, AdversarialLoss, Distance, Steps, FOSC, LastLayerSharpness, PowerIteration])

@@ -39,7 +39,7 @@ class GAMAPGD(PGD):
         lam: The first weight of the squared distance.
         relaxed: The share of the steps over which the weight falls to 0.
         drops: When the step is shortened, as shares of the steps.
-        drop: What a drop divides the step by.
+        drop: The divisor of the step at each of these times.
         guide: The reference ``x_ref``: the ``start`` of the run, or the ``clean`` image, which costs a forward.
 
     ``eps``, ``steps``, ``norm``, ``restarts``, ``freeze_misclassified``, ``keep`` and ``eot`` are those of PGD, whose
@@ -121,7 +121,7 @@ class GAMAPGD(PGD):
 
 @dataclass(frozen=True)
 class GAMAFW(GAMAPGD):
-    """GAMA-FW, the same paper's Frank-Wolfe steps, which its authors recommend where there are few, such as 10.
+    """GAMA-FW, the same paper's Frank-Wolfe steps, which its authors recommend for few steps, such as 10.
 
         x' <- P( (1 - gamma_k) x' + gamma_k (x + eps steepest(grad)) )
 
@@ -131,7 +131,7 @@ class GAMAFW(GAMAPGD):
     the clean image.
 
     Args:
-        drop: What a drop divides ``gamma`` by.
+        drop: The divisor of ``gamma`` at each of these times.
         gamma: The share of the way in the first step.
 
     The other arguments are those of ``GAMAPGD``, but for ``step_size``.

@@ -10,10 +10,23 @@ from lit_robust import losses, require
 from lit_robust.attacks.passes import Objective, Passes, like_images
 from lit_robust.attacks.pgd import PGD, Reference
 from lit_robust.losses import SampleLoss, TargetLoss
+from lit_robust.shown import shown
 
 
 @dataclass(frozen=True)
-class CWPGD(PGD):
+class _MarginPGD(PGD):
+    """PGD whose objective is made of the margin, so that its loss cannot be chosen."""
+
+    loss: SampleLoss = field(default=losses.margin, init=False)
+    compare_with: Reference = field(default="label", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class CWPGD(_MarginPGD):
     """PGD on the margin of Carlini and Wagner (arXiv:1608.04644, f6): the "CW attack" of PGD's tables.
 
         max_{|x' - x| <= eps}  min( max_{j != y} z_j(x') - z_y(x'), kappa )
@@ -32,12 +45,9 @@ class CWPGD(PGD):
         ValueError: If an argument is out of range.
     """
 
-    loss: SampleLoss = field(default=losses.margin, init=False)
-    compare_with: Reference = field(default="label", init=False)
     kappa: float | None = 50.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
         super().__post_init__()
         if self.kappa is not None:
             require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None is no bound")
@@ -49,7 +59,7 @@ class CWPGD(PGD):
 
 
 @dataclass(frozen=True)
-class TargetedPGD(PGD):
+class TargetedPGD(_MarginPGD):
     """PGD towards the wrong class that is the n-th most likely one for the clean image.
 
         max_{|x' - x| <= eps}  z_t(x') - z_y(x'),        t the class of the n-th largest logit of x, without y
@@ -73,14 +83,11 @@ class TargetedPGD(PGD):
             ``target_rank`` names.
     """
 
-    loss: SampleLoss = field(default=losses.margin, init=False)
-    compare_with: Reference = field(default="label", init=False)
     targeted: bool = field(default=False, init=False)
     target_rank: int = 1
     towards: TargetLoss = losses.margin_targeted
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
         super().__post_init__()
         if self.target_rank != -1:
             require.integer("target_rank", self.target_rank, least=1, hint="-1 is the least likely class")
@@ -105,7 +112,7 @@ class TargetedPGD(PGD):
 
 
 @dataclass(frozen=True)
-class MultiTargetedPGD(PGD):
+class MultiTargetedPGD(_MarginPGD):
     """MultiTargeted (Gowal et al., arXiv:1910.09338): a run towards each of the most likely wrong classes.
 
         max_{t in T} max_{|x' - x| <= eps}  z_t(x') - z_y(x')
@@ -128,14 +135,11 @@ class MultiTargetedPGD(PGD):
         ValueError: If an argument is out of range.
     """
 
-    loss: SampleLoss = field(default=losses.margin, init=False)
-    compare_with: Reference = field(default="label", init=False)
     targeted: bool = field(default=False, init=False)
     targets: int = 9
     towards: TargetLoss = losses.margin_targeted
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", losses.margin)  # from the class it would be a bound method
         super().__post_init__()
         require.integer("targets", self.targets, least=1)
         _check_towards(self.towards)
@@ -164,4 +168,6 @@ class MultiTargetedPGD(PGD):
 
 def _check_towards(towards: object) -> None:
     if not callable(towards):
-        raise TypeError(f"towards={towards!r} is not a function: give one such as lit_robust.losses.margin_targeted.")
+        raise TypeError(
+            f"towards={shown(towards)} is not a function: give one such as lit_robust.losses.margin_targeted."
+        )

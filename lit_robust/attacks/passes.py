@@ -18,7 +18,7 @@ class Passes:
     """The passes of one run: each is averaged over ``eot`` repetitions, for nets that draw random numbers.
 
     Images can be left out of further passes. Their logits then stay as they were and their gradient is 0, so objectives
-    and rules about who moves still see all images, in their order.
+    and ``movers`` still get all images, in their order.
     """
 
     def __init__(self, net: nn.Module, eot: int) -> None:
@@ -61,7 +61,7 @@ class WorstPoint:
 
     Args:
         passes: The passes of the run.
-        x_adv: What is kept where nothing is seen ``(N, ...)``.
+        x_adv: The points ``(N, ...)`` to keep until others are seen.
         y: The labels ``(N,)``, or with ``targeted`` the classes to reach.
         targeted: Whether ``y`` are classes to reach.
         shrinks: Whether misclassified images leave the batch; this waits for the device every 10 steps.
@@ -74,7 +74,7 @@ class WorstPoint:
         self.margin = torch.full_like(y, -torch.inf, dtype=torch.float32)
 
     def goes_on(self, k: int) -> bool:
-        """Leave out the misclassified images before step ``k``, if it is time; False if no other ones are left."""
+        """Leave out the misclassified images before step ``k``, if it is time; False if none remain."""
         if not (self.shrinks and k and k % SHRINK_EVERY == 0):
             return True
         rows = (~self.broken).nonzero().squeeze(1)
@@ -83,7 +83,7 @@ class WorstPoint:
 
     @torch.no_grad()
     def see(self, x_adv: Tensor, logits: Tensor) -> None:
-        """Keep the points ``(N, ...)`` that are worse than those seen before; waits for no value of the device.
+        """Keep the points ``(N, ...)`` that are worse than those seen before, without waiting for the device.
 
         The logits of images that have left the batch are those of a point that was seen before, so their kept points
         stay.
@@ -107,7 +107,7 @@ def like_images(per_sample: Tensor, x: Tensor) -> Tensor:
 def badness(logits: Tensor, y: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
     """Which images are misclassified, and the margins by which they are, both ``(N,)``.
 
-    Logits that are not finite count as misclassified, as in an evaluation; a margin that is not a number is -inf.
+    Logits that are not finite count as misclassified, as in an evaluation; a margin of NaN becomes -inf.
 
     Args:
         logits: ``(N, C)``.

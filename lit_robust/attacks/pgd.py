@@ -14,6 +14,7 @@ from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, li
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
+from lit_robust.shown import shown
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
@@ -67,8 +68,8 @@ class PGD(Attack):
         keep: Which point of a run is returned for each image: the ``last`` one, or the ``worst`` one seen, start and
             last included: a misclassified one first, then the one with the largest margin ``losses.margin``. Restarts
             are compared in the same way.
-        eot: How many passes each gradient is averaged over, with new random numbers in each, for nets that draw some:
-            expectation over transformation (Athalye et al., ICML 2018, arXiv:1802.00420, section 4.2).
+        eot: The number of passes that each gradient is averaged over, for nets that draw random numbers: expectation
+            over transformation (Athalye et al., ICML 2018, arXiv:1802.00420, section 4.2).
 
     Raises:
         TypeError: If ``loss`` is not a function.
@@ -106,7 +107,7 @@ class PGD(Attack):
         require.integer("restarts", self.restarts, least=1)
         require.integer("eot", self.eot, least=1)
         if not callable(self.loss):
-            raise TypeError(f"loss={self.loss!r} is not a function: give one such as lit_robust.losses.ce.")
+            raise TypeError(f"loss={shown(self.loss)} is not a function: give one such as lit_robust.losses.ce.")
         require.number("momentum", self.momentum, least=0)
         if self.loss is losses.kl and self.compare_with == "label":
             raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')

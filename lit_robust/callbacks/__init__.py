@@ -21,6 +21,7 @@ from lit_robust.callbacks.predictions import PredictionWriter
 from lit_robust.callbacks.ramp import AttributeRamp
 from lit_robust.callbacks.robust_accuracy import RobustAccuracy
 from lit_robust.callbacks.time_left import TimeLeft
+from lit_robust.keywords import answer_keywords
 
 __all__ = [
     "AbnormalRise",
@@ -45,3 +46,5 @@ __all__ = [
     "SwitchRule",
     "TimeLeft",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

@@ -19,6 +19,7 @@ from lit_robust.first_batch import (
     logits_of,
     only_logits,
     outputs,
+    refuse_probabilities,
 )
 
 #: One number, or one for each channel.
@@ -58,6 +59,7 @@ class Adapter:
         self.std = (1.0,) if std is None else _numbers(std)
         self.normalised = mean is not None
         self._unpack = False
+        self._unchecked_in_training = True
         #: The number of classes, if the labels are classes.
         self._classes: int | None = None
         self._range: Tensor | None = None
@@ -140,7 +142,7 @@ class Adapter:
         few = self.pixels(batch)[:2]
         found = outputs(self.users_net(module), self._normalise(few), name, remedy)
         logits = logits_of(found)
-        self._unpack = logits is not found
+        self._unpack, self._unchecked_in_training = logits is not found, True
         logits = check_logits(logits, few, name, remedy, "set net to the sub-module before the softmax")
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.
@@ -204,7 +206,11 @@ class _PixelsToLogits(nn.Module):
         self.training = net.training
 
     def forward(self, x: Tensor) -> Tensor:
-        return only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))
+        logits = only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))
+        if self.training and self.adapter._unchecked_in_training:
+            self.adapter._unchecked_in_training = False
+            refuse_probabilities(logits)
+        return logits
 
 
 def _numbers(values: Channels) -> tuple[float, ...]:

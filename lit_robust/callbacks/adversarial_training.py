@@ -19,7 +19,7 @@ from lit_robust.lightning_internals import (
     is_due_for_logging,
     restore_batches,
 )
-from lit_robust.measures.accuracy import tell_of_idle_attack, tell_of_short_steps
+from lit_robust.measures.attack_checks import tell_of_idle_attack, tell_of_short_steps
 from lit_robust.seeds import seed
 
 
@@ -112,7 +112,7 @@ class AdversarialTraining(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Refuse pixels and labels of later batches that are out of range; every now and then, because it waits."""
+        """Refuse pixels and labels out of range; not after every batch, because this waits for the device."""
         if is_due_for_logging(trainer) or trainer.is_last_batch:
             self.adapter.tell()
 

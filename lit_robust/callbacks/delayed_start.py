@@ -98,6 +98,8 @@ class DelayedStart(Callback):
             or the loss is not logged, or only by step.
     """
 
+    logs_no_metric = True
+
     def __init__(
         self,
         rule: SwitchRule = Plateau(),
@@ -173,7 +175,7 @@ class DelayedStart(Callback):
             self._check_mean(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the epoch's loss, and log s once it is decided."""
+        """Give the epoch's loss to the rule, and log the switch epoch once it is known."""
         if self.switch_epoch is None and self.at_epoch is None:
             self.losses.append(self._loss(trainer, pl_module))
         self._settle(trainer.current_epoch + 1)

@@ -27,6 +27,8 @@ class StopAfterDrop(Callback):
         ValueError: If ``epochs`` is below 1, or no drop can be foreseen (see ``first_drop``).
     """
 
+    logs_no_metric = True
+
     def __init__(self, epochs: int = 15) -> None:
         require.integer("epochs", epochs, least=1)
         self.epochs = epochs

@@ -49,6 +49,8 @@ class EMAWeights(WeightAveraging):
             weights only, which would be the live ones.
     """
 
+    logs_no_metric = True
+
     # The state is saved beside the weights (see on_save_checkpoint). Lightning refuses two callbacks of a class that
     # overrides state_dict, before setup could say what to do instead.
     state_dict = Callback.state_dict
@@ -81,10 +83,11 @@ class EMAWeights(WeightAveraging):
         if self.extra:
             check_net(pl_module, self.net, "EMAWeights averages")
         vars(pl_module).pop("averaged", None)  # an earlier fit's, which the copy below would copy too
+        trainer.precision_plugin.convert_module(pl_module)  # now, so that the copies of 64-true have 64 bits
         try:
             super().setup(trainer, pl_module, stage)
             self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
-        except RuntimeError as error:  # torch copies no tensor that was computed, such as this one's weight
+        except RuntimeError as error:  # torch cannot copy a computed tensor, such as weight_norm's weight
             raise ValueError(
                 f"EMAWeights copies the net, which this {type(pl_module).__name__} prevents: replace "
                 "torch.nn.utils.weight_norm in it by torch.nn.utils.parametrizations.weight_norm."
@@ -153,14 +156,24 @@ class EMAWeights(WeightAveraging):
         """Resume all averages; one that the checkpoint lacks starts from its live weights.
 
         Outside ``fit`` there is nothing to do: the ``state_dict`` has been loaded.
+
+        Raises:
+            ValueError: If the averages are broken or of another net.
         """
         if self._average_model is None:
             return
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
-        saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
-        for name, net in self._nets.items():
-            net.load_state_dict(saved.get(name, live))
+        try:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+            saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
+            for name, net in self._nets.items():
+                net.load_state_dict(saved.get(name, live))
+        except Exception as error:  # of what a file holds, torch raises anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"the checkpoint's averages are broken or of another net ({reason}): use an earlier one, or leave "
+                "EMAWeights out."
+            ) from error
 
     @property
     def _average(self) -> AveragedModel:

@@ -17,7 +17,8 @@ from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.guards import network_mode, own_random_state
-from lit_robust.measures.accuracy import describe, tell_of_short_steps
+from lit_robust.measures.accuracy import describe
+from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import run_folder
 from lit_robust.seeds import seed

@@ -14,12 +14,13 @@ from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_net
 from lit_robust.guards import frozen, own_random_state
-from lit_robust.measures.accuracy import CLEAN, Survivors, surviving, tell_of_short_steps
+from lit_robust.measures.accuracy import CLEAN, Survivors, surviving
+from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.seeds import seed
 
 
 class HasValidationAttack(Protocol):
-    """What ``GeneralizationGap`` needs of a module, as every Defense has it, if it is given no attack."""
+    """What ``GeneralizationGap`` without an attack needs of a module; every Defense has it."""
 
     net: nn.Module
     val_attacks: dict[str, Attack]
@@ -47,7 +48,7 @@ class GeneralizationGap(Callback):
 
     Args:
         images: The number of training images, the first ones, over all ranks together.
-        attack: The attack; by default the validation's of a Defense.
+        attack: The attack; by default the validation attack of a Defense.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
         net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
@@ -125,7 +126,8 @@ class GeneralizationGap(Callback):
     def _measure(self, trainer: Trainer, module: LightningModule) -> Survivors:
         survivors, missing = self._none_yet(trainer), -(-self.images // trainer.world_size)
         for index, batch in enumerate(_data(trainer).plain_train_dataloader()):
-            on_device = move_data_to_device(batch, trainer.strategy.root_device)
+            converted = trainer.precision_plugin.convert_input(batch)
+            on_device = move_data_to_device(converted, trainer.strategy.root_device)
             missing -= self._count(trainer, module, survivors, on_device, index, missing)
             if missing <= 0:
                 break

@@ -73,7 +73,7 @@ def _has_forward(module: LightningModule) -> bool:
 
 
 class MayBeNatural(Protocol):
-    """What a module may have that attacks nothing in training, as ``Natural`` does."""
+    """What a module may have that trains without an attack, such as ``Natural``."""
 
     is_natural: bool
 

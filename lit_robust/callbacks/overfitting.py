@@ -19,7 +19,7 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
 from lit_robust.guards import network_mode, own_random_state
-from lit_robust.measures.accuracy import tell_of_short_steps
+from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.seeds import seed
 
 Action = Literal["warn", "stop", "restore"]

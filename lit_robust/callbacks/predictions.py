@@ -34,6 +34,8 @@ class PredictionWriter(BasePredictionWriter):
         ValueError: If ``predict_step`` returns something else, or two callbacks write one file.
     """
 
+    logs_no_metric = True
+
     def __init__(self, path: str | None = None, y: Key | None = 1) -> None:
         super().__init__(write_interval="batch")
         self.path = path
@@ -82,7 +84,7 @@ class PredictionWriter(BasePredictionWriter):
         path = self._file(trainer)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A file may have a name that is no valid UTF-8; it is written as it is.
+            # An image's file name may be invalid UTF-8; its bytes are written unchanged.
             mode = "w" if batch_idx == 0 else "a"
             with path.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)

@@ -14,9 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_robust import require
 from lit_robust.callbacks.needs import callbacks_of, check_not_natural
 from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
-from lit_robust.measures.accuracy import short_steps
+from lit_robust.measures.attack_checks import short_steps
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
+from lit_robust.shown import shown
 
 
 class HasAttribute(Protocol):
@@ -150,7 +151,7 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
 
 
 def _owners(ramps: Iterable[AttributeRamp]) -> set[str]:
-    """The paths of what the ramps change, such as an attack, but for the module itself."""
+    """The paths of the objects that the ramps change, such as ``attack``, without the module itself."""
     return {ramp.attribute.rpartition(".")[0] for ramp in ramps} - {""}
 
 
@@ -201,7 +202,7 @@ def _check_number(module: HasAttribute, attribute: str) -> None:
         )
     if not _is_number(value):
         raise ValueError(
-            f'AttributeRamp("{attribute}") drives a number, but {attribute} is {value!r}: did you mean '
+            f'AttributeRamp("{attribute}") drives a number, but {attribute} is {shown(value)}: did you mean '
             f"{_listed(_numbers(owner))}?"
         )
 
@@ -228,5 +229,5 @@ def _is_number(value: Any) -> bool:
 
 @cache
 def _names_in_every_module() -> frozenset[str]:
-    """What every module has in its ``__dict__``, which a misspelled attribute does not stand for."""
+    """What every module has in its ``__dict__``, and what a message should not suggest for a misspelled attribute."""
     return frozenset(vars(LightningModule()))

@@ -3,25 +3,20 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
+from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
-from lit_robust.measures.accuracy import (
-    Accuracy,
-    Survivors,
-    check_different,
-    check_names,
-    legend,
-    rows_of,
-    surviving,
-    table,
-    tell_of_short_steps,
-)
+from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words
+from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
 from lit_robust.seeds import seed
 
 
@@ -37,7 +32,8 @@ class RobustAccuracy(Callback):
 
     It logs ``val/acc/<name>`` and ``test/acc/<name>`` for each attack, ``clean`` for none and, if there are several
     attacks, ``worst`` for the samples that withstand all of them. A ModelCheckpoint or EarlyStopping of the same run
-    can monitor them. A test prints them with their 95 % intervals.
+    can monitor them. A test prints them with their 95 % intervals, and below them alarms, which it also counts in
+    ``test/alarms``.
 
     Each batch is attacked before the module sees it, in float32 and in the module's present mode, also under
     Lightning's inference mode. It changes nothing, not even the module's random numbers. Random starts are the same in
@@ -55,6 +51,8 @@ class RobustAccuracy(Callback):
             ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
+        alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a
+            Defense, which looks for them itself, none are.
 
     Raises:
         ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do
@@ -70,7 +68,9 @@ class RobustAccuracy(Callback):
         net: str | None = None,
         mean: Channels | None = None,
         std: Channels | None = None,
+        alarm_images: int = IMAGES,
     ) -> None:
+        require.integer("alarm_images", alarm_images, least=0)
         self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
         for of_split in self.attacks.values():
             _check_attacks(of_split)
@@ -78,6 +78,10 @@ class RobustAccuracy(Callback):
         self.adapter = Adapter(x, y, net, mean, std)
         #: What was measured last, with n and its interval, by split and name.
         self.accuracies: dict[str, dict[str, Accuracy]] = {}
+        #: The alarms of the last test by name, a sentence each.
+        self.alarms: dict[str, str] = {}
+        self.alarm_images = alarm_images
+        self._probed: dict[int, Alarms] = {}
         self._survivors: dict[int, Survivors] = {}
         self._logged: set[str] = set()
         self._columns: dict[str, dict[str, Accuracy]] = {}
@@ -108,7 +112,7 @@ class RobustAccuracy(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
-        self._survivors = {}
+        self._survivors, self._probed = {}, {}
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -117,15 +121,22 @@ class RobustAccuracy(Callback):
         self._measure("test", trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log ``test/acc/<name>``."""
+        """Log ``test/acc/<name>`` and ``test/alarms``."""
         self._columns = self._report("test", pl_module)
+        self.alarms = {}
+        for probed in self._probed.values():
+            self.alarms |= probed.compute()
+        if self._probed:
+            pl_module.log("test/alarms", float(len(self.alarms)), sync_dist=True, reduce_fx="max", batch_size=1)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the table of a test, below the progress bar."""
         if stage == "test" and trainer.is_global_zero and any(self._columns.values()):
             if trainer.progress_bar_callback:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # its own turn comes after ours
-            print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n")
+            probed = sum(of_loader.n for of_loader in self._probed.values())
+            told = f"{in_words(self.alarms, probed)}\n" if self._probed else ""
+            print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n\n{told}")
 
     def _measure(
         self, split: str, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, loader: int
@@ -136,8 +147,17 @@ class RobustAccuracy(Callback):
         batch, net = self.adapter.labelled(batch), self.adapter.logits_net(module)
         with own_random_state(batch.x.device), frozen(net):
             seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
-            correct = surviving(net, self.attacks[split], batch)
+            correct = surviving(net, self.attacks[split], batch, "keep" if split == "test" else "refuse")
+            if split == "test" and not _own_rows(module, split):
+                self._probe(net, batch, correct, loader, trainer.world_size)
         self._survivors[loader].update(correct, batch.weight)
+
+    def _probe(self, net: nn.Module, batch: Batch, correct: Mapping[str, Tensor], loader: int, ranks: int) -> None:
+        if loader not in self._probed:
+            with torch.no_grad():
+                classes = net(batch.x[:1]).shape[1]
+            self._probed[loader] = Alarms(self.attacks["test"], classes, self.alarm_images).to(batch.x.device)
+        self._probed[loader].update(net, batch, torch.stack(list(correct.values())).all(dim=0), ranks)
 
     def _check_free(self, key: str, name: str, module: LightningModule) -> None:
         """Refuse a key that the module itself has logged: it is there before we log it for the first time."""

@@ -27,7 +27,7 @@ class TimeLeft(Callback):
         self._timers: list[Timer] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Extend what the progress bar shows beside its own."""
+        """Add the estimate to what the progress bar shows."""
         if stage != "fit":
             return
         self._marks.clear()
@@ -43,14 +43,14 @@ class TimeLeft(Callback):
             bar.get_metrics = get_metrics
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note when an epoch starts, or goes on after a resume."""
+        """Record when an epoch starts, or continues after a resume."""
         if batch_idx == 0 or not self._marks:
             self._marks.append(_progress(trainer, batch_idx))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Estimate anew."""
+        """Update the estimate."""
         (then, *begun), (now, *done) = self._marks[0], _progress(trainer, batch_idx + 1)
         left = [time for timer in self._timers if (time := timer.time_remaining()) is not None]
         for end, before, here in zip((trainer.max_epochs, trainer.max_steps), begun, done, strict=True):

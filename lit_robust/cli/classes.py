@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from inspect import isclass, isfunction, signature
+from inspect import isclass, isfunction
 from typing import Any, get_type_hints
 
 import torch
@@ -13,9 +13,11 @@ from jsonargparse import Namespace, _instantiation, _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers
+from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
+from lit_robust.keywords import keywords_of
 from lit_robust.schedules import Schedule
 
 
@@ -39,11 +41,14 @@ ROOMS = (
     *(lightning_callbacks, loggers, torch.optim, torch.optim.lr_scheduler),
 )
 NAMES = [name for room in ROOMS for name in room.__all__ if isclass(getattr(room, name))]
-#: What is built by a function needs its whole path.
+#: Functions need their whole path.
 NAMES += [f"{nets.__name__}.{name}" for name in nets.__all__ if isfunction(getattr(nets, name))]
 
+#: Short names of several classes, and what each means: the class that the arguments' types name.
+AMBIGUOUS: dict[Any, type] = {"ReduceLROnPlateau": ReduceLROnPlateau}
+
 #: Errors of a constructor whose text is a sentence.
-SAYING = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
+READABLE_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException, torch.OutOfMemoryError)
 
 #: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {
@@ -53,9 +58,11 @@ KEPT: dict[type, str] = {
 }
 
 
-def found(class_path: Any) -> Any:
+def find_class(class_path: Any) -> Any:
     """The class or function with this name or path, or None."""
     room, _, name = str(class_path).rpartition(".")
+    if class_path in AMBIGUOUS:
+        return AMBIGUOUS[class_path]
     try:
         rooms = [import_module(room)] if room else [room for room in ROOMS if name in room.__all__]
     except Exception:  # a user's module may raise anything; the parser imports it, too, and reports it
@@ -63,25 +70,18 @@ def found(class_path: Any) -> Any:
     return getattr(rooms[0], name, None) if rooms else None
 
 
-def same(one: str, other: str) -> bool:
+def same_class(one: str, other: str) -> bool:
     """Whether two names mean the same class."""
-    return one == other or (found(one) is not None and found(one) is found(other))
+    return one == other or (find_class(one) is not None and find_class(one) is find_class(other))
 
 
-def kept(class_path: str) -> set[str]:
+def kept_arguments(class_path: str) -> set[str]:
     """The arguments that are kept when this class replaces another of its kind, if it takes them."""
-    cls = found(class_path)
+    cls = find_class(class_path)
     if not isclass(cls):
         return set()
     names = {name for kind, names in KEPT.items() if issubclass(cls, kind) for name in names.split()}
-    return names & arguments(cls)
-
-
-def arguments(part: Any) -> set[str]:
-    """The names of all arguments of a class or function; those that a class hands on to its bases are the bases'."""
-    makers: list[Any] = [vars(parent).get("__init__") for parent in part.__mro__] if isclass(part) else [part]
-    names = (signature(maker).parameters for maker in makers if callable(maker))
-    return {name for parameters in names for name in parameters} - {"self", "args", "kwargs"}
+    return names & keywords_of(cls)
 
 
 #: What the factory given for each argument must make.
@@ -105,7 +105,7 @@ def check_makers(arguments: Mapping[str, Any]) -> None:
     for name, kinds in MADE.items():
         maker = arguments.get(name)
         path = getattr(maker, "class_path", None)
-        part = maker if path is None else found(path)
+        part = maker if path is None else find_class(path)
         made = part if isclass(part) else _returned(part)
         if path is not None and isfunction(part) and isclass(made) and issubclass(made, kinds):
             raise ValueError(
@@ -127,6 +127,31 @@ def _returned(function: Any) -> Any:
 
 
 @contextmanager
+def short_names_are_found() -> Iterator[None]:
+    """Let a short name that several classes have mean the one that ``found`` knows, where jsonargparse (4.53) refuses.
+
+    Torch and Lightning both have a ``ReduceLROnPlateau``; other packages have their own ``Adafactor``.
+    """
+    accepted: Any = _typehints.resolve_class_path_by_name
+
+    def resolve(cls: Any, name: str) -> str:
+        try:
+            path: str = accepted(cls, name)
+        except ValueError:
+            part = find_class(name)
+            if not isclass(part):
+                raise
+            path = f"{part.__module__}.{part.__qualname__}"
+        return path
+
+    _typehints.resolve_class_path_by_name = resolve
+    try:
+        yield
+    finally:
+        _typehints.resolve_class_path_by_name = accepted
+
+
+@contextmanager
 def classes_start_afresh() -> Iterator[None]:
     """Make the parser keep only the arguments in ``KEPT`` when a flag, or a file over a default, names another class.
 
@@ -138,8 +163,8 @@ def classes_start_afresh() -> Iterator[None]:
     def discard(parser: Any, old: Any, new: Any) -> None:
         init_args = old.get("init_args") if old else None
         accepted(parser, old, new)
-        if isinstance(init_args, Namespace) and not same(old["class_path"], new["class_path"]):
-            for name in vars(init_args).keys() - kept(new["class_path"]):
+        if isinstance(init_args, Namespace) and not same_class(old["class_path"], new["class_path"]):
+            for name in vars(init_args).keys() - kept_arguments(new["class_path"]):
                 init_args.pop(name)
 
     _typehints.discard_init_args_on_class_path_change = discard
@@ -163,14 +188,14 @@ def expand_homes(configured: Any) -> None:
 
 @contextmanager
 def constructors_speak() -> Iterator[None]:
-    """Raise the error of the constructor that failed, in place of jsonargparse's, while this lasts.
+    """Raise the error of the constructor that failed instead of jsonargparse's.
 
-    jsonargparse (4.53) calls all constructors by one function. If the argument is of a union of types, it
-    tries the others after a failure, and its error may tell only why these did not do.
+    If an argument's type is a union, jsonargparse (4.53) tries the other types after a constructor has failed, and may
+    report only the errors of those. It calls all constructors by one function, which is wrapped here.
 
     Raises:
-        ValueError: If a constructor fails by an error that says nothing by itself, such as a KeyError: the class and
-            the error.
+        ValueError: If a constructor fails with an error whose text is not a sentence, such as a KeyError; it names the
+            class.
     """
     call = _instantiation.call_without_instantiate_context
     failed: list[Exception] = []
@@ -179,7 +204,7 @@ def constructors_speak() -> Iterator[None]:
         try:
             return call(construct, made, *args, **kwargs)
         except Exception as error:
-            if not isinstance(error, SAYING):
+            if not isinstance(error, READABLE_ERRORS):
                 name, what = getattr(made, "__qualname__", made), f"{type(error).__name__}: {error}"
                 failed.append(ValueError(f"{made.__module__}.{name} cannot be built ({what})."))
                 raise failed[-1] from error

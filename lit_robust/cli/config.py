@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from jsonargparse.typing import path_type
 
-from lit_robust.cli.classes import found, kept, same
+from lit_robust.cli.classes import find_class, kept_arguments, same_class
+from lit_robust.cli.places import check_places
 from lit_robust.cli.plain_yaml import parse, read
 
 #: A file that can be read, here or wherever fsspec reaches.
@@ -111,8 +112,8 @@ def _laid_over(base: Any, over: Any, key: str = "") -> Any:
     base, over = _spelt_out(base, over), _spelt_out(over, base)
     if not isinstance(base, Mapping) or not isinstance(over, Mapping) or key == "test_attacks":
         return over
-    if "class_path" in base and "class_path" in over and not same(base["class_path"], over["class_path"]):
-        names, arguments = kept(over["class_path"]), base.get("init_args") or {}
+    if "class_path" in base and "class_path" in over and not same_class(base["class_path"], over["class_path"]):
+        names, arguments = kept_arguments(over["class_path"]), base.get("init_args") or {}
         stay = {name: value for name, value in arguments.items() if name in names}
         base = {"class_path": over["class_path"]} | ({"init_args": stay} if stay else {})
     result = dict(base)
@@ -128,7 +129,9 @@ def _appends(key: Any) -> bool:
 
 def _spelt_out(value: Any, other: Any) -> Any:
     """``Adam`` beside a class with arguments is ``{class_path: Adam}``."""
-    return {"class_path": value} if isinstance(other, Mapping) and isinstance(value, str) and found(value) else value
+    return (
+        {"class_path": value} if isinstance(other, Mapping) and isinstance(value, str) and find_class(value) else value
+    )
 
 
 def _listed(value: Any) -> list[Any]:
@@ -176,5 +179,7 @@ def _as_one(files: Sequence[str]) -> list[str]:
     if not files:
         return []
     # Strings are quoted, so that no loader takes one for a number.
-    text = yaml.safe_dump(merged(*map(load, files)), default_style='"', default_flow_style=True, sort_keys=False)
+    tree = merged(*map(load, files))
+    check_places(tree)
+    text = yaml.safe_dump(tree, default_style='"', default_flow_style=True, sort_keys=False)
     return ["-c", text]

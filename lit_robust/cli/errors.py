@@ -6,15 +6,20 @@ A user needs the key, the innermost reason, and the name that was probably meant
 
 import re
 from argparse import ArgumentError
+from ast import literal_eval
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import isfunction
 from pathlib import Path
 from traceback import walk_tb
+from typing import Any
 
-from lit_robust.cli.classes import arguments, found
+from lit_robust.cli.classes import find_class
+from lit_robust.cli.places import check_places
+from lit_robust.keywords import keywords_of
+from lit_robust.shown import without_addresses
 
 #: Lines that say what was tried, not why it failed.
 _TRIED = re.compile(
@@ -36,6 +41,9 @@ _REMEDIES = {
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
+    r"`Trainer\(barebones=True, .*\)` was passed": "leave barebones out, or set this to false (log_every_n_steps to 0)",
+    r"argument \S+: expected one argument": "give each option a value, after = if that begins with a minus",
+    r"Invalid momentum value: .*": "the momentum of model.optimizer must be 0 or above",
     r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"\[Errno (28|30|122)\] .*": "free some space or choose a folder that can be written to",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
@@ -63,8 +71,9 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
     if "Original Traceback (most recent call last)" in message:  # in a loader's worker: the last line is the error
         message = message.strip().splitlines()[-1].partition(": ")[2]
     for pattern, remedy in _REMEDIES.items():
-        if match := re.match(pattern, message):
+        if match := re.match(pattern, without_addresses(message)):
             return f"{match[0]}: {remedy}."
+    message = without_addresses(message)
     if re.search(r"Parser key \"|Problem with given class_path '|Does not validate against", message):
         mistake = _innermost(message)
     else:
@@ -138,12 +147,21 @@ _WORDS = {
     r"Not a valid subclass of (\w+)": (
         "{where}this is not of type {1}: give its class_path, and its arguments below init_args."
     ),
+    r"'NoneType' object has no attribute 'keys'": "{where}init_args is null: write its arguments, or leave it out.",
+    r"argument of type 'NoneType' is not": "{where}class_path is null: name a class.",
     r"Option 'class_path' is not accepted": "{where}the arguments of {owner} belong below init_args.",
     r"Option '(.*)' is not accepted": "{where}{owner} has no argument '{1}': {argument:check its spelling}.",
     r"Subcommand '.*' does not accept option '(.*)'": "the configuration has no option '{1}': check its spelling.",
     r"the following arguments are required: ([^:\n]*)$": "{where}{owner} needs {1} below init_args.",
     r"unrecognized arguments: (.*)": "unrecognized arguments: {1}: check their spelling.",
 }
+
+
+def _literal(text: str) -> Any:
+    """The plain value that a page shows; None if it is none."""
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return literal_eval(text)
+    return None
 
 
 class _Near(str):
@@ -156,6 +174,10 @@ class _Near(str):
 def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     """Rephrase jsonargparse's reason in terms of the configuration."""
     reason, owner = mistake.reasons[0], mistake.owner
+    try:
+        check_places(_literal(mistake.value), mistake.key)
+    except ValueError as error:
+        return str(error)
     fields = {
         "where": f"{mistake.key}: " if mistake.key else "",
         "key": mistake.key,
@@ -168,7 +190,10 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
             groups = [group or "" for group in (match[0], *match.groups())]
             told = words.format(
-                *groups, **fields, meant=_near(groups[-1], names), argument=_near(groups[-1], arguments(found(owner)))
+                *groups,
+                **fields,
+                meant=_near(groups[-1], names),
+                argument=_near(groups[-1], keywords_of(find_class(owner))),
             )
             return re.sub(r"\?\.$", "?", told)
     if expected := _expected(mistake):
@@ -178,7 +203,7 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
 
 def _of_another_type(path: str, wanted: str) -> str:
     """What a name stands for that is no class of the type."""
-    part = found(path)
+    part = find_class(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
             f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or name a "
@@ -193,7 +218,8 @@ def _expected(mistake: _Mistake) -> str:
     if choices := re.findall(r"^Expected a (?:typing\.)?Literal\[(.*)\]", reasons, re.MULTILINE):
         return f"is unknown: choose one of {', '.join(choices)}"
     types = re.findall(r"^Expected a <class '(.*)'>", reasons, re.MULTILINE)
-    return f"is not of type {' or '.join(types)}" if types else ""
+    names = [{"collections.abc.Sequence": "list"}.get(name, name) for name in types]
+    return f"is not of type {' or '.join(names)}" if names else ""
 
 
 def _near(name: str, names: Iterable[str]) -> _Near:

@@ -20,34 +20,37 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_robust import __version__, callbacks
 from lit_robust.cli import verbs
 from lit_robust.cli.classes import (
-    SAYING,
+    READABLE_ERRORS,
     check_makers,
     classes_start_afresh,
     constructors_speak,
     expand_homes,
     importable_folder,
+    short_names_are_found,
 )
 from lit_robust.cli.completion import SHELLS, PrintCompletion
 from lit_robust.cli.config import gathered
 from lit_robust.cli.errors import naming
 from lit_robust.cli.net_arguments import completed
-from lit_robust.cli.parser import Parser, exit_with
+from lit_robust.cli.parser import Parser, report
+from lit_robust.cli.places import check_nulls, check_places
 from lit_robust.cli.plain_yaml import plain_yaml
-from lit_robust.cli.quiet import NOISE_OF_EVALUATION, ignore, quiet
+from lit_robust.cli.quiet import WARNINGS_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
 from lit_robust.cli.run_folders import evaluate_in, go_on_in, named_files, no_bare_folder
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
-from lit_robust.folder_locks import lock
+from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
 from lit_robust.runs import find_checkpoints, load_weights, read_last
+from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
 
 register_type(Magnitude, serializer=str, deserializer=Magnitude)
 
 #: Errors that a user can cause and fix, reported in one sentence. Any other is a defect and keeps its traceback.
-USER_ERRORS = (*SAYING, FloatingPointError)
+USER_ERRORS = (*READABLE_ERRORS, FloatingPointError)
 
 #: ``test`` prints our own table, with intervals and all checkpoints; callbacks write the predictions.
 DEFAULTS = {"test": {"verbose": False}, "predict": {"return_predictions": False}}
@@ -95,6 +98,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 f"model.num_classes={written}, but {type(self.datamodule).__name__} has {self.datamodule.num_classes} "
                 "classes: leave it out, it is the data's."
             )
+        check_callbacks(self.trainer, self.model)
         for logger in self.trainer.loggers:
             check_writable(Path(logger.save_dir or "."))
         if config.weights and not config.get("ckpt_path"):  # a checkpoint, such as the run's last, has its own
@@ -109,10 +113,15 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         """
         assert isinstance(args, list)
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
-        with plain_yaml(), classes_start_afresh():
-            self.config = parser.parse_args(gathered(args, self.subcommands()))
-        config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
-        check_makers(config.model.get("init_args") or {})
+        try:
+            with plain_yaml(), classes_start_afresh(), short_names_are_found():
+                self.config = parser.parse_args(gathered(args, self.subcommands()))
+            config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
+            check_places({"trainer": config.trainer})
+            check_nulls(config)
+            check_makers(config.model.get("init_args") or {})
+        except USER_ERRORS as error:
+            report(error, code=2)
         expand_homes(config.trainer.logger)
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
@@ -127,7 +136,11 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 return
             if self.trainer.is_global_zero:
                 lock(path.parent.parent)  # before its metrics are moved aside
-            go_on_in(path.parent.parent, self.trainer, checkpoint)
+            try:
+                go_on_in(path.parent.parent, self.trainer, checkpoint)
+            except OSError:  # a full disk
+                unlock(path.parent.parent)
+                raise
             ckpt_path = str(path)
         with no_bare_folder(self.trainer), naming(ckpt_path):
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
@@ -135,14 +148,14 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def validate(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Measure validation accuracy."""
-        ignore(*NOISE_OF_EVALUATION)
+        ignore(*WARNINGS_OF_EVALUATION)
         (path,) = self._readable(ckpt_path)
         with no_bare_folder(self.trainer), naming(path):
             self.trainer.validate(ckpt_path=path, **kwargs)
 
     def test(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Attack one checkpoint, or the last and the best of a run if a folder is given."""
-        ignore(*NOISE_OF_EVALUATION)
+        ignore(*WARNINGS_OF_EVALUATION)
         warnings.filterwarnings("always", module="(py)?autoattack")  # repeated for each checkpoint
         paths = self._readable(ckpt_path, every=True)
         for logger in self.trainer.loggers:
@@ -159,7 +172,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
     def predict(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Write each image's prediction, with a ``PredictionWriter`` unless the callbacks have another writer."""
-        ignore(*NOISE_OF_EVALUATION)
+        ignore(*WARNINGS_OF_EVALUATION)
         writers: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
         if not any(isinstance(callback, lightning_callbacks.BasePredictionWriter) for callback in writers):
             writers.append(callbacks.PredictionWriter())
@@ -218,9 +231,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):
             raise
-        if os.environ.get("LIT_ROBUST_DEBUG"):
-            raise
-        exit_with(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code=1)
+        report(error, code=1)
 
 
 def _errors_of_wandb() -> tuple[type[Exception], ...]:

@@ -1,4 +1,4 @@
-"""What the command changes of a net's arguments before it is built."""
+"""Changes of a net's arguments by the command, before the net is built."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,10 +1,14 @@
 """The parser of the command line, which reports a mistake in one sentence."""
 
+import json
+import os
 import re
 import sys
 from argparse import ArgumentError
+from ast import literal_eval
 from contextlib import suppress
 from difflib import get_close_matches
+from enum import Enum
 from inspect import signature
 from typing import Any, ClassVar, NoReturn
 
@@ -30,9 +34,9 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Read null in a flag of a part of a part, which jsonargparse (4.53) passes on as the word None."""
+        """Read null in a flag of a part of a part, which jsonargparse (4.53) passes on as Python's None."""
         if not self.exit_on_error and args is not None:
-            args = [re.sub("=None$", "=null", word) for word in args]
+            args = [_as_yaml(word) for word in args]
         return super().parse_args(args, *rest, **kwargs)
 
     def _add_signature_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -45,6 +49,8 @@ class Parser(LightningArgumentParser):
         return added
 
     def _add_signature_parameter(self, container: Any, nested_key: Any, param: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(param.default, str) and isinstance(param.default, Enum):  # Timer's, which YAML cannot hold
+            kwargs |= {"default": str(param.default.value)}
         if self._of_net and param.name == "num_classes":
             kwargs |= {"default": None, "linked_targets": None}  # of a class, jsonargparse passes the model's
         super()._add_signature_parameter(container, nested_key, param, *args, **kwargs)
@@ -85,7 +91,12 @@ class Parser(LightningArgumentParser):
         return f"there is no option {written}: did you mean {near[0]}?" if near else message
 
     def _unknown_in_a_file(self, key: str, message: str) -> str:
+        head = key.partition(".")[0]
+        if head in ("class_path", "init_args"):
+            return f"{head} is the key of a part, such as model: or data: indent it below that."
         near = [option.removeprefix("--") for option in self._near(key)]
+        if not near and head in [*signature(Defense.__init__).parameters][1:]:
+            near = [f"model.init_args.{head}"]
         return f"the configuration has no option {key!r}: did you mean {near[0]}?" if near else message
 
     def _near(self, key: str) -> list[str]:
@@ -95,6 +106,22 @@ class Parser(LightningArgumentParser):
         last = {option.rpartition(".")[2]: option for option in options}
         near = get_close_matches(key, options, 1, 0.9) or [last[one] for one in get_close_matches(key, last, 1, 0.8)]
         return [f"--{one}" for one in near]
+
+
+def _as_yaml(word: str) -> str:
+    """Write a flag's value, a Python literal, as YAML if it holds None."""
+    option, _, value = word.partition("=")
+    if "None" in value:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            return f"{option}={json.dumps(literal_eval(value))}"
+    return word
+
+
+def report(error: Exception, code: int) -> NoReturn:
+    """Print an error of the user's in one sentence and exit, or raise it where ``LIT_ROBUST_DEBUG`` is set."""
+    if os.environ.get("LIT_ROBUST_DEBUG"):
+        raise error
+    exit_with(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code)
 
 
 def exit_with(message: str, hint: str, code: int) -> NoReturn:

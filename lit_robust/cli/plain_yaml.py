@@ -22,7 +22,7 @@ MOST = 20_000
 #: The most levels of nesting.
 DEEPEST = 40
 
-#: What has been opened for the process by a shell, as in ``-c <(command)``, can be read like a file.
+#: Pipes that a shell has opened for the process, as in ``-c <(command)``, are read like files.
 _OPENED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 
 _KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp", "value")

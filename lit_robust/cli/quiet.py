@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: Warnings that are wrong here, or that no user can act on.
-NOISE = (
+WARNINGS = (
     # A resumed run uses its own folder on purpose.
     r"Experiment logs directory .* exists and is not empty",
     r"Checkpoint directory .* exists and is not empty",
@@ -24,7 +24,7 @@ NOISE = (
 )
 
 #: The same, for commands that do not train.
-NOISE_OF_EVALUATION = (
+WARNINGS_OF_EVALUATION = (
     # Our batches carry their indices.
     r"Couldn't infer the batch indices fetched from your dataloader",
     # Callbacks' states matter only when a training is resumed.
@@ -35,12 +35,12 @@ NOISE_OF_EVALUATION = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the noise while the command runs; importing this module changes no filters."""
+    """Suppress these warnings while the command runs; importing this module changes no filters."""
     talker = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     talker.addFilter(_is_no_advertisement)
     try:
         with warnings.catch_warnings():
-            ignore(*NOISE)
+            ignore(*WARNINGS)
             yield
     finally:
         talker.removeFilter(_is_no_advertisement)

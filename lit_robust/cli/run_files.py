@@ -1,4 +1,4 @@
-"""What a command writes beside the metrics of a run, its configuration and a test's table, and what it reads."""
+"""Files of a run besides its metrics: the configuration, a test's table, and the checkpoints to test."""
 
 import csv
 from collections.abc import Mapping
@@ -66,13 +66,13 @@ def keep_table(trainer: Any, results: Mapping[str, Mapping[str, Accuracy]]) -> N
 
 
 def whole_ones(found: Mapping[str, Path]) -> list[Path]:
-    """The checkpoints that are not broken; the user is told of those that are.
+    """The checkpoints that are not broken; a warning names the others.
 
     Raises:
-        ValueError: If all are broken: what is wrong with the first.
+        ValueError: If all are broken, with the reason for the first.
     """
     whole, broken = [], []
-    for path in found.values():
+    for path in dict.fromkeys(found.values()):  # the best one may be the last one, too
         try:
             read_checkpoint(path)
             whole.append(path)

@@ -7,12 +7,14 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, WandbLogger, csv_logs
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger, csv_logs
 
+from lit_robust.cli.run_files import FILE_LOGGERS
 from lit_robust.folder_locks import unlock
 from lit_robust.lightning_internals import go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.runs import next_free, run_folder
+from lit_robust.training.signals import stopped_before_the_first_step
 
 #: Files that a run's folder has before anything is trained or measured.
 BEFORE_TRAINING = re.compile(r"config(_\w+)?\.yaml|hparams\.yaml|\.training|events\.out\.tfevents\..*")
@@ -33,7 +35,7 @@ def named_files(trainer: Any) -> str:
 
 
 def evaluate_in(run: Path, trainer: Any, stage: str) -> None:
-    """Let a run's tests and predictions lie in its own folder, beside its metrics; earlier ones are numbered.
+    """Write a run's tests and predictions into its own folder, beside its metrics; earlier ones are numbered.
 
     Args:
         run: The folder that a checkpoint lies in, which need not be a run's.
@@ -59,6 +61,7 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
     """Log a resumed run into its own folder, and begin with its metrics up to the checkpoint.
 
     The earlier file, which may go on beyond the checkpoint, is kept as ``metrics_0.csv``; CSVLogger would delete it.
+    TensorBoard keeps all files, and shows what lies beyond the checkpoint once.
 
     Args:
         run: The folder of the run.
@@ -75,7 +78,11 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
                 "--ckpt_path resumes a run, and Weights & Biases needs to know which: add "
                 f"--trainer.logger.init_args.id {run.name} --trainer.logger.init_args.resume allow."
             )
-        if isinstance(logger, CSVLogger) and Path(logger.root_dir).resolve() == run.parent.resolve():
+        if not isinstance(logger, FILE_LOGGERS) or Path(logger.root_dir).resolve() != run.parent.resolve():
+            continue
+        if isinstance(logger, TensorBoardLogger):
+            go_on_in_folder(logger, run.name, checkpoint.get("global_step", 0))
+        else:
             metrics = run / "metrics.csv"
             number = numbers[place] if place < len(numbers) else 0
             rows = rows_before(run, number) if trainer.is_global_zero else []
@@ -88,11 +95,16 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
 
 @contextmanager
 def no_bare_folder(trainer: Any) -> Iterator[None]:
-    """Remove the folders that loggers have made for a run, if it ends by an error before there is anything in them."""
+    """Remove the folders that loggers have made for a run, if it ends by an error before there is anything in them.
+
+    SIGTERM counts as an error from the beginning. The command alone does this: when a start fails in Python, Lightning
+    calls no hook of the module, and the user's logger, which has its folder already, may log the next attempt.
+    """
     folders = [Path(logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)]
     new = [folder for folder in folders if not folder.exists()] if trainer.is_global_zero else []
     try:
-        yield
+        with stopped_before_the_first_step(trainer):
+            yield
     except BaseException:
         for folder in folders:
             unlock(folder)

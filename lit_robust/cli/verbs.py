@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # exported, but not in its __all__
 
 from lit_robust import __version__, analysis
-from lit_robust.cli.classes import classes_start_afresh
+from lit_robust.cli.classes import classes_start_afresh, short_names_are_found
 from lit_robust.cli.config import gathered
 from lit_robust.cli.parser import Parser
 
@@ -35,7 +35,7 @@ def run(args: Sequence[str]) -> None:
     if words[:1] == ["-c"]:
         tree = {name: value for name, value in yaml.safe_load(words[1]).items() if name in own}
         words[1] = yaml.safe_dump(tree, default_style='"', default_flow_style=True)
-    with classes_start_afresh():
+    with classes_start_afresh(), short_names_are_found():
         config = parser.parse_args(words)
     config.pop("config")
     function(**parser.instantiate_classes(config))

@@ -4,6 +4,7 @@ from lit_robust.data.base import ImageDataModule
 from lit_robust.data.digits import DigitsDataModule
 from lit_robust.data.imagenet import ImageFolderDataModule, ImageNet100DataModule, ImagenetteDataModule
 from lit_robust.data.torchvision_sets import CIFAR10DataModule, CIFAR100DataModule, MNISTDataModule, SVHNDataModule
+from lit_robust.keywords import answer_keywords
 
 __all__ = [
     "CIFAR10DataModule",
@@ -16,3 +17,5 @@ __all__ = [
     "MNISTDataModule",
     "SVHNDataModule",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

@@ -12,7 +12,7 @@ def list_images(folder: Path, classes: list[str], known: list[str], findings: Fi
         folder: The folder with the class folders.
         classes: The classes, in the order of their labels.
         known: The class folders of the training set.
-        findings: Gets what else is found.
+        findings: Collects unused files and faults.
 
     Raises:
         FileNotFoundError: If one of the classes has no folder or no image.

@@ -140,7 +140,7 @@ class EpochLoader(ABC):
 
 
 class _InOrder(SequentialSampler):
-    """Stands for the order of a loader that does not shuffle, which Lightning otherwise says it turns off."""
+    """Tells Lightning that a loader does not shuffle; without it, Lightning warns that it turns shuffling off."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the loader's next iteration, for its augmentation."""

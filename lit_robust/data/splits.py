@@ -1,7 +1,7 @@
 """Which images are held out for validation, also as in papers, and how budgets are cut."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,15 +18,15 @@ from lit_robust import require
 Split = Literal["random", "first", "first_per_class", "permutation_first", "permutation_last", "stratified"]
 
 
-def check_arguments(sizes: Mapping[str, int | None], flags: Mapping[str, bool], split: Split) -> None:
-    """Refuse arguments of a data module that are not valid whatever the data; None leaves a size to the data.
+def check_arguments(sizes: Mapping[str, Any], flags: Mapping[str, bool], split: Split) -> None:
+    """Refuse arguments of a data module that are not valid whatever the data; None leaves a size of a set to the data.
 
     Raises:
         TypeError: If a flag is not a bool.
         ValueError: If a size or the split is not valid.
     """
     for name, size in sizes.items():
-        if size is not None:
+        if size is not None or name.endswith("batch_size"):
             require.integer(name, size, least=0 if name in ("val_size", "split_seed") else 1)
     for name, flag in flags.items():
         require.instance(name, flag, bool, "give True or False")

@@ -27,7 +27,7 @@ def stepped(attack: PGD, j: int, step_size: float) -> PGD:
     return replace(attack, steps=j, step_size=step_size)
 
 
-#: For step sizes that are not drawn; those that are would fill the cache.
+#: For fixed step sizes; random ones would fill the cache.
 stepped_once = made_once(stepped)
 
 
@@ -132,7 +132,7 @@ class CurriculumAT(Defense):
         logits = self.net(x_adv)
         self.seen |= {"robust": logits, "k": torch.full_like(batch.weight, self.k)}
         right = (logits.detach().argmax(dim=1) == batch.y) * batch.weight
-        # Of this batch alone, because a weight perturbation computes the loss twice.
+        # Replaced, not added to: with a weight perturbation the loss is computed twice per batch.
         self.memory.tensors["last_right"] = torch.stack([right.sum(), batch.weight.sum()])
         return losses.ce(logits, batch.y)
 
@@ -175,7 +175,11 @@ class CurriculumAT(Defense):
             memory |= {"best": accuracy, "stale": 0} if better else {"stale": memory["stale"] + 1}
 
     def on_train_epoch_end(self) -> None:
-        """Add a step when the net has learned enough and no longer improves."""
+        """Add a step when the net has learned enough and no longer improves.
+
+        Not in ``end_epoch``, because this needs the epoch's validation, which comes later. A checkpoint that is written
+        in between holds the old k, and its resumed run ends the epoch first: ``lightning_internals.end_the_epoch``.
+        """
         super().on_train_epoch_end()
         memory = self.memory.values
         learned = memory["learned"] > self.expect_acc and memory["stale"] >= self.patience

@@ -51,7 +51,7 @@ class RFGSMAT(SingleStep):
 
     Args:
         alpha: The random step; eps/2 by default. This default, the use of Tramer's form and BatchNorm's train mode
-            during the attack are ours: the recipe behind the rows called R-FGSM-AT in the NuAT and GAT tables is not
+            during the attack are ours: the setting behind the rows called R-FGSM-AT in the NuAT and GAT tables is not
             published. While a ramp holds eps below alpha, the random step is eps and the gradient step is 0.
 
     Raises:

@@ -1,5 +1,6 @@
 """Nets for images in [0, 1], which they normalise themselves, built by functions that a configuration can name."""
 
+from lit_robust.keywords import answer_keywords
 from lit_robust.nets.imagenet import imagenet_resnet18, imagenet_resnet50
 from lit_robust.nets.mnist import digits_cnn, fast_cnn, lenet_gat, lenet_plus, madry_cnn, sat_cnn, small_cnn
 from lit_robust.nets.model_zoos import timm_net, torchvision_net
@@ -29,3 +30,5 @@ __all__ = [
     "wide_resnet32_10",
     "wide_resnet34_10",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from lit_robust import require
+from lit_robust.keywords import check_keywords
 from lit_robust.nets.net import NormalizedNet
 
 P = ParamSpec("P")
@@ -23,13 +24,14 @@ ARGUMENTS = {
 
 
 def recorded(build: Callable[P, N]) -> Callable[P, N]:
-    """Give the nets of a builder a ``recipe``: its public name and all its arguments, as plain values.
+    """Give the nets of a builder an attribute ``built_by``: its public name and all its arguments, as plain values.
 
-    ``jsonargparse`` reads a recipe like any ``class_path`` with ``init_args``. Defaults are included, so a recipe still
+    ``jsonargparse`` reads it like any ``class_path`` with ``init_args``. Defaults are included, so it still
     builds the same net after they have changed. ``pretrained`` is recorded as False: a checkpoint brings its weights. A
     docstring without an Args section gets one, from ``ARGUMENTS``.
 
     Raises:
+        TypeError: By the decorated builder, if it does not take the arguments.
         ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1, or
             ``num_classes`` is None.
     """
@@ -37,6 +39,7 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
 
     @functools.wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> N:
+        check_keywords(build.__name__, kwargs, signature.parameters)
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -46,7 +49,7 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
             if (isinstance(value, int) and not isinstance(value, bool)) or name == "num_classes":
                 require.integer(f"{build.__name__}'s {name}", value, least=1)
         net = build(*args, **kwargs)
-        net.recipe = {
+        net.built_by = {
             "class_path": f"lit_robust.nets.{build.__name__}",
             "init_args": {
                 name: False if name == "pretrained" else list(value) if isinstance(value, tuple) else value

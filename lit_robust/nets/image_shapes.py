@@ -1,4 +1,4 @@
-"""What to change where a net cannot read the images."""
+"""Which arguments to change if a net cannot read the images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,8 @@ _ONLY = {"digits_cnn": "1x8x8"}
 
 def name_of(net: nn.Module) -> str:
     """The builder of a net of ``lit_robust.nets``, else its class."""
-    recipe: Any = getattr(net, "recipe", None)
-    return str(recipe["class_path"]).rpartition(".")[2] if recipe else type(net).__name__
+    built_by: Any = getattr(net, "built_by", None)
+    return str(built_by["class_path"]).rpartition(".")[2] if built_by else type(net).__name__
 
 
 def remedy(net: nn.Module, shape: Sequence[int]) -> str | None:
@@ -25,10 +25,10 @@ def remedy(net: nn.Module, shape: Sequence[int]) -> str | None:
         net: The net, which failed to read the images.
         shape: Their channels, height and width.
     """
-    recipe: Any = getattr(net, "recipe", None)
-    if not recipe or len(shape) != 3:
+    built_by: Any = getattr(net, "built_by", None)
+    if not built_by or len(shape) != 3:
         return None
-    arguments, name, (channels, height, width) = recipe["init_args"], name_of(net), shape
+    arguments, name, (channels, height, width) = built_by["init_args"], name_of(net), shape
     if name in _ONLY:
         return f"{name} reads images of {_ONLY[name]} only, choose another net"
     if arguments.get("in_channels", 3) != channels:
@@ -60,7 +60,7 @@ def _reads(name: str, arguments: dict[str, Any], shape: Sequence[int]) -> bool:
     try:
         with torch.device("meta"):
             getattr(nets, name)(**arguments).eval()(torch.empty(2, *shape))
-    except Exception:  # whatever a net says of images that it cannot read
+    except Exception:  # a net may raise anything for images that it cannot read
         return False
     return True
 

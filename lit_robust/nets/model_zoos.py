@@ -30,7 +30,7 @@ def torchvision_net(
 ) -> NormalizedNet:
     """Any classification net of torchvision, normalising inside by the mean and std of its weights.
 
-    Where the last layer is a Linear, which is so in all but SqueezeNet, the net has ``features`` and ``head``.
+    Where the last layer is a Linear, in all but SqueezeNet, the net has ``features`` and ``head``.
     GoogLeNet and Inception are built without their auxiliary classifiers.
 
     Args:
@@ -104,7 +104,7 @@ def timm_net(
         import timm
     except ImportError as error:
         raise ImportError('timm_net needs timm: pip install "lit-robust[timm]".') from error
-    _known("name", name.partition(".")[0], timm.list_models(), "timm's nets")
+    _known("name", name.partition(".")[0] or name, timm.list_models(), "timm's nets")
     arguments = {"num_classes": num_classes} | ({} if image_size is None else {"img_size": image_size})
 
     def build(pretrained: bool = False) -> nn.Module:
@@ -130,7 +130,7 @@ def timm_net(
 
 
 def _known(argument: str, value: str, choices: Iterable[str], kind: str) -> str:
-    """Refuse a name that is not on the list, a path or an address among them."""
+    """Refuse a name that is not on the list, such as a path or an address."""
     choices = list(choices)
     if value in choices:
         return value
@@ -152,10 +152,10 @@ def _statistics(
 
 @contextmanager
 def _told(what: str, other: str) -> Iterator[None]:
-    """Say in one sentence that weights cannot be downloaded, which other packages take many lines for.
+    """Replace the errors of other packages, of many lines, by one sentence if weights cannot be downloaded.
 
     Raises:
-        OSError: In place of theirs.
+        OSError: If they cannot be.
     """
     talker = logging.getLogger("huggingface_hub")
     level = talker.level
@@ -213,9 +213,9 @@ def _renew_last_layer(net: nn.Module, num_classes: int) -> None:
 def _with_head(
     net: nn.Module, build: Callable[[], nn.Module], size: int, mean: PerChannel, std: PerChannel
 ) -> NormalizedNet:
-    """Normalise a net inside, and take its last Linear for ``head`` where its output is the net's.
+    """Normalise a net inside, and use its last Linear as ``head`` if that layer returns the net's logits.
 
-    That is seen in a forward of the same net on the meta device, which costs no memory and computes nothing.
+    A forward of the same net on the meta device shows this; it needs no memory and computes nothing.
 
     Args:
         net: Turns normalised images into logits.

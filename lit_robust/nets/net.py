@@ -37,7 +37,7 @@ class NormalizedNet(nn.Module):
     mean: Tensor | None
     std: Tensor | None
     #: How to build the net again: ``class_path`` and ``init_args``; None for nets of the user's own.
-    recipe: dict[str, Any] | None = None
+    built_by: dict[str, Any] | None = None
 
     def __init__(
         self, body: nn.Module, *, in_channels: int = 3, mean: PerChannel = None, std: PerChannel = None

@@ -17,20 +17,21 @@ BUILDERS = {name: getattr(nets, name) for name in nets.__all__ if inspect.isfunc
 LARGEST = 2**20
 
 
-def rebuild(recipe: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     """Call the builder that a file names with the plain arguments that it gives.
 
     The net is first built on the meta device, and in memory only if the weights fit.
 
     Args:
-        recipe: ``{"class_path": "lit_robust.nets.NAME", "init_args": {...}}``, or the path alone.
+        description: ``{"class_path": "lit_robust.nets.NAME", "init_args": {...}}``, or the path alone.
         weights: The file's weights, by the names of the net's ``state_dict``.
 
     Raises:
-        ValueError: If the recipe names anything but a builder, its arguments are not plain numbers, strings and lists
+        ValueError: If it names anything but a builder, its arguments are not plain numbers, strings and lists
             of numbers, or the weights are of another net.
     """
-    path, arguments = (recipe.get("class_path"), recipe.get("init_args")) if isinstance(recipe, dict) else (recipe, {})
+    described = description if isinstance(description, dict) else {"class_path": description, "init_args": {}}
+    path, arguments = described.get("class_path"), described.get("init_args")
     room, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
     if room != "lit_robust.nets" or name not in BUILDERS:
         raise ValueError(f"it names the net {str(path)[:100]}, which is none of lit_robust.nets")

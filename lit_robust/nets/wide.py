@@ -67,9 +67,9 @@ def wide_resnet32_10(num_classes: int = 10, in_channels: int = 3, width: int = 1
     net = _initialized(Net(body, nn.Linear(4 * width, num_classes), in_channels=in_channels))
     bound = (3 / net.head.in_features) ** 0.5
     nn.init.uniform_(net.head.weight, -bound, bound)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-3
     return net
 
 
@@ -122,8 +122,8 @@ def _body(block: Block, depth: int, width: int, in_channels: int, activation: nn
 
 
 def _initialized(net: Net) -> Net:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(net.head.bias)
     return net

@@ -5,6 +5,7 @@ does not depend on the number of batches per epoch. As a learning-rate schedule,
 optimizer's rate, with peak 1; as a ramp, it is the attribute's value.
 """
 
+from lit_robust.keywords import answer_keywords
 from lit_robust.schedules.base import Schedule, drops
 from lit_robust.schedules.curves import (
     Cosine,
@@ -33,3 +34,5 @@ __all__ = [
     "Staircase",
     "drops",
 ]
+
+answer_keywords([globals()[name] for name in __all__])

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, get_origin
 
 from lit_robust.magnitudes import Magnitude, magnitude
+from lit_robust.shown import shown
 
 #: A value of a schedule: any number, or ``8/255``. Magnitude comes first, because jsonargparse saves a value by the
 #: first type of a union that accepts it, and float would accept a Magnitude, which YAML cannot hold.
@@ -34,7 +35,7 @@ class Schedule(ABC):
         for field in getattr(self, "__dataclass_fields__", {}).values():
             value = getattr(self, field.name)
             if get_origin(field.type) is Sequence and (not isinstance(value, Iterable) or isinstance(value, str)):
-                raise TypeError(f"{field.name}={value!r} is not a list: write [{value!r}].")
+                raise TypeError(f"{field.name}={shown(value)} is not a list: write [{shown(value)}].")
         for name, value in list(vars(self).items()):
             object.__setattr__(self, name, _plain(name, value))
 
@@ -81,9 +82,9 @@ def _plain(name: str, value: Any) -> Any:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}={value!r} is not a number.") from None
+        raise TypeError(f"{name}={shown(value)} is not a number.") from None
     if math.isnan(number):
-        raise ValueError(f"{name}={value!r} is not a number.")
+        raise ValueError(f"{name}={shown(value)} is not a number.")
     return number
 
 

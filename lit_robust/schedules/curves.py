@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lit_robust import require
 from lit_robust.magnitudes import Magnitude
 from lit_robust.schedules.base import Schedule, Value, blend, share, wave
+from lit_robust.shown import shown
 
 
 @dataclass(frozen=True)
@@ -172,4 +173,4 @@ class Product(Schedule):
 def _check_schedules(*schedules: Schedule) -> None:
     for schedule in schedules:
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"{schedule!r} is not a Schedule.")
+            raise TypeError(f"{shown(schedule)} is not a Schedule.")

@@ -3,6 +3,9 @@
 Time is in fractional epochs. A rule is a value; its state is in the method's ``memory.values``, under the keys of
 ``MEMORY``. A detector measures every ``every`` epochs, and only then the host waits for the device. Measurements must
 be summed over ranks, so that all ranks decide alike.
+
+NuAT-H is their only reader. They are not in its file because ``rebuild_method`` must know ``Trigger`` to build the
+rules that a checkpoint names, and ``training`` does not import ``defenses``.
 """
 
 import math

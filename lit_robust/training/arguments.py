@@ -3,12 +3,12 @@
 import inspect
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_robust.attacks import Attack
+from lit_robust.keywords import check_keywords
 from lit_robust.schedules import Schedule
 from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
@@ -21,7 +21,7 @@ SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1,
 
 
 class SGDByDefault(inspect.Parameter):
-    """The optimizer's place in a signature: the command line reads the configuration, ``help()`` shows the call."""
+    """The optimizer in a signature: its default is a configuration for the command line; ``help()`` shows a call."""
 
     __slots__ = ()
 
@@ -35,6 +35,7 @@ class EvaluatedArguments(TypedDict, total=False):
 
     val_attack: Attack | None
     test_attacks: dict[str, Attack] | None
+    alarm_images: int
     channels_last: bool
     compile: bool
 
@@ -96,20 +97,17 @@ def compose_signature(cls: type) -> None:
 
 
 def check_arguments(cls: type, left: Iterable[str]) -> None:
-    """Refuse arguments that no class takes; Python would name only the last class that was asked.
+    """Refuse arguments that no class takes; Python would name only the last class that was called.
 
     Args:
         cls: What is built.
-        left: The names of the arguments that its methods have handed on.
+        left: The names of the arguments that are left for ``Evaluated``.
 
     Raises:
         TypeError: At the first one, with what was probably meant.
     """
-    for name in sorted(set(left) - EvaluatedArguments.__annotations__.keys()):
-        near = get_close_matches(name, inspect.signature(cls).parameters, 1)
-        raise TypeError(
-            f"{cls.__name__} has no argument {name!r}: " + (f"did you mean {near[0]}?" if near else "remove it.")
-        )
+    if others := set(left) - EvaluatedArguments.__annotations__.keys():
+        check_keywords(cls.__name__, others, inspect.signature(cls).parameters)
 
 
 def _with_configuration(optimizer: inspect.Parameter) -> inspect.Parameter:

@@ -10,7 +10,7 @@ from lit_robust.training.arguments import BNForwards, BNMode
 
 
 def check_bn_forwards(bn_forwards: BNForwards, attack_bn_mode: BNMode, authors_mode: BNMode) -> BNForwards:
-    """Refuse the authors' forwards beside an attack in another mode than theirs.
+    """Refuse ``bn_forwards="authors"`` with another mode of the attack than the authors'.
 
     Args:
         bn_forwards: The method's argument.

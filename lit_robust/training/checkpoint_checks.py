@@ -13,12 +13,12 @@ from lit_robust.checkpoint_files import check_sections
 from lit_robust.lightning_internals import loops_to_restore
 from lit_robust.nets.rebuild import check_fit
 
-#: No count, rate or time in a checkpoint is larger.
+#: The largest count, rate or time that a checkpoint may hold.
 LARGEST = 2**53
 
 
 def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose states are not built as this training's, before any of them is restored.
+    """Refuse a checkpoint whose states have other keys or types than this training's, before any is restored.
 
     Args:
         checkpoint: The content of the file.
@@ -35,7 +35,8 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mappin
     check_like("lit_robust", {key: value for key, value in _SAVED.items() if key in saved}, saved)
     values = saved.get("memory", {}).get("values", {})
     check_like("memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
-    for part, ranks in (("tally", saved.get("tally", [])), ("memory.tensors", _tensors(saved))):
+    sums = {key: saved.get(key, []) for key in ("metrics", "tally")}
+    for part, ranks in {**sums, "memory.tensors": _tensors(saved)}.items():
         for tensors in ranks:
             if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
                 raise _broken(part, tensors, "tensors by name")
@@ -58,18 +59,18 @@ def _tensors(saved: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-#: What ``Trained`` saves: the types alone count.
-_SAVED: dict[str, Any] = {"tally": [], "memory": {"tensors": [], "values": {}}, "data": {}}
+#: What ``Trained`` saves, "tally" in older versions: the types alone count.
+_SAVED: dict[str, Any] = {"metrics": [], "tally": [], "memory": {"tensors": [], "values": {}}, "data": {}}
 
 
 def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None:
-    """Refuse a state that is not built as one's own; where that is None, nothing is known.
+    """Refuse a state of a checkpoint whose keys or types differ from those of an existing state.
 
     Args:
-        name: Where the state stands in the checkpoint.
-        own: A state of the kind; its numbers do not count.
+        name: The place in the checkpoint, for the message.
+        own: The existing state, such as that of a new trainer; its numbers do not matter, and None allows anything.
         other: The checkpoint's.
-        least: No number may be below.
+        least: The smallest allowed number.
 
     Raises:
         ValueError: At the first value that is missing, of another type or out of range.
@@ -90,7 +91,7 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
     elif isinstance(own, list | tuple) and own:
         if len(other) < len(own):
             raise _broken(name, other, f"of length {len(own)}")
-        for place, theirs in enumerate(other):  # there is one more for each group that was added in mid-training
+        for place, theirs in enumerate(other):  # longer if parameter groups were added during the training
             check_like(name, own[min(place, len(own) - 1)], theirs, least)
     elif isinstance(own, int | float) and not isinstance(own, bool):
         is_number = isinstance(other, int if least == 0 else int | float) and not isinstance(other, bool)
@@ -103,7 +104,7 @@ _SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_in
 
 
 def check_optimizer(own: Optimizer, other: Any) -> None:
-    """Refuse an optimizer's state that does not fit the weights, which torch would restore and fail by later.
+    """Refuse an optimizer's state that does not fit the weights; torch would restore it and fail later.
 
     Raises:
         ValueError: At the first group or weight.
@@ -125,7 +126,7 @@ def check_optimizer(own: Optimizer, other: Any) -> None:
 
 
 def check_scheduler(own: Any, other: Any) -> None:
-    """Refuse a torch scheduler's state that is not built as its own, and drop what it would take for attributes.
+    """Refuse a torch scheduler's state with other types, and drop unknown keys, which would become attributes.
 
     Raises:
         ValueError: At the first value.
@@ -173,7 +174,7 @@ def fingerprint_of(trainer: Any) -> dict[str, Any]:
 
 def warn_of_other_data(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Warn if training resumes on other data, which is known only if both sides have a fingerprint."""
-    pairs = {key: (repr(other.get(key)), repr(value)) for key, value in own.items()}  # a broken file holds anything
+    pairs = {key: (repr(other.get(key)), repr(value)) for key, value in own.items()}  # a broken file may hold anything
     changes = [f"{key}={before[:50]} became {now}" for key, (before, now) in pairs.items() if before != now]
     if own and other and changes:
         rank_zero_warn(

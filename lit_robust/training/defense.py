@@ -108,7 +108,7 @@ class Defense(Trained):
         return self.last_loss
 
     def adversarial_step(self, batch: Batch) -> None:
-        """One perturbation and one update; only ``FreeAT`` does otherwise."""
+        """One perturbation and one update; ``FreeAT`` replays the batch, ``PGDAT`` may add the authors' forward."""
         # A compiled graph computes every gradient it can: unless frozen, the parameters' in attacks too.
         with frozen(self.net) if self.compiled else nullcontext(), checked():
             x_adv = self.perturb(batch)

@@ -10,24 +10,16 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from lit_robust import require
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch, only_logits
+from lit_robust.first_batch import check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
-from lit_robust.measures.accuracy import (
-    Accuracy,
-    Survivors,
-    check_attacks,
-    check_names,
-    legend,
-    rows_of,
-    surviving,
-    table,
-)
-from lit_robust.measures.default_attacks import default_test
+from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words
+from lit_robust.measures.attack_checks import check_attacks, check_names
+from lit_robust.measures.default_attacks import default_test, default_validation, threat_of
 from lit_robust.seeds import seed
-from lit_robust.threats import Norm
 from lit_robust.torch_internals import compile_alike, is_compiled
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
@@ -52,6 +44,7 @@ class Evaluated(LightningModule):
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
         test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps, on cross-entropy
             (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run.
+        alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
     """
@@ -69,6 +62,7 @@ class Evaluated(LightningModule):
         *,
         val_attack: Attack | None = None,
         test_attacks: dict[str, Attack] | None = None,
+        alarm_images: int = IMAGES,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -83,10 +77,11 @@ class Evaluated(LightningModule):
         check_attack("attack", attack)
         if test_attacks is not None:
             check_names("test_attacks", test_attacks)
+        require.integer("alarm_images", alarm_images, least=0)
         for name, flag in (("channels_last", channels_last), ("compile", compile)):
             require.instance(name, flag, bool, "give True or False")
-        val_attack = val_attack or _validation(*_threat_of(attack))
-        test_attacks = test_attacks or default_test(*_threat_of(attack))
+        val_attack = val_attack or default_validation(*threat_of(attack))
+        test_attacks = test_attacks or default_test(*threat_of(attack))
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
@@ -103,11 +98,14 @@ class Evaluated(LightningModule):
         self.test_attacks = test_attacks
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.
         self.survivors = {"val": Survivors(rows_of(self.val_attacks)), "test": Survivors(rows_of(self.test_attacks))}
+        self.probed = {"test": Alarms(self.test_attacks, num_classes, alarm_images)}
+        #: Filled by ``test``: alarms by name, a sentence each, see ``measures.alarms``.
+        self.alarms: dict[str, str] = {}
         #: The last validation's accuracies by the name of the attack.
         self.val_results: dict[str, Accuracy] = {}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
-        #: The name of the file that the net's weights come from, if they are no checkpoint's of a training.
+        #: The name of the file that the net's weights come from, if it is not a checkpoint of a training.
         self.weights_from: str | None = None
         #: The epoch and step of the checkpoint that was loaded last.
         self.loaded_at: dict[str, float] = {}
@@ -123,6 +121,7 @@ class Evaluated(LightningModule):
                 a Defense cannot do.
         """
         check_trainer(self.trainer, self, stage)
+        self.trainer.precision_plugin.convert_module(self)  # else a checkpoint of 64-true would be rounded to 32 bits
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
@@ -130,7 +129,7 @@ class Evaluated(LightningModule):
             leave_out_unknown_flops(self.trainer)
 
     def _tell_of_another_eps(self) -> None:
-        """Inform the user if the training attack's eps is none of those in validation, or in test."""
+        """Inform the user if no attack of the validation, or of the test, has the training attack's eps."""
         mine = self._built_eps
         for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
             others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]
@@ -153,6 +152,8 @@ class Evaluated(LightningModule):
             batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
+            if self.trainer.training:
+                check_training(self.net, batch.x)
             self._checked_stages.add(self.trainer.state.stage)
         return self.limits.watch(batch)
 
@@ -186,6 +187,7 @@ class Evaluated(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Forget what a test that was interrupted has counted."""
         self.survivors["test"].reset()
+        self.probed["test"].reset()
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every test."""
@@ -195,7 +197,10 @@ class Evaluated(LightningModule):
         """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
         batch = self.receive(batch)
         with torch.autocast(self.device.type, enabled=False):
-            self._count("test", self.test_attacks, batch)
+            correct = self._count("test", self.test_attacks, batch)
+            left = torch.stack(list(correct.values())).all(dim=0)
+            with frozen(self.net) if self.compiled else nullcontext():
+                self.probed["test"].to(self.device).update(self.net, batch, left, self.trainer.world_size)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
@@ -208,13 +213,16 @@ class Evaluated(LightningModule):
             low, high = accuracy.interval
             values = {f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}
             self.log_dict(values, **REDUCED, batch_size=1)
+        self.alarms = self.probed["test"].compute()
+        self.log("test/alarms", float(len(self.alarms)), **REDUCED, batch_size=1)
         if checkpoint:
             self.log_dict(self.loaded_at, **REDUCED, batch_size=1)  # Lightning's own count of both is 0 in a test
 
     def teardown(self, stage: str) -> None:
         """Print the table of all checkpoints tested so far; here, because progress bars are drawn until then."""
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
-            print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n")
+            told = in_words(self.alarms, self.probed["test"].n)
+            print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n\n{told}\n")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the epoch and step at which the checkpoint was written."""
@@ -228,10 +236,11 @@ class Evaluated(LightningModule):
         probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
         return probabilities
 
-    def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> None:
+    def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
         with frozen(self.net) if self.compiled else nullcontext():
-            correct = surviving(self.net, attacks, batch)
+            correct = surviving(self.net, attacks, batch, "keep" if split == "test" else "refuse")
         self.survivors[split].to(self.device).update(correct, batch.weight)
+        return correct
 
     def _val_keys(self) -> list[str]:
         return [f"val/acc/{name}" for name in rows_of(self.val_attacks)]
@@ -242,15 +251,3 @@ class Evaluated(LightningModule):
         for name, accuracy in accuracies.items():
             self.log(f"{split}/acc/{name}", accuracy.value, prog_bar=split == "val", **REDUCED, batch_size=1)
         return accuracies
-
-
-def _threat_of(attack: Attack) -> tuple[float, Norm]:
-    """The bound and the norm of the training attack."""
-    eps: float | None = getattr(attack, "eps", None)
-    if eps is None:
-        raise ValueError(f"{type(attack).__name__} has no eps: state val_attack and test_attacks yourself.")
-    return eps, getattr(attack, "norm", "linf")
-
-
-def _validation(eps: float, norm: Norm) -> PGD:
-    return PGD(eps=eps, step_size=1 / 7 * eps, steps=7, norm=norm, init="zero")

@@ -79,7 +79,7 @@ class Memory:
 
 
 def shared_out(ranks: Sequence[Tensors]) -> Tensors:
-    """The sums of another number of ranks in equal shares, for tensors that are added up over the ranks."""
+    """Equal shares of the sum over another number of ranks, for tensors that are summed over ranks."""
     names = {name for tensors in ranks for name in tensors}
     sums = {name: torch.stack([tensors[name] for tensors in ranks if name in tensors]).sum(dim=0) for name in names}
     return {name: total / world_size() for name, total in sums.items()}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lit_robust.training.ranks import sum_over_ranks
 
-#: For ``self.log`` of an epoch's number that is the same on all ranks: Lightning warns unless it may reduce the number
-#: itself, and the largest of equal numbers is exact, as a mean of three is not.
+#: Arguments of ``self.log`` for a number that is equal on all ranks: Lightning warns unless it reduces the number, and
+#: the maximum of equal numbers is exact, unlike their mean.
 REDUCED: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
 
 

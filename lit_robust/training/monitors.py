@@ -1,13 +1,17 @@
 """Refuses, before training, callbacks and schedulers that monitor a metric which is never logged."""
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 #: What Lightning's callbacks can monitor although it is never logged.
 ALWAYS = ("epoch", "step")
 
-#: Callbacks of ours that log nothing but ``train/switch_epoch``; Lightning's own log nothing that can be monitored.
-SILENT = tuple(f"lit_robust.callbacks.{name}" for name in ("delayed_start", "early_stop", "ema", "predictions"))
+
+class LogsNoMetric(Protocol):
+    """What a callback of ours may have; a user's subclass of it may log metrics, and does not count."""
+
+    #: Whether it logs nothing, or ``train/switch_epoch`` alone.
+    logs_no_metric: bool
 
 
 def monitored(trainer: Any) -> Iterator[tuple[str, str]]:
@@ -53,6 +57,12 @@ def validates(trainer: Any) -> bool:
 
 def only_the_method_logs(trainer: Any) -> bool:
     """Whether all logged keys are known, because neither a user's code nor a callback can log others."""
-    known = ("lightning.", *SILENT)
-    ours = type(trainer.lightning_module).__module__.startswith("lit_robust.")
-    return ours and all(type(callback).__module__.startswith(known) for callback in trainer.callbacks)
+
+    def is_ours(part: Any) -> bool:
+        return type(part).__module__.startswith("lit_robust.")
+
+    return is_ours(trainer.lightning_module) and all(
+        (is_ours(callback) and getattr(callback, "logs_no_metric", False))
+        or type(callback).__module__.startswith("lightning.")  # these log nothing that can be monitored
+        for callback in trainer.callbacks
+    )

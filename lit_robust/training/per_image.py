@@ -1,4 +1,8 @@
-"""The base of methods that remember a number for each training image."""
+"""The base of methods that remember a number for each training image.
+
+CustomizedAT is the only one. The base is not in its file because it is about loaders, ranks and checkpoints, while
+``defenses`` holds what the papers say; together they would also exceed the limit of a file.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Unpack

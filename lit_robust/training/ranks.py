@@ -53,7 +53,7 @@ class StopRequest:
         self.reset()
 
     def reset(self) -> None:
-        """Forget an earlier fit's."""
+        """Forget the request of an earlier fit."""
         #: The signal that this process received, 0 if none.
         self.signal = 0
         self._latest: tuple[Tensor, Any] | None = None
@@ -83,7 +83,7 @@ class StopRequest:
         return _signal_of(float(share))
 
     def of_any_rank_now(self, device: torch.device) -> int:
-        """The same by a reduction of its own, where a batch costs far more than that: in validation."""
+        """The same by a reduction of its own, for validation, where a batch costs far more than a reduction."""
         return _signal_of(float(sum_over_ranks(torch.tensor(self._share(), device=device))))
 
     def _share(self) -> float:

@@ -52,7 +52,7 @@ class LearningRate:
             require.factory("lr_scheduler", scheduler, LRScheduler, example)
             given: Any = scheduler
             if isinstance(given, type) and issubclass(given, Schedule):
-                raise TypeError(f"lr_scheduler={scheduler} is a class: write it with its arguments.")
+                raise TypeError(f"lr_scheduler={given.__name__} is a class: write it with its arguments.")
         if momentum is not None:
             require.instance("momentum", momentum, Schedule, "give a Schedule; a constant is the optimizer's own")
         self.make_optimizer, self.scheduler = optimizer, scheduler
@@ -155,7 +155,7 @@ class LearningRate:
     def batch_done(self) -> None:
         """Step a torch scheduler that counts batches."""
         if isinstance(self.torch_scheduler, LRScheduler) and self.interval == "step":
-            self.torch_scheduler.step()
+            _step(self.torch_scheduler)
 
     def epoch_done(self, metrics: Mapping[str, Any]) -> None:
         """Step a torch scheduler that counts epochs, with the metric that it monitors.
@@ -173,9 +173,21 @@ class LearningRate:
                 )
             if monitor not in metrics:
                 raise ValueError(f"the scheduler monitors {monitor}, which is not among {sorted(metrics)}.")
-            self.torch_scheduler.step(metrics[monitor])
+            _step(self.torch_scheduler, metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
-            self.torch_scheduler.step()
+            _step(self.torch_scheduler)
+
+
+def _step(scheduler: Any, *metric: Any) -> None:
+    """Step a torch scheduler, which may not have checked its arguments.
+
+    Raises:
+        ValueError: If it cannot compute a rate from them, as ``StepLR(step_size=0)``.
+    """
+    try:
+        scheduler.step(*metric)
+    except ArithmeticError as error:
+        raise ValueError(f"{type(scheduler).__name__} gives no rate ({error}): change its arguments.") from error
 
 
 def monitored_by(scheduler: ReduceLROnPlateau) -> str:

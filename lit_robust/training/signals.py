@@ -4,6 +4,8 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +142,40 @@ class Stoppable(Evaluated):
             unlock(folder)
 
     def _leave_at_once(self, signum: int, frame: Any) -> None:
-        launcher: Any = self.trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(signum)  # the processes that it has started
-        raise Stopped(signum)
+        _leave_at_once(self.trainer, signum)
+
+
+@contextmanager
+def stopped_before_the_first_step(trainer: Any) -> Iterator[None]:
+    """Let SIGTERM raise ``Stopped`` until the trainer handles signals, which begins after ``on_fit_start``.
+
+    Without it, the process would end without a chance to clean up. A handler of the user's stays, and in another thread
+    than the main one nothing is changed.
+
+    Args:
+        trainer: Runs in the body.
+    """
+
+    def leave(signum: int, frame: Any) -> None:
+        if signal.getsignal(signum) is leave:  # else the trainer's handler has called it, after its own
+            _leave_at_once(trainer, signum)
+
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave_at_once(trainer: Any, signum: int) -> None:
+    launcher: Any = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signum)  # the processes that it has started
+    raise Stopped(signum)
 
 
 def _note(signum: int, frame: Any) -> None:

@@ -33,9 +33,9 @@ from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
-from lit_robust.training.parts import check_reading, load_method
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
+from lit_robust.training.rebuild_method import check_reading, load_method
 from lit_robust.training.signals import Stoppable
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
@@ -203,8 +203,8 @@ class Trained(Stoppable):
         means = self._means(self.batch_idx)
         check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
-            "net": getattr(self.net, "recipe", None),
-            "tally": gather_over_ranks(self.metrics.sums),
+            "net": getattr(self.net, "built_by", None),
+            "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
             "data": fingerprint_of(self.trainer),
             "validation_is_due": validation_is_due(self.trainer),
@@ -218,7 +218,7 @@ class Trained(Stoppable):
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_robust", {})
-        sums = saved.get("tally", [])
+        sums = saved.get("metrics", saved.get("tally", []))  # the key of older versions
         self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})

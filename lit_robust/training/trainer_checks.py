@@ -1,20 +1,52 @@
-"""What a trainer may be asked for that a Defense, with its manual optimization and its own loaders, cannot do."""
+"""Checks for options of a trainer that a Defense, with its manual optimization and own loaders, does not support."""
 
-from typing import Any
+from typing import Any, Protocol
 
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BasePredictionWriter,
+    BatchSizeFinder,
+    Callback,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust import require
+from lit_robust.attacks import Attack
 from lit_robust.lightning_internals import batch_size_searched
-from lit_robust.measures.accuracy import tell_of_idle_attack
+from lit_robust.measures.attack_checks import tell_of_idle_attack
+
+#: Callbacks that do nothing, or fail, until a subclass says what to do.
+BASES = (Callback, Checkpoint, BaseFinetuning, BasePredictionWriter, ProgressBar)
+
+
+def check_callbacks(trainer: Any, module: Any) -> None:
+    """Refuse callbacks that the command line can name, but that do nothing or fail; before their ``setup`` is called.
+
+    Raises:
+        ValueError: At the first one.
+    """
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        if type(callback) in BASES:
+            raise ValueError(f"trainer.callbacks: {name} is a base class that does nothing: name a subclass.")
+        if isinstance(callback, BackboneFinetuning) and not hasattr(module, "backbone"):
+            raise ValueError(
+                f"trainer.callbacks: {name} trains module.backbone, which a {type(module).__name__} does not have: "
+                "write a BaseFinetuning that freezes and unfreezes a part of module.net."
+            )
 
 
 def check_trainer(trainer: Any, module: Any, stage: str) -> None:
-    """Refuse, before the run, what Lightning would accept and then do without effect or wrongly.
+    """Refuse, before the run, options that Lightning accepts but that would have no effect or a wrong one.
 
-    Lightning itself refuses ``gradient_clip_val``, ``accumulate_grad_batches`` and ``GradientAccumulationScheduler``.
+    Lightning itself refuses ``gradient_clip_val`` and ``accumulate_grad_batches``.
 
     Args:
         trainer: The trainer of the run.
@@ -35,6 +67,11 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
             raise ValueError(
                 "LearningRateFinder, which lr_find uses, cannot drive the rate of a Defense, which follows its own "
                 "schedule in every batch: compare a few short fits with different model.optimizer.lr."
+            )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(
+                "GradientAccumulationScheduler has no effect on a Defense, which steps its optimizer itself: raise "
+                "data.batch_size instead."
             )
         if isinstance(callback, StochasticWeightAveraging):
             raise ValueError(
@@ -58,7 +95,20 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
 
 
-def tell_of_idle_attacks(trainer: Any, module: Any) -> None:
+class HasAttacks(Protocol):
+    """What every Defense has."""
+
+    attack: Attack
+    val_attacks: dict[str, Attack]
+
+
+class MayBeNatural(Protocol):
+    """What a method has that trains without an attack, such as ``Natural``."""
+
+    is_natural: bool
+
+
+def tell_of_idle_attacks(trainer: Any, module: HasAttacks) -> None:
     """Warn of a training attack, or one that selects the best checkpoint, that changes nothing.
 
     A test attack that changes nothing is a baseline.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.keywords import answer_keywords
+from lit_robust.shown import shown
 from lit_robust.training.ranks import sum_over_ranks
 
 
@@ -101,7 +103,7 @@ def as_awp(weight_perturbation: Any) -> AWP | None:
     """
     if weight_perturbation is None or isinstance(weight_perturbation, AWP):
         return weight_perturbation
-    raise TypeError(f"weight_perturbation={weight_perturbation!r} is not an AWP: write AWP(gamma=0.005), or None.")
+    raise TypeError(f"weight_perturbation={shown(weight_perturbation)} is not an AWP: write AWP(gamma=0.005), or None.")
 
 
 @contextmanager
@@ -115,3 +117,6 @@ def kept(tensors: Any) -> Iterator[None]:
         with torch.no_grad():
             for tensor, copy in zip(tensors, copies, strict=True):
                 tensor.copy_(copy)
+
+
+answer_keywords([AWP])

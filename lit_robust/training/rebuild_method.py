@@ -20,12 +20,12 @@ from lit_robust.training.weight_perturbation import AWP
 
 
 def published(path: str, kinds: Iterable[type]) -> Any:
-    """The class among ``kinds`` that a path of ours names, wherever a room exports it; None if there is none.
+    """The class among ``kinds`` at a path in ``lit_robust``, which may be a re-export; None if there is none.
 
     Only modules that are imported already are looked at: nothing is imported for the sake of a file.
     """
-    module, _, name = path.rpartition(".")
-    found = vars(sys.modules[module]).get(name) if module.startswith("lit_robust.") and module in sys.modules else None
+    room, _, name = path.rpartition(".")
+    found = vars(sys.modules[room]).get(name) if room.startswith("lit_robust.") and room in sys.modules else None
     return found if any(found is kind for kind in kinds) else None
 
 
@@ -134,7 +134,7 @@ def load_method(cls: type, path: str | Path, given: Mapping[str, Any], strict: b
 
 
 def check_reading(hparams_file: Any, weights_only: bool | None) -> None:
-    """Refuse what would make a checkpoint more than data.
+    """Refuse arguments by which a checkpoint would be more than data.
 
     Raises:
         ValueError: If ``weights_only`` is False, or there is a file of arguments.

@@ -1,0 +1,216 @@
+"""Alarms: signs that a robust accuracy is too high, most often because the net masks its gradients.
+
+The signs are those of Athalye et al. (ICML 2018, arXiv:1802.00420, section 3.1) and of Carlini et al.
+(arXiv:1902.06705): one step beats many, attacks without gradients beat those with them, a large eps leaves some images.
+They are looked for on the first images of a test, the same ones on both sides of a comparison, see
+``measures.probes``. The number of images and the thresholds are ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lit_robust.attacks import Attack
+from lit_robust.batch import Batch
+from lit_robust.guards import checked, own_random_state, smaller_batches
+from lit_robust.measures.accuracy import wilson
+from lit_robust.measures.default_attacks import threat_of
+from lit_robust.measures.probes import COUNTS, QUERIES, Probe, large_eps
+
+#: How many test images are probed by default, over all ranks, and how many of them by Square Attack at most.
+IMAGES, SQUARE_IMAGES = 200, 100
+#: A comparison counts from these differences on, if it also passes a sign test at this level.
+LEAST_SHARE, LEAST_IMAGES, SIGNIFICANCE = 0.02, 3, 0.01
+#: Attacks of another kind than PGD-20, and by what share of the images each must beat it. The first two are compared
+#: with PGD-20 on cross-entropy, which they beat by up to 5 points on honest nets, the third one with both losses of the
+#: default test.
+RIVALS = {
+    "fgsm": ("one step", 0.1),
+    "margin": ("the margin loss", 0.1),
+    "targeted": ("a run towards each class", 0.05),
+}
+#: The share of images in one class from which a classifier counts as constant, if the labels are not so.
+CONSTANT = 0.95
+
+
+class Count(NamedTuple):
+    """A comparison: ``more`` of ``n`` images speak for an alarm only, ``fewer`` against it only."""
+
+    more: int
+    fewer: int
+    n: int
+
+    def rings(self, least_share: float = LEAST_SHARE) -> bool:
+        """Whether the difference is large enough, and larger than chance."""
+        enough = self.more - self.fewer >= max(LEAST_IMAGES, least_share * self.n)
+        return enough and sign_test(self.more, self.fewer) < SIGNIFICANCE
+
+
+def sign_test(more: int, fewer: int) -> float:
+    """The probability of at least ``more`` heads in ``more + fewer`` tosses of a fair coin."""
+    tosses = more + fewer
+    return sum(comb(tosses, heads) for heads in range(more, tosses + 1)) / 2.0**tosses
+
+
+class Alarms(Metric):
+    """Counts what the alarms compare, over batches and ranks.
+
+    Args:
+        attacks: The attacks of the test; the first one with an eps gives the threat set of the probes. If none has one,
+            there are no alarms but ``trivial``.
+        num_classes: The number of classes.
+        images: How many images are probed, over all ranks; with 0 there are no alarms.
+        sources: Nets whose adversarial images are shown to the tested one, for ``transfer``.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    classes: Tensor
+    large: Tensor
+
+    def __init__(
+        self,
+        attacks: Mapping[str, Attack],
+        num_classes: int,
+        images: int = IMAGES,
+        sources: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        bounded = [attack for attack in attacks.values() if getattr(attack, "eps", None)]
+        self.threat = threat_of(bounded[0]) if bounded else None
+        self.images, self.sources, self.seen = images, list(sources), 0
+        self.n = 0  #: The number of images behind the last result.
+        self.add_state("counts", torch.zeros(len(COUNTS), 3, dtype=torch.int64), dist_reduce_fx="sum")
+        # How often each class was predicted, and how often it was the label.
+        self.add_state("classes", torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("large", torch.zeros(()), dist_reduce_fx="max")  # the large eps
+
+    def reset(self) -> None:
+        """Start a test."""
+        super().reset()
+        self.seen = 0
+
+    def update(self, net: nn.Module, batch: Batch, left: Tensor, ranks: int = 1) -> None:
+        """Probe the images of a batch, until this rank has probed its share.
+
+        Args:
+            net: Returns logits; it is probed in its present mode.
+            batch: A batch of the test; samples of weight 0 are left out.
+            left: Which images all attacks of the test have left, ``(N,)`` bool.
+            ranks: The number of ranks.
+        """
+        rows = (batch.weight > 0).nonzero().squeeze(1)[: max(0, -(-self.images // ranks) - self.seen)]
+        if not len(rows):
+            return
+        x, y = batch.x[rows], batch.y[rows]
+        with torch.no_grad():
+            predicted = net(x).argmax(dim=1)
+        of_class = torch.arange(self.classes.shape[1], device=y.device).unsqueeze(1)
+        self.classes += torch.stack([(of == of_class).sum(dim=1) for of in (predicted, y)])
+        if self.threat is not None:
+            with own_random_state(x.device), checked(), smaller_batches():
+                torch.manual_seed(torch.initial_seed())
+                probe = Probe(net, x, y, left[rows], self.threat, self.sources)
+                found = probe.run(square=-(-SQUARE_IMAGES // ranks) - self.seen)
+            for name, (more, fewer) in found.items():
+                sums = (more & ~fewer).sum(), (fewer & ~more).sum(), torch.tensor(len(more), device=y.device)
+                self.counts[COUNTS.index(name)] += torch.stack(sums)
+            self.large.fill_(large_eps(*self.threat, x[0].numel()))
+        self.seen += len(rows)
+
+    def compute(self) -> dict[str, str]:
+        """The alarms by name, each a sentence that says what was found and what to do next."""
+        counts = {name: Count(*row) for name, row in zip(COUNTS, self.counts.tolist(), strict=True)}
+        predicted, labels = self.classes.tolist()
+        self.n = sum(labels)
+        return {**of_probes(counts, len(labels), self.n, float(self.large)), **of_classes(predicted, labels)}
+
+
+def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float) -> dict[str, str]:
+    """The alarms of comparisons.
+
+    Args:
+        counts: All of ``probes.COUNTS``.
+        classes: The number of classes.
+        images: The number of images, the misclassified ones included.
+        eps: The large eps.
+    """
+    large = counts["large_eps"]
+    survived = large.n - large.more
+    scaled = max(counts["scaled_down"], counts["scaled_up"], key=lambda count: count.more - count.fewer)
+    rivals = [(loss, counts[name]) for name, (loss, share) in RIVALS.items() if counts[name].rings(share)]
+    beyond_gradients = "which needs no gradient of this net, breaks"
+    next_test = "the gradients are masked; judge by AutoAttack and by Square with 5000 queries."
+    rules: dict[str, tuple[bool, str]] = {
+        "no_graph": (
+            counts["no_graph"].more > 0,
+            "the logits have no graph to the pixels, so gradient attacks cannot run and their rows repeat the clean "
+            "accuracy: give the step that breaks the graph a substitute (BPDA), or test with Square.",
+        ),
+        "zero_gradient": (
+            counts["zero_gradient"].rings(),
+            f"the gradient of cross-entropy is exactly 0 at {_of(counts['zero_gradient'])}, where PGD cannot move: "
+            "test on the margin, with Square or with AutoAttack, and give rounding inside the net a substitute (BPDA).",
+        ),
+        "random": (
+            counts["random"].rings(),
+            f"a second forward gives other logits for {_of(counts['random'])}, so single gradients mislead: average "
+            'them, PGD(eot=20) or AutoAttack(version="rand").',
+        ),
+        "scaling": (
+            scaled.rings(),
+            f"with logits scaled by 1/100 or 100 PGD-20 breaks {_of(scaled)} that it left before: cross-entropy is "
+            "saturated; judge by the margin (loss=lit_robust.losses.margin) or by AutoAttack.",
+        ),
+        "margin": (
+            bool(rivals),
+            " and ".join(f"{loss} breaks {_of(count)} that PGD-20 left" for loss, count in rivals)
+            + ": its loss misleads it on this net; judge by MultiTargetedPGD, GAMAPGD or AutoAttack.",
+        ),
+        "not_below_clean": (
+            Count(large.n, 0, large.n).rings() and not large.rings(),
+            f"at eps={eps:.3g}, where any image can become grey, PGD breaks {large.more} of {large.n} images: its "
+            "gradients say nothing about this net; test with Square or AutoAttack.",
+        ),
+        "large_eps": (
+            large.n > 0 and wilson(survived / images, images)[0] > 1 / classes,
+            f"at eps={eps:.3g}, where any image can become grey, PGD leaves {survived} of {images} images, more than "
+            "one class: test with more steps, with Square and with AutoAttack.",
+        ),
+        "square": (
+            counts["square"].rings(),
+            f"Square ({QUERIES} queries), {beyond_gradients} {_of(counts['square'])} that the test left: {next_test}",
+        ),
+        "transfer": (
+            counts["transfer"].rings(),
+            f"a transferred attack, {beyond_gradients} {_of(counts['transfer'])} that the test left: {next_test}",
+        ),
+    }
+    return {name: sentence for name, (rings, sentence) in rules.items() if rings}
+
+
+def _of(count: Count) -> str:
+    return f"{count.more} of {count.n} images"
+
+
+def of_classes(predicted: Sequence[int], labels: Sequence[int]) -> dict[str, str]:
+    """The alarm of a constant classifier, from how often each class was predicted and was the label."""
+    most, n = max(predicted, default=0), sum(labels)
+    if most < max(LEAST_IMAGES, CONSTANT * n) or max(labels) >= CONSTANT * n:
+        return {}
+    return {
+        "trivial": f"{most} of {n} images are classified as class {predicted.index(most)}: a trivial classifier, "
+        "robust because constant; train with a ramp of eps (AttributeRamp) or a lower learning rate."
+    }
+
+
+def in_words(alarms: Mapping[str, str], n: int) -> str:
+    """The alarms of ``n`` images for a terminal, one per line."""
+    if not n:
+        return "no image was probed for masked gradients (alarm_images=0)"
+    lines = [f"ALARM {name}: {sentence}" for name, sentence in alarms.items()]
+    return "\n".join(lines) or f"no alarm: the first {n} images show no sign of masked gradients"

@@ -1,0 +1,160 @@
+"""What a test looks for on its first images besides the accuracies: signs of masked gradients, image by image."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust import losses
+from lit_robust.attacks import FGSM, PGD, Attack, MultiTargetedPGD, Square
+from lit_robust.attacks.base import NoGraphError, input_gradient
+from lit_robust.guards import crafting
+from lit_robust.measures.accuracy import is_correct
+from lit_robust.threats import Norm
+
+#: What is counted, each as ``(images for an alarm, images against it, n)``.
+COUNTS = (
+    "no_graph", "zero_gradient", "random", "fgsm", "margin", "targeted", "scaled_down", "scaled_up", "large_eps",
+    "square", "transfer",
+)  # fmt: skip
+#: The queries of Square Attack.
+QUERIES = 500
+#: Repeated forwards of a net that draws nothing agree to this, relative to the largest logit.
+ROUNDING = 1e-4
+
+#: ``(N,)`` bool each: which images speak for an alarm, and which against it.
+Pair = tuple[Tensor, Tensor]
+
+
+class Probe:
+    """Looks for the signs on the images of one batch that the net classifies correctly.
+
+    Args:
+        net: Returns logits; it is attacked in its present mode.
+        x: Images ``(N, C, H, W)`` in [0, 1].
+        y: Their labels ``(N,)``.
+        left: Which images all attacks of the test have left, ``(N,)`` bool.
+        threat: Bound and norm.
+        sources: Nets that craft transferred images.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        left: Tensor,
+        threat: tuple[float, Norm],
+        sources: Sequence[nn.Module] = (),
+    ) -> None:
+        correct = is_correct(net, x, y)
+        self.net, self.x, self.y, self.left = net, x[correct], y[correct], left[correct]
+        (self.eps, self.norm), self.sources = threat, sources
+        self.pgd = PGD(self.eps, self.eps / 4, 20, self.norm, keep="worst")
+        self.all, self.none = torch.ones_like(self.left), torch.zeros_like(self.left)
+
+    def run(self, square: int) -> dict[str, Pair]:
+        """All pairs, by name; Square attacks at most ``square`` images."""
+        if not len(self.x):
+            return {}
+        found = {"random": (self.differs(), self.none)}
+        try:
+            zero = self.zero_gradient()
+        except NoGraphError:
+            return found | {"no_graph": (self.all, self.none)} | self.black_box(self.none, square)
+        found |= {"zero_gradient": (zero, self.none)} | self.rivals()
+        found["large_eps"] = self.at_large_eps(), self.none
+        again, targeted = self.none.clone(), self.none.clone()
+        again[self.left] = self.white_box(self.pgd, self.left)
+        targets = MultiTargetedPGD(self.eps, self.eps / 4, 20, self.norm)
+        targeted[self.left] = self.broken(targets, where=self.left)
+        return found | {"targeted": (targeted, again)} | self.black_box(again, square)
+
+    @torch.no_grad()
+    def differs(self) -> Tensor:
+        """Whether a second forward gives other logits."""
+        one, two = self.net(self.x), self.net(self.x)
+        different: Tensor = ((one - two).abs() > ROUNDING * one.abs().amax().clamp_min(1e-6)).any(dim=1)
+        return different
+
+    def zero_gradient(self) -> Tensor:
+        """Whether the gradient of cross-entropy is exactly 0 at the clean image."""
+        with crafting(self.x, self.y) as (x, y):
+            x.requires_grad_()
+            return (input_gradient(losses.ce(self.net(x), y), x) == 0).flatten(1).all(dim=1)
+
+    def rivals(self) -> dict[str, Pair]:
+        """What should not beat 20 steps on cross-entropy: one step, another loss, the same loss of scaled logits."""
+        ce = self.broken(self.pgd)
+        found = {
+            "margin": self.broken(replace(self.pgd, loss=losses.margin)),
+            "scaled_down": self.broken(self.pgd, of=Scaled(self.net, 0.01)),
+            "scaled_up": self.broken(self.pgd, of=Scaled(self.net, 100.0)),
+        }
+        if self.norm == "linf":
+            found["fgsm"] = self.broken(FGSM(self.eps))
+        return {name: (broken, ce) for name, broken in found.items()}
+
+    def at_large_eps(self) -> Tensor:
+        """Whether an image is broken where it can become grey."""
+        return self.white_box(
+            PGD(large_eps(self.eps, self.norm, self.x[0].numel()), norm=self.norm, steps=20, keep="worst"), self.all
+        )
+
+    def white_box(self, pgd: PGD, where: Tensor) -> Tensor:
+        """Whether an image is misclassified under PGD on cross-entropy or on the margin."""
+        return self.broken(pgd, where=where) | self.broken(replace(pgd, loss=losses.margin), where=where)
+
+    def black_box(self, again: Tensor, square: int) -> dict[str, Pair]:
+        """Attacks without this net's gradient on the images that are left, against the white-box ones run again.
+
+        Args:
+            again: Which images break when the white-box attacks run once more.
+            square: The number of images for Square.
+        """
+        found = {}
+        if self.norm == "linf" and square > 0:
+            rows = self.left.nonzero().squeeze(1)[:square]
+            found["square"] = self.broken(Square(self.eps, QUERIES), where=rows), again[rows]
+        if self.sources:
+            crafted = [
+                self.broken(PGD(self.eps, steps=20, norm=self.norm), source, self.left) for source in self.sources
+            ]
+            found["transfer"] = torch.stack(crafted).any(dim=0), again[self.left]
+        return found
+
+    def broken(self, attack: Attack, of: nn.Module | None = None, where: Tensor | None = None) -> Tensor:
+        """Whether an image is misclassified under an attack on this net, or on another one, ``(K,)`` bool.
+
+        Args:
+            attack: The attack.
+            of: The net whose gradients it uses.
+            where: Which images: indices, or ``(N,)`` bool.
+        """
+        x, y = (self.x, self.y) if where is None else (self.x[where], self.y[where])
+        return ~is_correct(self.net, attack(of or self.net, x, y), y) if len(x) else y.bool()
+
+
+class Scaled(nn.Module):
+    """A net whose logits are multiplied: the same classes, but another cross-entropy to climb.
+
+    Args:
+        net: The net.
+        factor: What its logits are multiplied by.
+    """
+
+    def __init__(self, net: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+        self.training = net.training  # without a call of train(), which would reset single layers of the net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The multiplied logits."""
+        logits: Tensor = self.net(x)
+        return logits.float() * self.factor
+
+
+def large_eps(eps: float, norm: Norm, pixels: int) -> float:
+    """A bound within which every image of this many pixels, times channels, can become mid-grey; above ``eps``."""
+    return max(0.5, min(2 * eps, 1.0)) if norm == "linf" else max(0.5 * pixels**0.5, 2 * eps)

@@ -1,0 +1,249 @@
+"""Write the measured numbers of README.md from ``scripts/results``: all that stands between the markers of a block.
+
+    python scripts/readme_results.py           # fill in all blocks
+    python scripts/readme_results.py --check   # fail if one is not up to date
+
+A block begins with ``<!-- results: NAME -->``, where NAME is a function of ``BLOCKS``, and ends with
+``<!-- end of results -->``.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from cpu_budget_results import markdown, read
+
+HERE = Path(__file__).parent
+README, RESULTS = HERE.parent / "README.md", HERE / "results"
+
+#: Rows with fewer seeds are not ranked.
+SEEDS = 3
+#: Clean accuracy and AutoAttack's on SAT's slides, on MNIST at eps 0.3 and 0.45.
+SLIDES = {
+    "madry": ("98.07 / 85.47", "11.22 / 11.22"),
+    "trades": ("98.98 / 90.70", "97.36 / 0.00"),
+    "dynamic": ("98.93 / 92.24", "97.98 / 65.71"),
+    "cat": ("99.46 / 0.00", "99.39 / 0.00"),
+    "hsat": ("99.01 / 80.71", "98.35 / 54.10"),
+    "psat": ("99.16 / 92.00", "97.87 / 58.50"),
+}
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def by_row(name: str) -> dict[str, Records]:
+    """The records of a set by row, one for each seed."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for label, record in read(RESULTS / f"cpu_{name}.json")["rows"].items():
+        rows.setdefault(label.partition("@")[0], []).append(record)
+    return dict(rows)
+
+
+def accuracies(records: Records, attack: str) -> list[float]:
+    """The accuracy in percent of each seed."""
+    return [record["last"][attack][0] for record in records]
+
+
+def images(records: Records, attack: str) -> int:
+    """The number of images that the attack has seen."""
+    return int(records[0]["last"][attack][3])
+
+
+def with_range(values: Sequence[float], digits: int = 1) -> str:
+    """The mean and, of several values, the smallest and the largest."""
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def differ(one: Records, other: Records, attack: str) -> bool:
+    """Whether two rows differ by more than their seeds (half of both ranges) and by more than 1.96 standard errors."""
+    values = [accuracies(records, attack) for records in (one, other)]
+    between = abs(mean(values[0]) - mean(values[1]))
+    seeds = sum(max(of) - min(of) for of in values) / 2
+    n = images(one, attack)
+    # As if on different images: a paired comparison would be sharper, but only accuracies are kept.
+    errors = 1.96 * math.sqrt(sum(mean(of) * (100 - mean(of)) / n for of in values))
+    return between > seeds and between > errors
+
+
+def ranks(rows: Mapping[str, Records], attack: str) -> dict[str, str]:
+    """For each row 1 plus the number of rows that are better by more than seeds and images explain, or a dash."""
+    enough = {row: records for row, records in rows.items() if len(records) >= SEEDS}
+    better = {
+        row: sum(
+            differ(records, other, attack) and mean(accuracies(other, attack)) > mean(accuracies(records, attack))
+            for other in enough.values()
+        )
+        for row, records in enough.items()
+    }
+    return {row: str(1 + better[row]) if row in better else "-" for row in rows}
+
+
+def seconds(records: Records) -> list[float]:
+    """The CPU seconds of training of each seed."""
+    return [sum(record["diary"]["cpu_seconds"]) for record in records]
+
+
+def passes(records: Records) -> float:
+    """The counted passes per batch: a forward as 1/3 and a backward as 2/3."""
+    forwards, backwards = (mean(mean(record["diary"][key]) for record in records) for key in ("forwards", "backwards"))
+    return forwards / 3 + 2 * backwards / 3
+
+
+def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
+    """What a table's numbers are: seeds, images, hardware, data."""
+    records = [record for of_row in rows.values() for record in of_row]
+    first = next(iter(rows.values()))
+    counts = {attack: images(first, attack) for attack in attacks}
+    shown = "all" if len(set(counts.values())) == 1 else ", ".join(f"{name} {n}" for name, n in counts.items())
+    on = f"the first {counts[attacks[0]]} test images" if shown == "all" else f"the first test images ({shown})"
+    seeds = sorted({len(of_row) for of_row in rows.values()})
+    spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean and range"
+    machines = ", ".join(sorted({record["hardware"]["processor"] for record in records}))
+    md5 = sorted({record["md5"]["test"][:8] for record in records})
+    return f"Accuracy in percent on {on}, {spread}; one thread of {machines}; md5 of the test images {', '.join(md5)}."
+
+
+# The blocks.
+
+
+def single_step() -> str:
+    """The single-step methods for equal epochs."""
+    rows = by_row("single_step")
+    attacks = ["clean", "pgd40", "autoattack"]
+    place = ranks(rows, "autoattack")
+    lines = [["row", "rank", "clean", "PGD-40", "AutoAttack", "passes per batch", "CPU seconds"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row, records in rows.items():
+        found = [with_range(accuracies(records, attack)) for attack in attacks]
+        lines.append([f"`{row}`", place[row], *found, f"{passes(records):.2f}", f"{mean(seconds(records)):.0f}"])
+    return f"{markdown(lines)}\n\n{legend(rows, attacks)}"
+
+
+def overfitting() -> str:
+    """Settings in which single-step methods overfit catastrophically."""
+    rows = by_row("overfitting")
+    lines = [["row", "eps", "clean", "PGD-40", "AutoAttack", "epochs", "reported in epoch"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row, records in rows.items():
+        (record,) = records
+        reported = record["diary"]["train/catastrophic_overfitting"].index(1) + 1
+        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
+        lines.append([f"`{row}`", f"{record['eps']:g}", *found, str(record["epochs"]), str(reported)])
+    return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])}"
+
+
+def delayed() -> str:
+    """What a delayed start saves."""
+    rows = by_row("delayed")
+    rat, dat = rows["rat"], rows["dat"]
+    saved = 100 * (1 - mean(seconds(dat)) / mean(seconds(rat)))
+    starts = sorted({record["diary"]["train/adversarial"].index(1.0) for record in dat})
+    loss = [mean(record["diary"]["train/loss"][-1] for record in of_row) for of_row in (dat, rat)]
+    lines = [["row", "eps", "clean", "PGD-40", "AutoAttack", "final training loss", "CPU seconds"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row, records in rows.items():
+        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
+        losses = [record["diary"]["train/loss"][-1] for record in records]
+        cells = [*found, with_range(losses, 2), with_range(seconds(records), 0)]
+        lines.append([f"`{row}`", f"{records[0]['eps']:g}", *cells])
+    return (
+        f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} DAT, natural for "
+        f"{' or '.join(map(str, starts))} epochs, saves {saved:.0f} % of the time of training from the start (eps "
+        f"{rat[0]['eps']:g}), and ends at a training loss of {loss[0]:.2f} against {loss[1]:.2f}."
+    )
+
+
+def trivial() -> str:
+    """Which methods learn the trivial classifier, over eps."""
+    of_eps = {eps: by_row(f"trivial_{eps}") for eps in ("0.2", "0.3", "0.4")}
+    lines = [["row", *(f"eps {eps}" for eps in of_eps), "slides, 0.3", "slides, 0.45"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row in of_eps["0.3"]:
+        found = [
+            " / ".join(f"{mean(accuracies(rows[row], attack)):.1f}" for attack in ("clean", "pgd40", "autoattack"))
+            for rows in of_eps.values()
+        ]
+        lines.append([f"`{row}`", *found, *SLIDES.get(row, ("-", "-"))])
+    attacks = ["clean", "pgd40", "autoattack"]
+    told = [f"Eps {eps}: {legend(rows, attacks)}" for eps, rows in of_eps.items()]
+    return f"{markdown(lines)}\n\n" + "\n".join(told if len(set(map(_after, told))) > 1 else [_after(told[0])])
+
+
+def _after(text: str) -> str:
+    return text.partition(": ")[2]
+
+
+def default_test_cost() -> str:
+    """The passes of the default test."""
+    results = read(RESULTS / "default_test_cost.json")
+    lines = [["net", "left by the default test, %", "passes per image", "of PGD-20's", "of PGD-100's"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for name, seeds in results["rows"].items():
+        passes = [of_seed["default"] for of_seed in seeds]
+        ratios = [[of_seed["default"] / of_seed[other] for of_seed in seeds] for other in ("pgd20", "pgd100")]
+        cells = [with_range([of_seed["robust"] for of_seed in seeds]), with_range(passes)]
+        lines.append([name, *cells, *(with_range(of, 2) for of in ratios)])
+    return (
+        f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range."
+    )
+
+
+def alarm_rates() -> str:
+    """How many honest nets raise an alarm, and how many others."""
+    results = read(RESULTS / "alarm_rates.json")
+    nets = results["nets"].values()
+    honest = [net for net in nets if net["default"] - net["autoattack"] <= 5 and "trivial" not in net["alarms"]]
+    others = [net for net in nets if net not in honest]
+    false, missed = [net for net in honest if net["alarms"]], [net for net in others if not net["alarms"]]
+    gap = max((net["default"] - net["autoattack"] for net in missed), default=0.0)
+    lines = [
+        f"{len(false)} of {len(honest)} honest nets raised one.",
+        f"Of the {len(others)} other nets {len(missed)} raised none, with gaps of up to {gap:.1f} points.",
+        f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
+    ]
+    return " ".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    function.__name__: function
+    for function in (single_step, overfitting, delayed, trivial, default_test_cost, alarm_rates)
+}
+
+
+def filled(text: str) -> str:
+    """The text with all blocks written anew.
+
+    Raises:
+        KeyError: If a block has an unknown name.
+        ValueError: If a block does not end.
+    """
+
+    def write(found: re.Match[str]) -> str:
+        if "<!-- results:" in found[2]:
+            raise ValueError(f"the block {found[1]} does not end with <!-- end of results -->")
+        return f"<!-- results: {found[1]} -->\n\n{BLOCKS[found[1]]()}\n\n<!-- end of results -->"
+
+    return re.sub(r"<!-- results: (\w+) -->(.*?)<!-- end of results -->", write, text, flags=re.DOTALL)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether README.md is up to date")
+    asked = parser.parse_args(args)
+    before = README.read_text()
+    after = filled(before)
+    if asked.check and after != before:
+        sys.exit("README.md differs from scripts/results: run python scripts/readme_results.py")
+    if not asked.check:
+        README.write_text(after)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Alarms: what each says about a net that masks its gradients, and that honest nets raise none."""
+
+from functools import cache
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
+from lit_robust.batch import Batch
+from lit_robust.callbacks import RobustAccuracy
+from lit_robust.defenses import PGDAT
+from lit_robust.measures.accuracy import surviving
+from lit_robust.measures.alarms import Alarms, Count, in_words, of_classes, of_probes, sign_test
+from lit_robust.measures.default_attacks import default_test
+from lit_robust.measures.probes import COUNTS
+from tests.masked import MASKS, NumpyStep, SaturatedSigmoid, Times1000, masked
+from tests.methods import build
+from tests.tiny import TinyNet, images, loader, trainer
+from tests.trained import held_out, trained
+
+EPS = 0.15
+#: AutoAttack, its version for random nets, and the attack that stands in for it where there is no graph.
+AUTOATTACK, SQUARE = (AutoAttack(eps=EPS), AutoAttack(eps=EPS, version="rand")), Square(eps=EPS, queries=1000)
+OF_THE_PACKAGE = pytest.mark.filterwarnings("ignore::UserWarning")
+ZOO = [pytest.param(alarm, mask, id=mask.__name__) for alarm, masks in MASKS.items() for mask in masks]
+NAMES = {
+    "zero_gradient", "not_below_clean", "large_eps", "scaling", "random", "no_graph", "margin", "square", "transfer",
+    "trivial",
+}  # fmt: skip
+
+
+def batch(n: int = 200) -> Batch:
+    x, y = held_out()
+    return Batch(x[:n], y[:n], torch.arange(n), torch.ones(n))
+
+
+def accuracies(net: nn.Module, attacks, n: int = 100) -> dict[str, float]:
+    return {name: of.float().mean().item() for name, of in surviving(net, attacks, batch(n), "keep").items()}
+
+
+def alarms(net: nn.Module, n: int = 200, **arguments) -> dict[str, str]:
+    attacks = default_test(EPS)
+    left = surviving(net, attacks, batch(n), "keep")["worst"]
+    found = Alarms(attacks, num_classes=10, **arguments)
+    found.update(net, batch(n), left)
+    return found.compute()
+
+
+@cache
+def zoo(mask: type[nn.Module]) -> nn.Module:
+    """A naturally trained net with a mask; trained with it where the mask draws random numbers."""
+    return trained("natural", mask) if mask in MASKS["random"] else masked(mask(), trained("natural")).eval()
+
+
+# The zoo of masks.
+
+
+@pytest.mark.parametrize(("alarm", "mask"), ZOO)
+def test_a_masked_net_raises_the_alarm_that_names_its_cause(alarm, mask):
+    found = alarms(zoo(mask))
+    assert alarm in found
+    assert found.keys() <= NAMES
+
+
+@cache
+def truth(mask: type[nn.Module] | None) -> float:
+    """The accuracy that is left by AutoAttack or, where it has no graph, by Square."""
+    net = zoo(mask) if mask else trained("natural")
+    return accuracies(net, {"truth": SQUARE if mask is NumpyStep else AUTOATTACK[mask in MASKS["random"]]})["truth"]
+
+
+@OF_THE_PACKAGE
+@pytest.mark.parametrize(("alarm", "mask"), ZOO)
+def test_no_masked_net_gets_more_than_its_true_accuracy_without_an_alarm(alarm, mask):
+    pytest.importorskip("pyautoattack")
+    worst = accuracies(zoo(mask), default_test(EPS))["worst"]
+    assert worst <= truth(mask) + 0.05 or alarm in alarms(zoo(mask), 100)
+
+
+@OF_THE_PACKAGE
+@pytest.mark.parametrize("mask", [*MASKS["zero_gradient"], NumpyStep], ids=lambda mask: mask.__name__)
+def test_bpda_comes_within_5_points_of_the_truth(mask):
+    pytest.importorskip("pyautoattack")
+    # Cross-entropy and the margin need logits that differ, which a saturated sigmoid's do not.
+    attack = MultiTargetedPGD(EPS, steps=20) if mask is SaturatedSigmoid else PGD(EPS, steps=40, keep="worst")
+    assert accuracies(zoo(mask), {"bpda": BPDA(attack, "mask")})["bpda"] <= truth(mask) + 0.05
+
+
+@pytest.mark.parametrize("mask", MASKS["random"], ids=lambda mask: mask.__name__)
+def test_eot_comes_within_5_points_of_the_truth(mask):
+    pytest.importorskip("pyautoattack")
+    assert accuracies(zoo(mask), {"eot": PGD(EPS, steps=20, eot=10)})["eot"] <= truth(mask) + 0.05
+
+
+@OF_THE_PACKAGE
+def test_the_margin_comes_within_5_points_of_the_truth_where_logits_are_large():
+    pytest.importorskip("pyautoattack")
+    found = accuracies(zoo(Times1000), default_test(EPS))
+    assert found["pgd20"] > truth(Times1000) + 0.2
+    assert found["pgd20_margin"] <= truth(Times1000) + 0.05
+
+
+def test_the_first_alarms_of_saturated_logits_name_the_attack_that_works():
+    assert "margin" in alarms(zoo(Times1000))["scaling"]
+    assert "BPDA" in alarms(zoo(SaturatedSigmoid))["zero_gradient"]
+
+
+# Nets without masks.
+
+
+@pytest.mark.parametrize("name", ["natural", "fgsm", "pgd"])
+def test_an_honest_net_raises_no_alarm(name):
+    assert alarms(trained(name)) == {}
+
+
+class Rounding(nn.Module):
+    """A net without a gradient for 4 classes of 3 x 8 x 8 images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = TinyNet()
+
+    def forward(self, x):
+        return self.body((4 * x).round() / 4)
+
+
+def test_a_test_prints_keeps_and_logs_its_alarms(tmp_path, capsys):
+    method = build(PGDAT, net=Rounding(), test_attacks=default_test(0.02))
+    (logged,) = trainer(tmp_path).test(method, loader(images(40)), verbose=False)
+    assert "zero_gradient" in method.alarms
+    assert logged["test/alarms"] == len(method.alarms)
+    assert f"ALARM zero_gradient: {method.alarms['zero_gradient']}" in capsys.readouterr().out
+
+
+def test_a_test_without_alarms_says_so(tmp_path, capsys):
+    method = build(PGDAT, alarm_images=0)
+    (logged,) = trainer(tmp_path).test(method, loader(images(40)), verbose=False)
+    assert (method.alarms, logged["test/alarms"]) == ({}, 0)
+    assert "alarm_images=0" in capsys.readouterr().out
+
+
+def test_robust_accuracy_raises_them_for_a_module_that_does_not_look_itself(tmp_path, capsys):
+    class Classifier(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.body = Rounding()
+
+        def forward(self, x):
+            return self.body(x)
+
+        def test_step(self, batch, batch_idx):
+            pass
+
+    callback = RobustAccuracy(default_test(0.02))
+    (logged,) = trainer(tmp_path, callbacks=[callback]).test(Classifier(), loader(images(40)), verbose=False)
+    assert "zero_gradient" in callback.alarms
+    assert logged["test/alarms"] == len(callback.alarms)
+    assert capsys.readouterr().out.count("ALARM zero_gradient") == 1
+
+
+def test_a_net_without_a_graph_is_told_in_a_test_and_refused_everywhere_else(tmp_path):
+    x, y = batch(20)[:2]
+    net = masked(NumpyStep(), trained("natural"))
+    with pytest.raises(ValueError, match="no graph"):
+        PGD(EPS)(net, x, y)
+    with pytest.raises(ValueError, match="no graph"):
+        surviving(net, default_test(EPS), batch(20))
+    assert accuracies(net, default_test(EPS), 20)["worst"] == accuracies(net, {}, 20)["clean"]
+
+
+def test_a_constant_net_is_called_trivial():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return x.mean(dim=(1, 2, 3)).unsqueeze(1) * 0.01 + torch.eye(10)[3]
+
+    assert "class 3" in alarms(Constant())["trivial"]
+
+
+def test_a_transferred_attack_that_does_better_is_told():
+    """The masked net's own gradients are 0, those of the net behind the mask break it."""
+    found = alarms(zoo(MASKS["zero_gradient"][0]), sources=[trained("natural")])
+    assert "transfer" in found
+    assert "transfer" not in alarms(trained("pgd"), sources=[trained("natural")])
+
+
+# The rules.
+
+
+@pytest.mark.parametrize(
+    ("count", "rings"),
+    [((7, 0, 200), True), ((6, 0, 200), False), ((3, 0, 100), False), ((30, 25, 200), False), ((19, 5, 200), True),
+     ((9, 0, 1000), False), ((20, 0, 1000), True), ((0, 0, 0), False)],
+)  # fmt: skip
+def test_a_comparison_needs_3_images_2_percent_and_a_sign_test(count, rings):
+    assert Count(*count).rings() == rings
+
+
+def test_the_sign_test_is_the_binomials_tail():
+    assert sign_test(7, 0) == 1 / 128
+    assert sign_test(2, 1) == pytest.approx(0.5)
+    assert sign_test(0, 0) == 1
+
+
+QUIET = {name: Count(0, 0, 100) for name in COUNTS} | {"large_eps": Count(100, 0, 100)}
+
+
+@pytest.mark.parametrize(
+    ("counted", "named"),
+    [
+        ({}, set()),
+        ({"no_graph": Count(100, 0, 100)}, {"no_graph"}),
+        ({"zero_gradient": Count(50, 0, 100)}, {"zero_gradient"}),
+        ({"random": Count(100, 0, 100)}, {"random"}),
+        ({"scaled_up": Count(12, 1, 100)}, {"scaling"}),
+        ({"scaled_down": Count(12, 1, 100)}, {"scaling"}),
+        ({"margin": Count(9, 0, 100)}, set()),
+        ({"margin": Count(12, 0, 100)}, {"margin"}),
+        ({"fgsm": Count(12, 0, 100)}, {"margin"}),
+        ({"targeted": Count(4, 0, 100)}, set()),
+        ({"targeted": Count(7, 0, 100)}, {"margin"}),
+        ({"large_eps": Count(80, 0, 100)}, {"large_eps"}),
+        ({"large_eps": Count(2, 0, 100)}, {"large_eps", "not_below_clean"}),
+        ({"large_eps": Count(0, 0, 4)}, set()),  # too few to say
+        ({"square": Count(8, 0, 100)}, {"square"}),
+        ({"square": Count(8, 7, 100)}, set()),
+        ({"transfer": Count(8, 0, 100)}, {"transfer"}),
+    ],
+)
+def test_each_comparison_has_its_alarm(counted, named):
+    found = of_probes(QUIET | counted, classes=10, images=110, eps=0.5)
+    assert found.keys() == named
+    assert all(sentence.endswith(".") for sentence in found.values())
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "rings"),
+    [([96, 4], [50, 50], True), ([90, 10], [50, 50], False), ([100, 0], [100, 0], False), ([0, 0], [0, 0], False),
+     ([2, 0], [1, 1], False)],
+)  # fmt: skip
+def test_a_classifier_is_trivial_if_its_classes_are_one_and_the_labels_are_not(predicted, labels, rings):
+    assert bool(of_classes(predicted, labels)) == rings
+
+
+def test_only_the_first_images_are_probed_and_padding_is_not():
+    found = Alarms(default_test(EPS), num_classes=10, images=30)
+    first = batch(20)._replace(weight=torch.tensor([1.0, 0.0]).repeat(10))
+    for part in (first, batch(50)):
+        found.update(trained("natural"), part, torch.zeros(len(part.y), dtype=torch.bool))
+    assert found.compute() == {}
+    assert found.n == 30
+    assert in_words({}, 30).startswith("no alarm: the first 30 images")
+
+
+def test_nothing_is_probed_where_alarms_are_off():
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Counted.calls += 1
+            return x.flatten(1)[:, :10]
+
+    assert alarms(trained("natural"), images=0) == {}
+    found = Alarms(default_test(EPS), 10, images=0)
+    found.update(Counted(), batch(), torch.zeros(200, dtype=torch.bool))
+    assert (found.compute(), Counted.calls) == ({}, 0)
+
+
+def test_probes_leave_the_random_state_as_it_was():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    alarms(trained("natural"), 20)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,251 @@
+"""Keys in the wrong place, nulls, short names and Lightning's callbacks on the command line."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.cli import ReduceLROnPlateau
+
+from lit_robust.cli.classes import found
+from lit_robust.cli.places import check_places
+from tests.front_door import lit, refusal, tiny
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused_file(capsys, text: str) -> str:
+    return refusal(capsys, "fit", "-c", tiny(Path()), "-c", text)
+
+
+SECOND_FILES = {
+    "model: {net: {class_path: os.system}, attack: {eps: 0.1}}": ("model", "PGDAT", "net, attack"),
+    "model: {class_path: PGDAT, eps: 0.1}": ("model", "PGDAT", "eps"),
+    "model: {class_path: TRADES, beta: 6}": ("model", "TRADES", "beta"),
+    "model: {attack: {class_path: PGD}}": ("model", "PGDAT", "attack"),
+    "model: {optimizer: {lr: 0.1}}": ("model", "PGDAT", "optimizer"),
+    "model: {optimizer: null}": ("model", "PGDAT", "optimizer"),
+    "data: {batch_size: 3}": ("data", "DigitsDataModule", "batch_size"),
+    "model: {init_args: {attack: {eps: 0.1}}}": ("model.attack", "PGD", "eps"),
+    "model: {init_args: {optimizer: {lr: 0.1}}}": ("model.optimizer", "torch.optim.SGD", "lr"),
+    "model: {init_args: {val_attack: {class_path: PGD, eps: 0.1}}}": ("model.val_attack", "PGD", "eps"),
+    "model: {init_args: {test_attacks: {a: {class_path: PGD, eps: 1}}}}": ("model.test_attacks.a", "PGD", "eps"),
+    "model: {init_args: {lr_scheduler: {class_path: Cyclic, up: 1}}}": ("model.lr_scheduler", "Cyclic", "up"),
+    "trainer: {logger: {save_dir: x}}": ("trainer.logger", "CSVLogger", "save_dir"),
+    "trainer: {callbacks+: [{class_path: EMAWeights, decay: 0.9}]}": ("trainer.callbacks", "EMAWeights", "decay"),
+    "trainer: {callbacks: {class_path: EMAWeights, decay: 0.9}}": ("trainer.callbacks", "EMAWeights", "decay"),
+}
+
+
+@pytest.mark.parametrize("text", SECOND_FILES)
+def test_arguments_beside_a_class_path_name_its_class(text, capsys):
+    where, owner, names = SECOND_FILES[text]
+    expected = f"{where}: the arguments of {owner} belong below init_args: indent {names}."
+    assert refused_file(capsys, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "owner"),
+    [
+        (["--model", "{class_path: PGDAT, eps: 0.1}"], "PGDAT"),
+        (["--model.attack", "{class_path: PGD, steps: 3}"], "PGD"),
+        (["--trainer.callbacks", "[{class_path: EMAWeights, decay: 0.9}]"], "EMAWeights"),
+        (["--trainer.callbacks+={class_path: EMAWeights, decay: 0.9}"], "EMAWeights"),
+    ],
+)
+def test_so_do_those_in_a_flag(flags, owner, capsys):
+    says = refusal(capsys, "fit", "-c", tiny(Path()), *flags)
+    assert re.search(rf"the arguments of (\w+\.)*{owner} belong below init_args", says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: {init_arg: {attack: PGD}}", "model: PGDAT has no 'init_arg' beside it: did you mean init_args?"),
+        ("data: {class_pth: X}", "data: DigitsDataModule has no 'class_pth' beside it: did you mean class_path?"),
+        (
+            "optimizer: {lr: 1}",
+            "the configuration has no option 'optimizer.lr': did you mean model.init_args.optimizer?",
+        ),
+        ("init_args: {attack: 1}", "init_args is the key of a part, such as model: or data: indent it below that."),
+    ],
+)
+def test_a_key_in_the_wrong_place_or_misspelt_is_answered_by_the_right_one(text, says, capsys):
+    assert refused_file(capsys, text) == says
+
+
+def test_what_is_in_its_place_is_left_alone():
+    check_places(
+        {"model": {"class_path": "A", "init_args": {"x": 1}, "dict_kwargs": {"y": {"class": 1}}}, 3: [4, None]}
+    )
+
+
+# null.
+
+NULLS = {
+    "model: {init_args: {optimizer: null}}": r"model\.optimizer=null has .* default, SGD\(lr=0\.1, .*\)\.",
+    "model: {init_args: {attack: {init_args: {eps: null}}}}": r"model\.attack\.eps=null has .* default, 8/255\.",
+    "model: {init_args: {attack: {init_args: {steps: null}}}}": r"model\.attack\.steps=null has .* default, 10\.",
+    "model: {init_args: {lr_interval: null}}": r"model\.lr_interval=null has .* default, 'epoch'\.",
+    "model: {init_args: {compile: null}}": r"model\.compile=null has .* default, False\.",
+    "model: {init_args: {test_attacks: {a: {class_path: PGD, init_args: {norm: null}}}}}": r".*\.a\.norm=null .*",
+    "data: {init_args: {batch_size: null}}": r"data\.batch_size=null has .* default, 128\.",
+    "trainer: {callbacks+: [{class_path: EMAWeights, init_args: {decay: null}}]}": r"trainer\.callbacks\.decay=null .*",
+    "model: {init_args: {net: null}}": r"model: .*PGDAT needs net below init_args\.",
+    "model: {init_args: {attack: null}}": r"model: .*PGDAT needs attack below init_args\.",
+    "model: null": r"model=null gives nothing: write its options below it.*",
+    "data: null": r"data=null gives nothing: .*",
+    "trainer: null": r"trainer=null gives nothing: .*",
+    "model: {init_args: null}": r"model: init_args is null: .*",
+    "model: {init_args: {optimizer: {class_path: SGD, init_args: null}}}": r"model\.optimizer: init_args is null: .*",
+    "model: {class_path: null}": r"model: class_path is null: name a class\.",
+    "model: {init_args: {attack: {class_path: null}}}": r"model\.attack: class_path is null: name a class\.",
+}
+
+
+@pytest.mark.parametrize("text", NULLS)
+def test_null_where_it_means_nothing_is_answered_in_the_terms_of_yaml(text, capsys):
+    says = refused_file(capsys, text)
+    assert re.fullmatch(NULLS[text], says), says
+    assert "None" not in says
+
+
+@pytest.mark.parametrize("name", ["lr_scheduler", "momentum", "val_attack", "test_attacks", "num_classes"])
+def test_null_where_it_is_the_default_is_accepted(name):
+    lit("fit", "-c", f"model: {{init_args: {{{name}: null}}}}")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model.attack", "{class_path: PGD, init_args: {steps: 1, step_size: null}}"],
+        ["--model.attack", "{steps: 1, step_size: null}"],
+        ["--model.attack.init_args", "{steps: 1, step_size: null}"],
+        ["--model.test_attacks.pgd2", "{class_path: PGD, init_args: {steps: 1, step_size: null}}"],
+        ["--model.attack.step_size", "null"],
+    ],
+)
+def test_null_inside_a_flag_is_that_of_yaml(flags):
+    lit("fit", *flags)
+    saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())["model"]["init_args"]
+    part = saved["test_attacks"]["pgd2"] if "test" in flags[0] else saved["attack"]
+    assert part["init_args"]["step_size"] is None
+
+
+# Short names that several classes have.
+
+
+def test_the_short_name_of_a_plateau_scheduler_is_lightnings():
+    assert found("ReduceLROnPlateau") is ReduceLROnPlateau
+    lit("fit", "--model.lr_scheduler", "ReduceLROnPlateau", "--model.lr_scheduler.monitor", "train/loss")
+    saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"
+
+
+def test_it_needs_its_monitor(capsys):
+    says = refusal(capsys, "fit", "-c", tiny(Path()), "--model.lr_scheduler", "ReduceLROnPlateau")
+    assert says == "model.lr_scheduler: this needs monitor below init_args."
+
+
+def test_torchs_own_is_found_by_its_path():
+    plateau = "{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, init_args: {mode: max}}"
+    lit("fit", "--model.lr_scheduler", plateau)
+
+
+class Adadelta(torch.optim.SGD):
+    """Has the name of one of torch's optimizers."""
+
+
+def test_another_class_of_the_same_name_does_not_hide_torchs():
+    lit("fit", "--model.optimizer", "Adadelta")
+    saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert saved["model"]["init_args"]["optimizer"]["class_path"].startswith("torch.optim.")
+
+
+# Lightning's callbacks.
+
+BAR = "--trainer.enable_progress_bar true"
+#: What follows ``--trainer.callbacks+=Name``, and how it is refused; an empty answer means that it trains.
+CALLBACKS = {
+    "BackboneFinetuning": ("", "trains module.backbone, which a PGDAT does not have"),
+    "BaseFinetuning": ("", "is a base class"),
+    "BasePredictionWriter": ("", "is a base class"),
+    "BatchSizeFinder": ("--trainer.callbacks.max_trials 1", ""),
+    "Callback": ("", "is a base class"),
+    "Checkpoint": ("", "is a base class"),
+    "EarlyStopping": ("--trainer.callbacks.monitor train/loss", ""),
+    "EMAWeightAveraging": ("", ""),
+    "GradientAccumulationScheduler": ("--trainer.callbacks.scheduling '{0: 2}'", "raise data.batch_size instead"),
+    "LambdaCallback": ("", ""),
+    "LearningRateFinder": ("", "compare a few short fits"),
+    "LearningRateMonitor": ("", ""),
+    "ModelCheckpoint": ("", "keep one of them"),
+    "ModelPruning": ("--trainer.callbacks.pruning_fn l1_unstructured", ""),
+    "ModelSummary": ("", ""),
+    "OnExceptionCheckpoint": ("--trainer.callbacks.dirpath here", ""),
+    "ProgressBar": (BAR, "is a base class"),
+    "RichModelSummary": ("", ""),
+    "RichProgressBar": (BAR, ""),
+    "SpikeDetection": ("", ""),
+    "StochasticWeightAveraging": ("--trainer.callbacks.swa_lrs 0.1", "use EMAWeights"),
+    "TQDMProgressBar": (BAR, ""),
+    "ThroughputMonitor": (f"--trainer.callbacks.batch_size_fn {__name__}.size_of", ""),
+    "Timer": ("", ""),
+    "WeightAveraging": ("", ""),
+}
+NEEDED = {
+    "EarlyStopping": "monitor",
+    "GradientAccumulationScheduler": "scheduling",
+    "ModelPruning": "pruning_fn",
+    "OnExceptionCheckpoint": "dirpath",
+    "StochasticWeightAveraging": "swa_lrs",
+    "ThroughputMonitor": "batch_size_fn",
+}
+
+
+def size_of(batch) -> int:
+    return len(batch[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+@pytest.mark.parametrize("name", sorted({*lightning_callbacks.__all__} - {"DeviceStatsMonitor"}))  # wants psutil
+def test_each_callback_of_lightning_trains_or_is_refused_in_one_sentence(name, capsys):
+    flags, says = CALLBACKS[name]
+    words = [f"--trainer.callbacks+={name}", *shlex.split(flags)]
+    if says:
+        answer = refusal(capsys, "fit", "-c", tiny(Path()), *words)
+        assert says in answer
+        assert len(answer) < 300
+    else:
+        lit("fit", *words)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_callback_of_lightning_names_the_argument_that_it_needs(name, capsys):
+    says = refusal(capsys, "fit", "-c", tiny(Path()), f"--trainer.callbacks+={name}")
+    assert says == f"trainer.callbacks: lightning.pytorch.callbacks.{name} needs {NEEDED[name]} below init_args."
+
+
+def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
+    says = refusal(capsys, "fit", "-c", tiny(Path()), "--trainer.barebones", "true")
+    assert "barebones=True, logger=CSVLogger)" in says
+    assert "leave barebones out" in says
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "StepLR gives no rate"),
+        (["--model.attack.eps", "-8/255"], "give each option a value, after = if that begins with a minus"),
+        (["--model.optimizer.momentum", "-1"], "the momentum of model.optimizer must be 0 or above"),
+        (["--model.lr_scheduler", "MultiStep", "--model.lr_scheduler.milestones", "3"], "3 is not of type list"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_answered_by_what_to_give(flags, says, capsys):
+    assert says in refusal(capsys, "fit", "-c", tiny(Path()), *flags)
