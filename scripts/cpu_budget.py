@@ -36,6 +36,7 @@ from lit_robust.cli.parser import Parser
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving
+from lit_robust.measures.alarms import Alarms
 from lit_robust.seeds import derive_seed
 
 HERE = Path(__file__).parent
@@ -43,6 +44,8 @@ ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu
 
 #: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
 FIRST_ATTACK = "pgd40"
+#: The attacks of the library's default test, after which a row is probed for alarms.
+DEFAULT_TEST = {"pgd20", "pgd20_margin"}
 #: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
 TRANSFER = "transfer"
 
@@ -148,6 +151,7 @@ class Work:
         self.name = name
         self.rows = rows_of(text, name)
         self.transfer = text["sets"][name].get("transfer", [])
+        self.asks_for_gap = text["sets"][name].get("gap", False)
         self.path = RESULTS / f"cpu_{name}.json"
 
     def folder(self, row: str) -> Path:
@@ -202,6 +206,38 @@ class Work:
                 results["rows"][row][which] |= {name: found[name], "clean": found["clean"]}
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
 
+    def probe(self, row: str) -> None:
+        """Look for alarms on a row's last checkpoint, after the default test's attacks."""
+        done = read(self.path)["rows"][row]
+        if "alarms" in done or not DEFAULT_TEST <= done["last"].keys():
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        images, net = read_test_images(cli.datamodule), load_net(checkpoint(self.folder(row), "last"))
+        attacks = {name: attack for name, attack in cli.model.test_attacks.items() if name in DEFAULT_TEST}
+        torch.manual_seed(derive_seed("cpu_budget", "alarms"))
+        alarms = Alarms(attacks, num_classes=10)
+        for part in (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True)):
+            alarms.update(net, part, surviving(net, attacks, part)["worst"])
+        found = sorted(alarms.compute())
+        with opened(self.path) as results:
+            results["rows"][row]["alarms"] = found
+        print(f"{row}: alarms {found}", flush=True)
+
+    def gap(self, row: str) -> None:
+        """Attack as many training images as test images, if the set asks for the generalisation gap."""
+        done = read(self.path)["rows"][row]
+        if not self.asks_for_gap or "train" in done:
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        n = len(read_test_images(cli.datamodule).y)
+        columns = zip(*cli.datamodule.plain_train_dataloader(), strict=True)
+        images = Batch(*(torch.cat(parts)[:n] for parts in columns))
+        net = load_net(checkpoint(self.folder(row), "last"))
+        found = accuracy(net, FIRST_ATTACK, cli.model.test_attacks[FIRST_ATTACK], images)
+        with opened(self.path) as results:
+            results["rows"][row]["train"] = found
+        print(f"{row}: training images {found}", flush=True)
+
     def attacks(self, row: str) -> list[list[str]]:
         """The names of a row's attacks: the first, the cheap ones, and those that take minutes per row."""
         said = self.rows[row]["config"]["model"]["init_args"]["test_attacks"]
@@ -240,9 +276,12 @@ def main(args: list[str] | None = None) -> None:
             for row in chosen:
                 work.train(row)
                 work.test(row, work.attacks(row)[0])
+                work.gap(row)
             for turn in (1, 2):
                 for row in chosen:
                     work.test(row, work.attacks(row)[turn])
+            for row in chosen:
+                work.probe(row)
     print(table(read(work.path)))
 
 
