@@ -8,6 +8,9 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 
+from lit_robust.checkpoint_sections import PARTS, is_count
+from lit_robust.shown import shown
+
 #: The sections of a checkpoint that are read, here or by Lightning, and what each must be.
 SECTIONS: dict[str, type] = {
     "state_dict": dict,
@@ -82,7 +85,7 @@ def read_data(path: str | Path, older: bool = False) -> Any:
 
 
 def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkpoint") -> None:
-    """Refuse a checkpoint with a section of the wrong type.
+    """Refuse a checkpoint with a section of the wrong type or with values that are out of range.
 
     Raises:
         ValueError: At the first such section.
@@ -95,6 +98,15 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
         if not isinstance(value, kind):
             raise ValueError(
                 f"{path} is broken: its section {name} is of type {type(value).__name__} instead of {kind.__name__}; "
+                "use an earlier one."
+            )
+        if kind is int and not is_count(value):
+            raise ValueError(f"{path} is broken: its {name} is {shown(value)}, which is no count; use an earlier one.")
+    saved = checkpoint.get("lit_robust", {})
+    for name, (is_right, needed) in PARTS.items():
+        if name in saved and not is_right(saved[name]):
+            raise ValueError(
+                f"{path} is broken: its section lit_robust.{name} is {shown(saved[name])}, but it must be {needed}; "
                 "use an earlier one."
             )
 

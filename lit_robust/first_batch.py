@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_robust import require
@@ -44,6 +45,16 @@ def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
         setattr(net, _UNCHECKED, False)
         refuse_probabilities(logits)
     return logits
+
+
+def a_row_for_each_image(net: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    """A forward hook of nets that are not compiled, whose graph it would break.
+
+    Raises:
+        NoLogitsError: If the logits have another number of rows than there are images.
+    """
+    if args and not _has_rows(logits, args[0]):
+        raise _no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
 
 
 def refuse_probabilities(logits: Tensor) -> None:
@@ -90,6 +101,10 @@ def _no_logits(found: Any, x: Tensor, name: str, remedy: str) -> NoLogitsError:
     return NoLogitsError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
 
 
+def _has_rows(logits: Tensor, x: Any) -> bool:
+    return logits.ndim >= 2 and (not isinstance(x, Tensor) or len(logits) == len(x))
+
+
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     """Refuse a net or a batch that would make all results wrong, before anything is trained or reported.
 
@@ -111,12 +126,32 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
     found = outputs(net, few, f"the net ({name_of(net)})", "choose a net for this data set")
+    tell_of_repeated_channels(net, few)
     remedy = f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})"
     logits = check_logits(found, few, "the net", remedy, "remove its softmax")
     if logits.shape[1:] != (num_classes,):
         raise ValueError(
             f"the net returns a tensor of shape {tuple(logits.shape)} for {len(few)} images, but "
             f"num_classes={num_classes}: {remedy}."
+        )
+
+
+def tell_of_repeated_channels(net: nn.Module, x: Tensor) -> None:
+    """Warn if images of one channel are read by a first layer for several: broadcasting a mean may have repeated them.
+
+    Args:
+        net: A net that reads the images.
+        x: The images ``(N, C, H, W)``.
+    """
+    layer = next((part for part in net.modules() if isinstance(part, (nn.Conv2d, nn.Linear))), None)
+    if layer is None or x.ndim != 4 or x.shape[1] != 1:
+        return
+    pixels = x[0].numel()
+    read = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features / pixels
+    if read > 1 and read == int(read):
+        rank_zero_warn(
+            f"the net ({name_of(net)}) reads images of 1 channel although its first layer has {int(read)} input "
+            "channels: unless the net repeats the channel on purpose, its mean and std do, so build it for 1 channel."
         )
 
 
@@ -172,8 +207,13 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
     Raises:
         ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
-    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
+    if not isinstance(found, Tensor) or not _has_rows(found, x):
         raise _no_logits(found, x, name, remedy)
+    if not found.is_floating_point():
+        raise ValueError(
+            f"{name} returns logits of {found.dtype}, but losses and attacks need floating-point numbers: return real "
+            "numbers (such as logits.abs() of complex ones), and not the predicted classes."
+        )
     logits = found.float()
     if not bool(logits.isfinite().all()):
         raise ValueError(

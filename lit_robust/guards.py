@@ -72,7 +72,7 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         ValueError: If the images are integers, or the labels neither integers nor shares of the classes ``(N, C)``.
     """
     require.floating(x)
-    y = class_labels(y) if y.ndim < 2 else y
+    y = y if y.ndim == 2 and y.is_floating_point() else class_labels(y)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield x.clone() if x.is_inference() else x.detach(), y.clone() if y.is_inference() else y

@@ -8,6 +8,7 @@ ImportError of one sentence; importing this file does not need Lightning.
 import re
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -206,15 +207,15 @@ def epoch_so_far(trainer: Any) -> dict[str, float]:
 
 
 @_inside
-def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None) -> None:
+def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None, root: Path | None = None) -> None:
     """Make a file logger write into the folder of an earlier run, without which a resumed run would start a new one.
 
-    A numeric version stays a number, because the progress bar shows only a string's last four characters. From
-    ``purge_step`` on, TensorBoard drops what it has, which it would draw twice otherwise.
+    Numeric versions stay numbers. TensorBoard drops what it has from ``purge_step`` on. ``root`` holds the folder.
     """
-    number = re.fullmatch(r"version_(0|[1-9]\d*)", name)
-    _ = logger._version  # if that is gone, setting it would do nothing
-    logger._version = int(number[1]) if number else name
+    _ = logger._version  # must be there
+    logger._version = int(number[1]) if (number := re.fullmatch(r"version_(0|[1-9]\d*)", name)) else name
+    if root is not None:
+        logger._save_dir, logger._root_dir, logger._name = str(root.parent), str(root.parent), root.name
     if purge_step is not None:
         logger._kwargs["purge_step"] = logger._kwargs.get("purge_step") or purge_step
 

@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lit_robust.checkpoint_files import read_checkpoint
-from lit_robust.nets.rebuild import check_fit, rebuild
+from lit_robust.checkpoint_files import read_checkpoint, read_data
+from lit_robust.nets.rebuild import check_fit, is_builder, rebuild
 from lit_robust.weight_files import read_weights
 
 
@@ -64,6 +65,29 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
     return net
 
 
+def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
+    """Load the net of a checkpoint as ``load_net`` does, or weights of other software into a copy of ``net``.
+
+    Args:
+        path: A checkpoint, or a file that ``load_weights`` reads.
+        net: The net of all files that do not name one of ``lit_robust.nets``; it stays as it is.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be used, needs ``net`` and there is none, or its weights do not fit.
+    """
+    path = Path(path).expanduser()
+    content = None if path.suffix == ".safetensors" else read_data(path, older=True)
+    if is_builder(_description(content)):
+        return load_net(path)
+    if net is None:
+        raise ValueError(
+            f"{path} does not name one of lit_robust.nets: name the net that its weights belong to, as in "
+            "--net lit_robust.nets.resnet18 (in Python net=resnet18())."
+        )
+    return load_weights(deepcopy(net), path).eval().requires_grad_(False)
+
+
 def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of the module's ``net``, by the net's own names."""
     state = checkpoint["state_dict"]
@@ -76,11 +100,17 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the checkpoint names none, or another.
     """
-    descriptions = (checkpoint.get(section, {}).get("net") for section in ("lit_robust", "hyper_parameters"))
-    description = next((one for one in descriptions if one is not None), None)
+    description = _description(checkpoint)
     if description is None:
         raise ValueError("it does not say how its net was built")
     return rebuild(description, weights_of_net(checkpoint))
+
+
+def _description(content: Any) -> Any:
+    """What a file says about how its net was built, or None."""
+    sections = [content.get(name) for name in ("lit_robust", "hyper_parameters")] if isinstance(content, dict) else []
+    descriptions = (section.get("net") for section in sections if isinstance(section, dict))
+    return next((one for one in descriptions if one is not None), None)
 
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:
@@ -94,7 +124,7 @@ def checkpoints_of(folder: Path) -> dict[str, Path]:
     if newest is None:
         return {}
     best = newest.parent / "best.ckpt"
-    found = {"last": _last_in(newest.parent), "best": best if best.exists() else None}
+    found = {"last": _last_in(newest.parent), "best": best if best.is_file() else None}
     return {name: path for name, path in found.items() if path is not None}
 
 
@@ -102,7 +132,8 @@ def _last_in(folder: Path) -> Path | None:
     last = folder / "last.ckpt"
     files = sorted((path for path in folder.glob("*.ckpt") if path.is_file()), key=_written, reverse=True)
     if last not in files:
-        return next((path for path in files if path.stem != "best"), None)
+        others = [path for path in files if path.stem != "best"]
+        return next(iter(others or (files if last.is_dir() else [])), None)  # a folder hides no whole checkpoint
     later = [path for path in files if _written(path) > _written(last)]
     with suppress(ValueError):  # a broken last.ckpt is reported by `read_last`
         step = read_checkpoint(last).get("global_step") if later else None
@@ -121,8 +152,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """All files, also through symbolic links, each folder once."""
     seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        places = {name: Path(root, name).resolve() for name in folders}
-        folders[:] = [name for name, place in places.items() if place not in seen]
+        places = {name: Path(root, name).resolve() for name in folders if not name.endswith(".ckpt")}
+        folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is no run
         seen.update(places.values())
         yield from (Path(root, name) for name in files)
 

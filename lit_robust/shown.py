@@ -15,7 +15,10 @@ LONGEST = 100
 
 def shown(value: Any) -> str:
     """The value's ``repr`` on one line, without addresses; of what is too long, such as a net, only the class."""
-    text = without_addresses(repr(value))
+    try:
+        text = without_addresses(repr(value))
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"{type(value).__name__}(...)"
     if isinstance(value, str):
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return text if len(text) <= LONGEST and "\n" not in text else f"{type(value).__name__}(...)"

@@ -1,5 +1,7 @@
 """Everything we use of torch that is not public API: a module's compiled call."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,3 +18,19 @@ def compile_alike(net: nn.Module, compiled: Any) -> None:
 def is_compiled(net: nn.Module) -> bool:
     """Whether a net is compiled in place; without it, it would be compiled anew, without the user's options."""
     return net._compiled_call_impl is not None
+
+
+def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Callable[[], None]:
+    """Call a forward hook outside of a compiled net's graph; return what undoes it.
+
+    Without it, the hook would be traced into the graph, which would be compiled anew whenever a count changes.
+    """
+    compiled: Any = net._compiled_call_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found = compiled(*args, **kwargs)
+        hook(net, args, found)
+        return found
+
+    net._compiled_call_impl = call
+    return partial(setattr, net, "_compiled_call_impl", compiled)

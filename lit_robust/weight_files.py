@@ -32,9 +32,10 @@ def read_weights(path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tenso
         ValueError: If the file cannot be used, or no weights in it have the net's names and shapes.
     """
     path = Path(path).expanduser()
-    content = (
-        _read_safetensors(path) if path.suffix == ".safetensors" and path.is_file() else read_data(path, older=True)
-    )
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {kind}: give a file of weights, such as net.pth.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_data(path, older=True)
     candidates = [names for found in _state_dicts(content) for names in _without_prefixes(found)]
     if not candidates:
         raise ValueError(f"{path} holds no state_dict, which names a tensor each: save net.state_dict() alone.")

@@ -9,9 +9,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import nn
 
+from lit_robust.attacks import Attack
 from lit_robust.callbacks import (
     AttributeRamp,
     DelayedStart,
@@ -30,6 +32,7 @@ from lit_robust.callbacks import (
 )
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
+from lit_robust.measures.blocks import Blocks
 from lit_robust.schedules import Linear
 from tests.methods import ATTACK, METHODS, build
 from tests.tiny import CLASSES, SHAPE, images
@@ -104,6 +107,20 @@ class Save(Checkpoint):
             trainer.save_checkpoint(self.path)
 
 
+def quiet_trainer(**kwargs: Any) -> Trainer:
+    """A trainer of all ranks."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False} | kwargs,
+    )
+
+
 def fit(
     module: LightningModule,
     data: Data,
@@ -114,19 +131,12 @@ def fit(
 ) -> Trainer:
     """Two epochs on all ranks."""
     seed_everything(7, verbose=False)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=ranks,
-        strategy="ddp" if ranks > 1 else "auto",
+    trainer = quiet_trainer(
         max_epochs=max_epochs,
         limit_val_batches=limit_val_batches,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
-        logger=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer
@@ -276,7 +286,62 @@ def under_attack() -> Defense:
 def evaluation(folder: Path) -> Finding:
     module = under_attack()
     fit(module, Data()).test(module, Data(), verbose=False)
-    return {"weights": module.state_dict(), "results": module.test_results["these weights"]}
+    found = {"probed": module.probed["test"].n, "alarms": module.alarms}
+    return found | {"weights": module.state_dict(), "results": module.test_results["these weights"]}
+
+
+@dataclass(frozen=True)
+class Noise(Attack):
+    """A long attack that only draws numbers; it may be killed in its second block on a rank."""
+
+    eps: float = 0.9
+    batch_size: int = 2
+    is_long = True
+    calls: ClassVar[list[int]] = []
+    killed: ClassVar[bool] = False
+
+    def __call__(self, net, x, y):
+        if self.killed and self.calls:
+            raise InterruptedError
+        self.calls.append(len(x))
+        return (x + self.eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
+
+
+class PerImage(Natural):
+    """Keeps what a test finds out about each image: index -> clean, long, short, worst."""
+
+    def _count(self, split, attacks, batch):
+        correct = super()._count(split, attacks, batch)
+        rows = zip(
+            batch.index.tolist(), batch.weight.tolist(), zip(*map(list, correct.values()), strict=True), strict=True
+        )
+        vars(self).setdefault("found", {}).update({index: [*map(bool, bits)] for index, weight, bits in rows if weight})
+        return correct
+
+
+def in_blocks(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
+    """Tests under two attacks that draw; some are killed."""
+    seed_everything(7, verbose=False)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # of no effect
+    attacks: dict[str, Attack] = {"long": Noise(), "short": replace(ATTACK, eps=0.04, step_size=0.02, init="uniform")}
+    Noise.calls.clear()
+    for Noise.killed in kills:
+        module = build(PerImage, net=linear(), test_attacks=attacks, alarm_images=6)
+        module.blocks = Blocks(folder / f"blocks_{len(kills)}")
+        with suppress(InterruptedError):
+            quiet_trainer().test(module, Data(), verbose=False)
+    return {
+        "found": vars(module)["found"],
+        "results": module.test_results["these weights"],
+        "probed": module.probed["test"].n,
+        "alarms": module.alarms,
+        "attacked": sum(Noise.calls),
+        "files": len(list((folder / f"blocks_{len(kills)}").iterdir())),
+    }
+
+
+def killed_test(folder: Path) -> Finding:
+    return in_blocks(folder, (True, False))
 
 
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
@@ -291,6 +356,8 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "gap": gap,
     "warnings": warnings_of_a_run,
     "evaluation": evaluation,
+    "test": in_blocks,
+    "killed test": killed_test,
 }
 
 

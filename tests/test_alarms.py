@@ -218,8 +218,8 @@ QUIET = {name: Count(0, 0, 100) for name in COUNTS} | {"large_eps": Count(100, 0
         ({"margin": Count(9, 0, 100)}, set()),
         ({"margin": Count(12, 0, 100)}, {"margin"}),
         ({"fgsm": Count(12, 0, 100)}, {"margin"}),
-        ({"targeted": Count(4, 0, 100)}, set()),
-        ({"targeted": Count(7, 0, 100)}, {"margin"}),
+        ({"guided": Count(4, 0, 100)}, set()),
+        ({"guided": Count(7, 0, 100)}, {"margin"}),
         ({"large_eps": Count(80, 0, 100)}, {"large_eps"}),
         ({"large_eps": Count(2, 0, 100)}, {"large_eps", "not_below_clean"}),
         ({"large_eps": Count(0, 0, 4)}, set()),  # too few to say

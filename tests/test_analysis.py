@@ -9,13 +9,17 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lit_robust.analysis import compare, curves, diversity, stale, surface, sweep, transfer
-from lit_robust.analysis.compare import Method, latex, markdown, ranked
+from lit_robust import losses
+from lit_robust.analysis import compare, curves, diversity, eigenvalue, stale, surface, sweep, targets, transfer
+from lit_robust.analysis.compare import Method, ranked
 from lit_robust.analysis.diversity import entropy_score
+from lit_robust.analysis.eigenvalue import draw as draw_eigenvalues
 from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import adversarial_images, load_subjects, read_test_images
 from lit_robust.analysis.surface import filter_normalised
 from lit_robust.analysis.sweep import crosses, strengths
+from lit_robust.analysis.tables import latex, markdown
 from lit_robust.analysis.training_curves import draw
 from lit_robust.attacks import PGD, AutoAttack
 from lit_robust.attacks.hessian import top_eigenvalue
@@ -23,7 +27,7 @@ from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import NuAT
 from lit_robust.defenses.hybrid import EvenShare
-from lit_robust.losses import ce
+from lit_robust.losses import ce, probability_margin
 from lit_robust.nets import digits_cnn
 from tests.front_door import refusal
 from tests.methods import ONE_STEP, build
@@ -107,9 +111,37 @@ def test_the_step_is_fixed_or_scaled_with_eps(scaled, step_sizes):
     assert [variant.step_size for variant in variants.values()] == pytest.approx(step_sizes)
 
 
+def test_a_step_that_is_not_given_follows_eps():
+    for scaled in (False, True):
+        variants = strengths(PGD(eps=0.1, steps=5), "eps", [0, 0.2], scaled)
+        assert [variant.step_length for variant in variants.values()] == pytest.approx([0, 0.1])
+
+
 def test_steps_that_cannot_cross_the_ball_are_marked():
     assert crosses(PGD(eps=0.08, step_size=0.02, steps=4))
     assert not crosses(PGD(eps=0.081, step_size=0.02, steps=4))
+
+
+def test_a_killed_verb_goes_on_in_the_block_where_it_stopped(two, monkeypatch):
+    once, attacked, kills = PGD.__call__, [], {5, 6}
+
+    def counting(self, net, x, y):
+        attacked.append(len(x))
+        if len(attacked) in kills:
+            raise KeyboardInterrupt
+        return once(self, net, x, y)
+
+    monkeypatch.setattr("lit_robust.attacks.base.LONG", 4)
+    long = PGD(eps=0.1, step_size=0.02, steps=4, loss=losses.margin)
+    expected = transfer(two, digits(), attack=long, out=Path("other"))
+    monkeypatch.setattr(PGD, "__call__", counting)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            transfer(two, digits(), attack=long)
+        assert list(Path("analysis/blocks").iterdir())
+    assert transfer(two, digits(), attack=long) == expected
+    assert attacked == [16, 16, 8, 16, 16, 16, 16, 8]  # two of them were killed
+    assert not list(Path("analysis/blocks").iterdir())
 
 
 # Transfer.
@@ -283,9 +315,117 @@ def test_the_top_eigenvalue_of_logistic_regression_has_a_closed_form():
     assert value == pytest.approx(p * (1 - p) * x.square().sum().item(), rel=1e-5)
 
 
+def test_it_is_a_function_of_p_sats_gap():
+    """For two classes p(1 - p) = (1 - gap^2) / 4, so both of SAT's metrics are one: the loss is sharpest at gap 0."""
+    for scale in (-2.0, 0.0, 1.0, 4.0):
+        x = scale * torch.rand(1, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+        gap = probability_margin(Logistic()(x), torch.tensor([1])).item()
+        value, _ = top_eigenvalue(Logistic(), [(x, torch.tensor([1]))])
+        assert value == pytest.approx((1 - gap**2) / 4 * x.square().sum().item(), rel=1e-5)
+
+
 def test_an_eigenvalue_that_has_not_settled_says_so():
     images = [(torch.eye(6).view(6, 1, 2, 3), torch.arange(6) % 2)]  # all eigenvalues are nearly equal
     assert not top_eigenvalue(Logistic(), images, tol=0.0, iterations=2)[1]
+
+
+def test_the_eigenvalue_over_eps_is_that_of_the_adversarial_loss_at_each_eps(two):
+    rows = eigenvalue(two, digits(), attack=ATTACK, over="eps", values=[0, 0.1])
+    assert [(row["net"], row["eps"]) for row in rows] == [
+        ("trained", 0), ("trained", 0.1), ("fresh/version_0", 0), ("fresh/version_0", 0.1),
+    ]  # fmt: skip
+    (subject, _), seen = load_subjects(two, CPU), read_test_images(digits(), None, CPU)
+    for row, attack in zip(rows, (None, ATTACK), strict=False):
+        points = [b.x for b in seen.batches] if attack is None else adversarial_images(subject.net, attack, seen)
+        batches = [(x, batch.y) for x, batch in zip(points, seen.batches, strict=True)]
+        assert row["eigenvalue"] == pytest.approx(top_eigenvalue(subject.net, batches)[0], rel=1e-5)
+    assert len(read("analysis/eigenvalue_eps.csv")) == 4
+    assert Path("analysis/eigenvalue_eps.png").exists()
+
+
+def test_the_eigenvalue_over_epochs_is_that_of_each_kept_net(two):
+    alone = {row["net"]: row["eigenvalue"] for row in eigenvalue(two, digits(), ATTACK, over="eps", values=[0.1])}
+    keep_epochs(two)
+    rows = eigenvalue(two[:1], digits(), ATTACK)
+    assert [(row["net"], row["epoch"], row["eigenvalue"]) for row in rows] == [
+        ("trained", 1, alone["fresh/version_0"]),
+        ("trained", 5, alone["trained"]),
+    ]
+
+
+def test_an_eigenvalue_that_has_not_settled_is_drawn_hollow():
+    row = {"net": "a", "epoch": 1, "eigenvalue": 2.0, "settled": False, "n": 1, "attack": ""}
+    figure = draw_eigenvalues([row, {**row, "epoch": 2, "settled": True}], "epoch", ATTACK)
+    faces = figure.axes[0].collections[0].get_facecolors()
+    assert faces[0].tolist() == [1, 1, 1, 1] != faces[1].tolist()
+    assert "50 iterations" in figure.axes[0].get_legend().get_texts()[-1].get_text()
+
+
+def test_eigenvalues_of_no_epochs_or_of_both_are_refused(two):
+    with pytest.raises(ValueError, match="keep_epochs"):
+        eigenvalue(two[:1], digits(), ATTACK)
+    with pytest.raises(ValueError, match=r"^values="):
+        eigenvalue(two[:1], digits(), ATTACK, values=[0.1])
+    with pytest.raises(ValueError, match=r"^over="):
+        eigenvalue(two[:1], digits(), ATTACK, over="steps")
+
+
+# Targets.
+
+TARGETED = PGD(eps=0.4, steps=20, targeted=True)
+
+
+def test_targets_tell_what_each_net_sees_in_the_same_images(two):
+    rows = targets(two, digits(), TARGETED, images=5)
+    assert [(row["net"], row["image"]) for row in rows] == [
+        (net, image) for net in ("trained", "fresh/version_0") for image in range(5)
+    ]
+    assert all(int(row["target"]) == (int(row["class"]) + 1) % 10 for row in rows)
+    mine, theirs = rows[:5], rows[5:]
+    assert [row["class"] for row in mine] == [row["class"] for row in theirs] == list("01234")
+    assert all(row["prediction"] == row["target"] for row in mine)
+    assert any(row["clean prediction"] == row["class"] for row in mine)
+    assert [row["confidence"] for row in read("analysis/targets.csv")] == [str(row["confidence"]) for row in rows]
+    assert Path("analysis/targets.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_target_leaves_its_own_images_out(two):
+    rows = targets(two[:1], digits(), TARGETED, target=1, images=9)
+    assert {row["target"] for row in rows} == {"1"}
+    assert {row["class"] for row in rows} == set("02345678")  # the 40 images have no 9
+
+
+def test_targets_draw_names_that_look_like_formulas(two, monkeypatch):
+    names = ["$x_1$ an_odd", "a\nb", *"$%&{}_^#"]
+    monkeypatch.setattr(DigitsDataModule, "class_names", names)
+    drawn = []
+    monkeypatch.setattr(Study, "write", lambda study, stem, rows, figure, *more: drawn.append(figure))
+    targets(["$a$=runs/trained"], digits(), TARGETED, images=2)
+    drawn[0].savefig("odd.png")
+    texts = drawn[0].axes[0].texts
+    assert {"$x 1$ an odd\n→ a b", "$a$", "clean"} <= {text.get_text() for text in texts}
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_a_net_with_more_classes_than_the_data_is_drawn(two, monkeypatch):
+    monkeypatch.setattr(DigitsDataModule, "class_names", ["zero", "one"])
+    assert {row["class"] for row in targets(two[:1], digits(), TARGETED)} >= {"zero", "one", "2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"attack": ATTACK}, "attack="),
+        ({"target": 10}, "target=10"),
+        ({"target": -1}, "target=-1"),
+        ({"images": 0}, "images=0"),
+        ({"target": 0, "limit": 1}, "target=0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
+)
+def test_what_cannot_be_drawn_is_refused(two, change, names):
+    with pytest.raises(ValueError, match=f"^{names}"):
+        targets(two[:1], digits(), **({"attack": TARGETED} | change))
 
 
 # Diversity.
@@ -420,6 +560,22 @@ def test_compare_agrees_with_the_sweep_and_writes_four_files(two):
     assert written == {".csv", ".md", ".tex", ".png"}
 
 
+def test_compare_never_ranks_by_an_attack_in_bf16(two, monkeypatch):
+    """It would be the strongest one here."""
+    monkeypatch.setattr(AutoAttack, "__call__", lambda self, net, x, y: PGD(0.5, steps=5)(net, x, y))
+    coarse = AutoAttack(precision="bf16")
+    with pytest.raises(ValueError, match="autoattack_bf16"):
+        compare(two, digits(), {"autoattack": coarse})
+    names = [f"{name}@{seed}=runs/{name}" for name in ("trained", "fresh") for seed in range(3)]
+    small = {"gap": False, "alarms": False}
+    rows = compare(names, digits(), {"pgd": PGD(0.02, steps=2), "autoattack_bf16": coarse}, **small)
+    assert rows[0]["method"] == "trained"
+    assert rows[0]["pgd"] > rows[0]["autoattack_bf16"]
+    assert [row["rank"] for row in rows] == [1, 2]
+    rows = compare(names, digits(), {"autoattack_bf16": coarse}, **small)
+    assert [row["rank"] for row in rows] == [None, None]
+
+
 def test_tables_escape_what_their_language_would_read():
     row = {"rank": None, "method": "a|b_c%$", "seeds": 1, "pgd": 0.5, "pgd low": 0.4, "pgd high": 0.6}
     row |= {"pgd min": 0.5, "pgd max": 0.5, "n": 10}
@@ -442,3 +598,26 @@ def test_a_net_that_masks_its_gradients_is_told_and_not_ranked(two, capsys):
     assert {"zero_gradient", "scaling"} <= set(rows["masked"]["alarms"].split())
     assert "masked@0: ALARM zero_gradient: " in capsys.readouterr().out
     assert "ALARM zero_gradient" in Path("analysis/compare.md").read_text()
+
+
+def say_eps(eps: str, path: str = "runs/trained/version_0/checkpoints/last.ckpt") -> None:
+    """Let a checkpoint say that it was trained at this eps."""
+    kept = torch.load(path)
+    kept["hyper_parameters"] = {"attack": {"class_path": "PGD", "init_args": {"eps": eps, "norm": "linf"}}}
+    torch.save(kept, path)
+
+
+def test_runs_are_compared_at_the_eps_that_they_were_trained_with(two, capsys):
+    say_eps("0.1")
+    compare(two[:1], digits(), gap=False, alarms=False)
+    assert "pgd20 is PGD(eps=0.1, " in capsys.readouterr().out
+    assert "pgd20 is PGD(eps=0.1, " in Path("analysis/compare.md").read_text()
+
+
+@pytest.mark.parametrize("eps", [None, "0.05", "large"])
+def test_runs_of_different_or_unknown_eps_are_compared_at_8_of_255(eps, two, capsys):
+    say_eps("0.1")
+    if eps is not None:
+        say_eps(eps, two[1])
+    compare(two, digits(), gap=False, alarms=False)
+    assert "pgd20 is PGD(eps=8/255, " in capsys.readouterr().out

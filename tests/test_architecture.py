@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "lit_robust"
 GROUND = {
     "threats", "losses", "magnitudes", "keywords", "shown", "batch", "seeds", "require", "guards",
     "lightning_internals", "torch_internals", "whole_files", "checkpoint_files", "folder_locks", "metrics_files",
-    "weight_files",
+    "weight_files", "checkpoint_sections", "costs",
 }  # fmt: skip
 BELOW_ATTACKS = GROUND | {"schedules", "nets"}
 BELOW_MEASURES = BELOW_ATTACKS | {"attacks", "data", "selection"}

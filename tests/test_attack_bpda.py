@@ -63,7 +63,7 @@ def test_it_reaches_the_worst_case_of_a_quantised_linear_net_where_pgd_does_not_
 
 def test_a_step_without_a_graph_is_passed():
     net, x, y, worst = quantised(ThroughNumPy)
-    with pytest.raises(RuntimeError, match="used in the graph"):
+    with pytest.raises(ValueError, match="no graph"):
         ATTACK(net, x, y)
     torch.testing.assert_close(BPDA(ATTACK, "0")(net, x, y), worst, atol=1e-6, rtol=0)
 

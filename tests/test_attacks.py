@@ -28,7 +28,7 @@ from lit_robust.attacks import (
 )
 from lit_robust.guards import checked, crafting, frozen, network_mode
 from lit_robust.magnitudes import Magnitude
-from tests.tiny import named
+from tests.tiny import CLASSES, TinyNet, images, named
 
 SHAPE = (1, 4, 4)
 ALL_LOSSES = [losses.ce, losses.margin, losses.probability_margin, losses.dlr, losses.bce]
@@ -370,7 +370,7 @@ def test_a_sample_that_becomes_correct_again_moves_again():
 def test_pgd_is_one_forward_and_one_backward_per_step(extra, monkeypatch):
     net, (x, y) = Counting(smooth_net()), data()
     backwards, grad = [], torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args: backwards.append(1) or grad(*args))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **more: backwards.append(1) or grad(*args, **more))
     PGD(0.1, 0.04, steps=7, **extra)(net, x, y)
     assert len(net.rows) == 7 + ("compare_with" in extra)
     assert len(backwards) == 7
@@ -685,3 +685,19 @@ def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
         assert line in text
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     assert build(parser.parse_string(text)).attack == PGD(4 / 255, 1 / 255, loss=losses.margin)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=1), FGSM(), GAMAPGD(steps=1)], ids=lambda attack: type(attack).__name__)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_one_hot_integers_are_refused_by_what_to_give_instead(attack, dtype):
+    batch = images(8)
+    one_hot = torch.nn.functional.one_hot(batch.y, CLASSES).to(dtype)
+    with pytest.raises(ValueError, match=r"^labels of shape \(8, 4\) .*argmax"):
+        attack(TinyNet(), batch.x, one_hot)
+
+
+def test_soft_labels_are_those_of_the_classes_where_they_are_certain():
+    batch = images(8)
+    soft = torch.nn.functional.one_hot(batch.y, CLASSES).float()
+    attack = FGSM(eps=0.1)
+    assert torch.equal(attack(TinyNet(), batch.x, soft), attack(TinyNet(), batch.x, batch.y))

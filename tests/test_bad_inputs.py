@@ -219,6 +219,45 @@ FLAGS = {
         "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/acc/robst",
         "EarlyStopping monitors val/acc/robst, but validation logs val/acc/clean, val/acc/robust: correct the name.",
     ),
+    "misspelt monitor of training": (
+        "--trainer.callbacks+=TimeLeft --trainer.callbacks+=AdversarialExamples --trainer.callbacks.attack=PGD "
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=train/los",
+        "EarlyStopping monitors train/los, but training logs train/acc/robust, train/adversarial, train/loss, "
+        "train/lr, train/updates: correct the name.",
+    ),
+    "misspelt monitor of a checkpoint": (
+        "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=train/acc/robst",
+        "ModelCheckpoint monitors train/acc/robst, but training logs ...train/acc/robust, ...: correct the name.",
+    ),
+    "monitor of neither": (
+        "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=foo",
+        "EarlyStopping monitors foo, but the run logs train/acc/robust, ..., val/acc/robust: correct the name.",
+    ),
+    "misspelt monitor of a delay": (
+        "--trainer.callbacks+=DelayedStart --trainer.callbacks.latest_epoch=0 --trainer.callbacks.monitor=nope",
+        "DelayedStart monitors nope, but the run logs ...train/loss, ...: correct the name.",
+    ),
+    "misspelt monitor of a scheduler": (
+        "--model.lr_scheduler ReduceLROnPlateau --model.lr_scheduler.monitor foo",
+        "ReduceLROnPlateau monitors foo, but the run logs ...train/loss, ...: correct the name.",
+    ),
+    "monitor of what another callback does not log": (
+        "--trainer.callbacks+=GeneralizationGap --trainer.callbacks+=EarlyStopping "
+        "--trainer.callbacks.monitor=val/gap/robst",
+        "EarlyStopping monitors val/gap/robst, but validation logs ...val/gap/robust: correct the name.",
+    ),
+    "a negative interval of logging": (
+        "--trainer.log_every_n_steps -1",
+        "log_every_n_steps=-1 must be an integer, at least 0: 0 logs no step.",
+    ),
+    "a negative number of sanity checks": (
+        "--trainer.num_sanity_val_steps -2",
+        "num_sanity_val_steps=-2 must be ...at least 0: 0 for none, -1 for all.",
+    ),
+    "a module that does not exist": (
+        "--model.net my.Net",
+        "model.net: there is no module my: check its spelling, or install its package.",
+    ),
     "monitor without validation": (
         "--data.val_size 0",
         "ModelCheckpoint monitors val/acc/robust, but there is no validation: hold images out "
@@ -274,6 +313,10 @@ YAML = {
         "mistake.yaml is not valid YAML: while parsing a flow mapping in line 1, column 10 did not find ...",
     ),
     "no mapping": ("hello", "mistake.yaml is 'hello': it must consist of options such as model: and data:."),
+    "points by number": (
+        "model: {init_args: {lr_scheduler: {class_path: PiecewiseLinear, init_args: {points: {0: 1, 1: -1}}}}}",
+        "model.lr_scheduler: 0 is no argument's name: give arguments by name, as name: value.",
+    ),
     "empty file": ("", "mistake.yaml is '': it must consist of options such as model: and data:."),
 }
 
@@ -327,7 +370,7 @@ def test_a_missing_package_is_answered_by_what_to_install(extra, tmp_path, capsy
     ("args", "expected"),
     [
         ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
-        (["fiit"], "argument subcommand: invalid choice: 'fiit' (choose from ...fit..."),
+        (["fiit"], 'there is no command "fiit": did you mean fit?'),
         (["fit"], "the following arguments are required: fit.data, fit.model: give a configuration with -c (...)."),
         (["fit", "--model", "PGDAT"], "model: lit_robust.defenses.PGDAT needs net, attack below init_args."),
     ],

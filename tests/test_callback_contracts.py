@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,16 @@ def test_a_second_fit_is_the_first_fit_of_fresh_objects(name, tmp_path, caplog):
     module.load_state_dict(start)
     second = fit(case, module, attached, tmp_path, caplog)
     assert differences(second, first) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_keys_that_callbacks_log_are_known_before_training(name, tmp_path, caplog):
+    case = CASES[name]
+    attached = case.callbacks(tmp_path)
+    logged = fit(case, case.module(), attached, tmp_path, caplog)["metrics"].keys()
+    own = fit(case, case.module(), [], tmp_path, caplog)["metrics"].keys()
+    declared = [key for callback in attached for key in callback.logged_keys]
+    # A delayed start lets the module log the clean accuracy of natural epochs.
+    others = [key for key in logged - own - {"train/acc/clean"} if not any(fnmatch(key, one) for one in declared)]
+    assert others == []
+    assert [key for key in declared if not any(fnmatch(one, key) for one in logged)] == []

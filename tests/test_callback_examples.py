@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_robust.attacks import PGD, Attack
 from lit_robust.callbacks import examples
-from lit_robust.callbacks.examples import AdversarialExamples, Examples, craft, draw, spread
+from lit_robust.callbacks.examples import AdversarialExamples
 from lit_robust.measures.accuracy import describe
+from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.pictures import Examples, draw
 from tests import tiny
 
 

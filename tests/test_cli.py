@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from lit_robust import __version__
+from lit_robust.attacks import PGD
 from lit_robust.cli import main
 from tests.front_door import lit
 
@@ -266,6 +267,21 @@ def test_the_table_is_saved_next_to_the_metrics(here):
     assert Path("runs/tiny/version_0/config_test.yaml").exists()
 
 
+def test_a_long_attack_keeps_its_blocks_in_the_runs_folder(here, monkeypatch):
+    calls, once = [], PGD.__call__
+    monkeypatch.setattr(PGD, "__call__", lambda self, *args: calls.append(self.restarts) or once(self, *args))
+    attacks = "{long: {class_path: PGD, init_args: {eps: 0.1, steps: 2, restarts: 5}}}"
+    monkeypatch.setattr("lit_robust.attacks.base.LONG", 10)
+    command = "test", "--ckpt_path", "runs/tiny", "--model.test_attacks", attacks, "--model.alarm_images", 0
+    lit(*command)
+    blocks = list((RUN / "blocks").iterdir())
+    assert calls == [5] * len(blocks) != []
+    lit(*command)
+    assert calls == [5] * len(blocks)
+    assert all(path.stat().st_size < 3000 for path in blocks)  # without images
+    assert rows(RUN / "test.csv") == rows(RUN / "test_0.csv")
+
+
 def test_the_metrics_of_a_test_say_where_in_the_training_each_checkpoint_was_written(here):
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
     torch.save(checkpoint | {"epoch": 7, "global_step": 16}, RUN / "checkpoints/last.ckpt")
@@ -298,7 +314,9 @@ def test_the_terminal_ends_with_the_table(bar, here, capsys):
     lit("test", "--ckpt_path", "last", "--trainer.enable_progress_bar", "true", f"--trainer.callbacks+={bar}")
     output = capsys.readouterr().out
     assert "Testing" in output
-    assert output.rstrip().splitlines()[-1] == table_of(output)[1]["pgd2"]
+    *_, last_row, empty, told = output.rstrip().splitlines()
+    assert last_row == table_of(output)[1]["pgd2"]
+    assert (empty, told.partition(":")[0]) == ("", "no alarm")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import ReduceLROnPlateau
 
-from lit_robust.cli.classes import found
+from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places
 from tests.front_door import lit, refusal, tiny
 
@@ -142,7 +142,7 @@ def test_null_inside_a_flag_is_that_of_yaml(flags):
 
 
 def test_the_short_name_of_a_plateau_scheduler_is_lightnings():
-    assert found("ReduceLROnPlateau") is ReduceLROnPlateau
+    assert find_class("ReduceLROnPlateau") is ReduceLROnPlateau
     lit("fit", "--model.lr_scheduler", "ReduceLROnPlateau", "--model.lr_scheduler.monitor", "train/loss")
     saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
     assert saved["model"]["init_args"]["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"
@@ -249,3 +249,38 @@ def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
 )
 def test_a_value_that_cannot_be_used_is_answered_by_what_to_give(flags, says, capsys):
     assert says in refusal(capsys, "fit", "-c", tiny(Path()), *flags)
+
+
+# A command or a class that cannot be used.
+
+
+@pytest.mark.parametrize(("word", "meant"), [("fitt", "fit"), ("compair", "compare"), ("tset", "test")])
+def test_a_misspelt_command_is_answered_by_the_one_that_was_meant(word, meant, capsys):
+    assert f"did you mean {meant}?" in refusal(capsys, word, "-c", "config.yaml")
+
+
+def test_a_word_that_is_no_command_is_answered_by_all_of_them(capsys):
+    error = refusal(capsys, "xyz")
+    assert all(command in error for command in ("fit", "predict", "sweep", "report"))
+
+
+def test_a_class_that_lacks_methods_is_answered_by_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "from lightning.pytorch.loggers import Logger\n\n\nclass Half(Logger):\n    name = 'half'\n"
+    Path("half_a_logger.py").write_text(text)
+    error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "half_a_logger.Half")
+    assert error.startswith("trainer.logger: half_a_logger.Half lacks")
+    assert "log_metrics" in error
+
+
+def test_a_function_that_makes_no_logger_is_not_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "os.getcwd")
+    assert error == "trainer.logger: os.getcwd is not a class: name one."
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_spawn_find_unused_parameters_true"])
+def test_spawned_processes_are_refused_by_the_command(strategy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.strategy", strategy)
+    assert error.startswith("trainer.strategy: ")

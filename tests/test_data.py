@@ -632,6 +632,12 @@ def test_selections_that_make_no_sense_are_refused(cifar10, indices, weights, na
         dm.select(torch.tensor(indices), torch.tensor(weights))
 
 
+@pytest.mark.parametrize("weights", [["a", 1, 1], [[1], 1, 1], "heavy", object()])
+def test_weights_that_are_no_numbers_are_refused(weights):
+    with pytest.raises(ValueError, match=r"^select\(\) needs weights .* numbers, not "):
+        data.DigitsDataModule().select([0, 1, 2], weights)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_trainers_ranks_share_every_set(cifar10, folders, world):
     for dm, sizes in (

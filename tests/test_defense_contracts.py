@@ -52,6 +52,13 @@ def test_one_batch_moves_every_parameter(defense, run):
     assert all(not torch.equal(before[name], parameter) for name, parameter in defense.named_parameters())
 
 
+def test_the_names_of_its_training_metrics_are_known_before_training(defense, run):
+    logged = run(max_epochs=1)
+    logged.fit(defense, indexed(images()))
+    names = ("loss", *defense.counted, "adversarial", "lr", "updates")
+    assert set(logged.callback_metrics) == {f"train/{name}" for name in names}
+
+
 def test_the_adversary_is_in_the_threat_set(method, defense, run):
     batch = images()
     x_adv = adversary_of(attached(defense, run).perturb(batch))

@@ -172,3 +172,78 @@ def test_images_of_another_shape_name_the_argument_to_change(build, shape, remed
     with pytest.raises(ValueError, match=r"^the net .*images") as refused:
         check_first_batch(build(), batch, 10)
     assert str(refused.value).endswith(f"): {remedy}")
+
+
+class OneLogitInTraining(TinyNet):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits[:, 0] if self.training else logits
+
+
+class TwoRows(TinyNet):
+    """Returns a row for each of two images, which the check of the first batch gives it."""
+
+    def forward(self, x):
+        return super().forward(x)[:2]
+
+
+@pytest.mark.parametrize("net", [OneLogitInTraining, TwoRows], ids=lambda net: net.__name__)
+def test_a_net_that_returns_no_row_for_each_image_later_is_refused(net, tmp_path):
+    with pytest.raises(ValueError, match=rf"^the net \({net.__name__}\) returns a tensor of shape .* for 8 images"):
+        trainer(tmp_path, max_epochs=1).fit(build(PGDAT, net=net()), loader(images(8)), loader(images(8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_logits_that_are_no_floats_are_refused(dtype):
+    class Other(TinyNet):
+        def forward(self, x):
+            return super().forward(x).to(dtype)
+
+    with pytest.raises(ValueError, match=f"^the net returns logits of {dtype}, "):
+        check_first_batch(Other(), images(), CLASSES)
+
+
+class Broadcasts(nn.Module):
+    """A net for three channels, whose mean repeats a single one."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+        self.layers = nn.Sequential(*first, nn.Flatten(), nn.LazyLinear(CLASSES))
+
+    def forward(self, x):
+        return self.layers(x - self.mean)
+
+
+@pytest.mark.parametrize("first", [[nn.Conv2d(3, 2, 3)], [nn.Flatten(), nn.Linear(192, 5)]], ids=["conv", "linear"])
+def test_a_mean_that_repeats_the_only_channel_is_told_of(first):
+    net, grey = Broadcasts(first), images().x[:, :1]
+    net(grey)
+    with pytest.warns(UserWarning, match=r"the net \(Broadcasts\) reads images of 1 channel .* 3 input channels"):
+        check_first_batch(net, images()._replace(x=grey), CLASSES)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_net_built_for_the_channels_is_told_nothing(width, recwarn):
+    grey = images().x[:, :1]
+    net = nn.Sequential(nn.Conv2d(width, 2, 3), nn.Flatten(), nn.Linear(72, CLASSES))
+    check_first_batch(net, images()._replace(x=grey.expand(-1, width, -1, -1)), CLASSES)
+    assert not recwarn.list
+
+
+LATER = {
+    "pixels above 1": lambda x, y: (x * 255, y),
+    "pixels below 0": lambda x, y: (x - 1, y),
+    "NaN": lambda x, y: (x * torch.nan, y),
+    "labels above the classes": lambda x, y: (x, y + CLASSES),
+    "labels below 0": lambda x, y: (x, y - CLASSES),
+}
+
+
+@pytest.mark.parametrize("fault", LATER)
+def test_a_later_batch_of_a_prediction_is_checked(fault, tmp_path):
+    batch = images(16)
+    x, y = LATER[fault](batch.x[8:], batch.y[8:])
+    later = batch._replace(x=torch.cat([batch.x[:8], x]), y=torch.cat([batch.y[:8], y]))
+    with pytest.raises(ValueError, match=f"^{'labels' if 'labels' in fault else 'pixels'} of a later batch"):
+        trainer(tmp_path).predict(build(PGDAT), loader(later))

@@ -425,3 +425,24 @@ def test_a_deep_picture_reaches_the_batch_with_its_grey_levels(tree):
     save(tree / "train" / "cat" / "0.png", grey)
     batch = next(iter(own(tree).plain_train_dataloader()))
     assert torch.allclose(batch.x[batch.y == 0], torch.full((1, 3, 8, 8), 100 / 255))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_in_images_of_16_are_told_of_once(tree, bits):
+    for path in sorted((tree / "train").rglob("*.png")):
+        save(path, np.full((8, 8), 2**bits - 1, np.uint16))
+    with pytest.warns(UserWarning, match="brightest pixel of all images with more than 8 bits") as told:
+        own(tree)
+    assert len(told) == 1
+    save(path, np.full((8, 8), 2**16 - 1, np.uint16))  # one that is bright shows their white
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own(tree)
+
+
+def test_dark_images_of_8_bits_are_told_nothing_of(tree):
+    for path in sorted((tree / "train").rglob("*.png")):
+        save(path, np.full((8, 8), 3, np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own(tree)

@@ -45,7 +45,7 @@ OWNERS = ("trainer", "loop", "strategy", "logger", "loggers", "results")
 BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
 
 #: Public in spite of their names: what a named tuple has.
-PUBLIC = ("_fields", "_replace")
+PUBLIC = ("_asdict", "_fields", "_replace")
 
 
 # No other file touches them.

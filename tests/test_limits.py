@@ -29,7 +29,7 @@ def spoilt(change, batch_size=8):
 CHANGES = {
     "0 to 255": (lambda x, y: x.mul_(255), "^pixels .* to 2[45]"),
     "normalised": (lambda x, y: x.sub_(0.5), "^pixels .* -0"),
-    "NaN": (lambda x, y: x[0].fill_(torch.nan), "^pixels .*nan"),
+    "NaN": (lambda x, y: x[0].fill_(torch.nan), "^pixels .*inf"),
     "-100": (
         lambda x, y: y[0].fill_(-100),
         "^labels .* -100 to 3, .* 0 to 3",

@@ -60,6 +60,25 @@ def test_every_sample_counts_once_over_all_ranks_and_ranks_have_equal_batches(n,
     assert torch.equal(counted, torch.ones(n))
 
 
+@pytest.mark.parametrize("n", [1, 5, 8, 9, 11, 12])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_in_blocks_the_ranks_take_turns_with_the_batches_of_one_rank(n, world):
+    alone = [batch.index.tolist() for batch in loader(n, batch_size=4)]
+    walks = [loader(n, batch_size=4, rank=rank, world=world, in_blocks=True) for rank in range(world)]
+    shares = [list(walk) for walk in walks]
+    assert {len(share) for share in shares} == {len(walk) for walk in walks} == {-(-len(alone) // world)}
+    for rank, (walk, share) in enumerate(zip(walks, shares, strict=True)):
+        for number, batch in enumerate(share):
+            block = number * world + rank
+            if block < len(alone):
+                assert batch.index.tolist() == alone[block]
+                assert batch.weight.tolist() == [1] * len(batch.y)
+                assert walk.images_before(number) == sum(map(len, alone[:block]))
+            else:
+                assert batch.weight.tolist() == [0]  # padding
+    assert loader(n, world=world).images_before(0) is None
+
+
 def test_padding_has_weight_zero_whatever_the_sample_counts_elsewhere():
     shares = [list(loader(3, weights=torch.full((3,), 2.5), rank=rank, world=2)) for rank in range(2)]
     assert torch.cat([batch.weight for share in shares for batch in share]).tolist() == [2.5, 2.5, 2.5, 0.0]

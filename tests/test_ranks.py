@@ -174,3 +174,23 @@ def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(fin
     trainer(tmp_path).test(alone, ranks.Data(), verbose=False)
     assert alone.test_results["these weights"] == zero["results"]
     assert len({accuracy.value for accuracy in zero["results"].values()}) > 1  # else it could not tell
+    assert (zero["probed"], one["probed"], zero["alarms"]) == (ranks.TEST, ranks.TEST, one["alarms"])
+
+
+@pytest.mark.parametrize("name", ["test", "killed test"])
+def test_two_ranks_one_rank_and_a_killed_test_agree_for_every_image(name, findings, tmp_path):
+    zero, one = of(findings, name)
+    whole, killed = ranks.in_blocks(tmp_path), ranks.killed_test(tmp_path)
+    assert sorted(whole["found"]) == list(range(ranks.TEST))
+    assert zero["found"] | one["found"] == whole["found"]
+    assert not zero["found"].keys() & one["found"].keys()
+    for column in range(4):  # clean, long, short, worst: else it could not tell
+        assert len({bits[column] for bits in whole["found"].values()}) == 2
+    for other in (zero, one, killed):
+        assert other["results"] == whole["results"]
+        assert other["alarms"] == whole["alarms"]
+        assert other["probed"] == whole["probed"] == 6
+    assert killed["found"] == whole["found"]
+    # No block is attacked twice: 3 + 3 + 2 of at most 2 images each.
+    assert zero["attacked"] + one["attacked"] == killed["attacked"] == whole["attacked"] == ranks.TEST
+    assert {finding["files"] for finding in (one, killed, whole)} == {8}

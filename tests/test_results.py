@@ -78,6 +78,13 @@ def test_the_default_test_costs_less_than_two_runs_of_pgd_20_and_least_on_a_weak
     assert all(len(seeds) == 3 for seeds in rows.values())
 
 
+def test_no_honest_net_of_at_least_30_raises_an_alarm():
+    nets = json.loads((SCRIPTS / "results/alarm_rates.json").read_text())["nets"].values()
+    honest = [net for net in nets if net["default"] - net["autoattack"] <= 5 and "trivial" not in net["alarms"]]
+    assert len(honest) >= 30
+    assert [net for net in honest if net["alarms"]] == []
+
+
 def seeds(*values, n=500):
     return [{"last": {"pgd": [value, 0, 100, n]}} for value in values]
 

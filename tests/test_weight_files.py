@@ -1,5 +1,6 @@
 """Weights from elsewhere, in Python and on the command line."""
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 from lit_robust import load_weights
+from lit_robust.analysis import sweep
+from lit_robust.attacks import PGD
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT
@@ -176,7 +179,7 @@ def test_the_command_tests_weights_from_elsewhere(foreign, capsys):
 @pytest.mark.parametrize("command", ["fit", "validate", "predict"])
 def test_every_command_takes_them(command, foreign, monkeypatch):
     begun = []
-    start = {"fit": "on_fit_start", "validate": "on_validation_start", "predict": "on_predict_start"}[command]
+    start = {"fit": "on_fit_start", "validate": "on_validation_epoch_start", "predict": "on_predict_start"}[command]
     monkeypatch.setattr(PGDAT, start, lambda module: begun.append(equal(module.net, foreign.state_dict())))
     lit(command, "--weights", "foreign.pth")
     assert begun == [True]
@@ -196,3 +199,130 @@ def test_weights_of_another_net_are_refused_in_one_sentence(foreign, capsys):
     says = refusal(capsys, "test", "-c", tiny(Path()), "--weights", "tiny.pt")
     assert says.startswith("tiny.pt holds the weights of another net (missing there: ")
     assert "nowhere.pt" in refusal(capsys, "test", "-c", tiny(Path()), "--weights", "nowhere.pt")
+
+
+# The verbs.
+
+DATA = ("--data", "DigitsDataModule", "--data.test_size", "24", "--data.val_size", "16", "--data.train_size", "64")
+NET = ("--net", "lit_robust.nets.digits_cnn", "--net.width", "4")
+
+
+def digits():
+    return DigitsDataModule(test_size=24, val_size=16, train_size=64)
+
+
+@pytest.fixture
+def stranger(foreign):
+    """A run of another package's: two epochs whose checkpoints do not say how their net was built."""
+    folder = Path("theirs/version_0/checkpoints")
+    folder.mkdir(parents=True)
+    for epoch in (0, 1):
+        state = prefixed("model.", foreign.state_dict())
+        torch.save({"state_dict": state, "epoch": epoch}, folder / f"epoch={epoch}.ckpt")
+    (folder.parent / "metrics.csv").write_text("epoch,step,train/loss\n0,1,2.0\n1,2,1.0\n")
+    return "theirs/version_0"
+
+
+def verb(name, *args):
+    main([name, *args, *DATA])
+    with Path(next(Path("analysis").glob(f"{name}*.csv"))).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("sweep", ("--over", "steps", "--values", "[2]")),
+        ("transfer", ("--sources", "[theirs=foreign.pth]")),
+        ("surface", ("--points", "2", "--eigenvalue", "false")),
+        ("diversity", ()),
+        ("compare", ("--gap", "false", "--alarms", "false")),
+    ],
+)
+def test_every_verb_takes_them(name, flags, foreign):
+    rows = verb(name, "mine=foreign.pth", *NET, *flags)
+    assert "mine" in {row.get("net") or row.get("target") or row.get("method") for row in rows}
+
+
+@pytest.mark.parametrize("name", ["stale", "curves"])
+def test_so_do_the_verbs_that_read_the_epochs_of_a_run(name, stranger, foreign):
+    rows = verb(name, stranger, *NET)
+    x, y = digits().draw(24)
+    right = int((foreign.eval()(x).argmax(dim=1) == y).sum()) / 24
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    if name == "curves":
+        assert {float(row["test clean"]) for row in rows} == {right}
+
+
+def test_a_verb_measures_the_foreign_net_and_leaves_the_given_one_alone(foreign):
+    net = digits_cnn(width=4).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    (row,) = sweep(["foreign.pth"], digits(), attack=PGD(eps=0), values=[0], net=net)
+    x, y = digits().draw(24)
+    assert row["net"] == "foreign"
+    assert row["accuracy"] == int((foreign.eval()(x).argmax(dim=1) == y).sum()) / 24
+    assert equal(net, before)
+    assert net.training
+
+
+CLASS_COUNTS = []
+
+
+def net_of_classes(num_classes: int) -> nn.Module:
+    CLASS_COUNTS.append(num_classes)
+    return digits_cnn(num_classes, width=4)
+
+
+def test_the_nets_number_of_classes_is_the_datas(foreign):
+    CLASS_COUNTS.clear()
+    verb("sweep", "foreign.pth", "--net", f"{__name__}.net_of_classes", "--values", "[0]")
+    assert CLASS_COUNTS == [10]
+
+
+def test_a_checkpoint_beside_them_builds_its_own_net(foreign):
+    """The given net has another width, and is not touched for it."""
+    lit("fit")
+    rows = sweep(["runs/tiny", "foreign.pth"], digits(), values=[0], net=digits_cnn(width=4))
+    assert [row["net"] for row in rows] == ["tiny/version_0", "foreign"]
+    with pytest.raises(ValueError, match="another net"):
+        sweep(["runs/tiny", "foreign.pth"], digits(), values=[0], net=digits_cnn(width=2))
+
+
+def test_what_was_measured_of_one_net_is_not_told_of_another_with_the_same_weights(foreign):
+    """Nets may differ in what no state_dict holds, such as a layer without weights."""
+    inverted = nn.Sequential(nn.Flatten(0, -1), nn.Unflatten(0, (-1, 1, 8, 8)), digits_cnn(width=4), nn.Softmin(dim=1))
+    plain = nn.Sequential(nn.Flatten(0, -1), nn.Unflatten(0, (-1, 1, 8, 8)), digits_cnn(width=4), nn.Softmax(dim=1))
+    torch.save(prefixed("2.", foreign.state_dict()), "same.pth")
+    accuracies = [sweep(["same.pth"], digits(), values=[0], net=net)[0]["accuracy"] for net in (plain, inverted)]
+    assert accuracies[0] != accuracies[1]
+
+
+@pytest.mark.parametrize("file", ["foreign.pth", "theirs/version_0/checkpoints/epoch=0.ckpt", "theirs/version_0"])
+def test_a_verb_without_the_net_asks_for_it(file, stranger, capsys):
+    says = refusal(capsys, "sweep", file, *DATA)
+    assert "--net lit_robust.nets.resnet18" in says
+    assert file in says
+
+
+def test_a_verb_refuses_another_net_in_one_sentence(foreign, capsys):
+    assert "another net" in refusal(capsys, "sweep", "foreign.pth", *DATA, *NET[:2])
+    assert "no checkpoint at nowhere.pth" in refusal(capsys, "sweep", "nowhere.pth", *DATA, *NET)
+    assert "num_classes" in refusal(capsys, "sweep", "foreign.pth", *DATA, *NET, "--net.num_classes", "many")
+
+
+def test_a_files_name_may_look_like_a_name_for_it(foreign):
+    Path("foreign.pth").rename("epoch=4.pth")
+    (row,) = sweep(["epoch=4.pth"], digits(), values=[0], net=digits_cnn(width=4))
+    assert row["net"] == "epoch=4"
+
+
+def test_so_does_the_report(foreign):
+    main(["report", "theirs=foreign.pth", *NET, *DATA, "--gap", "false", "--alarms", "false", "--examples", "0"])
+    (page,) = Path("analysis").glob("report.html")
+    assert "theirs" in page.read_text()
+
+
+@pytest.mark.parametrize(("path", "found"), [(".", "is a folder"), ("nowhere.pth", "does not exist")])
+def test_what_is_no_file_of_weights_is_refused(path, found):
+    with pytest.raises(FileNotFoundError, match=found):
+        load_weights(digits_cnn(), path)

@@ -42,7 +42,6 @@ from lit_robust.callbacks import (
     SwitchRule,
 )
 from lit_robust.callbacks.adapter import Adapter
-from lit_robust.callbacks.examples import craft
 from lit_robust.data import (
     CIFAR10DataModule,
     DigitsDataModule,
@@ -70,6 +69,7 @@ from lit_robust.defenses import (
 )
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
+from lit_robust.measures.examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import load_weights
 from lit_robust.schedules import (

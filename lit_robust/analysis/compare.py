@@ -1,41 +1,61 @@
-"""Several runs in one table: accuracies under the same attacks on the same images, and ranks."""
+"""Several runs in one table: accuracies under the same attacks on the same images, ranks, and costs."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_robust.analysis.output import new_figure, plain_text, write
-from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import Subject, load_subjects, read_training_images
+from lit_robust import require
+from lit_robust.analysis.compare_pictures import draw, draw_costs
+from lit_robust.analysis.output import write_picture
+from lit_robust.analysis.study import Source, Study
+from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
+from lit_robust.analysis.surrogate import surrogate_of
+from lit_robust.analysis.tables import latex, markdown, plain_markdown
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import EPS
+from lit_robust.costs import Cost, cost_of
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe, wilson
+from lit_robust.measures.accuracy import describe, legend, wilson
+from lit_robust.measures.attack_checks import check_names, is_coarse
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Methods with fewer seeds are not ranked: their spread between runs is unknown.
 SEEDS = 3
 
 
 class Method(NamedTuple):
-    """The results of one method by attack: each image's mean over the seeds, each run's accuracy; and its alarms."""
+    """The results of one method by attack: each image's mean over the seeds, each run's accuracy; alarms and costs."""
 
     name: str
     images: dict[str, Tensor]
     runs: dict[str, list[float]]
     alarms: Sequence[str] = ()
+    costs: Sequence[Cost | None] = ()
 
     def mean(self, attack: str) -> float:
         """The mean accuracy over the seeds."""
         return sum(self.runs[attack]) / len(self.runs[attack])
+
+    @property
+    def known_costs(self) -> list[Cost]:
+        """The cost of each run; empty if that of any is unknown."""
+        known = [cost for cost in self.costs if cost is not None]
+        return known if len(known) == len(self.costs) else []
+
+
+class Comparison(NamedTuple):
+    """The results of a comparison: its table, the alarms of each run as sentences by name, and its attacks."""
+
+    rows: list[dict[str, Any]]
+    alarms: dict[str, dict[str, str]]
+    attacks: dict[str, Attack]
+    strongest: str
+    about: str
+    unit: str | None  #: The column of the cost that can be compared; None if no cost is known.
 
 
 def compare(
@@ -45,31 +65,43 @@ def compare(
     gap: bool = True,
     alarms: bool = True,
     sources: list[str] | None = None,
+    surrogate: bool = False,
+    reference: str | None = None,
     limit: int | None = None,
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """Compare runs: accuracy when clean and under attacks, the generalisation gap, and alarms for masked gradients.
+    """Compare runs: accuracies, the generalisation gap, alarms for masked gradients, and what the training cost.
 
     Runs named NAME@SEED=PATH with the same NAME are runs of one method. Its row holds their mean, their range, and the
-    95 % interval over the images. Methods are ranked under the strongest attack. Two methods get different ranks only
-    if their means differ by more than the spread over seeds (half the sum of both ranges) and by more than 1.96
-    standard errors of the paired difference over images. A method with fewer than three seeds is not ranked.
+    95 % interval over the images. Methods are ranked under the strongest attack, never one in bfloat16. Two methods
+    get different ranks only if their means differ by more than the spread over seeds (half the sum of both ranges) and
+    by more than 1.96 standard errors of the paired difference over images. A method with fewer than three seeds is not
+    ranked.
+
+    A checkpoint holds the training's wall-clock and CPU time without validation, its hardware, and its passes: images
+    that went forward and backward through the net. Where the hardware differs, passes are compared instead of times;
+    passes of different nets do not cost the same.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
-        attacks: Attacks by name; by default those of ``test`` at eps 8/255, see ``measures.default_attacks``.
+        attacks: Attacks by name; by default those of ``test`` at the eps that all runs were trained with, else 8/255.
         gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
             first attack minus that of the test images.
         alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
             the table, and a method with an alarm is not ranked.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
+        surrogate: Whether to train a natural net of each net's architecture on its predictions, as one more source.
+        reference: The method against which the saved time, or the saved passes, are stated.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder for compare.csv, .md, .tex and .png, and for the journal by which a stopped run continues.
-        wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal by which a
+            stopped run continues.
+        wandb_project: The project of Weights & Biases to which table and pictures are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, the best method first.
@@ -77,43 +109,73 @@ def compare(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(EPS))}
-    study = Study.begin(checkpoints, data, limit, device, out)
-    first = next(name for name in named_attacks if name != "clean")
+    check_names("attacks", attacks or {})
+    study = Study.begin(checkpoints, data, limit, device, out, net)
+    found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
+    sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
+    text = "\n".join([markdown(found.rows), legend(found.attacks), "", *map(plain_markdown, sentences)])
+    print(text)
+    for suffix, content in (("md", text), ("tex", latex(found.rows))):
+        write_whole(study.out / f"compare.{suffix}", content.encode())
+        print(study.out / f"compare.{suffix}")
+    study.write("compare", found.rows, draw(found.rows, found.strongest, found.about), wandb_project)
+    if found.unit is not None:
+        costs = draw_costs(found.rows, found.strongest, found.about, found.unit)
+        write_picture(study.out, "compare_cost", costs, wandb_project)
+    return found.rows
+
+
+def comparison(
+    study: Study,
+    data: ImageDataModule,
+    attacks: Mapping[str, Attack] | None = None,
+    gap: bool = True,
+    alarms: bool = True,
+    sources: Sequence[str] | None = None,
+    surrogate: bool = False,
+    reference: str | None = None,
+) -> Comparison:
+    """Measure what ``compare`` shows; its arguments are explained there.
+
+    Raises:
+        ValueError: If there is no method ``reference``, or a checkpoint is broken.
+    """
+    methods_runs = by_method(study.subjects)
+    if reference is not None:
+        require.one_of("reference", reference, tuple(methods_runs))
+    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(*trained_threat(study.subjects)))}
+    of_test = {name: attack for name, attack in named_attacks.items() if name != "clean"}
+    first = next(iter(of_test))
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}
     if gap:
         measures["gap"] = named_attacks[first], read_training_images(data, study.images.n, study.device)
-    of_test = {name: attack for name, attack in named_attacks.items() if name != "clean"}
-    origins = load_subjects(sources, study.device) if sources else []
+    origins: list[Source] = [*load_subjects(sources, study.device)] if sources else []
     methods: list[Method] = []
     told: dict[str, dict[str, str]] = {}
-    for name, runs in by_method(study.subjects).items():
+    for name, runs in methods_runs.items():
         found = {}
         for measure, (attack, images) in measures.items():
             bits = [study.survivors(run, attack, images=images) for run in runs]
             found[measure] = torch.tensor([[float(bit) for bit in one] for one in bits], dtype=torch.float64)
-        if alarms:
-            told |= {run.name: study.alarms(run, of_test, origins, data.num_classes) for run in runs}
+        for run in runs if alarms else ():
+            mine = [*origins, surrogate_of(study, run, data)] if surrogate else origins
+            told[run.name] = study.alarms(run, of_test, mine, data.num_classes)
         methods.append(
             Method(
                 name,
                 {measure: values.mean(dim=0) for measure, values in found.items()},
                 {measure: values.mean(dim=1).tolist() for measure, values in found.items()},
                 list(dict.fromkeys(alarm for run in runs for alarm in told.get(run.name, ()))),
+                [cost_of(checkpoint_of(run)) for run in runs],
             )
         )
-    strongest = min(list(named_attacks)[1:], key=lambda name: sum(method.mean(name) for method in methods))
-    rows = table(ranked(methods, strongest), list(named_attacks), first if gap else None)
-    text = "\n".join(
-        [markdown(rows), *(f"{run}: ALARM {name}: {said}" for run, of in told.items() for name, said in of.items())]
-    )
-    print(text)
-    for suffix, content in (("md", text), ("tex", latex(rows))):
-        write_whole(study.out / f"compare.{suffix}", content.encode())
-        print(study.out / f"compare.{suffix}")
+    exact = [name for name, attack in of_test.items() if not is_coarse(attack)]
+    strongest = min(exact or of_test, key=lambda name: sum(method.mean(name) for method in methods))
+    order = ranked(methods, strongest) if exact else [(None, method) for _, method in ranked(methods, strongest)]
+    rows = table(order, list(named_attacks), first if gap else None, reference)
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
-    write(study.out, "compare", rows, draw(rows, strongest, about), wandb_project)
-    return rows
+    unit = "passes" if rows[0]["hardware differs"] else "seconds"
+    return Comparison(rows, told, of_test, strongest, about, unit if any(row["passes"] for row in rows) else None)
 
 
 def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
@@ -149,9 +211,14 @@ def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Met
 
 
 def table(
-    methods: Sequence[tuple[int | None, Method]], attacks: Sequence[str], gap_under: str | None
+    methods: Sequence[tuple[int | None, Method]],
+    attacks: Sequence[str],
+    gap_under: str | None,
+    reference: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows: rank, method, number of seeds, accuracies with intervals and ranges, and the generalisation gap."""
+    """The rows: rank, method, number of seeds, accuracies with intervals and ranges, generalisation gap, and cost."""
+    where = {cost.where for _, method in methods for cost in method.costs if cost is not None}
+    differs = len(where) > 1 or any(", then " in one for one in where)
     rows = []
     for rank, method in methods:
         row: dict[str, Any] = {"rank": rank, "method": method.name, "seeds": len(method.runs[attacks[0]])}
@@ -162,62 +229,23 @@ def table(
         row["n"] = len(method.images[attacks[0]])
         if gap_under is not None:
             row["gap"] = method.mean("gap") - method.mean(gap_under)
-        row["alarms"] = " ".join(method.alarms)
-        rows.append(row)
+        rows.append({**row, **_cost(method.known_costs), "hardware differs": differs})
+        rows[-1]["alarms"] = " ".join(method.alarms)
+    if reference is not None:
+        unit, column = ("passes", "passes saved") if differs else ("seconds", "time saved")
+        base = next(row[unit] for row in rows if row["method"] == reference)
+        for row in rows:
+            row |= {column: 1 - row[unit] / base if base and row[unit] is not None else None, "reference": reference}
     return rows
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], dash: str) -> list[list[str]]:
-    """Head and body of the printed table: percent, the range over seeds in brackets, a dash for no rank."""
-    attacks = [key.removesuffix(" low") for key in rows[0] if key.endswith(" low")]
-    known = [key for key in ("gap",) if key in rows[0]]
-    told = any(row.get("alarms") for row in rows)
-    body = []
-    for row in rows:
-        cells = [dash if row["rank"] is None else str(row["rank"]), row["method"], str(row["seeds"])]
-        for attack in attacks:
-            value, least, most = (100 * row[key] for key in (attack, f"{attack} min", f"{attack} max"))
-            cells.append(f"{value:.1f} [{least:.1f}, {most:.1f}]" if row["seeds"] > 1 else f"{value:.1f}")
-        cells += [f"{100 * row[key]:.1f}" for key in known] + [row.get("alarms", "")] * told
-        body.append(cells)
-    return [["rank", "method", "seeds", *attacks, *known, *["alarms"] * told], *body]
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in Markdown, with aligned columns so that a terminal shows it too."""
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in _cells(rows, "-")]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    about = f"Accuracies in % over {rows[0]['n']} test images, mean and [least, most] of the seeds."
-    return "\n".join([lines[0], rule, *lines[1:], "", about, ""])
-
-
-def latex(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in LaTeX, for booktabs."""
-    escaped = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
-    escaped |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    head, *body = [["".join(escaped.get(char, char) for char in cell) for cell in line] for line in _cells(rows, "--")]
-    lines = [" & ".join(line) + r" \\" for line in body]
-    columns = "rl" + "r" * (len(head) - 2)
-    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
-    return "\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def draw(rows: Sequence[Mapping[str, Any]], attack: str, about: str) -> "Figure":
-    """Draw each method's robust accuracy: the interval over images as a bar, the seeds' range as a thick line."""
-    figure, (axes,) = new_figure(height=1.2 + 0.45 * len(rows))
-    for place, row in enumerate(rows):
-        value, low, high = (100 * row[key] for key in (attack, f"{attack} low", f"{attack} high"))
-        least, most = (100 * row[key] for key in (f"{attack} min", f"{attack} max"))
-        colour = f"C{place % 10}"
-        axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", capsize=3, color=colour)
-        axes.plot([least, most], [place, place], linewidth=4, alpha=0.4, color=colour)
-    names = [f"{row['method']} ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" for row in rows]
-    axes.set_yticks(range(len(rows)), [plain_text(name) for name in names], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(xlabel=f"accuracy under {attack} (%)")
-    axes.set_title(f"{about}\nbars: 95 % interval over images; thick: range over seeds", fontsize=8)
-    return figure
+def _cost(costs: Sequence[Cost]) -> dict[str, Any]:
+    """The columns of the cost; None where it is unknown."""
+    row: dict[str, Any] = {}
+    for name, column in (("seconds", "seconds"), ("cpu_seconds", "cpu seconds"), ("passes", "passes")):
+        values = [getattr(cost, name) for cost in costs]
+        row[column] = sum(values) / len(values) if values else None
+        row |= {f"{column} {which}": of(values) if values else None for which, of in (("min", min), ("max", max))}
+    row["hardware"] = "; ".join(dict.fromkeys(cost.where for cost in costs))
+    row["precision"] = ", ".join(dict.fromkeys(one for cost in costs for one in cost.precision))
+    return row

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import Attack, FrobeniusNorm, NuclearNorm
@@ -30,6 +30,7 @@ def diversity(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the classes into which two attacks drive a net, by confusion matrices and an entropy.
 
@@ -47,6 +48,7 @@ def diversity(
         device: auto, cpu or cuda.
         out: The folder of diversity.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: a net, an attack, a class, and how often each class was predicted for its images.
@@ -56,7 +58,7 @@ def diversity(
     """
     bound = Magnitude(eps)
     attacks = attacks or {"nuclear": NuclearNorm(bound, loss=None), "Frobenius": FrobeniusNorm(bound, loss=None)}
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     rows, matrices = [], {}
     for subject in study.subjects:
         for name, attack in attacks.items():
@@ -66,7 +68,7 @@ def diversity(
             for label, predicted in enumerate(counts.tolist()):
                 rows.append({**both, "class": label} | {f"as {other}": n for other, n in enumerate(predicted)})
     figure = draw(matrices, [describe(attack) for attack in attacks.values()], study.images.n)
-    write(study.out, "diversity", rows, figure, wandb_project)
+    study.write("diversity", rows, figure, wandb_project)
     return rows
 
 

@@ -1,6 +1,7 @@
 """The results of an analysis: a CSV file, a picture, and both in Weights & Biases if that is asked for."""
 
 import csv
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -69,6 +70,11 @@ def draw_line(axes: "Axes", rows: Sequence[Row], over: str, name: str, colour: s
     axes.plot([], [], "o-", color=colour, label=plain_text(name))
 
 
+def wrapped(text: str, width: int = 85) -> str:
+    """A title on as many lines as it needs; matplotlib cuts a line that is wider than the picture."""
+    return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width))
+
+
 def plain_text(text: str) -> str:
     """A name as matplotlib shows it literally: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
@@ -90,19 +96,30 @@ def write(out: Path, stem: str, rows: Sequence[Row], figure: "Figure", wandb_pro
     text = StringIO(newline="")
     table = csv.writer(text)
     table.writerows([[*rows[0]], *([csv_cell(value) for value in row.values()] for row in rows)])
-    picture = BytesIO()
-    figure.savefig(picture, format="png")
     write_whole(out / f"{stem}.csv", text.getvalue().encode())
-    write_whole(out / f"{stem}.png", picture.getvalue())
-    print(f"{out / f'{stem}.csv'}\n{out / f'{stem}.png'}")
+    print(out / f"{stem}.csv")
+    write_picture(out, stem, figure, wandb_project, rows)
+
+
+def write_picture(
+    out: Path, stem: str, figure: "Figure", wandb_project: str | None = None, rows: Sequence[Row] = ()
+) -> None:
+    """Write ``stem.png``, and log it to Weights & Biases, with a table if there are ``rows``; see ``write``."""
+    write_whole(out / f"{stem}.png", png(figure))
+    print(out / f"{stem}.png")
     if wandb_project is not None:
         import wandb
 
-        with wandb.init(project=wandb_project, job_type=stem) as run:
+        logged: dict[str, Any] = {f"{stem}/picture": wandb.Image(str(out / f"{stem}.png"))}
+        if rows:
             columns: list[str | int] = [*rows[0]]
-            run.log(
-                {
-                    f"{stem}/table": wandb.Table(columns=columns, data=[[*row.values()] for row in rows]),
-                    f"{stem}/picture": wandb.Image(str(out / f"{stem}.png")),
-                }
-            )
+            logged[f"{stem}/table"] = wandb.Table(columns=columns, data=[[*row.values()] for row in rows])
+        with wandb.init(project=wandb_project, job_type=stem) as run:
+            run.log(logged)
+
+
+def png(figure: "Figure") -> bytes:
+    """A picture as the content of a PNG file."""
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_robust.analysis.output import draw_line, new_figure, write
+from torch import nn
+
+from lit_robust.analysis.output import draw_line, new_figure, wrapped
 from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import cells, load_subjects
+from lit_robust.analysis.subjects import cells, load_subjects, named
 from lit_robust.attacks import PGD, Attack
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
@@ -25,6 +27,7 @@ def stale(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Show a run's final net the adversarial images that were crafted on its earlier epochs.
 
@@ -40,6 +43,7 @@ def stale(
         device: auto, cpu or cuda.
         out: The folder of stale.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.
@@ -49,14 +53,14 @@ def stale(
     """
     attack = attack or PGD(steps=10)
     runs = {run: epochs_of(run) for run in checkpoints}
-    study = Study.begin(list(runs), data, limit, device, out)
+    study = Study.begin(list(runs), data, limit, device, out, net)
     rows = []
     for final, epochs in zip(study.subjects, runs.values(), strict=True):
         for epoch, path in epochs.items():
-            (origin,) = load_subjects([str(path)], study.device)
+            (origin,) = load_subjects([str(path)], study.device, net)
             row = {"run": final.name, "epoch": epoch, **cells(study.survivors(final, attack, origin))}
             rows.append({**row, "attack": describe(attack)})
-    write(study.out, "stale", rows, draw(rows), wandb_project)
+    study.write("stale", rows, draw(rows), wandb_project)
     return rows
 
 
@@ -67,11 +71,11 @@ def epochs_of(run: str) -> dict[int, Path]:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If there are fewer than two epochs.
     """
-    folder = Path(run.rpartition("=")[2]).expanduser()
-    named = checkpoints_of(folder)
-    if not named:
+    _, folder = named(run)
+    found = checkpoints_of(folder)
+    if not found:
         raise FileNotFoundError(f"there is no last.ckpt or best.ckpt below {folder}: give the folder of a run.")
-    beside = next(iter(named.values())).parent
+    beside = next(iter(found.values())).parent
     epochs = {int(read_checkpoint(path).get("epoch", -1)) + 1: path for path in sorted(beside.glob("*.ckpt"))}
     if len(epochs) < 2:
         raise ValueError(
@@ -87,6 +91,6 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     for number, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
         draw_line(axes, [row for row in rows if row["run"] == run], "epoch", run, f"C{number % 10}")
     axes.set(xlabel="crafted on the net after epoch", ylabel="accuracy of the final net (%)", ylim=(-2, 102))
-    axes.set_title(f"{rows[0]['attack']}, {rows[0]['n']} test images, band: 95 % interval", fontsize=8)
+    axes.set_title(wrapped(f"{rows[0]['attack']}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
     axes.legend(fontsize=8)
     return figure

@@ -3,23 +3,42 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_plotting, device_of
+from lit_robust.analysis.output import Row, check_plotting, device_of, write
 from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects, read_test_images, survivors
 from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.alarms import Alarms
+from lit_robust.measures.blocks import Blocks, identity
 from lit_robust.seeds import run_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Source(Protocol):
+    """A net whose adversarial images are shown to others, and the digest of all that it depends on."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The net, in eval mode."""
+
+    @property
+    def key(self) -> str:
+        """The digest."""
 
 
 @dataclass(frozen=True)
 class Study:
     """Nets and their common test images; measurements are kept in ``journal.jsonl``.
+
+    The folder ``blocks`` keeps what the present attack has finished, if it is a long one, until the next one begins or
+    the results are written, see ``measures.blocks``.
 
     Args:
         subjects: The nets.
@@ -27,6 +46,7 @@ class Study:
         device: Where nets and images are.
         out: The folder of the results.
         journal: What was measured there before.
+        blocks: What a long attack has finished there.
     """
 
     subjects: list[Subject]
@@ -34,11 +54,18 @@ class Study:
     device: torch.device
     out: Path
     journal: Journal
+    blocks: Blocks
     _last: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def begin(
-        cls, checkpoints: Sequence[str], data: ImageDataModule, limit: int | None, device: str, out: Path
+        cls,
+        checkpoints: Sequence[str],
+        data: ImageDataModule,
+        limit: int | None,
+        device: str,
+        out: Path,
+        net: nn.Module | None = None,
     ) -> "Study":
         """Load nets and images.
 
@@ -49,8 +76,8 @@ class Study:
         """
         check_plotting()
         place, folder = device_of(device), Path(out)
-        subjects, images = load_subjects(checkpoints, place), read_test_images(data, limit, place)
-        return cls(subjects, images, place, folder, Journal(folder / "journal.jsonl"))
+        subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
+        return cls(subjects, images, place, folder, Journal(folder / "journal.jsonl"), Blocks(folder / "blocks"))
 
     def measured(self, what: str, net: Subject, attack: Attack, measure: Callable[[], Any], *more: str) -> Any:
         """A measurement of a net under an attack; what was measured before is not repeated.
@@ -62,7 +89,7 @@ class Study:
             measure: Returns numbers, strings, lists and dictionaries of them.
             *more: What else the result depends on, besides the images and the seed.
         """
-        return self.journal.get((what, net.key, self.images.key, repr(attack), str(run_seed()), *more), measure)
+        return self.journal.get((what, net.key, self.images.key, identity(attack), str(run_seed()), *more), measure)
 
     def survivors(
         self, target: Subject, attack: Attack, origin: Subject | None = None, images: Images | None = None
@@ -76,7 +103,7 @@ class Study:
         return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
 
     def alarms(
-        self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Subject], classes: int
+        self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Source], classes: int
     ) -> dict[str, str]:
         """The alarms of a net after these attacks, a sentence by name; see ``measures.alarms``.
 
@@ -96,7 +123,14 @@ class Study:
             return probed.compute()
 
         found: dict[str, str] = self.journal.get(
-            ("alarms", net.key, self.images.key, repr(attacks), str(run_seed()), *(source.key for source in sources)),
+            (
+                "alarms",
+                net.key,
+                self.images.key,
+                identity(attacks),
+                str(run_seed()),
+                *(source.key for source in sources),
+            ),
             measure,
         )
         return found
@@ -105,10 +139,16 @@ class Study:
         """Split values of all images as the images are."""
         return torch.split(values, [len(batch.y) for batch in self.images.batches])
 
+    def write(self, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:
+        """``output.write`` into the study's folder; blocks are no longer needed then."""
+        write(self.out, stem, rows, figure, wandb_project)
+        self.blocks.forget()
+
     def _crafted(self, origin: Subject, attack: Attack, images: Images) -> list[Tensor]:
         """The adversarial images of a net; the last ones are kept, because a transfer shows them to several nets."""
-        key = (origin.key, images.key, repr(attack))
+        key = (origin.key, images.key, identity(attack))
         if key not in self._last:
             self._last.clear()
-            self._last[key] = adversarial_images(origin.net, attack, images)
+            self.blocks.forget()
+            self._last[key] = adversarial_images(origin.net, attack, images, self.blocks)
         return self._last[key]

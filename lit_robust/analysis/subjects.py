@@ -1,26 +1,32 @@
 """The nets of an analysis by name, and their common images."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
+from lit_robust.attacks.base import EPS
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
-from lit_robust.measures.accuracy import Accuracy, is_correct
-from lit_robust.runs import checkpoints_of, load_net
+from lit_robust.magnitudes import magnitude
+from lit_robust.measures.accuracy import Accuracy
+from lit_robust.measures.blocks import Blocks, digest, fingerprint
+from lit_robust.measures.correct import is_correct
+from lit_robust.runs import checkpoints_of, load_any
 from lit_robust.seeds import seed
+from lit_robust.threats import Norm
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained net: its name in tables and legends, its weights' digest, and the net in eval mode."""
+    """A trained net: its name in tables and legends, its file, the net in eval mode, and ``identity`` of it."""
 
     name: str
     path: Path
@@ -41,12 +47,14 @@ class Images:
         return sum(len(batch.y) for batch in self.batches)
 
 
-def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subject]:
+def load_subjects(checkpoints: Sequence[str], device: torch.device, net: nn.Module | None = None) -> list[Subject]:
     """Load nets.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose ``last`` is taken; ``name=path`` gives a net its name.
+        checkpoints: .ckpt files, folders of runs, whose ``last`` is taken, or files of weights; ``name=path`` gives a
+            net its name.
         device: Where to put the nets.
+        net: The net of files that do not name one of ``lit_robust.nets``, see ``runs.load_any``.
 
     Raises:
         FileNotFoundError: If a path has no checkpoint.
@@ -64,14 +72,40 @@ def load_subjects(checkpoints: Sequence[str], device: torch.device) -> list[Subj
         raise ValueError(f"checkpoints={list(checkpoints)} names a net twice: write name=path with different names.")
     subjects = []
     for name, path in shown.items():
-        net = load_net(path).to(device)
-        subjects.append(Subject(name, path, net, digest(net.state_dict())))
+        loaded = load_any(path, net).to(device)
+        subjects.append(Subject(name, path, loaded, fingerprint(loaded)))
     return subjects
 
 
+def checkpoint_of(subject: Subject) -> dict[str, Any]:
+    """What a net's checkpoint holds; nothing, if its file has weights of other software."""
+    try:
+        return read_checkpoint(subject.path)
+    except ValueError:  # the file was read before, so it is not broken
+        return {}
+
+
+def trained_threat(subjects: Iterable[Subject]) -> tuple[float, Norm]:
+    """The bound and the norm that all these nets were trained with, as their checkpoints say.
+
+    Where they differ, or one does not say, it is 8/255 in L-infinity.
+    """
+    found: set[tuple[float, Norm] | None] = set()
+    for subject in subjects:
+        try:
+            arguments = checkpoint_of(subject)["hyper_parameters"]["attack"]["init_args"]
+            found.add((magnitude(arguments["eps"]), arguments.get("norm", "linf")))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found.add(None)
+    (one, *others) = found
+    return (EPS, "linf") if one is None or others or one[1] not in get_args(Norm) else one
+
+
 def named(text: str) -> tuple[str, Path]:
-    """The name and the path of ``name=path``, or of a path alone, whose name is empty."""
+    """The name and the path of ``name=path``, or of a path alone, whose name is empty; ``epoch=0.ckpt`` may be one."""
     name, equals, path = text.partition("=")
+    if Path(text).expanduser().exists():
+        return "", Path(text).expanduser()
     return (name, Path(path).expanduser()) if equals and "/" not in name else ("", Path(text).expanduser())
 
 
@@ -85,7 +119,9 @@ def _file(path: Path) -> Path:
 
 
 def _short(path: Path) -> str:
-    """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one."""
+    """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one; the name of other files."""
+    if path.suffix != ".ckpt":
+        return path.stem
     folder = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
     which = "" if path.stem == "last" else f":{path.stem}"
     return f"{folder.parent.name}/{folder.name}{which}"
@@ -126,13 +162,22 @@ def _first(loader: Iterable[Batch], limit: int | None, device: torch.device) -> 
     )
 
 
-def adversarial_images(net: nn.Module, attack: Attack, images: Images) -> list[Tensor]:
-    """Attack all batches; the random draws of a batch are the same for every net and attack."""
+def adversarial_images(net: nn.Module, attack: Attack, images: Images, blocks: Blocks | None = None) -> list[Tensor]:
+    """Attack all batches; the random draws of a batch are the same for every net and attack.
+
+    Args:
+        net: The net.
+        attack: The attack.
+        images: The clean images.
+        blocks: Keeps what a long attack has finished; None for nothing.
+    """
     crafted = []
     for number, batch in enumerate(images.batches):
         with own_random_state(batch.x.device), checked(), smaller_batches():
             seed(batch.x.device, "evaluate", number, 0)
-            crafted.append(attack(net, batch.x, batch.y))
+            long = getattr(attack, "is_long", False)
+            x_adv = (blocks or Blocks()).images(attack, net, batch) if long else attack(net, batch.x, batch.y)
+            crafted.append(x_adv)
     return crafted
 
 
@@ -150,12 +195,3 @@ def cells(survived: str) -> dict[str, float]:
     accuracy = Accuracy(survived.count("1") / len(survived), len(survived))
     low, high = accuracy.interval
     return {"accuracy": accuracy.value, "low": low, "high": high, "n": accuracy.n}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of named tensors that changes if any byte does."""
-    sha = hashlib.sha256()
-    for name, tensor in tensors.items():
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]

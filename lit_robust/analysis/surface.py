@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.analysis.output import new_figure, plain_text, write
+from lit_robust.analysis.eigenvalue import sharpness
+from lit_robust.analysis.output import new_figure, plain_text, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import input_gradient
-from lit_robust.attacks.hessian import top_eigenvalue
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 from lit_robust.seeds import derive_seed, run_seed
@@ -40,6 +40,7 @@ def surface(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Plot the loss over a plane through a trained net's weights, or through its test images.
 
@@ -63,6 +64,7 @@ def surface(
         device: auto, cpu or cuda.
         out: The folder of surface_<space>.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: a net, a point (a, b) and the mean loss there.
@@ -75,7 +77,7 @@ def surface(
     require.integer("points", points, least=2)
     attack = attack or PGD(steps=10)
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     steps = torch.linspace(-radius, radius, points).tolist()
     rows = []
     for subject in study.subjects:
@@ -89,14 +91,8 @@ def surface(
         for a, line in zip(steps, values, strict=True):
             rows += [{"net": subject.name, "a": a, "b": b, "loss": v, **top} for b, v in zip(steps, line, strict=True)]
     about = f"{describe(attack)}, {study.images.n} test images"
-    write(study.out, f"surface_{space}", rows, draw(rows, space, about), wandb_project)
+    study.write(f"surface_{space}", rows, draw(rows, space, about), wandb_project)
     return rows
-
-
-def sharpness(net: nn.Module, attack: Attack, images: Images) -> tuple[float, bool]:
-    """The top eigenvalue of the Hessian of the adversarial loss in the weights, and whether it settled."""
-    crafted = adversarial_images(net, attack, images)
-    return top_eigenvalue(net, [(x_adv, batch.y) for x_adv, batch in zip(crafted, images.batches, strict=True)])
 
 
 def filter_normalised(parameter: Tensor, generator: torch.Generator) -> Tensor:
@@ -169,5 +165,5 @@ def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure
         place.set_xlabel("filter-normalised direction 1" if weights else "sign of the gradient (eps)", fontsize=8)
         place.set_ylabel("filter-normalised direction 2" if weights else "random signs (eps)", fontsize=8)
     figure.colorbar(shown, ax=axes, label="adversarial cross-entropy" if space == "weights" else "cross-entropy")
-    figure.suptitle(about, fontsize=8)
+    figure.suptitle(wrapped(about, 120), fontsize=8)
     return figure

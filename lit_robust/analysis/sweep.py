@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from torch import nn
+
 from lit_robust import require
-from lit_robust.analysis.output import draw_line, new_figure, write
+from lit_robust.analysis.output import draw_line, new_figure, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 
@@ -41,6 +44,7 @@ def sweep(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Measure robust accuracy over the strength of an attack, and plot all nets together.
 
@@ -54,11 +58,13 @@ def sweep(
         attack: A PGD or one of its kind; by default PGD at eps 8/255 with 20 steps of 2/255.
         over: What is varied.
         values: Its values; by default 0 to 4 times the attack's eps, 1 to 100 steps, or 1 to 20 restarts.
-        step: With over=eps, whether the step size stays fixed, as in the slides, or is scaled with eps.
+        step: With over=eps, whether a step_size that the attack is given stays fixed, as in the slides, or is scaled
+            with eps.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of sweep_<over>.csv and .png, and of the journal by which a stopped sweep continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table.
@@ -67,15 +73,15 @@ def sweep(
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
     require.one_of("over", over, get_args(Over))
-    attack = attack or PGD(steps=20)
+    attack = attack or PGD(step_size=EPS / 4, steps=20)
     variants = strengths(attack, over, values, scaled=step == "scaled")
-    study = Study.begin(checkpoints, data, limit, device, out)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
     rows = []
     for subject in study.subjects:
         for value, variant in variants.items():
             row = {"net": subject.name, over: value, **cells(study.survivors(subject, variant))}
             rows.append({**row, "crosses": crosses(variant), "attack": describe(variant)})
-    write(study.out, f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
+    study.write(f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
     return rows
 
 
@@ -97,7 +103,8 @@ def strengths(attack: Any, over: Over, values: Sequence[float] | None, scaled: b
     largest = 1.0 if getattr(attack, "norm", "linf") == "linf" else float("inf")
     variants = {}
     for value in dict.fromkeys(min(value, largest) for value in grid):
-        step_size = {"step_size": attack.step_size * value / attack.eps} if scaled else {}
+        own = getattr(attack, "step_size", None)  # a step that is not given follows eps
+        step_size = {"step_size": own * value / attack.eps} if scaled and own is not None and attack.eps else {}
         variants[value] = replace(attack, eps=value, **step_size)
     return variants
 
@@ -128,6 +135,6 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         axes.minorticks_off()
     norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
     axes.set(xlabel=LABELS[over].format(norm=norm), ylabel="robust accuracy (%)", ylim=(-2, 102))
-    axes.set_title(f"{describe(attack)}, {rows[0]['n']} test images, band: 95 % interval", fontsize=8)
+    axes.set_title(wrapped(f"{describe(attack)}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
     axes.legend(fontsize=8)
     return figure

@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lit_robust.analysis.output import check_plotting, new_figure, plain_text, write
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.study import Study
@@ -38,6 +40,7 @@ def curves(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Plot the training loss and the accuracy of several runs over their epochs.
 
@@ -50,11 +53,12 @@ def curves(
     Args:
         checkpoints: Folders of runs with a metrics.csv; the files of resumed runs are joined; name=path names a run.
         data: Its test images are attacked, if there are checkpoints to test.
-        attack: The attack of that test; by default PGD at eps 8/255 with 20 steps of 2/255.
+        attack: The attack of that test; by default PGD at eps 8/255 with 20 steps of 1/255.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of curves.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, one per run and epoch.
@@ -72,7 +76,7 @@ def curves(
         runs[name or f"{folder.absolute().parent.name}/{folder.name}"] = text, epochs_of_metrics(folder)
     tested: dict[str, dict[int, dict[str, Any]]] = {}
     if data is not None:
-        tested = {name: _test(text, data, attack, limit, device, Path(out)) for name, (text, _) in runs.items()}
+        tested = {name: _test(text, data, attack, limit, device, Path(out), net) for name, (text, _) in runs.items()}
     rows = [
         {
             "run": name,
@@ -116,14 +120,20 @@ def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
 
 
 def _test(
-    run: str, data: ImageDataModule, attack: Attack, limit: int | None, device: str, out: Path
+    run: str,
+    data: ImageDataModule,
+    attack: Attack,
+    limit: int | None,
+    device: str,
+    out: Path,
+    net: nn.Module | None,
 ) -> dict[int, dict[str, Any]]:
     """Test accuracies of the kept checkpoints by epoch; none if the run kept fewer than two."""
     try:
         epochs = epochs_of(run)
     except (ValueError, FileNotFoundError):  # its validation accuracy is drawn instead
         return {}
-    study = Study.begin([f"{epoch}={path}" for epoch, path in epochs.items()], data, limit, device, out)
+    study = Study.begin([f"{epoch}={path}" for epoch, path in epochs.items()], data, limit, device, out, net)
     attacks = {"test clean": PGD(steps=0, init="zero"), "test robust": attack}
     return {
         int(net.name): {name: cells(study.survivors(net, one))["accuracy"] for name, one in attacks.items()}

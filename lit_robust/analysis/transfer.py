@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_robust.analysis.output import new_figure, plain_text, write
+from torch import nn
+
+from lit_robust.analysis.output import new_figure, plain_text, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects
 from lit_robust.attacks import PGD, Attack
@@ -24,6 +26,7 @@ def transfer(
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
+    net: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Show every net the adversarial images that were crafted on every other one.
 
@@ -41,6 +44,7 @@ def transfer(
         device: auto, cpu or cuda.
         out: The folder of transfer.csv and .png, and of the journal by which a stopped run continues.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
+        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table; source and target are the same in the rows of the white-box attack.
@@ -49,14 +53,14 @@ def transfer(
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
     attack = attack or PGD(steps=10)
-    study = Study.begin(checkpoints, data, limit, device, out)
-    origins = study.subjects if sources is None else load_subjects(sources, study.device)
+    study = Study.begin(checkpoints, data, limit, device, out, net)
+    origins = study.subjects if sources is None else load_subjects(sources, study.device, net)
     rows = []
     for origin in origins:
         for target in study.subjects:
             row = {"target": target.name, "source": origin.name, **cells(study.survivors(target, attack, origin))}
             rows.append({**row, "white_box": origin.key == target.key, "attack": describe(attack)})
-    write(study.out, "transfer", rows, draw(rows, f"{describe(attack)}, {study.images.n} test images"), wandb_project)
+    study.write("transfer", rows, draw(rows, f"{describe(attack)}, {study.images.n} test images"), wandb_project)
     return rows
 
 
@@ -77,6 +81,6 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     axes.set_xticks(range(len(origins)), [plain_text(name) for name in origins], rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(targets)), [plain_text(name) for name in targets], fontsize=8)
     axes.set(xlabel="crafted on (bold: the attacked net itself)", ylabel="attacked net")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(wrapped(title), fontsize=9)
     figure.colorbar(shown, ax=axes, label="accuracy (%)")
     return figure

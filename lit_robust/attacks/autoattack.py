@@ -3,12 +3,9 @@
 import logging
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,12 +13,14 @@ from torch import Tensor, nn
 from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, Attack, NoGraphError, check_batch
+from lit_robust.attacks.autoattack_package import Package, in_our_words, own_random_states
+from lit_robust.attacks.base import EPS, Attack, check_batch
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import Norm
 
 Version = Literal["standard", "v1", "plus", "rand"]
+Precision = Literal["float32", "bf16"]
 
 #: The attacks of each version in their order, with their restarts.
 VERSIONS: dict[str, dict[str, int]] = {
@@ -33,21 +32,6 @@ VERSIONS: dict[str, dict[str, int]] = {
 
 #: Forwards per image and restart, at most (FAB: about), with 9 targets; for the estimate of the time left.
 LOOKS = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 200, "fab-t": 1800, "square": 5000}
-
-#: What the package's checks may find, by words of its messages, and how we say it.
-FINDINGS = {
-    "randomized defense": 'the net draws random numbers, which misleads AutoAttack: choose version="rand".',
-    "probability distribution": "the net returns probabilities, whose gradients vanish: let it return logits.",
-    "zero gradient": (
-        "the gradient is exactly 0 at some images, where APGD cannot move: look for rounding or saturation in the net "
-        "(BPDA), and trust Square's share of the result."
-    ),
-    "Square Attack has decreased": (
-        "Square broke images that all gradient attacks left, so the net masks its gradients: see the alarms of test."
-    ),
-    "dynamic defense": "the net optimises while it predicts, which AutoAttack does not take into account.",
-    "dynamic defenses is not": "whether the net optimises while it predicts could not be checked.",
-}
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +54,20 @@ class AutoAttack(Attack):
 
     The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
     If a net has fewer than 10 classes, the targeted attacks target all wrong ones. What the package's own checks find
-    (``FINDINGS``: a randomised net, outputs that are probabilities, zero gradients, ...) is warned of. A terminal
-    shows a bar with the time left; the logger ``lit_robust`` gets a line per attack at level INFO. The net should be
-    in eval mode.
+    (``autoattack_package.FINDINGS``: a randomised net, outputs that are probabilities, zero gradients, ...) is warned
+    of. A terminal shows a bar with the time left; the logger ``lit_robust`` gets a line per attack at level INFO. The
+    net should be in eval mode.
 
     Args:
         eps: The bound, in units of [0, 1].
         norm: The norm of the ball.
         version: A row of the table.
         seed: Every attack starts from this seed in every batch; the caller's random state is restored.
-        batch_size: How many images are attacked at once.
+        batch_size: How many images are attacked at once. A test runs each block of this size through all attacks, and
+            can keep finished blocks, see ``measures.blocks``.
+        precision: With ``bf16`` the attacks see the net under autocast. An image counts as broken only if the net
+            misclassifies it without autocast, too. The gradients and margins are coarser, so more images may survive:
+            a test calls the row ``autoattack_bf16``, and ``compare`` does not rank by it.
 
     Raises:
         ImportError: When called, if neither package is installed.
@@ -92,6 +80,17 @@ class AutoAttack(Attack):
     version: Version = "standard"
     seed: int = 0
     batch_size: int = 256
+    precision: Precision = "float32"
+
+    @property
+    def is_long(self) -> bool:
+        """It is, on any robust net."""
+        return True
+
+    @property
+    def package(self) -> str:
+        """The installed package and its version."""
+        return Package().version
 
     def __post_init__(self) -> None:
         require.one_of("norm", self.norm, get_args(Norm))
@@ -99,14 +98,15 @@ class AutoAttack(Attack):
         object.__setattr__(self, "eps", require.pixels("eps", self.eps, self.norm))
         require.integer("seed", self.seed, least=0)
         require.integer("batch_size", self.batch_size, least=1)
+        require.one_of("precision", self.precision, get_args(Precision))
 
     def check_installed(self) -> None:
         """Fail at once if neither package is installed."""
-        _Package()
+        Package()
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Run the version's attacks, each on the images that are still unbroken."""
-        package = _Package()
+        package = Package()
         if not len(x):
             return x.clone()
         check_batch(x, y)
@@ -118,17 +118,28 @@ class AutoAttack(Attack):
         terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
         bar = tqdm(desc="AutoAttack", file=terminal, unit=" images", unit_scale=True, leave=False, disable=None)
 
-        def predict(images: Tensor) -> Tensor:
+        coarse = self.precision == "bf16"
+
+        def exact(images: Tensor) -> Tensor:
             bar.update(len(images))
-            logits: Tensor = net(images).float()
-            return logits
+            with torch.autocast(x.device.type, enabled=False) if coarse else nullcontext():
+                logits: Tensor = net(images)
+            return logits.float()
+
+        def predict(images: Tensor) -> Tensor:
+            if not coarse:
+                return exact(images)
+            bar.update(len(images))
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                logits: Tensor = net(images)
+            return logits.float()
 
         # FAB calls `backward`: on a net that is not frozen it would leave gradients on the parameters.
-        with bar, crafting(x, y) as (x, y), frozen(net), torch.no_grad(), _own_random_state(), _in_our_words():
+        with bar, crafting(x, y) as (x, y), frozen(net), torch.no_grad(), own_random_states(), in_our_words():
             x_adv, x = x.clone(), x.contiguous()  # the package reads images through `view`
             classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
-            unbroken = torch.cat([predict(images).argmax(dim=1) == labels for images, labels in parts])
+            unbroken = torch.cat([exact(images).argmax(dim=1) == labels for images, labels in parts])
             accuracy, begin = {"clean": unbroken.float().mean().item()}, time.perf_counter()
             left = dict(VERSIONS[self.version])
             for name, restarts in VERSIONS[self.version].items():
@@ -140,7 +151,7 @@ class AutoAttack(Attack):
                 attack = self._build(package, name, restarts, predict, classes)
                 for rows in torch.split(unbroken.nonzero().squeeze(1), self.batch_size):
                     found = attack.perturb(x[rows], y[rows])
-                    broken = predict(found).argmax(dim=1) != y[rows]
+                    broken = exact(found).argmax(dim=1) != y[rows]
                     x_adv[rows[broken]] = found[broken]
                     unbroken[rows[broken]] = False
                 accuracy[name] = unbroken.float().mean().item()
@@ -150,7 +161,7 @@ class AutoAttack(Attack):
         return x_adv
 
     def _build(
-        self, package: "_Package", name: str, restarts: int, predict: Callable[[Tensor], Tensor], classes: int
+        self, package: Package, name: str, restarts: int, predict: Callable[[Tensor], Tensor], classes: int
     ) -> Any:
         norm = {"linf": "Linf", "l2": "L2"}[self.norm]
         common = {"norm": norm, "eps": self.eps, "seed": self.seed, "n_restarts": restarts}
@@ -165,7 +176,7 @@ class AutoAttack(Attack):
             return package.fab.FABAttack_PT(predict, targeted=targeted, n_target_classes=targets, **common)
         return package.square.SquareAttack(predict, n_queries=5000, p_init=0.8, resc_schedule=False, **common)
 
-    def _check(self, package: "_Package", predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
+    def _check(self, package: Package, predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> int:
         """Run the package's checks, which may warn, and return the number of classes."""
         classes = int(package.checks.check_range_output(predict, x))
         needed = 4 if "apgd-t" in VERSIONS[self.version] else 3
@@ -179,62 +190,3 @@ class AutoAttack(Attack):
             package.checks.check_randomized(predict, x, y)
         package.check_dynamic(predict, x)
         return classes
-
-
-class _Package:
-    """The modules of the installed package; both packages have the same ones."""
-
-    apgd: ModuleType
-    fab: ModuleType
-    square: ModuleType
-    checks: ModuleType
-
-    def __init__(self) -> None:
-        for name in ("pyautoattack", "autoattack"):
-            try:
-                self.apgd = import_module(f"{name}.autopgd_base")
-                self.fab = import_module(f"{name}.fab_pt")
-                self.square = import_module(f"{name}.square")
-                self.checks = import_module(f"{name}.checks")
-                return
-            except ModuleNotFoundError as error:
-                missing = error
-        raise ImportError('AutoAttack is not installed: pip install "lit-robust[autoattack]"') from missing
-
-    def check_dynamic(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        """Warn if the net optimises while it predicts.
-
-        The package counts calls of autograd with a trace function. Its counters are reset here, because otherwise one
-        such net makes it warn about all later ones; the trace function of a debugger or a coverage tool, which it
-        removes, is restored.
-        """
-        self.checks.funcs.update(dict.fromkeys(self.checks.funcs, 0))
-        trace = sys.gettrace()
-        try:
-            self.checks.check_dynamic(predict, x)
-        finally:
-            sys.settrace(trace)
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Warn of what the package finds in the words of ``FINDINGS``, once; and of a net without a graph by our error."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    except RuntimeError as error:
-        if "does not require grad" in str(error):
-            raise NoGraphError from None
-        raise
-    for message, category in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
-        ours = next((f"AutoAttack: {said}" for theirs, said in FINDINGS.items() if theirs in message), None)
-        warnings.warn(ours or message, UserWarning if ours else category, stacklevel=4)
-
-
-@contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Restore the caller's random states after the package has seeded torch."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=devices):
-        yield

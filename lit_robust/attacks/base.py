@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, wraps
+from math import prod
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -16,6 +17,9 @@ from lit_robust.shown import shown
 
 P = ParamSpec("P")
 A = TypeVar("A", bound="Attack")
+
+#: From this number of passes per image on an attack is long; AutoAttack's takes about 3,000.
+LONG = 1000
 
 #: The default bound, that of the CIFAR-10 tables; saved as written here.
 EPS = Magnitude("8/255")
@@ -51,6 +55,17 @@ class Attack(ABC):
         Shape:
             x and the result: ``(N, C, H, W)`` float32 in [0, 1];  y: ``(N,)`` int64.
         """
+
+    @property
+    def is_long(self) -> bool:
+        """Whether an evaluation can keep what is finished, block by block, see ``measures.blocks``."""
+        numbers = (getattr(self, name, 1) for name in ("steps", "eot", "restarts", "targets"))
+        return prod(number for number in numbers if isinstance(number, int)) >= LONG
+
+    @property
+    def package(self) -> str:
+        """The name and version of the package that the attack runs, if it is another one's."""
+        return ""
 
     def check_installed(self) -> None:  # noqa: B027  # most attacks need nothing
         """Fail at once if the attack needs a package that is missing.

@@ -77,6 +77,16 @@ class BPDA(Attack):
         """Whether the attack is targeted: ``y`` are the classes to reach."""
         return bool(getattr(self.attack, "targeted", False))
 
+    @property
+    def is_long(self) -> bool:
+        """Whether the attack is long."""
+        return self.attack.is_long
+
+    @property
+    def package(self) -> str:
+        """The package that the attack runs."""
+        return self.attack.package
+
     def check_installed(self) -> None:
         """Fail at once if the attack needs a package that is missing."""
         self.attack.check_installed()

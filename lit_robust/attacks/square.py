@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, Attack, check_batch
+from lit_robust.attacks.base import EPS, LONG, Attack, check_batch
 from lit_robust.attacks.passes import badness, like_images
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.magnitudes import Magnitude
@@ -46,6 +46,11 @@ class Square(Attack):
         object.__setattr__(self, "eps", require.pixels("eps", self.eps, "linf"))
         require.integer("queries", self.queries, least=1)
         require.number("area", self.area, above=0, most=1)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes at least ``LONG`` passes; a forward is a third of one."""
+        return self.queries >= 3 * LONG
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search for a misclassified point of each image."""

@@ -13,6 +13,7 @@ from lit_robust.batch import SHORT, Batch
 from lit_robust.callbacks.batch_paths import Key, exchanged, path_of, tensor_at
 from lit_robust.callbacks.needs import net_of, parts_of
 from lit_robust.first_batch import (
+    a_row_for_each_image,
     check_classes,
     check_labels,
     check_logits,
@@ -207,6 +208,7 @@ class _PixelsToLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = only_logits(self.net, (x,), self.net(self.adapter._normalise(x)))
+        a_row_for_each_image(self.net, (x,), logits)
         if self.training and self.adapter._unchecked_in_training:
             self.adapter._unchecked_in_training = False
             refuse_probabilities(logits)

@@ -76,6 +76,8 @@ class AdversarialTraining(Callback):
             in the first batch.
     """
 
+    logged_keys = ()
+
     def __init__(
         self,
         attack: Attack,

@@ -98,7 +98,7 @@ class DelayedStart(Callback):
             or the loss is not logged, or only by step.
     """
 
-    logs_no_metric = True
+    logged_keys = ("train/switch_epoch",)
 
     def __init__(
         self,

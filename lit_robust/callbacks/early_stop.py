@@ -27,7 +27,7 @@ class StopAfterDrop(Callback):
         ValueError: If ``epochs`` is below 1, or no drop can be foreseen (see ``first_drop``).
     """
 
-    logs_no_metric = True
+    logged_keys = ()
 
     def __init__(self, epochs: int = 15) -> None:
         require.integer("epochs", epochs, least=1)

@@ -49,7 +49,7 @@ class EMAWeights(WeightAveraging):
             weights only, which would be the live ones.
     """
 
-    logs_no_metric = True
+    logged_keys = ()
 
     # The state is saved beside the weights (see on_save_checkpoint). Lightning refuses two callbacks of a class that
     # overrides state_dict, before setup could say what to do instead.

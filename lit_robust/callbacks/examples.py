@@ -5,23 +5,20 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
-from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.attack_checks import tell_of_short_steps
-from lit_robust.measures.pictures import Examples, draw
+from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.pictures import draw
 from lit_robust.runs import run_folder
-from lit_robust.seeds import seed
 from lit_robust.whole_files import write_whole
 
 
@@ -51,6 +48,8 @@ class AdversarialExamples(Callback):
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises. Pictures show the pixels.
         std: What it then divides them by.
     """
+
+    logged_keys = ()
 
     def __init__(
         self,
@@ -143,37 +142,3 @@ class AdversarialExamples(Callback):
                 logger.log_image(f"{split}/examples", [str(path)], step=trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(f"{split}/examples", figure, trainer.global_step)
-
-
-def spread(y: Tensor, n: int) -> Tensor:
-    """Choose ``n`` samples, or all if there are fewer, from as many classes as possible, evenly spaced if too many.
-
-    Shape:
-        y: ``(N,)``;  returned: positions, at most ``(n,)``.
-    """
-    earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # how many earlier samples have the same class
-    in_turns = (earlier * (y.max() + 1) + y).argsort()
-    step = max(1, int((earlier == 0).sum()) // n)
-    return in_turns[: n * step : step]
-
-
-def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | None = None) -> Examples:
-    """Attack a few images from a random start that is the same every time.
-
-    Raises:
-        ValueError: If there is no class ``target``.
-    """
-    with network_mode(net, "eval"), own_random_state(x.device):
-        seed(x.device, "examples")
-        clean = _probabilities(net, x)
-        if target is not None and not 0 <= target < clean.shape[1]:
-            raise ValueError(f"target={target} is not one of the net's {clean.shape[1]} classes.")
-        adversarial = attack(net, x, y if target is None else torch.full_like(y, target))
-        parts = x, adversarial, y, clean, _probabilities(net, adversarial)
-    return Examples(*(part.detach().cpu() for part in parts))
-
-
-@torch.no_grad()
-def _probabilities(net: nn.Module, x: Tensor) -> Tensor:
-    logits: Tensor = net(x)
-    return logits.float().softmax(dim=1)

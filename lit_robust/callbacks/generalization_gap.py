@@ -61,6 +61,8 @@ class GeneralizationGap(Callback):
         ValueError: If ``images`` is below 1, or pixels, labels or net do not fit in the first batch.
     """
 
+    logged_keys = ("val/acc/robust_train", "val/gap/robust")
+
     def __init__(
         self,
         images: int = 1000,

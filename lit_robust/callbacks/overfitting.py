@@ -115,6 +115,15 @@ class CatastrophicOverfittingMonitor(Callback):
         """Whether the rule measures at the eps of the training."""
         return any(value is None for value in vars(self.rule).values())
 
+    @property
+    def logged_keys(self) -> list[str]:
+        """The keys that it logs in training and validation."""
+        return [
+            "train/catastrophic_overfitting",
+            f"train/catastrophic_overfitting/{self.name}",
+            f"monitor/{self.name}/*",
+        ]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check module and callbacks, and reset; a checkpoint is loaded after this."""
         if stage == "fit":

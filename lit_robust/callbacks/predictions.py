@@ -34,7 +34,7 @@ class PredictionWriter(BasePredictionWriter):
         ValueError: If ``predict_step`` returns something else, or two callbacks write one file.
     """
 
-    logs_no_metric = True
+    logged_keys = ()
 
     def __init__(self, path: str | None = None, y: Key | None = 1) -> None:
         super().__init__(write_interval="batch")

@@ -72,6 +72,11 @@ class AttributeRamp(Callback):
         """Tells ramps of different attributes apart."""
         return f"{type(self).__qualname__}{{'attribute': {self.attribute!r}}}"
 
+    @property
+    def logged_keys(self) -> list[str]:
+        """The keys that it logs in training and validation."""
+        return [f"train/{self.attribute}"]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the attribute is a number that no other ramp drives."""
         if stage != "fit":

@@ -1,6 +1,7 @@
 """Robust accuracy of a module that was written without it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +16,9 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
+from lit_robust.measures.blocks import Blocks
 from lit_robust.seeds import seed
 
 
@@ -53,6 +55,8 @@ class RobustAccuracy(Callback):
         std: What it then divides them by.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a
             Defense, which looks for them itself, none are.
+        blocks: A folder where the long attacks of a test keep what they have finished, so that a killed test goes on
+            there, see ``measures.blocks``.
 
     Raises:
         ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do
@@ -69,6 +73,7 @@ class RobustAccuracy(Callback):
         mean: Channels | None = None,
         std: Channels | None = None,
         alarm_images: int = IMAGES,
+        blocks: str | Path | None = None,
     ) -> None:
         require.integer("alarm_images", alarm_images, least=0)
         self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
@@ -81,10 +86,16 @@ class RobustAccuracy(Callback):
         #: The alarms of the last test by name, a sentence each.
         self.alarms: dict[str, str] = {}
         self.alarm_images = alarm_images
+        self.blocks = Blocks(blocks)
         self._probed: dict[int, Alarms] = {}
         self._survivors: dict[int, Survivors] = {}
         self._logged: set[str] = set()
         self._columns: dict[str, dict[str, Accuracy]] = {}
+
+    @property
+    def logged_keys(self) -> list[str]:
+        """The keys that it logs in training and validation."""
+        return [f"val/acc/{name}" for name in rows_of(self.attacks["val"])]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no row is logged twice; Lightning would average them."""
@@ -123,6 +134,7 @@ class RobustAccuracy(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log ``test/acc/<name>`` and ``test/alarms``."""
         self._columns = self._report("test", pl_module)
+        self.blocks.drop_images()
         self.alarms = {}
         for probed in self._probed.values():
             self.alarms |= probed.compute()
@@ -146,18 +158,30 @@ class RobustAccuracy(Callback):
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
         batch, net = self.adapter.labelled(batch), self.adapter.logits_net(module)
         with own_random_state(batch.x.device), frozen(net):
-            seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
-            correct = surviving(net, self.attacks[split], batch, "keep" if split == "test" else "refuse")
-            if split == "test" and not _own_rows(module, split):
-                self._probe(net, batch, correct, loader, trainer.world_size)
+            if split == "test":
+                seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
+                correct = surviving(net, self.attacks[split], batch, "keep", self.blocks)
+                if not _own_rows(module, split):
+                    self._probe(net, batch, correct, loader, *place_of(trainer, batch_idx, loader))
+            else:
+                seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
+                correct = surviving(net, self.attacks[split], batch)
         self._survivors[loader].update(correct, batch.weight)
 
-    def _probe(self, net: nn.Module, batch: Batch, correct: Mapping[str, Tensor], loader: int, ranks: int) -> None:
+    def _probe(
+        self,
+        net: nn.Module,
+        batch: Batch,
+        correct: Mapping[str, Tensor],
+        loader: int,
+        ranks: int,
+        before: int | None,
+    ) -> None:
         if loader not in self._probed:
             with torch.no_grad():
                 classes = net(batch.x[:1]).shape[1]
             self._probed[loader] = Alarms(self.attacks["test"], classes, self.alarm_images).to(batch.x.device)
-        self._probed[loader].update(net, batch, torch.stack(list(correct.values())).all(dim=0), ranks)
+        self._probed[loader].update(net, batch, torch.stack(list(correct.values())).all(dim=0), ranks, before)
 
     def _check_free(self, key: str, name: str, module: LightningModule) -> None:
         """Refuse a key that the module itself has logged: it is there before we log it for the first time."""

@@ -20,6 +20,8 @@ class TimeLeft(Callback):
     ``v_num``, is passed on as text, because rich would print 0 as 0.000.
     """
 
+    logged_keys = ()
+
     def __init__(self) -> None:
         self._text = ""  # empty before the first batch
         # Time, fractional epochs and optimizer steps at the starts of this epoch and of the one before.

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from inspect import isfunction
+from inspect import isabstract, isbuiltin, isfunction
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
 from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places
+from lit_robust.cli.wordings import WORDS
 from lit_robust.keywords import keywords_of
 from lit_robust.shown import without_addresses
 
@@ -125,38 +126,6 @@ def _innermost(message: str) -> _Mistake:
     )
 
 
-#: jsonargparse's reasons, and our sentences for them; numbers in braces are the pattern's groups.
-_WORDS = {
-    r"Not of type Magnitude: magnitude=(.*)": "{key}={1}",
-    r"Expected a path but (\S+) either": "{where}there is no file {1}.",
-    r"Unable to load config '(.*)'": "{where}{1} is neither a file nor a mapping of options.",
-    r"Invalid content in sub-config file (\S+): (.*)": "{where}{1} is not valid YAML: {2}",
-    r"Expected a dot import path string: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
-    r"Unexpected import path format: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
-    r"module '(.*)' has no attribute '(.*)'": "{where}there is no {1}.{2} ({meant:check its spelling}).",
-    r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": "{where}{1} is not of type {2}.",
-    r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$": (
-        "{where}{1} is not annotated to return {2}: write def f(...) -> {2}."
-    ),
-    r"Expected an instantiatable class, but (?:\S+\.)?(\w+) is abstract": (
-        "{where}this {1} has no class yet: give its class_path before its arguments."
-    ),
-    r"Not a valid subclass of \w+.*\n(?:.*\n)*.*'class_path': '([^']*)'": (
-        "{where}the arguments of {1} belong below init_args."
-    ),
-    r"Not a valid subclass of (\w+)": (
-        "{where}this is not of type {1}: give its class_path, and its arguments below init_args."
-    ),
-    r"'NoneType' object has no attribute 'keys'": "{where}init_args is null: write its arguments, or leave it out.",
-    r"argument of type 'NoneType' is not": "{where}class_path is null: name a class.",
-    r"Option 'class_path' is not accepted": "{where}the arguments of {owner} belong below init_args.",
-    r"Option '(.*)' is not accepted": "{where}{owner} has no argument '{1}': {argument:check its spelling}.",
-    r"Subcommand '.*' does not accept option '(.*)'": "the configuration has no option '{1}': check its spelling.",
-    r"the following arguments are required: ([^:\n]*)$": "{where}{owner} needs {1} below init_args.",
-    r"unrecognized arguments: (.*)": "unrecognized arguments: {1}: check their spelling.",
-}
-
-
 def _literal(text: str) -> Any:
     """The plain value that a page shows; None if it is none."""
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -184,9 +153,11 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         "value": mistake.value,
         "owner": owner or ("this" if mistake.key else "the configuration"),
     }
+    if unfit := _unfit(mistake.value):
+        return f"{fields['where']}{unfit}"
     if match := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
         return f"{fields['where']}{_of_another_type(match[1].strip() or mistake.value, match[2])}"
-    for pattern, words in _WORDS.items():
+    for pattern, words in WORDS.items():
         if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
             groups = [group or "" for group in (match[0], *match.groups())]
             told = words.format(
@@ -199,6 +170,15 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
     if expected := _expected(mistake):
         return f"{fields['where']}{mistake.value} {expected}."
     return f"{fields['where']}{reason}"
+
+
+def _unfit(value: str) -> str:
+    """Why nothing can be built by this name, if it names a class with gaps, or neither a class nor a function."""
+    part: Any = find_class(value.strip("'\"")) if re.fullmatch(r"['\"]?\w+(\.\w+)+['\"]?", value) else None
+    if isabstract(part):
+        gaps = ", ".join(sorted(part.__abstractmethods__))
+        return f"{value} lacks what its base class leaves open ({gaps}): write it."
+    return f"{value} is not a class: name one." if isbuiltin(part) else ""
 
 
 def _of_another_type(path: str, wanted: str) -> str:

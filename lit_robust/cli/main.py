@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             config = self.config[self.config.subcommand] if "subcommand" in self.config else self.config
             check_places({"trainer": config.trainer})
             check_nulls(config)
+            if "spawn" in str(config.trainer.get("strategy")):
+                raise ValueError(
+                    "trainer.strategy: processes that are spawned cannot get the command's parts: use ddp."
+                )
             check_makers(config.model.get("init_args") or {})
         except USER_ERRORS as error:
             report(error, code=2)
@@ -138,7 +143,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
                 lock(path.parent.parent)  # before its metrics are moved aside
             try:
                 go_on_in(path.parent.parent, self.trainer, checkpoint)
-            except OSError:  # a full disk
+            except BaseException:  # such as a full disk
                 unlock(path.parent.parent)
                 raise
             ckpt_path = str(path)
@@ -207,6 +212,7 @@ def main(args: Sequence[str] | None = None) -> None:
         with quiet(), importable_folder():
             if args and args[0] in verbs.VERBS:
                 return verbs.run(args)
+            check_command(args)
             RobustCLI(
                 Defense,
                 ImageDataModule,
@@ -232,6 +238,15 @@ def main(args: Sequence[str] | None = None) -> None:
         if not isinstance(error, (*USER_ERRORS, *_errors_of_wandb())):
             raise
         report(error, code=1)
+
+
+def check_command(args: Sequence[str]) -> None:
+    """Exit with 2 if the first word is no command, with the commands or the one that was probably meant."""
+    commands = [*RobustCLI.subcommands(), *verbs.VERBS]
+    if args and not args[0].startswith("-") and args[0] not in commands:
+        near = get_close_matches(args[0], commands, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(commands)}."
+        report(ValueError(f'there is no command "{args[0]}": {hint}'), code=2)
 
 
 def _errors_of_wandb() -> tuple[type[Exception], ...]:

@@ -49,6 +49,12 @@ def _arguments(net: Any) -> dict[str, Any]:
     return vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
+def build_data(data: Namespace, parser: Any) -> Any:
+    """Make the data that a configuration names, by the parser of the command."""
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # by jsonargparse's version
+    return instantiate(Namespace({"data": data})).data  # type: ignore[no-untyped-call]  # jsonargparse's
+
+
 @contextmanager
 def completed(config: Namespace, parser: Any) -> Iterator[None]:
     """Build the data, and complete the configuration of the net, for as long as the other parts are built.
@@ -60,9 +66,8 @@ def completed(config: Namespace, parser: Any) -> Iterator[None]:
         config: The configuration of a command; ``data`` is replaced by what it makes.
         parser: Its parser.
     """
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # by jsonargparse's version
-    written = {"data": config.data}
-    config.data = instantiate(Namespace(written)).data  # type: ignore[no-untyped-call]  # jsonargparse's
+    written = config.data
+    config.data = build_data(written, parser)
     net = config.model.get("init_args", {}).get("net")
     fill_class_count(net, config.data.num_classes)
     arguments = _arguments(net)
@@ -72,6 +77,6 @@ def completed(config: Namespace, parser: Any) -> Iterator[None]:
     try:
         yield
     finally:  # the run's config.yaml is written later
-        config.data = written["data"]
+        config.data = written
         if pretrained:
             arguments["pretrained"] = pretrained

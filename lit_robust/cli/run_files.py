@@ -14,7 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.measures.accuracy import Accuracy
+from lit_robust.measures.blocks import Blocks
 from lit_robust.runs import next_free, run_folder
+from lit_robust.training.evaluated import Evaluated
 from lit_robust.whole_files import csv_cell, write_whole
 
 #: Loggers that have a folder for each run.
@@ -24,13 +26,19 @@ FILE_LOGGERS = (CSVLogger, TensorBoardLogger)
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration of each stage beside the run's metrics, and logs it to Weights & Biases."""
 
+    logged_keys = ()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file under a name that keeps a test or a resume from overwriting the run's first one.
+
+        Long attacks of a test keep their finished blocks in the same folder.
 
         Without a logger nothing is written: the run has no folder of its own, and the current one may have another
         config.yaml.
         """
         folder = run_folder(trainer)  # the ranks agree on it, so all must call this
+        if trainer.loggers and isinstance(pl_module, Evaluated):
+            pl_module.blocks = Blocks(folder / "blocks")
         if self.already_saved or not trainer.is_global_zero or not trainer.loggers:
             return
         folder.mkdir(parents=True, exist_ok=True)

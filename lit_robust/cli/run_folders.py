@@ -39,22 +39,23 @@ def evaluate_in(run: Path, trainer: Any, stage: str) -> None:
 
     Args:
         run: The folder that a checkpoint lies in, which need not be a run's.
-        trainer: Its CSVLoggers would start a new folder; those with another root still do.
+        trainer: Its CSVLoggers would start a new folder.
         stage: ``validate``, ``test`` or ``predict``.
     """
     own = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     for logger in own if (run / "checkpoints").is_dir() else []:
-        if Path(logger.root_dir).resolve() == run.parent.resolve():
-            for path in [run / f"config_{stage}.yaml", *(run / f"{name}.csv" for name in TABLES[stage])]:
-                if path.exists() and trainer.is_global_zero:
-                    path.rename(next_free(run, path.stem, path.suffix))
-            go_on_in_folder(logger, run.name)
-            before = csv_logs.ExperimentWriter.NAME_METRICS_FILE
-            try:  # a writer deletes the file of its name, which is the training's
-                csv_logs.ExperimentWriter.NAME_METRICS_FILE = f"{TABLES[stage][0]}.csv"
-                _ = logger.experiment
-            finally:
-                csv_logs.ExperimentWriter.NAME_METRICS_FILE = before
+        for path in [run / f"config_{stage}.yaml", *(run / f"{name}.csv" for name in TABLES[stage])]:
+            if path.exists() and trainer.is_global_zero:
+                path.rename(next_free(run, path.stem, path.suffix))
+        place = run.resolve()
+        at_home = Path(logger.root_dir).resolve() == place.parent
+        go_on_in_folder(logger, place.name, root=None if at_home else place.parent)
+        before = csv_logs.ExperimentWriter.NAME_METRICS_FILE
+        try:  # a writer deletes the file of its name, which is the training's
+            csv_logs.ExperimentWriter.NAME_METRICS_FILE = f"{TABLES[stage][0]}.csv"
+            _ = logger.experiment
+        finally:
+            csv_logs.ExperimentWriter.NAME_METRICS_FILE = before
 
 
 def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
@@ -71,6 +72,7 @@ def go_on_in(run: Path, trainer: Any, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If Weights & Biases is not told which run to resume.
     """
+    run = run.resolve()  # through a link
     numbers = checkpoint.get("lit_robust", {}).get("rows", [])
     for place, logger in enumerate(trainer.loggers):
         if isinstance(logger, WandbLogger) and logger.version is None:

@@ -8,8 +8,9 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # exported, but not in its __all__
 
 from lit_robust import __version__, analysis
-from lit_robust.cli.classes import classes_start_afresh, short_names_are_found
+from lit_robust.cli.classes import classes_start_afresh, constructors_speak, short_names_are_found
 from lit_robust.cli.config import gathered
+from lit_robust.cli.net_arguments import build_data, fill_class_count
 from lit_robust.cli.parser import Parser
 
 #: The commands and what they call.
@@ -29,7 +30,9 @@ def run(args: Sequence[str]) -> None:
         prog=f"lit-robust {verb}", description=(function.__doc__ or "").split("Args:")[0], version=__version__
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A file with data: and other arguments.")
-    parser.add_argument("checkpoints", nargs="+", help=".ckpt files or folders of runs; name=path names a net.")
+    parser.add_argument(
+        "checkpoints", nargs="+", help=".ckpt files, folders of runs, or files of weights; name=path names a net."
+    )
     parser.add_function_arguments(function, skip={"checkpoints"})
     words = gathered(words, ())
     if words[:1] == ["-c"]:
@@ -38,4 +41,9 @@ def run(args: Sequence[str]) -> None:
     with classes_start_afresh(), short_names_are_found():
         config = parser.parse_args(words)
     config.pop("config")
-    function(**parser.instantiate_classes(config))
+    with constructors_speak():
+        if config.get("data") is not None:
+            config.data = build_data(config.data, parser)
+            fill_class_count(config.get("net"), config.data.num_classes)
+        made = parser.instantiate_classes(config)
+    function(**made)

@@ -10,7 +10,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lit_robust.batch import Batch
-from lit_robust.data.loaders import EpochLoader, Samples, drawn, selected
+from lit_robust.data.loaders import EpochLoader, Samples, drawn
+from lit_robust.data.saved import selection_of
+from lit_robust.data.selections import selected
 from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import run_seed
@@ -25,9 +27,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Training images per batch and rank.
-        eval_batch_size: The same for validation and test.
-        val_size: Number of training images held out for validation; a tenth, at most 1,000, by default. With 0 there
-            is no validation, and so no best checkpoint.
+        eval_batch_size: The same for validation and test, whose batches the ranks take in turn.
+        val_size: Number of images held out for validation, by default a tenth, at most 1,000; 0 for no validation.
         split: Which images are held out: ``random``; ``stratified``, in proportion to the classes; or as in a paper,
             ``first`` (SAT), ``first_per_class`` (NuAT, GAT on CIFAR-10), ``permutation_first`` (Rice et al.),
             ``permutation_last`` (GAT on MNIST).
@@ -179,8 +180,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Restore the selection of a checkpoint when its training is resumed."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # a checkpoint may be tested on other data, where its training subset means nothing
-        selection = state_dict["selection"] or {"indices": None, "weights": None}
-        if selection["indices"] is not None or self._samples().indices is not self._train:
+        if (selection := selection_of(state_dict))["indices"] is not None or self._samples().indices is not self._train:
             self.select(**selection)
 
     def train_dataloader(self) -> Iterable[Batch]:
@@ -206,9 +206,9 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._walk(Samples.once(self._val), train=True) if len(self._val) else []
 
     def test_dataloader(self) -> Iterable[Batch]:
-        """The test set."""
+        """The test set; a batch holds the same images on any number of ranks, which take turns."""
         self.setup()
-        return self._walk(Samples.once(self._test), train=False)
+        return self._walk(Samples.once(self._test), train=False, in_blocks=True)
 
     def predict_dataloader(self) -> Iterable[Batch]:
         """The test set."""

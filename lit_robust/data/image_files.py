@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -129,7 +130,7 @@ class Findings:
         return False
 
     def check(self, base: Path, paths: Sequence[str]) -> None:
-        """Open all images in threads, warn of unused files, and refuse all faults at once.
+        """Open all images in threads, warn of unused files and of deep images that are dark, and refuse all faults.
 
         Args:
             base: The folder that the report names.
@@ -142,12 +143,18 @@ class Findings:
         with ThreadPoolExecutor() as pool:
             slices = (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))
             looks = list(pool.map(lambda part: _look(part, whole), slices))
-        animated = [path for _, several in looks for path in several]
+        animated = [path for look in looks for path in look.animated]
+        deep = [level for look in looks for level in look.deep]
         if self.unused:
             rank_zero_warn(f"{base}: files that are not used, as they are no images: {_count(self.unused)}.")
         if animated:
             rank_zero_warn(f"{base}: files with several frames, of which the first is used: {_count(animated)}.")
-        faults = [*self.faults, *(fault for some, _ in looks for fault in some)]
+        if deep and max(deep) <= 64:  # of 255: 14 bits of 16 or fewer
+            rank_zero_warn(
+                f"{base}: the brightest pixel of all images with more than 8 bits per pixel ({len(deep)}) is "
+                f"{max(deep) / 255:.1%} of their white: if they hold fewer bits, such as 12 of 16, scale them to white."
+            )
+        faults = [*self.faults, *(fault for look in looks for fault in look.faults)]
         if len(faults) == 1:
             raise OSError(_sentence(*faults[0]))
         if faults:
@@ -163,18 +170,28 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _look(paths: Sequence[str], whole: bool) -> tuple[list[tuple[str, str]], list[str]]:
-    """Faults with their reasons, and the paths of files with several frames."""
-    faults, animated = [], []
+class _Look(NamedTuple):
+    """Faults with reasons, paths of files with several frames, and the maxima (of 255) of images of over 8 bits."""
+
+    faults: list[tuple[str, str]]
+    animated: list[str]
+    deep: list[int]
+
+
+def _look(paths: Sequence[str], whole: bool) -> _Look:
+    look = _Look([], [], [])
     for path in paths:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if getattr(image, "is_animated", False):
-                    animated.append(path)
-                _to_rgb(image) if whole else _check_mode(image)
+                    look.animated.append(path)
+                if not whole:
+                    _check_mode(image)
+                elif (decoded := _to_rgb(image)) and _is_deep(image.mode):
+                    look.deep.append(int(np.asarray(decoded).max()))
         except Exception as error:
-            faults.append((path, _reason(error)))
-    return faults, animated
+            look.faults.append((path, _reason(error)))
+    return look
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ from torch.utils.data import SequentialSampler
 
 from lit_robust import require
 from lit_robust.batch import Batch
+from lit_robust.data.saved import position_of
 from lit_robust.seeds import derive_seed
 
 
@@ -47,6 +48,9 @@ class EpochLoader(ABC):
         batch_size: Images per batch and rank.
         shuffle: Whether each epoch has its own order.
         drop_last: Whether to leave out a last batch that is not full.
+        in_blocks: Whether batch ``k`` is the ``k``-th block of ``batch_size`` consecutive samples whatever the number
+            of ranks, which take turns; then the ranks' last batches differ in size. Otherwise every ``world``-th sample
+            is a rank's.
         rank: The rank of this process.
         world: The number of ranks.
         seed: The seed of order and augmentation.
@@ -62,6 +66,7 @@ class EpochLoader(ABC):
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
+        in_blocks: bool = False,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
@@ -70,6 +75,7 @@ class EpochLoader(ABC):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.in_blocks = in_blocks
         self.rank = rank
         self.world = world
         self.seed = seed
@@ -92,6 +98,8 @@ class EpochLoader(ABC):
         return self if self.shuffle else _InOrder(self)
 
     def __len__(self) -> int:
+        if self.in_blocks:
+            return math.ceil(math.ceil(len(self.samples.indices) / self.batch_size) / self.world)
         share = math.ceil(len(self.samples.indices) / self.world)
         return share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size)
 
@@ -107,7 +115,7 @@ class EpochLoader(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration start after the batches that were yielded."""
-        self.epoch, self._resume_at = state["epoch"], state["batches"]
+        self.epoch, self._resume_at = position_of(state)
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,
@@ -124,11 +132,20 @@ class EpochLoader(ABC):
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "shuffle", self.epoch))
             order = torch.randperm(n, generator=generator)
-        order = order[torch.arange(math.ceil(n / self.world) * self.world) % n]
-        weights = self.samples.weights[order]
-        weights[n:] = 0
-        mine = slice(self.rank, None, self.world)
-        return Samples(self.samples.indices[order[mine]], weights[mine])
+        if self.in_blocks:
+            own = torch.split(torch.arange(n), self.batch_size)[self.rank :: self.world]
+            padding = torch.full((len(self) - len(own),), n)  # a block of one image, for the ranks without a last one
+            mine = torch.cat([*own, padding])
+        else:
+            mine = torch.arange(self.rank, math.ceil(n / self.world) * self.world, self.world)
+        own_order = order[mine % n]
+        weights = self.samples.weights[own_order]
+        weights[mine >= n] = 0
+        return Samples(self.samples.indices[own_order], weights)
+
+    def images_before(self, number: int) -> int | None:
+        """How many images of the set precede batch ``number`` of this rank; None if they are no block."""
+        return (number * self.world + self.rank) * self.batch_size if self.in_blocks else None
 
     def _slice(self, number: int) -> slice:
         """Where batch ``number`` lies in the rank's share."""
@@ -153,51 +170,6 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def positions_of(indices: Any, on_disk: int) -> Tensor:
-    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
-    if isinstance(indices, list | tuple) and len({isinstance(one, bool) for one in indices}) > 1:
-        raise ValueError("select() got numbers among True and False: give positions, or a mask.")
-    try:
-        found = torch.as_tensor(indices).detach().cpu()
-        if found.ndim != 1:
-            raise ValueError(f"of shape {tuple(found.shape)}")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"select() needs a list, an array or a tensor (S,) of positions, or a mask, not {type(indices).__name__} "
-            f"({error})."
-        ) from error
-    if (
-        found.dtype != torch.bool
-        and found.shape == (on_disk,)
-        and on_disk > 2
-        and bool(((found == 0) | (found == 1)).all())
-    ):
-        raise ValueError("select() got a mask of numbers, which it would take for positions: give mask.bool().")
-    if found.dtype == torch.bool:
-        if found.shape != (on_disk,):
-            raise ValueError(
-                f"select() got a mask of shape {tuple(found.shape)}, but the training set has {on_disk} images, those "
-                "that are held out included: give one value for each, or positions."
-            )
-        return found.nonzero().squeeze(1)
-    if found.numel() and (found.is_floating_point() or found.is_complex()):  # an empty list makes floats
-        raise ValueError(f"select() needs positions, which are integers, or a mask, but got {found.dtype}.")
-    return found.to(torch.int64)
-
-
-def selected(indices: Any, weights: Any, on_disk: int, train: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions and weights ``(S,)`` of a selection from the positions ``train``, as copies on the CPU.
-
-    Raises:
-        ValueError: As ``positions_of`` and ``check_selection``.
-    """
-    indices = positions_of(indices, on_disk)
-    weights = torch.ones(len(indices)) if weights is None else weights
-    weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)
-    check_selection(indices, weights, train)
-    return indices.clone(), weights.clone()
-
-
 def drawn(positions: Mapping[str, Tensor], n: int, split: str, seed: int) -> Samples:
     """Draw distinct samples of a split.
 
@@ -210,29 +182,3 @@ def drawn(positions: Mapping[str, Tensor], n: int, split: str, seed: int) -> Sam
         raise ValueError(f'n={n} is more than the {most} images of split="{split}": draw fewer.')
     order = torch.randperm(most, generator=torch.Generator().manual_seed(seed))
     return Samples.once(positions[split][order[:n]])
-
-
-def check_selection(indices: Tensor, weights: Tensor, train: Tensor) -> None:
-    """Refuse a selection that no epoch could train on.
-
-    Args:
-        indices: Positions ``(S,)``.
-        weights: What each counts, ``(S,)``.
-        train: The positions that may be selected.
-
-    Raises:
-        ValueError: If they are not as many, none, held out, or a weight is not above 0.
-    """
-    if indices.ndim != 1 or indices.shape != weights.shape or len(indices) == 0:
-        raise ValueError(
-            f"select() needs one weight for each index, at least one: got shapes {tuple(indices.shape)} and "
-            f"{tuple(weights.shape)}."
-        )
-    foreign = indices[~torch.isin(indices, train)]
-    if len(foreign):
-        raise ValueError(
-            f"select() got {len(foreign)} indices, {int(foreign[0])} among them, that are not among the "
-            f"{len(train)} training images: they are held out, cut by train_size, or do not exist."
-        )
-    if not bool((weights.isfinite() & (weights > 0)).all()):
-        raise ValueError("select() needs weights that are finite and above 0: leave samples out instead.")

@@ -43,6 +43,7 @@ class AAER(SingleStep):
     """
 
     not_negative = ("lam1", "lam2", "lam3")
+    counted = ("acc/robust", "abnormal")
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class CurriculumAT(Defense):
     """
 
     attack: PGD
+    counted = ("acc/robust", "k")
 
     def __init__(
         self,

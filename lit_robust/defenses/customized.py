@@ -62,6 +62,7 @@ class CustomizedAT(PerImage):
 
     attack: PGD
     not_negative = ("smoothing", "margin_weight", "kappa")
+    counted = ("acc/robust", "eps")
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class ELLEA(NFGSM):
     """
 
     not_negative = ("lam_max",)
+    counted = ("acc/robust", "linearity_error", "lam")
 
     def __init__(
         self,

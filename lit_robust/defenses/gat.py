@@ -73,6 +73,7 @@ class GAT(SingleStep):
     """
 
     not_negative = ("lam",)
+    counted: tuple[str, ...] = ("acc/robust", "acc/clean", "ce/clean")
 
     def __init__(
         self,

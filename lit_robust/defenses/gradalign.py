@@ -39,6 +39,7 @@ class GradAlign(SingleStep):
     """
 
     not_negative = ("lam",)
+    counted = ("acc/robust", "cosine")
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class MART(TRADES):
         beta: Weight of the KL; in the authors' scripts 5 for ResNet-18, 6 for WRN-34-10.
     """
 
+    counted = ("acc/robust", "acc/clean")
+
     def __init__(
         self,
         net: nn.Module,

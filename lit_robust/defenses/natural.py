@@ -18,6 +18,7 @@ class Natural(Defense):
 
     #: Callbacks that would act on attacks in training refuse it.
     is_natural = True
+    counted = ("acc/clean",)
 
     def perturb(self, batch: Batch) -> Any:
         """Return the clean images."""

@@ -56,6 +56,7 @@ class NuAT(GAT):
         self.two_step = two_step
         if two_step is not None:
             self.memory.declare(shared_out, **MEMORY)
+            self.counted = (*self.counted, "two_step")
 
     def adversary(self) -> PGD:
         """GAT's attack, or NuAT2's while ``two_step`` alerts."""

@@ -57,6 +57,7 @@ class TRADES(Defense):
 
     attack: PGD
     not_negative = ("beta",)
+    counted: tuple[str, ...] = ("acc/robust", "acc/clean", "kl")
 
     def __init__(
         self,

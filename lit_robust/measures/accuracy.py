@@ -12,13 +12,19 @@ from torchmetrics import Metric
 from lit_robust.attacks.base import Attack, NoGraphError
 from lit_robust.batch import Batch
 from lit_robust.guards import checked, own_random_state, smaller_batches
+from lit_robust.measures.blocks import Blocks
+from lit_robust.measures.correct import is_correct
 
 #: The rows that every evaluation has besides the named attacks.
 CLEAN, WORST = "clean", "worst"
 
 
 def surviving(
-    net: nn.Module, attacks: Mapping[str, Attack], batch: Batch, without_graph: Literal["refuse", "keep"] = "refuse"
+    net: nn.Module,
+    attacks: Mapping[str, Attack],
+    batch: Batch,
+    without_graph: Literal["refuse", "keep"] = "refuse",
+    blocks: Blocks | None = None,
 ) -> dict[str, Tensor]:
     """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
 
@@ -31,6 +37,7 @@ def surviving(
         batch: Images and labels.
         without_graph: What to do where the net gives an attack no gradient: raise ``NoGraphError``, or keep the clean
             images, for a test that raises an alarm.
+        blocks: Keeps the results of long attacks; None for nothing.
 
     Returns:
         ``(N,)`` bool for ``"clean"``, each attack's name and, where there are several attacks, ``"worst"``.
@@ -40,6 +47,9 @@ def surviving(
         with own_random_state(batch.x.device), checked(), smaller_batches():
             torch.manual_seed(torch.initial_seed())  # makes an attack's draws independent of the other attacks
             try:
+                if getattr(attack, "is_long", False):
+                    correct[name] = correct[CLEAN] & (blocks or Blocks()).survivors(attack, net, batch)
+                    continue
                 x_adv = attack(net, batch.x, batch.y)
             except NoGraphError:
                 if without_graph == "refuse":
@@ -49,13 +59,6 @@ def surviving(
     if len(attacks) > 1:
         correct[WORST] = torch.stack(list(correct.values())).all(dim=0)
     return correct
-
-
-@torch.no_grad()
-def is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Tell which images are classified correctly, ``(N,)`` bool."""
-    logits: Tensor = net(x)
-    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)  # NaN is wrong, not class 0
 
 
 @dataclass(frozen=True)

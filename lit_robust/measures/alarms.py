@@ -8,7 +8,7 @@ They are looked for on the first images of a test, the same ones on both sides o
 
 from collections.abc import Mapping, Sequence
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
+from lit_robust.data.loaders import EpochLoader
 from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import wilson
 from lit_robust.measures.default_attacks import threat_of
@@ -31,7 +32,7 @@ LEAST_SHARE, LEAST_IMAGES, SIGNIFICANCE = 0.02, 3, 0.01
 RIVALS = {
     "fgsm": ("one step", 0.1),
     "margin": ("the margin loss", 0.1),
-    "targeted": ("a run towards each class", 0.05),
+    "guided": ("GAMA-PGD", 0.05),
 }
 #: The share of images in one class from which a classifier counts as constant, if the labels are not so.
 CONSTANT = 0.95
@@ -94,16 +95,19 @@ class Alarms(Metric):
         super().reset()
         self.seen = 0
 
-    def update(self, net: nn.Module, batch: Batch, left: Tensor, ranks: int = 1) -> None:
-        """Probe the images of a batch, until this rank has probed its share.
+    def update(self, net: nn.Module, batch: Batch, left: Tensor, ranks: int = 1, before: int | None = None) -> None:
+        """Probe the images of a batch that are among the first of the test.
 
         Args:
             net: Returns logits; it is probed in its present mode.
             batch: A batch of the test; samples of weight 0 are left out.
             left: Which images all attacks of the test have left, ``(N,)`` bool.
             ranks: The number of ranks.
+            before: How many images of the test precede the batch, over all ranks; by default unknown, and each rank
+                probes equally many images, the first that it gets.
         """
-        rows = (batch.weight > 0).nonzero().squeeze(1)[: max(0, -(-self.images // ranks) - self.seen)]
+        done, share = (self.seen, ranks) if before is None else (before, 1)
+        rows = (batch.weight > 0).nonzero().squeeze(1)[: max(0, -(-self.images // share) - done)]
         if not len(rows):
             return
         x, y = batch.x[rows], batch.y[rows]
@@ -115,7 +119,7 @@ class Alarms(Metric):
             with own_random_state(x.device), checked(), smaller_batches():
                 torch.manual_seed(torch.initial_seed())
                 probe = Probe(net, x, y, left[rows], self.threat, self.sources)
-                found = probe.run(square=-(-SQUARE_IMAGES // ranks) - self.seen)
+                found = probe.run(square=-(-SQUARE_IMAGES // share) - done)
             for name, (more, fewer) in found.items():
                 sums = (more & ~fewer).sum(), (fewer & ~more).sum(), torch.tensor(len(more), device=y.device)
                 self.counts[COUNTS.index(name)] += torch.stack(sums)
@@ -169,7 +173,7 @@ def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float
         "margin": (
             bool(rivals),
             " and ".join(f"{loss} breaks {_of(count)} that PGD-20 left" for loss, count in rivals)
-            + ": its loss misleads it on this net; judge by MultiTargetedPGD, GAMAPGD or AutoAttack.",
+            + ": its loss misleads it on this net; judge by GAMAPGD or AutoAttack.",
         ),
         "not_below_clean": (
             Count(large.n, 0, large.n).rings() and not large.rings(),
@@ -191,6 +195,14 @@ def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float
         ),
     }
     return {name: sentence for name, (rings, sentence) in rules.items() if rings}
+
+
+def place_of(trainer: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[int, int | None]:
+    """The number of ranks, and how many images of the test precede a batch; None where its loader cannot tell."""
+    loaders = trainer.test_dataloaders
+    loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
+    before = loader.images_before(batch_idx) if isinstance(loader, EpochLoader) else None
+    return trainer.world_size, before
 
 
 def _of(count: Count) -> str:

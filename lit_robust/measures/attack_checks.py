@@ -10,6 +10,11 @@ from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.measures.accuracy import CLEAN, WORST
 
 
+def is_coarse(attack: Any) -> bool:
+    """Whether an attack searches in bfloat16, also inside another one; it is not ranked beside exact ones."""
+    return getattr(getattr(attack, "attack", attack), "precision", "float32") != "float32"
+
+
 def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Attack]) -> None:
     """Refuse attacks that would not measure what their row says.
 
@@ -90,10 +95,14 @@ def check_names(argument: str, attacks: Any) -> None:
 
     Raises:
         TypeError: If they are given otherwise.
-        ValueError: If one has the name of a row that every table has.
+        ValueError: If one has the name of a row that every table has, or a coarse attack that of an exact one.
     """
     if not isinstance(attacks, Mapping):
         raise TypeError(f'{argument} is a {type(attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
-    for name in attacks:
+    for name, attack in attacks.items():
+        if is_coarse(attack) and not str(name).endswith("_bf16"):
+            raise ValueError(
+                f'{argument} names an attack in bfloat16 "{name}": call it "{name}_bf16", it may leave more images.'
+            )
         if name in (CLEAN, WORST):
             raise ValueError(f'{argument} names an attack "{name}", as a row of every table is called: rename it.')

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses
-from lit_robust.attacks import FGSM, PGD, Attack, MultiTargetedPGD, Square
+from lit_robust.attacks import FGSM, GAMAPGD, PGD, Attack, Square
 from lit_robust.attacks.base import NoGraphError, input_gradient
 from lit_robust.guards import crafting
-from lit_robust.measures.accuracy import is_correct
+from lit_robust.measures.correct import is_correct
 from lit_robust.threats import Norm
 
 #: What is counted, each as ``(images for an alarm, images against it, n)``.
 COUNTS = (
-    "no_graph", "zero_gradient", "random", "fgsm", "margin", "targeted", "scaled_down", "scaled_up", "large_eps",
+    "no_graph", "zero_gradient", "random", "fgsm", "margin", "guided", "scaled_down", "scaled_up", "large_eps",
     "square", "transfer",
 )  # fmt: skip
 #: The queries of Square Attack.
@@ -65,11 +65,10 @@ class Probe:
             return found | {"no_graph": (self.all, self.none)} | self.black_box(self.none, square)
         found |= {"zero_gradient": (zero, self.none)} | self.rivals()
         found["large_eps"] = self.at_large_eps(), self.none
-        again, targeted = self.none.clone(), self.none.clone()
+        again, guided = self.none.clone(), self.none.clone()
         again[self.left] = self.white_box(self.pgd, self.left)
-        targets = MultiTargetedPGD(self.eps, self.eps / 4, 20, self.norm)
-        targeted[self.left] = self.broken(targets, where=self.left)
-        return found | {"targeted": (targeted, again)} | self.black_box(again, square)
+        guided[self.left] = self.broken(GAMAPGD(self.eps, norm=self.norm), where=self.left)
+        return found | {"guided": (guided, again)} | self.black_box(again, square)
 
     @torch.no_grad()
     def differs(self) -> Tensor:

@@ -205,7 +205,7 @@ def _renew_last_layer(net: nn.Module, num_classes: int) -> None:
     path, last = _last_layer(net)
     if isinstance(last, nn.Conv2d):
         if last.out_channels != num_classes:
-            _replace(net, path, nn.Conv2d(last.in_channels, num_classes, last.kernel_size))  # type: ignore[arg-type]  # a pair
+            _replace(net, path, nn.Conv2d(last.in_channels, num_classes, last.kernel_size))  # type: ignore[arg-type]  # a pair of ints
     elif last.out_features != num_classes:
         _replace(net, path, nn.Linear(last.in_features, num_classes, last.bias is not None))
 

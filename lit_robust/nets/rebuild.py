@@ -30,11 +30,11 @@ def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         ValueError: If it names anything but a builder, its arguments are not plain numbers, strings and lists
             of numbers, or the weights are of another net.
     """
-    described = description if isinstance(description, dict) else {"class_path": description, "init_args": {}}
-    path, arguments = described.get("class_path"), described.get("init_args")
-    room, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    if room != "lit_robust.nets" or name not in BUILDERS:
-        raise ValueError(f"it names the net {str(path)[:100]}, which is none of lit_robust.nets")
+    described = _described(description)
+    path, arguments = str(described.get("class_path")), described.get("init_args")
+    if not is_builder(description):
+        raise ValueError(f"it names the net {path[:100]}, which is none of lit_robust.nets")
+    name = path.rpartition(".")[2]
     build = BUILDERS[name]
     if not isinstance(arguments, dict | None) or not set(arguments or {}) <= set(inspect.signature(build).parameters):
         raise ValueError(f"it gives {name} other arguments than it has: {_short(arguments)}")
@@ -51,6 +51,17 @@ def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         raise
     except Exception as error:  # torchvision and timm raise many kinds
         raise ValueError(f"it names a net that cannot be built: {name}({_short(given)})") from error
+
+
+def is_builder(description: Any) -> bool:
+    """Whether a description names one of ``lit_robust.nets``."""
+    path = _described(description).get("class_path")
+    room, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    return room == "lit_robust.nets" and name in BUILDERS
+
+
+def _described(description: Any) -> dict[str, Any]:
+    return description if isinstance(description, dict) else {"class_path": description, "init_args": {}}
 
 
 def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Any], who: str = "it", remedy: str = "") -> None:

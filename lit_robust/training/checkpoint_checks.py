@@ -7,14 +7,12 @@ from typing import Any
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lit_robust.checkpoint_files import check_sections
+from lit_robust.checkpoint_sections import LARGEST
 from lit_robust.lightning_internals import loops_to_restore
 from lit_robust.nets.rebuild import check_fit
-
-#: The largest count, rate or time that a checkpoint may hold.
-LARGEST = 2**53
+from lit_robust.shown import shown
 
 
 def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mapping[str, Any]) -> None:
@@ -31,15 +29,12 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mappin
     check_sections(checkpoint)
     if "loops" in checkpoint:
         check_like("loops", loops_to_restore(trainer), checkpoint["loops"], least=0)
+        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+        if not isinstance(loaders, list) or not all(isinstance(state, dict) for state in loaders):
+            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of each loader's state")
     saved = checkpoint.get("lit_robust", {})
-    check_like("lit_robust", {key: value for key, value in _SAVED.items() if key in saved}, saved)
     values = saved.get("memory", {}).get("values", {})
     check_like("memory.values", {key: remembered[key] for key in remembered.keys() & values.keys()}, values)
-    sums = {key: saved.get(key, []) for key in ("metrics", "tally")}
-    for part, ranks in {**sums, "memory.tensors": _tensors(saved)}.items():
-        for tensors in ranks:
-            if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-                raise _broken(part, tensors, "tensors by name")
     if trainer.state.fn != "fit":
         return
     for section in ("optimizer_states", "lr_schedulers"):
@@ -52,15 +47,6 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, remembered: Mappin
     for callback in trainer.callbacks:
         if callback.state_key in states:
             check_like(f"callbacks[{callback.state_key}]", callback.state_dict(), states[callback.state_key])
-
-
-def _tensors(saved: Mapping[str, Any]) -> list[Any]:
-    found: list[Any] = saved.get("memory", {}).get("tensors", [])
-    return found
-
-
-#: What ``Trained`` saves, "tally" in older versions: the types alone count.
-_SAVED: dict[str, Any] = {"metrics": [], "tally": [], "memory": {"tensors": [], "values": {}}, "data": {}}
 
 
 def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None:
@@ -77,7 +63,7 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
     """
     if isinstance(own, dict):
         if not isinstance(other, dict):
-            raise _broken(name, other, "a mapping")
+            raise broken(name, other, "a mapping")
         for key, value in own.items():
             if key == "combined_loader" and key not in other:  # a checkpoint from before the first batch has none
                 continue
@@ -85,60 +71,23 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
                 raise ValueError(f"the checkpoint is broken: {name} has no {key}; use an earlier one.")
             check_like(f"{name}.{key}", value, other[key], least)
     elif isinstance(own, bool | str | list | tuple) and not isinstance(other, type(own)):
-        raise _broken(name, other, f"of type {type(own).__name__}")
+        raise broken(name, other, f"of type {type(own).__name__}")
     elif isinstance(own, Tensor) and not (isinstance(other, Tensor) and other.shape == own.shape):
-        raise _broken(name, other, f"a tensor of shape {tuple(own.shape)}")
+        raise broken(name, other, f"a tensor of shape {tuple(own.shape)}")
     elif isinstance(own, list | tuple) and own:
         if len(other) < len(own):
-            raise _broken(name, other, f"of length {len(own)}")
+            raise broken(name, other, f"of length {len(own)}")
         for place, theirs in enumerate(other):  # longer if parameter groups were added during the training
             check_like(name, own[min(place, len(own) - 1)], theirs, least)
     elif isinstance(own, int | float) and not isinstance(own, bool):
         is_number = isinstance(other, int if least == 0 else int | float) and not isinstance(other, bool)
         if not is_number or not (least <= other <= LARGEST or abs(other) == math.inf):
-            raise _broken(name, other, "a count" if least == 0 else "a number")
+            raise broken(name, other, "a count" if least == 0 else "a number")
 
 
-#: What torch's optimizers keep of each weight in its own shape.
-_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum")
-
-
-def check_optimizer(own: Optimizer, other: Any) -> None:
-    """Refuse an optimizer's state that does not fit the weights; torch would restore it and fail later.
-
-    Raises:
-        ValueError: At the first group or weight.
-    """
-    name = "optimizer_states"
-    check_like(name, {"state": {}, "param_groups": []}, other)
-    groups = other["param_groups"][: len(own.param_groups)]  # a callback may add the others before they are restored
-    check_like(f"{name}.param_groups", [{**group, "params": []} for group in own.param_groups], groups)
-    weights = [weight for group in own.param_groups for weight in group["params"]]
-    places = [place for group in groups for place in group["params"]]
-    for place, state in other["state"].items():
-        check_like(f"{name}.state", {}, state)
-        weight = weights[places.index(place)] if place in places[: len(weights)] else None
-        for key, value in state.items():
-            if key in _SHAPED and value is not None:
-                check_like(f"{name}.state.{key}", weight, value)
-            elif not isinstance(value, Tensor | int | float | None):
-                raise _broken(f"{name}.state.{key}", value, "a tensor or a number")
-
-
-def check_scheduler(own: Any, other: Any) -> None:
-    """Refuse a torch scheduler's state with other types, and drop unknown keys, which would become attributes.
-
-    Raises:
-        ValueError: At the first value.
-    """
-    state = own.state_dict()
-    check_like("lr_schedulers", state, other)
-    for key in other.keys() - state.keys():
-        del other[key]
-
-
-def _broken(name: str, found: Any, needed: str) -> ValueError:
-    what = f"a {type(found).__name__}" if isinstance(found, Tensor | dict | list) else repr(found)[:50]
+def broken(name: str, found: Any, needed: str) -> ValueError:
+    """The error of a value in a checkpoint, with what it must be instead."""
+    what = f"a {type(found).__name__}" if isinstance(found, Tensor | dict | list) else shown(found)
     return ValueError(f"the checkpoint is broken: {name} is {what}, but it must be {needed}; use an earlier one.")
 
 

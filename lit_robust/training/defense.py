@@ -98,7 +98,7 @@ class Defense(Trained):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch: perturb, loss, weighted mean, update; the mean is returned for callbacks that read it."""
         batch = self.receive(batch)
-        with naming_drop_last():
+        with naming_drop_last(), self.meter.counting():
             if self.adversarial:
                 self.adversarial_step(batch)
             else:

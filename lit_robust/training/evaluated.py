@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
@@ -13,11 +12,12 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import check_first_batch, check_training, only_logits
+from lit_robust.first_batch import a_row_for_each_image, check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words
+from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
+from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.default_attacks import default_test, default_validation, threat_of
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import compile_alike, is_compiled
@@ -26,7 +26,7 @@ from lit_robust.training.limits import Limits
 from lit_robust.training.metrics import REDUCED
 from lit_robust.training.monitors import check_monitors
 from lit_robust.training.summary import leave_out_unknown_flops
-from lit_robust.training.trainer_checks import check_trainer
+from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
 
 #: Wrappers that are removed from a net, so that checkpoints have its own names; Lightning distributes it itself.
 _WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -84,16 +84,18 @@ class Evaluated(LightningModule):
         test_attacks = test_attacks or default_test(*threat_of(attack))
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
-            self.net.register_forward_hook(only_logits)
-            self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         if compile and not is_compiled(self.net):
             self.net.compile()
+        self.compiled = is_compiled(self.net)
+        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
+            self.net.register_forward_hook(only_logits)
+            if not self.compiled:
+                self.net.register_forward_hook(a_row_for_each_image)
+            self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         self.num_classes = num_classes
         self.attack = attack
         self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
         self.channels_last = channels_last
-        self.compiled = is_compiled(self.net)
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.
@@ -101,6 +103,8 @@ class Evaluated(LightningModule):
         self.probed = {"test": Alarms(self.test_attacks, num_classes, alarm_images)}
         #: Filled by ``test``: alarms by name, a sentence each, see ``measures.alarms``.
         self.alarms: dict[str, str] = {}
+        #: Keeps what long attacks of a test have finished; nothing unless it is given a folder, ``Blocks("folder")``.
+        self.blocks = Blocks()
         #: The last validation's accuracies by the name of the attack.
         self.val_results: dict[str, Accuracy] = {}
         #: Filled by ``test``: accuracies by the name of the tested checkpoint.
@@ -125,17 +129,8 @@ class Evaluated(LightningModule):
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
             attack.check_installed()
         if stage == "fit":
-            self._tell_of_another_eps()
+            tell_of_another_eps(self, self._built_eps)
             leave_out_unknown_flops(self.trainer)
-
-    def _tell_of_another_eps(self) -> None:
-        """Inform the user if no attack of the validation, or of the test, has the training attack's eps."""
-        mine = self._built_eps
-        for name, attacks in (("val_attack", self.val_attacks), ("test_attacks", self.test_attacks)):
-            others = [eps for attack in attacks.values() if (eps := getattr(attack, "eps", None)) is not None]
-            if mine is not None and others and mine not in others:
-                bounds = ", ".join(f"{eps:.4g}" for eps in dict.fromkeys(others))
-                rank_zero_info(f"the training's attack has eps={mine:.4g}, but {name} has {bounds}: is that meant?")
 
     #: Callbacks take ``net`` instead of the module, whose ``forward`` adds nothing.
     forwards_to_net = True
@@ -190,8 +185,8 @@ class Evaluated(LightningModule):
         self.probed["test"].reset()
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Draw the same random starts in every test."""
-        self.on_validation_batch_start(batch, batch_idx, dataloader_idx)
+        """Draw the same random starts in every test, on any number of ranks that take batches in turn."""
+        seed(self.device, "evaluate", batch_idx * self.trainer.world_size + self.global_rank, 0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
@@ -200,19 +195,22 @@ class Evaluated(LightningModule):
             correct = self._count("test", self.test_attacks, batch)
             left = torch.stack(list(correct.values())).all(dim=0)
             with frozen(self.net) if self.compiled else nullcontext():
-                self.probed["test"].to(self.device).update(self.net, batch, left, self.trainer.world_size)
+                self.probed["test"].to(self.device).update(self.net, batch, left, *place_of(self.trainer, batch_idx))
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
         self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
-        name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
-        name = name or self.weights_from or "these weights"
+        name = (
+            checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
+            or self.weights_from
+            or "these weights"
+        )
         accuracies = self.test_results[name] = self._log_accuracies("test")
         for attack, accuracy in accuracies.items():
-            low, high = accuracy.interval
-            values = {f"test/low/{attack}": low, f"test/high/{attack}": high, "test/n": accuracy.n}
-            self.log_dict(values, **REDUCED, batch_size=1)
+            bounds = dict(zip((f"test/low/{attack}", f"test/high/{attack}"), accuracy.interval, strict=True))
+            self.log_dict({**bounds, "test/n": accuracy.n}, **REDUCED, batch_size=1)
+        self.blocks.drop_images()
         self.alarms = self.probed["test"].compute()
         self.log("test/alarms", float(len(self.alarms)), **REDUCED, batch_size=1)
         if checkpoint:
@@ -232,13 +230,15 @@ class Evaluated(LightningModule):
     # Prediction.
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the class probabilities ``(N, num_classes)``."""
-        probabilities: Tensor = self.net(self.receive(batch).x).float().softmax(dim=1)
+        """Return the class probabilities ``(N, num_classes)``; pixels and labels are checked as in a test."""
+        batch = self.receive(batch)
+        self.limits.check()  # now, because callbacks write each batch's predictions
+        probabilities: Tensor = self.net(batch.x).float().softmax(dim=1)
         return probabilities
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
         with frozen(self.net) if self.compiled else nullcontext():
-            correct = surviving(self.net, attacks, batch, "keep" if split == "test" else "refuse")
+            correct = surviving(self.net, attacks, batch, *(("keep", self.blocks) if split == "test" else ()))
         self.survivors[split].to(self.device).update(correct, batch.weight)
         return correct
 

@@ -1,17 +1,20 @@
 """Refuses, before training, callbacks and schedulers that monitor a metric which is never logged."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
+
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 #: What Lightning's callbacks can monitor although it is never logged.
 ALWAYS = ("epoch", "step")
 
 
-class LogsNoMetric(Protocol):
-    """What a callback of ours may have; a user's subclass of it may log metrics, and does not count."""
+class Logs(Protocol):
+    """What each callback of ours has; a user's subclass of it may log more."""
 
-    #: Whether it logs nothing, or ``train/switch_epoch`` alone.
-    logs_no_metric: bool
+    #: The keys that it logs in training and validation; ``monitor/*`` stands for all that begin with ``monitor/``.
+    logged_keys: Sequence[str]
 
 
 def monitored(trainer: Any) -> Iterator[tuple[str, str]]:
@@ -34,7 +37,8 @@ def check_monitors(trainer: Any, logged: Collection[str], split: str = "val/") -
         ValueError: If one monitors a key that is not logged.
     """
     for watcher, monitor in monitored(trainer):
-        if monitor.startswith(split) and monitor not in (*logged, *ALWAYS):
+        is_logged = monitor in (*logged, *ALWAYS) or any(fnmatchcase(monitor, key) for key in logged)
+        if monitor.startswith(split) and not is_logged:
             part = next((part for part in ("val/", "train/") if monitor.startswith(part)), "")
             known = ", ".join(key for key in sorted(logged) if key.startswith(part))
             who = {"val/": "validation", "train/": "training", "": "the run"}[part]
@@ -50,19 +54,39 @@ _NO_VALIDATION = (
 )
 
 
+def check_all_monitors(trainer: Any, by_method: Sequence[str]) -> None:
+    """Check every monitor before the first step, if all that is logged is known.
+
+    Args:
+        trainer: Its callbacks and schedulers are checked.
+        by_method: The keys that the method logs.
+
+    Raises:
+        ValueError: As ``check_monitors``.
+    """
+    if not validates(trainer):
+        check_monitors(trainer, logged=())
+    if (others := logged_beside_the_method(trainer)) is not None:
+        check_monitors(trainer, [*by_method, *others], split="")
+
+
 def validates(trainer: Any) -> bool:
     """Whether the run has validation images, including loaders that are only loaded in a later epoch."""
     return trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
 
 
-def only_the_method_logs(trainer: Any) -> bool:
-    """Whether all logged keys are known, because neither a user's code nor a callback can log others."""
+def logged_beside_the_method(trainer: Any) -> list[str] | None:
+    """The keys that callbacks log; None if a user's method or callback may log others."""
 
     def is_ours(part: Any) -> bool:
         return type(part).__module__.startswith("lit_robust.")
 
-    return is_ours(trainer.lightning_module) and all(
-        (is_ours(callback) and getattr(callback, "logs_no_metric", False))
-        or type(callback).__module__.startswith("lightning.")  # these log nothing that can be monitored
-        for callback in trainer.callbacks
-    )
+    keys: list[str] = []
+    for callback in trainer.callbacks:
+        if is_ours(callback) and hasattr(callback, "logged_keys"):
+            keys += callback.logged_keys
+        elif type(callback) is LearningRateMonitor:  # such as lr-SGD and lr-SGD-momentum
+            keys.append("lr-*")
+        elif not type(callback).__module__.startswith("lightning."):  # the others log nothing that can be monitored
+            return None
+    return keys if is_ours(trainer.lightning_module) else None

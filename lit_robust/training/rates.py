@@ -10,14 +10,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
 from lit_robust.schedules import Schedule
-from lit_robust.training.checkpoint_checks import check_optimizer, check_scheduler
+from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
 
 #: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
-
-
-#: Entries of a parameter group that only some kinds of optimizers have.
-OF_ONE_KIND = {"momentum", "betas", "dampening", "nesterov", "alpha", "rho", "etas", "lr_decay", "centered"}
 
 
 def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.SGD:
@@ -59,8 +55,8 @@ class LearningRate:
         self.interval, self.momentum = interval, momentum
         self.optimizer: torch.optim.Optimizer
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
-        #: The states of optimizers and schedulers in the checkpoint from which training resumes.
-        self.resumed: tuple[list[Any], list[Any]] = [], []
+        #: The sections of the checkpoint from which training resumes that are checked here; None in a new training.
+        self.resumed: dict[str, Any] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
         """Share the factories: the command line's refer to the trainer, which cannot be copied once it has ranks."""
@@ -78,8 +74,12 @@ class LearningRate:
             raise ValueError(
                 f"momentum is scheduled, but {type(self.optimizer).__name__} has none: remove the schedule."
             )
-        self._check_resumed()
+        saved = self.resumed or {}
+        names = saved.get("lit_robust", {})
+        if self.resumed is not None:
+            check_optimizer(self.optimizer, saved["optimizer_states"], names.get("optimizer"), kept=SETTINGS)
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
+            check_scheduler(None, saved.get("lr_schedulers", []), None)
             return {"optimizer": self.optimizer}
         self.torch_scheduler = require.instance(
             "what lr_scheduler builds",
@@ -89,32 +89,22 @@ class LearningRate:
         )
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             check_plateau(self.torch_scheduler, self.interval)
-        for state in self.resumed[1]:
-            check_scheduler(self.torch_scheduler, state)
+        if self.resumed is not None:
+            check_scheduler(self.torch_scheduler, saved["lr_schedulers"], names.get("lr_scheduler"))
         return {
             "optimizer": self.optimizer,
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
         }
 
-    def _check_resumed(self) -> None:
-        """Refuse the state of another optimizer, which torch would load without an error.
+    def names(self) -> dict[str, str | None]:
+        """The classes of the optimizer and of a torch scheduler, for a checkpoint; none before ``configure``."""
+        parts = {"optimizer": getattr(self, "optimizer", None), "lr_scheduler": self.torch_scheduler}
+        return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
 
-        Raises:
-            ValueError: If a checkpoint's groups have the numbers of another kind of optimizer.
-        """
-        for state in self.resumed[0]:
-            groups = state.get("param_groups") if isinstance(state, dict) else []
-            groups = groups if isinstance(groups, list) else []
-            for mine, theirs in zip(self.optimizer.param_groups, groups, strict=False):
-                if not isinstance(theirs, dict):
-                    break  # which is refused below
-                other = OF_ONE_KIND & (set(mine) ^ set(theirs))
-                if other:
-                    raise ValueError(
-                        f"the checkpoint was written with another optimizer than {type(self.optimizer).__name__} (one "
-                        f"of them has {', '.join(sorted(other))}): resume with its own, or begin anew with load_net."
-                    )
-            check_optimizer(self.optimizer, state)
+    def resume(self, checkpoint: Mapping[str, Any]) -> None:
+        """Remember what ``configure`` compares with the new optimizer and scheduler."""
+        self.resumed = {name: checkpoint.get(name, []) for name in ("optimizer_states", "lr_schedulers")}
+        self.resumed["lit_robust"] = checkpoint.get("lit_robust", {})
 
     @property
     def current(self) -> float:

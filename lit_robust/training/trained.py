@@ -30,17 +30,17 @@ from lit_robust.training.checkpoint_checks import (
     warn_of_other_data,
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
+from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.metrics import REDUCED, EpochMeans
-from lit_robust.training.monitors import check_monitors, only_the_method_logs, validates
+from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
 from lit_robust.training.rebuild_method import check_reading, load_method
-from lit_robust.training.signals import Stoppable
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
-class Trained(Stoppable):
+class Trained(Metered):
     """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
@@ -84,7 +84,7 @@ class Trained(Stoppable):
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
         #: What outlives a batch, see ``Memory``.
         self.memory = Memory()
-        self.metrics = EpochMeans()
+        self.metrics, self.meter = EpochMeans(), Meter()
         #: The training metrics of the last whole epoch, by name.
         self.epoch_means: dict[str, float] = {}
         #: The index of the current batch in its epoch.
@@ -101,12 +101,15 @@ class Trained(Stoppable):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self._trained_on, self.batch_idx = ([], []), {}, 0
+            self.rate.resumed, self._trained_on, self.batch_idx = None, {}, 0
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
             self.metrics.reset()
             self.epoch_means, self._unlogged = {}, {}
+
+    #: What ``loss`` leaves for the metrics, besides the loss, as it is logged.
+    counted: tuple[str, ...] = ("acc/robust",)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and, if one is given, the torch scheduler that ``rate`` steps."""
@@ -116,13 +119,11 @@ class Trained(Stoppable):
         """Continue from a checkpoint, on the device; log what was not logged yet when it was written.
 
         Raises:
-            ValueError: If a callback or scheduler monitors a validation metric that is not logged.
+            ValueError: If a callback or scheduler monitors a metric that is not logged.
         """
         super().on_train_start()
-        if not validates(self.trainer):
-            check_monitors(self.trainer, logged=())
-        elif only_the_method_logs(self.trainer):
-            check_monitors(self.trainer, logged=self._val_keys())
+        names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
+        check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
         self.rate.insist()
         self.memory.to(self.device)
@@ -163,10 +164,6 @@ class Trained(Stoppable):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every ``log_every_n_steps`` only, because logging costs as much as a small net's forward."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if batches_begun(self.trainer) == 1 and only_the_method_logs(self.trainer):
-            names = (*self.metrics.sums, "adversarial", "lr", "updates", "switch_epoch")
-            val_keys = self._val_keys() if validates(self.trainer) else []
-            check_monitors(self.trainer, [*(f"train/{name}" for name in names), *val_keys], split="")
         if is_due_for_logging(self.trainer):
             self._log_training(batch_idx, on_epoch=False)
         if self.trainer.is_last_batch:
@@ -206,7 +203,9 @@ class Trained(Stoppable):
             "net": getattr(self.net, "built_by", None),
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
+            **self.rate.names(),
             "data": fingerprint_of(self.trainer),
+            "cost": cost._asdict() if (cost := self.training_cost()) else None,
             "validation_is_due": validation_is_due(self.trainer),
             **logged_and_unlogged(self.trainer, lambda: self._row(means) if is_due_for_logging(self.trainer) else {}),
         }
@@ -223,7 +222,7 @@ class Trained(Stoppable):
         self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
-        self.rate.resumed = checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", [])
+        self.rate.resume(checkpoint)
         warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
@@ -24,6 +24,12 @@ from lit_robust.measures.attack_checks import tell_of_idle_attack
 
 #: Callbacks that do nothing, or fail, until a subclass says what to do.
 BASES = (Callback, Checkpoint, BaseFinetuning, BasePredictionWriter, ProgressBar)
+
+
+class HasBackbone(Protocol):
+    """What Lightning's ``BackboneFinetuning`` trains, and no Defense has."""
+
+    backbone: Any
 
 
 def check_callbacks(trainer: Any, module: Any) -> None:
@@ -62,6 +68,10 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         raise ValueError(f"val_check_interval=0 must be above 0: {hint}.")
     if (every := trainer.check_val_every_n_epoch) is not None:
         require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
+    require.integer("log_every_n_steps", trainer.log_every_n_steps, least=0, hint="0 logs no step")
+    require.number(
+        "num_sanity_val_steps", trainer.num_sanity_val_steps, least=0, finite=False, hint="0 for none, -1 for all"
+    )
     for callback in trainer.callbacks:
         if isinstance(callback, LearningRateFinder):
             raise ValueError(
@@ -100,6 +110,7 @@ class HasAttacks(Protocol):
 
     attack: Attack
     val_attacks: dict[str, Attack]
+    test_attacks: dict[str, Attack]
 
 
 class MayBeNatural(Protocol):
@@ -116,3 +127,12 @@ def tell_of_idle_attacks(trainer: Any, module: HasAttacks) -> None:
     if not getattr(module, "is_natural", False):
         tell_of_idle_attack(trainer, "attack", module.attack)
     tell_of_idle_attack(trainer, "val_attack", module.val_attacks["robust"])
+
+
+def tell_of_another_eps(module: HasAttacks, eps: float | None) -> None:
+    """Inform the user if no attack of the validation, or of the test, has the training attack's eps."""
+    for name, attacks in (("val_attack", module.val_attacks), ("test_attacks", module.test_attacks)):
+        others = [of for attack in attacks.values() if (of := getattr(attack, "eps", None)) is not None]
+        if eps is not None and others and eps not in others:
+            bounds = ", ".join(f"{of:.4g}" for of in dict.fromkeys(others))
+            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is that meant?")

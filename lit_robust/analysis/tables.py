@@ -1,0 +1,117 @@
+"""The table of ``compare`` in Markdown, LaTeX and HTML."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def cells(rows: Sequence[Row], dash: str) -> list[list[str]]:
+    """Head and body of the printed table: percent, the range over seeds in brackets, a dash for what is not known."""
+    attacks = [key.removesuffix(" low") for key in rows[0] if key.endswith(" low")]
+    shown: dict[str, tuple[str, Callable[[float], str]]] = {
+        "gap": ("gap", lambda gap: f"{100 * gap:.1f}"),
+        "seconds": ("time", duration),
+        "cpu seconds": ("CPU time", duration),
+        "passes": ("passes", count),
+        "time saved": ("time saved", lambda saved: f"{100 * saved:.0f} %"),
+        "passes saved": ("passes saved", lambda saved: f"{100 * saved:.0f} %"),
+    }
+    known = [key for key in shown if key in rows[0]]
+    told = any(row.get("alarms") for row in rows)
+    body = []
+    for row in rows:
+        line = [dash if row["rank"] is None else str(row["rank"]), row["method"], str(row["seeds"])]
+        for attack in attacks:
+            value, least, most = (100 * row[key] for key in (attack, f"{attack} min", f"{attack} max"))
+            line.append(f"{value:.1f} [{least:.1f}, {most:.1f}]" if row["seeds"] > 1 else f"{value:.1f}")
+        line += [dash if row[key] is None else shown[key][1](row[key]) for key in known]
+        body.append(line + [row.get("alarms", "")] * told)
+    return [["rank", "method", "seeds", *attacks, *(shown[key][0] for key in known), *["alarms"] * told], *body]
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What stands below the table: what its numbers are, and whether the costs can be compared."""
+    said = [f"Accuracies in % over {rows[0]['n']} test images, mean and [least, most] of the seeds."]
+    hardware = {row["method"]: row["hardware"] for row in rows if row.get("hardware")}
+    if not hardware:
+        return said
+    said.append(
+        "Cost of training, mean of the seeds: wall-clock and CPU time without validation; images that went forward and "
+        "backward through the net (passes)."
+    )
+    if reference := next((row["reference"] for row in rows if row.get("reference")), None):
+        said.append(f"Saved: against {reference}.")
+    if any(row["hardware differs"] for row in rows):
+        of = "; ".join(f"{name}: {where}" for name, where in hardware.items())
+        said.append(f"The hardware differs, so compare the passes, not the times. {of}.")
+    else:
+        said.append(f"Hardware: {next(iter(hardware.values()))}.")
+    precision = {row["method"]: row["precision"] for row in rows if row.get("precision")}
+    if len(set(precision.values())) > 1:
+        said.append(f"The precision differs. {'; '.join(f'{name}: {which}' for name, which in precision.items())}.")
+    return said
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours with three digits: ``12.3 min``."""
+    for unit, least in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * least:
+            return f"{digits(seconds / least)} {unit}"
+    return f"{digits(seconds)} s"
+
+
+def count(number: float) -> str:
+    """A large number with three digits: ``12.3M``."""
+    for unit, least in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= least:
+            return f"{digits(number / least)}{unit}"
+    return digits(number)
+
+
+def digits(value: float) -> str:
+    """Three digits, without an exponent from 0.001 on."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, with aligned columns so that a terminal shows it too."""
+    lines = [[plain_markdown(cell) for cell in line] for line in cells(rows, "-")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([table[0], rule, *table[1:], "", *(f"{plain_markdown(note)}\n" for note in notes(rows))])
+
+
+def plain_markdown(text: str) -> str:
+    """A name as Markdown shows it literally: ``<`` would begin a tag, ``|`` a cell."""
+    return text.replace("|", r"\|").replace("<", r"\<")
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """The table in LaTeX, for booktabs."""
+    escaped = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
+    escaped |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped |= {"<": r"\textless{}", ">": r"\textgreater{}"}
+    head, *body = [["".join(escaped.get(char, char) for char in cell) for cell in line] for line in cells(rows, "--")]
+    lines = [" & ".join(line) + r" \\" for line in body]
+    columns = "rl" + "r" * (len(head) - 2)
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    return "\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def html(rows: Sequence[Row]) -> str:
+    """The table in HTML, with its notes."""
+    return html_table(cells(rows, "-")) + "".join(f"<p>{escape(note)}</p>" for note in notes(rows))
+
+
+def html_table(lines: Sequence[Sequence[str]]) -> str:
+    """Any table in HTML, in a box that scrolls; every cell is escaped."""
+    rows = []
+    for number, line in enumerate(lines):
+        tag = "td" if number else "th"
+        rows.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>\n")
+    return f'<div class="scrolls"><table>\n{"".join(rows)}</table></div>'

@@ -1,0 +1,218 @@
+"""Adds up what a training costs: seconds, passes through the net, hardware and precision."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_robust.batch import Batch
+from lit_robust.costs import Cost, cost_of
+from lit_robust.torch_internals import is_compiled, watch_compiled
+from lit_robust.training.ranks import gather_over_ranks, world_size
+from lit_robust.training.signals import Stoppable
+
+
+class Passes:
+    """Counts images that go forward through nets, and gradients that come back to their logits.
+
+    A forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
+    (``net.features``) and through a gradient's own graph are not counted; a double backward (GradAlign) reaches the
+    logits twice.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = self.backwards = 0
+        self.counts = False  #: Whether it counts now.
+
+    def __call__(self, net: nn.Module, inputs: Any, logits: Tensor) -> None:
+        """Count a forward, and its backward if one comes."""
+        if not self.counts:
+            return
+        n = len(logits)
+        self.forwards += n
+
+        def see_gradient(gradient: Tensor) -> None:
+            self.backwards += n
+
+        if logits.requires_grad:
+            logits.register_hook(see_gradient)  # type: ignore[no-untyped-call]  # torch's
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        """Copies of a net that are made during the training count here, too."""
+        return self
+
+
+class Clock:
+    """Wall-clock and CPU seconds while it runs; it costs nothing in between."""
+
+    def __init__(self) -> None:
+        self._before = 0.0, 0.0
+        self._begun: tuple[float, float] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs."""
+        return self._begun is not None
+
+    def go(self) -> None:
+        """Run, unless it does."""
+        if self._begun is None:
+            self._begun = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        """Stop, unless it has."""
+        self._before, self._begun = self.seconds, None
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Wall-clock and CPU seconds so far."""
+        if self._begun is None:
+            return self._before
+        now = time.perf_counter(), time.process_time()
+        wall, cpu = (sum(times) for times in zip(self._before, now, strict=True))
+        return wall - self._begun[0], cpu - self._begun[1]
+
+
+class Meter:
+    """The cost of a fit: what this process adds to that of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.passes, self.clock = Passes(), Clock()
+        #: The cost before this process; None if it is unknown, because an older version has written the checkpoint.
+        self.earlier: Cost | None = Cost()
+        self._unwatch: list[Callable[[], None]] = []
+
+    def watch(self, *nets: nn.Module) -> None:
+        """Count the passes of these nets, and no longer those of earlier ones."""
+        self.leave()
+        for net in nets:
+            if is_compiled(net):  # a hook would become part of the graph
+                self._unwatch.append(watch_compiled(net, self.passes))
+            else:
+                self._unwatch.append(net.register_forward_hook(self.passes).remove)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count passes in the body alone: checks, callbacks and validations add nothing. The clock goes on after it."""
+        self.clock.go()  # the rest of a resumed epoch has no start
+        self.passes.counts = True
+        try:
+            yield
+        finally:
+            self.passes.counts = False
+
+    def leave(self) -> None:
+        """Leave the nets as they were."""
+        while self._unwatch:
+            self._unwatch.pop()()
+
+    def total(self, hardware: str, precision: str) -> Cost | None:
+        """The cost so far, over all ranks; every rank must call it. None if that of the time before is unknown."""
+        mine = torch.tensor([*self.clock.seconds, self.passes.forwards, self.passes.backwards], dtype=torch.float64)
+        ranks = torch.stack([state["cost"] for state in gather_over_ranks({"cost": mine})])
+        if (before := self.earlier) is None:
+            return None
+        _, cpu, forwards, backwards = ranks.sum(dim=0).tolist()
+        return Cost(
+            before.seconds + float(ranks[:, 0].max()),
+            before.cpu_seconds + cpu,
+            before.forwards + int(forwards),
+            before.backwards + int(backwards),
+            _with(before.hardware, hardware),
+            _with(before.precision, precision),
+        )
+
+
+class Metered(Stoppable):
+    """Adds up the cost of the training, across resumes; every checkpoint holds it, see ``Cost``.
+
+    The clock runs from an epoch's start to the end of its last batch, and stands still in validations. The device is
+    waited for only where a validation begins in mid-epoch, besides what the epoch's metrics and a checkpoint wait for.
+    """
+
+    meter: Meter
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier fit."""
+        super().setup(stage)
+        if stage == "fit":
+            self.meter.leave()
+            self.meter = Meter()
+
+    def on_train_start(self) -> None:
+        """Watch the net and its averages, which a method may attack."""
+        super().on_train_start()
+        averages: dict[str, nn.Module] = getattr(self, "averaged", {})
+        self.meter.watch(self.net, *averages.values())
+
+    def on_train_epoch_start(self) -> None:
+        """Run the clock."""
+        self.meter.clock.go()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop the clock after the epoch's last batch, whose metrics have waited for the device."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.trainer.is_last_batch:
+            self.meter.clock.stop()
+
+    def on_validation_start(self) -> None:
+        """Stop the clock."""
+        super().on_validation_start()
+        self._in_mid_epoch = self.meter.clock.runs
+        if self._in_mid_epoch:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.meter.clock.stop()
+
+    def on_validation_end(self) -> None:
+        """Run the clock again, if the epoch goes on."""
+        super().on_validation_end()
+        if self._in_mid_epoch:
+            self.meter.clock.go()
+
+    def teardown(self, stage: str) -> None:
+        """Leave the nets as they were."""
+        if stage == "fit":
+            self.meter.clock.stop()
+            self.meter.leave()
+        super().teardown(stage)
+
+    def training_cost(self) -> Cost | None:
+        """The cost of the training so far; every rank must call it. None if an older version has trained before."""
+        return self.meter.total(hardware_of(self.device), str(self.trainer.precision))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the cost of a checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        self.meter.earlier = cost_of(checkpoint)
+
+
+def _with(words: Sequence[str], word: str) -> list[str]:
+    return [*words] if word in words else [*words, word]
+
+
+def hardware_of(device: torch.device) -> str:
+    """The device of the training in words, with the number of ranks if there are several."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+    else:
+        name = device.type
+    return name if world_size() == 1 else f"{world_size()} x {name}"
+
+
+def _processor() -> str:
+    """The processor's name; Python knows only its architecture on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine() or "CPU"
