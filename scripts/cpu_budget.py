@@ -209,7 +209,7 @@ class Work:
     def probe(self, row: str) -> None:
         """Look for alarms on a row's last checkpoint, after the default test's attacks."""
         done = read(self.path)["rows"][row]
-        if "alarms" in done or not DEFAULT_TEST <= done["last"].keys():
+        if "alarms" in done or not done["last"].keys() >= DEFAULT_TEST:
             return
         cli = built(self.rows[row]["config"], self.folder(row))
         images, net = read_test_images(cli.datamodule), load_net(checkpoint(self.folder(row), "last"))
