@@ -1,7 +1,7 @@
 """Train the rows of ``cpu_budget.yaml`` on MNIST, in minutes per row, attack them, and print a table.
 
     python scripts/cpu_budget.py single_step                     # all rows of a set that are not done
-    python scripts/cpu_budget.py single_step --rows gat nuat     # some of them
+    python scripts/cpu_budget.py single_step --rows gat@0 nuat@0 # some of them
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
 A row that is done with this configuration, data and version is skipped, and so is each attack that is done. A row that
@@ -29,7 +29,6 @@ from cpu_budget_parts import Diary, Transfer
 from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, read, rounded, table, versions
 
 from lit_robust import load_net
-from lit_robust.attacks import AutoAttack
 from lit_robust.batch import Batch
 from lit_robust.cli.config import load, merged
 from lit_robust.cli.parser import Parser
@@ -37,15 +36,16 @@ from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving
+from lit_robust.measures.alarms import Alarms
 from lit_robust.seeds import derive_seed
 
 HERE = Path(__file__).parent
 ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu_budget")
 
-#: AutoAttack is run on this many test images, the first.
-AUTOATTACK_IMAGES = 500
 #: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
 FIRST_ATTACK = "pgd40"
+#: The attacks of the library's default test, after which a row is probed for alarms.
+DEFAULT_TEST = {"pgd20", "pgd20_margin"}
 #: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
 TRANSFER = "transfer"
 
@@ -69,13 +69,13 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
-    A set with ``seeds`` has each row once per seed; one with ``attacks`` is tested by these attacks only.
+    A set with ``seeds`` has each row once per seed, as ``name@seed``; one with ``attacks`` is tested by these only.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
         numbers = {key: said.get(key, chosen.get(key)) for key in ("eps", "epochs", "passes")}
         over = {key: value for key, value in said.items() if key not in numbers}
-        config = filled(merged(text["base"], over), numbers["eps"], numbers["epochs"])
+        config = filled(merged(text["base"], chosen.get("all", {}), over), numbers["eps"], numbers["epochs"])
         attacks = config["model"]["init_args"]["test_attacks"]
         config["model"]["init_args"]["test_attacks"] = {key: attacks[key] for key in chosen.get("attacks", attacks)}
         for seed in chosen.get("seeds", [config["seed_everything"]]):
@@ -151,6 +151,7 @@ class Work:
         self.name = name
         self.rows = rows_of(text, name)
         self.transfer = text["sets"][name].get("transfer", [])
+        self.asks_for_gap = text["sets"][name].get("gap", False)
         self.path = RESULTS / f"cpu_{name}.json"
 
     def folder(self, row: str) -> Path:
@@ -200,12 +201,42 @@ class Work:
         images, attacks = read_test_images(cli.datamodule), dict(cli.model.test_attacks)
         attacks[TRANSFER] = Transfer(attacks[FIRST_ATTACK], [load_net(path) for path in self.sources(row)])
         for which, name in missing:
-            costly = isinstance(attacks[name], AutoAttack)
-            seen = Batch(*(part[:AUTOATTACK_IMAGES] for part in images)) if costly else images
-            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], seen)
+            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], images)
             with opened(self.path) as results:
-                results["rows"][row][which] |= {name: found[name]} | ({} if costly else {"clean": found["clean"]})
+                results["rows"][row][which] |= {name: found[name], "clean": found["clean"]}
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
+
+    def probe(self, row: str) -> None:
+        """Look for alarms on a row's last checkpoint, after the default test's attacks."""
+        done = read(self.path)["rows"][row]
+        if "alarms" in done or not done["last"].keys() >= DEFAULT_TEST:
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        images, net = read_test_images(cli.datamodule), load_net(checkpoint(self.folder(row), "last"))
+        attacks = {name: attack for name, attack in cli.model.test_attacks.items() if name in DEFAULT_TEST}
+        torch.manual_seed(derive_seed("cpu_budget", "alarms"))
+        alarms = Alarms(attacks, num_classes=10)
+        for part in (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True)):
+            alarms.update(net, part, surviving(net, attacks, part)["worst"])
+        found = sorted(alarms.compute())
+        with opened(self.path) as results:
+            results["rows"][row]["alarms"] = found
+        print(f"{row}: alarms {found}", flush=True)
+
+    def gap(self, row: str) -> None:
+        """Attack as many training images as test images, if the set asks for the generalisation gap."""
+        done = read(self.path)["rows"][row]
+        if not self.asks_for_gap or "train" in done:
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        n = len(read_test_images(cli.datamodule).y)
+        columns = zip(*cli.datamodule.plain_train_dataloader(), strict=True)
+        images = Batch(*(torch.cat(parts)[:n] for parts in columns))
+        net = load_net(checkpoint(self.folder(row), "last"))
+        found = accuracy(net, FIRST_ATTACK, cli.model.test_attacks[FIRST_ATTACK], images)
+        with opened(self.path) as results:
+            results["rows"][row]["train"] = found
+        print(f"{row}: training images {found}", flush=True)
 
     def attacks(self, row: str) -> list[list[str]]:
         """The names of a row's attacks: the first, the cheap ones, and those that take minutes per row."""
@@ -215,8 +246,9 @@ class Work:
         return [[FIRST_ATTACK], cheap + [TRANSFER] * bool(self.sources(row)), costly]
 
     def sources(self, row: str) -> list[Path]:
-        """The checkpoints on which a row's transferred attack is crafted; none until all of them are trained."""
-        paths = [checkpoint(self.folder(name), "last") for name in self.transfer if name != row]
+        """The checkpoints of the same seed that craft a row's transferred attack; none until all are trained."""
+        name, at, seed = row.partition("@")
+        paths = [checkpoint(self.folder(other + at + seed), "last") for other in self.transfer if other != name]
         return paths if all(path.exists() for path in paths) else []
 
 
@@ -238,15 +270,18 @@ def main(args: list[str] | None = None) -> None:
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
         logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
-        chosen = asked.rows or list(work.rows)
+        chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row in chosen:
                 work.train(row)
                 work.test(row, work.attacks(row)[0])
+                work.gap(row)
             for turn in (1, 2):
                 for row in chosen:
                     work.test(row, work.attacks(row)[turn])
+            for row in chosen:
+                work.probe(row)
     print(table(read(work.path)))
 
 

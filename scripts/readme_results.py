@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -72,16 +73,15 @@ def differ(one: Records, other: Records, attack: str) -> bool:
 
 
 def ranks(rows: Mapping[str, Records], attack: str) -> dict[str, str]:
-    """For each row 1 plus the number of rows that are better by more than seeds and images explain, or a dash."""
+    """The places that a row may have, given which rows differ by more than seeds and images explain, or a dash."""
     enough = {row: records for row, records in rows.items() if len(records) >= SEEDS}
-    better = {
-        row: sum(
-            differ(records, other, attack) and mean(accuracies(other, attack)) > mean(accuracies(records, attack))
-            for other in enough.values()
-        )
-        for row, records in enough.items()
-    }
-    return {row: str(1 + better[row]) if row in better else "-" for row in rows}
+    found = dict.fromkeys(rows, "-")
+    for row, records in enough.items():
+        others = [other for other in enough.values() if differ(records, other, attack)]
+        better = sum(mean(accuracies(other, attack)) > mean(accuracies(records, attack)) for other in others)
+        first, last = 1 + better, len(enough) - (len(others) - better)
+        found[row] = str(first) if first == last else f"{first} to {last}"
+    return found
 
 
 def seconds(records: Records) -> list[float]:
@@ -109,6 +109,12 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     return f"Accuracy in percent on {on}, {spread}; one thread of {machines}; md5 of the test images {', '.join(md5)}."
 
 
+def raised(records: Records) -> str:
+    """The alarms by name, with the number of seeds that raised each."""
+    counts = Counter(alarm for record in records for alarm in record["alarms"])
+    return ", ".join(f"`{name}` ({count} of {len(records)})" for name, count in counts.items()) or "-"
+
+
 # The blocks.
 
 
@@ -117,12 +123,23 @@ def single_step() -> str:
     rows = by_row("single_step")
     attacks = ["clean", "pgd40", "autoattack"]
     place = ranks(rows, "autoattack")
-    lines = [["row", "rank", "clean", "PGD-40", "AutoAttack", "passes per batch", "CPU seconds"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    lines = [["row", "rank", "clean", "PGD-40", "AutoAttack", "alarms", "passes per batch", "CPU seconds"]]
+    lines.append(["---", *["---:"] * 4, "---", *["---:"] * 2])
     for row, records in rows.items():
         found = [with_range(accuracies(records, attack)) for attack in attacks]
-        lines.append([f"`{row}`", place[row], *found, f"{passes(records):.2f}", f"{mean(seconds(records)):.0f}"])
-    return f"{markdown(lines)}\n\n{legend(rows, attacks)}"
+        costs = [f"{passes(records):.2f}", f"{mean(seconds(records)):.0f}"]
+        lines.append([f"`{row}`", place[row], *found, raised(records), *costs])
+    collapsed = {
+        f"`{row}` (seed {record['config']['seed_everything']})": record["diary"]["train/catastrophic_overfitting"]
+        for row, records in rows.items()
+        for record in records
+    }
+    reported = ", ".join(label for label, epochs in collapsed.items() if any(epochs))
+    return (
+        f"{markdown(lines)}\n\n{legend(rows, attacks)} Ranks are by AutoAttack: the places that a row may have, as far "
+        "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. "
+        f"Monitors reported catastrophic overfitting in {reported}."
+    )
 
 
 def overfitting() -> str:
@@ -166,7 +183,7 @@ def trivial() -> str:
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row in of_eps["0.3"]:
         found = [
-            " / ".join(f"{mean(accuracies(rows[row], attack)):.1f}" for attack in ("clean", "pgd40", "autoattack"))
+            " / ".join(with_range(accuracies(rows[row], attack)) for attack in ("clean", "pgd40", "autoattack"))
             for rows in of_eps.values()
         ]
         lines.append([f"`{row}`", *found, *SLIDES.get(row, ("-", "-"))])
