@@ -115,6 +115,12 @@ def raised(records: Records) -> str:
     return ", ".join(f"`{name}` ({count} of {len(records)})" for name, count in counts.items()) or "-"
 
 
+def flattery(record: Mapping[str, Any]) -> float:
+    """How far the default test's PGD-20, the better of its two losses, is above AutoAttack, in points."""
+    last = record["last"]
+    return float(min(last["pgd20"][0], last["pgd20_margin"][0]) - last["autoattack"][0])
+
+
 # The blocks.
 
 
@@ -129,16 +135,20 @@ def single_step() -> str:
         found = [with_range(accuracies(records, attack)) for attack in attacks]
         costs = [f"{passes(records):.2f}", f"{mean(seconds(records)):.0f}"]
         lines.append([f"`{row}`", place[row], *found, raised(records), *costs])
-    collapsed = {
-        f"`{row}` (seed {record['config']['seed_everything']})": record["diary"]["train/catastrophic_overfitting"]
+    nets = {
+        f"`{row}` (seed {record['config']['seed_everything']})": record
         for row, records in rows.items()
         for record in records
     }
-    reported = ", ".join(label for label, epochs in collapsed.items() if any(epochs))
+    collapsed = [label for label, record in nets.items() if any(record["diary"]["train/catastrophic_overfitting"])]
+    flattered = [label for label, record in nets.items() if flattery(record) > 5]
+    silent = [f"{label} by {flattery(nets[label]):.1f}" for label in flattered if not nets[label]["alarms"]]
     return (
         f"{markdown(lines)}\n\n{legend(rows, attacks)} Ranks are by AutoAttack: the places that a row may have, as far "
-        "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. "
-        f"Monitors reported catastrophic overfitting in {reported}."
+        "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. Its "
+        f"PGD-20 is more than 5 points above AutoAttack on {len(flattered)} of {len(nets)} nets, of which "
+        f"{len(flattered) - len(silent)} raised an alarm and {len(silent)} did not: {', '.join(silent)}. Monitors reported "
+        f"catastrophic overfitting in {', '.join(collapsed)}."
     )
 
 
