@@ -105,7 +105,7 @@ from lit_robust.defenses import (
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
 from lit_robust.limits import Limits
-from lit_robust.measures.examples import craft
+from lit_robust.measures.attacked_examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import load_any, load_weights
 from lit_robust.schedules import (

@@ -24,7 +24,7 @@ from lit_robust.attacks import Attack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
-from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.attacked_examples import craft, spread
 from lit_robust.measures.pictures import draw as draw_examples
 from lit_robust.runs import newest_config, run_of
 from lit_robust.whole_files import write_whole

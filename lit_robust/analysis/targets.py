@@ -14,7 +14,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
-from lit_robust.measures.examples import spread
+from lit_robust.measures.attacked_examples import spread
 from lit_robust.measures.pictures import BLACK, RED, Column, class_name, grid
 
 

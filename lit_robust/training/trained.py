@@ -34,8 +34,8 @@ from lit_robust.training.checkpoint_checks import (
     warn_of_other_data,
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
-from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
+from lit_robust.training.meter import Meter, Metered
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd

@@ -17,7 +17,7 @@ from lit_robust.torch_internals import is_compiled, watch_compiled
 from lit_robust.training.signals import Stoppable
 
 
-class Passes:
+class PassCounter:
     """Counts images that go forward through nets, and gradients that come back to their logits.
 
     A forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
@@ -42,7 +42,7 @@ class Passes:
         if logits.requires_grad:
             logits.register_hook(see_gradient)  # type: ignore[no-untyped-call]  # torch's
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
         """Copies of a net that are made during the training count here, too."""
         return self
 
@@ -82,7 +82,7 @@ class Meter:
     """The cost of a fit: what this process adds to that of a checkpoint."""
 
     def __init__(self) -> None:
-        self.passes, self.clock = Passes(), Clock()
+        self.passes, self.clock = PassCounter(), Clock()
         #: The cost before this process; None if it is unknown, because an older version has written the checkpoint.
         self.earlier: Cost | None = Cost()
         self._unwatch: list[Callable[[], None]] = []
