@@ -188,16 +188,15 @@ def tell_of_total_steps(trainer: Any, plan: Plan, epochs: Epochs) -> None:
     if (last := trainer.max_epochs or -1) < 1:
         return
     whole, first = plan.starts(last)
-    sizes = [epochs.images] * whole + [
-        plan.budget(plan.selected(epoch, last), epochs.images) for epoch in range(first, last)
-    ]
-    steps = sum(_batches(trainer, epochs, size)[1] for size in sizes)
+    chosen = [plan.budget(plan.selected(epoch, last), epochs.images) for epoch in range(first, last)]
+    steps = sum(_batches(trainer, epochs, size)[1] for size in [epochs.images] * whole + chosen)
     for config in trainer.lr_scheduler_configs:
         total = getattr(config.scheduler, "total_steps", None)
         if config.interval == "step" and isinstance(total, int) and total > steps:
             rank_zero_warn(
-                f"{type(config.scheduler).__name__} is made for total_steps={total}, but the coresets leave {steps} steps "
-                f"in {last} epochs, so its rate stops short: set total_steps={steps}, or give a Defense a Schedule."
+                f"{type(config.scheduler).__name__} is made for total_steps={total}, but the coresets leave {steps} "
+                f"steps in {last} epochs, so its rate stops short: set total_steps={steps}, or give a Defense a "
+                "Schedule."
             )
 
 
