@@ -636,3 +636,39 @@ def test_a_net_for_another_number_of_classes_is_refused_before_the_first_step(tm
     method = PGDAT(TinyNet(), CLASSES + 1, PGD())
     with pytest.raises(ValueError, match=f"^the net .*num_classes={CLASSES + 1}"):
         trainer(tmp_path, max_epochs=1).fit(method, loader(images()))
+
+
+# Functions that a configuration would have called.
+
+
+def of_a_system(command: str) -> str:
+    return f"{{class_path: os.system, init_args: {{command: {command}}}}}"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--model.attack.loss={}",
+        "--model.test_attacks={{a: {{class_path: PGD, init_args: {{loss: {}}}}}}}",
+        "--trainer.callbacks+={{class_path: LambdaCallback, init_args: {{on_fit_start: {}}}}}",
+        "--model.lr_scheduler={{class_path: LambdaLR, init_args: {{lr_lambda: {}}}}}",
+        "--trainer.strategy={{class_path: DDPStrategy, init_args: {{ddp_comm_hook: {}}}}}",
+    ],
+)
+def test_a_function_that_makes_no_function_is_not_called(flag, tmp_path, capsys):
+    touched = tmp_path / "touched"
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), flag.format(of_a_system(f"touch {touched}")))
+    assert "system was not called: " in says
+    assert not touched.exists()
+
+
+def test_a_users_function_that_is_annotated_to_make_one_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_losses.py").write_text(
+        "from collections.abc import Callable\n"
+        "from torch import Tensor\n"
+        "from torch.nn import functional as F\n"
+        "def cooled(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:\n"
+        "    return lambda logits, y: F.cross_entropy(logits / temperature, y, reduction='none')\n"
+    )
+    lit("fit", "--model.attack.loss={class_path: my_losses.cooled, init_args: {temperature: 2.0}}")
