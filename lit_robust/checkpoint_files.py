@@ -169,7 +169,11 @@ def _check_archive(path: Path, older: bool) -> None:
         return
     if start != b"PK":
         raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
-    if not is_zipfile(path):
+    try:
+        is_archive = is_zipfile(path)
+    except BadZipFile:  # it looks for further parts
+        is_archive = False
+    if not is_archive:
         raise ValueError(f"{path} is truncated or is not a checkpoint: use an earlier one.")
     if _directory_size(path) > LONGEST_DIRECTORY:
         raise ValueError(f"{path} has more members than any checkpoint has tensors: it was not unpacked.")

@@ -34,7 +34,12 @@ NOT_PLAIN = {
     "a set": ("class_path: PGDAT\ninit_args: !!set {a, b}", ", line 2: the tag !!set is refused"),
     "a repeated key": ("class_path: PGDAT\ninit_args: {lr: 1, lr: 2}", ", line 2: the key 'lr' is repeated: keep one."),
     "an unknown alias": ("class_path: *a", " is not valid YAML: "),
-    "a number of 5000 digits": (f"class_path: {'1' * 5000}", " is not valid YAML: "),
+    "a number of 5000 digits": (f"class_path: {'1' * 5000}", ", line 1: a number has 5,000 characters: "),
+    "a long number in base 60": (
+        f"class_path: {':'.join(['1'] * 400_000)}",
+        ", line 1: a number has 799,999 characters: ",
+    ),
+    "a long float": (f"class_path: 1.{'0' * 500}", ", line 1: a number has 502 characters: "),
     "two documents": ("class_path: PGDAT\n---\nclass_path: TRADES\n", " is not valid YAML: "),
     "junk": (bytes(range(256)) * 4, " is not a text in UTF-8"),
     "control characters": ("class_path: \x01\x02", " is not valid YAML: "),

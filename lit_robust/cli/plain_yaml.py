@@ -16,6 +16,9 @@ from jsonargparse import _loaders_dumpers, _paths, get_loader
 #: The longest file, in bytes: the largest configuration of a run has about 20,000.
 LONGEST = 10**6
 
+#: The longest number, in characters.
+LONGEST_NUMBER = 100
+
 #: The most values, with each alias written out.
 MOST = 20_000
 
@@ -120,6 +123,8 @@ def _size(node: yaml.Node, within: Sequence[int], sizes: dict[int, int]) -> int:
     if node.tag not in _PLAIN:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         raise NotPlainError(f"{line}the tag {tag[:100]} is refused: write a plain value.")
+    if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:  # in base 60, too, takes minutes
+        raise NotPlainError(f"{line}a number has {len(node.value):,} characters: shorten it, or quote it as text.")
     size, inner = 1, (*within, id(node))
     if isinstance(node, yaml.MappingNode):
         keys = set()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
 from lit_robust import require
+from lit_robust.checkpoint_sections import is_count
 from lit_robust.checkpoint_states import broken
 from lit_robust.measures.directions import right_mode
 from lit_robust.nets.image_shapes import name_of
@@ -109,6 +110,8 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
     check_like(f"{where}.param_groups", [{**group, "params": []} for group in own.param_groups], groups)
     weights = [weight for group in own.param_groups for weight in group["params"]]
     places = [place for group in groups for place in group["params"]]
+    if not all(map(is_count, places)) or len({*places}) < len(places):
+        raise broken(f"{where}.param_groups.params", places, "the number of each weight, once")
     needed: dict[int, set[str]] = {}
     for place, values in state["state"].items():
         check_like(f"{where}.state", {}, values)
@@ -118,6 +121,10 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
                 check_like(f"{where}.state.{key}", weight, value)
             elif not isinstance(value, Tensor | int | float | None):
                 raise broken(f"{where}.state.{key}", value, "a tensor or a number")
+            if value is not None and not bool(torch.as_tensor(value).isfinite().all()):
+                raise broken(f"{where}.state.{key}", value, "finite")
+            if key == "step" and float(value) < 0:
+                raise broken(f"{where}.state.{key}", value, "a count")
         if weight is not None and values:
             if weight.ndim not in needed:
                 needed[weight.ndim] = _kept_of_a_weight(own, weight.ndim)
