@@ -1,4 +1,4 @@
-"""Checks of the net and the first batch, without which the result of an attack would mean nothing.
+"""Checks of the net and the first batch. Without them, the result of an attack could mean nothing.
 
 A Defense calls ``check_first_batch``. Callbacks, which also work on a user's own module, call its parts. The messages
 are the same in both cases; the caller supplies the remedy.

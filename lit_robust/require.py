@@ -230,7 +230,7 @@ def statistics(mean: Any, std: Any, counts: Sequence[int] = (), where: str = "")
         where: What has the channels, for the message.
 
     Raises:
-        TypeError: If one is no number, nor a list of numbers.
+        TypeError: If one is neither a number nor a list of numbers.
         ValueError: If only one is given, a length is not allowed, or a std is not finite and above 0.
     """
     if (mean is None) != (std is None):

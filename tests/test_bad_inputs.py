@@ -413,7 +413,7 @@ YAML = {
     "no mapping": ("hello", "mistake.yaml is 'hello': it must consist of options such as model: and data:."),
     "points by number": (
         "model: {init_args: {lr_scheduler: {class_path: PiecewiseLinear, init_args: {points: {0: 1, 1: -1}}}}}",
-        "model.lr_scheduler: 0 is no argument's name: give arguments by name, as name: value.",
+        "model.lr_scheduler: 0 is not an argument's name: give arguments by name, as name: value.",
     ),
     "a number for the trainer": ("trainer: 5", "trainer=5 must be a mapping: write its options below it, indented."),
     "a word for the trainer": ("trainer: fast", "trainer='fast' must be a mapping: write its options below it, ..."),
@@ -436,11 +436,11 @@ YAML = {
     ),
     "an alias as a key": (
         "trainer: {&a : *a}",
-        "trainer: None is no option's name: give options by name, as name: value.",
+        "trainer: None is not an option's name: give options by name, as name: value.",
     ),
     "a number as an argument's name": (
         "model: {init_args: {5: 2}}",
-        "model: 5 is no option's name: give options by name, as name: value.",
+        "model: 5 is not an option's name: give options by name, as name: value.",
     ),
     "a list for an optimizer": (
         "model: {init_args: {optimizer: [SGD]}}",

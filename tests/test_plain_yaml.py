@@ -26,7 +26,7 @@ NOT_PLAIN = {
     "a list in itself": ("class_path: PGDAT\ninit_args: &a [*a]\n", ", line 2: a value contains itself"),
     "a key in itself": ("class_path: PGDAT\n? &a [*a]\n: 1\n", ", line 2: a value contains itself"),
     "a deep list": (f"class_path: {'[' * 100}{']' * 100}", f", line 1: there are more than {DEEPEST} levels"),
-    "an alias as the only key": ("&a : *a", ": the only key is no option's name: give options by name"),
+    "an alias as the only key": ("&a : *a", ": the only key is not an option's name: give options by name"),
     "a list as a key": ("class_path: PGDAT\ninit_args: {? [1] : 2}", " is not valid YAML: "),
     "a very deep list": (f"class_path: {'[' * 5000}{']' * 5000}", " is not valid YAML: "),
     "a tag of Python": ("class_path: !!python/object/apply:os.system [touch pwned]", ", line 1: the tag !!python/"),

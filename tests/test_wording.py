@@ -994,12 +994,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: fit(build(Natural), AdversarialTraining(ATTACK)),
         "Natural finds adversarial images itself (it has perturb), and AdversarialTraining would attack them once "
-        "more: leave this callback out, or train a module that knows nothing of attacks.",
+        "more: leave this callback out, or train a module that does not attack.",
     ),
     (
         lambda: fit(Driven(), AdversarialTraining(ATTACK)),
-        "Driven has an attribute adversarial of its own, by which other callbacks would drive AdversarialTraining: "
-        "rename it.",
+        "Driven has an attribute adversarial of its own, but other callbacks drive AdversarialTraining through this "
+        "name: rename it.",
     ),
     (
         lambda: fit(User(), AdversarialTraining(ATTACK), AdversarialTraining(ATTACK)),
@@ -1402,7 +1402,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: raised(cannot_write("a.txt", OSError(28, "No space left on device"))),
         "a.txt cannot be written (No space left on device): free some space or choose another folder for "
-        "the run (save_dir of trainer.logger); what was there before is whole.",
+        "the run (save_dir of trainer.logger); the previous file is intact.",
     ),
     (
         lambda: pictures("train/cat/1.png"),
@@ -1424,7 +1424,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: pictures("train/cat/boxes.txt"),
-        "photos: files that are not used, as they are no images: 1, photos/train/cat/boxes.txt the first.",
+        "photos: files that are not used, as they are not images: 1, photos/train/cat/boxes.txt the first.",
     ),
     (
         lambda: pictures("train/cat/1.gif", content=frames()),
@@ -1650,7 +1650,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: selects(normalize="subset", resample=False),
-        'normalize="subset" divides weighted losses, but User is no Defense and has its own loss: leave '
+        'normalize="subset" divides weighted losses, but User is not a Defense and has its own loss: leave '
         'normalize="batch".',
     ),
     (
@@ -1710,7 +1710,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: resumed(then=torch.optim.AdamW),
         "the checkpoint was trained with the optimizer Adam, and this training has AdamW: resume with model.optimizer "
-        "Adam, or begin anew with load_net.",
+        "Adam, or start a new run with load_net.",
     ),
     (
         lambda: resumed(then=partial(torch.optim.Adam, amsgrad=True)),
@@ -1726,13 +1726,15 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: resumed(lr_scheduler=partial(ExponentialLR, gamma=0.9), now=partial(StepLR, step_size=1)),
-        "the checkpoint was trained with ExponentialLR, and this training has StepLR, which would begin anew: resume "
-        "with the lr_scheduler of the config.yaml beside the checkpoint's folder, or begin anew with load_net.",
+        "the checkpoint was trained with ExponentialLR, and this training has StepLR, which would start "
+        "from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or start "
+        "a new run with load_net.",
     ),
     (
         lambda: resumed(now=partial(StepLR, step_size=1)),
-        "the checkpoint was trained with no torch scheduler, and this training has StepLR, which would begin anew: "
-        "resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or begin anew with load_net.",
+        "the checkpoint was trained with no torch scheduler, and this training has StepLR, which would start "
+        "from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or start "
+        "a new run with load_net.",
     ),
     (
         lambda: state_of_adam(lambda state: state["state"][0].pop("exp_avg")),
@@ -1749,7 +1751,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "the checkpoint is broken: lr_schedulers is a list, but it must be a list of at most one scheduler's state; "
         "use an earlier one.",
     ),
-    (lambda: sections(epoch=-1), "a.ckpt is broken: its epoch is -1, which is no count; use an earlier one."),
+    (lambda: sections(epoch=-1), "a.ckpt is broken: its epoch is -1, which is not a count; use an earlier one."),
     (
         lambda: sections(lit_robust={"rows": 5}),
         "a.ckpt is broken: its section lit_robust.rows is 5, but it must be *; use an earlier one.",

@@ -88,9 +88,9 @@ def report(
         reference: The method against which the saved time, or the saved passes, are stated.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of report.html, and of the journal by which a stopped run continues.
+        out: The folder of report.html, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which the page is also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The file.

@@ -50,7 +50,7 @@ class CWPGD(_MarginPGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kappa is not None:
-            require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None is no bound")
+            require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None for no bound")
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
         """The bounded margin."""

@@ -43,7 +43,7 @@ class Adapter:
         std: What it then divides them by.
 
     Raises:
-        TypeError: If ``mean`` or ``std`` is no number, nor a list of numbers.
+        TypeError: If ``mean`` or ``std`` is neither a number nor a list of numbers.
         ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
@@ -65,7 +65,7 @@ class Adapter:
         self._unpack = False
         self._folded = FoldedNet()
         self._unchecked_in_training = True
-        #: Those of the pixels; and of the labels, once they are known to be classes.
+        #: Range checks of the pixels, and of the labels once they are known to be class indices.
         self.limits = Limits(None, reduce=None)
 
     def pixels(self, batch: Any) -> Tensor:
@@ -108,7 +108,7 @@ class Adapter:
         return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
     def within_classes(self, y: Tensor) -> Tensor:
-        """The labels with those that ``check_range`` will refuse replaced, so that no kernel fails before."""
+        """The labels, those that ``check_range`` refuses replaced so that no CUDA kernel fails before the check."""
         return self.limits.within(y)
 
     def users_net(self, module: LightningModule) -> nn.Module:
@@ -119,7 +119,7 @@ class Adapter:
         """The pixels and class labels of a batch, with weights 1 and indices -1 unless it is a ``Batch``.
 
         Raises:
-            ValueError: If its labels are no classes, or a pixel or label is out of range.
+            ValueError: If its labels are not classes, or a pixel or label is out of range.
         """
         self.watch(batch)
         self.check_range()

@@ -1,4 +1,4 @@
-"""What a training must be so that its coresets have an effect and batches; all is told before the first selection."""
+"""Checks, before the first selection, that coresets take effect and fill at least one batch."""
 
 import math
 from collections.abc import Mapping
@@ -48,15 +48,15 @@ def check_data(trainer: Any, sampler: CoresetSampler | None) -> None:
 
 
 def check_weighted(module: LightningModule, sampler: CoresetSampler | None, normalize: str) -> None:
-    """Refuse a division of weighted losses where weights do not reach the loss, and weights that no batch holds.
+    """Refuse ``normalize="subset"`` where weights do not reach the loss, and weights missing from the batches.
 
     Raises:
         ValueError: If there is one.
     """
     draws = sampler is not None and sampler.resample
     if normalize == "subset" and (draws or not weights_its_loss(module)):
-        name = type(module).__name__
-        why = "CoresetSampler draws images by their weights" if draws else f"{name} is no Defense and has its own loss"
+        why = f"{type(module).__name__} is not a Defense and has its own loss"
+        why = "CoresetSampler draws images by their weights" if draws else why
         raise ValueError(f'normalize="subset" divides weighted losses, but {why}: leave normalize="batch".')
     if sampler is not None and leaves_weights(module, sampler):
         with isolate_rng():
@@ -131,7 +131,7 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
 
 
 def check_batches(trainer: Any, epochs: Epochs, size: int, what: str) -> None:
-    """Refuse a coreset of which an epoch would have no batch, or too few for a validation.
+    """Refuse a coreset with which an epoch would have no batch, or too few for a validation.
 
     Args:
         trainer: Its limits and ranks count.

@@ -41,7 +41,7 @@ class Plan:
         return warm_start(self.share, self.warm, epochs or -1)
 
     def is_due(self, epoch: int, epochs: int | None) -> bool:
-        """Whether the coreset is to be chosen anew for an epoch after the warm start."""
+        """Whether the coreset is to be chosen again for an epoch after the warm start."""
         return self.every is not None and (epoch - self.starts(epochs)[1]) % self.every == 0
 
     def selected(self, epoch: int, epochs: int | None) -> int:

@@ -203,7 +203,7 @@ def _unfit(value: str) -> str:
 
 
 def _of_another_type(path: str, wanted: str) -> str:
-    """What a name stands for that is no class of the type."""
+    """Why the named object is not of this type."""
     part = find_class(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
@@ -235,7 +235,7 @@ def naming(path: str | None) -> Iterator[None]:
     """Name the checkpoint where Lightning cannot restore it.
 
     Raises:
-        ValueError: In place of whatever Lightning or torch raises then.
+        ValueError: In place of the error that Lightning or torch raises.
     """
     try:
         yield

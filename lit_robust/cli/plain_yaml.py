@@ -72,7 +72,7 @@ def read(path: Any) -> str:
     with path.open("rb" if local or path.is_fsspec else "r") as file:
         content = file.read(LONGEST + 1)
     if len(content) > LONGEST:
-        raise ValueError(f"{path} is longer than {LONGEST:,} bytes, so it is no configuration: give a YAML file.")
+        raise ValueError(f"{path} is longer than {LONGEST:,} bytes, so it is not a configuration: give a YAML file.")
     try:
         return content if isinstance(content, str) else content.decode()
     except UnicodeDecodeError as error:
@@ -93,7 +93,7 @@ def parse(text: str, name: str) -> Any:
         name: Where it comes from, for the message.
 
     Raises:
-        ValueError: If it is no YAML, or not plain.
+        ValueError: If it is not YAML, or not plain.
     """
     try:
         with plain_yaml():
@@ -104,7 +104,8 @@ def parse(text: str, name: str) -> Any:
         why = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise ValueError(f"{name} is not valid YAML: {why}.") from error
     except TypeError as error:  # jsonargparse appends a colon to the only key
-        raise ValueError(f"{name}: the only key is no option's name: give options by name, as name: value.") from error
+        why = "the only key is not an option's name: give options by name, as name: value"
+        raise ValueError(f"{name}: {why}.") from error
 
 
 def _size(node: yaml.Node, within: Sequence[int], sizes: dict[int, int]) -> int:

@@ -28,7 +28,9 @@ WORDS = {
     r"Expected an import path or a subclass spec, but got (.*)": (
         "{where}{1} names no class: give one, as class_path: NAME with its arguments below init_args."
     ),
-    r"Key must be a string, got: (.*)\.$": "{where}{1} is no argument's name: give arguments by name, as name: value.",
+    r"Key must be a string, got: (.*)\.$": (
+        "{where}{1} is not an argument's name: give arguments by name, as name: value."
+    ),
     r"No module named '(.*)'": "{where}there is no module {1}: check its spelling, or install its package.",
     r"'NoneType' object has no attribute 'keys'": "{where}init_args is null: write its arguments, or leave it out.",
     r"argument of type 'NoneType' is not": "{where}class_path is null: name a class.",

@@ -55,7 +55,7 @@ class FolderImages(Dataset[Batch]):
 
 
 class Inbox:
-    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set anew for each."""
+    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set for each."""
 
     requests: Iterator[list[Request]]
 

@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 
 #: The formats that are read, as Pillow calls them; its JPEG reader also reads MPO.
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-#: Suffixes of files that are read. What a file holds is told by its content, so a PNG may be called ``.jpg``.
+#: Suffixes of files that are read. The format is detected from the content, so a PNG may be called ``.jpg``.
 READ = {
     ".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm",
     ".ppm", ".tif", ".tiff", ".webp",
@@ -134,7 +134,7 @@ class Findings:
 
         Args:
             base: The folder that the report names.
-            paths: The images. Up to ``DECODED`` are decoded; of more, headers alone, so dark ones are not told.
+            paths: The images. Up to ``DECODED`` are decoded; of more, only headers, so dark ones are not reported.
 
         Raises:
             OSError: If there are faults, with their number and the first paths.
@@ -146,7 +146,7 @@ class Findings:
         animated = [path for look in looks for path in look.animated]
         deep = [level for look in looks for level in look.deep]
         if self.unused:
-            rank_zero_warn(f"{base}: files that are not used, as they are no images: {_count(self.unused)}.")
+            rank_zero_warn(f"{base}: files that are not used, as they are not images: {_count(self.unused)}.")
         if animated:
             rank_zero_warn(f"{base}: files with several frames, of which the first is used: {_count(animated)}.")
         if deep and max(deep) <= 64:  # of 255: 14 bits of 16 or fewer

@@ -9,7 +9,7 @@ from lit_robust.shown import shown
 
 
 def positions_of(indices: Any, on_disk: int) -> Tensor:
-    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
+    """Positions ``(S,)`` on the CPU, from any container; a mask over all images is turned into them."""
     if isinstance(indices, list | tuple) and len({isinstance(one, bool) for one in indices}) > 1:
         raise ValueError("select() got numbers among True and False: give positions, or a mask.")
     try:

@@ -13,7 +13,7 @@ from lit_robust.shown import shown
 
 
 def is_coarse(attack: Any) -> bool:
-    """Whether an attack searches in bfloat16, also inside another one; it is not ranked beside exact ones."""
+    """Whether an attack searches in bfloat16, also inside another one; its row is excluded from rankings."""
     return getattr(getattr(attack, "attack", attack), "precision", "float32") != "float32"
 
 

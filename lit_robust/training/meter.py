@@ -18,7 +18,7 @@ from lit_robust.training.signals import Stoppable
 
 
 class PassCounter:
-    """Counts images that go forward through nets, and gradients that come back to their logits.
+    """Counts forward and backward passes, in images.
 
     A forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
     (``net.features``) and through a gradient's own graph are not counted; a double backward (GradAlign) reaches the
@@ -98,7 +98,7 @@ class Meter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count passes in the body alone: checks, callbacks and validations add nothing. The clock goes on after it."""
+        """Count only passes in the body, not those of checks, callbacks or validations; the clock keeps running."""
         self.clock.go()  # Lightning calls no on_train_epoch_start for the rest of a resumed epoch
         self.passes.counts = True
         try:
@@ -107,12 +107,12 @@ class Meter:
             self.passes.counts = False
 
     def leave(self) -> None:
-        """Leave the nets as they were."""
+        """Remove the hooks."""
         while self._unwatch:
             self._unwatch.pop()()
 
     def total(self, hardware: str, precision: str) -> Cost | None:
-        """The cost so far, over all ranks; every rank must call it. None if that of the time before is unknown."""
+        """The cost so far, over all ranks; every rank must call it. None if the cost before this process is unknown."""
         mine = torch.tensor([*self.clock.seconds, self.passes.forwards, self.passes.backwards], dtype=torch.float64)
         ranks = torch.stack([state["cost"] for state in gather_over_ranks({"cost": mine})])
         if (before := self.earlier) is None:
@@ -177,7 +177,7 @@ class Metered(Stoppable):
             self.meter.clock.go()
 
     def teardown(self, stage: str) -> None:
-        """Leave the nets as they were."""
+        """Remove the hooks."""
         if stage == "fit":
             self.meter.clock.stop()
             self.meter.leave()

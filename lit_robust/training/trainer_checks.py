@@ -174,4 +174,4 @@ def tell_of_another_eps(module: HasAttacks, eps: float | None) -> None:
         others = [of for attack in attacks.values() if (of := getattr(attack, "eps", None)) is not None]
         if eps is not None and others and eps not in others:
             bounds = ", ".join(f"{of:.4g}" for of in dict.fromkeys(others))
-            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is that meant?")
+            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is this intended?")
