@@ -37,7 +37,9 @@ class Attacked(Monitored):
         """A net in eval mode as attacks on the images ``x`` see it, with the current weights."""
         if not self.fold_batchnorm:
             return net
-        return self._folded.setdefault(net, FoldedNet(self.compiles))(net, x)
+        if net not in self._folded:
+            self._folded[net] = FoldedNet(self.compiles)
+        return self._folded[net](net, x)
 
     @contextmanager
     def attacked(self, x: Tensor) -> Iterator[nn.Module]:
