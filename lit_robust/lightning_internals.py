@@ -208,7 +208,7 @@ def loader_maker(trainer: Any) -> Any:
 
 @inside
 def batch_size_searched(finder: Any) -> str:
-    """The argument that a ``BatchSizeFinder`` changes. Without it, it could search one that has no effect."""
+    """The argument that a ``BatchSizeFinder`` changes. Without it, a search without effect would go unnoticed."""
     return str(finder._batch_arg_name)
 
 

@@ -72,7 +72,7 @@ class DelayedStart(Callback):
     """DAT, delayed adversarial training (Gupta, Dube and Verma, CVPRW 2020, arXiv:2002.04237), on any method.
 
         min_theta  E CE(f(x), y)                        in the epochs before s
-        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or whatever the method's objective is
+        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or the method's own objective
 
     Training switches when ``rule`` finds that the natural loss has levelled off, and at the latest when the learning
     rate drops for the first time: the first epoch with the dropped rate is adversarial. The switch happens once,

@@ -162,7 +162,7 @@ class ImageDataModule(Selectable, ABC):
         return self._order(labels)[:size]
 
     def _order(self, labels: Tensor) -> Tensor:
-        """The order of unshuffled images, by which budgets are cut; overridden where files are sorted by class."""
+        """The order of unshuffled images, in which budgets are cut; overridden where files are sorted by class."""
         return torch.arange(len(labels))
 
     @property

@@ -20,9 +20,9 @@ from lit_robust.training.signals import Stoppable
 class PassCounter:
     """Counts forward and backward passes, in images.
 
-    A forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
-    (``net.features``) and through a gradient's own graph are not counted; a double backward (GradAlign) reaches the
-    logits twice.
+    A backward pass counts when its gradient reaches the logits; a double backward (GradAlign) reaches them twice. It is
+    a forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
+    (``net.features``) and through a gradient's own graph are not counted.
     """
 
     def __init__(self) -> None:
