@@ -1465,6 +1465,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     # Selections and draws.
     (
+        lambda: DigitsDataModule(val_size=100).select(torch.arange(1300).lt(100).long()),
+        "select() got 1300 zeros and ones, as many as there are images, so they are a mask, which it would take for "
+        "positions: give training_labels()[1][mask.bool()].",
+    ),
+    (
         lambda: DigitsDataModule(val_size=0).select([True] * 40),
         "select() got a mask of shape (40,), but the training set has 1400 images, those that are held out "
         "included: give one value for each, or positions.",
