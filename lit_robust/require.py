@@ -31,7 +31,7 @@ def number(
     *,
     least: float = -math.inf,
     most: float = math.inf,
-    above: float = -math.inf,
+    above: float | None = None,
     below: float | None = None,
     finite: bool = True,
     hint: str = "",
@@ -43,7 +43,7 @@ def number(
         value: The argument's value.
         least: The smallest allowed value.
         most: The largest allowed value.
-        above: A bound that it must exceed.
+        above: A bound that it must exceed, if any.
         below: A bound that it must be under, if any.
         finite: Whether to refuse infinity, which stands for no limit.
         hint: What the number means or what to choose; follows a colon in the message.
@@ -52,10 +52,10 @@ def number(
         ValueError: If it is out of bounds, NaN or not a number, as True and False are not.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool) and (math.isfinite(value) or not finite)
-    if is_number and least <= value <= most and value > above and (below is None or value < below):
+    if is_number and least <= value <= most and (above is None or value > above) and (below is None or value < below):
         return value
-    bounds = {"at least": least, "above": above, "at most": most, "below": math.inf if below is None else below}
-    needed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    needed = " and ".join(f"{words} {n:g}" for words, n in bounds.items() if n is not None and math.isfinite(n))
     kind = "a finite number" if finite else "a number"
     raise ValueError(_sentence(name, value, f"{kind}, {needed}".rstrip(", "), hint))
 
