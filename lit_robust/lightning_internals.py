@@ -220,6 +220,12 @@ def logged_by_step_alone(trainer: Any, name: str) -> bool:
 
 
 @inside
+def flushes_every(logger: Any) -> Any:
+    """After how many steps a CSVLogger writes its file, as it was given; 0 unchecked divides the first step by 0."""
+    return logger._flush_logs_every_n_steps
+
+
+@inside
 def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The row that is logged after the current batch's or epoch's end hooks, with its step; empty elsewhere.
 

@@ -115,11 +115,11 @@ FLAGS = {
     "unknown flag": ("--trainer.foo 1", "unrecognized arguments: --trainer.foo 1: check their spelling."),
     "a net as attack": (
         "--model.attack lit_robust.nets.resnet18",
-        "model.attack: lit_robust.nets.resnet18 is not of type Attack.",
+        "model.attack: lit_robust.nets.resnet18 is not of type Attack: name a class that is.",
     ),
     "a program as optimizer": (
         "--model.optimizer subprocess.Popen",
-        "model.optimizer: subprocess.Popen is not of type Optimizer.",
+        "model.optimizer: subprocess.Popen is not of type Optimizer: name a class that is.",
     ),
     "forgotten arguments": (
         "--model.lr_scheduler Cyclic",
@@ -345,6 +345,41 @@ FLAGS = {
         "there is no option --attack.eps: did you mean --model.attack.eps?",
     ),
     "misspelt section": ("--modl PGDAT", "there is no option --modl: did you mean --model?"),
+    "misspelt section of the model": (
+        "--modle.attack.eps 0.1",
+        "there is no option --modle.attack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section and argument": (
+        "--modl.atack.eps 0.1",
+        "there is no option --modl.atack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section of the data": (
+        "--dat.batch_size 3",
+        "there is no option --dat.batch_size: did you mean --data.batch_size?",
+    ),
+    "option cut short": ("--seed 3", "there is no option --seed: did you mean --seed_everything?"),
+    "option of the trainer cut short": (
+        "--trainer.max_ep 3",
+        "there is no option --trainer.max_ep: did you mean --trainer.max_epochs?",
+    ),
+    "negative fraction": (
+        "--model.attack.eps -8/255",
+        "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
+        "minus.",
+    ),
+    "option of a group without a value": (
+        "--model.attack.eps --data.batch_size 3",
+        "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
+        "minus.",
+    ),
+    "a function as logger": (
+        "--trainer.logger={class_path:\\ os.system}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
+    ),
+    "a logger that is never written": (
+        "--trainer.logger.flush_logs_every_n_steps 0",
+        "trainer.logger.flush_logs_every_n_steps=0 must be an integer, at least 1: it is a number of steps.",
+    ),
     "misspelt argument of a part": (
         "--model.attack.epss 0.2",
         "model.attack: lit_robust.attacks.PGD has no argument 'epss': did you mean eps?",
@@ -392,6 +427,18 @@ YAML = {
     "misspelt key": (
         "model: {init_args: {attack: {init_args: {step: 3}}}}",
         "model.attack: lit_robust.attacks.PGD has no argument 'step': did you mean steps?",
+    ),
+    "cut section": (
+        "dat: {batch_size: 3}",
+        "the configuration has no option 'dat.batch_size': did you mean data.batch_size?",
+    ),
+    "a function among loggers": (
+        "trainer: {logger: [{class_path: os.system}]}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
+    ),
+    "a function among callbacks": (
+        "trainer: {callbacks: [{class_path: os.system}]}",
+        "trainer.callbacks: os.system is not of type Callback: name a class that is.",
     ),
     "misspelt key of the trainer": (
         "trainer: {max_epoch: 3}",

@@ -10,7 +10,6 @@ from lit_robust import losses, require
 from lit_robust.attacks.passes import Objective, Passes, like_images
 from lit_robust.attacks.pgd import PGD, Reference
 from lit_robust.losses import SampleLoss, TargetLoss
-from lit_robust.shown import shown
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,4 @@ class MultiTargetedPGD(_MarginPGD):
 
 
 def _check_towards(towards: object) -> None:
-    if not callable(towards):
-        raise TypeError(
-            f"towards={shown(towards)} is not a function: give one such as lit_robust.losses.margin_targeted."
-        )
+    require.function("towards", towards, "give one such as lit_robust.losses.margin_targeted")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.batch import SHORT, Batch
-from lit_robust.callbacks.batch_paths import Key, exchanged, path_of, tensor_at
+from lit_robust.callbacks.batch_paths import REMEDY, Key, check_key, exchanged, path_of, tensor_at
 from lit_robust.callbacks.needs import net_of, parts_of
 from lit_robust.first_batch import (
     a_row_for_each_image,
@@ -43,7 +43,8 @@ class Adapter:
         std: What it then divides them by.
 
     Raises:
-        TypeError: If ``mean`` or ``std`` is neither a number nor a list of numbers.
+        TypeError: If ``mean`` or ``std`` is neither a number nor a list of numbers, ``x`` or ``y`` is not an index, key
+            or path, or ``net`` is not a path.
         ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
@@ -56,6 +57,10 @@ class Adapter:
         std: Channels | None = None,
     ) -> None:
         require.statistics(mean, std)
+        for name, key in (("x", x), ("y", 0 if y is None else y)):
+            check_key(name, key)
+        if net is not None:
+            require.text("net", net, 'give the path of a sub-module, such as "model"')
         self.x = x
         self.y = y
         self.net = net
@@ -142,6 +147,8 @@ class Adapter:
                 logits for them.
         """
         x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
+        if x.ndim < 2:
+            raise ValueError(f"x={self.x!r} finds a tensor of shape {tuple(x.shape)} instead of images: {REMEDY}.")
         channels = x.shape[1] if x.ndim > 1 else 1
         require.statistics(list(self.mean), list(self.std), (1, channels), f"images of {channels} channels")
         if y is not None:

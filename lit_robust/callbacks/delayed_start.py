@@ -114,9 +114,8 @@ class DelayedStart(Callback):
         given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
         self._given = {name: require.integer(name, n, least=0) for name, n in given.items() if n is not None}
         self.rule = rule
-        self.latest_epoch = latest_epoch
-        self.at_epoch = at_epoch
-        self.monitor, self.mode = monitor, "min"  # it is a loss
+        self.latest_epoch, self.at_epoch = latest_epoch, at_epoch
+        self.monitor, self.mode = require.text("monitor", monitor, "give the loss's name, train/loss"), "min"
         #: The mean loss of each natural epoch.
         self.losses: list[float] = []
         #: The first adversarial epoch, once it is decided.

@@ -140,6 +140,16 @@ def check_weights(config: Any, flags: Sequence[str]) -> None:
         )
 
 
+def of_another_type(value: Any, wanted: str) -> str | None:
+    """The first ``class_path`` of a part, or of a list of parts, that names something else than a ``wanted`` class."""
+    for one in value if isinstance(value, list) else [value]:
+        path = one.get("class_path") if isinstance(one, Mapping) else None
+        part = find_class(path) if isinstance(path, str) else None
+        if part is not None and wanted not in [cls.__name__ for cls in getattr(part, "__mro__", ())]:
+            return path
+    return None
+
+
 def check_section(name: str, value: Any) -> None:
     """Refuse a section without content, of a file or as the value of a flag.
 

@@ -12,7 +12,9 @@ WORDS = {
     r"Expected a dot import path string: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
     r"Unexpected import path format: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
     r"module '(.*)' has no attribute '(.*)'": "{where}there is no {1}.{2} ({meant:check its spelling}).",
-    r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": "{where}{1} is not of type {2}.",
+    r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": (
+        "{where}{1} is not of type {2}: name a class that is."
+    ),
     r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$": (
         "{where}{1} is not annotated to return {2}: write def f(...) -> {2}."
     ),

@@ -75,9 +75,10 @@ class Evaluated(Attacked):
             check_names("test_attacks", test_attacks)
         require.integer("alarm_images", alarm_images, least=0)
         require.flags(channels_last=channels_last, compile=compile, fold_batchnorm=fold_batchnorm)
-        if not (val_attack and test_attacks):
+        if val_attack is None or test_attacks is None:
             default_val, default_test = evaluation_of(attack)
-            val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
+            val_attack = default_val if val_attack is None else val_attack
+            test_attacks = default_test if test_attacks is None else test_attacks
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.fold_batchnorm = fold_batchnorm
