@@ -367,14 +367,10 @@ FLAGS = {
         "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
         "minus.",
     ),
-    "option of a group without a value": (
+    "option of a part without a value": (
         "--model.attack.eps --data.batch_size 3",
         "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
         "minus.",
-    ),
-    "a function as logger": (
-        "--trainer.logger={class_path:\\ os.system}",
-        "trainer.logger: os.system is not of type Logger: name a class that is.",
     ),
     "a logger that is never written": (
         "--trainer.logger.flush_logs_every_n_steps 0",
@@ -431,6 +427,10 @@ YAML = {
     "cut section": (
         "dat: {batch_size: 3}",
         "the configuration has no option 'dat.batch_size': did you mean data.batch_size?",
+    ),
+    "a function as logger": (
+        "trainer: {logger: {class_path: os.system}}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
     ),
     "a function among loggers": (
         "trainer: {logger: [{class_path: os.system}]}",

@@ -1887,7 +1887,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: CurriculumFGSM(lam=math.inf),
-        "lam=inf must be a finite number, at least -1 and at most 1: psi is a difference of probabilities.",
+        "lam=inf must be a finite number, at most 1: psi is a difference of probabilities.",
     ),
     (lambda: Bound("x"), "eps='x' must be a finite number, at least 0: it is the radius around an image."),
     (lambda: Bound(0.1, 3), 'norm="3" is unknown: choose linf or l2.'),

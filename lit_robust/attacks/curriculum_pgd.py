@@ -69,7 +69,7 @@ class CurriculumFGSM(Attack):
 
     Args:
         eps: The start's radius, in units of [0, 1].
-        lam: The value that psi should reach, in [-1, 1].
+        lam: The value that psi should reach, at most 1.
 
     Raises:
         ValueError: If ``eps`` is above 1, or ``lam`` is out of range.
@@ -80,7 +80,7 @@ class CurriculumFGSM(Attack):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", require.pixels("eps", self.eps))
-        require.number("lam", self.lam, least=-1, most=1, hint="psi is a difference of probabilities")
+        require.number("lam", self.lam, most=1, hint="psi is a difference of probabilities")
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""

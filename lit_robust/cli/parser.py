@@ -122,7 +122,7 @@ class Parser(LightningArgumentParser):
             return [f"--{longer.pop()}"]
         near = get_close_matches(key, options, 1, 0.9) or [last[one] for one in get_close_matches(key, last, 1, 0.8)]
         head, dot, rest = key.partition(".")
-        if not near and dot and (near := get_close_matches(head, SECTIONS, 1)):
+        if not near and dot and head not in SECTIONS and (near := get_close_matches(head, SECTIONS, 1, 0.75)):
             argument, dot, rest = rest.partition(".")
             known = [*signature(Defense.__init__).parameters][1:] if near == ["model"] else []
             near = [f"{near[0]}.{''.join(get_close_matches(argument, known, 1)) or argument}{dot}{rest}"]
