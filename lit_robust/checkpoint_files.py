@@ -37,7 +37,7 @@ SECTIONS: dict[str, type] = {
 #: The longest pickle, in bytes: everything but the numbers of tensors; a run's has about 100,000.
 LONGEST = 2**22
 
-#: The largest directory of an archive, in bytes: of about 15,000 members, of which a run has one for each tensor.
+#: The largest directory of an archive, in bytes: about 15,000 members; a checkpoint has one per tensor.
 LONGEST_DIRECTORY = 2**20
 
 #: The pickles at the beginning of torch's older format: a number, a version, the system, the values, the tensors' keys.
@@ -112,7 +112,8 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
                 "use an earlier one."
             )
         if kind is int and not is_count(value):
-            raise ValueError(f"{path} is broken: its {name} is {shown(value)}, which is no count; use an earlier one.")
+            why = f"its {name} is {shown(value)}, which is not a count"
+            raise ValueError(f"{path} is broken: {why}; use an earlier one.")
     saved = checkpoint.get("lit_robust", {})
     for name, (is_right, needed) in PARTS.items():
         if name in saved and not is_right(saved[name]):
@@ -169,7 +170,11 @@ def _check_archive(path: Path, older: bool) -> None:
         return
     if start != b"PK":
         raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
-    if not is_zipfile(path):
+    try:
+        is_archive = is_zipfile(path)
+    except BadZipFile:  # it looks for further parts
+        is_archive = False
+    if not is_archive:
         raise ValueError(f"{path} is truncated or is not a checkpoint: use an earlier one.")
     if _directory_size(path) > LONGEST_DIRECTORY:
         raise ValueError(f"{path} has more members than any checkpoint has tensors: it was not unpacked.")
@@ -211,7 +216,7 @@ def _directory_size(path: Path) -> int:
 
 
 def _check_pickles(path: Path, content: bytes, number: int) -> None:
-    """Refuse consecutive pickles of more than ``MOST`` steps each, which torch takes in minutes, or without an end."""
+    """Refuse consecutive pickles with more than ``MOST`` opcodes each (minutes to load) or without a STOP opcode."""
     file = BytesIO(content)
     for _ in range(number):
         try:

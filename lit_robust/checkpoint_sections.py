@@ -76,7 +76,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_reading(hparams_file: Any, weights_only: bool | None) -> None:
-    """Refuse arguments by which a checkpoint would be more than data.
+    """Refuse arguments that would make a checkpoint more than data.
 
     Raises:
         ValueError: If ``weights_only`` is False, or there is a file of arguments.

@@ -1,4 +1,4 @@
-"""Checks of the net and the first batch, without which the result of an attack would mean nothing.
+"""Checks of the net and the first batch. Without them, the result of an attack could mean nothing.
 
 A Defense calls ``check_first_batch``. Callbacks, which also work on a user's own module, call its parts. The messages
 are the same in both cases; the caller supplies the remedy.
@@ -170,7 +170,7 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
     except (torch.OutOfMemoryError, NoLogitsError):
         raise
     except Exception as error:
-        shape, reason = "x".join(map(str, x.shape[1:])), f"{type(error).__name__}: {error}".splitlines()[0]
+        shape, reason = "x".join(map(str, x.shape[1:])) or "()", f"{type(error).__name__}: {error}".splitlines()[0]
         told = image_shapes.remedy(net, x.shape[1:]) or remedy
         raise ValueError(f"{name} cannot read images of shape {shape} ({reason.rstrip('.')}): {told}.") from error
 

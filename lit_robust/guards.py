@@ -69,7 +69,7 @@ def _is_compiled(name: str, module: nn.Module) -> bool:
 
 @contextmanager
 def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Enable gradients whatever the caller's gradient mode, and yield images and labels that a graph can use.
+    """Enable gradients in any gradient mode of the caller, and yield images and labels that a graph can use.
 
     Labels of any integer type become int64. Tensors made in inference mode are copied, because no graph can use them.
 
@@ -84,7 +84,7 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     except (IndexError, RuntimeError) as error:  # torch's, on the CPU; a GPU could only tell by waiting for it
         if "out of bounds" not in str(error):
             raise
-        raise ValueError(f"a label is none of the net's classes ({error}): number them from 0 on.") from error
+        raise ValueError(f"a label is not one of the net's classes ({error}): number them from 0 on.") from error
     finally:
         # Autocast caches the weights it casts. torch 2.6 also caches those cast without a gradient for an attack;
         # a training forward would then reuse them, and the weights would get no gradient.

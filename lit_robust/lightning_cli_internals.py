@@ -21,7 +21,7 @@ def built_by_the_command_line() -> bool:
 
 @inside
 def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None, root: Path | None = None) -> None:
-    """Make a file logger write into the folder of an earlier run, without which a resumed run would start a new one.
+    """Make a file logger write into the folder of an earlier run. Without it, a resumed run would start a new one.
 
     Numeric versions stay numbers. TensorBoard drops what it has from ``purge_step`` on. ``root`` holds the folder.
     """
@@ -35,7 +35,10 @@ def go_on_in_folder(logger: Any, name: str, purge_step: int | None = None, root:
 
 @inside
 def begin_metrics_file(logger: Any, name: str) -> None:
-    """Start a CSVLogger's table under another name; else its writer deletes the file of the usual one, a training's."""
+    """Start a CSVLogger's table under another name.
+
+    Without it, the logger's writer deletes the training's table, which has the usual name.
+    """
     from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
     usual = ExperimentWriter.NAME_METRICS_FILE

@@ -48,32 +48,35 @@ def inside(function: Callable[P, R]) -> Callable[P, R]:
 def batch_in_epoch(trainer: Any) -> int:
     """Index in its epoch of the current batch: 0 before the first, the last trained batch's after a resume.
 
-    Lightning does not pass it to ``on_train_start``; else ramps would resume with the values at the epoch's beginning.
+    Lightning does not pass it to ``on_train_start``. Without it, ramps would resume at the values of the epoch's start.
     """
     return max(int(trainer.fit_loop.batch_idx), 0)
 
 
 @inside
 def batches_begun(trainer: Any) -> int:
-    """Number of batches begun, over all epochs; else a closure that is evaluated twice would attack its batch twice."""
+    """Number of batches begun, over all epochs.
+
+    Needed to attack a batch once when the optimizer evaluates its closure several times.
+    """
     return int(trainer.fit_loop.total_batch_idx) + 1
 
 
 @inside
 def is_due_for_logging(trainer: Any) -> bool:
-    """Whether this batch's metrics are to be logged; else each batch's would be, which costs a small net's forward."""
+    """Whether this batch's metrics are to be logged. Logging each batch's would cost a small net's forward."""
     return (every := int(trainer.log_every_n_steps)) > 0 and batches_begun(trainer) % every == 0
 
 
 @inside
 def epochs_begun(trainer: Any) -> int:
-    """Number of epochs begun, without which ``DelayedStart`` could not tell whether a switch has taken place."""
+    """Number of epochs begun. Without it, ``DelayedStart`` could not tell whether a switch has taken place."""
     return int(trainer.fit_loop.epoch_progress.current.started)
 
 
 @inside
 def skip_epochs(trainer: Any, number: int) -> None:
-    """Count the next epochs as trained; without it, ``CoresetSelection`` could not skip those of its warm start."""
+    """Count the next epochs as trained. Without it, ``CoresetSelection`` could not skip those of its warm start."""
     counts = trainer.fit_loop.epoch_progress.current
     for name in ("ready", "started", "processed"):
         setattr(counts, name, getattr(counts, name) + number)
@@ -88,7 +91,7 @@ def set_current_epoch(trainer: Any, epoch: int | None = None) -> None:
 
 @inside
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    """Number of epochs that a checkpoint has finished; else ``fit`` would resume a complete training."""
+    """Number of epochs that a checkpoint has finished. Without it, ``fit`` would resume a finished training."""
     loops = checkpoint.get(LOOPS)
     return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"]) if loops else 0
 
@@ -136,7 +139,10 @@ def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
 
 @inside
 def loops_to_restore(trainer: Any) -> dict[str, Any]:
-    """The states of the fit loop and of this stage's loop; else a broken checkpoint would be restored in part."""
+    """The states of the fit loop and of this stage's loop.
+
+    Without them, a broken checkpoint would be restored in part before it fails.
+    """
     names = ("fit_loop", f"{trainer.state.fn.value}_loop")
     # "state_dict" depends on whether the loaders have begun.
     return {name: getattr(trainer, name).state_dict() | {"state_dict": {}} for name in names}
@@ -144,14 +150,14 @@ def loops_to_restore(trainer: Any) -> dict[str, Any]:
 
 @inside
 def loader_states(checkpoint: Mapping[str, Any]) -> tuple[str, Any]:
-    """The place of the training loaders' states in a checkpoint, and what is there; else it would not be checked."""
+    """The place of the training loaders' states in a checkpoint, and its content. Without it, they go unchecked."""
     states = checkpoint[LOOPS]["fit_loop"]["state_dict"].get("combined_loader", [])
     return f"{LOOPS}.fit_loop.state_dict.combined_loader", states
 
 
 @inside
 def fails_while_restoring(error: BaseException) -> bool:
-    """Whether an error was raised while a checkpoint was restored, without which the file could not be named."""
+    """Whether an error was raised while a checkpoint was restored. Without it, the message could not name the file."""
     from lightning.pytorch.trainer.connectors import checkpoint_connector
 
     return any(frame.f_code.co_filename == checkpoint_connector.__file__ for frame, _ in walk_tb(error.__traceback__))
@@ -179,13 +185,16 @@ def change_batches(trainer: Any, change: Callable[[Any], Any]) -> None:
 
 @inside
 def restore_batches(trainer: Any) -> None:
-    """Undo ``change_batches``; without it, the trainer's next fit would be attacked, too."""
+    """Undo ``change_batches``. Without it, the trainer's next fit would be attacked, too."""
     vars(trainer.strategy).pop("training_step", None)
 
 
 @inside
 def reload_every_epoch(trainer: Any) -> None:
-    """Reload the loaders in every epoch; else one that has become longer is cut off, a shorter one never validated."""
+    """Reload the loaders in every epoch.
+
+    Without it, a loader that has become longer is cut off, and one that has become shorter is never validated.
+    """
     _ = trainer.reload_dataloaders_every_n_epochs, trainer.fit_loop._last_train_dl_reload_epoch  # must be there
     trainer.reload_dataloaders_every_n_epochs = 1
     trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")  # a torch scheduler may have asked for the length
@@ -193,21 +202,27 @@ def reload_every_epoch(trainer: Any) -> None:
 
 @inside
 def loader_maker(trainer: Any) -> Any:
-    """The function that makes the training's loader; else one that no coreset fits would end a run in its middle."""
+    """The function that makes the training's loader. Without it, an unsuitable loader is only found in mid-training."""
     return trainer.fit_loop._data_source.dataloader
 
 
 @inside
 def batch_size_searched(finder: Any) -> str:
-    """The argument that a ``BatchSizeFinder`` changes; else it would search one that has no effect."""
+    """The argument that a ``BatchSizeFinder`` changes. Without it, a search without effect would go unnoticed."""
     return str(finder._batch_arg_name)
 
 
 @inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
-    """Whether a metric is logged without a mean over the epoch; else ``DelayedStart`` would take the last batch's."""
+    """Whether a metric is logged per step only. Without it, ``DelayedStart`` would take the last batch's value."""
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
     return bool(found) and not any(meta.on_epoch for meta in found)
+
+
+@inside
+def flushes_every(logger: Any) -> Any:
+    """After how many steps a CSVLogger writes its file, as it was given; 0 unchecked divides the first step by 0."""
+    return logger._flush_logs_every_n_steps
 
 
 @inside
@@ -229,7 +244,7 @@ def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, 
 
 @inside
 def epoch_so_far(trainer: Any) -> dict[str, float]:
-    """The epoch's metrics between its last batch and its end, without which a run saved there would lose them."""
+    """The epoch's metrics between its last batch and its end. Without them, a run saved there would lose them."""
     loop = trainer.fit_loop
     progress = loop.epoch_progress.current
     if not loop.epoch_loop.batch_progress.is_last_batch or progress.started == progress.processed:

@@ -1,6 +1,6 @@
 """Range checks of every batch's pixels and labels that rarely wait for the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -66,4 +66,27 @@ class Limits:
         if self.reached is None:
             return
         reached, self.reached = self.reached.nan_to_num(nan=torch.inf), None
-        require.later_batches((reduce(reached) if reduce else reached).tolist(), self.num_classes)
+        _check_reached((reduce(reached) if reduce else reached).tolist(), self.num_classes)
+
+
+def _check_reached(reached: Sequence[float], classes: int | None) -> None:
+    """Check the range of pixels and labels that batches after the first one have reached.
+
+    Args:
+        reached: The negated smallest pixel, the largest pixel, and the same of the labels, so that all are maxima.
+        classes: The number of classes; None if there are no class labels.
+
+    Raises:
+        ValueError: If a pixel was outside [0, 1], or a label was none of the classes.
+    """
+    low, high, first, last = reached
+    if low > require.TOLERANCE or high > 1 + require.TOLERANCE:
+        raise ValueError(
+            f"pixels of a later batch run from {-low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: let the "
+            "loader give all images as it gives the first ones."
+        )
+    if classes is not None and (-first < 0 or last >= classes):
+        raise ValueError(
+            f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
+            f"{classes - 1}: {require.BY_WEIGHT}."
+        )

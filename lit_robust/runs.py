@@ -21,7 +21,7 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     """Load the trained net of a checkpoint as a plain module in eval mode, on the CPU.
 
     A net of ``lit_robust.nets`` is rebuilt from the checkpoint, whether the run came from the command line or from
-    Python. Any other net must be given, because building whatever a file names would import, and so run, code of the
+    Python. Any other net must be given, because building what a file names would import, and so run, code of the
     file's choice. A run with ``EMAWeights`` saves the averaged weights, so these are loaded.
 
     Args:
@@ -165,7 +165,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         places = {name: Path(root, name).resolve() for name in folders if not name.endswith(".ckpt")}
-        folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is no run
+        folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is not a run
         seen.update(places.values())
         yield from (Path(root, name) for name in files)
 

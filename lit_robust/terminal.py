@@ -1,4 +1,4 @@
-"""Progress bars of what is not one of the trainer's loops."""
+"""Progress bars for work outside the trainer's loops."""
 
 import sys
 from typing import Any

@@ -83,7 +83,7 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
 
 
 def is_compiled(net: nn.Module) -> bool:
-    """Whether a net is compiled in place; without it, it would be compiled anew, without the user's options."""
+    """Whether a net is compiled in place; without it, it would be compiled again, without the user's options."""
     return net._compiled_call_impl is not None
 
 
@@ -117,7 +117,7 @@ def is_changed(module: nn.Module) -> bool:
 def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Callable[[], None]:
     """Call a forward hook outside of a compiled net's graph; return what undoes it.
 
-    Without it, the hook would be traced into the graph, which would be compiled anew whenever a count changes.
+    Without it, the hook would be traced into the graph, which would be compiled again whenever a count changes.
     """
     compiled: Any = net._compiled_call_impl
 
@@ -133,7 +133,7 @@ def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) 
 def multiplies_bf16() -> bool | None:
     """Whether the CPU has instructions for bfloat16 (AMX or AVX512-BF16); None if that is not known.
 
-    Without it, no one would be told that ``bf16-mixed`` halves the time on one CPU and multiplies it on another.
+    Without it, we could not warn that ``bf16-mixed`` is twice as fast on some CPUs and many times slower on others.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None

@@ -20,7 +20,7 @@ def path_of(name: str, value: Any, kind: str) -> Path:
         kind: What lies there, for the message.
 
     Raises:
-        TypeError: If it is no text and no path.
+        TypeError: If it is neither text nor a path.
     """
     require.instance(name, value, (str, os.PathLike), f"give the path of {kind}")
     return Path(os.path.expanduser(value))
@@ -50,7 +50,7 @@ def cannot_write(path: str | Path, error: OSError) -> OSError:
     """The error of a file that could not be written, with its name and the remedy."""
     return OSError(
         f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder for the run "
-        "(save_dir of trainer.logger); what was there before is whole."
+        "(save_dir of trainer.logger); the previous file is intact."
     )
 
 

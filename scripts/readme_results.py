@@ -351,7 +351,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The text with all blocks written anew.
+    """The text with all blocks rewritten.
 
     Raises:
         KeyError: If a block has an unknown name.

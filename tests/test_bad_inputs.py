@@ -115,11 +115,11 @@ FLAGS = {
     "unknown flag": ("--trainer.foo 1", "unrecognized arguments: --trainer.foo 1: check their spelling."),
     "a net as attack": (
         "--model.attack lit_robust.nets.resnet18",
-        "model.attack: lit_robust.nets.resnet18 is not of type Attack.",
+        "model.attack: lit_robust.nets.resnet18 is not of type Attack: name a class that is.",
     ),
     "a program as optimizer": (
         "--model.optimizer subprocess.Popen",
-        "model.optimizer: subprocess.Popen is not of type Optimizer.",
+        "model.optimizer: subprocess.Popen is not of type Optimizer: name a class that is.",
     ),
     "forgotten arguments": (
         "--model.lr_scheduler Cyclic",
@@ -345,6 +345,37 @@ FLAGS = {
         "there is no option --attack.eps: did you mean --model.attack.eps?",
     ),
     "misspelt section": ("--modl PGDAT", "there is no option --modl: did you mean --model?"),
+    "misspelt section of the model": (
+        "--modle.attack.eps 0.1",
+        "there is no option --modle.attack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section and argument": (
+        "--modl.atack.eps 0.1",
+        "there is no option --modl.atack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section of the data": (
+        "--dat.batch_size 3",
+        "there is no option --dat.batch_size: did you mean --data.batch_size?",
+    ),
+    "option cut short": ("--seed 3", "there is no option --seed: did you mean --seed_everything?"),
+    "option of the trainer cut short": (
+        "--trainer.max_ep 3",
+        "there is no option --trainer.max_ep: did you mean --trainer.max_epochs?",
+    ),
+    "negative fraction": (
+        "--model.attack.eps -8/255",
+        "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
+        "minus.",
+    ),
+    "option of a part without a value": (
+        "--model.attack.eps --data.batch_size 3",
+        "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
+        "minus.",
+    ),
+    "a logger that is never written": (
+        "--trainer.logger.flush_logs_every_n_steps 0",
+        "trainer.logger.flush_logs_every_n_steps=0 must be an integer, at least 1: it is a number of steps.",
+    ),
     "misspelt argument of a part": (
         "--model.attack.epss 0.2",
         "model.attack: lit_robust.attacks.PGD has no argument 'epss': did you mean eps?",
@@ -393,6 +424,22 @@ YAML = {
         "model: {init_args: {attack: {init_args: {step: 3}}}}",
         "model.attack: lit_robust.attacks.PGD has no argument 'step': did you mean steps?",
     ),
+    "cut section": (
+        "dat: {batch_size: 3}",
+        "the configuration has no option 'dat.batch_size': did you mean data.batch_size?",
+    ),
+    "a function as logger": (
+        "trainer: {logger: {class_path: os.system}}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
+    ),
+    "a function among loggers": (
+        "trainer: {logger: [{class_path: os.system}]}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
+    ),
+    "a function among callbacks": (
+        "trainer: {callbacks: [{class_path: os.system}]}",
+        "trainer.callbacks: os.system is not of type Callback: name a class that is.",
+    ),
     "misspelt key of the trainer": (
         "trainer: {max_epoch: 3}",
         "the configuration has no option 'trainer.max_epoch': did you mean trainer.max_epochs?",
@@ -413,7 +460,7 @@ YAML = {
     "no mapping": ("hello", "mistake.yaml is 'hello': it must consist of options such as model: and data:."),
     "points by number": (
         "model: {init_args: {lr_scheduler: {class_path: PiecewiseLinear, init_args: {points: {0: 1, 1: -1}}}}}",
-        "model.lr_scheduler: 0 is no argument's name: give arguments by name, as name: value.",
+        "model.lr_scheduler: 0 is not an argument's name: give arguments by name, as name: value.",
     ),
     "a number for the trainer": ("trainer: 5", "trainer=5 must be a mapping: write its options below it, indented."),
     "a word for the trainer": ("trainer: fast", "trainer='fast' must be a mapping: write its options below it, ..."),
@@ -436,11 +483,11 @@ YAML = {
     ),
     "an alias as a key": (
         "trainer: {&a : *a}",
-        "trainer: None is no option's name: give options by name, as name: value.",
+        "trainer: None is not an option's name: give options by name, as name: value.",
     ),
     "a number as an argument's name": (
         "model: {init_args: {5: 2}}",
-        "model: 5 is no option's name: give options by name, as name: value.",
+        "model: 5 is not an option's name: give options by name, as name: value.",
     ),
     "a list for an optimizer": (
         "model: {init_args: {optimizer: [SGD]}}",
@@ -636,3 +683,39 @@ def test_a_net_for_another_number_of_classes_is_refused_before_the_first_step(tm
     method = PGDAT(TinyNet(), CLASSES + 1, PGD())
     with pytest.raises(ValueError, match=f"^the net .*num_classes={CLASSES + 1}"):
         trainer(tmp_path, max_epochs=1).fit(method, loader(images()))
+
+
+# Functions that a configuration would have called.
+
+
+def of_a_system(command: str) -> str:
+    return f"{{class_path: os.system, init_args: {{command: {command}}}}}"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--model.attack.loss={}",
+        "--model.test_attacks={{a: {{class_path: PGD, init_args: {{loss: {}}}}}}}",
+        "--trainer.callbacks+={{class_path: LambdaCallback, init_args: {{on_fit_start: {}}}}}",
+        "--model.lr_scheduler={{class_path: LambdaLR, init_args: {{lr_lambda: {}}}}}",
+        "--trainer.strategy={{class_path: DDPStrategy, init_args: {{ddp_comm_hook: {}}}}}",
+    ],
+)
+def test_a_function_that_makes_no_function_is_not_called(flag, tmp_path, capsys):
+    touched = tmp_path / "touched"
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), flag.format(of_a_system(f"touch {touched}")))
+    assert "system was not called: " in says
+    assert not touched.exists()
+
+
+def test_a_users_function_that_is_annotated_to_make_one_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_losses.py").write_text(
+        "from collections.abc import Callable\n"
+        "from torch import Tensor\n"
+        "from torch.nn import functional as F\n"
+        "def cooled(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:\n"
+        "    return lambda logits, y: F.cross_entropy(logits / temperature, y, reduction='none')\n"
+    )
+    lit("fit", "--model.attack.loss={class_path: my_losses.cooled, init_args: {temperature: 2.0}}")

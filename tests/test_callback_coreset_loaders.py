@@ -1,6 +1,7 @@
 """CoresetSelection and what a training's loader, limits, schedulers and checkpoints may be: right, or told at once."""
 
 import re
+from functools import partial
 from typing import Any
 
 import lightning
@@ -199,6 +200,17 @@ def test_it_counts_them_where_none_is_skipped(tmp_path, plan):
     run = trainer(tmp_path, max_epochs=4, callbacks=[CoresetSelection(**given), seen], limit_val_batches=0)
     run.fit(Pairs(interval="step"), TinyData())
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == run.global_step > 0
+
+
+@pytest.mark.parametrize(("total", "told"), [(8, True), (4, False)])
+def test_a_scheduler_that_is_made_for_more_steps_than_the_coresets_leave_is_warned_of(tmp_path, total, told, recwarn):
+    """21 images in batches of 8; a coreset of a quarter has one batch per epoch."""
+    scheduler = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=total)
+    module = build(PGDAT, lr_scheduler=scheduler, lr_interval="step")
+    selection = CoresetSelection(0.25, Random(), warm=0)
+    trainer(tmp_path, max_epochs=4, callbacks=[selection], limit_val_batches=0).fit(module, TinyData())
+    found = [str(one.message) for one in recwarn if "OneCycleLR" in str(one.message)]
+    assert [f"total_steps={total}, but the coresets leave 4 steps in 4 epochs" in one for one in found] == [True] * told
 
 
 # Weights.

@@ -113,7 +113,7 @@ def test_a_plateau_that_makes_no_sense_is_refused(name, value):
         Plateau(**{name: value})
 
 
-# Runs of a module that is no Defense, and of Defenses.
+# Runs of a module that is not a Defense, and of Defenses.
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def test_files_are_read_as_jsonargparse_reads_them():
 MISTAKES = {
     "a device": (
         {"row": "extends: [/dev/zero]"},
-        "row.yaml, line 1: extends /dev/zero, which is no regular file, or may not be read.",
+        "row.yaml, line 1: extends /dev/zero, which is not a regular file, or may not be read.",
     ),
     "a missing file": (
         {"row": "# A comment.\nextends:\n  - base.yaml\n  - no.yaml\n", "base": "a: 1"},

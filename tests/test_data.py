@@ -585,8 +585,12 @@ def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, containe
     [
         ([True] * 40, r"mask of shape \(40,\).* 50 "),
         ([12.0, 13.7], r"torch\.float32"),
-        ((torch.arange(50) < 20).to(torch.uint8), "mask"),
+        ((torch.arange(50) < 20).to(torch.uint8), r"50 zeros and ones.*mask\.bool\(\)"),
+        ((torch.arange(40) < 20).long(), r"40 zeros and ones.*training_labels"),
+        ([1] + [0] * 39, r"40 zeros and ones.*training_labels"),
         ([True, 13, 14], "True"),
+        ([torch.tensor(True), torch.tensor(13)], "True"),
+        ([np.True_, np.int64(13)], "True"),
         ({12, 13}, "set"),
         ("abc", "str"),
         (["12", "13"], "list"),
@@ -598,6 +602,19 @@ def test_what_is_neither_positions_nor_a_mask_is_refused(cifar10, indices, messa
     dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
     with pytest.raises(ValueError, match=message):
         dm.select(indices)
+
+
+def test_two_images_are_repeated_at_will_and_masked_training_images_are_selected_as_told(cifar10):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10)
+    two = dm.training_labels()[1][:2].tolist()
+    dm.select(two * 40)
+    assert sorted(set(parts(dm.train_dataloader())[2].tolist())) == two
+    mask = (torch.arange(40) < 5).long()
+    dm.select(positions := dm.training_labels()[1][mask.bool()])
+    assert sorted(parts(dm.train_dataloader())[2].tolist()) == positions.tolist()
+    every = data.CIFAR10DataModule(str(cifar10), val_size=0)
+    every.select([0, 1] * 32)  # not as many as there are images
+    assert len(parts(every.train_dataloader())[2]) == 64
 
 
 def test_folders_deliver_selected_weights_too(folders):

@@ -128,6 +128,17 @@ def test_a_file_of_a_few_bytes_is_no_checkpoint(content, tmp_path):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
+def test_an_archive_that_claims_further_parts_is_reported(good, tmp_path):
+    """A resumed training then goes on from another checkpoint, as after any ValueError."""
+    path = written(good, tmp_path)
+    content = bytearray(path.read_bytes())
+    at = content.rfind(b"PK\x06\x07")
+    content[at + 16 : at + 20] = b"\2\0\0\0"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is not a checkpoint"):
+        read_checkpoint(path)
+
+
 def test_an_archive_that_grows_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", b"\x80\x02" + b"N0" * 5_000_000 + b".")

@@ -732,6 +732,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.loader_maker(HOLLOW),
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
+        lambda: internals.flushes_every(HOLLOW),
         lambda: cli_internals.go_on_in_folder(HOLLOW, "version_0"),
         lambda: cli_internals.CommandLineInternals(),
     ],

@@ -1,5 +1,6 @@
 """A checkpoint resumes with the optimizer and scheduler that it was trained with; other states are refused."""
 
+import math
 import re
 from functools import partial
 
@@ -101,6 +102,31 @@ def test_a_state_that_lacks_what_the_optimizer_needs_is_refused(tmp_path):
     del checkpoint["optimizer_states"][0]["state"][0]["exp_avg"]
     torch.save(checkpoint, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"Adam.* exp_avg "):
+        fit(tmp_path, 2, tmp_path / "x.ckpt", optimizer=torch.optim.Adam)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("param_groups", 0, "params", 1), -1),
+        (("param_groups", 0, "params", 1), 0),
+        (("param_groups", 0, "params", 1), torch.zeros(0)),
+        (("param_groups", 0, "betas"), ("../etc", 0.9)),
+        (("state", 0, "step"), torch.tensor(-math.inf)),
+        (("state", 0, "step"), torch.tensor(-1.0)),
+        (("state", 0, "exp_avg", 0), math.nan),
+    ],
+    ids=lambda of: ".".join(map(str, of)) if isinstance(of, tuple) and of[0] in ("state", "param_groups") else str(of),
+)
+def test_a_state_that_no_optimizer_has_is_refused(place, value, tmp_path):
+    checkpoint = saved(tmp_path, optimizer=torch.optim.Adam)
+    *above, last = place
+    parent = checkpoint["optimizer_states"][0]
+    for key in above:
+        parent = parent[key]
+    parent[last] = value
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"optimizer_states\."):
         fit(tmp_path, 2, tmp_path / "x.ckpt", optimizer=torch.optim.Adam)
 
 

@@ -111,7 +111,7 @@ def test_a_memory_that_another_number_of_ranks_cannot_use_is_told(name, findings
         (zero["told"][name], 1, 2),
         (ranks.told_on_resuming(name, findings["folder"] / f"{name}.ckpt"), 2, 1),
     ):
-        says = f"the checkpoint holds delta of {before} ranks, and this training has {now}: they start anew; resume on "
+        says = f"the checkpoint holds delta of {before} ranks, and this training has {now}: they are reset; resume on "
         assert [one.startswith(says) for one in told] == [True] * (name in ranks.BOUND_TO_RANKS), told
 
 

@@ -76,7 +76,9 @@ def test_the_new_method_trains_and_counts_what_it_has_seen(tmp_path):
     module = scope["MixedAT"](net=TinyNet(), num_classes=CLASSES, attack=ATTACK)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(module, TinyData())
-    assert {"train/loss", "train/acc/clean", "train/acc/robust"} <= run.callback_metrics.keys()
+    assert {"train/loss", "train/acc/clean", "train/acc/robust", "train/ce/clean"} <= run.callback_metrics.keys()
+    with pytest.raises(ValueError, match="share=2"):
+        scope["MixedAT"](net=TinyNet(), num_classes=CLASSES, attack=ATTACK, share=2)
 
 
 def test_the_two_by_two_crosses_rate_and_precision_and_nothing_else(capsys):

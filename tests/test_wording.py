@@ -33,14 +33,17 @@ from lit_robust.analysis.surface import surface
 from lit_robust.attacks import (
     BPDA,
     FGSM,
+    GAMAFW,
     GAMAPGD,
     PGD,
     RFGSM,
     AutoAttack,
+    CurriculumFGSM,
     CurriculumPGD,
     FastLPA,
     FriendlyPGD,
     NuclearNorm,
+    ReColor,
     StAdv,
     TargetedPGD,
 )
@@ -51,6 +54,7 @@ from lit_robust.callbacks import (
     AdversarialExamples,
     AdversarialTraining,
     AttributeRamp,
+    Bound,
     CatastrophicOverfittingMonitor,
     CoresetSelection,
     DelayedStart,
@@ -105,7 +109,7 @@ from lit_robust.defenses import (
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
 from lit_robust.limits import Limits
-from lit_robust.measures.examples import craft
+from lit_robust.measures.attacked_examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.runs import load_any, load_weights
 from lit_robust.schedules import (
@@ -115,10 +119,12 @@ from lit_robust.schedules import (
     CyclicStep,
     Linear,
     MultiStep,
+    PerEpoch,
     PeriodicCosine,
     PiecewiseLinear,
     Product,
     Schedule,
+    drops,
 )
 from lit_robust.selection import (
     CRAIG,
@@ -493,10 +499,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: GeneralizationGap(attack="pgd"), "attack='pgd' is not an attack: *"),
     (lambda: PGDDrop(PGD), "attack=PGD is a class: write PGD(...)."),
-    (lambda: PGDDrop(threshold="0.2"), "threshold='0.2' must be a finite number."),
-    (lambda: FGSMGap(margin=None), "margin=None must be a finite number."),
-    (lambda: AbnormalRise(rise="0.1"), "rise='0.1' must be a finite number."),
-    (lambda: GradientCosineDrop(factor="0.5"), "factor='0.5' must be a finite number."),
+    (lambda: PGDDrop(threshold="0.2"), "threshold='0.2' must be a finite number, at least 0 and at most 1."),
+    (lambda: FGSMGap(margin=None), "margin=None must be a finite number, at least 0 and at most 1."),
+    (lambda: AbnormalRise(rise="0.1"), "rise='0.1' must be a finite number, at least 0 and at most 1."),
+    (lambda: GradientCosineDrop(factor="0.5"), "factor='0.5' must be a finite number, at least 0 and at most 1."),
     (lambda: LinearityErrorSpike(history=2.5), "history=2.5 must be an integer, at least 0."),
     (
         lambda: CatastrophicOverfittingMonitor(rule="fgsm"),
@@ -554,7 +560,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: CurriculumPGD(psi=FOSC(), lam=1, targeted=True),
         "a curriculum measures how difficult the true label is: set targeted=False, or use PGD.",
     ),
-    (lambda: CurriculumPGD(psi=FOSC(), lam=math.nan), "lam=nan bounds nothing: give a number."),
+    (lambda: CurriculumPGD(psi=FOSC(), lam=math.nan), "lam=nan must be a number."),
     (
         lambda: FriendlyPGD(momentum=0.9),
         "FriendlyPGD stops samples by a rule of its own: leave out momentum, or use PGD.",
@@ -994,12 +1000,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: fit(build(Natural), AdversarialTraining(ATTACK)),
         "Natural finds adversarial images itself (it has perturb), and AdversarialTraining would attack them once "
-        "more: leave this callback out, or train a module that knows nothing of attacks.",
+        "more: leave this callback out, or train a module that does not attack.",
     ),
     (
         lambda: fit(Driven(), AdversarialTraining(ATTACK)),
-        "Driven has an attribute adversarial of its own, by which other callbacks would drive AdversarialTraining: "
-        "rename it.",
+        "Driven has an attribute adversarial of its own, but other callbacks drive AdversarialTraining through this "
+        "name: rename it.",
     ),
     (
         lambda: fit(User(), AdversarialTraining(ATTACK), AdversarialTraining(ATTACK)),
@@ -1009,8 +1015,27 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: fit(User(), RobustAccuracy({"a": ATTACK}), RobustAccuracy({"b": ATTACK})),
         "two RobustAccuracy callbacks would log the same rows: give all attacks to one.",
     ),
-    (lambda: RobustAccuracy([ATTACK]), 'attacks is a list: give attacks by name, {"pgd20": PGD(steps=20)}.'),
+    (
+        lambda: RobustAccuracy([1]),
+        'attacks=[1] must be of type Mapping: give attacks by name, {"pgd20": PGD(steps=20)}.',
+    ),
     (lambda: RobustAccuracy({}), 'attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.'),
+    (
+        lambda: RobustAccuracy({"a": ATTACK}, test_attacks="x"),
+        "test_attacks='x' must be of type Mapping: give attacks by name, {\"pgd20\": PGD(steps=20)}.",
+    ),
+    (
+        lambda: RobustAccuracy({"a": ATTACK}, test_attacks={}),
+        'test_attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.',
+    ),
+    (
+        lambda: build(PGDAT, test_attacks={}),
+        'test_attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.',
+    ),
+    (
+        lambda: build(PGDAT, val_attack=0),
+        "val_attack=0 is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).",
+    ),
     (
         lambda: RobustAccuracy({"clean": ATTACK}),
         'attacks names an attack "clean", as a row of every table is called: rename it.',
@@ -1402,7 +1427,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: raised(cannot_write("a.txt", OSError(28, "No space left on device"))),
         "a.txt cannot be written (No space left on device): free some space or choose another folder for "
-        "the run (save_dir of trainer.logger); what was there before is whole.",
+        "the run (save_dir of trainer.logger); the previous file is intact.",
     ),
     (
         lambda: pictures("train/cat/1.png"),
@@ -1424,7 +1449,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: pictures("train/cat/boxes.txt"),
-        "photos: files that are not used, as they are no images: 1, photos/train/cat/boxes.txt the first.",
+        "photos: files that are not used, as they are not images: 1, photos/train/cat/boxes.txt the first.",
     ),
     (
         lambda: pictures("train/cat/1.gif", content=frames()),
@@ -1439,6 +1464,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "nowhere/train has no class folders: it must hold one folder of images for each class.",
     ),
     # Selections and draws.
+    (
+        lambda: DigitsDataModule(val_size=100).select(torch.arange(1300).lt(100).long()),
+        "select() got 1300 zeros and ones, as many as there are images, so they are a mask, which it would take for "
+        "positions: give training_labels()[1][mask.bool()].",
+    ),
     (
         lambda: DigitsDataModule(val_size=0).select([True] * 40),
         "select() got a mask of shape (40,), but the training set has 1400 images, those that are held out "
@@ -1650,7 +1680,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: selects(normalize="subset", resample=False),
-        'normalize="subset" divides weighted losses, but User is no Defense and has its own loss: leave '
+        'normalize="subset" divides weighted losses, but User is not a Defense and has its own loss: leave '
         'normalize="batch".',
     ),
     (
@@ -1710,7 +1740,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: resumed(then=torch.optim.AdamW),
         "the checkpoint was trained with the optimizer Adam, and this training has AdamW: resume with model.optimizer "
-        "Adam, or begin anew with load_net.",
+        "Adam, or start a new run with load_net.",
     ),
     (
         lambda: resumed(then=partial(torch.optim.Adam, amsgrad=True)),
@@ -1726,13 +1756,15 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: resumed(lr_scheduler=partial(ExponentialLR, gamma=0.9), now=partial(StepLR, step_size=1)),
-        "the checkpoint was trained with ExponentialLR, and this training has StepLR, which would begin anew: resume "
-        "with the lr_scheduler of the config.yaml beside the checkpoint's folder, or begin anew with load_net.",
+        "the checkpoint was trained with ExponentialLR, and this training has StepLR, which would start "
+        "from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or start "
+        "a new run with load_net.",
     ),
     (
         lambda: resumed(now=partial(StepLR, step_size=1)),
-        "the checkpoint was trained with no torch scheduler, and this training has StepLR, which would begin anew: "
-        "resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or begin anew with load_net.",
+        "the checkpoint was trained with no torch scheduler, and this training has StepLR, which would start "
+        "from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or start "
+        "a new run with load_net.",
     ),
     (
         lambda: state_of_adam(lambda state: state["state"][0].pop("exp_avg")),
@@ -1749,7 +1781,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "the checkpoint is broken: lr_schedulers is a list, but it must be a list of at most one scheduler's state; "
         "use an earlier one.",
     ),
-    (lambda: sections(epoch=-1), "a.ckpt is broken: its epoch is -1, which is no count; use an earlier one."),
+    (lambda: sections(epoch=-1), "a.ckpt is broken: its epoch is -1, which is not a count; use an earlier one."),
     (
         lambda: sections(lit_robust={"rows": 5}),
         "a.ckpt is broken: its section lit_robust.rows is 5, but it must be *; use an earlier one.",
@@ -1767,9 +1799,129 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     # Schedules.
     (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values: each needs exactly one."),
     (lambda: Cosine(1, 0, 30, 5), "end=5.0 must come after begin=30.0; for a jump use a Staircase."),
-    (lambda: Linear(0, math.nan, 0, 5), "stop=nan is not a number."),
-    (lambda: Cyclic(None, 5), "up=None is not a number."),
-    (lambda: Product([0.5]), "0.5 is not a Schedule."),
+    (
+        lambda: Linear(0, math.nan, 0, 5),
+        "stop=nan must be a finite number: write it as 30, 0.1 or 8/255.",
+    ),
+    (lambda: Linear(math.inf, 0, 0, 5), "start=inf must be a finite number: write it as 30, 0.1 or 8/255."),
+    (lambda: Linear([], 0, 0, 5), "start=[] must be a finite number: write it as 30, 0.1 or 8/255."),
+    (lambda: Cyclic(None, 5), "up=None must be a finite number: write it as 30, 0.1 or 8/255."),
+    (lambda: MultiStep([30, None]), "milestones[1]=None must be a finite number: write it as 30, 0.1 or 8/255."),
+    (
+        lambda: PeriodicCosine(-1, 0.6, 0.4, [10]),
+        "low=-1 must be a finite number, at least 0: write it as 30, 0.1 or 8/255.",
+    ),
+    (
+        lambda: CyclicMomentum(5, 5, until=None),
+        "until=None must be a number: write it as 30, 0.1 or 8/255.",
+    ),
+    (
+        lambda: Product([0.5]),
+        "schedules[0]=0.5 must be of type Schedule: give one of lit_robust.schedules.",
+    ),
+    (lambda: PerEpoch(3), "schedule=3 must be of type Schedule: give one of lit_robust.schedules."),
+    (lambda: drops(None, 3), "schedule=None must be of type Schedule: give one of lit_robust.schedules."),
+    (lambda: drops(MultiStep([2]), None), "epochs=None must be an integer, at least 0."),
+    # Values that used to fail deep inside, or to mean nothing.
+    (
+        lambda: build(NuAT, attack=ONE_STEP, two_step=3.5),
+        "two_step=3.5 must be of type Trigger: give a rule of lit_robust.defenses.hybrid.",
+    ),
+    (
+        lambda: build(NuAT2, attack=ONE_STEP, attack_average=-1),
+        "attack_average=-1 must be of type str: give the name of an average of EMAWeights.",
+    ),
+    (
+        lambda: build(FastAT, attack=ONE_STEP, alpha=[]),
+        "alpha=[] is not a magnitude: write a number >= 0 or a fraction such as 8/255.",
+    ),
+    (
+        lambda: build(HSAT, psi=0),
+        "psi=0 must be of type Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT.",
+    ),
+    (
+        lambda: nets.Net(None, nn.Linear(4, 2)),
+        "body=None must be of type Module: give what turns images into rows, such as an nn.Sequential.",
+    ),
+    (
+        lambda: nets.Net(nn.Flatten(), "x"),
+        "head='x' must be of type Module: give nn.Linear(features, classes).",
+    ),
+    (
+        lambda: nets.Net(nn.Flatten(), nn.Linear(4, 2), in_channels="x"),
+        "in_channels='x' must be an integer, at least 1.",
+    ),
+    (lambda: nets.digits_cnn(width=None), "digits_cnn's width=None must be an integer, at least 1."),
+    (lambda: nets.digits_cnn(width=True), "digits_cnn's width=True must be an integer, at least 1."),
+    (lambda: nets.fast_cnn(image_size=3.5), "fast_cnn's image_size=3.5 must be an integer, at least 1."),
+    (lambda: nets.vgg16(in_channels=math.nan), "vgg16's in_channels=nan must be an integer, at least 1."),
+    (
+        lambda: nets.wide_resnet28_10(width="x"),
+        "wide_resnet28_10's width='x' must be an integer, at least 1.",
+    ),
+    (lambda: nets.timm_net(image_size="x"), "timm_net's image_size='x' must be an integer, at least 1."),
+    (
+        lambda: GAMAPGD(drops=3),
+        "drops=3 must be of type list or tuple: give shares of the steps, such as (0.6, 0.85).",
+    ),
+    (
+        lambda: GAMAFW(drops=[]),
+        "drops=[] is empty: give shares of the steps, such as (0.6, 0.85).",
+    ),
+    (
+        lambda: ReColor(grid=3),
+        "grid=3 must be of type list or tuple: give the nodes along L*, u* and v*, such as (16, 32, 32).",
+    ),
+    (
+        lambda: ReColor(grid=[16, 32]),
+        "grid=[16, 32] has 2 numbers: give the nodes along L*, u* and v*, such as (16, 32, 32).",
+    ),
+    (
+        lambda: ReColor(eps=3.5),
+        "eps=3.5 must be a finite number, at most 1: the axes of CIELUV are scaled to [0, 1].",
+    ),
+    (lambda: StAdv(eps=3.5), "eps=3.5 must be a finite number, at most 2: the image spans [-1, 1]."),
+    (
+        lambda: NuclearNorm(loss="x"),
+        "loss='x' is not a function: give one such as lit_robust.losses.ce, or None for the norm alone.",
+    ),
+    (
+        lambda: CurriculumFGSM(lam=math.inf),
+        "lam=inf must be a finite number, at most 1: psi is a difference of probabilities.",
+    ),
+    (lambda: Bound("x"), "eps='x' must be a finite number, at least 0: it is the radius around an image."),
+    (lambda: Bound(0.1, 3), 'norm="3" is unknown: choose linf or l2.'),
+    (lambda: DelayedStart(monitor=None), "monitor=None must be of type str: give the loss's name, train/loss."),
+    (lambda: DelayedStart(monitor=""), 'monitor="" is empty: give the loss\'s name, train/loss.'),
+    (lambda: FGSMGap(margin=-1), "margin=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: AbnormalRise(rise=-1), "rise=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: GradientCosineDrop(factor=-1), "factor=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: CrossEntropySplit(change=-1), "change=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: LinearityErrorSpike(sigmas=-1), "sigmas=-1 must be a finite number, at least 0."),
+    (lambda: PGDDrop(threshold=20), "threshold=20 must be a finite number, at least 0 and at most 1."),
+    (
+        lambda: EMAWeights(extra={3: 0.9}),
+        'a name in extra=3 must be of type str: give decays by name, {"fast": 0.99}.',
+    ),
+    (
+        lambda: AdversarialExamples(ATTACK, x=[]),
+        "x=[] must be of type int or str: give an index, a key or the name of a field, or a path of them such as "
+        '"views.0".',
+    ),
+    (
+        lambda: AdversarialExamples(ATTACK, y=True),
+        "y=True is not a place of a batch: give an index, a key or the name of a field, or a path of them such as "
+        '"views.0".',
+    ),
+    (
+        lambda: AdversarialExamples(ATTACK, net=3),
+        'net=3 must be of type str: give the path of a sub-module, such as "model".',
+    ),
+    (
+        lambda: adapt(x=Y.float()),
+        "x=0 finds a tensor of shape (8,) instead of images: give an index, a key or the name of a field, or a path "
+        'of them such as "views.0".',
+    ),
     (lambda: PeriodicCosine(0.5, 0.6, 0.4, [10]), "low=0.5 must not exceed high=0.6 or cap=0.4."),
     (lambda: PeriodicCosine(0, 0.6, 0.4, [0, 10]), "ends=[0.0, 10.0] must be above 0, where the first cycle begins."),
     (lambda: CyclicStep(20, 20, 40), "until=40.0 must come before the triangle ends at 40.0."),

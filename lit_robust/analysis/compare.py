@@ -98,10 +98,10 @@ def compare(
         reference: The method against which the saved time, or the saved passes, are stated.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal by which a
-            stopped run continues.
+        out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal that lets
+            a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and pictures are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, the best method first.

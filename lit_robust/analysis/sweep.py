@@ -62,9 +62,9 @@ def sweep(
             with eps.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of sweep_<over>.csv and .png, and of the journal by which a stopped sweep continues.
+        out: The folder of sweep_<over>.csv and .png, and of the journal that lets a stopped sweep continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table.

@@ -38,7 +38,7 @@ def check_batch(x: Tensor, y: Tensor) -> None:
     """Refuse images outside [0, 1], which an attack would clip, and labels that are not one from 0 on for each.
 
     Raises:
-        TypeError: If either is no tensor.
+        TypeError: If either is not a tensor.
         ValueError: With the range found and what to do about it.
     """
     require.instance("x", x, Tensor, "give a tensor of images (N, C, H, W)")
@@ -77,7 +77,7 @@ def first_logits_checked(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]
                 )
         return logits
 
-    # A hook on a compiled net would compile it anew.
+    # A hook on a compiled net would compile it again.
     handle = None if is_compiled(net) else net.register_forward_hook(check)
     try:
         yield

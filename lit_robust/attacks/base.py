@@ -61,8 +61,8 @@ class Attack(ABC):
             x and the result: ``(N, C, H, W)`` float32 in [0, 1];  y: ``(N,)`` int64.
 
         Raises:
-            TypeError: If images or labels are no tensors.
-            ValueError: If pixels leave [0, 1], a label is none of the net's classes, or the net returns no logits.
+            TypeError: If images or labels are not tensors.
+            ValueError: If pixels leave [0, 1], a label is not one of the net's classes, or the net returns no logits.
         """
 
     @property
@@ -110,7 +110,7 @@ def arguments_of(attack: Any) -> dict[str, Any]:
 def step_length(eps: float, step_size: float | None, steps: int) -> float:
     """The length of a step: ``step_size`` if it is given, otherwise ``2.5 eps / steps``, at most ``eps``.
 
-    So the steps can cross the ball whatever eps is, with a margin; Madry et al. (arXiv:1706.06083) choose it in this
+    So the steps can cross the ball at every eps, with a margin; Madry et al. (arXiv:1706.06083) choose it in this
     way where they vary eps.
     """
     return min(2.5 * eps / max(steps, 1), eps) if step_size is None else step_size
@@ -145,7 +145,7 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def check_is_attack(name: str, attack: Attack) -> None:
-    """Refuse what is no attack; a targeted one is allowed.
+    """Refuse what is not an attack; a targeted one is allowed.
 
     Raises:
         TypeError: If it cannot be called, or is a class.

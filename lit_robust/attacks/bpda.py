@@ -59,8 +59,8 @@ class BPDA(Attack):
             raise TypeError(
                 f"forward={shown(self.forward)} is not a step: give a layer's name, or a function of images."
             )
-        if self.substitute is not None and not callable(self.substitute):
-            raise TypeError(f"substitute={shown(self.substitute)} is not a function: leave it out for the identity.")
+        if self.substitute is not None:
+            require.function("substitute", self.substitute, "leave it out for the identity")
 
     @property
     def eps(self) -> float | None:

@@ -73,7 +73,7 @@ class ParameterAttack(Attack):
         return found
 
     def exactly(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Transform the images in float32, whatever precision the net runs in."""
+        """Transform the images in float32, also if the net runs in another precision."""
         with torch.autocast(x.device.type, enabled=False):
             return self.transform(x, parameters)
 

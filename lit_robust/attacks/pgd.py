@@ -14,7 +14,6 @@ from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, li
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
-from lit_robust.shown import shown
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
@@ -107,8 +106,7 @@ class PGD(Attack):
         require.flags(**{one.name: getattr(self, one.name) for one in fields(self) if one.type is bool})
         require.integer("restarts", self.restarts, least=1)
         require.integer("eot", self.eot, least=1)
-        if not callable(self.loss):
-            raise TypeError(f"loss={shown(self.loss)} is not a function: give one such as lit_robust.losses.ce.")
+        require.function("loss", self.loss, "give one such as lit_robust.losses.ce")
         require.number("momentum", self.momentum, least=0)
         if self.loss is losses.kl and self.compare_with == "label":
             raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.batch import SHORT, Batch
-from lit_robust.callbacks.batch_paths import Key, exchanged, path_of, tensor_at
+from lit_robust.callbacks.batch_paths import REMEDY, Key, check_key, exchanged, path_of, tensor_at
 from lit_robust.callbacks.needs import net_of, parts_of
 from lit_robust.first_batch import (
     a_row_for_each_image,
@@ -43,7 +43,8 @@ class Adapter:
         std: What it then divides them by.
 
     Raises:
-        TypeError: If ``mean`` or ``std`` is no number, nor a list of numbers.
+        TypeError: If ``mean`` or ``std`` is neither a number nor a list of numbers, ``x`` or ``y`` is not an index, key
+            or path, or ``net`` is not a path.
         ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
@@ -56,6 +57,10 @@ class Adapter:
         std: Channels | None = None,
     ) -> None:
         require.statistics(mean, std)
+        for name, key in (("x", x), ("y", 0 if y is None else y)):
+            check_key(name, key)
+        if net is not None:
+            require.text("net", net, 'give the path of a sub-module, such as "model"')
         self.x = x
         self.y = y
         self.net = net
@@ -65,7 +70,7 @@ class Adapter:
         self._unpack = False
         self._folded = FoldedNet()
         self._unchecked_in_training = True
-        #: Those of the pixels; and of the labels, once they are known to be classes.
+        #: Range checks of the pixels, and of the labels once they are known to be class indices.
         self.limits = Limits(None, reduce=None)
 
     def pixels(self, batch: Any) -> Tensor:
@@ -108,7 +113,7 @@ class Adapter:
         return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
     def within_classes(self, y: Tensor) -> Tensor:
-        """The labels with those that ``check_range`` will refuse replaced, so that no kernel fails before."""
+        """The labels, those that ``check_range`` refuses replaced so that no CUDA kernel fails before the check."""
         return self.limits.within(y)
 
     def users_net(self, module: LightningModule) -> nn.Module:
@@ -119,7 +124,7 @@ class Adapter:
         """The pixels and class labels of a batch, with weights 1 and indices -1 unless it is a ``Batch``.
 
         Raises:
-            ValueError: If its labels are no classes, or a pixel or label is out of range.
+            ValueError: If its labels are not classes, or a pixel or label is out of range.
         """
         self.watch(batch)
         self.check_range()
@@ -142,6 +147,8 @@ class Adapter:
                 logits for them.
         """
         x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
+        if x.ndim < 2:
+            raise ValueError(f"x={self.x!r} finds a tensor of shape {tuple(x.shape)} instead of images: {REMEDY}.")
         channels = x.shape[1] if x.ndim > 1 else 1
         require.statistics(list(self.mean), list(self.std), (1, channels), f"images of {channels} channels")
         if y is not None:

@@ -174,11 +174,11 @@ def _check_not_attacked(module: LightningModule) -> None:
     if callable(getattr(module, "perturb", None)):
         raise ValueError(
             f"{name} finds adversarial images itself (it has perturb), and AdversarialTraining would attack them once "
-            "more: leave this callback out, or train a module that knows nothing of attacks."
+            "more: leave this callback out, or train a module that does not attack."
         )
     for one in ADDED:
         if hasattr(module, one):
             raise ValueError(
-                f"{name} has an attribute {one} of its own, by which other callbacks would drive AdversarialTraining: "
-                "rename it."
+                f"{name} has an attribute {one} of its own, but other callbacks drive AdversarialTraining through this "
+                "name: rename it."
             )

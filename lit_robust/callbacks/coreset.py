@@ -1,4 +1,4 @@
-"""Adversarial coreset selection: training on a weighted subset that is chosen anew every few epochs."""
+"""Adversarial coreset selection: training on a weighted subset that is chosen again every few epochs."""
 
 import math
 import time
@@ -119,13 +119,13 @@ class CoresetSelection(Callback):
         self._used = 0
         #: The relative error of the coreset's gradient; None if the selector reads none, or if it is not finite.
         self.error: float | None = None
-        #: Whether the epoch's coreset is still to be chosen, by the last turn of the epoch before.
+        #: Whether the epoch's coreset is still to be chosen, by ``LastTurn`` at the end of the previous epoch.
         self._pending = False
-        #: The epochs done by a run that is resumed here and had no coreset; None in every other run.
+        #: Epochs finished before resuming a run without a coreset, else None.
         self._joined: int | None = None
         self._resumed, self._weighted = False, False
 
-    # When.
+    # Timing.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what is trained on, and forget an earlier fit; a checkpoint is loaded after this."""
@@ -164,7 +164,7 @@ class CoresetSelection(Callback):
     def _go_on(self, trainer: Trainer, module: LightningModule) -> None:
         """Select for the epoch that comes next, when other callbacks and the module have ended the one before."""
         if coreset_checks.is_over(trainer, self.epoch):
-            return  # what is pending is so in a checkpoint, too
+            return  # a pending selection is saved as pending
         if self._pending:
             self._pending = False
             self._select(trainer, module)
@@ -208,7 +208,7 @@ class CoresetSelection(Callback):
         self.epoch = epoch
         self._pending = epoch >= warm and (self.coreset is None or self.plan.is_due(epoch, trainer.max_epochs))
 
-    # What.
+    # Selection.
 
     def _select(self, trainer: Trainer, module: LightningModule) -> None:
         begun, epoch, trial = time.perf_counter(), self.epoch, is_trial(trainer)

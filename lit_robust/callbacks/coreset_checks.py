@@ -1,11 +1,11 @@
-"""What a training must be so that its coresets have an effect and batches; all is told before the first selection."""
+"""Checks, before the first selection, that coresets take effect and fill at least one batch."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -48,15 +48,15 @@ def check_data(trainer: Any, sampler: CoresetSampler | None) -> None:
 
 
 def check_weighted(module: LightningModule, sampler: CoresetSampler | None, normalize: str) -> None:
-    """Refuse a division of weighted losses where weights do not reach the loss, and weights that no batch holds.
+    """Refuse ``normalize="subset"`` where weights do not reach the loss, and weights missing from the batches.
 
     Raises:
         ValueError: If there is one.
     """
     draws = sampler is not None and sampler.resample
     if normalize == "subset" and (draws or not weights_its_loss(module)):
-        name = type(module).__name__
-        why = "CoresetSampler draws images by their weights" if draws else f"{name} is no Defense and has its own loss"
+        why = f"{type(module).__name__} is not a Defense and has its own loss"
+        why = "CoresetSampler draws images by their weights" if draws else why
         raise ValueError(f'normalize="subset" divides weighted losses, but {why}: leave normalize="batch".')
     if sampler is not None and leaves_weights(module, sampler):
         with isolate_rng():
@@ -131,7 +131,7 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
 
 
 def check_batches(trainer: Any, epochs: Epochs, size: int, what: str) -> None:
-    """Refuse a coreset of which an epoch would have no batch, or too few for a validation.
+    """Refuse a coreset with which an epoch would have no batch, or too few for a validation.
 
     Args:
         trainer: Its limits and ranks count.
@@ -142,8 +142,7 @@ def check_batches(trainer: Any, epochs: Epochs, size: int, what: str) -> None:
     Raises:
         ValueError: If there is none, or no validation would come.
     """
-    share = math.ceil(size / trainer.world_size)
-    number = share // epochs.batch_size if epochs.drop_last else math.ceil(share / epochs.batch_size)
+    number, trained = _batches(trainer, epochs, size)
     limit, ranks = trainer.limit_train_batches, f" on {trainer.world_size} ranks" if trainer.world_size > 1 else ""
     of = f"{what} of {epochs.images} images leaves {size}{ranks}"
     if number == 0:
@@ -151,7 +150,6 @@ def check_batches(trainer: Any, epochs: Epochs, size: int, what: str) -> None:
             f"{of}, fewer than one batch of batch_size={epochs.batch_size} with drop_last=True, so that an epoch would "
             "have no batch: take a smaller batch_size, a larger fraction, or drop_last=False."
         )
-    trained = min(number, limit) if isinstance(limit, int) else int(number * limit)
     if trained == 0 and limit:
         raise ValueError(
             f"{of} in {number} batches, of which limit_train_batches={limit} is none: set it to at least "
@@ -175,6 +173,31 @@ def check_plan(trainer: Any, plan: Plan, epochs: Epochs) -> None:
     least = plan.smallest(trainer.max_epochs)
     what = f"{plan.name(least)}={plan.share(least):g}"
     check_batches(trainer, epochs, plan.budget(least, epochs.images), what)
+    tell_of_total_steps(trainer, plan, epochs)
+
+
+def _batches(trainer: Any, epochs: Epochs, size: int) -> tuple[int, int]:
+    """The number of batches of an epoch on ``size`` images, and how many of them are trained on."""
+    share, limit = math.ceil(size / trainer.world_size), trainer.limit_train_batches
+    number = share // epochs.batch_size if epochs.drop_last else math.ceil(share / epochs.batch_size)
+    return number, min(number, limit) if isinstance(limit, int) else int(number * limit)
+
+
+def tell_of_total_steps(trainer: Any, plan: Plan, epochs: Epochs) -> None:
+    """Warn of torch schedulers, such as ``OneCycleLR``, that are made for more steps than the coresets leave."""
+    if (last := trainer.max_epochs or -1) < 1:
+        return
+    whole, first = plan.starts(last)
+    chosen = [plan.budget(plan.selected(epoch, last), epochs.images) for epoch in range(first, last)]
+    steps = sum(_batches(trainer, epochs, size)[1] for size in [epochs.images] * whole + chosen)
+    for config in trainer.lr_scheduler_configs:
+        total = getattr(config.scheduler, "total_steps", None)
+        if config.interval == "step" and isinstance(total, int) and total > steps:
+            rank_zero_warn(
+                f"{type(config.scheduler).__name__} is made for total_steps={total}, but the coresets leave {steps} "
+                f"steps in {last} epochs, so its rate stops short: set total_steps={steps}, or give a Defense a "
+                "Schedule."
+            )
 
 
 def is_over(trainer: Any, epoch: int) -> bool:

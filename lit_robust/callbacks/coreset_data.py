@@ -147,7 +147,7 @@ def forget_weights(module: Any) -> None:
 
 
 def check_sampler(sampler: CoresetSampler | None, selector: Selector) -> None:
-    """Refuse what is no sampler, and a selector that asks for classes, which are read with gradients only.
+    """Refuse what is not a CoresetSampler, and by-class selection without gradients, where labels are not read.
 
     Raises:
         TypeError: If it is neither None nor a ``CoresetSampler``.

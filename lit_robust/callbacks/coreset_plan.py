@@ -41,8 +41,13 @@ class Plan:
         return warm_start(self.share, self.warm, epochs or -1)
 
     def is_due(self, epoch: int, epochs: int | None) -> bool:
-        """Whether the coreset is to be chosen anew for an epoch after the warm start."""
+        """Whether the coreset is to be chosen again for an epoch after the warm start."""
         return self.every is not None and (epoch - self.starts(epochs)[1]) % self.every == 0
+
+    def selected(self, epoch: int, epochs: int | None) -> int:
+        """The epoch for which the coreset of ``epoch``, after the warm start, was chosen."""
+        _, first = self.starts(epochs)
+        return first if self.every is None else epoch - (epoch - first) % self.every
 
     def smallest(self, epochs: int | None) -> int:
         """The epoch of the selection with the smallest fraction; the first one if their number is unknown."""

@@ -72,7 +72,7 @@ class DelayedStart(Callback):
     """DAT, delayed adversarial training (Gupta, Dube and Verma, CVPRW 2020, arXiv:2002.04237), on any method.
 
         min_theta  E CE(f(x), y)                        in the epochs before s
-        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or whatever the method's objective is
+        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or the method's own objective
 
     Training switches when ``rule`` finds that the natural loss has levelled off, and at the latest when the learning
     rate drops for the first time: the first epoch with the dropped rate is adversarial. The switch happens once,
@@ -114,9 +114,8 @@ class DelayedStart(Callback):
         given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
         self._given = {name: require.integer(name, n, least=0) for name, n in given.items() if n is not None}
         self.rule = rule
-        self.latest_epoch = latest_epoch
-        self.at_epoch = at_epoch
-        self.monitor, self.mode = monitor, "min"  # it is a loss
+        self.latest_epoch, self.at_epoch = latest_epoch, at_epoch
+        self.monitor, self.mode = require.text("monitor", monitor, "give the loss's name, train/loss"), "min"
         #: The mean loss of each natural epoch.
         self.losses: list[float] = []
         #: The first adversarial epoch, once it is decided.

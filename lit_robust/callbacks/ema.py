@@ -46,7 +46,7 @@ class EMAWeights(WeightAveraging):
             ``net``.
 
     Raises:
-        TypeError: If there is no such net for ``extra``.
+        TypeError: If there is no such net for ``extra``, or one of its names is not text.
         ValueError: If a decay is not in [0, 1), another callback averages weights too, or a ``ModelCheckpoint`` saves
             weights only, which would be the live ones.
     """
@@ -69,6 +69,8 @@ class EMAWeights(WeightAveraging):
         require.integer("start_epoch", start_epoch, least=0)
         require.instance("extra", {} if extra is None else extra, dict, 'give decays by name, {"fast": 0.99}')
         self.decay = _checked("decay", decay)
+        for name in extra or {}:
+            require.text("a name in extra", name, 'give decays by name, {"fast": 0.99}')
         self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
         self.start_epoch = start_epoch
         self.net = net

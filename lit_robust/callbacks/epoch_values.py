@@ -54,7 +54,7 @@ def assign(owner: Any, path: Sequence[str], value: Any) -> Any:
         value = assign(before, rest, value)
     elif value == before and isinstance(value, int) == isinstance(before, int):  # 2 steps are not 2.0 steps
         value = before
-    if value is before:  # nothing has changed: an attack is not built and checked anew
+    if value is before:  # nothing has changed: an attack is not built and checked again
         return owner
     try:
         setattr(owner, name, value)
@@ -66,8 +66,8 @@ def assign(owner: Any, path: Sequence[str], value: Any) -> Any:
 class LastTurn(EarlyStopping):
     """Calls functions when all other callbacks, but those that write checkpoints, have had their turn.
 
-    At an epoch's end that is after the module, too, whose hook Lightning runs before two kinds of callbacks only: those
-    that write checkpoints, which must hold what is done here, and ``EarlyStopping``, so this is one of them.
+    At an epoch's end it also runs after the module's own hook. It subclasses ``EarlyStopping``, because Lightning runs
+    only checkpoint callbacks and ``EarlyStopping`` after that hook, and checkpoints must hold what is done here.
 
     Args:
         begin: Called in ``on_fit_start``.

@@ -16,7 +16,7 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.attack_checks import tell_of_short_steps
-from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.attacked_examples import craft, spread
 from lit_robust.measures.pictures import draw
 from lit_robust.runs import run_folder
 from lit_robust.whole_files import path_of, write_whole

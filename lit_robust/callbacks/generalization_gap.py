@@ -40,9 +40,9 @@ class GeneralizationGap(Callback):
 
     Both are measured in validation, with its attack, mode, precision and weights (averaged ones under ``EMAWeights``).
     With an ``attack`` it measures both itself, on any LightningModule. The training images are not augmented; their
-    robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` is no substitute: it is under the training
-    adversary, which a curriculum keeps weak, on augmented images, and with changing weights.) SAT's slides (Sitawarin
-    et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap smaller.
+    robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` does not serve for this: it is under the
+    training adversary, which a curriculum keeps weak, on augmented images, and with changing weights.) SAT's slides
+    (Sitawarin et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap smaller.
 
     A validation also attacks these training images. Nothing else changes, and there is no state to resume.
 

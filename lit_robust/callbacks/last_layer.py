@@ -1,4 +1,4 @@
-"""The gradients by which a coreset is chosen, at the adversarial images of the whole training set."""
+"""The gradients from which a coreset is chosen, at the adversarial images of the whole training set."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -101,7 +101,7 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 
 
 class Scratch:
-    """Copies of a method's memory, each as if no batch had been selected from.
+    """Copies of a method's memory, each as it was before the selection.
 
     A tensor, such as the last perturbations of a batch, is copied once, and again only where a batch has written to it.
     """
@@ -113,7 +113,7 @@ class Scratch:
         self._versions: dict[str, int] = {}
 
     def memory(self) -> Remembers | None:
-        """What the next batch may change; None if the module is no method."""
+        """What the next batch may change; None if the module is not a method."""
         if self._memory is None:
             return None
         for name, tensor in self._memory.tensors.items():
@@ -217,7 +217,7 @@ def embed(
                     net = adapter.logits_net(module)
                     head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
-            if sampler is not None:  # its items may know no position, or that in another set
+            if sampler is not None:  # its items may have no index, or one of another dataset
                 batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
             with untouched(module, net, scratch.memory()):
                 seed(device, "select", epoch, place)

@@ -1,5 +1,6 @@
 """Rules that detect catastrophic overfitting: what they measure of a net, and which change they report."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +27,9 @@ class OverfittingRule(ABC):
     A subclass is a frozen dataclass. A field that is None follows the training, whose module must have ``attack.eps``.
     """
 
+    #: The numbers from 0 to 1, such as a difference of accuracies, and those of at least 0.
+    shares: ClassVar[tuple[str, ...]] = ()
+    not_negative: ClassVar[tuple[str, ...]] = ()
     #: Whether epochs that were measured at different eps (of a ramp) may be compared.
     across_eps: ClassVar[bool] = False
 
@@ -35,7 +39,8 @@ class OverfittingRule(ABC):
             if one.type == Attack | None and value is not None:
                 check_attack(one.name, value)
             elif one.type is float:
-                require.number(one.name, value)
+                least = 0 if one.name in (*self.shares, *self.not_negative) else -math.inf
+                require.number(one.name, value, least=least, most=1 if one.name in self.shares else math.inf)
             elif one.type is int:
                 require.integer(one.name, value, least=0)
 
@@ -64,6 +69,7 @@ class PGDDrop(OverfittingRule):
         threshold: A difference of accuracies; the default is the code's, 20 percentage points.
     """
 
+    shares = ("threshold",)
     attack: Attack | None = None
     threshold: float = 0.2
 
@@ -90,7 +96,7 @@ class FGSMGap(OverfittingRule):
     """
 
     across_eps = True
-
+    shares = ("margin",)
     single_step: Attack | None = None
     attack: Attack | None = None
     margin: float = 0.3
@@ -120,6 +126,7 @@ class CrossEntropySplit(OverfittingRule):
         change: The share; 0.15 is the fall that ``CleanLossDrop`` of NuAT-H calls abnormal in half an epoch.
     """
 
+    shares = ("change",)
     attack: Attack | None = None
     change: float = 0.15
 
@@ -166,6 +173,7 @@ class GradientCosineDrop(_WithinBound):
         floor: Never fires if the previous cosine was below this, because its changes are noise then.
     """
 
+    shares = ("factor",)
     factor: float = 0.5
     floor: float = 0.1
 
@@ -197,7 +205,7 @@ class AbnormalRise(_WithinBound):
     """
 
     across_eps = True
-
+    shares = ("rise",)
     rise: float = 0.1
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
@@ -229,6 +237,7 @@ class LinearityErrorSpike(_WithinBound):
         history: The least number of earlier epochs; ELLE-A's 3 are batches.
     """
 
+    not_negative = ("sigmas",)
     sigmas: float = 2.0
     history: int = 3
 

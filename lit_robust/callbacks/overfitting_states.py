@@ -47,7 +47,7 @@ def _is_batch(values: Any) -> bool:
         return False
     integers = y.dtype == index.dtype == torch.int64 and bool((y >= 0).all())
     low, high = require.range_of(x)
-    within = low >= -require.TOLERANCE and high <= 1 + require.TOLERANCE  # False of NaN
+    within = low >= -require.TOLERANCE and high <= 1 + require.TOLERANCE  # NaN compares as False
     return integers and within and bool((weight.isfinite() & (weight >= 0)).all())
 
 

@@ -76,9 +76,10 @@ class RobustAccuracy(Callback):
         blocks: str | Path | None = None,
     ) -> None:
         require.integer("alarm_images", alarm_images, least=0)
+        _check_attacks("attacks", attacks)
+        if test_attacks is not None:
+            _check_attacks("test_attacks", test_attacks)
         self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
-        for of_split in self.attacks.values():
-            _check_attacks(of_split)
         tell_of_short_steps({**attacks, **(test_attacks or {})})
         self.adapter = Adapter(x, y, net, mean, std)
         #: What was measured last, with n and its interval, by split and name.
@@ -222,10 +223,8 @@ def _own_rows(module: LightningModule, split: str) -> set[str]:
     return set(rows_of(attacks)) if isinstance(attacks, Mapping) else set()
 
 
-def _check_attacks(attacks: Mapping[str, Attack]) -> None:
-    check_names("attacks", attacks)
-    if not attacks:
-        raise ValueError('attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.')
+def _check_attacks(argument: str, attacks: Mapping[str, Attack]) -> None:
+    check_names(argument, attacks)
     for name, attack in attacks.items():
         check_attack(name, attack)
-    check_different("attacks", attacks)
+    check_different(argument, attacks)

@@ -49,7 +49,7 @@ def skip(trainer: Trainer, first: int, end: int) -> None:
 
 
 def _step_schedulers(trainer: Trainer, epoch: int) -> None:
-    """Step torch schedulers that count epochs; plateau schedulers have nothing to judge in a skipped one."""
+    """Step torch schedulers that count epochs; plateau schedulers have no metric in a skipped epoch."""
     for config in trainer.lr_scheduler_configs:
         scheduler: Any = config.scheduler
         due = config.interval == "epoch" and (epoch + 1) % config.frequency == 0

@@ -3,10 +3,10 @@
 - Mappings merge key by key. Any other value is replaced by the later one, and so is ``test_attacks`` as a whole.
 - The same ``class_path`` merges. Another one, compared after import, replaces its node whole, so that the new class
   starts from its own defaults; what belongs to the run rather than to the class stays (``classes.KEPT``).
-- All ``callbacks+`` are appended to the last ``callbacks``, whatever the order of the files.
+- All ``callbacks+`` are appended to the last ``callbacks``, in any order of the files.
 - Flags beat files, wherever they stand on the command line.
 - ``extends: [paths]`` at the top of a file names the files that it overrides; paths are relative to the file.
-- A logger's name of ``"{folder}_{file}"`` becomes that of the file given by ``-c``, whatever file it stands in.
+- A logger's name of ``"{folder}_{file}"`` becomes that of the file given by ``-c``, also if another file contains it.
 """
 
 import os
@@ -94,7 +94,7 @@ def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str], w
             file = File(place)
         except TypeError as error:
             if os.path.exists(place):
-                raise FileNotFoundError(f"{line}, which is no regular file, or may not be read.") from error
+                raise FileNotFoundError(f"{line}, which is not a regular file, or may not be read.") from error
             raise FileNotFoundError(f"{line}, but there is no such file (paths are relative to this one).") from error
         if os.path.realpath(file) in trail:
             raise ValueError(f"{line}, which comes back to this file: remove one of the two.")

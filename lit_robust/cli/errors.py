@@ -18,7 +18,7 @@ from traceback import extract_tb, walk_tb
 from typing import Any
 
 from lit_robust.cli.classes import find_class
-from lit_robust.cli.places import check_places
+from lit_robust.cli.places import check_places, of_another_type
 from lit_robust.cli.wordings import WORDS
 from lit_robust.keywords import keywords_of
 from lit_robust.lightning_internals import fails_while_restoring
@@ -128,7 +128,7 @@ def _innermost(message: str) -> _Mistake:
     block, _, rest = _CALLABLE.sub("", message).partition("Given value: ")
     lines = [line.strip().removeprefix("- ") for line in block.splitlines()]
     told = [number for number, line in enumerate(lines) if not _TRIED.match(line)] or [0]
-    if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]]:
+    if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]] and not rest.startswith("{'class_path'"):
         told = told[1:]  # the value is of another type of the union, whose reason comes next
     of_items = [number for number in told if not lines[max(number - 1, 0)].startswith('Parser key "')]
     if simple := [number for number in of_items if re.match(r"Expected a <class '(list|dict)'>", lines[number])]:
@@ -178,6 +178,9 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"{fields['where']}{unfit}"
     if match := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
         return f"{fields['where']}{_of_another_type(match[1].strip() or mistake.value, match[2])}"
+    match = re.match(r"Not a valid subclass of (\w+)", reason)
+    if match and (path := of_another_type(_literal(mistake.value), match[1])):
+        return f"{fields['where']}{_of_another_type(path, match[1])}"
     for pattern, words in WORDS.items():
         if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
             groups = [group or "" for group in (match[0], *match.groups())]
@@ -203,14 +206,14 @@ def _unfit(value: str) -> str:
 
 
 def _of_another_type(path: str, wanted: str) -> str:
-    """What a name stands for that is no class of the type."""
+    """Why the named object is not of this type."""
     part = find_class(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
             f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or name a "
             "function of your own that calls it and is annotated so."
         )
-    return f"{path} is not of type {wanted}."
+    return f"{path} is not of type {wanted}: name a class that is."
 
 
 def _expected(mistake: _Mistake) -> str:
@@ -235,7 +238,7 @@ def naming(path: str | None) -> Iterator[None]:
     """Name the checkpoint where Lightning cannot restore it.
 
     Raises:
-        ValueError: In place of whatever Lightning or torch raises then.
+        ValueError: In place of the error that Lightning or torch raises.
     """
     try:
         yield

@@ -27,7 +27,7 @@ SECTIONS = ("trainer", "model", "data")
 
 
 def check_places(tree: Any, where: str = "") -> None:
-    """Refuse arguments beside a ``class_path`` instead of below ``init_args``, and sections that are no mappings.
+    """Refuse arguments beside a ``class_path`` instead of below ``init_args``, and sections that are not mappings.
 
     jsonargparse would try the other types that the argument may have, and say why these do not fit. A scalar in place
     of a mapping would replace what earlier files have set.
@@ -67,12 +67,13 @@ def check_places(tree: Any, where: str = "") -> None:
 
 
 def _check_part(tree: Mapping[Any, Any], where: str) -> None:
-    """Refuse a part whose class is no name, whose arguments are no mapping, or which has options without a name."""
+    """Refuse a part whose class is not a name, whose arguments are not a mapping, or with options without a name."""
     given = [tree[key] for key in BESIDE if isinstance(tree.get(key), Mapping)]
     named = [tree, *given] if where in ("", *SECTIONS) or "class_path" in tree else given
     for key in (key for options in named for key in options if not isinstance(key, str)):
         raise ValueError(
-            f"{where or 'the configuration'}: {shown(key)} is no option's name: give options by name, as name: value."
+            f"{where or 'the configuration'}: {shown(key)} is not an option's name: give options by name, as "
+            "name: value."
         )
     if not isinstance(tree.get("class_path", ""), str | None):
         raise ValueError(f"{where}: class_path={shown(tree['class_path'])} must be the name of a class, as text.")
@@ -108,7 +109,7 @@ def check_flags(words: Sequence[str]) -> None:
         if value.startswith(("[", "{")):
             try:
                 tree = parse(value, option)
-            except ValueError as error:  # what is no YAML may be a text, and is the parser's to report
+            except ValueError as error:  # what is not YAML may be a text; the parser reports it
                 if isinstance(error.__cause__, NotPlainError):
                     raise
         check_places(tree, where.rstrip("+"))
@@ -137,6 +138,16 @@ def check_weights(config: Any, flags: Sequence[str]) -> None:
             f"--weights {files['weights']} would be replaced by the weights of --ckpt_path {files['ckpt_path']}: give "
             "one of the two."
         )
+
+
+def of_another_type(value: Any, wanted: str) -> str | None:
+    """The first ``class_path`` of a part, or of a list of parts, that names something else than a ``wanted`` class."""
+    for one in value if isinstance(value, list) else [value]:
+        path = one.get("class_path") if isinstance(one, Mapping) else None
+        part = find_class(path) if isinstance(path, str) else None
+        if part is not None and wanted not in [cls.__name__ for cls in getattr(part, "__mro__", ())]:
+            return path
+    return None
 
 
 def check_section(name: str, value: Any) -> None:

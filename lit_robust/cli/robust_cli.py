@@ -120,6 +120,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Without the parent's warning about ``sys.argv``; ``main(args)`` never reads both.
         """
         assert isinstance(args, list)
+        Parser.words = args
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
         try:
             check_flags(args)

@@ -108,7 +108,7 @@ def go_on_in(run: EarlierRun, trainer: Any, checkpoint: Mapping[str, Any]) -> No
         checkpoint: Holds how many rows each logger had written.
 
     Raises:
-        ValueError: If another process trains there, or Weights & Biases is not told which run to resume.
+        ValueError: If another process trains there, or Weights & Biases does not get the id of the run to resume.
     """
     if trainer.is_global_zero:
         lock(run.folder)  # before its metrics are moved aside
@@ -136,7 +136,7 @@ def go_on_in(run: EarlierRun, trainer: Any, checkpoint: Mapping[str, Any]) -> No
 
 @contextmanager
 def nothing_left(trainer: Any, run: EarlierRun | None = None) -> Iterator[None]:
-    """Leave nothing of a run that ends by an error before there is anything to keep.
+    """Remove the folders of a run that fails before it has results.
 
     The folders that loggers have made for it are removed; an earlier run's folder is left as it was before. SIGTERM
     counts as an error from the beginning. The command alone does this: when a start fails in Python, Lightning calls no

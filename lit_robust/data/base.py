@@ -82,7 +82,7 @@ class ImageDataModule(Selectable, ABC):
         return f"{type(self).__name__}: {len(self._train)} train, {len(self._val)} val, {len(self._test)} test images"
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's instantiates whatever the file names
         cls,
         checkpoint_path: str | Path,
         map_location: None = None,
@@ -135,7 +135,7 @@ class ImageDataModule(Selectable, ABC):
         """A loader of samples of the training or the test set; ``epoch`` goes to :class:`EpochLoader`."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data, whatever the stage; later calls do nothing.
+        """Read the data, for any stage; later calls do nothing.
 
         Raises:
             FileNotFoundError: If the data are missing or broken.
@@ -162,7 +162,7 @@ class ImageDataModule(Selectable, ABC):
         return self._order(labels)[:size]
 
     def _order(self, labels: Tensor) -> Tensor:
-        """The order of unshuffled images, by which budgets are cut; overridden where files are sorted by class."""
+        """The order of unshuffled images, in which budgets are cut; overridden where files are sorted by class."""
         return torch.arange(len(labels))
 
     @property
@@ -192,7 +192,7 @@ class ImageDataModule(Selectable, ABC):
         )
 
     def plain_train_dataloader(self) -> Iterable[Batch]:
-        """All training images, not augmented and in order, whatever is selected."""
+        """All training images, not augmented and in order, also under a selection."""
         self.setup()
         return self._walk(Samples.once(self._train), train=True)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_robust.data.image_files import Findings, class_folders, is_hidden
+from lit_robust.data.image_files import Findings, class_folders
+from lit_robust.data.image_names import is_hidden
 
 
 def list_images(folder: Path, classes: list[str], known: list[str], findings: Findings) -> list[tuple[str, int]]:
@@ -36,10 +37,6 @@ def list_images(folder: Path, classes: list[str], known: list[str], findings: Fi
             "add their images."
         )
     findings.unused += [str(entry) for entry in folder.iterdir() if not is_hidden(entry.name) and not entry.is_dir()]
-    places: dict[Path, str] = {}
-    for name in classes:
-        if (first := places.setdefault((folder / name).resolve(), name)) != name:
-            rank_zero_warn(f"{folder / name} leads to the images of {first}, which get both labels: remove the link.")
     images: list[tuple[str, int]] = []
     without = []
     for label, name in enumerate(classes):
@@ -48,6 +45,10 @@ def list_images(folder: Path, classes: list[str], known: list[str], findings: Fi
         if not of_class and len(findings.faults) == faults:
             without.append(name)
         images += [(path, label) for path in of_class]
+    if shared := findings.shared():
+        link, owner = shared[0]
+        others = f" ({len(shared)} such links)" if len(shared) > 1 else ""
+        rank_zero_warn(f"{link} leads to the images of {owner}, which get both labels{others}: remove the link.")
     if without:
         raise FileNotFoundError(
             f"{folder} has classes without images, {without[0]} among them: add images, or remove these folders."

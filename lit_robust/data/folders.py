@@ -55,7 +55,7 @@ class FolderImages(Dataset[Batch]):
 
 
 class Inbox:
-    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set anew for each."""
+    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set for each."""
 
     requests: Iterator[list[Request]]
 
@@ -144,9 +144,9 @@ class FolderDataModule(ImageDataModule):
     ``test_size``, alternate between the classes.
 
     Images are BMP, GIF, JPEG, PNG, PPM, TIFF and WebP files, turned upright by their EXIF orientation; grey levels of
-    16 bits and floats in [0, 1] are rounded to 8 bits. Names that begin with a point, and ``__MACOSX``, are passed
-    over. ``setup`` reads the header of every image, and decodes all of up to 20,000, so that faults are found before
-    training.
+    16 bits and floats in [0, 1] are rounded to 8 bits. Names that begin with a point, and what tools leave behind
+    (``__MACOSX``, ``@eaDir``), are passed over. ``setup`` reads the header of every image, and decodes all of up to
+    20,000, so that faults are found before training.
 
     Args:
         base: The folder that holds ``train``.

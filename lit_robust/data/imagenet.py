@@ -18,7 +18,7 @@ from lit_robust.data.splits import hold_out
 from lit_robust.data.torchvision_sets import data_root
 from lit_robust.whole_files import path_of
 
-#: Names of the folders of a split, besides ``train``: a tree that has one without ``train`` is no plain tree.
+#: Names of the folders of a split, besides ``train``: a tree that has one without ``train`` is not a plain tree.
 _PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
@@ -81,7 +81,7 @@ class ImageFolderDataModule(FolderDataModule):
         return labels[rest], labels[test]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data, whatever the stage; say how a plain tree was split. Later calls do nothing."""
+        """Read the data, for any stage; say how a plain tree was split. Later calls do nothing."""
         new = self._selected is None
         super().setup(stage)
         if new and self._is_plain:

@@ -50,7 +50,7 @@ class EpochLoader(ABC):
         batch_size: Images per batch and rank.
         shuffle: Whether each epoch has its own order.
         drop_last: Whether to leave out a last batch that is not full.
-        in_blocks: Whether batch ``k`` is the ``k``-th block of ``batch_size`` consecutive samples whatever the number
+        in_blocks: Whether batch ``k`` is the ``k``-th block of ``batch_size`` consecutive samples for any number
             of ranks, which take turns; then the ranks' last batches differ in size. Otherwise every ``world``-th sample
             is a rank's.
         rank: The rank of this process.
@@ -156,7 +156,7 @@ class EpochLoader(ABC):
         return derive_seed(self.seed, "data", self.epoch, *place)
 
     def images_before(self, number: int) -> int | None:
-        """How many images of the set precede batch ``number`` of this rank; None if they are no block."""
+        """How many images of the set precede batch ``number`` of this rank; None if they are not a block."""
         return (number * self.world + self.rank) * self.batch_size if self.in_blocks else None
 
     def _slice(self, number: int) -> slice:

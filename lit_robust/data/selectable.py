@@ -63,7 +63,7 @@ class Selectable(LightningDataModule, ABC):
             reload_every_epoch(self.trainer)
 
     def training_labels(self) -> tuple[Tensor, Tensor]:
-        """Labels and positions ``(N,)`` of all training images, whatever is selected."""
+        """Labels and positions ``(N,)`` of all training images, also under a selection."""
         self.setup()
         return self._labels[self._train], self._train
 
@@ -88,7 +88,7 @@ class Selectable(LightningDataModule, ABC):
         if indices is not None and not choose:
             rank_zero_info(
                 f"training continues on the {len(indices)} of {len(self._train)} images that the checkpoint has "
-                "selected: to choose anew, list the callback that chose them, such as CoresetSelection."
+                "selected: to choose again, list the callback that chose them, such as CoresetSelection."
             )
 
     def _samples(self) -> Samples:

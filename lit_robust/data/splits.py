@@ -19,7 +19,7 @@ Split = Literal["random", "first", "first_per_class", "permutation_first", "perm
 
 
 def check_arguments(sizes: Mapping[str, Any], flags: Mapping[str, bool], split: Split) -> None:
-    """Refuse arguments of a data module that are not valid whatever the data; None leaves a size of a set to the data.
+    """Refuse arguments of a data module that are invalid for any data; None leaves a size of a set to the data.
 
     Raises:
         TypeError: If a flag is not a bool.

@@ -32,7 +32,7 @@ class CustomizedAT(PerImage):
         eps_i <- min(eps_i + eta, eps),  from 0, whenever the image is seen
         q_i = (1 - c eps_i) onehot(y_i) + c eps_i Dirichlet(1, ..., 1)
         x' = argmax_{|x' - x| <= eps_i}  CE(f(x'), q_i) - w eps_i max(z_y - max_{j != y} z_j + kappa, 0),     z = f(x')
-        eps_i <- eps_i - eta  where the attack failed; then q_i is drawn anew
+        eps_i <- eps_i - eta  where the attack failed; then q_i is drawn again
         min_theta  E[ CE(f(x'), q_i) + w eps_i max(max_{j != y} z_j - z_y + kappa, 0) ]
 
     As in the authors' code (version 2), which uses ``PGD(eps=0.035, step_size=0.007, steps=10, init="zero")``:

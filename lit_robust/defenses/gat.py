@@ -93,7 +93,7 @@ class GAT(SingleStep):
         require.one_of("reference_bn_mode", reference_bn_mode, ("eval", "train"))
         self.lam = lam
         self.check_numbers()
-        self.alpha = alpha and require.pixels("alpha", alpha)
+        self.alpha = None if alpha is None else require.pixels("alpha", alpha)
         require.flags(attack_alternate=attack_alternate)
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.gat import GAT, GATArguments
@@ -40,6 +40,9 @@ class NuAT(GAT):
     Args:
         lam: The paper's lambda; the code's maximum is 4.5, that of NuAT-WA 4.
         two_step: When to take NuAT2's second attack step, which makes it NuAT-H. The authors' rule is not published.
+
+    Raises:
+        TypeError: If ``two_step`` is not a Trigger.
     """
 
     penalty = staticmethod(losses.nuclear_penalty)
@@ -57,6 +60,7 @@ class NuAT(GAT):
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.two_step = two_step
         if two_step is not None:
+            require.instance("two_step", two_step, Trigger, "give a rule of lit_robust.defenses.hybrid")
             self.memory.declare(shared_out, SUMS, check_measurements, **MEMORY)
             self.counted = (*self.counted, "two_step")
 
@@ -116,7 +120,8 @@ class NuAT2(NuAT):
         reference_bn_mode: See ``GAT``.
 
     Raises:
-        TypeError: If ``two_step`` or ``attack_alternate`` is given; both are fixed here.
+        TypeError: If ``attack_average`` is not a name; or if ``two_step`` or ``attack_alternate`` is given, which are
+            fixed here.
         ValueError: If no ``EMAWeights`` keeps ``attack_average``.
     """
 
@@ -146,6 +151,8 @@ class NuAT2(NuAT):
             reference_bn_mode=reference_bn_mode,
             **kwargs,
         )
+        if attack_average is not None:
+            require.text("attack_average", attack_average, "give the name of an average of EMAWeights")
         self.attack_average = attack_average
 
     def on_fit_start(self) -> None:

@@ -17,7 +17,7 @@ class SingleStep(Defense):
     """Adversarial training with one gradient step in L-infinity, which each method starts and bounds in its own way.
 
     ``attack`` is an ``FGSM`` for all of them, so one attack fragment serves the whole family: its ``eps`` is the
-    paper's, and whatever else a paper varies (alpha, k, m, ...) is an argument of the method. BatchNorm is in train
+    paper's, and what else a paper varies (alpha, k, m, ...) is an argument of the method. BatchNorm is in train
     mode during the attack, as in the code of Wong et al. (arXiv:2001.03994) and the methods built on it.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_robust import require
 from lit_robust.attacks import FGSM, RFGSM
 from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.measures.accuracy import CLEAN, WORST
@@ -13,7 +14,7 @@ from lit_robust.shown import shown
 
 
 def is_coarse(attack: Any) -> bool:
-    """Whether an attack searches in bfloat16, also inside another one; it is not ranked beside exact ones."""
+    """Whether an attack searches in bfloat16, also inside another one; its row is excluded from rankings."""
     return getattr(getattr(attack, "attack", attack), "precision", "float32") != "float32"
 
 
@@ -106,10 +107,12 @@ def check_names(argument: str, attacks: Any) -> None:
 
     Raises:
         TypeError: If they are given otherwise.
-        ValueError: If one has no name or that of another row, or a coarse attack that of an exact one.
+        ValueError: If there is none, one has no name or that of another row, or a coarse attack that of an exact one.
     """
-    if not isinstance(attacks, Mapping):
-        raise TypeError(f'{argument} is a {type(attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
+    remedy = 'give attacks by name, {"pgd20": PGD(steps=20)}'
+    require.instance(argument, attacks, Mapping, remedy)
+    if not attacks:
+        raise ValueError(f"{argument} is empty: {remedy}.")
     rows: set[str] = set()
     for name, attack in attacks.items():
         if not isinstance(name, str):

@@ -50,7 +50,7 @@ class FoldedNet:
     The copy is built once, and again where the net has changed; each call refills its folded weights in place. The
     pairs are found by tracing the net with ``torch.fx``, or those of its parts that can be traced. The copy runs the
     net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and if
-    folding keeps the logits on two batches, whatever the BatchNorms have learned.
+    folding keeps the logits on two batches for any values of the BatchNorms.
 
     A pair stays as it is while either layer has a hook or a parametrisation, and while the BatchNorm is in train mode
     or has no running statistics.
@@ -154,7 +154,7 @@ def _folded(net: nn.Module, layers: Layers) -> _Copy:
 
 
 class _Nothing(nn.Identity):
-    """What is left of a BatchNorm."""
+    """Identity in place of a folded BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def _foldable(net: nn.Module, pair: Pair) -> tuple[Any, ...] | None:
 
 
 def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:
-    """Whether the net is deterministic, and folding would keep its logits whatever its BatchNorms have learned.
+    """Whether the net is deterministic, and folding would keep its logits for any values of its BatchNorms.
 
     A BatchNorm that has learned nothing changes nothing, so the comparison is made with others in their places.
     """

@@ -34,7 +34,7 @@ def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     described = _described(description)
     path, arguments = str(described.get("class_path")), described.get("init_args")
     if not is_builder(description):
-        raise ValueError(f"it names the net {path[:100]}, which is none of lit_robust.nets")
+        raise ValueError(f"it names the net {path[:100]}, which is not in lit_robust.nets")
     name = path.rpartition(".")[2]
     build = BUILDERS[name]
     if not isinstance(arguments, dict | None) or not set(arguments or {}) <= set(inspect.signature(build).parameters):

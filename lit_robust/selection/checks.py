@@ -7,11 +7,11 @@ from lit_robust import require
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Refuse numbers that are no gradients.
+    """Refuse a tensor that is not floating-point.
 
     Raises:
-        TypeError: If it is no tensor.
-        ValueError: If they are not floating-point.
+        TypeError: If it is not a tensor.
+        ValueError: If it is not floating-point.
     """
     require.instance(name, tensor, Tensor, "give a tensor with a row for each sample")
     if not tensor.is_floating_point():
@@ -19,10 +19,10 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_positions(name: str, positions: Tensor, size: int | None = None) -> None:
-    """Refuse what is no list of positions ``(S,)`` among ``size`` samples, or among any number of them.
+    """Refuse what is not a list of positions ``(S,)`` among ``size`` samples; None is any number of samples.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is not a tensor.
         ValueError: If it is empty, of another shape or type, or a position does not exist.
     """
     require.instance(name, positions, Tensor, "give a tensor of positions (S,)")
@@ -40,7 +40,7 @@ def check_classes(y: Tensor, samples: int, classes: int | None = None) -> None:
         classes: Their number; None if any class is allowed.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is not a tensor.
         ValueError: If it is of another shape or type, or a class is out of range.
     """
     require.instance("y", y, Tensor, "give a tensor of classes (N,)")
@@ -58,7 +58,7 @@ def check_weights(weights: Tensor, samples: int, positive: bool = True) -> None:
         positive: Whether they must be above 0; else any finite number is allowed.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is not a tensor.
         ValueError: If it is of another shape or type, or a weight is not allowed.
     """
     require.instance("weights", weights, Tensor, "give a tensor of weights (S,)")

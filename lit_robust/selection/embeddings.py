@@ -69,7 +69,7 @@ def check_embeddings(embeddings: Embeddings, budget: int) -> int:
 
 
 def check_rows(embeddings: Embeddings) -> None:
-    """Refuse what is no rows of numbers.
+    """Refuse embeddings that are not rows of numbers.
 
     Raises:
         TypeError: If they are neither a tensor nor ``Outer``.
@@ -148,7 +148,7 @@ def gradient_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> 
         The error; infinite where the gradients of all samples add up to 0, and NaN where their sum is not finite.
 
     Raises:
-        TypeError: If an argument is no tensor.
+        TypeError: If an argument is not a tensor.
         ValueError: If the rows, positions or weights cannot be used.
     """
     check_rows(embeddings)
@@ -170,7 +170,7 @@ def of_batches(embeddings: Embeddings, batch_size: int) -> Tensor:
 
     Raises:
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
-        ValueError: If they are no rows, or ``batch_size`` is below 1.
+        ValueError: If they are not rows, or ``batch_size`` is below 1.
     """
     check_rows(embeddings)
     require.integer("batch_size", batch_size, least=1)
@@ -183,7 +183,7 @@ def own_class(embeddings: Outer, y: Tensor) -> Tensor:
     """The part of each gradient that belongs to the output of the sample's own class, dense: ``(N, D)``.
 
     Raises:
-        TypeError: If the embeddings are no ``Outer``, or ``y`` no tensor.
+        TypeError: If the embeddings are not an ``Outer``, or ``y`` is not a tensor.
         ValueError: If ``y`` is not one class for each sample, from 0 to C - 1.
     """
     require.instance("embeddings", embeddings, Outer, "give the factors of each row")

@@ -13,8 +13,8 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor]) -> Outer:
     """The gradient of each sample's loss with respect to the last layer's weight and bias.
 
     For cross-entropy these are ``p - onehot(y)`` and its outer product with the features (Dolatabadi et al., ECCV 2022,
-    arXiv:2112.00378). They are taken at the outputs of ``head``, whatever the loss does with them, so any
-    training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
+    arXiv:2112.00378). They are taken at the outputs of ``head``, for any loss that depends on them, so
+    any training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
 
     Args:
         head: The net's last layer. Each forward of it gets N rows, or several blocks of N rows, one term each; extra
@@ -25,7 +25,7 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor]) -> Outer:
         Rows whose ``right`` is one wider than the features; ``bias_of`` gives the bias's part.
 
     Raises:
-        TypeError: If ``head`` is no Linear.
+        TypeError: If ``head`` is not a Linear.
         ValueError: If the loss never calls ``head``, or is not one number per sample.
     """
     require.instance("head", head, nn.Linear, "give the net's last layer")

@@ -178,7 +178,7 @@ class _Pursuit:
         return True
 
     def _remove(self, place: int) -> None:
-        """Remove a chosen sample; rare, so the factor is computed anew."""
+        """Remove a chosen sample; rare, so the factor is computed from scratch."""
         keep = torch.arange(len(self.chosen), device=self.chosen.device) != place
         self.products.keep(keep)
         self.chosen = self.chosen[keep]

@@ -75,7 +75,7 @@ class OnDemand:
 
 
 def products_of(embeddings: Embeddings, budget: int) -> Kept | OnDemand:
-    """The inner products for a pursuit, kept if they fit; a large pursuit is told."""
+    """The inner products for a pursuit, kept if they fit; warns if the pursuit is large."""
     size = ones_for(embeddings).element_size()
     if len(embeddings) ** 2 * size <= KEPT_BYTES:
         return Kept(embeddings, budget)

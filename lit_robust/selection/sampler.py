@@ -30,7 +30,7 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
         Positions ``(S,)``, in the order of ``indices``.
 
     Raises:
-        TypeError: If indices or weights are no tensors.
+        TypeError: If indices or weights are not tensors.
         ValueError: If there is none, or not one finite weight above 0 for each.
     """
     check_positions("indices", indices)
@@ -46,9 +46,8 @@ class CoresetSampler(DistributedSampler[int]):
 
     Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions.
 
-    Each rank gets every ``world``-th position. If the number of positions is no multiple of the world size, some are
-    repeated, as in torch's ``DistributedSampler``. It is a ``DistributedSampler`` so that Lightning does not add its
-    own.
+    Each rank gets every ``world``-th position. If the number of positions is not a multiple of the world size, some
+    are repeated, as in torch's ``DistributedSampler``. It is one so that Lightning does not add its own.
 
     Args:
         dataset: The training set; the subset is chosen from all of its items.
@@ -90,7 +89,7 @@ class CoresetSampler(DistributedSampler[int]):
         """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off.
 
         Raises:
-            TypeError: If indices or weights are no tensors, or ``in_order`` is no bool.
+            TypeError: If indices or weights are not tensors, or ``in_order`` is not a bool.
             ValueError: If a position is beyond the dataset, or there is not one finite weight above 0 for each.
         """
         require.flags(in_order=in_order)

@@ -84,7 +84,7 @@ class Selector(ABC):
             generator: Where random choices are drawn from; a CPU generator.
 
         Raises:
-            TypeError: If the embeddings or the classes are no tensors.
+            TypeError: If the embeddings or the classes are not tensors.
             ValueError: If a number is not finite, the classes do not fit, or the budget is not between 1 and ``N``.
         """
         budget = check_embeddings(embeddings, budget)
@@ -224,7 +224,7 @@ class Random(Selector):
     Args:
         scope: ``all`` by default; ``class`` keeps the proportions of the classes.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
-        redraw: Whether each reselection draws anew. The released code draws once (false). If the fraction grows, the
+        redraw: Whether each reselection draws again. The released code draws once (false). If the fraction grows, the
             samples drawn once stay and others join them.
 
     Raises:

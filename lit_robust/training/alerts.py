@@ -1,10 +1,10 @@
-"""Rules for which batches get a costlier step: an even share of them, or those after a detector has fired.
+"""Rules that decide which batches get NuAT-H's second attack step: an even share, or those after a detector fired.
 
 Time is in fractional epochs. A rule is a value; its state is in the method's ``memory.values``, under the keys of
-``MEMORY``. A detector measures every ``every`` epochs, and only then the host waits for the device. Measurements must
-be summed over ranks, so that all ranks decide alike.
+``MEMORY``. A detector measures every ``every`` epochs; the host waits for the device only then. Measurements must be
+summed over ranks, so that all ranks decide alike.
 
-NuAT-H is their only reader. They are not in its file because ``rebuild_method`` must know ``Trigger`` to build the
+Only NuAT-H uses them. They are not in its file because ``rebuild_method`` must know ``Trigger`` to build the
 rules that a checkpoint names, and ``training`` does not import ``defenses``.
 """
 
@@ -99,7 +99,7 @@ class EvenShare(Trigger):
         require.number("share", self.share, least=0, most=1)
 
     def alert(self, method: Watched, batch: Batch) -> bool:
-        """Whether ``share`` times the number of batches reaches another whole number with this one."""
+        """Whether ``floor(share * batches)`` increases with this batch."""
         batches: int = method.memory.values["batches"]
         return math.floor((batches + 1) * self.share) > math.floor(batches * self.share)
 

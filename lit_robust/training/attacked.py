@@ -14,7 +14,8 @@ from lit_robust.training.monitors import Monitored
 class Attacked(Monitored):
     """Gives attacks the net in their mode; in eval mode, its copy with folded BatchNorms, see ``FoldedNet``.
 
-    The copies belong to one fit or test. They are no sub-modules: no checkpoint, average or optimizer knows them.
+    The copies belong to one fit or test. They are not registered as sub-modules, so no ``state_dict``, EMA or optimizer
+    contains them.
     """
 
     net: nn.Module
@@ -33,10 +34,12 @@ class Attacked(Monitored):
         self._folded.clear()
 
     def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
-        """A net in eval mode as attacks on the images ``x`` see it, with its weights of now."""
+        """A net in eval mode as attacks on the images ``x`` see it, with the current weights."""
         if not self.fold_batchnorm:
             return net
-        return self._folded.setdefault(net, FoldedNet(self.compiles))(net, x)
+        if net not in self._folded:
+            self._folded[net] = FoldedNet(self.compiles)
+        return self._folded[net](net, x)
 
     @contextmanager
     def attacked(self, x: Tensor) -> Iterator[nn.Module]:

@@ -42,8 +42,8 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) ->
     for section in ("optimizer_states", "lr_schedulers"):
         if section not in checkpoint:
             raise ValueError(
-                f"the checkpoint holds only weights, without {section}, so no training can go on from it: begin anew "
-                "with load_net, or save whole ones (ModelCheckpoint without save_weights_only)."
+                f"the checkpoint holds only weights, without {section}, so no training can go on from it: start a new "
+                "run with load_net, or save whole ones (ModelCheckpoint without save_weights_only)."
             )
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:
@@ -119,12 +119,12 @@ def name_plainly(checkpoint: dict[str, Any]) -> None:
 
 
 def sums_so_far(saved: Mapping[str, Any], rank: int, trainer: Any) -> dict[str, Tensor]:
-    """This rank's sums of the metrics in an epoch that a checkpoint interrupts; shares of another number of ranks'.
+    """This rank's sums of the metrics so far in an interrupted epoch, redistributed if the number of ranks changed.
 
     Args:
         saved: Our section of the checkpoint.
         rank: The rank of this process.
-        trainer: Whether it resumes a training, which is told if the ranks are others.
+        trainer: The trainer; a training warns if it resumes on another number of ranks.
     """
     ranks: Any = saved.get("metrics", saved.get("tally", []))  # the key of older versions
     if len(ranks) == world_size():
@@ -132,7 +132,7 @@ def sums_so_far(saved: Mapping[str, Any], rank: int, trainer: Any) -> dict[str, 
     if any(ranks) and trainer.state.fn == "fit":
         rank_zero_warn(
             f"the checkpoint was written within an epoch by {len(ranks)} ranks, and this training has {world_size()}: "
-            "the rest of this epoch has other batches, in which some of its images come twice or not at all; resume "
+            "the rest of this epoch is batched differently: some images are seen twice, others not at all; resume "
             f"on {len(ranks)} ranks to go on exactly."
         )
     return shared_out(ranks)

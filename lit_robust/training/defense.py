@@ -112,7 +112,7 @@ class Defense(Trained):
 
     def adversarial_step(self, batch: Batch) -> None:
         """One perturbation and one update; ``FreeAT`` replays the batch, ``PGDAT`` may add the authors' forward."""
-        # A compiled graph computes every gradient it can: unless frozen, the parameters' in attacks too.
+        # A compiled graph computes every gradient it can, so parameters are frozen during the attack.
         with frozen(self.net) if self.compiled else nullcontext(), checked():
             x_adv = self.perturb(batch)
         self.optimize(batch, lambda: self.loss(batch, x_adv))

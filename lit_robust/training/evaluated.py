@@ -75,9 +75,10 @@ class Evaluated(Attacked):
             check_names("test_attacks", test_attacks)
         require.integer("alarm_images", alarm_images, least=0)
         require.flags(channels_last=channels_last, compile=compile, fold_batchnorm=fold_batchnorm)
-        if not (val_attack and test_attacks):
+        if val_attack is None or test_attacks is None:
             default_val, default_test = evaluation_of(attack)
-            val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
+            val_attack = default_val if val_attack is None else val_attack
+            test_attacks = default_test if test_attacks is None else test_attacks
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
         self.fold_batchnorm = fold_batchnorm
@@ -85,14 +86,14 @@ class Evaluated(Attacked):
         if self.compiles:
             self.net.compile()
         self.compiled = any(map(is_compiled, self.net.modules()))
-        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
+        if not getattr(self.net, "gives_only_logits", False):  # unless another module has put the hooks on this net
             self.net.register_forward_hook(only_logits)
             if not is_compiled(self.net):
                 self.net.register_forward_hook(a_row_for_each_image)
             self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         self.num_classes = num_classes
         self.attack = attack
-        self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
+        self._built_eps: float | None = getattr(attack, "eps", None)  # kept because a ramp changes attack.eps
         self.channels_last = channels_last
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
@@ -161,7 +162,7 @@ class Evaluated(Attacked):
     # Validation.
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what a validation that was interrupted has counted."""
+        """Reset the counters; an interrupted validation may have left some."""
         self.survivors["val"].reset()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -181,7 +182,7 @@ class Evaluated(Attacked):
     # Test.
 
     def on_test_epoch_start(self) -> None:
-        """Forget what a test that was interrupted has counted."""
+        """Reset the counters; an interrupted test may have left some."""
         self.survivors["test"].reset()
         self.probed["test"].reset()
 

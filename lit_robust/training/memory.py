@@ -37,7 +37,7 @@ class Memory:
         self._check: Callable[[Mapping[str, Any]], None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Memory":
-        """A copy by itself, as a selection makes it, does not copy the module whose method checks the values."""
+        """Do not copy ``_check`` unless its module is copied: as a bound method it would drag the module along."""
         memo[id(self)] = new = copy(self)
         for name, value in vars(self).items():
             if name != "_check" or id(getattr(value, "__self__", None)) in memo:
@@ -125,7 +125,7 @@ class Memory:
             names = sorted({name for tensors in ranks for name in tensors})
             rank_zero_warn(
                 f"the checkpoint holds {', '.join(names)} of {len(ranks)} ranks, and this training has {world_size()}: "
-                f"they start anew; resume on {len(ranks)} ranks to go on exactly."
+                f"they are reset; resume on {len(ranks)} ranks to go on exactly."
             )
         self.values |= deepcopy(values)
 
@@ -135,7 +135,7 @@ _VALUES: Rule = (lambda values: isinstance(values, dict), "values by name")
 
 
 def _like(begins: Any) -> Rule:
-    """What a value may become in a fit."""
+    """The rule by which a value is loaded, from its initial one."""
     if isinstance(begins, list):
         return NUMBERS
     if begins is None or isinstance(begins, bool):

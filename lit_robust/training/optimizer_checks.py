@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
 from lit_robust import require
+from lit_robust.checkpoint_sections import is_count
 from lit_robust.checkpoint_states import broken
 from lit_robust.measures.directions import right_mode
 from lit_robust.nets.image_shapes import name_of
@@ -36,7 +37,9 @@ OF_ONE_KIND = {key for options in _OPTIONS.values() for key in options} - _OF_AL
 #: What the periods of torch's schedulers are.
 PERIOD = "it is a number of the scheduler's steps"
 
-_REMEDY = "resume with the optimizer of the config.yaml beside the checkpoint's folder, or begin anew with load_net."
+_REMEDY = (
+    "resume with the optimizer of the config.yaml beside the checkpoint's folder, or start a new run with load_net."
+)
 
 
 def check_any_parameters(weights: Sequence[nn.Parameter]) -> None:
@@ -50,7 +53,7 @@ def check_any_parameters(weights: Sequence[nn.Parameter]) -> None:
 
 
 def check_any_trainable(net: nn.Module) -> None:
-    """Refuse, in the first batch, a net of which every parameter is frozen; until then a callback may unfreeze some.
+    """Refuse, in the first batch, a net whose parameters are all frozen; until then a callback may unfreeze some.
 
     Raises:
         ValueError: If no parameter requires a gradient.
@@ -63,7 +66,7 @@ def check_any_trainable(net: nn.Module) -> None:
 
 
 def tell_of_no_rate(own: Optimizer) -> None:
-    """Warn of an optimizer whose every learning rate is 0, which multiplies its steps and any Schedule."""
+    """Warn if all learning rates are 0: nothing is trained, whatever the Schedule."""
     if all(float(group["lr"]) == 0 for group in own.param_groups):
         rank_zero_warn(f"lr=0 of {type(own).__name__} trains nothing: set another lr.")
 
@@ -109,6 +112,8 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
     check_like(f"{where}.param_groups", [{**group, "params": []} for group in own.param_groups], groups)
     weights = [weight for group in own.param_groups for weight in group["params"]]
     places = [place for group in groups for place in group["params"]]
+    if not all(map(is_count, places)) or len({*places}) < len(places):
+        raise broken(f"{where}.param_groups.params", places, "the number of each weight, once")
     needed: dict[int, set[str]] = {}
     for place, values in state["state"].items():
         check_like(f"{where}.state", {}, values)
@@ -118,6 +123,10 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
                 check_like(f"{where}.state.{key}", weight, value)
             elif not isinstance(value, Tensor | int | float | None):
                 raise broken(f"{where}.state.{key}", value, "a tensor or a number")
+            if value is not None and not bool(torch.as_tensor(value).isfinite().all()):
+                raise broken(f"{where}.state.{key}", value, "finite")
+            if key == "step" and float(value) < 0:
+                raise broken(f"{where}.state.{key}", value, "a count")
         if weight is not None and values:
             if weight.ndim not in needed:
                 needed[weight.ndim] = _kept_of_a_weight(own, weight.ndim)
@@ -134,7 +143,7 @@ def _check_kind(own: Optimizer, mine: Mapping[str, Any], theirs: Mapping[str, An
     if name is not None and name != kind:
         raise ValueError(
             f"the checkpoint was trained with the optimizer {name}, and this training has {kind}: resume with "
-            f"model.optimizer {name}, or begin anew with load_net."
+            f"model.optimizer {name}, or start a new run with load_net."
         )
     other = sorted(
         (OF_ONE_KIND & (mine.keys() ^ theirs.keys())) | (own.defaults.keys() - theirs.keys() - IMPLEMENTATION)
@@ -193,10 +202,10 @@ def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
 
 
 def check_periods(own: Any) -> None:
-    """Refuse a torch scheduler whose period is no time; torch's do not check it.
+    """Refuse a torch scheduler whose period is not a positive time, which torch does not check.
 
     Raises:
-        ValueError: If ``step_size`` is no integer above 0, or ``T_max`` is not above 0.
+        ValueError: If ``step_size`` is not an integer above 0, or ``T_max`` is not above 0.
     """
     if hasattr(own, "step_size") and not isinstance(own, CyclicLR):
         require.integer("lr_scheduler.step_size", own.step_size, least=1, hint=PERIOD)
@@ -208,7 +217,7 @@ def check_scheduler(own: Any, states: Sequence[Any], name: str | None) -> None:
     """Refuse the state of another torch scheduler, and drop unknown keys, which would become attributes.
 
     Args:
-        own: The new scheduler; None if there is none, and whatever the checkpoint's was has no effect then.
+        own: The new scheduler; None if there is none; the checkpoint's scheduler is then ignored.
         states: The ``lr_schedulers`` of a checkpoint.
         name: The class that the checkpoint names; older ones name none.
 
@@ -224,8 +233,8 @@ def check_scheduler(own: Any, states: Sequence[Any], name: str | None) -> None:
     if not states or (name is not None and name != kind):
         raise ValueError(
             f"the checkpoint was trained with {name or 'no torch scheduler'}, and this training has {kind}, which "
-            "would begin anew: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or "
-            "begin anew with load_net."
+            "would start from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's "
+            "folder, or start a new run with load_net."
         )
     state = own.state_dict()
     if missing := sorted(state.keys() - states[0].keys()):

@@ -34,7 +34,10 @@ class PerImage(Defense):
         self.memory.declare(merge, {"numbers": (torch.float32, (None,)), "changed": (torch.bool, (None,))})
 
     def recall(self, batch: Batch) -> Tensor:
-        """The numbers of a batch's images, ``(N,)``; 0 for those that no loader has given yet, as a selection may."""
+        """The numbers of a batch's images, ``(N,)``.
+
+        They are 0 for images not in the table yet, which a coreset selection can ask for.
+        """
         table = self.memory.tensors.get("numbers", torch.zeros(0, device=batch.index.device))
         return torch.cat([table, table.new_zeros(1)])[batch.index.clamp(max=len(table))]
 

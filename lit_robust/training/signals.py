@@ -27,7 +27,7 @@ AGAIN = b"\nCtrl-C: the training stops after this batch and saves; press it agai
 
 
 class Stopped(SIGTERMException):
-    """A signal has ended the run; a ``SystemExit``, by which a process ends with 128 + the signal's number.
+    """A signal has ended the run; a ``SystemExit``, so the process ends with 128 + the signal's number.
 
     Args:
         signum: The signal.
@@ -122,7 +122,7 @@ class Stoppable(Evaluated):
         raise Stopped(signum, code=0 if _is_child(trainer) else None)
 
     def _leave_validation(self) -> None:
-        """Bring back what the validation has changed for its duration: weights and modes."""
+        """Restore the weights and modes that the validation had swapped."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
             if isinstance(callback, WeightAveraging):
                 callback.on_validation_epoch_end(self.trainer, self)
@@ -149,8 +149,8 @@ class Stoppable(Evaluated):
 def stopped_before_the_first_step(trainer: Any) -> Iterator[None]:
     """Let SIGTERM raise ``Stopped`` until the trainer handles signals, which begins after ``on_fit_start``.
 
-    Without it, the process would end without a chance to clean up. A handler of the user's stays, and in another thread
-    than the main one nothing is changed.
+    Without it, the process would end without a chance to clean up. A handler of the user's stays. Outside the main
+    thread this does nothing.
 
     Args:
         trainer: Runs in the body.

@@ -34,8 +34,8 @@ from lit_robust.training.checkpoint_checks import (
     warn_of_other_data,
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
-from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
+from lit_robust.training.meter import Meter, Metered
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
@@ -105,7 +105,7 @@ class Trained(Metered):
             keep_checkpoints_whole(self.trainer)
             self.rate.resumed, self.batch_idx, self._trained_on, self.epoch_means, self._unlogged = None, 0, {}, {}, {}
             self._checked_stages.clear()
-            vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
+            vars(self).pop("averaged", None)  # an earlier fit's; EMAWeights assigns its own later
             self.memory.forget()
             self.metrics.reset()
 
@@ -230,7 +230,7 @@ class Trained(Metered):
         end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's instantiates whatever the file names
         cls,
         checkpoint_path: str | Path,
         map_location: Any = None,
@@ -241,7 +241,7 @@ class Trained(Metered):
     ) -> Self:
         """Build the method that a run of the command line has saved, with its weights, from data and never from code.
 
-        Nets of ``lit_robust.nets``, parts of ``lit_robust`` and ``torch.optim`` are built; all else is asked for.
+        Nets of ``lit_robust.nets``, parts of ``lit_robust`` and ``torch.optim`` are built; all else is an argument.
 
         Args:
             checkpoint_path: A .ckpt file.

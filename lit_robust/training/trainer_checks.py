@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -21,7 +22,7 @@ from torch import nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
-from lit_robust.lightning_internals import batch_size_searched
+from lit_robust.lightning_internals import batch_size_searched, flushes_every
 from lit_robust.measures.attack_checks import tell_of_idle_attack
 from lit_robust.torch_internals import multiplies_bf16
 
@@ -76,6 +77,10 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
     if (every := trainer.check_val_every_n_epoch) is not None:
         require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
     require.integer("log_every_n_steps", trainer.log_every_n_steps, least=0, hint="0 logs no step")
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            hint = "it is a number of steps"
+            require.integer("trainer.logger.flush_logs_every_n_steps", flushes_every(logger), least=1, hint=hint)
     require.number(
         "num_sanity_val_steps", trainer.num_sanity_val_steps, least=0, finite=False, hint="0 for none, -1 for all"
     )
@@ -174,4 +179,4 @@ def tell_of_another_eps(module: HasAttacks, eps: float | None) -> None:
         others = [of for attack in attacks.values() if (of := getattr(attack, "eps", None)) is not None]
         if eps is not None and others and eps not in others:
             bounds = ", ".join(f"{of:.4g}" for of in dict.fromkeys(others))
-            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is that meant?")
+            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is this intended?")
