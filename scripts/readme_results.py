@@ -147,8 +147,8 @@ def single_step() -> str:
         f"{markdown(lines)}\n\n{legend(rows, attacks)} Ranks are by AutoAttack: the places that a row may have, as far "
         "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. Its "
         f"PGD-20 is more than 5 points above AutoAttack on {len(flattered)} of {len(nets)} nets, of which "
-        f"{len(flattered) - len(silent)} raised an alarm and {len(silent)} did not: {', '.join(silent)}. Monitors reported "
-        f"catastrophic overfitting in {', '.join(collapsed)}."
+        f"{len(flattered) - len(silent)} raised an alarm and {len(silent)} did not: {', '.join(silent)}. "
+        f"Monitors reported catastrophic overfitting in {', '.join(collapsed)}."
     )
 
 
