@@ -1899,6 +1899,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: CrossEntropySplit(change=-1), "change=-1 must be a finite number, at least 0 and at most 1."),
     (lambda: LinearityErrorSpike(sigmas=-1), "sigmas=-1 must be a finite number, at least 0."),
     (lambda: PGDDrop(threshold=20), "threshold=20 must be a finite number, at least 0 and at most 1."),
+    (lambda: EMAWeights(net=3), "net=3 must be of type str: give the path of a sub-module."),
     (
         lambda: EMAWeights(extra={3: 0.9}),
         'a name in extra=3 must be of type str: give decays by name, {"fast": 0.99}.',

@@ -73,7 +73,7 @@ class EMAWeights(WeightAveraging):
             require.text("a name in extra", name, 'give decays by name, {"fast": 0.99}')
         self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
         self.start_epoch = start_epoch
-        self.net = net
+        self.net = None if net is None else require.text("net", net, "give the path of a sub-module")
         self._nets: dict[str, nn.Module] = {}
         self._updates = 0
         self._swapped = False
