@@ -38,7 +38,7 @@ STOPS = {
 class SaveAt(SaveAtStops):
     """Saves at these stops."""
 
-    def _save(self, trainer, name):
+    def save(self, trainer, name):
         if name in STOPS.values():
             self.rows[name] = len(trainer.logger.rows)
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")

@@ -223,16 +223,21 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_
 def test_a_process_that_was_forked_by_a_training_holds_no_lock(tmp_path):
     """A loader's worker outlives a killed training by some seconds."""
     lock(tmp_path / "run")
+    begun, begins = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.write(begins, b".")
         time.sleep(60)
         os._exit(0)
     try:
+        os.read(begun, 1)
         folder_locks._held.pop((tmp_path / "run").resolve()).close()  # as the system does at a kill
         lock(tmp_path / "run")
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        os.close(begun)
+        os.close(begins)
         unlock(tmp_path / "run")
 
 

@@ -109,7 +109,8 @@ def compare(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    check_names("attacks", attacks or {})
+    if attacks is not None:
+        check_names("attacks", attacks)
     study = Study.begin(checkpoints, data, limit, device, out, net)
     found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
     sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
