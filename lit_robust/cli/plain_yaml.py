@@ -124,7 +124,7 @@ def _size(node: yaml.Node, within: Sequence[int], sizes: dict[int, int]) -> int:
     if node.tag not in _PLAIN:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         raise NotPlainError(f"{line}the tag {tag[:100]} is refused: write a plain value.")
-    if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:  # in base 60, too, takes minutes
+    if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:  # base 60 would take minutes
         raise NotPlainError(f"{line}a number has {len(node.value):,} characters: shorten it, or quote it as text.")
     size, inner = 1, (*within, id(node))
     if isinstance(node, yaml.MappingNode):
