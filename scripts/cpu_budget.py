@@ -45,7 +45,7 @@ ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu
 #: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
 FIRST_ATTACK = "pgd40"
 #: The attacks of the library's default test, after which a row is probed for alarms.
-DEFAULT_TEST = {"pgd20", "pgd20_margin"}
+DEFAULT_TEST = {"pgd20", "pgd20_margin", "gama40"}
 #: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
 TRANSFER = "transfer"
 

@@ -292,13 +292,14 @@ def test_an_image_that_is_wrong_without_an_attack_is_broken_in_every_row_althoug
     assert not found["pgd"].any()
 
 
-def test_the_default_test_keeps_the_worst_point_under_two_losses():
+def test_the_default_test_keeps_the_worst_point_under_three_losses():
     attacks = default_test(EPS)
-    assert {name: (a.keep, a.loss, a.steps) for name, a in attacks.items()} == {
-        "pgd20": ("worst", losses.ce, 20),
-        "pgd20_margin": ("worst", losses.margin, 20),
+    assert {name: (a.keep, a.loss, a.steps, a.eps) for name, a in attacks.items()} == {
+        "pgd20": ("worst", losses.ce, 20, EPS),
+        "pgd20_margin": ("worst", losses.margin, 20, EPS),
+        "gama40": ("worst", losses.probability_margin, 40, EPS),
     }
-    assert default_test(1.0, "l2")["pgd20_margin"].norm == "l2"
+    assert {a.norm for a in default_test(1.0, "l2").values()} == {"l2"}
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -3,20 +3,21 @@
 from typing import Any, get_args
 
 from lit_robust import losses
-from lit_robust.attacks import LPA, PGD, Attack
+from lit_robust.attacks import GAMAPGD, LPA, PGD, Attack
 from lit_robust.attacks.lpips_ball import PerceptualAttack
 from lit_robust.threats import Norm
 
 
 def default_test(eps: float, norm: Norm = "linf") -> dict[str, Attack]:
-    """PGD-20 on cross-entropy and on the margin of logits, each keeping the worst point of its run (ours).
+    """PGD-20 on cross-entropy and on the margin of logits, and GAMA-PGD-40, each keeping its run's worst point (ours).
 
-    The last point of a run is not always its worst one, and neither loss is stronger on every net. The papers' PGD-20
-    is ``PGD(eps, step_size, steps=20)``, which keeps the last point.
+    The last point of a run is not always its worst one, and neither loss is stronger on every net. On nets that overfit
+    to a single step, both losses can leave 5 to 10 points more than AutoAttack, where GAMA-PGD leaves 1 to 4. The
+    papers' PGD-20 is ``PGD(eps, step_size, steps=20)``, which keeps the last point.
     """
     ce = PGD(eps=eps, step_size=eps / 4, steps=20, norm=norm, keep="worst")
     margin = PGD(eps=eps, step_size=eps / 4, steps=20, norm=norm, keep="worst", loss=losses.margin)
-    return {"pgd20": ce, "pgd20_margin": margin}
+    return {"pgd20": ce, "pgd20_margin": margin, "gama40": GAMAPGD(eps=eps, steps=40, norm=norm, keep="worst")}
 
 
 def default_validation(eps: float, norm: Norm = "linf") -> PGD:

@@ -39,8 +39,9 @@ class Evaluated(Attacked):
         val_attack: The attack behind ``val/acc/robust``, which selects the best checkpoint; by default 7 steps of eps/7
             from the clean image at the training attack's eps, as NuAT's and GAT's code selects for CIFAR-10.
         test_attacks: The attacks of ``test`` by name; by default PGD-20 at the training attack's eps, on cross-entropy
-            (``pgd20``) and on the margin of logits (``pgd20_margin``), each keeping the worst point of its run. Both
-            are LPA for a perceptual training attack, see ``measures.default_attacks``.
+            (``pgd20``) and on the margin of logits (``pgd20_margin``), and 40 steps of GAMA-PGD (``gama40``), each
+            keeping the worst point of its run. For a perceptual training attack ``val_attack`` and this are LPA, see
+            ``measures.default_attacks``.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
