@@ -138,7 +138,7 @@ def test_an_archive_that_claims_further_parts_is_reported(good, tmp_path):
     at = content.rfind(b"PK\x06\x07")
     content[at + 16 : at + 20] = b"\2\0\0\0"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is not a checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.ckpt is truncated"):
         read_checkpoint(path)
 
 
@@ -572,7 +572,7 @@ def test_an_archive_of_very_many_members_is_refused_before_its_directory_is_read
         content = path.read_bytes()
         path.write_bytes(content[:-14] + b"\1\0\1\0" + content[-10:])
     monkeypatch.setattr("lit_robust.checkpoint_files.ZipFile", lambda path: pytest.fail("the directory was read"))
-    with pytest.raises(ValueError, match=r"x\.ckpt has more members than any checkpoint has tensors"):
+    with pytest.raises(ValueError, match=r"x\.ckpt has more members"):
         read_data(path, older=True)
 
 
