@@ -15,13 +15,14 @@ from lit_robust.training.arguments import DefenseArguments
 
 
 class NuAT2(NuAT):
-    """NuAT2 (NuAT's paper): two attack steps of full size, the first one guided by the nuclear norm.
+    """NuAT2 (Sriramanan et al., NeurIPS 2021, OpenReview kuK2VARZGnI): two attack steps, the first one guided.
 
         x1 = P( x0 + eps sign grad[ sum CE(g(x0), y) + lam |g(X0) - g(X)|_* ] ),     g = f, or its average omega
         x2 = P( x1 + eps sign grad  sum CE(f(x1), y) ),                              the update is NuAT's
 
-    NuAT2-WA has two averages: the first step attacks the fast one, from the second epoch on, and the slow one is
-    reported. ``EMAWeights(decay=0.9998, extra={"fast": 0.99})`` keeps both; set ``attack_average="fast"``.
+    |.|_* is the nuclear norm, as in ``NuAT``. NuAT2-WA has two averages: the first step attacks the fast one, from the
+    second epoch on, and the slow one is reported. ``EMAWeights(decay=0.9998, extra={"fast": 0.99})`` keeps both; set
+    ``attack_average="fast"``.
 
     As in the authors' code: both steps have size eps; guided and unguided steps alternate within a batch, not from
     batch to batch; the attack's clean logits come from a forward in eval mode, so BatchNorm's statistics move twice per
