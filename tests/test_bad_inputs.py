@@ -230,10 +230,6 @@ FLAGS = {
         "-c /dev/zero is not a regular file: give a YAML file that can be read.",
     ),
     "no such part": ("--model.attack gone.yaml", "model.attack: there is no file gone.yaml."),
-    "a folder for a checkpoint": (
-        "--ckpt_path broken",
-        "--ckpt_path broken is a folder and no checkpoint: give a .ckpt file, or the folder of the run.",
-    ),
     "no data": (
         "--data MNISTDataModule --data.root nowhere",
         "MNIST cannot be read from root='nowhere' (Dataset not found): set download: true, ...",

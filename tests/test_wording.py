@@ -116,7 +116,7 @@ from lit_robust.limits import Limits
 from lit_robust.measures.attacked_examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.metrics_files import rows_before
-from lit_robust.runs import load_any, load_weights
+from lit_robust.runs import find_checkpoints, load_any, load_weights
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -1902,6 +1902,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "select() needs weights (S,) as a list, an array or a tensor of numbers, not 'heavy' (*).",
     ),
     # What a training resumes from.
+    (
+        lambda: (Path("a.ckpt").mkdir(), find_checkpoints("a.ckpt", None)),
+        "--ckpt_path a.ckpt is a folder and no checkpoint: give a .ckpt file, or the folder of the run.",
+    ),
     (
         lambda: archive_of(20_000),
         "a.ckpt has more members than any checkpoint has tensors: it was not unpacked.",
