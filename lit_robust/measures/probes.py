@@ -20,6 +20,8 @@ COUNTS = (
 )  # fmt: skip
 #: The queries of Square Attack.
 QUERIES = 500
+#: The runs of GAMA-PGD: on nets that overfit to a single step, each start finds other images.
+GUIDED_RUNS = 3
 #: Repeated forwards of a net that draws nothing agree to this, relative to the largest logit.
 ROUNDING = 1e-4
 
@@ -67,7 +69,8 @@ class Probe:
         found["large_eps"] = self.at_large_eps(), self.none
         again, guided = self.none.clone(), self.none.clone()
         again[self.left] = self.white_box(self.pgd, self.left)
-        guided[self.left] = self.broken(GAMAPGD(self.eps, norm=self.norm), where=self.left)
+        gama = GAMAPGD(self.eps, norm=self.norm, keep="worst", restarts=GUIDED_RUNS, freeze_misclassified=True)
+        guided[self.left] = self.broken(gama, where=self.left)
         return found | {"guided": (guided, again)} | self.black_box(again, square)
 
     @torch.no_grad()
