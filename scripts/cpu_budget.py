@@ -75,7 +75,7 @@ def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     for row, said in chosen["rows"].items():
         numbers = {key: said.get(key, chosen.get(key)) for key in ("eps", "epochs", "passes")}
         over = {key: value for key, value in said.items() if key not in numbers}
-        config = filled(merged(text["base"], chosen.get("all", {}), over), numbers["eps"], numbers["epochs"])
+        config = filled(merged(text["base"], over), numbers["eps"], numbers["epochs"])
         attacks = config["model"]["init_args"]["test_attacks"]
         config["model"]["init_args"]["test_attacks"] = {key: attacks[key] for key in chosen.get("attacks", attacks)}
         for seed in chosen.get("seeds", [config["seed_everything"]]):
