@@ -21,6 +21,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
+    """The sum of ``(N,)`` values under ``(N,)`` weights, and that of the weights, ``(2,)``, outside autograd."""
+    return torch.stack([(values.detach() * weight).sum(), weight.sum()])
+
+
 def max_over_ranks(value: Tensor) -> Tensor:
     """The largest of all ranks, element by element, outside autograd."""
     largest = value.detach().clone()

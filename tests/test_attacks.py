@@ -741,14 +741,14 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda z: (z, z), r"^the net \(Returns\) returns tuple for .* images instead of logits: let it return"),
-        (lambda z: {"logits": z}, "returns dict for"),
-        (lambda z: None, "returns NoneType for"),
-        (lambda z: z.sum(dim=1), r"returns a tensor of shape \(\d+,\) for"),
+        (lambda z: (z, z), r"\(Returns\) returns tuple "),
+        (lambda z: {"logits": z}, "returns dict "),
+        (lambda z: None, "returns NoneType "),
+        (lambda z: z.sum(dim=1), r"returns a tensor of shape \(\d+,\) "),
         (lambda z: z.argmax(dim=1, keepdim=True), "returns logits of torch.int64"),
-        (lambda z: z * torch.nan, "NaN or infinite logits"),
+        (lambda z: z * torch.nan, "NaN or infinite"),
         (lambda z: z.to(torch.complex64), "returns logits of torch.complex64"),
-        (lambda z: z[:, :1], r"labels run up to \d, but the net \(Returns\) returns 1 logits per image"),
+        (lambda z: z[:, :1], r"labels .*\(Returns\) returns 1 logits"),
     ],
 )
 @pytest.mark.parametrize("attack", [PGD(0.1, steps=2), FGSM(0.1), Square(0.1, queries=2)], ids=named)
@@ -765,8 +765,8 @@ def test_a_net_whose_output_is_no_use_to_an_attack_is_refused(attack, change, to
         (lambda x: x, lambda y: None, TypeError, "^y=None"),
         (lambda x: x[0], lambda y: y[0], ValueError, "labels of shape"),
         (lambda x: x, lambda y: y[:3], ValueError, r"labels of shape \(3,\) for"),
-        (lambda x: x.repeat(1, 5, 1, 1), lambda y: y, ValueError, r"cannot read images of shape .* torch\.float32 \("),
-        (lambda x: x.half(), lambda y: y, ValueError, r"cannot read images of shape .* torch\.float16 \("),
+        (lambda x: x.repeat(1, 5, 1, 1), lambda y: y, ValueError, r"cannot read .* torch\.float32 \("),
+        (lambda x: x.half(), lambda y: y, ValueError, r"cannot read .* torch\.float16 \("),
     ],
 )
 @pytest.mark.parametrize("attack", [PGD(0.1, steps=2), FGSM(0.1), Square(0.1, queries=2)], ids=named)

@@ -224,6 +224,12 @@ FLAGS = {
     ),
     "no name of weights": ("--weights=", "--weights is empty: name a file, or leave it out."),
     "no such configuration": ("-c nowhere.yaml", "-c nowhere.yaml: there is no such file."),
+    "a folder for a configuration": ("-c broken", "-c broken is a folder: give a YAML file."),
+    "a device for a configuration": (
+        "-c /dev/zero",
+        "-c /dev/zero is not a regular file: give a YAML file that can be read.",
+    ),
+    "no such part": ("--model.attack gone.yaml", "model.attack: there is no file gone.yaml."),
     "no data": (
         "--data MNISTDataModule --data.root nowhere",
         "MNIST cannot be read from root='nowhere' (Dataset not found): set download: true, ...",

@@ -110,13 +110,13 @@ def test_there_may_be_no_labels():
 @pytest.mark.parametrize(
     ("batch", "x", "found"),
     [
-        ({"img": X}, 0, "a dict with the keys 'img'"),
-        ({"img": X}, "image", "a dict with the keys 'img'"),
+        ({"img": X}, 0, "a dict .*'img'"),
+        ({"img": X}, "image", "a dict .*'img'"),
         ([Y], 1, "a list of 1"),
-        (Pair(X, Y, 0), "images", "a Pair with the fields image, label, extra"),
-        (Sample(X, Y, 0), "images", "a Sample with the fields image, label, extra"),
+        (Pair(X, Y, 0), "images", "a Pair .* image, label, extra"),
+        (Sample(X, Y, 0), "images", "a Sample .* image, label, extra"),
         (X, 0, "a Tensor"),
-        ({"views": [X, X]}, "views", "a dict with the keys 'views', but a list of 2"),
+        ({"views": [X, X]}, "views", "a dict .*'views', .* list of 2"),
     ],
 )
 def test_a_batch_without_images_is_refused_with_a_description_of_the_batch(batch, x, found):

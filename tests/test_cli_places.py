@@ -368,5 +368,5 @@ def test_a_file_in_the_place_of_a_runs_folder_is_named(words, remedy, capsys):
     Path("runs").mkdir()
     Path("runs/file").touch()
     error = refusal(capsys, "fit", "-c", tiny(Path()), *words)
-    assert re.fullmatch(rf"cannot log to .*, because \S*runs/file is not a folder: change {remedy}\.", error)
+    assert re.fullmatch(rf"cannot log to .* \S*runs/file .*: change {remedy}\.", error)
     assert [path.name for path in Path("runs").iterdir()] == ["file"]

@@ -585,7 +585,7 @@ def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, containe
     [
         ([True] * 40, r"mask of shape \(40,\).* 50 "),
         ([12.0, 13.7], r"torch\.float32"),
-        ((torch.arange(50) < 20).to(torch.uint8), r"50 zeros and ones.*mask\.bool\(\)"),
+        ((torch.arange(50) < 20).to(torch.uint8), r" 50 .*mask\.bool\(\)"),
         ((torch.arange(40) < 20).long(), r"40 zeros and ones.*training_labels"),
         ([1] + [0] * 39, r"40 zeros and ones.*training_labels"),
         ([True, 13, 14], "True"),
@@ -651,7 +651,7 @@ def test_selections_that_make_no_sense_are_refused(cifar10, indices, weights, na
 
 @pytest.mark.parametrize("weights", [["a", 1, 1], [[1], 1, 1], "heavy", object()])
 def test_weights_that_are_no_numbers_are_refused(weights):
-    with pytest.raises(ValueError, match=r"^select\(\) needs weights .* numbers, not "):
+    with pytest.raises(ValueError, match=r"^select\(\) needs weights \(S,\)"):
         data.DigitsDataModule().select([0, 1, 2], weights)
 
 
@@ -837,7 +837,7 @@ def test_a_checkpoint_with_a_selection_can_be_tested_on_other_data(tmp_path):
 
 
 def test_without_validation_images_lightning_does_not_validate():
-    with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
+    with pytest.warns(UserWarning, match="Total length of `list`"):
         module = fit(digits(val_size=0), max_epochs=1)
     assert module.batches_per_epoch() == [14]
     assert module.validated == []
@@ -971,5 +971,5 @@ def test_a_data_module_is_built_from_a_checkpoint_by_plain_arguments_alone(tmp_p
 def test_a_class_folder_that_is_a_link_to_another_is_told(folders):
     for part in ("train", "val"):
         (folders / part / "kitty").symlink_to("cat")
-    with pytest.warns(UserWarning, match="kitty leads to the images of cat"):
+    with pytest.warns(UserWarning, match=r"/kitty .* cat"):
         own(folders)

@@ -28,7 +28,7 @@ def test_a_batch_that_fits_leaves_no_trace():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"y": images().y[:3]}, r"labels of shape \(3,\) for 24 images"),
+        ({"y": images().y[:3]}, r"labels of shape \(3,\) "),
         ({"x": images().x / 0 * 0}, "^pixels .*nan"),
         ({"x": images().x * (1 + 1.2 / 255)}, r"^pixels .* 1\.00\d+,"),
     ],
@@ -189,7 +189,7 @@ class TwoRows(TinyNet):
 
 @pytest.mark.parametrize("net", [OneLogitInTraining, TwoRows], ids=lambda net: net.__name__)
 def test_a_net_that_returns_no_row_for_each_image_later_is_refused(net, tmp_path):
-    with pytest.raises(ValueError, match=rf"^the net \({net.__name__}\) returns a tensor of shape .* for 8 images"):
+    with pytest.raises(ValueError, match=rf"^the net \({net.__name__}\) returns .* 8 images"):
         trainer(tmp_path, max_epochs=1).fit(build(PGDAT, net=net()), loader(images(8)), loader(images(8)))
 
 
@@ -199,7 +199,7 @@ def test_logits_that_are_no_floats_are_refused(dtype):
         def forward(self, x):
             return super().forward(x).to(dtype)
 
-    with pytest.raises(ValueError, match=f"^the net returns logits of {dtype}, "):
+    with pytest.raises(ValueError, match=f"^the net returns .*{dtype}, "):
         check_first_batch(Other(), images(), CLASSES)
 
 
@@ -219,7 +219,7 @@ class Broadcasts(nn.Module):
 def test_a_mean_that_repeats_the_only_channel_is_told_of(first):
     net, grey = Broadcasts(first), images().x[:, :1]
     net(grey)
-    with pytest.warns(UserWarning, match=r"the net \(Broadcasts\) reads images of 1 channel .* 3 input channels"):
+    with pytest.warns(UserWarning, match=r"\(Broadcasts\) .* 1 channel .* 3 input channels"):
         check_first_batch(net, images()._replace(x=grey), CLASSES)
 
 

@@ -153,11 +153,11 @@ def test_a_transparent_palette_keeps_its_colours_without_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.full((4, 4), 2, np.float32), "values from 2 to 2, scale them to 0 to 1"),
-        (np.array([[0.5, np.nan]], np.float32), "values from nan to nan"),
-        (np.array([[0.5, -0.1]], np.float32), "values from -0.1 to 0.5"),
-        (np.array([[0, 70000]], np.int32), "values from 0 to 70000, scale them to 0 to 65535"),
-        (np.array([[0, 200]], np.int32), "32 bits with values up to 200 may be 8 or 16 bits"),
+        (np.full((4, 4), 2, np.float32), "from 2 to 2, .* to 1"),
+        (np.array([[0.5, np.nan]], np.float32), "from nan to nan"),
+        (np.array([[0.5, -0.1]], np.float32), "from -0.1 to 0.5"),
+        (np.array([[0, 70000]], np.int32), "from 0 to 70000, .* to 65535"),
+        (np.array([[0, 200]], np.int32), "32 bits .* 200 .* 8 or 16 bits"),
     ],
 )
 def test_values_without_a_certain_white_are_refused(tree, values, said):
@@ -333,17 +333,17 @@ def link(kind, tree):
 @pytest.mark.parametrize(
     ("kind", "link_and_owner"),
     [
-        ("folder", "cat/more leads to the images of dog"),
-        ("deeper folder", "cat/more leads to the images of dog"),
-        ("folder that holds it", "cat/more leads to the images of dog"),
-        ("file", r"cat/more\.png leads to the images of dog"),
-        ("folder outside", "dog/more leads to the images of cat"),
-        ("file outside", r"dog/more\.png leads to the images of cat"),
+        ("folder", "cat/more .* dog"),
+        ("deeper folder", "cat/more .* dog"),
+        ("folder that holds it", "cat/more .* dog"),
+        ("file", r"cat/more\.png .* dog"),
+        ("folder outside", "dog/more .* cat"),
+        ("file outside", r"dog/more\.png .* cat"),
     ],
 )
 def test_a_link_to_images_of_another_class_is_told(tree, kind, link_and_owner):
     link(kind, tree)
-    with pytest.warns(UserWarning, match=f"train/{link_and_owner}, which get both labels: remove the link"):
+    with pytest.warns(UserWarning, match=f"train/{link_and_owner}, which"):
         own(tree)
 
 
@@ -389,7 +389,7 @@ def test_a_linked_class_its_folders_and_its_files_are_followed(tree):
     (elsewhere / "up").symlink_to(tree / "train")
     (elsewhere / "holder").symlink_to("..")
     (tree / "train" / "cat" / "3.png").symlink_to(elsewhere / "0.png")
-    with pytest.warns(UserWarning, match=r"cat/3\.png leads to the images of dog"):
+    with pytest.warns(UserWarning, match=r"cat/3\.png .* dog"):
         dm = own(tree)
     assert names(dm) == [*PLAIN[:3], "cat/3.png", *PLAIN[3:]]
 

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import pickle
-import re
 
 import pytest
 import torch
@@ -32,28 +31,25 @@ CLASSES = [
 
 @pytest.mark.parametrize("cls", dict.fromkeys(CLASSES), ids=lambda cls: cls.__name__)
 def test_every_public_class_names_itself_and_the_argument(cls):
-    with pytest.raises(TypeError, match=rf"^{cls.__name__} has no argument 'qqqq': remove it\.$"):
+    with pytest.raises(TypeError, match=rf"^{cls.__name__} .*'qqqq'"):
         cls(qqqq=1)
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "named"),
     [
-        (
-            lambda: DigitsDataModule(batchsize=3),
-            "DigitsDataModule has no argument 'batchsize': did you mean batch_size?",
-        ),
-        (lambda: CIFAR10DataModule(rot="x"), "CIFAR10DataModule has no argument 'rot': did you mean root?"),
-        (lambda: PGD(epss=0.1), "PGD has no argument 'epss': did you mean eps?"),
-        (lambda: dataclasses.replace(PGD(), stps=1), "PGD has no argument 'stps': did you mean steps?"),
-        (lambda: Linear(0, 1, begn=0), "Linear has no argument 'begn': did you mean begin?"),
-        (lambda: AWP(gama=1), "AWP has no argument 'gama': did you mean gamma?"),
-        (lambda: defenses.TRADES(TinyNet(), 4, PGD(), bta=1), "TRADES has no argument 'bta': did you mean beta?"),
-        (lambda: nets.resnet18(num_class=3), "resnet18 has no argument 'num_class': did you mean num_classes?"),
+        (lambda: DigitsDataModule(batchsize=3), "DigitsDataModule .*'batchsize': .* batch_size"),
+        (lambda: CIFAR10DataModule(rot="x"), "CIFAR10DataModule .*'rot': .* root"),
+        (lambda: PGD(epss=0.1), "PGD .*'epss': .* eps"),
+        (lambda: dataclasses.replace(PGD(), stps=1), "PGD .*'stps': .* steps"),
+        (lambda: Linear(0, 1, begn=0), "Linear .*'begn': .* begin"),
+        (lambda: AWP(gama=1), "AWP .*'gama': .* gamma"),
+        (lambda: defenses.TRADES(TinyNet(), 4, PGD(), bta=1), "TRADES .*'bta': .* beta"),
+        (lambda: nets.resnet18(num_class=3), "resnet18 .*'num_class': .* num_classes"),
     ],
 )
-def test_the_argument_that_was_probably_meant_is_named(call, says):
-    with pytest.raises(TypeError, match=rf"^{re.escape(says)}"):
+def test_the_argument_that_was_probably_meant_is_named(call, named):
+    with pytest.raises(TypeError, match=rf"^{named}\?$"):
         call()
 
 
@@ -62,7 +58,7 @@ def test_a_users_own_class_is_named():
         def __init__(self, mine: int = 1, **kwargs):
             super().__init__(**kwargs)
 
-    with pytest.raises(TypeError, match=r"^Mine has no argument 'minee': did you mean mine\?$"):
+    with pytest.raises(TypeError, match=r"^Mine .*'minee': .* mine\?$"):
         Mine(minee=1)
     assert Mine(mine=2, batch_size=3).batch_size == 3
 

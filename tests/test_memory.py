@@ -88,3 +88,30 @@ def test_a_checkpoint_written_before_the_key_memory_existed_is_read(name, tmp_pa
     assert later.memory.values == memory["values"]
     assert all(torch.equal(later.memory.tensors[name], value) for name, value in memory["tensors"][0].items())
     assert later.metrics.sums["loss"].tolist() == [3, 8]
+
+
+def test_a_mean_counts_each_batch_once_by_the_last_values_that_it_left():
+    memory, weight = Memory(), torch.tensor([1.0, 3.0])
+    memory.declare(means=["right"])
+    assert memory.mean("right") is None
+    for values in ([9.0, 9.0], [1.0, 3.0]):  # a weight perturbation computes the loss twice
+        memory.leave("right", torch.tensor(values, requires_grad=True), weight)
+    memory.collect("right")
+    memory.collect("right")
+    memory.leave("right", torch.tensor([True, False]), torch.ones(2))
+    memory.collect("right")
+    assert memory.mean("right") == pytest.approx((1 + 9 + 1) / (4 + 2))
+    assert memory.tensors == {}
+    memory.leave("right", weight, torch.zeros(2))
+    memory.collect("right")
+    assert memory.mean("right") is None
+
+
+def test_sums_of_a_mean_are_shared_out_over_another_number_of_ranks():
+    memory = Memory()
+    memory.declare(means=["right"])
+    ranks = [{"right": torch.tensor([2.0, 4.0])}, {"right": torch.tensor([4.0, 5.0]), "last_right": torch.ones(2)}]
+    memory.load_state_dict({"tensors": ranks}, rank=0)
+    assert {name: sums.tolist() for name, sums in memory.tensors.items()} == {"right": [6, 9], "last_right": [1, 1]}
+    with pytest.raises(ValueError, match=r"memory\.tensors\.right"):
+        memory.load_state_dict({"tensors": [{"right": torch.ones(3)}]}, rank=0)

@@ -93,7 +93,7 @@ def test_a_checkpoint_that_is_never_written_is_told_after_the_first_epoch(epochs
     """Lightning warns, as long as there was no validation, and goes on."""
     saved = ModelCheckpoint(tmp_path, monitor="train/los")
     run = trainer(tmp_path, max_epochs=epochs, callbacks=[saved], enable_checkpointing=True)
-    with pytest.raises(ValueError, match=r"^ModelCheckpoint monitors train/los, but training logs .*train/loss"):
+    with pytest.raises(ValueError, match=r"^ModelCheckpoint monitors train/los, .*train/loss"):
         run.fit(build(Mine), loader(images(24)))
     assert run.current_epoch == 1
 

@@ -126,7 +126,7 @@ def test_an_epoch_that_another_number_of_ranks_ends_is_told_and_its_metrics_go_o
         def on_train_start(self, trainer, pl_module):
             begun.update(pl_module.metrics.sums)
 
-    with pytest.warns(UserWarning, match="within an epoch by 2 ranks, and this training has 1: "):
+    with pytest.warns(UserWarning, match=r" 2 ranks, .* has 1: "):
         ranks.fit(module, ranks.Data(), Begin(), max_epochs=1, ckpt_path=path)
     assert_equal(begun, {name: zero[name] + one[name] for name in zero})
 

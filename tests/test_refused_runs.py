@@ -151,4 +151,4 @@ def test_checkpoints_on_another_disk_belong_to_the_run_that_links_to_them(run):
 def test_a_folder_with_the_name_of_a_checkpoint_is_none(command, run, capsys):
     Path("last.ckpt").mkdir()
     error = refusal(capsys, command, "-c", "tiny.yaml", "--ckpt_path", "last.ckpt")
-    assert error.startswith("--ckpt_path last.ckpt is a folder and no checkpoint: give ")
+    assert error.startswith("--ckpt_path last.ckpt is a folder ")

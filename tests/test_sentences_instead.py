@@ -176,7 +176,7 @@ def test_labels_of_two_dimensions_are_refused_in_fit_with_the_way_to_one(form, d
     data = batch._replace(y=y.to(dtype))
     batches = indexed(data) if kind == "Batch" else loader(data)
     remedy = r"argmax\(dim=1\)" if form == "one-hot" else r"squeeze\(1\)"
-    with pytest.raises(ValueError, match=rf"^labels of shape \(8, \d\) are not one class .*{remedy}"):
+    with pytest.raises(ValueError, match=rf"^labels of shape \(8, \d\) .*{remedy}"):
         trainer(".", max_epochs=1).fit(build(PGDAT), batches)
 
 
@@ -546,17 +546,17 @@ def test_all_weights_may_be_frozen_until_a_callback_unfreezes_them_in_the_first_
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "named"),
     [
-        (lambda: build(PGDAT, atack=PGD()), "PGDAT has no argument 'atack': did you mean attack?"),
-        (lambda: build(TRADES, bta=6), "TRADES has no argument 'bta': did you mean beta?"),
-        (lambda: build(PGDAT, optimiser=1), "PGDAT has no argument 'optimiser': did you mean optimizer?"),
-        (lambda: build(Natural, nonsense=1), "Natural has no argument 'nonsense': remove it."),
-        (lambda: small_cnn(widht=3), "small_cnn has no argument 'widht': remove it."),
+        (lambda: build(PGDAT, atack=PGD()), "PGDAT .*'atack': .* attack"),
+        (lambda: build(TRADES, bta=6), "TRADES .*'bta': .* beta"),
+        (lambda: build(PGDAT, optimiser=1), "PGDAT .*'optimiser': .* optimizer"),
+        (lambda: build(Natural, nonsense=1), "Natural .*'nonsense': remove it"),
+        (lambda: small_cnn(widht=3), "small_cnn .*'widht': remove it"),
     ],
 )
-def test_a_misspelt_argument_names_what_is_built(call, says):
-    with pytest.raises(TypeError, match=rf"^{re.escape(says)}$"):
+def test_a_misspelt_argument_names_what_is_built(call, named):
+    with pytest.raises(TypeError, match=rf"^{named}[.?]$"):
         call()
 
 

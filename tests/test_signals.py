@@ -226,7 +226,7 @@ def test_in_python_the_exception_propagates_and_the_module_can_be_trained_again(
     assert (stop.value.code, stop.value.signum) == (143, signal.SIGTERM)
     assert isinstance(stop.value, SIGTERMException)
     assert module.net.training
-    with pytest.warns(UserWarning, match="exists and is not empty"):
+    with pytest.warns(UserWarning, match="Checkpoint directory .* exists"):
         run_with(tmp_path).fit(module, loader(images()), loader(images(8)))
 
 

@@ -46,7 +46,7 @@ def test_every_argument_is_documented(method):
 
 
 def test_a_missing_argument_is_named(method):
-    with pytest.raises(TypeError, match="missing 3 required positional arguments: 'net', 'num_classes', and 'attack'"):
+    with pytest.raises(TypeError, match="'net', 'num_classes', and 'attack'"):
         method()
 
 

@@ -202,13 +202,13 @@ def test_a_checkpoint_beside_them_has_the_last_word(foreign, capsys, caplog):
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_weights_and_a_checkpoint_on_the_command_line_are_refused(command, foreign, capsys):
     says = refusal(capsys, command, "-c", tiny(Path()), "--weights=foreign.pth", "--ckpt_path", "last")
-    assert says.startswith("--weights foreign.pth would be replaced by the weights of --ckpt_path last: ")
+    assert re.match(r"--weights foreign\.pth .* --ckpt_path last: ", says)
 
 
 def test_weights_of_another_net_are_refused_in_one_sentence(foreign, capsys):
     torch.save(TinyNet().state_dict(), "tiny.pt")
     says = refusal(capsys, "test", "-c", tiny(Path()), "--weights", "tiny.pt")
-    assert says.startswith("tiny.pt holds the weights of another net (missing there: ")
+    assert re.match(r"tiny\.pt .*\(missing there: ", says)
     assert "nowhere.pt" in refusal(capsys, "test", "-c", tiny(Path()), "--weights", "nowhere.pt")
 
 

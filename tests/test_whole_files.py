@@ -47,7 +47,7 @@ def test_a_full_disk_is_reported_with_the_file_and_the_remedy(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"a\.txt .*\(No space left on device\)"):
+    with pytest.raises(OSError, match=r"a\.txt .*\(No space left"):
         write_whole(tmp_path / "a.txt", b"after")
     assert (tmp_path / "a.txt").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 1
@@ -78,7 +78,7 @@ def test_a_fit_writes_whole_checkpoints_and_removes_unfinished_ones(tmp_path):
     run = trainer(
         tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, filename="last")]
     )
-    with pytest.warns(UserWarning, match="exists and is not empty"):
+    with pytest.warns(UserWarning, match="Checkpoint directory .* exists"):
         run.fit(build(Natural), loader(images(8)))
     assert isinstance(run.strategy.checkpoint_io, WholeCheckpoints)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
@@ -262,7 +262,7 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch
 def test_a_broken_table_of_metrics_is_named(content, tmp_path):
     path = tmp_path / "metrics.csv"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"metrics\.csv is not a table of metrics .*: move it out"):
+    with pytest.raises(ValueError, match=r"metrics\.csv is not a table"):
         rows_before(tmp_path, 1)
 
 
@@ -370,7 +370,7 @@ def test_a_full_disk_loses_no_row_of_the_metrics(writer, values, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     try:
         writer.log_metrics(values, 2)
-        with pytest.raises(OSError, match=r"metrics\.csv .*\(File too large\)"):
+        with pytest.raises(OSError, match=r"metrics\.csv .*\(File too large"):
             writer.save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -4,16 +4,19 @@ Other tests assert that something is refused, with which exception, and the name
 says is in ``tests/test_bad_inputs.py``.
 """
 
+import ast
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, StepLR
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
@@ -106,12 +109,14 @@ from lit_robust.defenses import (
     PerceptualAT,
     ZeroGrad,
 )
-from lit_robust.defenses.hybrid import CleanLossDrop
+from lit_robust.defenses.hybrid import CleanLossDrop, check_measurements
 from lit_robust.first_batch import check_first_batch
+from lit_robust.lightning_internals import batch_in_epoch
 from lit_robust.limits import Limits
 from lit_robust.measures.attacked_examples import craft
 from lit_robust.measures.pictures import Examples, draw
-from lit_robust.runs import load_any, load_weights
+from lit_robust.metrics_files import rows_before
+from lit_robust.runs import find_checkpoints, load_any, load_weights
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -145,7 +150,7 @@ from lit_robust.selection import (
 )
 from lit_robust.selection.embeddings import gram
 from lit_robust.threats import threat
-from lit_robust.training.checkpoint_checks import warn_of_averages
+from lit_robust.training.checkpoint_checks import sums_so_far, warn_of_averages
 from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
 from lit_robust.training.per_image import check_index, images_in
 from lit_robust.training.trained import check_weights_finite, check_weights_fit
@@ -357,6 +362,62 @@ def weights(content: object) -> None:
     load_weights(TinyNet(), "weights.pt")
 
 
+def reread(change: Callable[[dict[str, Any]], object], callback: Callable[[], Callback]) -> None:
+    """Train for an epoch, change the checkpoint, and go on."""
+    first, second = (trainer(".", max_epochs=n, limit_val_batches=0, callbacks=[callback()]) for n in (1, 2))
+    first.fit(build(Natural), loader(images(8)))
+    first.save_checkpoint("a.ckpt")
+    change(checkpoint := torch.load("a.ckpt", weights_only=True))
+    torch.save(checkpoint, "a.ckpt")
+    second.fit(build(Natural), loader(images(8)), ckpt_path="a.ckpt", weights_only=True)
+
+
+def state_of_the_monitor(**change: object) -> None:
+    """Load a monitor's state with a change."""
+    monitor = CatastrophicOverfittingMonitor()
+    monitor.load_state_dict(monitor.state_dict() | change)
+
+
+def tables(*lengths: int) -> None:
+    """Load what CustomizedAT remembers, of ranks with these numbers of images."""
+    ranks = [{"numbers": torch.zeros(n), "changed": torch.zeros(3, dtype=torch.bool)} for n in lengths]
+    build(CustomizedAT).memory.load_state_dict({"tensors": ranks}, 0)
+
+
+def linked() -> None:
+    """Read a class folder that is a link to another."""
+    Path("photos/train").mkdir(parents=True)
+    Path("photos/train/kitty").symlink_to("cat")
+    pictures()
+
+
+def tiff(*values: float, dtype: type = np.int32) -> None:
+    """Read a picture of one row."""
+    Image.fromarray(np.array([values], dtype)).save(buffer := BytesIO(), "TIFF")
+    pictures("train/cat/1.tif", content=buffer.getvalue())
+
+
+def archive_of(members: int) -> None:
+    """Read a checkpoint of so many empty members."""
+    with ZipFile("a.ckpt", "w") as archive:
+        for number in range(members):
+            archive.writestr(f"a/{number}", b"")
+    read_checkpoint("a.ckpt")
+
+
+def table_of_metrics(content: bytes) -> None:
+    Path("metrics.csv").write_bytes(content)
+    rows_before(Path(), 1)
+
+
+def position_beyond_the_epoch() -> None:
+    data = DigitsDataModule(batch_size=32, train_size=64)
+    data.setup()
+    batches = data.train_dataloader()
+    batches.load_state_dict({"epoch": 0, "batches": 4})
+    next(iter(batches))
+
+
 @dataclass(frozen=True)
 class Overfits(PGDDrop):
     """A rule that sees overfitting in the first epoch."""
@@ -405,6 +466,35 @@ class Stream(IterableDataset):
 class EndsInATanh(TinyNet):
     def forward(self, x):
         return super().forward(x).tanh()
+
+
+class Classes(TinyNet):
+    def forward(self, x):
+        return super().forward(x).argmax(dim=1, keepdim=True)
+
+
+class OneLogit(TinyNet):
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
+class Broadcasts(TinyNet):
+    """Repeats the only channel, as a mean of three numbers does."""
+
+    def forward(self, x):
+        return super().forward(x.expand(-1, 3, -1, -1))
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+class Mine(DigitsDataModule):
+    """A user's own data."""
+
+    def __init__(self, mine: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
 
 
 #: What takes True or False, and the name of the argument.
@@ -555,6 +645,45 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "there are images of torch.uint8, but attacks move floating-point pixels in [0, 1]: convert them and "
         "divide by 255.",
     ),
+    (
+        lambda: PGD()(Twice(), X, Y),
+        "the net (Twice) returns list for 8 images instead of logits: let it return one tensor (N, num_classes), alone "
+        "or as the attribute logits.",
+    ),
+    (
+        lambda: PGD()(Classes(), X, Y),
+        "the net (Classes) returns logits of torch.int64, but losses and attacks need floating-point numbers: return "
+        "real numbers (such as logits.abs() of complex ones), and not the predicted classes.",
+    ),
+    (
+        lambda: PGD()(OneLogit(), X, Y),
+        "labels run up to 3, but the net (OneLogit) returns 1 logits per image: number the classes from 0 on, or give "
+        "the net an output for each.",
+    ),
+    (
+        lambda: PGD()(TinyNet(), X.repeat(1, 5, 1, 1), Y),
+        "the net (TinyNet) cannot read images of shape 15x8x8 and torch.float32 (*): give it images (N, C, H, W) of "
+        "the size and type that it is built for.",
+    ),
+    (
+        lambda: PGD()(TinyNet(), X, F.one_hot(Y, CLASSES)),
+        "labels of shape (8, 4) are not one class for each image: give y.argmax(dim=1) for one-hot labels.",
+    ),
+    (
+        lambda: as_batch((X, Y[:, None])),
+        "labels of shape (8, 1) are not one class for each image: give y.squeeze(1).",
+    ),
+    (
+        lambda: ReColor()(TinyNet(), X[:, :1], Y),
+        "ReColor moves colours, but the images have 1 channels instead of 3: leave it out of this test or use StAdv, "
+        "which works on them.",
+    ),
+    # Misspelt arguments.
+    (lambda: PGD(epss=0.1), "PGD has no argument 'epss': did you mean eps?"),
+    (lambda: PGD(qqqq=1), "PGD has no argument 'qqqq': remove it."),
+    (lambda: Mine(minee=1), "Mine has no argument 'minee': did you mean mine?"),
+    (lambda: nets.resnet18(num_class=3), "resnet18 has no argument 'num_class': did you mean num_classes?"),
+    (lambda: build(TRADES, bta=1), "TRADES has no argument 'bta': did you mean beta?"),
     (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha=0.2 is above eps=0.1 and leaves no step: choose a smaller one."),
     (
         lambda: CurriculumPGD(psi=FOSC(), lam=1, targeted=True),
@@ -1661,6 +1790,13 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         'let it count epochs (interval or lr_interval "epoch"), give a Defense a Schedule, or set warm=0.',
     ),
     (
+        lambda: selects(
+            module=build(Natural, lr_scheduler=partial(OneCycleLR, max_lr=0.1, total_steps=99), lr_interval="step"),
+        ),
+        "OneCycleLR is made for total_steps=99, but the coresets leave 8 steps in 4 epochs, so its rate stops short: "
+        "set total_steps=8, or give a Defense a Schedule.",
+    ),
+    (
         lambda: selects(module=build(Natural), resample=False),
         "sampler=CoresetSampler(resample=False) leaves the weights to the loss, but the loader's batches (list) have "
         "none: yield lit_robust.batch.Batch with weight=sampler.weight_of(positions), or leave resample=True.",
@@ -1736,7 +1872,112 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: build(PGDAT, attack=StAdv()),
         "StAdv has an eps in no L-p norm: state val_attack and test_attacks*.",
     ),
+    # What a net is given, and what a data set holds.
+    (
+        lambda: first_batch(Classes()),
+        "the net returns logits of torch.int64, but losses and attacks need floating-point numbers: *",
+    ),
+    (
+        lambda: first_batch(Broadcasts(), x=X[:, :1]),
+        "the net (Broadcasts) reads images of 1 channel although its first layer has 3 input channels: unless the net "
+        "repeats the channel on purpose, its mean and std do, so build it for 1 channel.",
+    ),
+    (
+        lambda: Adapter("images").check(User(), Pair(X, Y)),
+        "x='images' finds nothing in a Pair with the fields image, label: give an index, a key or the name of a field, "
+        'or a path of them such as "views.0".',
+    ),
+    (
+        linked,
+        "photos/train/kitty leads to the images of cat, which get both labels: remove the link.",
+    ),
+    (
+        lambda: tiff(2, 2, dtype=np.float32),
+        "*1.tif* (mode F with values from 2 to 2, scale them to 0 to 1)*",
+    ),
+    (lambda: tiff(0, 70000), "*1.tif* (mode I with values from 0 to 70000, scale them to 0 to 65535)*"),
+    (lambda: tiff(0, 200), "*1.tif* (32 bits with values up to 200 may be 8 or 16 bits, save it as such)*"),
+    (
+        lambda: DigitsDataModule().select([0, 1, 2], "heavy"),
+        "select() needs weights (S,) as a list, an array or a tensor of numbers, not 'heavy' (*).",
+    ),
     # What a training resumes from.
+    (
+        lambda: (Path("a.ckpt").mkdir(), find_checkpoints("a.ckpt", None)),
+        "--ckpt_path a.ckpt is a folder and no checkpoint: give a .ckpt file, or the folder of the run.",
+    ),
+    (
+        lambda: archive_of(20_000),
+        "a.ckpt has more members than any checkpoint has tensors: it was not unpacked.",
+    ),
+    (
+        lambda: state_of_the_monitor(healthy=3),
+        "the checkpoint is broken: callbacks[CatastrophicOverfittingMonitor{'rule': 'PGDDrop'}].healthy is 3, but it "
+        "must be finite weights by name, or null; use an earlier one.",
+    ),
+    (
+        lambda: CatastrophicOverfittingMonitor().load_state_dict({}),
+        "the checkpoint is broken: callbacks[*] has no earlier; use an earlier one.",
+    ),
+    (
+        lambda: CatastrophicOverfittingMonitor().load_state_dict(3),
+        "the checkpoint is broken: callbacks[*] is 3, but it must be a mapping; use an earlier one.",
+    ),
+    (
+        lambda: state_of_the_monitor(batches=[3]),
+        "the checkpoint is broken: callbacks[*].batches is a list, but it must be a list of batches: images in [0, 1], "
+        "labels, indices and weights; use an earlier one.",
+    ),
+    (
+        lambda: reread(
+            lambda saved: next(iter(saved["callbacks"].values())).update(earlier=[{"other": 1.0}]),
+            lambda: CatastrophicOverfittingMonitor(Overfits()),
+        ),
+        "the checkpoint is broken: callbacks[*].earlier is a list, but it must be the means acc/pgd; use an earlier "
+        "one.",
+    ),
+    (
+        lambda: reread(lambda saved: saved["averaging_state"].clear(), lambda: EMAWeights(0.9)),
+        "the checkpoint's averages are broken or of another net (averaging_state has no n_averaged): use an earlier "
+        "one, or leave EMAWeights out.",
+    ),
+    (
+        lambda: check_measurements({"times": [0.2, 0.1], "values": [1.0, 1.0]}),
+        "the checkpoint is broken: memory.values.times is a list, but it must be times in order, one for each of the 2 "
+        "values; use an earlier one.",
+    ),
+    (
+        lambda: tables(3, 4),
+        "the checkpoint is broken: memory.tensors of 2 ranks do not belong together (*); use an earlier one.",
+    ),
+    (
+        lambda: build(Natural).memory.load_state_dict({"tensors": [{"delta": X}, {"delta": X}]}, 0),
+        "the checkpoint holds delta of 2 ranks, and this training has 1: they are reset; resume on 2 ranks to go on "
+        "exactly.",
+    ),
+    (
+        lambda: sums_so_far({"metrics": [{}, {"loss": ROWS}]}, 0, SimpleNamespace(state=SimpleNamespace(fn="fit"))),
+        "the checkpoint was written within an epoch by 2 ranks, and this training has 1: the rest of this epoch is "
+        "batched differently: some images are seen twice, others not at all; resume on 2 ranks to go on exactly.",
+    ),
+    (
+        position_beyond_the_epoch,
+        "the checkpoint was written after 4 batches of an epoch, which has 2 here: resume with the data, batch_size "
+        "and ranks of its training, or use another checkpoint.",
+    ),
+    (
+        lambda: table_of_metrics(b"\xff\xfe"),
+        "metrics.csv is not a table of metrics (*): move it out of the run's folder.",
+    ),
+    (
+        lambda: batch_in_epoch(SimpleNamespace()),
+        "lit_robust relies on internals of lightning 2.6 that lightning * has changed (batch_in_epoch: *): pip install "
+        '"lightning>=2.6,<2.7".',
+    ),
+    (
+        lambda: fit(build(Natural, optimizer=partial(torch.optim.SGD, lr=None))),
+        "optimizer cannot be built from its arguments (TypeError: *): change them.",
+    ),
     (
         lambda: resumed(then=torch.optim.AdamW),
         "the checkpoint was trained with the optimizer Adam, and this training has AdamW: resume with model.optimizer "
@@ -1957,5 +2198,84 @@ def test_a_switch_that_was_made_is_reported(at_epoch, remark, tmp_path, monkeypa
 def test_a_refusal_says_what_is_wrong_and_what_to_do_about_it(call, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pattern = ".*".join(map(re.escape, sentence.split("*")))
-    with pytest.raises(Exception, match=rf"(?s)\A{pattern}\Z"):
-        call()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", pattern)  # a sentence may also be a warning
+        with pytest.raises(Exception, match=rf"(?s)\A{pattern}\Z"):
+            call()
+
+
+#: The longest pattern of another test, in words.
+MOST = 4
+
+
+def words(pattern: str) -> list[str]:
+    """The words of a pattern, without its values and what stands for anything."""
+    parts = re.sub(r"\.[*+]", " ", pattern).replace("\\", "").split()
+    return [part for part in parts if re.fullmatch(r"[A-Za-z]{2,}", part.strip("^$.,:;()?'\""))]
+
+
+def texts(node: ast.AST | None) -> list[str]:
+    """The strings in an expression; a blank stands for what an f-string fills in."""
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else " " for part in node.values)]
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else []
+    return [text for child in ast.iter_child_nodes(node) for text in texts(child)] if node else []
+
+
+def column(function: ast.FunctionDef, name: str, constants: dict[str, ast.AST]) -> list[str]:
+    """The strings that ``parametrize`` gives an argument of a test, from a literal or a constant of the file."""
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and getattr(decorator.func, "attr", None) == "parametrize":
+            names = ast.literal_eval(decorator.args[0])
+            rows = constants.get(ast.unparse(decorator.args[1]).removesuffix(".values()"), decorator.args[1])
+            if names == name:
+                return texts(rows)
+            if name in names and isinstance(names, tuple) and isinstance(rows, (ast.List, ast.Tuple)):
+                cells = (row.elts[names.index(name)] for row in rows.elts if isinstance(row, ast.Tuple))
+                return [text for cell in cells for text in texts(cell)]
+    return []
+
+
+def sentences_in(source: str) -> list[str]:
+    """The patterns of ``match=`` that hold a sentence."""
+    tree, found = ast.parse(source), []
+    constants = {ast.unparse(one.targets[0]): one.value for one in tree.body if isinstance(one, ast.Assign)}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.keyword) and node.arg == "match":
+                found += texts(node.value)
+                names = (one.id for one in ast.walk(node.value) if isinstance(one, ast.Name))
+                found += [text for name in names for text in column(function, name, constants)]
+    return [pattern for pattern in dict.fromkeys(found) if len(words(pattern)) > MOST]
+
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.glob("*.py")), ids=lambda file: file.name)
+def test_other_tests_name_the_argument_and_leave_the_wording_to_the_tables(file):
+    if file.name not in ("test_wording.py", "test_bad_inputs.py"):
+        assert sentences_in(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("test", "seen"),
+    [
+        ('def test():\n    raises(E, match="loss=x is not a function: give one")', True),
+        ('def test():\n    raises(E, match=rf"^{name}=.* is not a function: give one")', True),
+        ('def test():\n    raises(E, match=rf"^{name}=.* is not .* function")', False),
+        ('def test():\n    raises(E, match=r"epoch 2.*Scripted.* acc/pgd 0\\.5 -> 0\\.1; eps=3")', False),
+        (
+            '@m.parametrize(("a", "b"), [(1, "this is no good one")])\ndef test(a, b):\n    raises(E, match=b)',
+            True,
+        ),
+        (
+            '@m.parametrize(("a", "b"), [(1, "this is no good one")])\ndef test(a, b):\n    raises(E, match=a)',
+            False,
+        ),
+        ('T = ["this is not one function"]\n@m.parametrize("b", T)\ndef test(b):\n    raises(E, match=b)', True),
+    ],
+)
+def test_the_walk_sees_sentences_in_patterns(test, seen):
+    assert bool(sentences_in(test)) == seen

@@ -11,7 +11,8 @@ from lit_robust.defenses.gat import GAT
 from lit_robust.defenses.gradalign import GradAlign
 from lit_robust.defenses.mart import MART
 from lit_robust.defenses.natural import Natural
-from lit_robust.defenses.nuat import NuAT, NuAT2
+from lit_robust.defenses.nuat import NuAT
+from lit_robust.defenses.nuat2 import NuAT2
 from lit_robust.defenses.perceptual import PerceptualAT
 from lit_robust.defenses.pgdat import PGDAT
 from lit_robust.defenses.rmgm import RMGM, SATR1, SATR3

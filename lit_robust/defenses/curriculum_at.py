@@ -14,10 +14,8 @@ from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
 from lit_robust.guards import BNMode
 from lit_robust.measures.accuracy import Survivors, rows_of
-from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
-from lit_robust.training.memory import shared_out
 from lit_robust.training.monitors import validates
 
 
@@ -86,8 +84,7 @@ class CurriculumAT(Defense):
         self.expect_acc = expect_acc
         self.patience = patience
         # The training accuracy of the last epoch; the best validation accuracy at this k, and the validations since.
-        kinds = dict.fromkeys(("right", "last_right"), (torch.float32, (2,)))  # the sum over images and their weight
-        self.memory.declare(shared_out, kinds, self.check_k, k=0, learned=0.0, best=-1.0, stale=0)
+        self.memory.declare(check=self.check_k, means=["right"], k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.survivors["val"] = Survivors(rows_of(self.val_attacks))
@@ -125,7 +122,7 @@ class CurriculumAT(Defense):
 
     def perturb(self, batch: Batch) -> Tensor:
         """Attack the parts of the batch one after the other."""
-        self.count_right()
+        self.memory.collect("right")
         n, k = len(batch.x), int(self.k)
         each = n // (k + 1) if self.batch_mixing else 0
         sizes = [each] * k + [n - k * each]
@@ -147,9 +144,7 @@ class CurriculumAT(Defense):
         """Cross-entropy on all parts."""
         logits = self.net(x_adv)
         self.seen |= {"robust": logits, "k": torch.full_like(batch.weight, self.k)}
-        right = (logits.detach().argmax(dim=1) == batch.y) * batch.weight
-        # Replaced, not added to: with a weight perturbation the loss is computed twice per batch.
-        self.memory.tensors["last_right"] = torch.stack([right.sum(), batch.weight.sum()])
+        self.memory.leave("right", logits.argmax(dim=1) == batch.y, batch.weight)
         return losses.ce(logits, batch.y)
 
     # The curriculum.
@@ -165,16 +160,8 @@ class CurriculumAT(Defense):
 
     def end_epoch(self) -> None:
         """Remember the epoch's training accuracy; 0 while no batch is adversarial."""
-        self.count_right()
-        right = self.memory.tensors.pop("right", torch.zeros(2, device=self.device))
-        total, weight = sum_over_ranks(right).tolist()
-        self.memory.values["learned"] = total / weight if weight else 0.0
-
-    def count_right(self) -> None:
-        """Add the last batch's images to those of the epoch."""
-        tensors = self.memory.tensors
-        if (last := tensors.pop("last_right", None)) is not None:
-            tensors["right"] = tensors["right"] + last if "right" in tensors else last
+        self.memory.collect("right")
+        self.memory.values["learned"] = self.memory.mean("right") or 0.0
 
     def on_validation_epoch_start(self) -> None:
         """Set the attack of ``val/acc/k_steps`` to k steps."""

@@ -114,7 +114,8 @@ class CustomizedAT(PerImage):
     def search(self, batch: Batch, eps: Tensor) -> tuple[Tensor, Tensor]:
         """PGD in the ball of each image, and which images are misclassified by it.
 
-        A loop of its own, because PGD has one ball for all images.
+        A loop of its own: a PGD is a value with one ball for all images, checked when it is built, and this ball
+        changes in each batch.
         """
         ball = threat(self.attack.norm, like_images(eps, batch.x))
         labels = self.labels(batch.y, eps)

@@ -4,22 +4,125 @@ Little is known of NuAT-H and NuAT-WA-H: their purpose, stability at a marginal 
 cross-entropy; and names such as "50+5" epochs, which we read as second steps that cost 5 epochs of one more step each.
 The trigger is not published. **All rules here are ours**: two detectors of gradient masking, and an even share to
 compare them with.
+
+Time is in fractional epochs. A rule is a value; its state is in the method's ``memory.values``, under the keys of
+``MEMORY``. Measurements must be summed over ranks, so that all ranks decide alike.
 """
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from lit_robust import require
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_states import broken
 from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
-from lit_robust.ranks import sum_over_ranks
-from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger, Watched
+from lit_robust.ranks import sum_over_ranks, weighted_sum
 
-__all__ = ["MEMORY", "CleanLossDrop", "Detector", "EvenShare", "SecondStepGain", "Trigger", "Watched"]
+if TYPE_CHECKING:
+    from lit_robust.defenses.nuat import NuAT
+
+#: Times and values of a detector's measurements, as far back as it compares; the alert's end; the cost of second steps
+#: so far, in epochs; the numbers of alerts and of batches; whether the last batch had a second step.
+MEMORY: dict[str, Any] = {
+    "times": [], "values": [], "until": 0.0, "spent": 0.0, "triggers": 0, "batches": 0, "alert": None,
+}  # fmt: skip
+
+
+def check_measurements(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a checkpoint's times and values differ in number, or its times do not increase."""
+    times, found = values["times"], values["values"]
+    if len(times) != len(found) or any(later < earlier for earlier, later in pairwise(times)):
+        raise broken("memory.values.times", times, f"times in order, one for each of the {len(found)} values")
+
+
+class Trigger(ABC):
+    """A rule for which batches get a second attack step."""
+
+    #: Whether ``method.memory.mean("clean")`` must be the training's clean cross-entropy since it was last read.
+    watches_clean_loss = False
+
+    @abstractmethod
+    def alert(self, method: "NuAT", batch: Batch) -> bool:
+        """Whether this batch gets a second step; called once per batch, before its attack."""
+
+
+@dataclass(frozen=True)
+class EvenShare(Trigger):
+    """Second steps spread evenly over the batches: an ablation of their timing.
+
+    Args:
+        share: The share of all batches, in [0, 1]; 0.1 of 50 epochs costs 5 epochs, our reading of "50+5".
+    """
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        require.number("share", self.share, least=0, most=1)
+
+    def alert(self, method: "NuAT", batch: Batch) -> bool:
+        """Whether ``floor(share * batches)`` increases with this batch."""
+        batches: int = method.memory.values["batches"]
+        return math.floor((batches + 1) * self.share) > math.floor(batches * self.share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector(Trigger):
+    """A rule that watches a number; when it fires, all batches of the next ``duration`` get a second step.
+
+    Args:
+        every: How often it measures, in epochs; the host waits for the device only then.
+        duration: The length of an alert, in epochs; firing again prolongs it.
+        extra_epochs: The most that second steps may cost in all, in epochs: our reading of the 5 in "50+5". Once they
+            are spent, the detector only watches.
+
+    Raises:
+        ValueError: If an argument is not above 0.
+    """
+
+    every: float = 0.05
+    duration: float = 0.5
+    extra_epochs: float = 5.0
+
+    #: How far back the rule compares, in epochs.
+    window = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("every", "duration", "extra_epochs"):
+            require.number(name, getattr(self, name), above=0)
+
+    @abstractmethod
+    def measure(self, method: "NuAT", batch: Batch) -> float | None:
+        """The watched number, the same on every rank; None if there is none yet."""
+
+    @abstractmethod
+    def fires(self, times: list[float], values: list[float]) -> bool:
+        """Whether ``values[-1]`` is suspicious; ``values[0]`` is the latest one from before the window."""
+
+    def smoothed(self, times: list[float], values: list[float], time: float, value: float) -> float:
+        """The value that is kept of a measurement; by default the measurement itself."""
+        return value
+
+    def alert(self, method: "NuAT", batch: Batch) -> bool:
+        """Measure if it is time; whether an alert is on and affordable."""
+        memory, time = method.memory.values, method.time
+        batches = method.trainer.num_training_batches  # infinite before training, when a coreset may be selected
+        period = max(1, round(self.every * batches)) if math.isfinite(batches) else 1
+        if method.batch_idx % period == 0 and (value := self.measure(method, batch)) is not None:
+            times, values = memory["times"], memory["values"]
+            values.append(self.smoothed(times, values, time, value))
+            times.append(time)
+            older = sum(1 for earlier in times[1:] if earlier <= time - self.window)
+            del times[:older], values[:older]
+            if self.fires(times, values):
+                memory["triggers"] += time >= memory["until"]
+                memory["until"] = time + self.duration
+            method.log_now(watched=values[-1], triggers=memory["triggers"])
+        return bool(time < memory["until"] and memory["spent"] < self.extra_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +155,9 @@ class CleanLossDrop(Detector):
         require.number("warm_up", self.warm_up, least=0)
         require.number("drop", self.drop, above=0, below=1, hint="it is the share of the loss that may be lost")
 
-    def alert(self, method: Watched, batch: Batch) -> bool:
-        """Add the loss of the previous batch, then measure if it is time."""
-        tensors = method.memory.tensors
-        if (last := tensors.pop("last_clean", None)) is not None:
-            tensors["clean"] = tensors["clean"] + last if "clean" in tensors else last
-        return super().alert(method, batch)
-
-    def measure(self, method: Watched, batch: Batch) -> float | None:
+    def measure(self, method: "NuAT", batch: Batch) -> float | None:
         """The mean over the batches since the last measurement."""
-        clean = method.memory.tensors.pop("clean", None)
-        return None if clean is None else _mean_over_ranks(clean)
+        return method.memory.mean("clean")
 
     def smoothed(self, times: list[float], values: list[float], time: float, value: float) -> float:
         """The moving average."""
@@ -95,18 +190,14 @@ class SecondStepGain(Detector):
         super().__post_init__()
         require.number("gain", self.gain, least=0)
 
-    def measure(self, method: Watched, batch: Batch) -> float:
+    def measure(self, method: "NuAT", batch: Batch) -> float:
         """The mean difference over the batches of all ranks."""
         with network_mode(method.net, "eval"):
             net = method.folded(method.net, batch.x)
             gain = second_step_gain(net, batch.x, batch.y, method.single_step())
-        return _mean_over_ranks(torch.stack([(gain * batch.weight).sum(), batch.weight.sum()]))
+        total, weight = sum_over_ranks(weighted_sum(gain, batch.weight)).tolist()
+        return float(total / weight)
 
     def fires(self, times: list[float], values: list[float]) -> bool:
         """Compare the last value with ``gain``."""
         return values[-1] > self.gain
-
-
-def _mean_over_ranks(total_and_weight: Tensor) -> float:
-    total, weight = sum_over_ranks(total_and_weight).tolist()
-    return float(total / weight)

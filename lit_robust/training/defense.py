@@ -54,6 +54,8 @@ class Defense(Trained):
         #: ``optimize`` empties it before each call of ``loss`` and counts it once, after the update.
         self.seen: dict[str, Tensor] = {}
 
+    checkpoint_parts = (*Trained.checkpoint_parts, AWP)
+
     #: Averages of ``net`` by name, while a fit has an ``EMAWeights(extra=...)``, which assigns them.
     averaged: Mapping[str, nn.Module] = MappingProxyType({})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_robust.checkpoint_sections import are_tensors
 from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, broken_as, check_entries, check_tensor, is_finite
-from lit_robust.ranks import gather_over_ranks, world_size
+from lit_robust.ranks import gather_over_ranks, sum_over_ranks, weighted_sum, world_size
 
 #: The tensors of one rank by name.
 Tensors = dict[str, Tensor]
@@ -49,6 +49,7 @@ class Memory:
         merge: Callable[[Sequence[Tensors]], Tensors] | None = None,
         kinds: Mapping[str, Kind] | None = None,
         check: Callable[[Mapping[str, Any]], None] | None = None,
+        means: Sequence[str] = (),
         **initial: Any,
     ) -> None:
         """Declare the values that a fit begins with.
@@ -58,10 +59,12 @@ class Memory:
                 resumed on another number of ranks. Without it they are forgotten then, with a warning.
             kinds: Those of the tensors by name.
             check: Refuses values that a checkpoint holds and this method cannot use; called with all of them.
+            means: The names of numbers for ``leave``, ``collect`` and ``mean``; ``shared_out`` merges their sums.
             **initial: The initial values by name.
         """
-        self._merge = merge or self._merge
+        self._merge = merge or self._merge or (shared_out if means else None)
         self._kinds |= kinds or {}
+        self._kinds |= {key: (torch.float32, (2,)) for name in means for key in (name, f"last_{name}")}
         self._check = check or self._check
         self._initial |= initial
         self.values |= deepcopy(initial)
@@ -73,6 +76,30 @@ class Memory:
     def to(self, device: torch.device) -> None:
         """Move the tensors to the training's device."""
         self.tensors = {name: value.to(device) for name, value in self.tensors.items()}
+
+    # A number's weighted mean over batches, from its sum and that of the weights.
+
+    def leave(self, name: str, values: Tensor, weight: Tensor) -> None:
+        """Leave the ``(N,)`` values of a batch for ``collect``.
+
+        Again in the same batch, they replace the first ones: a weight perturbation computes the loss twice per batch.
+        """
+        self.tensors[f"last_{name}"] = weighted_sum(values, weight)
+
+    def collect(self, name: str) -> None:
+        """Add what the last batch left to the sum since the last ``mean``."""
+        if (last := self.tensors.pop(f"last_{name}", None)) is not None:
+            self.tensors[name] = self.tensors[name] + last if name in self.tensors else last
+
+    def mean(self, name: str) -> float | None:
+        """The mean of what was collected since the last call, over all ranks; None if there is nothing.
+
+        Every rank must call it.
+        """
+        if (sums := self.tensors.pop(name, None)) is None:
+            return None
+        total, weight = sum_over_ranks(sums).tolist()
+        return float(total / weight) if weight else None
 
     def merge_ranks(self, device: torch.device) -> None:
         """Replace every rank's tensors by the merged ones of all ranks; every rank must call it."""

@@ -1,7 +1,6 @@
-"""The base of methods that remember a number for each training image.
+"""A table with a number for each training image, for methods that remember one.
 
-CustomizedAT is the only one. The base is not in its file because it is about loaders, ranks and checkpoints, while
-``defenses`` holds what the papers say; together they would also exceed the limit of a file.
+Here is what the table needs of loaders, ranks and checkpoints; what its numbers mean is the method's.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Rebuilds a method from a checkpoint's arguments, which are untrusted: only known parts are built."""
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,36 +8,31 @@ from typing import Any
 
 import torch
 
-from lit_robust import attacks, losses, schedules
-from lit_robust.attacks.difficulty import Difficulty
+from lit_robust import losses
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.nets.rebuild import plain
 from lit_robust.runs import rebuild_net
-from lit_robust.training.alerts import Trigger
 from lit_robust.training.checkpoint_checks import check_weights_fit
-from lit_robust.training.weight_perturbation import AWP
 
 
-def published(path: str, kinds: Iterable[type]) -> Any:
-    """The class among ``kinds`` at a path in ``lit_robust``, which may be a re-export; None if there is none.
+def published(path: str, kinds: Iterable[type]) -> type | None:
+    """The class of ours that a path in ``lit_robust`` names: one of ``kinds`` or a subclass; None if there is none.
 
-    Only modules that are imported already are looked at: nothing is imported for the sake of a file.
+    Its name decides, because rooms re-export classes, and modules have moved since older checkpoints were written. Only
+    classes that are imported already are looked at: nothing is imported for the sake of a file.
     """
-    room, _, name = path.rpartition(".")
-    found = vars(sys.modules[room]).get(name) if room.startswith("lit_robust.") and room in sys.modules else None
-    return found if any(found is kind for kind in kinds) else None
+    package, name = path.split(".")[0], path.split(".")[-1]
+    known = [one for kind in kinds for one in (kind, *subclasses(kind)) if one.__module__.startswith("lit_robust.")]
+    return next((one for one in known if package == "lit_robust" and one.__name__ == name), None)
 
 
-def known_part(path: str) -> Callable[..., Any] | None:
+def known_part(path: str, kinds: Iterable[type]) -> Callable[..., Any] | None:
     """The part that a checkpoint may name by the path under which it is saved; None if there is none.
 
     Optimizers and torch's schedulers are factories, because they need parameters or the optimizer.
     """
-    exported = [getattr(room, name) for room in (attacks, schedules) for name in room.__all__]
-    ours = [*exported, *subclasses(Difficulty), *subclasses(Trigger), AWP]
-    part = published(path, ours)
-    if inspect.isclass(part) and not inspect.isabstract(part):
-        return part
+    if (known := published(path, kinds)) is not None and not inspect.isabstract(known):
+        return known
     room, _, name = path.rpartition(".")
     for package, kind in (
         (torch.optim, torch.optim.Optimizer),
@@ -50,26 +44,27 @@ def known_part(path: str) -> Callable[..., Any] | None:
     return None
 
 
-def rebuild_argument(name: str, value: Any) -> Any:
+def rebuild_argument(name: str, value: Any, kinds: Iterable[type]) -> Any:
     """Rebuild a method's argument from what a checkpoint holds: plain values, and known parts.
 
     Args:
         name: The argument's name.
         value: What the checkpoint holds.
+        kinds: The base classes of parts that it may name, see ``Trained.checkpoint_parts``.
 
     Raises:
         ValueError: If it names anything else.
     """
     if isinstance(value, Mapping) and "class_path" in value:
-        build = known_part(str(value["class_path"]))
+        build = known_part(str(value["class_path"]), kinds)
         arguments = {} if value.get("init_args") is None else value["init_args"]
         if build is None or not isinstance(arguments, Mapping):
             raise ValueError(
                 f"{name} is a {str(value['class_path'])[:100]}, which is not built from a file: give {name}=..."
             )
-        return build(**{str(key): rebuild_argument(str(key), one) for key, one in arguments.items()})
+        return build(**{str(key): rebuild_argument(str(key), one, kinds) for key, one in arguments.items()})
     if isinstance(value, Mapping):
-        return {str(key): rebuild_argument(f"{name}.{key}", one) for key, one in value.items()}
+        return {str(key): rebuild_argument(f"{name}.{key}", one, kinds) for key, one in value.items()}
     if isinstance(value, str) and value.startswith(f"{losses.__name__}."):
         found = getattr(losses, value.removeprefix(f"{losses.__name__}."), None)
         if inspect.isfunction(found) and found.__module__ == losses.__name__:
@@ -99,14 +94,14 @@ def build_method(cls: type, checkpoint: Mapping[str, Any], path: str | Path, giv
         ValueError: If an argument must be given.
     """
     saved = checkpoint.get("hyper_parameters", {})
-    method = published(str(saved.get("_class_path")), (cls, *subclasses(cls))) or cls
+    method: Any = published(str(saved.get("_class_path")), (cls,)) or cls
     arguments = dict(given)
     try:
         for name in inspect.signature(method).parameters.keys() - given.keys():
             if name == "net":
                 arguments[name] = rebuild_net(checkpoint)
             elif name in saved:
-                arguments[name] = rebuild_argument(name, saved[name])
+                arguments[name] = rebuild_argument(name, saved[name], method.checkpoint_parts)
         return method(**arguments)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

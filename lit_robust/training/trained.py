@@ -8,16 +8,12 @@ from torch import nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
+from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.checkpoint_sections import check_reading
 from lit_robust.lightning_cli_internals import built_by_the_command_line
-from lit_robust.lightning_internals import (
-    batches_begun,
-    end_the_epoch,
-    is_due_for_logging,
-    validation_is_due,
-)
+from lit_robust.lightning_internals import batches_begun, end_the_epoch, is_due_for_logging, validation_is_due
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
@@ -192,6 +188,9 @@ class Trained(Metered):
         self.rate.epoch_done(self.trainer.callback_metrics)
 
     # Checkpoints.
+
+    #: Base classes of the parts that a checkpoint may name for the arguments, see ``rebuild_method``.
+    checkpoint_parts: tuple[type, ...] = (Attack, Difficulty, Schedule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how the net was built, for ``load_net``, and what an exact resume needs besides weights.
