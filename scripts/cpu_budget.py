@@ -1,7 +1,7 @@
 """Train the rows of ``cpu_budget.yaml`` on MNIST, in minutes per row, attack them, and print a table.
 
     python scripts/cpu_budget.py single_step                     # all rows of a set that are not done
-    python scripts/cpu_budget.py single_step --rows gat nuat     # some of them
+    python scripts/cpu_budget.py single_step --rows gat@0 nuat@0 # some of them
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
 A row that is done with this configuration, data and version is skipped, and so is each attack that is done. A row that
@@ -29,7 +29,6 @@ from cpu_budget_parts import Diary, Transfer
 from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, read, rounded, table, versions
 
 from lit_robust import load_net
-from lit_robust.attacks import AutoAttack
 from lit_robust.batch import Batch
 from lit_robust.cli.config import load, merged
 from lit_robust.cli.main import RobustCLI
@@ -37,15 +36,16 @@ from lit_robust.cli.parser import Parser
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving
+from lit_robust.measures.alarms import Alarms
 from lit_robust.seeds import derive_seed
 
 HERE = Path(__file__).parent
 ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu_budget")
 
-#: AutoAttack is run on this many test images, the first.
-AUTOATTACK_IMAGES = 500
 #: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
 FIRST_ATTACK = "pgd40"
+#: The attacks of the library's default test, after which a row is probed for alarms.
+DEFAULT_TEST = {"pgd20", "pgd20_margin"}
 #: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
 TRANSFER = "transfer"
 
@@ -69,7 +69,7 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
-    A set with ``seeds`` has each row once per seed; one with ``attacks`` is tested by these attacks only.
+    A set with ``seeds`` has each row once per seed, as ``name@seed``; one with ``attacks`` is tested by these only.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
@@ -82,6 +82,22 @@ def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
             label = f"{row}@{seed}" if "seeds" in chosen else row
             rows[label] = numbers | {"config": config | {"seed_everything": seed}}
     return rows
+
+
+#: Seconds of one core per pass of an image, by net, and images per epoch if the data do not say.
+SECONDS = {"fast_cnn": 1.0e-4, "resnet18": 1.5e-3}
+IMAGES = 20_000
+
+
+def cost_of(row: Mapping[str, Any]) -> float:
+    """CPU seconds of training by the cost model: passes per batch, or as many as the attack has steps and one more."""
+    model, data = (row["config"][part].get("init_args", {}) for part in ("model", "data"))
+    passes = row["passes"] or model["attack"]["init_args"].get("steps", 1) + 1
+    images = data.get("train_size", IMAGES)
+    callbacks = row["config"]["trainer"]["callbacks"]
+    share = next((one["init_args"]["fraction"] for one in callbacks if one["class_path"] == "CoresetSelection"), 1)
+    net = model["net"]["class_path"].rpartition(".")[2]
+    return float(row["epochs"] * images * passes * share * SECONDS[net])
 
 
 # From configurations to nets.
@@ -151,7 +167,17 @@ class Work:
         self.name = name
         self.rows = rows_of(text, name)
         self.transfer = text["sets"][name].get("transfer", [])
+        self.asks_for_gap = text["sets"][name].get("gap", False)
         self.path = RESULTS / f"cpu_{name}.json"
+
+    def estimate(self) -> str:
+        """How long the rows take that are not trained yet, in CPU seconds of one core, by the cost model."""
+        done = read(self.path).get("rows", {})
+        left = [row for row in self.rows if row not in done]
+        seconds = sum(cost_of(self.rows[row]) for row in left)
+        return (
+            f"{len(left)} of {len(self.rows)} rows to train, about {seconds / 60:.0f} minutes of one core, and attacks"
+        )
 
     def folder(self, row: str) -> Path:
         """The folder of a row's run."""
@@ -200,12 +226,42 @@ class Work:
         images, attacks = read_test_images(cli.datamodule), dict(cli.model.test_attacks)
         attacks[TRANSFER] = Transfer(attacks[FIRST_ATTACK], [load_net(path) for path in self.sources(row)])
         for which, name in missing:
-            costly = isinstance(attacks[name], AutoAttack)
-            seen = Batch(*(part[:AUTOATTACK_IMAGES] for part in images)) if costly else images
-            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], seen)
+            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], images)
             with opened(self.path) as results:
-                results["rows"][row][which] |= {name: found[name]} | ({} if costly else {"clean": found["clean"]})
+                results["rows"][row][which] |= {name: found[name], "clean": found["clean"]}
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
+
+    def probe(self, row: str) -> None:
+        """Look for alarms on a row's last checkpoint, after the default test's attacks."""
+        done = read(self.path)["rows"][row]
+        if "alarms" in done or not done["last"].keys() >= DEFAULT_TEST:
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        images, net = read_test_images(cli.datamodule), load_net(checkpoint(self.folder(row), "last"))
+        attacks = {name: attack for name, attack in cli.model.test_attacks.items() if name in DEFAULT_TEST}
+        torch.manual_seed(derive_seed("cpu_budget", "alarms"))
+        alarms = Alarms(attacks, num_classes=10)
+        for part in (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True)):
+            alarms.update(net, part, surviving(net, attacks, part)["worst"])
+        found = sorted(alarms.compute())
+        with opened(self.path) as results:
+            results["rows"][row]["alarms"] = found
+        print(f"{row}: alarms {found}", flush=True)
+
+    def gap(self, row: str) -> None:
+        """Attack as many training images as test images, if the set asks for the generalisation gap."""
+        done = read(self.path)["rows"][row]
+        if not self.asks_for_gap or "train" in done:
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        n = len(read_test_images(cli.datamodule).y)
+        columns = zip(*cli.datamodule.plain_train_dataloader(), strict=True)
+        images = Batch(*(torch.cat(parts)[:n] for parts in columns))
+        net = load_net(checkpoint(self.folder(row), "last"))
+        found = accuracy(net, FIRST_ATTACK, cli.model.test_attacks[FIRST_ATTACK], images)
+        with opened(self.path) as results:
+            results["rows"][row]["train"] = found
+        print(f"{row}: training images {found}", flush=True)
 
     def attacks(self, row: str) -> list[list[str]]:
         """The names of a row's attacks: the first, the cheap ones, and those that take minutes per row."""
@@ -215,8 +271,9 @@ class Work:
         return [[FIRST_ATTACK], cheap + [TRANSFER] * bool(self.sources(row)), costly]
 
     def sources(self, row: str) -> list[Path]:
-        """The checkpoints on which a row's transferred attack is crafted; none until all of them are trained."""
-        paths = [checkpoint(self.folder(name), "last") for name in self.transfer if name != row]
+        """The checkpoints of the same seed that craft a row's transferred attack; none until all are trained."""
+        name, at, seed = row.partition("@")
+        paths = [checkpoint(self.folder(other + at + seed), "last") for other in self.transfer if other != name]
         return paths if all(path.exists() for path in paths) else []
 
 
@@ -238,15 +295,19 @@ def main(args: list[str] | None = None) -> None:
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
         logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
-        chosen = asked.rows or list(work.rows)
+        print(work.estimate(), flush=True)
+        chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row in chosen:
                 work.train(row)
                 work.test(row, work.attacks(row)[0])
+                work.gap(row)
             for turn in (1, 2):
                 for row in chosen:
                     work.test(row, work.attacks(row)[turn])
+            for row in chosen:
+                work.probe(row)
     print(table(read(work.path)))
 
 
