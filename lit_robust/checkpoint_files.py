@@ -1,8 +1,11 @@
 """Checkpoints as files from outside: read as data and checked section by section."""
 
 from collections.abc import Iterable, Mapping
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
+from pickletools import genops
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
@@ -31,6 +34,9 @@ SECTIONS: dict[str, type] = {
 
 #: The longest pickle, in bytes: everything but the numbers of tensors; a run's has about 100,000.
 LONGEST = 2**22
+
+#: The pickles at the beginning of torch's older format: a number, a version, the system, the values, the tensors' keys.
+_OLDER_PICKLES = 5
 
 #: The most values besides the numbers of tensors, and the most levels of nesting.
 MOST, DEEPEST = 10**6, 50
@@ -151,6 +157,8 @@ def _check_archive(path: Path, older: bool) -> None:
     with path.open("rb") as file:
         start = file.read(2)
     if older and start == b"\x80\x02":
+        with path.open("rb") as file:
+            _check_pickles(path, file.read(LONGEST), _OLDER_PICKLES)
         return
     if start != b"PK":
         raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
@@ -170,6 +178,21 @@ def _check_archive(path: Path, older: bool) -> None:
             raise ValueError(f"{path} is truncated or is not a checkpoint ({error}): use an earlier one.") from error
     if any(b"bytearray\n" in content for content in contents):  # torch makes one of any size that a file asks for
         raise ValueError(f"{path} asks for an array of bytes, which no checkpoint does: it was not unpacked.")
+    for content in contents:
+        _check_pickles(path, content, 1)
+
+
+def _check_pickles(path: Path, content: bytes, number: int) -> None:
+    """Refuse consecutive pickles of more than ``MOST`` steps each, which torch takes in minutes, or without an end."""
+    file = BytesIO(content)
+    for _ in range(number):
+        try:
+            steps = sum(1 for _ in islice(genops(file), MOST + 1))
+        except Exception as error:  # of a broken file, anything
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(f"{path} is truncated or is not a checkpoint ({reason}): use an earlier one.") from error
+        if steps > MOST:
+            raise ValueError(f"{path} has more than {MOST:,} values besides its tensors, which no checkpoint has.")
 
 
 def _size(value: Any, within: tuple[int, ...], sizes: dict[int, int]) -> int:

@@ -13,7 +13,7 @@ from lit_robust.shown import shown
 #: Whether a value can be used, and what it must be.
 Rule = tuple[Callable[[Any], bool], str]
 
-#: The type of a tensor's numbers, and its sizes, None where one may be any.
+#: A tensor's dtype and shape; None for any size.
 Kind = tuple[torch.dtype, Sequence[int | None]]
 
 
@@ -60,7 +60,7 @@ def check_entries(where: str, state: Any, rules: Mapping[str, Rule]) -> None:
 
 
 def check_tensor(where: str, found: Any, kind: Kind) -> None:
-    """Refuse what is no finite tensor of a kind; the bits of floating-point numbers may differ.
+    """Refuse anything but a finite tensor of this dtype and shape; any floating-point precision is accepted.
 
     Args:
         where: The place in the checkpoint, for the message.
@@ -68,7 +68,7 @@ def check_tensor(where: str, found: Any, kind: Kind) -> None:
         kind: What it must be.
 
     Raises:
-        ValueError: If it is of another kind, holds NaN or infinity, or is no tensor.
+        ValueError: If it has another dtype or shape, holds NaN or infinity, or is not a tensor.
     """
     dtype, sizes = kind
     fits = isinstance(found, Tensor) and len(found.shape) == len(sizes)

@@ -134,6 +134,14 @@ def checkpoints_of(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path is not None}
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run whose ``checkpoints`` hold a file, also through links; None if it is elsewhere."""
+    places = (path.parent for path in (checkpoint, checkpoint.resolve()))
+    runs = [place.parent for place in places if place.name == "checkpoints"]
+    known = (run for run in runs if (run / "config.yaml").exists() or (run / "metrics.csv").exists())
+    return next(known, runs[0] if runs else None)
+
+
 def _last_in(folder: Path) -> Path | None:
     last = folder / "last.ckpt"
     files = sorted((path for path in folder.glob("*.ckpt") if path.is_file()), key=_written, reverse=True)
@@ -180,6 +188,10 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
         folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
         folder = folder.expanduser()
         found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
+    elif named.is_dir() and named.suffix == ".ckpt":
+        raise IsADirectoryError(
+            f"--ckpt_path {ckpt_path} is a folder and no checkpoint: give a .ckpt file, or the folder of the run."
+        )
     elif named.is_dir():
         folder, found = named, checkpoints_of(named)
     else:

@@ -1,11 +1,12 @@
-"""Count what the default test costs beside PGD-20 and PGD-100, on a weak, a middling and a robust net.
+"""Count what the default test costs compared with PGD-20 and PGD-100, on a weak, a middling and a robust net.
 
     python scripts/default_test_cost.py
 
 The nets are trained on scikit-learn's digits with three seeds: naturally, by FGSM at eps/3 and by PGD. Passes are
 counted image by image, a forward as 1/3 and a backward as 2/3; they do not depend on the machine, as seconds would. The
 default test is PGD-20 on cross-entropy and on the margin, each with its worst point, and images that are broken leave
-the batch; the forwards that every test needs are left out. Results are written to results/default_test_cost.json.
+the batch; the forwards that every test needs are left out. The alarms' passes are those per probed image, whose number
+does not grow with the test. Results are written to results/default_test_cost.json.
 """
 
 from pathlib import Path
@@ -20,6 +21,7 @@ from lit_robust.batch import Batch
 from lit_robust.data import DigitsDataModule
 from lit_robust.losses import ce
 from lit_robust.measures.accuracy import surviving
+from lit_robust.measures.alarms import IMAGES, Alarms
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.nets import digits_cnn
 
@@ -78,6 +80,9 @@ def costs(net: nn.Module, images: Batch) -> dict[str, Any]:
         found[name] = round(counted.passes / len(images.y) - clean, 3)
         if name == "default":
             found["robust"] = round(100 * survivors["worst"].float().mean().item(), 2)
+            counted.passes = 0.0
+            Alarms(attacks, num_classes=10).update(counted, images, survivors["worst"])
+            found["alarms"] = round(counted.passes / IMAGES, 3)
     return found
 
 

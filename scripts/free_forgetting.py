@@ -76,6 +76,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     data, test = images(train=True), images(train=False)
     attack = PGD(eps=EPS, step_size=0.02, steps=20)
+    facts = {"n": len(test.y), "eps": EPS, "epochs": EPOCHS, "seeds": list(SEEDS)}
+    facts |= {"versions": versions(), "hardware": hardware(), "commit": commit()}
     rows: dict[str, dict[str, dict[str, list[float]]]] = {}
     for order in ORDERS:
         for m in REPLAYS:
@@ -87,9 +89,8 @@ def main() -> None:
                 for name, accuracies in row.items():
                     accuracies.append(round(100 * correct[name].float().mean().item(), 2))
             print(order, m, row, flush=True)
-    facts = {"n": len(test.y), "eps": EPS, "epochs": EPOCHS, "seeds": list(SEEDS)}
     with opened(RESULTS) as results:
-        results |= facts | {"versions": versions(), "hardware": hardware(), "commit": commit(), "rows": rows}
+        results |= facts | {"rows": rows}
 
 
 if __name__ == "__main__":

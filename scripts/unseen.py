@@ -1,4 +1,4 @@
-"""Train PAT and, for equal CPU seconds, PGD adversarial training, and attack both with what neither has seen.
+"""Train PAT and, for the same CPU seconds, PGD adversarial training, and attack both with attacks unseen in training.
 
     python scripts/unseen.py             # all that is not done, then the table
     python scripts/unseen.py --table     # print scripts/results/cpu_unseen.json
@@ -91,7 +91,9 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="of torch; CPU seconds compare best with 1")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FILE", help="files laid over unseen.yaml, to try it")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="FILE", help="files laid over unseen.yaml, for a trial run"
+    )
     parser.add_argument("--table", action="store_true", help="only print the results so far")
     asked = parser.parse_args(args)
     text = load(str(ROWS))

@@ -356,6 +356,8 @@ class Chosen(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         indices, weights, filled = self.selection.coreset
         self.epochs[trainer.current_epoch] = (indices.clone(), weights.clone(), filled)
+        if self.selection.sampler is not None:
+            self.length = len(self.selection.sampler)
 
 
 def per_rank(batch_size: int) -> int:
@@ -365,7 +367,7 @@ def per_rank(batch_size: int) -> int:
 def coreset(folder: Path) -> Finding:
     """The first coreset, of augmented images, and a run of two epochs, resumed after its first epoch and within it."""
     found = {}
-    for selector in (CRAIG(), GradMatch(), GradMatch(gradient="weight"), Random(), Random(scope="class")):
+    for selector in (CRAIG(), GradMatch(), GradMatch(gradient="own_class"), Random(), Random(scope="class")):
 
         def run(*callbacks: Callback, selector=selector, **kwargs: Any) -> dict[str, Any]:
             selection = CoresetSelection(0.5, selector, every=1, warm=0, normalize="subset")
@@ -382,7 +384,7 @@ def coreset(folder: Path) -> Finding:
 
 def coreset_of_a_trained_net(folder: Path) -> Finding:
     """Coresets of a net without BatchNorm, with the same batches for one rank and two."""
-    selection = CoresetSelection(0.6, GradMatch(gradient="weight"), every=1, warm=0)
+    selection = CoresetSelection(0.6, GradMatch(), every=1, warm=0)
     module, chosen = build(PGDAT, net=linear(), attack=EXACT), Chosen(selection)
     fit(module, Data(per_rank(8)), selection, chosen, max_epochs=3)
     return {"weights": module.state_dict(), "chosen": chosen.epochs}
@@ -422,11 +424,11 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
         module, data = Sampled(), Pictures()
         sampler = CoresetSampler(data)
         here = {"x": "image", "y": "label", "net": "net"}
-        selection = CoresetSelection(0.6, GradMatch(gradient="weight"), every=1, warm=0, sampler=sampler, **here)
+        selection = CoresetSelection(0.6, GradMatch(), every=1, warm=0, sampler=sampler, **here)
         chosen = Chosen(selection)
         loader = DataLoader(data, per_rank(4), sampler=sampler)
         fit(module, loader, selection, chosen, *callbacks, **kwargs)
-        return {"places": module.places, "chosen": chosen.epochs, "length": len(sampler)}
+        return {"places": module.places, "chosen": chosen.epochs, "length": chosen.length}
 
     whole = run(Save(folder / "sampler.ckpt", batch_idx=1))
     return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}

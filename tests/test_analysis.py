@@ -228,6 +228,9 @@ def test_curves_join_the_metrics_of_a_resumed_run(two):
 def test_curves_mark_the_switch_and_the_rates_drop(two):
     metrics(Path("runs/dat/version_0"))
     figure = draw(curves(["dat=runs/dat/version_0"]))
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+        assert axes.get_xlim() == figure.axes[0].get_xlim()
     marks = {line.get_linestyle(): line.get_xdata()[0] for line in figure.axes[0].lines[1:]}
     assert marks == {"--": 1, ":": 2}
     legend = figure.axes[1].get_legend()

@@ -231,6 +231,12 @@ def test_the_walk_sees_what_is_read_from_a_module_or_a_callback(line, asked):
 README = (PACKAGE.parent / "README.md").read_text()
 
 
+def test_the_readmes_map_names_every_room():
+    table = README.partition("\n| room of `lit_robust/` | ")[2].partition("\n\n")[0]
+    named = {room for row in table.splitlines()[2:] for room in row.split("|")[1].strip(" `").split()}
+    assert named == {room_of(file) for file in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+
+
 def names_in_the_readme() -> list[tuple[str, str]]:
     """Room and name of each part that the README lists: in paragraphs that name their room, and in three tables."""
     found = []

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from lit_robust.attacks import BPDA, LPA, PPGD, FastLPA
 from lit_robust.attacks import lpips as lpips_file
-from lit_robust.attacks.base import NoGraphError
 from lit_robust.attacks.lpips import AlexNetStages, flat_features, lpips
-from lit_robust.guards import frozen, smaller_batches
+from lit_robust.guards import smaller_batches
 from lit_robust.losses import margin
 from lit_robust.nets import resnet18, torchvision_net, vgg16
 from tests.formulas import Passes
-from tests.test_attacks import NoHostSync
 from tests.tiny import TinyNet, images, named
 from tests.trained import held_out, trained
 
@@ -196,8 +194,8 @@ def test_a_projection_moves_what_is_outside_and_nothing_else(projection):
     distances = lpips(net, x, far).detach()
     eps = distances.median().item()
     attack = FastLPA(eps, projection=projection)
-    with lpips_file.views(net, "self") as see:
-        near = attack.project(see, x, see.features(x).detach(), far)
+    with lpips_file.watched(net, "self") as nets:
+        near = attack.project(nets, x, nets.features(x).detach(), far)
     assert torch.equal(near[distances <= eps], far[distances <= eps])
     found = lpips(net, x, near).detach()
     assert (found <= eps + 1e-5).all()
@@ -291,6 +289,13 @@ def test_the_worst_case_on_a_circle_is_an_arc_of_chord_eps(attack):
     torch.testing.assert_close(attack(Circle(), x, y), reached, rtol=0, atol=0.03)
 
 
+def test_the_weight_of_lpa_grows_until_an_image_is_in_the_ball():
+    x, y = torch.linspace(0.1, 0.4, 5).view(-1, 1, 1, 1), torch.ones(5, dtype=torch.int64)
+    far = [lpips(Circle(), x, LPA(0.3, runs=runs, projection="none")(Circle(), x, y)) for runs in (1, 5)]
+    assert (far[0] > 0.5).all()
+    assert (far[1] < 0.3 + 0.05).all()
+
+
 def test_lpa_leaves_an_image_where_it_is_misclassified_inside_the_ball():
     net, (x, y) = trained("pgd"), (part[:100] for part in held_out())
     wrong = (y + 1) % 10
@@ -347,31 +352,6 @@ def test_a_step_is_a_pass_and_a_forward(attack, forward, backward):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_the_host_never_waits_while_training(attack):
-    net, batch = TinyNet(), images(8)
-    with NoHostSync():
-        attack(net, batch.x, batch.y)
-
-
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_nothing_is_left_behind_in_any_gradient_mode(attack, mode):
-    net, batch = TinyNet(), images(8)
-    net.train()
-    net.body[1].eval()
-    flags = [module.training for module in net.modules()]
-    with mode(), frozen(net):
-        torch.manual_seed(1)
-        x_adv = attack(net, batch.x.clone(), batch.y.clone())
-        assert not x_adv.requires_grad
-    assert [module.training for module in net.modules()] == flags
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
-    assert not any(module._forward_hooks for module in net.modules())
-    torch.manual_seed(1)
-    assert torch.equal(attack(net, batch.x, batch.y), x_adv)
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_under_bfloat16_the_bound_holds_to_its_precision(attack):
     net, (x, y) = trained("pgd"), (part[:50] for part in held_out())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -403,38 +383,6 @@ def test_it_works_through_bpda():
     net, batch = TinyNet().eval(), images(8)
     x_adv = BPDA(FastLPA(0.3, steps=3), torch.round)(net, batch.x, batch.y)
     assert (lpips(net, batch.x.round(), x_adv.round()) <= 0.3 + 1e-5).all()
-
-
-@pytest.mark.parametrize("attack", [FastLPA(steps=1), LPA(steps=1), PPGD(steps=1)], ids=named)
-def test_logits_without_a_graph_are_refused(attack):
-    class NoGraph(TinyNet):
-        def forward(self, x):
-            return super().forward(x).detach()
-
-    with pytest.raises(NoGraphError):
-        attack(NoGraph(), images(4).x, images(4).y)
-
-
-@pytest.mark.parametrize(
-    ("attack", "name", "value"),
-    [
-        (FastLPA, "eps", -1),
-        (FastLPA, "steps", -1),
-        (FastLPA, "step_size", -0.1),
-        (FastLPA, "lam", -1),
-        (FastLPA, "h", 0),
-        (FastLPA, "lpips_net", "vgg"),
-        (FastLPA, "projection", "both"),
-        (LPA, "runs", 0),
-        (LPA, "h", 0),
-        (PPGD, "cg_steps", 0),
-        (PPGD, "h", -1),
-    ],
-    ids=named,
-)
-def test_arguments_that_make_no_sense_are_refused(attack, name, value):
-    with pytest.raises(ValueError, match=rf"^{name}="):
-        attack(**{name: value})
 
 
 def test_it_is_a_value():

@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from lit_robust.attacks import JPEG, ReColor, StAdv, cieluv, jpeg_blocks
-from lit_robust.attacks.base import NoGraphError
-from lit_robust.attacks.parameter_attack import Adam, unevenness
-from lit_robust.guards import crafting, frozen, smaller_batches
+from lit_robust.attacks.parameter_attack import Adam, smoothness_loss
+from lit_robust.guards import crafting, smaller_batches
 from tests.formulas import Passes
-from tests.test_attacks import NoHostSync
 from tests.tiny import TinyNet, images, named
 from tests.trained import held_out, trained
 
@@ -118,7 +116,7 @@ def test_a_pixel_of_a_ramp_changes_by_at_most_the_bound_times_the_slope():
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (2, 2, 3, 5), (1, 3, 3, 4, 2)])
-def test_unevenness_is_the_sum_over_neighbours(shape):
+def test_smoothness_loss_is_the_sum_over_neighbours(shape):
     field = torch.randn(*shape, dtype=torch.float64)
     expected = torch.zeros(shape[0], dtype=torch.float64)
     points = list(torch.cartesian_prod(*(torch.arange(size) for size in shape[2:])).tolist())
@@ -127,14 +125,14 @@ def test_unevenness_is_the_sum_over_neighbours(shape):
             for q in points:
                 if sum(abs(a - b) for a, b in zip(p, q, strict=True)) == 1:
                     expected[n] += (field[(n, slice(None), *p)] - field[(n, slice(None), *q)]).norm()
-    torch.testing.assert_close(unevenness(field), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(smoothness_loss(field), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [StAdv, ReColor])
 def test_more_weight_on_smoothness_gives_a_smoother_field(kind):
     net, (x, y) = Grey(trained("pgd")), coloured(40)
     rough, smooth = (searched(kind(steps=20, smoothness=s), net, x, y) for s in (0.0, 0.02))
-    assert unevenness(smooth).mean() < 0.7 * unevenness(rough).mean()
+    assert smoothness_loss(smooth).mean() < 0.7 * smoothness_loss(rough).mean()
 
 
 def test_adam_is_torchs():
@@ -204,7 +202,7 @@ def test_pixels_of_one_colour_change_alike_and_a_constant_change_is_added():
 
 def test_a_colour_reads_the_node_at_its_place():
     """Nodes along L*, u* and v*, in this order, interpolated linearly."""
-    attack, colour = ReColor(grid=(4, 5, 6)), torch.tensor([0.5, 0.5, 0.5]).view(1, 3, 1, 1)
+    attack, colour = ReColor(grid=(4, 5, 6)), torch.tensor([0.6, 0.45, 0.55]).view(1, 3, 1, 1)
     grids = torch.meshgrid(*(torch.linspace(0, 1, n) for n in attack.grid), indexing="ij")
     nodes = 0.1 * torch.stack(grids).unsqueeze(0)  # each number grows along its own axis, so the change is c / 10
     x = cieluv.to_rgb(colour)
@@ -340,32 +338,6 @@ def test_images_that_leave_the_batch_change_nothing_for_the_others(attack):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_the_host_never_waits_while_training(attack):
-    net, batch = TinyNet(), images(8)
-    with NoHostSync():
-        attack(net, batch.x, batch.y)
-
-
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_nothing_is_left_behind_in_any_gradient_mode(attack, mode):
-    net, batch = TinyNet(), images(8)
-    net.eval().body[1].train()
-    flags = [module.training for module in net.modules()]
-    with mode(), frozen(net):
-        torch.manual_seed(1)
-        x_adv = attack(net, batch.x.clone(), batch.y.clone())
-        assert not x_adv.requires_grad
-    assert [module.training for module in net.modules()] == flags
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
-    torch.manual_seed(1)
-    with torch.random.fork_rng():
-        net = TinyNet().eval()
-        net.body[1].train()
-    assert torch.equal(attack(net, batch.x, batch.y), x_adv)
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_it_runs_in_bfloat16(attack):
     net, (x, y) = Grey(trained("natural")), coloured()
     attack = replace(attack, steps=20, **longer(attack))
@@ -373,34 +345,6 @@ def test_it_runs_in_bfloat16(attack):
         x_adv = attack(net, x, y)
     assert x_adv.dtype == torch.float32
     assert accuracy(net, x_adv, y) < accuracy(net, x, y)
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=named)
-def test_logits_without_a_graph_are_refused(attack):
-    class NoGraph(TinyNet):
-        def forward(self, x):
-            return super().forward(x).detach()
-
-    with pytest.raises(NoGraphError):
-        attack(NoGraph(), images(4).x, images(4).y)
-
-
-@pytest.mark.parametrize(
-    ("attack", "name", "value"),
-    [
-        (StAdv, "eps", -1),
-        (StAdv, "steps", -1),
-        (StAdv, "lr", 0),
-        (StAdv, "smoothness", -1),
-        (ReColor, "grid", (1, 4, 4)),
-        (JPEG, "eps", "a lot"),
-        (JPEG, "step_size", -1),
-    ],
-    ids=named,
-)
-def test_arguments_that_make_no_sense_are_refused(attack, name, value):
-    with pytest.raises(ValueError, match=rf"^{name}="):
-        attack(**{name: value})
 
 
 def test_they_are_values():

@@ -65,6 +65,7 @@ def broken_files(root: Path) -> None:
 
 # The table: what a user adds to a good command line, and the message, in which ... matches anything.
 
+NONE = "None is a word in YAML: leave it out for its default, or write null where there may be no value."
 FLAGS = {
     # Names.
     "unknown attack": ("--model.attack Foo", 'model.attack: there is no class "Foo" (others need a dotted path).'),
@@ -139,6 +140,8 @@ FLAGS = {
     "unknown split": ("--data.split frist", "data.split: frist is unknown: choose one of 'random', 'first', ..."),
     "no width": ("--model.net.width 0", "digits_cnn's width=0 must be an integer, at least 1."),
     "a word for a number": ("--model.optimizer.lr fast", "model.optimizer.lr: fast is not of type float."),
+    "None for a count": ("--data.batch_size None", f"data.batch_size: {NONE}"),
+    "None for what may be null": ("--model.gradient_clip_val None", f"model.gradient_clip_val: {NONE}"),
     "negative rate": (
         "--model.optimizer.lr -1",
         "Invalid learning rate: -1.0: the lr of model.optimizer must be 0 or above.",

@@ -18,6 +18,7 @@ from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.coreset_data import Embedded
 from lit_robust.callbacks.last_layer import embed
 from lit_robust.defenses import PGDAT, TRADES, Defense
+from lit_robust.guards import network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CRAIG, GradMatch
 from lit_robust.training.ranks import weighted_mean
@@ -88,6 +89,15 @@ def test_a_selection_leaves_every_method_as_it_was(name, tmp_path):
     assert len(probe.found.y) == 22
     assert probe.found.index.tolist() == sorted(set(probe.found.index.tolist()))
     assert bool(expanded(probe.found.embeddings).isfinite().all())
+
+
+def test_nor_does_a_method_of_a_user_that_attacks_in_train_mode_move_batchnorm(tmp_path):
+    class InTrainMode(PGDAT):
+        def perturb(self, batch):
+            with network_mode(self.net, "train"):
+                return self.attack(self.net, batch.x, batch.y)
+
+    assert embedded(build(InTrainMode), tmp_path, by_autograd=False).changes == []
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -82,6 +82,25 @@ SETUPS = {
 }
 
 
+def test_a_coreset_in_a_checkpoint_is_checked_as_a_whole():
+    selection = CoresetSelection(0.5)
+    ints, reals = torch.tensor([1, 4, 6], dtype=torch.int32), torch.tensor([0.5, 2.0, 1.0])
+    good = selection.state_dict() | {"indices": ints, "weights": reals}
+    selection.load_state_dict(good)
+    assert differences(selection.state_dict(), good) == []
+    wrong = {
+        "indices": [ints.flip(0), ints[:0], ints - 2, ints.float(), torch.tensor([1, 1, 4]), None],
+        "weights": [-reals, 0 * reals, reals * math.nan, reals.long(), reals[:2], None],
+    }
+    for entry, tries in wrong.items():
+        for junk in tries:
+            with pytest.raises(
+                ValueError, match=r"^the checkpoint is broken: .*CoresetSelection\].(indices|weights) is"
+            ):
+                selection.load_state_dict(good | {entry: junk})
+    assert differences(selection.state_dict(), good) == []
+
+
 def without_clocks(value: Any) -> Any:
     """A result without durations, and with what equals itself for NaN."""
     if isinstance(value, dict):

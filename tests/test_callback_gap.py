@@ -139,7 +139,7 @@ def test_a_module_without_a_validation_attack_is_refused(tmp_path):
 
 
 def test_data_without_plain_images_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="datamodule"):
+    with pytest.raises(TypeError, match="DataModule"):
         trainer(tmp_path, max_epochs=1, callbacks=[GeneralizationGap()]).fit(
             build(PGDAT, net=TinyNet()), indexed(images())
         )

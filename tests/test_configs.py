@@ -262,7 +262,9 @@ def test_recipes_state_every_part_that_decides_their_numbers():
 
 def test_a_recipe_is_a_comment_and_what_is_its_own():
     lines = [line.strip() for path in CONFIGS.rglob("*.yaml") for line in path.read_text().splitlines()]
-    assert len([line for line in lines if line and not line.startswith("#")]) <= 2600
+    # 2,350 before the recipes of coresets and of perceptual training.
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 2700
+    assert len([line for line in lines if "{class_path" in line]) <= 2
     for path in RECIPES:
         assert path.read_text().startswith("# "), path
         assert "\nextends:" in path.read_text(), path

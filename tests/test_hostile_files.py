@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lit_robust import load_net
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import EMAWeights
-from lit_robust.checkpoint_files import SECTIONS, read_checkpoint
+from lit_robust.checkpoint_files import SECTIONS, read_checkpoint, read_data
 from lit_robust.cli.errors import naming
 from lit_robust.cli.main import USER_ERRORS
 from lit_robust.defenses import PGDAT, TRADES, CurriculumAT, Defense
@@ -514,4 +514,27 @@ def test_a_tensor_of_junk_is_refused(good, arguments, tmp_path):
     path = written(good | {"extra": rebuilt(*arguments)}, tmp_path)
     with pytest.raises(ValueError, match=r"x\.ckpt ") as refusal:
         read_checkpoint(path)
+    assert "\n" not in str(refusal.value)
+
+
+STEPS = {
+    "empty lists": b"](" + b"]" * 2_000_000 + b"e.",
+    "nested lists": b"]" * 1_000_000 + b"a" * 999_999 + b".",
+    "without an end": b"]" * 1000,
+    "junk": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_pickle_of_millions_of_steps_is_refused_before_torch_takes_them(older, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch has read it"))
+    path, content = tmp_path / "x.ckpt", b"\x80\x02" + steps
+    if older:
+        path.write_bytes(b"\x80\x02N." * 3 + content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+    with pytest.raises(ValueError, match=r"x\.ckpt (has more than|is truncated)") as refusal:
+        read_data(path, older=True)
     assert "\n" not in str(refusal.value)

@@ -180,7 +180,7 @@ def test_two_ranks_train_and_reselect_as_one_process_with_the_whole_batches(find
         torch.testing.assert_close(finding["weights"], alone["weights"], rtol=0, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # of the sampler, Lightning knows nothing
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # the sampler is unknown to it
 def test_ranks_share_the_draws_of_a_coreset_sampler_and_resume_within_an_epoch(findings, tmp_path):
     zero, one = of(findings, "coreset of a sampler")
     alone = ranks.coreset_of_a_sampler(tmp_path)

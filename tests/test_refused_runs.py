@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.runs import run_of
 from tests.front_door import lit, refusal, tiny
 from tests.test_cli import Writer
 
@@ -107,3 +109,46 @@ def test_what_was_trained_is_kept(run, capsys):
     lit("fit", "--ckpt_path", LAST, "--trainer.max_epochs", 3)
     after = contents(run)
     assert {"config_resumed_2.yaml", "metrics_1.csv"} <= {Path(name).name for name in after.keys() - before.keys()}
+
+
+# Links to a run.
+
+RUN = Path("runs/tiny/version_0")
+LINKS = {
+    "a checkpoints folder": ("linked", RUN / "checkpoints", "linked"),
+    "a file in one": ("linked", RUN / "checkpoints", "linked/last.ckpt"),
+    "a file": ("good.ckpt", RUN / "checkpoints/last.ckpt", "good.ckpt"),
+    "a file in checkpoints": ("checkpoints/last.ckpt", RUN / "checkpoints/last.ckpt", "checkpoints/last.ckpt"),
+    "a checkpoints folder by its name": ("checkpoints", RUN / "checkpoints", "checkpoints"),
+    "a run": ("linked", RUN, "linked"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_is_followed_to_its_run(name, run):
+    place, target, given = LINKS[name]
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).symlink_to(target.absolute())
+    before = contents(run)
+    lit("test", "--ckpt_path", given)
+    lit("fit", "--ckpt_path", given, "--trainer.max_epochs", 3)
+    new = {Path(name) for name in contents(run).keys() - before.keys()}
+    assert all(path.is_relative_to(RUN) or path.parent == Path(place) for path in new), new
+    assert {RUN / "test_0.csv", RUN / "config_resumed_2.yaml", RUN / "metrics_1.csv"} <= new
+    assert read_checkpoint(RUN / "checkpoints/last.ckpt")["epoch"] == 2
+
+
+def test_checkpoints_on_another_disk_belong_to_the_run_that_links_to_them(run):
+    (RUN / "checkpoints").rename("disk")
+    (RUN / "checkpoints").symlink_to(Path("disk").absolute())
+    assert run_of(RUN / "checkpoints/last.ckpt") == RUN
+    lit("test", "--ckpt_path", RUN / "checkpoints/last.ckpt")
+    assert (RUN / "test_0.csv").exists()
+    assert run_of(Path("disk/last.ckpt")) is None
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_folder_with_the_name_of_a_checkpoint_is_none(command, run, capsys):
+    Path("last.ckpt").mkdir()
+    error = refusal(capsys, command, "-c", "tiny.yaml", "--ckpt_path", "last.ckpt")
+    assert error.startswith("--ckpt_path last.ckpt is a folder and no checkpoint: give ")

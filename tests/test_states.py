@@ -28,7 +28,7 @@ JUNK: dict[str, Any] = {
     "a list of NaN": [float("nan")],
 }
 #: What an entry may be besides its type.
-MAY_BE_NULL = {"switch_epoch", "bound", "healthy", "alert"}
+MAY_BE_NULL = {"switch_epoch", "bound", "healthy", "alert", "error"}
 
 
 def junk_for(name: str) -> Iterator[Any]:

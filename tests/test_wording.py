@@ -860,7 +860,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(build(PGDAT), GeneralizationGap()),
-        "GeneralizationGap needs the training images as they are: give the trainer a datamodule of "
+        "GeneralizationGap needs the training images as they are: give the trainer a DataModule of "
         "lit_robust.data, or one with plain_train_dataloader(), which yields them in order.",
     ),
     (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import nn
 
 from lit_robust import require
-from lit_robust.analysis.output import new_figure, plain_text, wrapped
+from lit_robust.analysis.output import new_figure, plain_text, whole_epochs, wrapped
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects
@@ -112,6 +112,8 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # labels within a decade only
+    if over == "epoch":
+        whole_epochs(axes)
     norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
     axes.set(
         xlabel="epochs of training" if over == "epoch" else LABELS["eps"].format(norm=norm),

@@ -59,6 +59,13 @@ def new_figure(
     return figure, list(axes)
 
 
+def whole_epochs(axes: "Axes") -> None:
+    """Let an axis of epochs have no ticks between them."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def draw_line(axes: "Axes", rows: Sequence[Row], over: str, name: str, colour: str) -> None:
     """Draw accuracies with their 95 % interval; where a row's ``crosses`` is false, the point is hollow."""
     x = [row[over] for row in rows]

@@ -26,7 +26,7 @@ from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
 from lit_robust.measures.examples import craft, spread
 from lit_robust.measures.pictures import draw as draw_examples
-from lit_robust.runs import newest_config
+from lit_robust.runs import newest_config, run_of
 from lit_robust.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -232,4 +232,4 @@ def _versions() -> str:
 
 def _folder(run: Subject) -> Path:
     """The folder of a run, from the path of its checkpoint."""
-    return run.path.parent.parent if run.path.parent.name == "checkpoints" else run.path.parent
+    return run_of(run.path) or run.path.parent

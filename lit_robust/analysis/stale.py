@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_robust.analysis.output import draw_line, new_figure, wrapped
+from lit_robust.analysis.output import draw_line, new_figure, whole_epochs, wrapped
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, load_subjects, named
 from lit_robust.attacks import PGD, Attack
@@ -90,6 +90,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     figure, (axes,) = new_figure()
     for number, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
         draw_line(axes, [row for row in rows if row["run"] == run], "epoch", run, f"C{number % 10}")
+    whole_epochs(axes)
     axes.set(xlabel="crafted on the net after epoch", ylabel="accuracy of the final net (%)", ylim=(-2, 102))
     axes.set_title(wrapped(f"{rows[0]['attack']}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
     axes.legend(fontsize=8)

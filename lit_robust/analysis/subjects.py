@@ -19,7 +19,7 @@ from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
 from lit_robust.measures.blocks import Blocks, digest, fingerprint
 from lit_robust.measures.correct import is_correct
-from lit_robust.runs import checkpoints_of, load_any
+from lit_robust.runs import checkpoints_of, load_any, run_of
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
 
@@ -128,7 +128,7 @@ def _short(path: Path) -> str:
     """``quickstart/version_0`` of a run's last checkpoint, with ``:best`` for another one; the name of other files."""
     if path.suffix != ".ckpt":
         return path.stem
-    folder = path.absolute().parent.parent if path.parent.name == "checkpoints" else path.absolute().parent
+    folder = run_of(path.absolute()) or path.absolute().parent
     which = "" if path.stem == "last" else f":{path.stem}"
     return f"{folder.parent.name}/{folder.name}{which}"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_robust.analysis.output import check_plotting, new_figure, plain_text, write
+from lit_robust.analysis.output import check_plotting, new_figure, plain_text, whole_epochs, write
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import cells, named
@@ -174,6 +174,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> "Figure":
         axes[2].title.set_fontsize(8)
     axes[-1].set_xlabel("epoch")
     for place in axes:
+        whole_epochs(place)
+        place.set_xlim(axes[0].get_xlim())
         if place.lines:  # a run may have had no validation
             place.legend(fontsize=7)
     return figure

@@ -24,7 +24,7 @@ def from_rgb(x: Tensor) -> Tensor:
 
 
 def to_rgb(colours: Tensor) -> Tensor:
-    """Convert back; colours beyond those of sRGB come near them, and may still leave [0, 1] a little.
+    """Convert back; out-of-gamut colours are moved close to sRGB's gamut and may lie slightly outside [0, 1].
 
     X / Y and Z / Y are at most those of sRGB's blue, so no dark pixel becomes bright.
 

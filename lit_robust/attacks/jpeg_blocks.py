@@ -28,8 +28,8 @@ def decoded(coefficients: Tensor, height: int, width: int) -> Tensor:
     Args:
         coefficients: For each of h x w squares of 16 x 16 pixels four blocks of luminance and one of each chrominance:
             first all of luminance, row by row, then all of Cb, then all of Cr.
-        height: The image's, at most 16 h; what sticks out is cut off, half of it on each side.
-        width: The image's, at most 16 w.
+        height: Image height, at most 16 h; the overhang is cropped on both sides.
+        width: Image width, at most 16 w, cropped likewise.
 
     Shape:
         coefficients: ``(N, 6 h w, 8, 8)``;  result: ``(N, 3, height, width)``.

@@ -15,8 +15,8 @@ from lit_robust.nets.activations import watching
 LPIPSNet = Literal["self", "alexnet"] | nn.Module
 
 
-class Views(NamedTuple):
-    """How an attack looks at images: ``both`` in one forward of a self-bounded attack."""
+class LogitsAndFeatures(NamedTuple):
+    """Functions that compute logits and features; ``both`` is one forward if a net with stages attacks itself."""
 
     #: Logits ``(N, C)`` and features ``(N, D)``.
     both: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -30,8 +30,8 @@ def flat_features(activations: Sequence[Tensor]) -> Tensor:
         phi(x) = concat_l  a_l(x) / ( |a_l(x)|_2 sqrt(H_l W_l) ),      |.|_2 over the channels of each pixel
 
     As in perceptual adversarial training (Laidlaw et al., ICLR 2021, arXiv:2006.12655, and ``distances.py`` of its
-    code): no learned weights for channels, and the distance is a root, where Zhang et al. (arXiv:1801.03924) sum the
-    squares. Computed in float32. The gradient at a pixel without any activation is 0; in the code it is NaN.
+    code): no learned weights for channels, and the distance is the square root of the sum that Zhang et al.
+    (arXiv:1801.03924) use. Computed in float32. The gradient at a pixel without any activation is 0; theirs is NaN.
 
     Shape:
         activations: ``(N, C_l, H_l, W_l)`` each;  result: ``(N, D)`` float32.
@@ -48,14 +48,14 @@ def lpips(net: nn.Module, x: Tensor, other: Tensor) -> Tensor:
     """The LPIPS distance of pairs of images, ``(N,)``: at most 2 sqrt(L) for L activations, sqrt(2 L) after ReLUs.
 
     Args:
-        net: Has ``stages`` or ``activations``, see ``views``; its mode is the caller's.
+        net: Has ``stages`` or ``activations``, see ``watched``; its mode is the caller's.
         x: Images ``(N, C, H, W)`` in [0, 1].
         other: Images of the same shape.
 
     Raises:
         ValueError: If the net's activations are not known.
     """
-    with views(net, net) as (_, features):
+    with watched(net, net) as (_, features):
         return distance(features(x), features(other))
 
 
@@ -66,13 +66,13 @@ def distance(features: Tensor, others: Tensor) -> Tensor:
 
 
 @contextmanager
-def views(net: nn.Module, lpips_net: LPIPSNet) -> Iterator[Views]:
-    """Look at images through the attacked net and the net that measures distances.
+def watched(net: nn.Module, lpips_net: LPIPSNet) -> Iterator[LogitsAndFeatures]:
+    """Yield functions for logits and features.
 
-    A net tells its activations in one of two ways: by ``stages``, the names of layers whose outputs they are, as all
-    nets of ``lit_robust.nets`` do, also inside a wrapper; then one forward gives logits and activations. Or by a
-    method ``activations(x)``, a list of ``(N, C, H, W)``, which costs a second forward. A compiled net runs uncompiled
-    here, because a graph that was compiled before would not hand out its activations.
+    Activations come from ``stages``, the names of layers whose outputs are compared, as in all nets of
+    ``lit_robust.nets``, also inside a wrapper; then one forward gives logits and activations. Or they come from a
+    method ``activations(x)``, which returns a list of ``(N, C, H, W)`` and costs a second forward. A compiled net runs
+    uncompiled here, because a graph compiled earlier would not give its activations.
 
     Args:
         net: The attacked net.
@@ -82,9 +82,11 @@ def views(net: nn.Module, lpips_net: LPIPSNet) -> Iterator[Views]:
         OSError: If AlexNet's weights cannot be had.
         ValueError: If the activations are not known.
     """
-    with torch.compiler.set_stance("force_eager"), _views(_net_for(lpips_net, net)) as own:
+    with torch.compiler.set_stance("force_eager"), _watched(_net_for(lpips_net, net)) as own:
         yield (
-            own if lpips_net == "self" or lpips_net is net else Views(lambda x: (net(x), own.features(x)), own.features)
+            own
+            if lpips_net == "self" or lpips_net is net
+            else LogitsAndFeatures(lambda x: (net(x), own.features(x)), own.features)
         )
 
 
@@ -95,8 +97,8 @@ def _net_for(lpips_net: LPIPSNet, attacked: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _views(net: nn.Module) -> Iterator[Views]:
-    """The views of a net that measures its own distances."""
+def _watched(net: nn.Module) -> Iterator[LogitsAndFeatures]:
+    """The functions of a net that measures its own distances."""
     holders: list[Any] = [part for part in net.modules() if getattr(part, "stages", ())]
     activations: Any = None if hasattr(net, "stages") else getattr(net, "activations", None)
     if activations is not None:
@@ -104,7 +106,7 @@ def _views(net: nn.Module) -> Iterator[Views]:
         def features(x: Tensor) -> Tensor:
             return flat_features(activations(x))
 
-        yield Views(lambda x: (net(x), features(x)), features)
+        yield LogitsAndFeatures(lambda x: (net(x), features(x)), features)
     elif len(holders) == 1 or (holders and holders[0] is net):
         with watching(holders[0], holders[0].stages) as found:
 
@@ -113,7 +115,7 @@ def _views(net: nn.Module) -> Iterator[Views]:
                 found.clear()
                 return logits, features
 
-            yield Views(both, lambda x: both(x)[1])
+            yield LogitsAndFeatures(both, lambda x: both(x)[1])
     else:
         raise ValueError(
             f"the activations of {type(net).__name__}, which LPIPS compares, are not known: give the net an attribute "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_robust import losses, require
 from lit_robust.attacks.base import Attack, check_batch, input_gradient
-from lit_robust.attacks.lpips import LPIPSNet, Views, alexnet, distance, views
+from lit_robust.attacks.lpips import LogitsAndFeatures, LPIPSNet, alexnet, distance, watched
 from lit_robust.attacks.passes import like_images
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.magnitudes import Magnitude
@@ -62,7 +62,7 @@ class PerceptualAttack(Attack):
 
     #: The distance that bounds the attack; not one of ``threats``.
     norm: ClassVar[str] = "lpips"
-    #: The largest margin that is still to gain.
+    #: Margins are clipped here.
     kappa: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
@@ -84,22 +84,22 @@ class PerceptualAttack(Attack):
         check_batch(x, y)
         if not len(x):
             return x.clone()
-        with crafting(x, y) as (x, y), views(net, self.lpips_net) as see:
+        with crafting(x, y) as (x, y), watched(net, self.lpips_net) as nets:
             with torch.no_grad():
-                origin = see.features(x)
-            quick = may_shrink(net)
-            return self.project(see, x, origin, self.search(see, x, y, origin, quick), quick)
+                origin = nets.features(x)
+            shrinks = may_shrink(net)
+            return self.project(nets, x, origin, self.search(nets, x, y, origin, shrinks), shrinks)
 
     @abstractmethod
-    def search(self, see: Views, x: Tensor, y: Tensor, origin: Tensor, quick: bool) -> Tensor:
+    def search(self, nets: LogitsAndFeatures, x: Tensor, y: Tensor, origin: Tensor, shrinks: bool) -> Tensor:
         """Return the points that are then projected.
 
         Args:
-            see: The attacked net and the distance's.
+            nets: The attacked net and the distance's.
             x: The clean images ``(N, C, H, W)``.
             y: Their labels ``(N,)``.
             origin: Their features ``(N, D)``.
-            quick: Whether images may leave the batch, and the device may be waited for.
+            shrinks: Whether finished images may leave the batch, which synchronises with the device.
         """
 
     @cached_property
@@ -112,23 +112,25 @@ class PerceptualAttack(Attack):
         return float(self.step_length * 0.1 ** (k / self.steps))
 
     def start(self, x: Tensor) -> Tensor:
-        """Add a little noise, because at ``x`` itself the distance has no gradient; not clipped, as in the code."""
+        """Add slight noise, because at ``x`` the distance has no gradient; not clipped, as in the authors' code."""
         return x + 0.01 * torch.randn_like(x)
 
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The margin ``(N,)``, up to ``kappa``."""
+        """The margin ``(N,)``, clipped at ``kappa``."""
         return losses.margin(logits, y).clamp(max=self.kappa)
 
-    def project(self, see: Views, x: Tensor, origin: Tensor, x_adv: Tensor, quick: bool = False) -> Tensor:
+    def project(
+        self, nets: LogitsAndFeatures, x: Tensor, origin: Tensor, x_adv: Tensor, shrinks: bool = False
+    ) -> Tensor:
         """Move the points that are outside into the ball."""
         near = x_adv = x_adv.detach().clamp(0, 1)
         if self.projection == "none":
             return x_adv
         for _ in range(NEWTON_STEPS if self.projection == "newton" else 0):
             near.requires_grad_()
-            how_far = distance(see.features(near), origin)
+            how_far = distance(nets.features(near), origin)
             excess = (how_far.detach() - self.eps).clamp_min(0)
-            if quick and not excess.any():
+            if shrinks and not excess.any():
                 return near.detach()
             gradient = input_gradient(how_far, near)
             with torch.no_grad():
@@ -136,15 +138,15 @@ class PerceptualAttack(Attack):
                 squared = gradient.square().sum(dim=(1, 2, 3))
                 share = like_images(length / squared.clamp_min(torch.finfo(x.dtype).tiny), x)
                 near = torch.where(like_images(excess > 0, x), (near - share * gradient).clamp(0, 1), near)
-        return self.bisect(see, x, origin, near.detach(), x_adv)
+        return self.bisect(nets, x, origin, near.detach(), x_adv)
 
     @torch.no_grad()
-    def bisect(self, see: Views, x: Tensor, origin: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    def bisect(self, nets: LogitsAndFeatures, x: Tensor, origin: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """Where ``near`` is outside, halve the segment from ``x`` to ``far``, and take the last point inside."""
-        outside = ~(distance(see.features(near), origin) <= self.eps)  # also where it is NaN
+        outside = ~(distance(nets.features(near), origin) <= self.eps)  # also where it is NaN
         inside = torch.zeros_like(like_images(outside, x), dtype=x.dtype)
         for halving in range(HALVINGS):
             middle = inside + 0.5 ** (halving + 1)
-            is_inside = distance(see.features(x + middle * (far - x)), origin) <= self.eps
+            is_inside = distance(nets.features(x + middle * (far - x)), origin) <= self.eps
             inside = torch.where(like_images(is_inside, x), middle, inside)
         return torch.where(like_images(outside, x), x + inside * (far - x).nan_to_num(0, 0, 0), near)

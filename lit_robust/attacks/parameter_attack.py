@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 from lit_robust import losses, require
 from lit_robust.attacks.base import Attack, NoGraphError, check_batch, input_gradient
-from lit_robust.attacks.passes import Passes, WorstPoint
+from lit_robust.attacks.passes import SHRINK_EVERY, Passes, WorstPoint
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.magnitudes import Magnitude
-
-#: After how many steps an evaluation leaves out the images that are misclassified by then.
-SHRINK_EVERY = 10
 
 
 @dataclass(frozen=True)
 class ParameterAttack(Attack):
     """An attack that searches parameters of a transformation of images, each at most ``eps`` from 0.
 
-    Of all points that it sees, each image gets a misclassified one first, then the one with the largest margin.
+    Returns for each image a misclassified point if it saw one, else the point of largest margin.
     """
 
     eps: Magnitude
@@ -40,7 +37,7 @@ class ParameterAttack(Attack):
         if self.needs_colour and x.ndim == 4 and x.shape[1] != 3:
             raise ValueError(
                 f"{type(self).__name__} moves colours, but the images have {x.shape[1]} channels instead of 3: leave "
-                "it out of this test, StAdv works on them."
+                "it out of this test or use StAdv, which works on them."
             )
         if not len(x):
             return x.clone()
@@ -62,8 +59,7 @@ class ParameterAttack(Attack):
                     return found
                 rows, x, y, parameters = rows[left], x[left], y[left], parameters[left]
                 stepper.narrow(left)
-                worst.x_adv, worst.y = worst.x_adv[left], y
-                worst.broken, worst.margin = worst.broken[left], worst.margin[left]
+                worst.narrow(left)
             parameters.requires_grad_()
             logits = net(self.exactly(x, parameters))
             if not logits.requires_grad:
@@ -92,15 +88,15 @@ class ParameterAttack(Attack):
 
     @abstractmethod
     def objective(self, logits: Tensor, y: Tensor, parameters: Tensor) -> Tensor:
-        """What the steps climb, ``(N,)``."""
+        """The objective to maximise, ``(N,)``."""
 
     @abstractmethod
     def stepper(self) -> "SignSteps":
-        """What turns the gradients of a run into its steps."""
+        """Computes the steps of a run from its gradients."""
 
 
 class SignSteps:
-    """Steps of one length in each parameter."""
+    """Signed steps of a fixed length."""
 
     def __init__(self, length: float) -> None:
         self.length = length
@@ -110,7 +106,7 @@ class SignSteps:
         return self.length * gradient.sign()
 
     def narrow(self, rows: Tensor) -> None:
-        """Go on with these images only."""
+        """Keep only these images."""
 
 
 class Adam(SignSteps):
@@ -131,19 +127,19 @@ class Adam(SignSteps):
         return root.reciprocal_().mul_(self.mean).mul_(self.length / (1 - 0.9**self.k))
 
     def narrow(self, rows: Tensor) -> None:
-        """Go on with these images only."""
+        """Keep only these images."""
         self.mean, self.square = self.mean[rows], self.square[rows]
 
 
 @dataclass(frozen=True)
 class SmoothAttack(ParameterAttack):
-    """A field of parameters, found by Adam on the margin minus a weighted unevenness of the field.
+    """A field of parameters, found by Adam on the margin minus the field's weighted smoothness loss.
 
     Args:
         eps: The bound.
         steps: The number of Adam's steps.
         lr: Adam's learning rate.
-        smoothness: The weight of the unevenness, times eps.
+        smoothness: Weight of the smoothness loss, which is divided by eps.
     """
 
     lr: float
@@ -159,15 +155,15 @@ class SmoothAttack(ParameterAttack):
         return Adam(self.lr)
 
     def objective(self, logits: Tensor, y: Tensor, parameters: Tensor) -> Tensor:
-        """The margin minus the weighted unevenness."""
-        return losses.margin(logits, y) - self.smoothness / max(self.eps, 1e-12) * unevenness(parameters)
+        """The margin minus the weighted smoothness loss."""
+        return losses.margin(logits, y) - self.smoothness / max(self.eps, 1e-12) * smoothness_loss(parameters)
 
 
-def unevenness(field: Tensor) -> Tensor:
+def smoothness_loss(field: Tensor) -> Tensor:
     """The differences of a field's vectors from all their neighbours, summed, ``(N,)``; each pair counts twice.
 
-    StAdv's flow loss (Xiao et al., arXiv:1801.02612, eq. 4) and ReColorAdv's smoothness, as in their common code. The
-    root is of the squared length plus 1e-10, as there.
+    StAdv's flow loss (Xiao et al., arXiv:1801.02612, eq. 4) and ReColorAdv's smoothness, as in their common code. As
+    there, the root is of the squared length plus 1e-10.
 
     Args:
         field: ``(N, C, ...)``, a vector of C numbers at each point of a grid.

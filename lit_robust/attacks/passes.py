@@ -81,6 +81,11 @@ class WorstPoint:
         self.passes.narrow(rows)
         return len(rows) > 0
 
+    def narrow(self, rows: Tensor) -> None:
+        """Keep only these images; ``rows`` are indices ``(K,)``."""
+        self.x_adv, self.y = self.x_adv[rows], self.y[rows]
+        self.broken, self.margin = self.broken[rows], self.margin[rows]
+
     @torch.no_grad()
     def see(self, x_adv: Tensor, logits: Tensor) -> None:
         """Keep the points ``(N, ...)`` that are worse than those seen before, without waiting for the device.

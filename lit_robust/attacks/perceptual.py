@@ -9,19 +9,19 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.attacks.base import NoGraphError, input_gradient
-from lit_robust.attacks.lpips import Views, distance
+from lit_robust.attacks.lpips import LogitsAndFeatures, distance
 from lit_robust.attacks.lpips_ball import PerceptualAttack, Projection
 from lit_robust.attacks.passes import like_images
 
 #: PPGD takes no step where the margin's gradient is shorter, as in the authors' code.
 FLAT = 1e-4
-#: PPGD's lengths and curvatures count as at least this.
+#: Lower bound of PPGD's denominators.
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class FastLPA(PerceptualAttack):
-    """Fast Lagrangian perceptual attack, which perceptual adversarial training trains with (algorithm 2 of the paper).
+    """Fast Lagrangian perceptual attack, the training attack of PAT (algorithm 2 of the paper).
 
         loss_k(x') = margin(f(x'), y) - lam_k relu( |phi(x') - phi(x)| - eps ),     lam_k = lam 0.1^(1 - k/K)
         x' <- clip( x' + s_k g / r ),   g = grad loss_k / |grad loss_k|,   r = |phi(x' + h g) - phi(x')| / h
@@ -29,9 +29,9 @@ class FastLPA(PerceptualAttack):
     So a step has the length ``s_k = step 0.1^(k/K)`` in the distance. K is 20, in training 10; the start is
     ``x + N(0, 0.01^2)``. A step costs a pass and a forward.
 
-    Differs from the authors' code: ``r`` is measured towards the step, there away from it; it is divided by ``h``,
-    there by 0.1, the default of ``h``; and there is a final projection, unless ``projection="none"``, by default
-    bisection, which costs 11 forwards (ours).
+    Differs from the authors' code: ``r`` is a forward difference (theirs backward) divided by ``h`` (theirs always by
+    0.1, the default of ``h``), and the result is projected unless ``projection="none"``, by default by bisection
+    (11 forwards; ours).
 
     Args:
         step_size: The length of the first step; eps by default.
@@ -51,12 +51,12 @@ class FastLPA(PerceptualAttack):
         require.number("lam", self.lam, least=0)
         require.number("h", self.h, above=0)
 
-    def search(self, see: Views, x: Tensor, y: Tensor, origin: Tensor, quick: bool) -> Tensor:
+    def search(self, nets: LogitsAndFeatures, x: Tensor, y: Tensor, origin: Tensor, shrinks: bool) -> Tensor:
         """Take the steps."""
         x_adv = self.start(x)
         for k in range(self.steps):
             weight = self.lam * 0.1 ** (1 - k / self.steps)
-            x_adv, _, _ = lagrangian_step(self, see, y, origin, x_adv, weight, self.decayed(k), self.h)
+            x_adv, _, _ = lagrangian_step(self, nets, y, origin, x_adv, weight, self.decayed(k), self.h)
         return x_adv
 
 
@@ -66,10 +66,10 @@ class LPA(PerceptualAttack):
 
     Runs ``FastLPA``'s steps several times, each run from the end of the one before. The weight of the distance is a
     number for each image: 0.01 in the first run, then ten times as much wherever a run ends outside the ball. An image
-    that is misclassified inside the ball stays where it is. The margin counts up to 1. A step costs a pass and a
+    that is misclassified inside the ball stays where it is. The margin is clipped at 1. A step costs a pass and a
     forward, so it takes up to ``runs * steps`` of them; in an evaluation finished images leave the batch after a run.
 
-    Differs from the authors' code: there an image takes one more step once it is misclassified inside the ball.
+    Differs from the authors' code: theirs takes one more step once an image is misclassified inside the ball.
 
     Args:
         step_size: The length of the first step of a run; eps by default.
@@ -89,12 +89,12 @@ class LPA(PerceptualAttack):
         require.integer("runs", self.runs, least=1)
         require.number("h", self.h, above=0)
 
-    def search(self, see: Views, x: Tensor, y: Tensor, origin: Tensor, quick: bool) -> Tensor:
+    def search(self, nets: LogitsAndFeatures, x: Tensor, y: Tensor, origin: Tensor, shrinks: bool) -> Tensor:
         """Take the steps of all runs."""
         x_adv, weight = self.start(x), x.new_full((len(x),), 0.01)
         rows, live = torch.arange(len(x), device=x.device), torch.ones_like(y, dtype=torch.bool)
         for _ in range(self.runs):
-            if quick:
+            if shrinks:
                 rows = rows[live]
                 if not len(rows):
                     break
@@ -102,7 +102,7 @@ class LPA(PerceptualAttack):
             outside = torch.zeros_like(live)
             for k in range(self.steps):
                 found, logits, how_far = lagrangian_step(
-                    self, see, y[rows], before, now, weight[rows], self.decayed(k), self.h
+                    self, nets, y[rows], before, now, weight[rows], self.decayed(k), self.h
                 )
                 outside = how_far > self.eps
                 live = (logits.argmax(dim=1) == y[rows]) | outside
@@ -114,7 +114,7 @@ class LPA(PerceptualAttack):
 
 def lagrangian_step(
     attack: PerceptualAttack,
-    see: Views,
+    nets: LogitsAndFeatures,
     y: Tensor,
     origin: Tensor,
     x_adv: Tensor,
@@ -128,7 +128,7 @@ def lagrangian_step(
         The next points, the logits and the distances ``(N,)`` at the old ones.
     """
     x_adv.requires_grad_()
-    logits, features = see.both(x_adv)
+    logits, features = nets.both(x_adv)
     if not logits.requires_grad:
         raise NoGraphError
     how_far = distance(features, origin)
@@ -137,7 +137,7 @@ def lagrangian_step(
     with torch.no_grad():
         size = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
         direction = (gradient / (size + 1e-8)).nan_to_num(0, 0, 0)
-        change = distance(see.features(x_adv + h * direction), features) / h
+        change = distance(nets.features(x_adv + h * direction), features) / h
         x_next = (x_adv + like_images(length / (change + 1e-4), x_adv) * direction).clamp(0, 1)
     return x_next, logits.detach(), how_far.detach()
 
@@ -149,12 +149,12 @@ class PPGD(PerceptualAttack):
         x' <- project( x' + s v / |J v| ),      v = (J^T J)^-1 g,      g = grad margin(f(x'), y),   J = d phi / d x'
 
     Each step maximises the linearised margin under the linearised distance: a few iterations of conjugate gradients
-    solve ``J^T J v = g``. ``J v`` is a difference quotient, ``J^T u`` a backward pass. The margin counts up to 1, the
+    solve ``J^T J v = g``. ``J v`` is a difference quotient, ``J^T u`` a backward pass. The margin is clipped at 1, the
     start is ``x + N(0, 0.01^2)``, and each step is projected. A step costs about ``cg_steps`` + 2 passes and as many
     forwards, and its projection.
 
-    Differs from the authors' code: the difference is taken over ``h`` in pixels, there over ``h`` times the length of
-    the vector, which is the gradient's; conjugate gradients always run ``cg_steps`` iterations.
+    Differs from the authors' code: the finite difference has length ``h`` in pixels, theirs ``h`` times the vector's
+    norm, which is the gradient's; conjugate gradients always run ``cg_steps`` iterations.
 
     Args:
         step_size: The length of a step in the distance; 2 eps / steps by default.
@@ -181,17 +181,17 @@ class PPGD(PerceptualAttack):
         """The length of a step."""
         return 2 * self.eps / max(self.steps, 1) if self.step_size is None else self.step_size
 
-    def search(self, see: Views, x: Tensor, y: Tensor, origin: Tensor, quick: bool) -> Tensor:
+    def search(self, nets: LogitsAndFeatures, x: Tensor, y: Tensor, origin: Tensor, shrinks: bool) -> Tensor:
         """Take the steps."""
         x_adv = self.start(x)
         for _ in range(self.steps):
-            x_adv = self.project(see, x, origin, self.step(see, y, x_adv), quick)
+            x_adv = self.project(nets, x, origin, self.step(nets, y, x_adv), shrinks)
         return x_adv
 
-    def step(self, see: Views, y: Tensor, x_adv: Tensor) -> Tensor:
+    def step(self, nets: LogitsAndFeatures, y: Tensor, x_adv: Tensor) -> Tensor:
         """Move by the linearised optimum."""
         x_adv.requires_grad_()
-        logits, features = see.both(x_adv)
+        logits, features = nets.both(x_adv)
         if not logits.requires_grad:
             raise NoGraphError
         margin, here = self.margin(logits, y), features.detach()
@@ -201,26 +201,26 @@ class PPGD(PerceptualAttack):
             """The change of the features along ``v``, ``J v``."""
             size = torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True).clamp_min(TINY)
             with torch.no_grad():
-                change = see.features(x_adv + self.h * v / size) - here
+                change = nets.features(x_adv + self.h * v / size) - here
             product: Tensor = change * size.flatten(1) / self.h
             return product
 
-        def curved(v: Tensor) -> Tensor:
-            """``J^T J v``."""
+        def hessian_product(v: Tensor) -> Tensor:
+            """``J^T J v``; ``J^T J`` is the Hessian of half the squared distance at 0."""
             product: Tensor = torch.autograd.grad((features * along(v)).sum(), x_adv, retain_graph=True)[0]
             return product
 
         v, residual = torch.zeros_like(slope), slope
-        towards, squared = residual, _dot(residual, residual)
+        direction, squared = residual, _dot(residual, residual)
         for _ in range(self.cg_steps):
-            image = curved(towards)
-            share = squared / _dot(towards, image).clamp_min(TINY)
-            v, residual = v + share * towards, residual - share * image
+            product = hessian_product(direction)
+            length = squared / _dot(direction, product).clamp_min(TINY)
+            v, residual = v + length * direction, residual - length * product
             before, squared = squared, _dot(residual, residual)
-            towards = residual + squared / before.clamp_min(TINY) * towards
-        length = distance(along(v), torch.zeros_like(here)).clamp_min(TINY)
+            direction = residual + squared / before.clamp_min(TINY) * direction
+        change = distance(along(v), torch.zeros_like(here)).clamp_min(TINY)
         moves = _dot(slope, slope) >= FLAT**2
-        step = torch.where(moves, like_images(self.step_length / length, v) * v, 0).nan_to_num(0, 0, 0)
+        step = torch.where(moves, like_images(self.step_length / change, v) * v, 0).nan_to_num(0, 0, 0)
         return (x_adv.detach() + step).clamp(0, 1)
 
 

@@ -27,7 +27,7 @@ class Square(Attack):
     the device; the same images end up broken.
 
     The schedule of areas is the authors' for 10,000 queries, not stretched to fewer, as in AutoAttack. In their code a
-    square is drawn again until it changes something; here it is drawn once.
+    square is drawn again until it changes something; ours draws it once.
 
     Args:
         eps: The bound in L-infinity, in units of [0, 1].

@@ -1,4 +1,4 @@
-"""Attacks that training on norms has not seen: the flow of StAdv, the recolouring of ReColorAdv, and JPEG's."""
+"""Attacks that norm-bounded training has not seen: the flow of StAdv, the recolouring of ReColorAdv, and JPEG's."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,17 +21,17 @@ FLOW, COLOUR, QUANTUM = Magnitude("0.05"), Magnitude("0.06"), Magnitude("0.25")
 class StAdv(SmoothAttack):
     """Spatially transformed images (Xiao et al., ICLR 2018, arXiv:1801.02612), bounded as by Laidlaw et al.
 
-        max_{|u| <= eps}  margin(f(x o (id + u)), y) - smoothness / eps  unevenness(u)
+        max_{|u| <= eps}  margin(f(x o (id + u)), y) - smoothness / eps  smoothness_loss(u)
 
     The flow ``u`` moves the point at which each pixel reads the image, bilinearly, by at most ``eps`` along each axis.
     In the paper the flow has no bound and is found by L-BFGS; the bound, Adam and all numbers are those of the code of
     perceptual adversarial training (arXiv:2006.12655, ``attacks.py``), 200 steps on ImageNet-100.
 
-    Differs from that code: pixels beyond the border are those of the border, there black; the kept point is the worst
-    one that was seen, there the parameters after the step with the largest objective.
+    Differs from that code: pixels beyond the border repeat the border's, theirs are black; the kept point is the worst
+    one seen, theirs the parameters after the step with the largest objective.
 
     Args:
-        eps: The bound, where the image's width and height are 2: 0.05 are 0.8 pixels of 32.
+        eps: The bound in ``grid_sample``'s coordinates, where the image spans [-1, 1]: 0.05 is 0.8 of 32 pixels.
         steps: See ``SmoothAttack``.
         lr: See ``SmoothAttack``.
         smoothness: See ``SmoothAttack``.
@@ -49,7 +49,7 @@ class StAdv(SmoothAttack):
     norm: ClassVar[str] = "flow"
 
     def start(self, x: Tensor) -> Tensor:
-        """No flow, ``(N, 2, H, W)``: to the right and down."""
+        """Zero flow, ``(N, 2, H, W)``; channel 0 points right, channel 1 down."""
         return x.new_zeros(len(x), 2, *x.shape[2:])
 
     def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
@@ -65,13 +65,13 @@ class StAdv(SmoothAttack):
 class ReColor(SmoothAttack):
     """ReColorAdv (Laidlaw and Feizi, NeurIPS 2019, arXiv:1906.00001): all pixels of one colour change alike.
 
-        max_{|g| <= eps}  margin(f(RGB(c + g(c))), y) - smoothness / eps  unevenness(g),       c = LUV(x)
+        max_{|g| <= eps}  margin(f(RGB(c + g(c))), y) - smoothness / eps  smoothness_loss(g),       c = LUV(x)
 
     The change ``g`` of a colour is interpolated between the nodes of a grid in CIELUV, whose axes are scaled to [0, 1]
     (L* / 100, (u* + 100) / 200, (v* + 100) / 200), where each of its three numbers is at most ``eps``. All numbers are
     those of the code of perceptual adversarial training (arXiv:2006.12655, ``attacks.py``), 200 steps on ImageNet-100.
 
-    Differs from that code: it moves the nodes into the colours of sRGB in each step, here pixels are moved, see
+    Differs from that code: theirs projects the grid's nodes into sRGB's gamut in each step, ours clips the pixels, see
     ``cieluv.to_rgb``; the conversion has its exact inverse; the kept point is the worst one seen, see ``StAdv``.
 
     Args:
@@ -82,7 +82,7 @@ class ReColor(SmoothAttack):
         grid: The nodes along L*, u* and v*.
 
     Raises:
-        ValueError: If an argument is out of range; when called, if the images have not three channels.
+        ValueError: If an argument is out of range; when called, if the images do not have three channels.
     """
 
     eps: Magnitude = COLOUR
@@ -124,9 +124,9 @@ class JPEG(ParameterAttack):
     ``eps / sqrt(steps)``, as in the code of perceptual adversarial training (arXiv:2006.12655, ``attacks.py``): eps
     0.25 on CIFAR-10, 0.125 with 200 steps on ImageNet-100.
 
-    Differs from the authors' code (``advex_uar``): there the image itself, too, loses its fine chrominance, here with
-    eps 0 it stays as it is; sizes need not be multiples of 16, because blocks may stick out of the image; the kept
-    point is the worst one seen, there the last.
+    Differs from the authors' code (``advex_uar``): theirs also removes the image's own fine chrominance, ours returns
+    the image unchanged at eps 0; sizes need not be multiples of 16, as the blocks are cropped; the kept point is the
+    worst one seen, theirs the last.
 
     Args:
         eps: The bound, in steps of quantisation.
@@ -134,7 +134,7 @@ class JPEG(ParameterAttack):
         step_size: The length of a step; eps / sqrt(steps) by default.
 
     Raises:
-        ValueError: If an argument is out of range; when called, if the images have not three channels.
+        ValueError: If an argument is out of range; when called, if the images do not have three channels.
     """
 
     eps: Magnitude = QUANTUM

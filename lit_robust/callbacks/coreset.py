@@ -9,24 +9,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
+from lit_robust.callbacks import coreset_data
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
-from lit_robust.callbacks.coreset_data import (
-    apply,
-    check_loader,
-    check_selects,
-    forget_weights,
-    in_words,
-    select_everything,
-)
 from lit_robust.callbacks.coreset_state import coreset_of, state_of
-from lit_robust.callbacks.last_layer import embed
+from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net
 from lit_robust.callbacks.skipped_epochs import follow_skipped, move_to_front, require_epochs, skip, warm_start
 from lit_robust.lightning_internals import end_the_epoch
 from lit_robust.schedules import Schedule
 from lit_robust.seeds import derive_seed, run_seed
 from lit_robust.selection import CRAIG, Coreset, Selector, gradient_error
+from lit_robust.selection.embeddings import bias_of
 from lit_robust.selection.sampler import CoresetSampler
 
 #: The selector of the paper that needs no choice of a ridge.
@@ -39,24 +33,24 @@ class CoresetSelection(Callback):
         | sum_i grad Phi(x_i) - sum_{j in S} gamma_j grad Phi(x_j) |  small,     Phi(x) = max_delta L(f(x + delta), y)
 
     Adversarial Coreset Selection (Dolatabadi, Erfani and Leckie, ECCV 2022, arXiv:2112.00378): every ``every`` epochs,
-    all training images are attacked by the present net, the gradients of its last layer are computed at what was found
+    all training images are attacked with the current net, its last layer's gradients are computed at the images found
     (by Danskin's theorem they are those of Phi), and ``selector`` chooses. A warm start trains on all images first:
 
         E_warm = int(warm * max_epochs),     E_full = round(fraction * E_warm)
         epochs 0 .. E_full - 1 on all images;  E_full .. E_warm - 1 skipped;  the others on the coreset
 
-    Skipped epochs count for every schedule, so training costs ``fraction`` of the whole, and the selections.
+    Schedules advance over skipped epochs; training costs ``fraction`` of a full training, plus the selections.
 
     The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
     cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
-    ``AdversarialTraining`` lends it, and cross-entropy), with the present weights, not their average. Net, memory and
-    random numbers are afterwards as before. The weights reach the loss as ``Batch.weight``; a module that does not
-    heed it gets each epoch's images drawn in proportion to the weights instead.
+    ``AdversarialTraining`` lends it, and cross-entropy), with the current weights, not their average; if a delayed
+    start ends with the selection's epoch, the images are still clean. Net, memory and random state are restored.
+    Weights reach the loss as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them.
 
-    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm`` itself, not at the next
-    multiple of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta
-    counts once; batches are shuffled. Theirs trains in order and normalises the weights in each batch, so that those of
-    whole chosen batches cancel: ``official_order=True, Selector(scope="batch")`` does the same.
+    Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
+    of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
+    once; batches are shuffled. Theirs come in order, and the weights of whole chosen batches cancel, as they do with
+    ``official_order=True, selector=CRAIG(scope="batch")``.
 
     Args:
         fraction: The share of the training images; a Schedule, a function of the epoch, lets it grow.
@@ -65,8 +59,8 @@ class CoresetSelection(Callback):
         warm: The kappa of the paper: the share of the epochs before the first selection. 0 selects before training.
         attack: The selection's adversary, with cross-entropy; None for the training's own adversary and loss.
         normalize: What divides a batch's weighted loss: the ``batch``'s own sum of weights, as in the authors' code,
-            or the weights' mean over the whole ``subset`` times the number of images. The latter is unbiased; with the
-            former an update is a convex combination of gradients whatever the weights, so it is the default.
+            or the weights' mean over the whole ``subset`` times the number of images. ``subset`` is unbiased;
+            ``batch`` keeps an update a convex combination of gradients and is the default.
         official_order: Whether batches come in the order of the training set, without shuffling.
         sampler: For loaders that are not of ``lit_robust.data``: the ``CoresetSampler`` of the training's DataLoader.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
@@ -109,6 +103,7 @@ class CoresetSelection(Callback):
             check_attack("attack", attack)
         require.one_of("normalize", normalize, ("batch", "subset"))
         require.instance("official_order", official_order, bool, "give True or False")
+        coreset_data.check_sampler(sampler, selector)
         self.fraction = fraction
         self.selector = selector
         self.every = every
@@ -123,13 +118,11 @@ class CoresetSelection(Callback):
     def _forget(self) -> None:
         #: The coreset in force, as positions in the training set; None before the first selection.
         self.coreset: Coreset | None = None
-        #: The epoch that is trained or comes next.
-        self.epoch = 0
-        #: Seconds of all selections.
-        self.seconds = 0.0
+        #: The epoch that is trained or comes next, and the seconds of all selections.
+        self.epoch, self.seconds = 0, 0.0
+        self._used = 0
         #: The relative error of the coreset's gradient; None if the selector reads none.
         self.error: float | None = None
-        self._used = 0
 
     # When.
 
@@ -140,11 +133,11 @@ class CoresetSelection(Callback):
         check_alone(trainer, self, CoresetSelection, "two CoresetSelection callbacks overrule each other: keep one.")
         check_net(pl_module, self.adapter.net, "CoresetSelection differentiates")
         if self.sampler is None:
-            check_selects(trainer)
+            coreset_data.check_selects(trainer)
         require_epochs(trainer, self.warm)
         # Skipped epochs must show in `current_epoch` before other callbacks read it.
         move_to_front(trainer, self)
-        select_everything(trainer, self.sampler)
+        coreset_data.select_everything(trainer, self.sampler)
         self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -160,7 +153,7 @@ class CoresetSelection(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the loader has the sampler."""
         if self.sampler is not None:
-            check_loader(trainer, self.sampler)
+            coreset_data.check_loader(trainer, self.sampler)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow skipped epochs."""
@@ -169,7 +162,7 @@ class CoresetSelection(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the place in the epoch for the sampler, because its loader does not."""
+        """Record the sampler's position, because its DataLoader does not."""
         if self.sampler is not None:
             loader: Any = trainer.train_dataloader
             self._used = (batch_idx + 1) * int(loader.batch_size)
@@ -186,14 +179,14 @@ class CoresetSelection(Callback):
         self._prepare(trainer, pl_module, trainer.current_epoch + 1)
 
     def _prepare(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        """Skip epochs, select and apply, as the plan has it for the epoch that comes next."""
+        """Skip, select and apply as planned for the next epoch."""
         epochs = trainer.max_epochs or -1
         full, warm = warm_start(self._share, self.warm, epochs)
         if full <= epoch < warm:
             skip(trainer, epoch, warm)
             epoch = warm
         self.epoch = epoch
-        if epoch < warm or 0 < epochs <= epoch:
+        if epoch < warm or 0 < epochs <= epoch or trainer.should_stop:
             return
         due = self.every is not None and (epoch - warm) % self.every == 0
         if self.coreset is None or due:
@@ -215,45 +208,45 @@ class CoresetSelection(Callback):
         if trainer.is_global_zero:
             draw = derive_seed(run_seed(), "coreset", epoch if self.selector.draws_anew else 0)
             generator = torch.Generator().manual_seed(draw)
-            positions, weights, filled = self.selector(embedded.embeddings, embedded.y, budget, generator)
+            compared = bias_of(embedded.embeddings) if self.selector.reads == "bias" else embedded.embeddings
+            positions, weights, filled = self.selector(compared, embedded.y, budget, generator)
             if self.selector.reads != "nothing":
                 self.error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), weights)
             chosen = Coreset(embedded.index[positions.to(embedded.index.device)].cpu(), weights, filled)
         self.coreset, self.error = trainer.strategy.broadcast((chosen, self.error))
         self.seconds += (seconds := time.perf_counter() - begun)
         assert self.coreset is not None
-        rank_zero_info(in_words(self.coreset, self.selector, len(embedded.y), epoch, seconds, self.error))
+        facts = len(embedded.y), epoch, seconds, self.error, is_natural_now(module)
+        rank_zero_info(coreset_data.in_words(self.coreset, self.selector, *facts))
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:
         assert self.coreset is not None
         by_mean = self.normalize == "subset"
-        apply(trainer, module, self.sampler, self.coreset, self.epoch, self.official_order, by_mean)
+        coreset_data.apply(trainer, module, self.sampler, self.coreset, self.epoch, self.official_order, by_mean)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module's loss as it was."""
-        forget_weights(pl_module)
+        """Leave the module's loss and the data as they were."""
+        coreset_data.forget_weights(pl_module)
+        if stage == "fit":
+            coreset_data.select_everything(trainer, self.sampler)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do the same when training fails."""
-        forget_weights(pl_module)
+        self.teardown(trainer, pl_module, "fit")
 
     # Checkpoints.
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let an epoch end that was saved after its last batch, or the next one's coreset would be missing."""
+        """Finish an epoch that was saved after its last batch, so that the next epoch's coreset is selected."""
         end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
 
     def state_dict(self) -> dict[str, Any]:
-        """The coreset, when it is trained on, and what selections have cost."""
-        return state_of(self.coreset) | {
-            "epoch": self.epoch,
-            "used": self._used,
-            "seconds": self.seconds,
-            "error": self.error,
-        }
+        """The coreset, epoch and position, and what selections have cost."""
+        own = {"epoch": self.epoch, "used": self._used, "seconds": self.seconds, "error": self.error}
+        return state_of(self.coreset) | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.coreset = coreset_of(state_dict)
-        self.epoch, self._used = int(state_dict["epoch"]), int(state_dict["used"])
-        self.seconds, self.error = float(state_dict["seconds"]), state_dict["error"]
+        """Continue from a checkpoint, if it can be used."""
+        self.coreset = coreset_of(f"callbacks[{self.state_key}]", state_dict)
+        self.epoch, self._used = state_dict["epoch"], state_dict["used"]
+        self.seconds, self.error = state_dict["seconds"], state_dict["error"]

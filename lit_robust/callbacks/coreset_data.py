@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lit_robust import require
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import derive_seed, run_seed, seed
 from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, resampled
@@ -29,9 +30,12 @@ class SelectsImages(Protocol):
 
 
 class WeightsItsLoss(Protocol):
-    """What a module has whose loss heeds ``Batch.weight``, as every Defense does, so that samples come once each."""
+    """A module whose loss uses ``Batch.weight``, such as every Defense, so that each sample comes once."""
 
     mean_weight: float | None
+
+    def natural_loss(self, batch: Any) -> Tensor:
+        """The loss of each sample on clean images."""
 
 
 class Embedded(NamedTuple):
@@ -58,8 +62,15 @@ def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> 
         return
     items = sampler.items
     for first in range(trainer.global_rank * BATCH_SIZE, len(items), trainer.world_size * BATCH_SIZE):
-        seed(trainer.strategy.root_device, "selected data", epoch, first)  # for what the items draw
+        seed(trainer.strategy.root_device, "selected data", epoch, first)  # for the items' random augmentation
         yield first, sampler.collate_fn([items[i] for i in range(first, min(first + BATCH_SIZE, len(items)))])
+
+
+def number_of_batches(trainer: Trainer, sampler: CoresetSampler | None) -> int:
+    """How many batches ``batches_of`` yields."""
+    if sampler is None:
+        return len(images_of(trainer).selection_dataloader())
+    return len(range(trainer.global_rank * BATCH_SIZE, len(sampler.items), trainer.world_size * BATCH_SIZE))
 
 
 def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
@@ -81,9 +92,9 @@ def apply(
     in_order: bool,
     by_mean_weight: bool,
 ) -> None:
-    """Let the batches of the epoch that comes next be the coreset's.
+    """Train the next epoch on the coreset.
 
-    Weights go to a module that heeds them by ``Batch.weight``; for another one the samples are drawn in proportion.
+    Weights reach a module that uses them as ``Batch.weight``; for another one samples are drawn in proportion to them.
     """
     indices, weights, _ = coreset
     if sampler is not None:
@@ -100,7 +111,7 @@ def apply(
 
 def weights_its_loss(module: object) -> bool:
     """Whether a module has what ``WeightsItsLoss`` says."""
-    return hasattr(module, "mean_weight")
+    return all(hasattr(module, name) for name in ("mean_weight", "natural_loss"))
 
 
 def forget_weights(module: Any) -> None:
@@ -117,8 +128,25 @@ def check_selects(trainer: Trainer) -> None:
     """
     if not hasattr(images_of(trainer), "selection_dataloader"):
         raise TypeError(
-            "CoresetSelection needs a datamodule of lit_robust.data, or a CoresetSampler: give the same one to the "
+            "CoresetSelection needs a DataModule of lit_robust.data, or a CoresetSampler: give the same one to the "
             "training's DataLoader and to CoresetSelection(sampler=...)."
+        )
+
+
+def check_sampler(sampler: CoresetSampler | None, selector: Selector) -> None:
+    """Refuse what is no sampler, and a selector that asks for classes, which are read with gradients only.
+
+    Raises:
+        TypeError: If it is neither None nor a ``CoresetSampler``.
+        ValueError: If the selector reads no gradients, but selects by class.
+    """
+    if sampler is None:
+        return
+    require.instance("sampler", sampler, CoresetSampler, "give the CoresetSampler of the training's DataLoader")
+    if selector.reads == "nothing" and selector.scope == "class":
+        raise ValueError(
+            'scope="class" of Random needs the classes of all images, which are not read from a loader of your own: '
+            'set scope="all".'
         )
 
 
@@ -136,19 +164,22 @@ def check_loader(trainer: Trainer, sampler: CoresetSampler) -> None:
 
 
 def select_everything(trainer: Trainer, sampler: CoresetSampler | None) -> None:
-    """Undo what an earlier fit has selected."""
-    if sampler is None:
-        images_of(trainer).select(None)
-    else:
+    """Undo what a fit has selected."""
+    if sampler is not None:
         sampler.select(None)
+    elif hasattr(images_of(trainer), "selection_dataloader"):  # not if the fit was refused because it is absent
+        images_of(trainer).select(None)
 
 
-def in_words(coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None) -> str:
-    """A sentence on a selection from ``of`` samples."""
+def in_words(
+    coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None, natural: bool
+) -> str:
+    """A sentence on a selection from ``of`` samples, which were not attacked if training was ``natural``."""
     low, high = (float(value) for value in coreset.weights.aminmax())
-    filled = f"; {coreset.filled} fill up the budget" if coreset.filled else ""
+    filled = f"; {coreset.filled} of them drawn at random to fill the budget" if coreset.filled else ""
     gradient = "" if error is None else f"; their gradient is off by {error:.2%}"
+    attacked = ", not attacked," if natural else ""
     return (
-        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images in {seconds:.1f} s, "
-        f"with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
+        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images{attacked} in "
+        f"{seconds:.1f} s, with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
     )

@@ -96,7 +96,7 @@ class GeneralizationGap(Callback):
         require.fine_precision(str(trainer.precision))
         if not hasattr(_data(trainer), "plain_train_dataloader"):
             raise TypeError(
-                "GeneralizationGap needs the training images as they are: give the trainer a datamodule of "
+                "GeneralizationGap needs the training images as they are: give the trainer a DataModule of "
                 "lit_robust.data, or one with plain_train_dataloader(), which yields them in order."
             )
 

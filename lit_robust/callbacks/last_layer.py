@@ -17,7 +17,7 @@ from lit_robust import losses
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter
-from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone
+from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone, number_of_batches
 from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
@@ -25,7 +25,7 @@ from lit_robust.selection.embeddings import rows
 
 
 class Method(Protocol):
-    """What a module has whose own adversary and loss can select, as every Defense does."""
+    """A module whose own adversary and loss are used to select, such as every Defense."""
 
     adversarial: bool
     attack_bn_mode: str
@@ -41,6 +41,12 @@ class Method(Protocol):
 
     def natural_loss(self, batch: Batch) -> Tensor:
         """The loss of each sample while ``adversarial`` is false."""
+
+
+class Guided(Protocol):
+    """The further attribute of a method whose attack is guided by clean logits, such as GAT."""
+
+    reference_bn_mode: str
 
 
 class MayBeAttacked(Protocol):
@@ -84,15 +90,18 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
 
 @contextmanager
 def untouched(module: Any, net: nn.Module) -> Iterator[None]:
-    """The net in eval mode and frozen; what a method remembers, its buffers and random states come back afterwards."""
+    """Put the net in eval mode, frozen and uncompiled; afterwards restore flags, buffers and the method's memory."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    modes = ("attack_bn_mode", "reference_bn_mode")
-    kept = {name: vars(module)[name] for name in (*modes, "memory", "seen") if name in vars(module)}
+    kept = {
+        name: vars(module)[name]
+        for name in ("attack_bn_mode", "reference_bn_mode", "memory", "seen")
+        if name in vars(module)
+    }
     with ExitStack() as stack:
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:
-            for name in kept.keys() & modes:
+            for name in kept.keys() & {"attack_bn_mode", "reference_bn_mode"}:
                 setattr(module, name, "eval")
             module.memory, module.seen, module.log_now = deepcopy(module.memory), {}, lambda **_: None
         try:
@@ -105,16 +114,22 @@ def untouched(module: Any, net: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+def is_natural_now(module: object) -> bool:
+    """Whether a delayed start has not begun yet."""
+    return not getattr(module, "adversarial", True)
+
+
 def loss_of(module: Any, net: nn.Module, batch: Batch, attack: Attack | None) -> Callable[[], Tensor]:
     """Find the batch's adversarial images, and return what computes the loss of each sample at them."""
-    natural = not getattr(module, "adversarial", True)
+    natural = is_natural_now(module)
     if is_method(module) and attack is None:
         method: Method = module
         if natural:
             return lambda: method.natural_loss(batch)
         x_adv = method.perturb(batch)
         return lambda: method.loss(batch, x_adv)
-    adversary: Attack | None = None if natural else attack or getattr(module, "attack", None)
+    lent = getattr(module, "attack", None)  # by AdversarialTraining; else a stranger's own, of whatever kind
+    adversary = None if natural else attack or (lent if isinstance(lent, Attack) else None)
     images = batch.x if adversary is None else adversary(net, batch.x, batch.y)
     return lambda: losses.ce(net(images), batch.y)
 
@@ -128,10 +143,10 @@ def embed(
     attack: Attack | None,
     epoch: int,
 ) -> Embedded:
-    """Embed this rank's batches as a selector reads them, and gather those of all ranks in the order of their places.
+    """Embed this rank's batches and gather those of all ranks in the training set's order.
 
     A batch's random numbers are seeded by the epoch and its place, so the result is the same on any number of ranks.
-    Augmented images are drawn once: attacked and embedded are the same ones.
+    Each image is augmented once; the attack and the embedding see the same version.
 
     Args:
         trainer: The trainer.
@@ -144,13 +159,13 @@ def embed(
     """
     if selector.reads == "nothing":
         return labels_alone(trainer, sampler)
-    batches = batches_of(trainer, sampler, epoch)
+    batches, total = batches_of(trainer, sampler, epoch), number_of_batches(trainer, sampler)
     device: torch.device = trainer.strategy.root_device
     quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
     parts: list[tuple[int, Embedded]] = []
     net = head = None
     with isolate_rng(), trainer.precision_plugin.train_step_context():
-        for place, raw in Tqdm(batches, desc="Selecting", leave=False, disable=quiet):
+        for place, raw in Tqdm(batches, total=total, desc="Selecting", leave=False, disable=quiet):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
                 with untouched(module, adapter.users_net(module)):
@@ -162,7 +177,7 @@ def embed(
                 batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
             with untouched(module, net):
                 seed(device, "select", epoch, place)
-                part = last_layer_gradients(head, loss_of(module, net, batch, attack), selector.reads == "bias")
+                part = last_layer_gradients(head, loss_of(module, net, batch, attack))
             real = batch.weight > 0
             parts.append((place, Embedded(rows(part, real), batch.y[real], batch.index[real])))
     every = parts if trainer.world_size == 1 else _of_all_ranks(parts, trainer.world_size, device)

@@ -62,7 +62,7 @@ def parts_of(module: LightningModule) -> str:
 
 
 class ForwardsToNet(Protocol):
-    """What a module has whose ``forward`` is that of its ``net`` and nothing more, as in a Defense."""
+    """A module whose ``forward`` is exactly that of its ``net``, such as a Defense."""
 
     forwards_to_net: bool
 
@@ -73,7 +73,7 @@ def _has_forward(module: LightningModule) -> bool:
 
 
 class MayBeNatural(Protocol):
-    """What a module may have that trains without an attack, such as ``Natural``."""
+    """A module that may train without an attack, such as ``Natural``."""
 
     is_natural: bool
 

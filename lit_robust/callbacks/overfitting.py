@@ -54,7 +54,7 @@ class CatastrophicOverfittingMonitor(Callback):
     several ranks an epoch that is resumed mid-way is judged by batches of rank zero.
 
     Differs from the authors' code: it measures one batch, of 128 images, and compares the first epoch with an accuracy
-    of 0; here the first epoch is compared with nothing, which is equivalent.
+    of 0; ours compares the first epoch with nothing, which is equivalent.
 
     Args:
         rule: What is measured and judged. Monitors with rules of different classes may run side by side.

@@ -229,7 +229,7 @@ class LinearityErrorSpike(_WithinBound):
 
         R > mean + sigmas std     of all R before,     R the mean of ``measures.masking.linearity_error``
 
-    Differs from ELLE-A: it judges every batch, here every epoch on more images. A short history's deviation is rough.
+    Differs from ELLE-A: it judges every batch, ours every epoch on more images. A short history's deviation is rough.
 
     Args:
         eps: The radius in L-infinity; by default the training's, in its norm.

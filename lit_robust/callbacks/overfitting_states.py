@@ -13,7 +13,7 @@ from lit_robust.threats import Norm
 
 
 def _are_means(values: Any) -> bool:
-    """Whether it is a list with the same names of numbers for each epoch."""
+    """Whether it is a list of mappings, one per epoch, with the same names and numbers as values."""
     if not isinstance(values, list) or not all(map(are_finite_by_name, values)):
         return False
     return all(means and means.keys() == values[0].keys() for means in values)

@@ -23,7 +23,7 @@ from lit_robust.seeds import seed
 
 
 class HasAttacks(Protocol):
-    """What a module has that measures robust accuracies itself, as every Defense does: attacks by name."""
+    """The attacks by name of a module that measures robust accuracies itself, such as every Defense."""
 
     val_attacks: Mapping[str, Attack]
     test_attacks: Mapping[str, Attack]

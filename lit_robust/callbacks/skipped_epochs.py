@@ -11,7 +11,10 @@ from lit_robust.lightning_internals import epoch_counts
 
 
 def move_to_front(trainer: Any, callback: Callback) -> None:
-    """Make a callback the first, so that the others see what it does to the clock; the trainer may be iterating."""
+    """Put a callback first, so that the others see the changed epoch.
+
+    The list is a new one, because the trainer may be iterating over the old one.
+    """
     trainer.callbacks = [callback, *(other for other in trainer.callbacks if other is not callback)]
 
 

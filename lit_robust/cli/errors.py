@@ -195,6 +195,8 @@ def _of_another_type(path: str, wanted: str) -> str:
 
 def _expected(mistake: _Mistake) -> str:
     """What the value should have been, according to all types that were tried."""
+    if mistake.value.strip("'\"") == "None":
+        return "is a word in YAML: leave it out for its default, or write null where there may be no value"
     reasons = "\n".join(mistake.reasons)
     if choices := re.findall(r"^Expected a (?:typing\.)?Literal\[(.*)\]", reasons, re.MULTILINE):
         return f"is unknown: choose one of {', '.join(choices)}"

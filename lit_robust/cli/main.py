@@ -43,7 +43,8 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_internals import CommandLineInternals, epochs_done
 from lit_robust.magnitudes import Magnitude
-from lit_robust.runs import find_checkpoints, load_weights, read_last
+from lit_robust.runs import find_checkpoints, load_weights, read_last, run_of
+from lit_robust.training.monitors import monitors_told
 from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
 
@@ -147,8 +148,8 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             if done >= (self.trainer.max_epochs or 0) > 0:
                 rank_zero_info(f"the training of {path} is complete: raise --trainer.max_epochs, or test it.")
                 return
-            run, ckpt_path = EarlierRun(path.parent.parent, checkpoint.get("global_step", 0)), str(path)
-        with nothing_left(self.trainer, run), naming(ckpt_path):
+            run, ckpt_path = EarlierRun(run_of(path) or path.parent.parent, checkpoint.get("global_step", 0)), str(path)
+        with nothing_left(self.trainer, run), naming(ckpt_path), monitors_told(self.trainer):
             if run is not None:
                 go_on_in(run, self.trainer, checkpoint)
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
@@ -199,7 +200,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
             return [None]
         found = find_checkpoints(ckpt_path, self.trainer)
         whole = whole_ones(found) if every and len(found) > 1 else [read_last(found)[0]]
-        self.run = evaluate_in(whole[0].parent.parent, self.trainer, str(self.subcommand))
+        self.run = evaluate_in(run_of(whole[0]) or whole[0].parent.parent, self.trainer, str(self.subcommand))
         return [str(path) for path in whole]
 
 

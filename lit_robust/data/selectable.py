@@ -1,5 +1,6 @@
 """Training on a weighted subset of the images, which a checkpoint keeps."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,20 +13,22 @@ from lit_robust.data.selections import selected
 from lit_robust.lightning_internals import reload_every_epoch
 
 
-class Selectable(LightningDataModule):
+class Selectable(LightningDataModule, ABC):
     """A DataModule whose training images can be selected; a subclass reads them in ``setup``."""
 
-    #: Positions of all training images, and how many images the set on disk has; ``setup`` finds all three.
+    # Found by `setup`.
+    #: Positions of all training images.
     _train: Tensor
+    #: How many images the set on disk has.
     _on_disk: int
-    #: The labels of all images on disk.
+    #: Their labels.
     _labels: Tensor
     #: What is trained on; None before ``setup``.
     _selected: Samples | None = None
 
+    @abstractmethod
     def setup(self, stage: str | None = None) -> None:
         """Read the data."""
-        raise NotImplementedError
 
     def select(self, indices: Tensor | None, weights: Tensor | None = None, in_order: bool = False) -> None:
         """Train on a weighted subset from the next epoch on; ``select(None)`` returns to the whole set.

@@ -29,7 +29,7 @@ class ELLEA(NFGSM):
 
     As in the authors' code: BatchNorm is in train mode during the attack; the triplet is not clipped to [0, 1], and
     goes through the net in one forward. Differs from the authors' code: it clips neither the noise nor ``x'`` to [0,
-    1], here both are clipped; it calls ``optimizer.step()`` twice per gradient, which we take for a slip, the second
+    1], ours clips both; it calls ``optimizer.step()`` twice per gradient, which we take for a slip, the second
     time at the next batch's learning rate, because its scheduler steps in between.
 
     With ``bn_forwards="needed"`` BatchNorm's running statistics move by the attack's start, the triplet and ``x'``, and

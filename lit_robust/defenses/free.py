@@ -28,7 +28,7 @@ class FreeAT(SingleStep):
     m optimizer steps: ``max_steps`` and ``train/updates`` count them all, and a ``Schedule`` advances with each replay,
     as the rate in Wong et al.'s code does; a torch scheduler that counts steps counts batches.
 
-    Differs from the authors' code: it divides the epochs by m to train at equal cost; here ``max_epochs`` counts epochs
+    Differs from the authors' code: it divides the epochs by m to train at equal cost; our ``max_epochs`` counts epochs
     of data.
 
     Args:
@@ -36,8 +36,8 @@ class FreeAT(SingleStep):
         clip_delta: ``ball``, as in the authors' code, clips delta to eps only and the image to [0, 1] in the forward
             pass, so pixels that are clipped there have no gradient and their delta does not change. ``image``, as in
             Wong et al.'s code (arXiv:2001.03994), clips delta to the image box too. In theirs a batch's first forward
-            sees images outside the box, because delta was clipped to the previous images; here delta is clipped to the
-            new ones first.
+            sees images outside the box, because delta was clipped to the previous images; ours clips delta to the new
+            ones first.
 
     Raises:
         ValueError: If ``m`` is below 1, ``clip_delta`` is unknown, or there is a ``weight_perturbation``.

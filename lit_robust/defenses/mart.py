@@ -20,7 +20,7 @@ class MART(TRADES):
     ``x'`` maximises the cross-entropy, by PGD from TRADES' start. As in the authors' code: BatchNorm is in eval mode
     during the attack, the update sees ``x`` before ``x'``, and its gradient goes through all three factors, including
     the weight ``1 - p_y(x)``. Differs from the authors' code: it adds 1e-12 to probabilities inside logarithms, so one
-    that underflows adds at most 28, and 1e-7 to the weight; here logarithms of probabilities are exact.
+    that underflows adds at most 28, and 1e-7 to the weight; our logarithms of probabilities are exact.
 
     Args:
         attack: A PGD.

@@ -20,12 +20,14 @@ class PerceptualAT(Defense):
         min_theta  E  max_{|phi(x') - phi(x)|_2 <= eps}  CE(f(x'), y)
 
     The attack is ``FastLPA(eps=0.5, steps=10)``, whose distance is the trained net's (self-bounded) or AlexNet's.
-    Without val_attack and test_attacks, ``LPA`` evaluates. Any other attack may train, too, as in the authors' script.
+    Without val_attack and test_attacks, ``LPA`` evaluates. Training takes any other attack, too, as in the
+    authors' script.
 
     As in the authors' code (``adv_train.py`` and its README): images that are misclassified without an attack are
-    trained on as they are, gradients are clipped by value, and BatchNorm is in eval mode during the attack. There the
+    trained on as they are, gradients are clipped by value, and BatchNorm is in eval mode during the attack. Their
     attack is not projected onto the ball: ``FastLPA(projection="none")``. Differs from the authors' code:
-    misclassified images are attacked in vain, because leaving them out would wait for the device.
+    misclassified images are attacked too and the result is discarded, because selecting them would synchronise with
+    the device.
 
     Args:
         attack: ``FastLPA``, see above.
@@ -63,7 +65,7 @@ class PerceptualAT(Defense):
         return torch.where(like_images(correct, x_adv), x_adv, batch.x)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip each number of the gradient, here for the reason that ``Trained`` names."""
+        """Clip the gradient by value; why in this hook, see ``Trained.on_before_optimizer_step``."""
         if self.largest_gradient is not None:
             nn.utils.clip_grad_value_(self.net.parameters(), self.largest_gradient)
         super().on_before_optimizer_step(optimizer)

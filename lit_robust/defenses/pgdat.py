@@ -21,10 +21,10 @@ class PGDAT(Defense):
     (arXiv:2002.11569) and Wong et al. (arXiv:2001.03994), BatchNorm is in train mode during the attack, so every
     attack step moves its statistics; ``attack_bn_mode="eval"`` is the other convention (TRADES, NuAT).
 
-    Differs from Rice et al.'s code, which AT-AWP's code extends: with PGD-10 it runs 13 forwards per batch, here 11, as
+    Differs from Rice et al.'s code, which AT-AWP's code extends: with PGD-10 it runs 13 forwards per batch, ours 11, as
     in Wong et al.'s code (``train_pgd.py``); ``bn_forwards="authors"`` adds the other two. They change no weight, only
-    BatchNorm's running statistics, 13.4 % of which then come from clean images, here none (measured on small nets and
-    CIFAR-10: 1.4 to 4.2 % apart after 8 batches, 0.2 to 0.7 % after 100).
+    BatchNorm's running statistics, 13.4 % of which then come from clean images, in ours none (measured on small nets
+    and CIFAR-10: 1.4 to 4.2 % apart after 8 batches, 0.2 to 0.7 % after 100).
 
     Args:
         attack_bn_mode: The net's mode during the attack.

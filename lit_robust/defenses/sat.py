@@ -145,7 +145,7 @@ class DynamicAT(_Bounded):
     As in P-SAT's code (arXiv:2003.09347), where Dynamic AT is a baseline: x is the clean image, each step is tested,
     BatchNorm is in eval mode during the attack, and a sample at exactly ``c`` moves (in the authors' code it stops).
     For the authors' code (YisenWang/dynamic_adv_training), set ``origin="start", weight_by_loss=True``. Differs from
-    the authors' code: it computes the weights in a separate forward in inference mode; here they come from the update's
+    the authors' code: it computes the weights in a separate forward in inference mode; ours come from the update's
     forward.
 
     Args:

@@ -35,8 +35,8 @@ class TRADES(Defense):
 
     As in the authors' code: BatchNorm is in eval mode during the attack and in train mode in the update, and the KL is
     a sum over classes and a mean over the batch. Differs from the authors' code: its update computes f(x) a second
-    time, see ``bn_forwards``; its attack computes f(x) in every step, here once; in L2 it clips to [0, 1] before the
-    projection onto the ball, here after, and here a sample without a gradient takes no step.
+    time, see ``bn_forwards``; its attack computes f(x) in every step, ours once; in L2 it clips to [0, 1] before the
+    projection onto the ball, ours after, and in ours a sample without a gradient takes no step.
 
     With ``bn_forwards="needed"`` BatchNorm's running statistics move by x' and x, and 52.6 % of them come from clean
     images (at BatchNorm's momentum of 0.1); in TRADES' code they move by x, x' and x (66.8 %), in TRADES-AWP's by x', x

@@ -68,7 +68,7 @@ def short_steps(name: str, attack: Any) -> str | None:
 
 
 class Ramp(Protocol):
-    """What a callback has that sets an attribute of the module to other values, as ``AttributeRamp`` does."""
+    """A callback that sets an attribute of the module to other values, such as ``AttributeRamp``."""
 
     #: The attribute's path, such as ``attack.eps``.
     attribute: str

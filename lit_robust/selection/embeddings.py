@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -44,8 +46,8 @@ class Outer:
 Embeddings: TypeAlias = Tensor | Outer
 
 
-def check_embeddings(embeddings: Embeddings, budget: int) -> None:
-    """Refuse embeddings that nothing can be selected from, and a budget that they do not have.
+def check_embeddings(embeddings: Embeddings, budget: int) -> int:
+    """Refuse unusable embeddings and a budget outside 1 to N; returns the budget.
 
     Raises:
         TypeError: If they are neither a tensor nor ``Outer``.
@@ -57,14 +59,16 @@ def check_embeddings(embeddings: Embeddings, budget: int) -> None:
         raise ValueError(
             f"embeddings of {embeddings.dtype} and shape {tuple(embeddings.shape)} must be floating-point rows (N, D)."
         )
-    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= len(embeddings):
-        raise ValueError(f"budget={budget!r} must be an integer from 1 to {len(embeddings)}, the number of embeddings.")
+    require.integer("budget", budget, least=1)
+    if budget > len(embeddings):
+        raise ValueError(f"budget={budget} is more than the {len(embeddings)} embeddings there are: choose fewer.")
     if not bool(squared_norms(embeddings).isfinite().all()):
         raise ValueError("embeddings must be finite: the gradients of some samples are not.")
+    return int(budget)
 
 
 def device_of(embeddings: Embeddings) -> torch.device:
-    """Where they lie."""
+    """The embeddings' device."""
     return (embeddings.left if isinstance(embeddings, Outer) else embeddings).device
 
 
@@ -136,21 +140,27 @@ def own_class(embeddings: Outer, y: Tensor) -> Tensor:
     return torch.stack([left.gather(1, y[:, None]) * right for left, right in embeddings.terms]).sum(0)
 
 
-def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only: bool = False) -> Embeddings:
-    """The gradient of each sample's loss with respect to the last layer's bias, and weight unless ``bias_only``.
+def bias_of(embeddings: Embeddings) -> Tensor:
+    """The bias's part of what ``last_layer_gradients`` returns, ``(N, C)``."""
+    if isinstance(embeddings, Outer):
+        return torch.stack([left for left, _ in embeddings.terms]).sum(0)
+    return embeddings
+
+
+def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor]) -> Outer:
+    """The gradient of each sample's loss with respect to the last layer's weight and bias.
 
     For cross-entropy these are ``p - onehot(y)`` and its outer product with the features (Dolatabadi et al., ECCV 2022,
-    arXiv:2112.00378, section 3.3). They are taken at the outputs of ``head``, whatever the loss does with them, so any
+    arXiv:2112.00378). They are taken at the outputs of ``head``, whatever the loss does with them, so any
     training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
 
     Args:
-        head: The net's last layer. A call of it sees one row per sample, or several blocks of them, which become terms;
-            further rows, as SATR1's one iterative image, are left out.
+        head: The net's last layer. Each forward of it gets N rows, or several blocks of N rows, one term each; extra
+            rows, such as SATR1's iterative image, are ignored.
         loss: Runs the net and returns the loss of each sample, ``(N,)``.
-        bias_only: Whether to leave the weight's gradient out.
 
     Returns:
-        ``(N, C)`` with ``bias_only``, else an ``Outer`` with ``right`` one wider than the features, for the bias.
+        Rows whose ``right`` is one wider than the features; ``bias_of`` gives the bias's part.
 
     Raises:
         ValueError: If the loss never calls ``head``.
@@ -159,8 +169,8 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     outputs: list[Tensor] = []
 
     def with_leaf(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        # The gradient at a zero that is added is the output's, also where all parameters are frozen, which saves the
-        # graph of the rest of the net.
+        # Differentiate at a zero added to the output: its gradient equals the output's, also with frozen parameters,
+        # and no graph of the rest of the net is needed.
         features.append(inputs[0].detach())
         outputs.append(torch.zeros_like(output, requires_grad=True))
         return output + outputs[-1]
@@ -182,8 +192,6 @@ def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor], bias_only:
     ]
     if not terms:
         raise ValueError("the loss does not depend on the net's last layer, so there are no gradients to select by.")
-    if bias_only:
-        return torch.stack([grad for grad, _ in terms]).sum(0)
     # The bias counts as the weight of one more feature, which is always 1.
     right = [torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1) for _, inputs in terms]
     if len(terms) == 1:

@@ -1,4 +1,7 @@
-"""CRAIG: a subset to which every gradient has a near one (Mirzasoleiman et al., ICML 2020, arXiv:1906.01827)."""
+"""CRAIG: a subset in which every sample's gradient has a near neighbour.
+
+Source: Mirzasoleiman et al., ICML 2020, arXiv:1906.01827.
+"""
 
 import math
 from typing import Literal
@@ -23,7 +26,7 @@ def facility_location(
     epsilon: float = 0.01,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose samples greedily by how much nearer they bring a chosen sample to all others.
+    """Greedily choose the samples that most reduce the sum of all samples' distances to their nearest chosen one.
 
         F(S) = sum_i ( max D - min_{j in S} D_ij ),     D_ij = |g_i - g_j|^2
 
@@ -41,13 +44,13 @@ def facility_location(
 
     Returns:
         Indices ``(budget,)``, ascending, and for each the number of samples that are nearest to it: float32, on the
-        embeddings' device, with sum ``N``. A chosen sample counts to itself, also if it has a duplicate.
+        embeddings' device, with sum ``N``. A chosen sample counts towards itself, even if it has a duplicate.
 
     Raises:
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
         ValueError: If an argument is out of range.
     """
-    check_embeddings(embeddings, budget)
+    budget = check_embeddings(embeddings, budget)
     require.one_of("greedy", greedy, ("lazy", "stochastic"))
     require.number("epsilon", epsilon, above=0, below=1)
     distances = _Distances(embeddings)
@@ -115,8 +118,10 @@ def _stochastic(distances: _Distances, budget: int, epsilon: float, generator: t
     left = torch.arange(distances.size)
     chosen = []
     for remaining in range(distances.size, distances.size - budget, -1):
-        drawn = torch.randperm(remaining, generator=generator)[:sample] if sample >= remaining else None
-        places = torch.randint(remaining, (sample,), generator=generator) if drawn is None else drawn
+        if sample < remaining:
+            places = torch.randint(remaining, (sample,), generator=generator)
+        else:
+            places = torch.arange(remaining)
         candidates = left[places].to(nearest.device)
         best = int(_gains(distances, candidates, nearest).argmax())
         chosen.append(candidates[best])

@@ -9,7 +9,7 @@ from lit_robust.selection.embeddings import Embeddings, check_embeddings, device
 def random_subset(
     embeddings: Embeddings, budget: int, *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw samples without replacement, each with weight 1; of the embeddings only their number counts.
+    """Draw samples without replacement, each with weight 1; only the number of embeddings matters.
 
     Args:
         embeddings: One row per sample, ``(N, D)`` or ``Outer``.
@@ -23,6 +23,6 @@ def random_subset(
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
         ValueError: If ``budget`` is out of range.
     """
-    check_embeddings(embeddings, budget)
+    budget = check_embeddings(embeddings, budget)
     drawn = torch.randperm(len(embeddings), generator=generator)[:budget].sort().values
     return drawn.to(device_of(embeddings)), torch.ones(budget, device=device_of(embeddings))

@@ -21,7 +21,7 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
     Args:
         indices: Positions ``(S,)``.
         weights: Their weights ``(S,)``, above 0.
-        seed: Other draws for another one.
+        seed: Seed of the draw.
 
     Returns:
         Positions ``(S,)``, in the order of ``indices``.
@@ -35,9 +35,11 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
 class CoresetSampler(DistributedSampler[int]):
     """Yields the positions of the subset that ``CoresetSelection`` chooses, in a new order in each epoch.
 
-    Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions. Each
-    rank gets every ``world``-th; where there is no such multiple, some come twice, as torch's ``DistributedSampler``
-    does it, which this is for Lightning, so that it adds no other.
+    Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions.
+
+    Each rank gets every ``world``-th position. If the number of positions is no multiple of the world size, some are
+    repeated, as in torch's ``DistributedSampler``. It is a ``DistributedSampler`` so that Lightning does not add its
+    own.
 
     Args:
         dataset: The training set; the subset is chosen from all of its items.
@@ -61,7 +63,16 @@ class CoresetSampler(DistributedSampler[int]):
         self.select(None)
 
     def select(self, indices: Tensor | None, weights: Tensor | None = None, in_order: bool = False) -> None:
-        """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off."""
+        """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off.
+
+        Raises:
+            ValueError: If one is beyond the dataset.
+        """
+        if indices is not None and int(indices.max()) >= len(self.items):
+            raise ValueError(
+                f"select() got the position {int(indices.max())}, but the sampler's dataset has {len(self.items)} "
+                "items: give it the training set that the coreset was chosen from."
+            )
         self.indices = torch.arange(len(self.items)) if indices is None else indices
         self.weights = torch.ones(len(self.indices)) if weights is None else weights
         self.in_order = in_order

@@ -64,7 +64,7 @@ class Selector(ABC):
     def choose(
         self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, int]:
-        """Indices and weights ``(S,)`` of a part's choice, and how many of them fill up its budget."""
+        """Indices and weights ``(S,)`` chosen in one part, and how many of them were drawn to fill its budget."""
 
     def within_class(self, embeddings: Embeddings, y: Tensor) -> Embeddings:
         """What is compared among samples of one class."""
@@ -86,7 +86,7 @@ class Selector(ABC):
             indices, weights, filled = self.choose(part, share, generator)
             all_indices.append(members[indices])
             all_weights.append(weights)
-            all_filled += filled
+            all_filled += filled * (self.block if self.scope == "batch" else 1)
         indices, weights = torch.cat(all_indices), torch.cat(all_weights)
         if self.scope == "batch":
             blocks = torch.split(torch.arange(len(y), device=y.device), self.block)
@@ -111,11 +111,18 @@ class Selector(ABC):
 
 
 def shares(sizes: Tensor, budget: int) -> list[int]:
-    """The budget in proportion to the sizes, in whole numbers that add up to it: the largest remainders round up."""
+    """The budget in proportion to the sizes, in whole numbers that add up to it: the largest remainders round up.
+
+    Where the budget allows it, each class that has samples gets one. (The authors' code rounds each share up.)
+    """
     exact = sizes.double() * budget / sizes.sum()
     whole = exact.floor().long()
     most = (exact - whole).argsort(descending=True, stable=True)[: budget - int(whole.sum())]
     whole[most] += 1
+    for absent in ((whole == 0) & (sizes > 0)).nonzero()[:, 0].tolist():
+        if whole.max() > 1:  # no class vanishes while another one has several
+            whole[whole.argmax()] -= 1
+            whole[absent] = 1
     return whole.tolist()
 
 
@@ -152,7 +159,7 @@ class CRAIG(Selector):
     def choose(
         self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, int]:
-        """Samples near to all others, weighted by how many they stand for."""
+        """Cluster centres, weighted by the size of their clusters."""
         indices, weights = facility_location(
             embeddings, budget, greedy=self.greedy, epsilon=self.epsilon, generator=generator
         )
@@ -166,9 +173,11 @@ class GradMatch(Selector):
     Args:
         scope: In which part of the data to choose.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
-        gradient: ``own_class`` compares only the bias and the row of weights of a sample's own class, as the released
-            code does under the name GradMatch, and needs ``scope="class"``; ``weight`` compares the whole layer,
-            ``bias`` its bias.
+        gradient: What is matched: the gradient of the whole layer (``weight``), of its ``bias``, or as in the released
+            code, which needs ``scope="class"``, that of the bias and the row of weights of a sample's own class
+            (``own_class``). The whole gradient's relative error was 0.38 / 0.18 with the last, 0.013 / 0.009 with the
+            first, 0.06 / 0.04 with CRAIG and 0.30 / 0.89 at random (adversarial gradients of 2,000 images of MNIST /
+            CIFAR-10, one net each, 30 % chosen), so the default is ``weight``.
         lam: As in ``matching_pursuit``.
         tol: As in ``matching_pursuit``.
         fill: As in ``gradient_match``.
@@ -177,14 +186,14 @@ class GradMatch(Selector):
         ValueError: If an argument is out of range.
     """
 
-    gradient: Literal["own_class", "weight", "bias"] = "own_class"
+    gradient: Literal["weight", "own_class", "bias"] = "weight"
     lam: float = 0.01
     tol: float = 0.0
     fill: Fill = "one"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require.one_of("gradient", self.gradient, ("own_class", "weight", "bias"))
+        require.one_of("gradient", self.gradient, ("weight", "own_class", "bias"))
         if self.gradient == "own_class" and self.scope != "class":
             raise ValueError(
                 f'gradient="own_class" compares samples of one class, but scope="{self.scope}" mixes classes: '
@@ -210,8 +219,8 @@ class GradMatch(Selector):
     ) -> tuple[Tensor, Tensor, int]:
         """Samples whose weighted gradients add up to that of all."""
         indices, weights = gradient_match(embeddings, budget, lam=self.lam, tol=self.tol, fill="none")
-        missing = budget - len(indices)
-        if missing and self.fill != "none":
+        missing = 0 if self.fill == "none" else budget - len(indices)
+        if missing:
             indices, weights = filled_up(indices, weights, len(embeddings), budget, self.fill, generator)
         return indices, weights, missing
 

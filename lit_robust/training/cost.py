@@ -152,6 +152,7 @@ class Metered(Stoppable):
 
     def on_train_epoch_start(self) -> None:
         """Run the clock."""
+        super().on_train_epoch_start()
         self.meter.clock.go()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_robust import require
@@ -23,12 +22,12 @@ from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
 from lit_robust.training.limits import Limits
 from lit_robust.training.metrics import REDUCED
-from lit_robust.training.monitors import check_monitors
+from lit_robust.training.monitors import Monitored
 from lit_robust.training.summary import leave_out_unknown_flops
 from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
 
 
-class Evaluated(LightningModule):
+class Evaluated(Monitored):
     """A net and the attacks that measure its robustness, also under Lightning's inference mode.
 
     Args:
@@ -124,6 +123,7 @@ class Evaluated(LightningModule):
             ValueError: If the trainer's precision would round images, it validates in no epoch, or it is asked for what
                 a Defense cannot do.
         """
+        super().setup(stage)
         check_trainer(self.trainer, self, stage)
         self.trainer.precision_plugin.convert_module(self)  # else a checkpoint of 64-true would be rounded to 32 bits
         for attack in (self.test_attacks if stage == "test" else self.val_attacks).values():
@@ -171,11 +171,6 @@ class Evaluated(LightningModule):
         """Log ``val/acc/clean`` and ``val/acc/robust``."""
         self.limits.check()
         self.val_results = self._log_accuracies("val")
-
-    def on_validation_end(self) -> None:
-        """After the sanity check, refuse callbacks that monitor what validation does not log."""
-        if self.trainer.sanity_checking:
-            check_monitors(self.trainer, logged=self.trainer.callback_metrics)
 
     # Test.
 

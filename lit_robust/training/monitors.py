@@ -1,9 +1,16 @@
-"""Refuses, before training, callbacks and schedulers that monitor a metric which is never logged."""
+"""Refuses callbacks and schedulers that monitor a metric which is never logged, as early as that is known.
+
+Before training, if the method and all callbacks are ours. What a user's own ones log is only seen when they do:
+``val/`` after the sanity check or the first validation, everything else at the end of the first epoch.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 #: What Lightning's callbacks can monitor although it is never logged.
@@ -17,26 +24,29 @@ class Logs(Protocol):
     logged_keys: Sequence[str]
 
 
-def monitored(trainer: Any) -> Iterator[tuple[str, str]]:
-    """Each callback and scheduler that monitors a metric, with the metric."""
+def monitored(trainer: Any, strict: bool = False) -> Iterator[tuple[str, str]]:
+    """Each callback and scheduler that monitors a metric, with the metric; or only those that need it at once."""
     watchers = [*trainer.callbacks, *(config.scheduler for config in trainer.lr_scheduler_configs)]
     for watcher in watchers:
-        if (monitor := getattr(watcher, "monitor", None)) is not None:
-            yield type(watcher).__name__, str(monitor)
+        if strict and not getattr(watcher, "strict", True):
+            continue
+        if isinstance(monitor := getattr(watcher, "monitor", None), str):
+            yield type(watcher).__name__, monitor
 
 
-def check_monitors(trainer: Any, logged: Collection[str], split: str = "val/") -> None:
+def check_monitors(trainer: Any, logged: Collection[str], split: str = "val/", strict: bool = False) -> None:
     """Refuse monitors of a metric which is never logged; Lightning reports them an epoch later.
 
     Args:
         trainer: Its callbacks and schedulers are checked.
         logged: The keys that are logged; none of ``val/`` if there is no validation.
         split: Only monitored keys with this prefix are checked; all if it is empty.
+        strict: Whether to pass over those with ``strict=False``, whose metric may be logged later.
 
     Raises:
         ValueError: If one monitors a key that is not logged.
     """
-    for watcher, monitor in monitored(trainer):
+    for watcher, monitor in monitored(trainer, strict):
         is_logged = monitor in (*logged, *ALWAYS) or any(fnmatchcase(monitor, key) for key in logged)
         if monitor.startswith(split) and not is_logged:
             part = next((part for part in ("val/", "train/") if monitor.startswith(part)), "")
@@ -66,8 +76,75 @@ def check_all_monitors(trainer: Any, by_method: Sequence[str]) -> None:
     """
     if not validates(trainer):
         check_monitors(trainer, logged=())
-    if (others := logged_beside_the_method(trainer)) is not None:
+    if _is_ours(trainer.lightning_module) and (others := logged_by_callbacks(trainer)) is not None:
         check_monitors(trainer, [*by_method, *others], split="")
+
+
+class Monitored(LightningModule):
+    """Checks, while it trains, the monitors whose metrics are only known once they are logged."""
+
+    #: Whether an epoch of this fit has ended.
+    _epoch_has_ended = False
+
+    def setup(self, stage: str) -> None:
+        """Forget an earlier fit."""
+        super().setup(stage)
+        self._epoch_has_ended = False
+
+    def on_validation_end(self) -> None:
+        """Check the monitors of ``val/``, unless a user's callback may log such a metric later.
+
+        Raises:
+            ValueError: As ``check_monitors``.
+        """
+        super().on_validation_end()
+        if self.trainer.state.fn == "fit" and (others := logged_by_callbacks(self.trainer)) is not None:
+            check_monitors(self.trainer, [*self.trainer.callback_metrics, *others])
+
+    def on_train_epoch_end(self) -> None:
+        """Remember that the first epoch's metrics will be known soon: a subclass or a callback may still log some."""
+        super().on_train_epoch_end()
+        self._epoch_has_ended = True
+
+    def on_train_epoch_start(self) -> None:
+        """Check every monitor."""
+        super().on_train_epoch_start()
+        self._check_after_epoch()
+
+    def on_train_end(self) -> None:
+        """Check every monitor, for a training of one epoch."""
+        super().on_train_end()
+        self._check_after_epoch()
+
+    def _check_after_epoch(self) -> None:
+        """Check every monitor after an epoch with its validation: ModelCheckpoint may only warn, and never save.
+
+        Raises:
+            ValueError: As ``check_monitors``.
+        """
+        logged = self.trainer.callback_metrics
+        validated = any(key.startswith("val/") for key in logged) or not validates(self.trainer)
+        if self._epoch_has_ended and validated:
+            check_monitors(self.trainer, [*logged, *(logged_by_callbacks(self.trainer) or ())], split="", strict=True)
+
+
+@contextmanager
+def monitors_told(trainer: Any) -> Iterator[None]:
+    """Let what Lightning's callbacks raise of an unknown monitor, at the first epoch's end, be as here.
+
+    Raises:
+        ValueError: As ``check_monitors``.
+    """
+    try:
+        yield
+    except (RuntimeError, MisconfigurationException) as error:
+        if any(words in str(error) for words in _UNKNOWN_TO_LIGHTNING):
+            check_monitors(trainer, trainer.callback_metrics, split="")
+        raise
+
+
+#: EarlyStopping's words, and ModelCheckpoint's.
+_UNKNOWN_TO_LIGHTNING = ("Early stopping conditioned on metric", "could not find the monitored key")
 
 
 def validates(trainer: Any) -> bool:
@@ -75,18 +152,18 @@ def validates(trainer: Any) -> bool:
     return trainer.enable_validation and (trainer.val_dataloaders is None or any(trainer.num_val_batches))
 
 
-def logged_beside_the_method(trainer: Any) -> list[str] | None:
-    """The keys that callbacks log; None if a user's method or callback may log others."""
-
-    def is_ours(part: Any) -> bool:
-        return type(part).__module__.startswith("lit_robust.")
-
+def logged_by_callbacks(trainer: Any) -> list[str] | None:
+    """The keys that callbacks log; None if a user's own one may log others."""
     keys: list[str] = []
     for callback in trainer.callbacks:
-        if is_ours(callback) and hasattr(callback, "logged_keys"):
+        if _is_ours(callback) and hasattr(callback, "logged_keys"):
             keys += callback.logged_keys
         elif type(callback) is LearningRateMonitor:  # such as lr-SGD and lr-SGD-momentum
             keys.append("lr-*")
         elif not type(callback).__module__.startswith("lightning."):  # the others log nothing that can be monitored
             return None
-    return keys if is_ours(trainer.lightning_module) else None
+    return keys
+
+
+def _is_ours(part: Any) -> bool:
+    return type(part).__module__.startswith("lit_robust.")

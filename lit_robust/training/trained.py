@@ -74,8 +74,7 @@ class Trained(Metered):
         check_arguments(type(self), kwargs)
         super().__init__(net, num_classes, attack, **kwargs)
         if built_by_the_command_line():
-            # Keep the configuration, so that `load_from_checkpoint` can build the module again. In Python, arguments
-            # are live objects, which a checkpoint that is safe to load cannot hold.
+            # For `load_from_checkpoint`. In Python, arguments are live objects, which no safe checkpoint can hold.
             self.save_hyperparameters(logger=False)
         if gradient_clip_val is not None:
             require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null means no clipping")
@@ -102,12 +101,12 @@ class Trained(Metered):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self._trained_on, self.batch_idx = None, {}, 0
+            self.rate.resumed, self.batch_idx = None, 0
+            self._trained_on, self.epoch_means, self._unlogged = {}, {}, {}
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
             self.memory.forget()
             self.metrics.reset()
-            self.epoch_means, self._unlogged = {}, {}
 
     #: What ``loss`` leaves for the metrics, besides the loss, as it is logged.
     counted: tuple[str, ...] = ("acc/robust",)
@@ -188,6 +187,7 @@ class Trained(Metered):
 
     def on_train_epoch_end(self) -> None:
         """Step a torch scheduler that counts epochs."""
+        super().on_train_epoch_end()
         self.rate.epoch_done(self.trainer.callback_metrics)
 
     # Checkpoints.

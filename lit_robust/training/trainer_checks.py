@@ -114,7 +114,7 @@ class HasAttacks(Protocol):
 
 
 class MayBeNatural(Protocol):
-    """What a method has that trains without an attack, such as ``Natural``."""
+    """A method that may train without an attack, such as ``Natural``."""
 
     is_natural: bool
 
