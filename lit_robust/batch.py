@@ -32,7 +32,7 @@ def as_batch(batch: Any) -> Batch:
 
     Raises:
         TypeError: If the batch is neither.
-        ValueError: If the labels are no integers ``(N,)``.
+        ValueError: If the labels are not integers ``(N,)``.
     """
     if isinstance(batch, Batch):
         return batch if batch.y.dtype == torch.int64 and batch.y.ndim < 2 else batch._replace(y=class_labels(batch.y))
@@ -46,11 +46,11 @@ def class_labels(y: Tensor) -> Tensor:
     """Convert labels ``(N,)`` of any integer type to int64.
 
     Raises:
-        ValueError: If they are no integers, or not one for each image.
+        ValueError: If they are not integers, or not one for each image.
     """
     if y.ndim > 1:
         hint = "y.squeeze(1)" if y.shape[1:] == (1,) else "y.argmax(dim=1) for one-hot labels"
         raise ValueError(f"labels of shape {tuple(y.shape)} are not one class for each image: give {hint}.")
     if y.dtype != torch.int64 and y.dtype not in SHORT:
-        raise ValueError(f"labels of {y.dtype} are no classes: give integers from 0 on, such as y.long().")
+        raise ValueError(f"labels of {y.dtype} are not classes: give integers from 0 on, such as y.long().")
     return y.long()

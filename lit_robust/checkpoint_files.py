@@ -12,14 +12,16 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 import torch
 
 from lit_robust.checkpoint_sections import PARTS, is_count
+from lit_robust.lightning_internals import LOOPS
 from lit_robust.shown import shown
+from lit_robust.whole_files import path_of
 
 #: The sections of a checkpoint that are read, here or by Lightning, and what each must be.
 SECTIONS: dict[str, type] = {
     "state_dict": dict,
     "lit_robust": dict,
     "hyper_parameters": dict,
-    "loops": dict,
+    LOOPS: dict,
     "callbacks": dict,
     "optimizer_states": list,
     "lr_schedulers": list,
@@ -34,6 +36,9 @@ SECTIONS: dict[str, type] = {
 
 #: The longest pickle, in bytes: everything but the numbers of tensors; a run's has about 100,000.
 LONGEST = 2**22
+
+#: The largest directory of an archive, in bytes: about 15,000 members; a checkpoint has one per tensor.
+LONGEST_DIRECTORY = 2**20
 
 #: The pickles at the beginning of torch's older format: a number, a version, the system, the values, the tensors' keys.
 _OLDER_PICKLES = 5
@@ -69,7 +74,7 @@ def read_data(path: str | Path, older: bool = False) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, is of another kind, or holds code.
     """
-    path = Path(path).expanduser()
+    path = path_of("path", path, "a .ckpt file")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a .ckpt file.")
     _check_archive(path, older)
@@ -107,7 +112,8 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
                 "use an earlier one."
             )
         if kind is int and not is_count(value):
-            raise ValueError(f"{path} is broken: its {name} is {shown(value)}, which is no count; use an earlier one.")
+            why = f"its {name} is {shown(value)}, which is not a count"
+            raise ValueError(f"{path} is broken: {why}; use an earlier one.")
     saved = checkpoint.get("lit_robust", {})
     for name, (is_right, needed) in PARTS.items():
         if name in saved and not is_right(saved[name]):
@@ -118,7 +124,9 @@ def check_sections(checkpoint: Mapping[str, Any], path: str | Path = "the checkp
 
 
 def forget_foreign_paths(checkpoint: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
-    """Drop what is no checkpoint in its folder from each ModelCheckpoint's state, because it deletes what it outdates.
+    """Drop paths that are not checkpoints in its folder from each ModelCheckpoint's state.
+
+    ModelCheckpoint deletes outdated files by these paths.
 
     If the best ones that are left contradict each other, all are forgotten: new ones are saved beside them.
 
@@ -162,10 +170,19 @@ def _check_archive(path: Path, older: bool) -> None:
         return
     if start != b"PK":
         raise ValueError(f"{path} is not a checkpoint: give a .ckpt file that a training has written.")
-    if not is_zipfile(path):
+    try:
+        is_archive = is_zipfile(path)
+    except BadZipFile:  # it looks for further parts
+        is_archive = False
+    if not is_archive:
         raise ValueError(f"{path} is truncated or is not a checkpoint: use an earlier one.")
-    with ZipFile(path) as archive:
-        members = archive.infolist()
+    if _directory_size(path) > LONGEST_DIRECTORY:
+        raise ValueError(f"{path} has more members than any checkpoint has tensors: it was not unpacked.")
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+    except (BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or is not a checkpoint ({error}): use an earlier one.") from error
     if any(member.compress_type != ZIP_STORED for member in members):
         raise ValueError(f"{path} is compressed, which no checkpoint is: it was not unpacked.")
     pickles = [member for member in members if member.filename.endswith(".pkl")]
@@ -182,8 +199,24 @@ def _check_archive(path: Path, older: bool) -> None:
         _check_pickles(path, content, 1)
 
 
+def _directory_size(path: Path) -> int:
+    """How many bytes Python's ``ZipFile`` would read for the directory of an archive, as the archive's end says."""
+    with path.open("rb") as file:
+        before = max(path.stat().st_size - 2**16 - 22 - 76, 0)  # the longest comment, the end and its 64-bit extension
+        file.seek(before)
+        tail = file.read()
+        at = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0" else tail.rfind(b"PK\5\6")
+        sizes = [int.from_bytes(tail[at + 12 : at + 16], "little")]
+        locator = tail[max(at - 20, 0) : at]
+        if locator.startswith(b"PK\6\7"):
+            for place in (before + at - 76, int.from_bytes(locator[8:16], "little")):
+                file.seek(min(max(place, 0), before + len(tail)))
+                sizes.append(int.from_bytes(file.read(56)[40:48], "little"))
+    return max((size for size in sizes if size != 2**32 - 1), default=0)  # which stands for the extension's
+
+
 def _check_pickles(path: Path, content: bytes, number: int) -> None:
-    """Refuse consecutive pickles of more than ``MOST`` steps each, which torch takes in minutes, or without an end."""
+    """Refuse consecutive pickles with more than ``MOST`` opcodes each (minutes to load) or without a STOP opcode."""
     file = BytesIO(content)
     for _ in range(number):
         try:

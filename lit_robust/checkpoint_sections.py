@@ -71,5 +71,17 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("hybrid", "curriculum"), _PLAIN),
     "data": (_of(dict), "values by name"),
     **dict.fromkeys(("optimizer", "lr_scheduler"), (_of(str | None), "the name of a class")),
-    "validation_is_due": (_of(bool), "true or false"),
+    **dict.fromkeys(("validation_is_due", "epoch_step_is_due"), (_of(bool), "true or false")),
 }
+
+
+def check_reading(hparams_file: Any, weights_only: bool | None) -> None:
+    """Refuse arguments that would make a checkpoint more than data.
+
+    Raises:
+        ValueError: If ``weights_only`` is False, or there is a file of arguments.
+    """
+    if weights_only is False:
+        raise ValueError("weights_only=False would run the code that a file holds: leave it out, or give True.")
+    if hparams_file is not None:
+        raise ValueError(f"hparams_file={str(hparams_file)!r} is not read: give its arguments by name.")

@@ -1,4 +1,4 @@
-"""Checks of the net and the first batch, without which the result of an attack would mean nothing.
+"""Checks of the net and the first batch. Without them, the result of an attack could mean nothing.
 
 A Defense calls ``check_first_batch``. Callbacks, which also work on a user's own module, call its parts. The messages
 are the same in both cases; the caller supplies the remedy.
@@ -15,19 +15,10 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode, own_random_state
+from lit_robust.logits import REMEDY, NoLogitsError, check_numbers, has_rows, logits_of, no_logits
 from lit_robust.nets import image_shapes
 from lit_robust.nets.image_shapes import name_of
 from lit_robust.torch_internals import is_compiled
-
-
-class NoLogitsError(ValueError):
-    """The net returns something other than logits."""
-
-
-def logits_of(found: Any) -> Any:
-    """The logits of a net's output if it has them as an attribute ``logits``, else the output itself."""
-    logits = None if isinstance(found, Tensor) else getattr(found, "logits", None)
-    return logits if isinstance(logits, Tensor) else found
 
 
 def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
@@ -39,7 +30,7 @@ def only_logits(net: nn.Module, args: tuple[Any, ...], found: Any) -> Tensor:
     """
     logits = logits_of(found)
     if not isinstance(logits, Tensor):
-        raise _no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
+        raise no_logits(found, args[0], f"the net ({type(net).__name__})", REMEDY)
     # In a compiled graph, reading the attribute would make a guard, and changing it another compilation.
     if net.training and not torch.compiler.is_compiling() and getattr(net, _UNCHECKED, False):
         setattr(net, _UNCHECKED, False)
@@ -53,8 +44,8 @@ def a_row_for_each_image(net: nn.Module, args: tuple[Any, ...], logits: Tensor) 
     Raises:
         NoLogitsError: If the logits have another number of rows than there are images.
     """
-    if args and not _has_rows(logits, args[0]):
-        raise _no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
+    if args and not has_rows(logits, args[0]):
+        raise no_logits(logits, args[0], f"the net ({type(net).__name__})", REMEDY)
 
 
 def refuse_probabilities(logits: Tensor) -> None:
@@ -74,8 +65,8 @@ _UNCHECKED = "unchecked_in_training"
 def check_training(net: nn.Module, x: Tensor) -> None:
     """Check for probabilities in train mode, too, which ``check_first_batch`` does not see.
 
-    The first forward of the training is checked, by ``only_logits``, so the check itself runs none. Of a compiled net,
-    which that cannot interrupt, one forward of two images is run uncompiled, which moves no buffer and no random state.
+    The first forward of the training is checked, by ``only_logits``, so the check itself runs none. A compiled graph
+    cannot run this check, so two images are forwarded uncompiled, with buffers and random state unchanged.
 
     Args:
         net: The net, with ``only_logits`` as a forward hook.
@@ -90,19 +81,6 @@ def check_training(net: nn.Module, x: Tensor) -> None:
         eager = torch.compiler.set_stance("force_eager")
         with network_mode(net, "train"), torch.no_grad(), own_random_state(x.device), naming_drop_last(), eager:
             torch.func.functional_call(net, buffers, (x[:2],))
-
-
-#: What a net must return.
-REMEDY = "let it return one tensor (N, num_classes), alone or as the attribute logits"
-
-
-def _no_logits(found: Any, x: Tensor, name: str, remedy: str) -> NoLogitsError:
-    what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    return NoLogitsError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
-
-
-def _has_rows(logits: Tensor, x: Any) -> bool:
-    return logits.ndim >= 2 and (not isinstance(x, Tensor) or len(logits) == len(x))
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -123,13 +101,16 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
     bright = bool((x >= 0).all())
     require.images(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
     check_labels(x, y)
-    check_classes(y, num_classes, f"num_classes={num_classes}: set it to the data's classes")
+    below = f"there are the classes 0 to {num_classes - 1}: {require.BY_WEIGHT}"
+    check_classes(y, num_classes, below, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]
     found = outputs(net, few, f"the net ({name_of(net)})", "choose a net for this data set")
     tell_of_repeated_channels(net, few)
     remedy = f"give the net num_classes={num_classes} (--model.net.num_classes {num_classes})"
     logits = check_logits(found, few, "the net", remedy, "remove its softmax")
     if logits.shape[1:] != (num_classes,):
+        if logits.shape[1] == num_classes:
+            remedy = f"return logits.flatten({1 if logits[0].numel() == num_classes else '2).mean(2'})"
         raise ValueError(
             f"the net returns a tensor of shape {tuple(logits.shape)} for {len(few)} images, but "
             f"num_classes={num_classes}: {remedy}."
@@ -165,15 +146,15 @@ def check_labels(x: Tensor, y: Tensor, found: str = "there are labels") -> None:
         raise ValueError(f"{found} of shape {tuple(y.shape)} for {len(x)} images: give one for each image.")
 
 
-def check_classes(y: Tensor, classes: int, but: str) -> None:
+def check_classes(y: Tensor, classes: int, below: str, beyond: str) -> None:
     """Refuse labels ``(N,)`` outside ``0 .. classes - 1``.
 
     Raises:
-        ValueError: If one is outside; ``but`` says where the number of classes comes from, and what to do.
+        ValueError: If one is ``below`` 0 or ``beyond`` the classes, which say why that is wrong, and what to do.
     """
     low, high = require.range_of(y)
     if low < 0 or high >= classes:
-        raise ValueError(f"labels run from {low} to {high}, but {but}.")
+        raise ValueError(f"labels run from {low} to {high}, but {below if low < 0 else beyond}.")
 
 
 def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
@@ -189,7 +170,7 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
     except (torch.OutOfMemoryError, NoLogitsError):
         raise
     except Exception as error:
-        shape, reason = "x".join(map(str, x.shape[1:])), f"{type(error).__name__}: {error}".splitlines()[0]
+        shape, reason = "x".join(map(str, x.shape[1:])) or "()", f"{type(error).__name__}: {error}".splitlines()[0]
         told = image_shapes.remedy(net, x.shape[1:]) or remedy
         raise ValueError(f"{name} cannot read images of shape {shape} ({reason.rstrip('.')}): {told}.") from error
 
@@ -207,19 +188,9 @@ def check_logits(found: Any, x: Tensor, name: str, remedy: str, softmax: str) ->
     Raises:
         ValueError: If the output has another shape, is not finite, or consists of probabilities.
     """
-    if not isinstance(found, Tensor) or not _has_rows(found, x):
-        raise _no_logits(found, x, name, remedy)
-    if not found.is_floating_point():
-        raise ValueError(
-            f"{name} returns logits of {found.dtype}, but losses and attacks need floating-point numbers: return real "
-            "numbers (such as logits.abs() of complex ones), and not the predicted classes."
-        )
-    logits = found.float()
-    if not bool(logits.isfinite().all()):
-        raise ValueError(
-            "the net returns NaN or infinite logits, whose accuracy would be that of guessing: its weights or its "
-            "normalisation are broken, take an earlier checkpoint."
-        )
+    if not isinstance(found, Tensor) or not has_rows(found, x):
+        raise no_logits(found, x, name, remedy)
+    check_numbers(found, name)
     if _are_probabilities(found):
         raise _no_probabilities("", softmax)
     return found

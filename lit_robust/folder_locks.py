@@ -1,5 +1,6 @@
 """One training per run folder, because two would mix their files."""
 
+import os
 from pathlib import Path
 from typing import IO
 
@@ -24,16 +25,21 @@ def lock(folder: str | Path) -> None:
     if fcntl is None or folder in _held:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".training").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ValueError(
-            f"another process is training in {folder}: wait until it ends, or train in another folder (name or version "
-            "of trainer.logger)."
-        ) from error
-    _held[folder] = file
+    path = folder / ".training"
+    while folder not in _held:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ValueError(
+                f"another process is training in {folder}: wait until it ends, or train in another folder (name or "
+                "version of trainer.logger)."
+            ) from error
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            _held[folder] = file
+        else:  # a training that ended meanwhile has removed the file
+            file.close()
 
 
 def unlock(folder: str | Path) -> None:
@@ -41,5 +47,16 @@ def unlock(folder: str | Path) -> None:
     folder = Path(folder).resolve()
     file = _held.pop(folder, None)
     if file is not None:
+        (folder / ".training").unlink(missing_ok=True)  # before another process can hold it
         file.close()
-        (folder / ".training").unlink(missing_ok=True)
+
+
+def _let_go() -> None:
+    """Close inherited locks in a forked process, such as a loader's worker, which would hold them after a kill."""
+    for file in _held.values():
+        file.close()
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)

@@ -12,18 +12,26 @@ from lit_robust import require
 from lit_robust.batch import class_labels
 from lit_robust.torch_internals import is_compiled
 
+BNMode = Literal["eval", "train"]
+
 _checked = ContextVar("checked", default=False)
 _smaller_batches = ContextVar("smaller_batches", default=False)
 
 
 @contextmanager
-def checked() -> Iterator[None]:
-    """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
-    token = _checked.set(True)
+def _switched_on(variable: ContextVar[bool]) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
-        _checked.reset(token)
+        variable.reset(token)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
+    with _switched_on(_checked):
+        yield
 
 
 def is_checked() -> bool:
@@ -37,11 +45,8 @@ def smaller_batches() -> Iterator[None]:
 
     An evaluation enters this; it needs one misclassified point per image and does not look at the others.
     """
-    token = _smaller_batches.set(True)
-    try:
+    with _switched_on(_smaller_batches):
         yield
-    finally:
-        _smaller_batches.reset(token)
 
 
 def may_shrink(net: nn.Module) -> bool:
@@ -64,7 +69,7 @@ def _is_compiled(name: str, module: nn.Module) -> bool:
 
 @contextmanager
 def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Enable gradients whatever the caller's gradient mode, and yield images and labels that a graph can use.
+    """Enable gradients in any gradient mode of the caller, and yield images and labels that a graph can use.
 
     Labels of any integer type become int64. Tensors made in inference mode are copied, because no graph can use them.
 
@@ -79,7 +84,7 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     except (IndexError, RuntimeError) as error:  # torch's, on the CPU; a GPU could only tell by waiting for it
         if "out of bounds" not in str(error):
             raise
-        raise ValueError(f"a label is none of the net's classes ({error}): number them from 0 on.") from error
+        raise ValueError(f"a label is not one of the net's classes ({error}): number them from 0 on.") from error
     finally:
         # Autocast caches the weights it casts. torch 2.6 also caches those cast without a gradient for an attack;
         # a training forward would then reuse them, and the weights would get no gradient.
@@ -87,7 +92,7 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def network_mode(net: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
+def network_mode(net: nn.Module, mode: BNMode) -> Iterator[None]:
     """Put a net into a mode, and restore every sub-module's own flag afterwards."""
     flags = [(module, module.training) for module in net.modules()]
     try:

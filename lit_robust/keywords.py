@@ -1,4 +1,4 @@
-"""Answers keyword arguments that nothing takes: Python names the last class that was asked, and suggests nothing."""
+"""Refuses unknown keyword arguments and suggests the right one; Python names only the last class called."""
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ def check_keywords(name: str, given: Iterable[str], taken: Collection[str]) -> N
 
 
 def keywords_of(part: Any) -> set[str]:
-    """The names of all arguments of a class or function; those that a class hands on to its bases are the bases'."""
+    """The names of all arguments of a class or function, including those that ``**kwargs`` passes to base classes."""
     makers: list[Any] = [vars(parent).get("__init__") for parent in part.__mro__] if isclass(part) else [part]
     names = (signature(maker).parameters for maker in makers if callable(maker))
     return {name for parameters in names for name in parameters} - {"self", "args", "kwargs"}

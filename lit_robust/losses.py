@@ -1,6 +1,6 @@
 """Losses of logits, one number per sample, for training and for attacks alike; and norms of a batch's logits.
 
-All compute in float32, whatever precision the net runs in: under float16 a small loss or gradient becomes 0.
+All compute in float32, also if the net runs in another precision: under float16 a small loss or gradient becomes 0.
 
 Shape:
     logits, clean_logits, difference: ``(N, C)``;  y, target: ``(N,)`` int64;  every result: ``(N,)`` float32, but one

@@ -1,6 +1,8 @@
 """``"8/255"`` as a number, in YAML, on the command line and in Python."""
 
 import math
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lit_robust.shown import without_addresses
@@ -53,3 +55,14 @@ else:
             return float.__repr__(self) if self.written is None else self.written
 
         __repr__ = __str__
+
+
+def read_by_jsonargparse() -> None:
+    """Let every command line of jsonargparse read ``8/255``, also a user's own ``LightningCLI``."""
+    register_type = import_module("jsonargparse.typing").register_type
+    register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
+
+
+# Not imported for this: attacks alone need no command line. Rooms that import Lightning's call the function.
+if "jsonargparse" in sys.modules:
+    read_by_jsonargparse()

@@ -80,5 +80,9 @@ def _table(columns: Sequence[str], rows: Iterable[Row], header: bool = True) -> 
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} is not a table of metrics ({why}): move it out of the run's folder.") from error

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 #: Half a grey level: what rounding may do to pixels that were normalised.
 TOLERANCE = 0.5 / 255
+#: The remedy for labels outside the classes, such as -100.
+BY_WEIGHT = "give samples that must not count weight 0 instead of another label"
 
 
 def number(
@@ -29,7 +31,7 @@ def number(
     *,
     least: float = -math.inf,
     most: float = math.inf,
-    above: float = -math.inf,
+    above: float | None = None,
     below: float | None = None,
     finite: bool = True,
     hint: str = "",
@@ -41,19 +43,19 @@ def number(
         value: The argument's value.
         least: The smallest allowed value.
         most: The largest allowed value.
-        above: A bound that it must exceed.
+        above: A bound that it must exceed, if any.
         below: A bound that it must be under, if any.
         finite: Whether to refuse infinity, which stands for no limit.
         hint: What the number means or what to choose; follows a colon in the message.
 
     Raises:
-        ValueError: If it is out of bounds, NaN or not a number.
+        ValueError: If it is out of bounds, NaN or not a number, as True and False are not.
     """
-    is_number = isinstance(value, Real) and (math.isfinite(value) or not finite)
-    if is_number and least <= value <= most and value > above and (below is None or value < below):
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and (math.isfinite(value) or not finite)
+    if is_number and least <= value <= most and (above is None or value > above) and (below is None or value < below):
         return value
-    bounds = {"at least": least, "above": above, "at most": most, "below": math.inf if below is None else below}
-    needed = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound))
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    needed = " and ".join(f"{words} {n:g}" for words, n in bounds.items() if n is not None and math.isfinite(n))
     kind = "a finite number" if finite else "a number"
     raise ValueError(_sentence(name, value, f"{kind}, {needed}".rstrip(", "), hint))
 
@@ -101,6 +103,39 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], remedy:
         return value
     names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
     raise TypeError(f"{name}={shown(value)} must be of type {names}: {remedy}.")
+
+
+def function(name: str, value: Any, remedy: str) -> Any:
+    """Require what can be called.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={shown(value)} is not a function: {remedy}.")
+    return value
+
+
+def text(name: str, value: Any, remedy: str) -> str:
+    """Require a string that is not empty, such as a name.
+
+    Raises:
+        TypeError: If it is not a string.
+        ValueError: If it is empty.
+    """
+    if not instance(name, value, str, remedy).strip():
+        raise ValueError(f'{name}="{value}" is empty: {remedy}.')
+    return str(value)
+
+
+def flags(**values: Any) -> None:
+    """Require True or False of each argument.
+
+    Raises:
+        TypeError: If one is anything else, such as "no", which counts as true.
+    """
+    for name, value in values.items():
+        instance(name, value, bool, "give True or False")
 
 
 def factory(name: str, value: Any, made: type, example: str) -> Any:
@@ -173,29 +208,6 @@ def images(x: Tensor, remedy: str) -> None:
         raise ValueError(f"pixels run from {low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: {remedy}.")
 
 
-def later_batches(reached: Sequence[float], classes: int | None) -> None:
-    """Check the range of pixels and labels that batches after the first one have reached.
-
-    Args:
-        reached: The negated smallest pixel, the largest pixel, and the same of the labels, so that all are maxima.
-        classes: The number of classes; None if there are no class labels.
-
-    Raises:
-        ValueError: If a pixel was outside [0, 1], or a label was none of the classes.
-    """
-    low, high, first, last = reached
-    if low > TOLERANCE or high > 1 + TOLERANCE:
-        raise ValueError(
-            f"pixels of a later batch run from {-low:.4g} to {high:.4g}, but every eps is in units of [0, 1]: let the "
-            "loader give all images as it gives the first ones."
-        )
-    if classes is not None and (-first < 0 or last >= classes):
-        raise ValueError(
-            f"labels of a later batch run from {-first:.0f} to {last:.0f}, but there are the classes 0 to "
-            f"{classes - 1}: give what shall not count the weight 0, not another label."
-        )
-
-
 def floating(x: Tensor, found: str = "there are images") -> None:
     """Refuse images that attacks cannot move.
 
@@ -218,12 +230,16 @@ def statistics(mean: Any, std: Any, counts: Sequence[int] = (), where: str = "")
         where: What has the channels, for the message.
 
     Raises:
+        TypeError: If one is neither a number nor a list of numbers.
         ValueError: If only one is given, a length is not allowed, or a std is not finite and above 0.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean={mean} and std={std} go together: give both, or neither.")
     for name, given in (("mean", mean), ("std", std)):
-        values = given if isinstance(given, Sequence) else () if given is None else (given,)
+        in_turn = isinstance(given, Sequence) and not isinstance(given, str)
+        values = given if in_turn else () if given is None else (given,)
+        if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+            raise TypeError(_sentence(name, given, "a number, or a list of one for each channel", ""))
         if given is not None and counts and len(values) not in counts:
             raise ValueError(
                 f"{name}={given} has {len(values)} numbers for {where}: give one for each channel, or neither mean nor "

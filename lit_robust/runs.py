@@ -11,16 +11,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_robust.checkpoint_files import read_checkpoint, read_data
-from lit_robust.nets.rebuild import check_fit, is_builder, rebuild
-from lit_robust.torch_internals import plain_name, plain_names
+from lit_robust.nets.rebuild import by_names, check_fit, fill, is_builder, names_for, rebuild
+from lit_robust.torch_internals import names_within, plain_names
 from lit_robust.weight_files import read_weights
+from lit_robust.whole_files import path_of
 
 
 def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     """Load the trained net of a checkpoint as a plain module in eval mode, on the CPU.
 
     A net of ``lit_robust.nets`` is rebuilt from the checkpoint, whether the run came from the command line or from
-    Python. Any other net must be given, because building whatever a file names would import, and so run, code of the
+    Python. Any other net must be given, because building what a file names would import, and so run, code of the
     file's choice. A run with ``EMAWeights`` saves the averaged weights, so these are loaded.
 
     Args:
@@ -37,8 +38,8 @@ def load_net(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     try:
         if net is None:
             net = rebuild_net(checkpoint)
-        check_fit(plain_names(net.state_dict()), weights)
-        _fill(net, weights)
+        check_fit(by_names(net, names_for(net, weights)), weights)
+        fill(net, weights)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{path}: {reason}: pass the net that was trained, load_net(path, net=...).") from error
@@ -60,15 +61,12 @@ def load_weights(net: nn.Module, path: str | Path) -> nn.Module:
         ValueError: If the file cannot be used, or its weights do not fit ``net``: what is missing, unknown or of
             another shape.
     """
-    _fill(net, read_weights(path, plain_names(net.state_dict())))
+    try:
+        weights = read_weights(path, by_names(net, names_within(net)))
+    except ValueError:  # the file may have been written from a net with the same wrappers
+        weights = read_weights(path, plain_names(net.state_dict()))
+    fill(net, weights)
     return net
-
-
-def _fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights by plain names into a net that may be compiled."""
-    own = net.state_dict()  # has the versions of its layers, without which torchvision's MNASNet loads nothing
-    own.update({key: weights[plain_name(key)] for key in own})
-    net.load_state_dict(own)
 
 
 def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
@@ -82,7 +80,7 @@ def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be used, needs ``net`` and there is none, or its weights do not fit.
     """
-    path = Path(path).expanduser()
+    path = path_of("path", path, "a file of weights")
     content = None if path.suffix == ".safetensors" else read_data(path, older=True)
     if is_builder(_description(content)):
         return load_net(path)
@@ -167,7 +165,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     seen: set[Path] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         places = {name: Path(root, name).resolve() for name in folders if not name.endswith(".ckpt")}
-        folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is no run
+        folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is not a run
         seen.update(places.values())
         yield from (Path(root, name) for name in files)
 
@@ -182,7 +180,7 @@ def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
     Raises:
         FileNotFoundError: If there is none.
     """
-    named = Path(ckpt_path).expanduser()
+    named = path_of("--ckpt_path", ckpt_path, "a checkpoint")
     if ckpt_path in ("best", "last"):
         logger = trainer.logger
         folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
@@ -238,7 +236,7 @@ def run_folder(trainer: Any) -> Path:
 
 
 def next_free(folder: Path, stem: str, suffix: str, start: int = 0) -> Path:
-    """The first of ``stem_0``, ``stem_1``, ... that is not there, after all that are."""
+    """``stem_N`` with the lowest N above all existing ones."""
     found = (re.fullmatch(rf"{stem}_(\d+)", path.stem) for path in folder.glob(f"{stem}_*{suffix}"))
     number = max([start - 1, *(int(match[1]) for match in found if match)]) + 1
     return folder / f"{stem}_{number}{suffix}"

@@ -14,7 +14,7 @@ LONGEST = 100
 
 
 def shown(value: Any) -> str:
-    """The value's ``repr`` on one line, without addresses; of what is too long, such as a net, only the class."""
+    """The value's ``repr`` on one line, without addresses; only the class name if it is too long, such as a net's."""
     try:
         text = without_addresses(repr(value))
     except ValueError:  # Python writes no integer of more than 4300 digits

@@ -1,12 +1,14 @@
-"""Everything we use of torch that is not public API: a module's compiled call."""
+"""Everything we use of torch that is not public: a module's compiled call, a tensor's version, the processor."""
 
+import platform
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
-from torch._dynamo import OptimizedModule
+import torch
+from torch import Tensor, nn
 
 
 def compile_alike(net: nn.Module, compiled: Any) -> None:
@@ -17,10 +19,23 @@ def compile_alike(net: nn.Module, compiled: Any) -> None:
     net._compiled_call_impl = compiled.dynamo_ctx(net._call_impl)
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to in place; without it, each batch of a selection would copy memories."""
+    return tensor._version
+
+
 T = TypeVar("T")
 
-#: Wrappers whose prefix would be in the names of a checkpoint; Lightning distributes a module itself.
-_WRAPPERS = (OptimizedModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+def _is_optimized(net: nn.Module) -> bool:
+    """Whether a net is what ``torch.compile`` returned; it has imported dynamo, which takes as long as torch."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
+
+
+def _is_wrapper(net: nn.Module) -> bool:
+    """Whether a prefix would be in the names of a checkpoint; Lightning distributes a module itself."""
+    return _is_optimized(net) or isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel)
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
@@ -28,16 +43,33 @@ def unwrapped(net: nn.Module) -> nn.Module:
 
     What ``torch.compile`` has wrapped is compiled in place, with its own call and the options that it was given.
     """
-    while isinstance(net, _WRAPPERS):
+    while _is_wrapper(net):
         (inner,) = net.children()
-        if isinstance(net, OptimizedModule):
+        if _is_optimized(net):
             compile_alike(inner, net)
         net = inner
     for module in [*net.modules()]:
         for name, part in module.named_children():
-            if isinstance(part, _WRAPPERS):
+            if _is_wrapper(part):
                 setattr(module, name, unwrapped(part))
     return net
+
+
+def names_within(net: nn.Module) -> dict[str, str]:
+    """The names in a net's ``state_dict``, each with the one that it has without wrappers around the net or parts."""
+    wrapped = [
+        (f"{name}.".lstrip("."), inner)
+        for name, module in net.named_modules(remove_duplicate=False)
+        if _is_wrapper(module)
+        for inner, _ in module.named_children()
+    ]
+    names = {}
+    for key in net.state_dict():
+        plain = key
+        for outer, inner in reversed(wrapped):  # the innermost first
+            plain = re.sub(f"^{re.escape(f'{outer}{inner}.')}", outer, plain)
+        names[key] = plain
+    return names
 
 
 def plain_name(key: Any) -> str:
@@ -51,14 +83,41 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
 
 
 def is_compiled(net: nn.Module) -> bool:
-    """Whether a net is compiled in place; without it, it would be compiled anew, without the user's options."""
+    """Whether a net is compiled in place; without it, it would be compiled again, without the user's options."""
     return net._compiled_call_impl is not None
+
+
+def parts_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """A module's own sub-modules by name, also those that have two; ``named_children`` leaves the second one out."""
+    return module._modules
+
+
+def shallow_copy(module: nn.Module, **replaced: Mapping[str, Any]) -> nn.Module:
+    """Another module of the same class with the same attributes, hooks and tensors; see ``take_over``."""
+    copy: nn.Module = object.__new__(type(module))
+    take_over(copy, module, **replaced)
+    return copy
+
+
+def take_over(copy: nn.Module, module: nn.Module, **replaced: Mapping[str, Any]) -> None:
+    """Give a copy a module's attributes but its compiled call, and other ``parameters``, ``buffers`` or ``modules``.
+
+    Without both, only a copy of all tensors could be folded; ``nn.Module`` has no public way to share them.
+    """
+    attributes = {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
+    vars(copy).update(attributes | {f"_{name}": dict(values) for name, values in replaced.items()})
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module does something else than its class, by a hook or by a ``forward`` of its own."""
+    hooks: Any = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> Callable[[], None]:
     """Call a forward hook outside of a compiled net's graph; return what undoes it.
 
-    Without it, the hook would be traced into the graph, which would be compiled anew whenever a count changes.
+    Without it, the hook would be traced into the graph, which would be compiled again whenever a count changes.
     """
     compiled: Any = net._compiled_call_impl
 
@@ -69,3 +128,14 @@ def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) 
 
     net._compiled_call_impl = call
     return partial(setattr, net, "_compiled_call_impl", compiled)
+
+
+def multiplies_bf16() -> bool | None:
+    """Whether the CPU has instructions for bfloat16 (AMX or AVX512-BF16); None if that is not known.
+
+    Without it, we could not warn that ``bf16-mixed`` is twice as fast on some CPUs and many times slower on others.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    return None if None in asked else any(ask() for ask in asked if ask)

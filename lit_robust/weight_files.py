@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_robust.checkpoint_files import read_data
 from lit_robust.torch_internals import plain_names
+from lit_robust.whole_files import path_of
 
 #: The keys under which files keep their weights, the likeliest first; other keys are tried after them.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module")
@@ -32,14 +33,14 @@ def read_weights(path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tenso
         ImportError: If safetensors is needed and not installed.
         ValueError: If the file cannot be used, or no weights in it have the net's names and shapes.
     """
-    path = Path(path).expanduser()
+    path = path_of("path", path, "a file of weights")
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {kind}: give a file of weights, such as net.pth.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_data(path, older=True)
     candidates = [names for found in _state_dicts(content) for names in _without_prefixes(found)]
     if not candidates:
-        raise ValueError(f"{path} holds no state_dict, which names a tensor each: save net.state_dict() alone.")
+        raise ValueError(f"{path} holds no state_dict (a mapping of names to tensors): save net.state_dict() alone.")
     best = max(candidates, key=lambda weights: len(own.keys() & weights.keys()) - len(weights.keys() - own.keys()))
     for weights in (*candidates, best):
         if _misfits(own, weights) == []:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.modules.module import register_module_forward_hook
 
 from lit_robust.attacks import FGSM, Attack
@@ -31,9 +32,9 @@ class First(ImageDataModule):
         self.next_size = next_size
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """The images that follow those for training."""
+        """The images that follow those for training; if too few are left, the last ones of all."""
         self.setup()
-        first = len(self._train)
+        first = min(len(self._train), self.train_images - self.next_size)
         return self._walk(Samples.once(torch.arange(first, first + self.next_size)), train=True)
 
 
@@ -43,6 +44,20 @@ class FirstImages(First, MNISTDataModule):
 
 class FirstCIFAR10(First, CIFAR10DataModule):
     """CIFAR-10's first images."""
+
+
+class ResizedCIFAR10(FirstCIFAR10):
+    """CIFAR-10's first images, resized for training only, as ``ProgressiveResizing`` says."""
+
+    image_size = 32
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Resize the images of training."""
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        if not trainer.training or self.image_size == batch.x.shape[-1]:
+            return batch
+        resized = interpolate(batch.x, size=(self.image_size,) * 2, mode="bilinear", antialias=True)
+        return batch._replace(x=resized.clamp(0, 1))
 
 
 class Diary(Callback):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.connectors.logger_connector import result
@@ -34,7 +35,7 @@ from lit_robust.callbacks import (
 )
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
-from lit_robust.measures.blocks import Blocks
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build
@@ -152,6 +153,32 @@ def method(name: str, folder: Path) -> Finding:
     fit(whole, Data(), *make.callbacks(), seen, Save(path))
     fit(rest, Data(), *make.callbacks(), ckpt_path=path)
     return {"weights": whole.state_dict(), "resumed": rest.state_dict(), "seen": seen.epochs}
+
+
+#: Methods whose memory of each rank cannot be that of another number of ranks; and others, which go on without a word.
+BOUND_TO_RANKS = ("FreeAT", "FreeAT in the image box", "FastAT from the previous delta")
+FREE_OF_RANKS = ("PGDAT", "ELLEA", "CustomizedAT", "CurriculumAT", "NuAT-H", "NuAT2-WA")
+
+
+def told_on_resuming(name: str, path: Path) -> list[str]:
+    """What a run on all ranks says of the number of ranks when it goes on from a checkpoint."""
+    make = METHODS[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(build(make.cls, **make.arguments), Data(), *make.callbacks(), ckpt_path=path)
+    return [str(warning.message) for warning in caught if "ranks" in str(warning.message)]
+
+
+def from_one_rank(folder: Path) -> Finding:
+    """What two ranks say when they go on from the checkpoint of one."""
+    told = {}
+    for name in BOUND_TO_RANKS + FREE_OF_RANKS:
+        checkpoint, path = torch.load(folder / f"{name}.ckpt", weights_only=True), folder / f"{os.environ['RANK']}.ckpt"
+        ours = checkpoint["lit_robust"]
+        ours["memory"]["tensors"], ours["metrics"] = ours["memory"]["tensors"][:1], ours["metrics"][:1]
+        torch.save(checkpoint, path)
+        told[name] = told_on_resuming(name, path)
+    return {"told": told}
 
 
 def state_of_a_rank(folder: Path) -> Finding:
@@ -434,7 +461,38 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
     return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}
 
 
+def waits(folder: Path) -> Finding:
+    """How often the ranks wait for each other in each batch, besides DDP's own reduction of the gradients."""
+
+    class Count(Callback):
+        def __init__(self) -> None:
+            self.calls, self.batches = 0, []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.calls = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.batches.append(self.calls)
+
+    def of_steps(steps: int) -> list[int]:
+        count, reduce = Count(), dist.all_reduce
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            count.calls += 1
+            return reduce(*args, **kwargs)
+
+        dist.all_reduce = counted
+        try:
+            fit(build(PGDAT, attack=replace(ATTACK, steps=steps)), Data(), count, max_epochs=1)
+        finally:
+            dist.all_reduce = reduce
+        return count.batches[:-1]  # the last one also ends the epoch
+
+    return {str(steps): of_steps(steps) for steps in (1, 4)}
+
+
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
+    "from one rank": from_one_rank,
     "state of a rank": state_of_a_rank,
     "eps by image": eps_by_image,
     "averages": averages,
@@ -451,6 +509,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "evaluation": evaluation,
     "test": in_blocks,
     "killed test": killed_test,
+    "waits": waits,
 }
 
 

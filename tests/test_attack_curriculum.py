@@ -23,6 +23,7 @@ from lit_robust.attacks.difficulty import (
 from lit_robust.attacks.hessian import curvatures, last_layer_eigenvalue, sharpest_direction, softmax_eigenvalue
 from lit_robust.callbacks import AttributeRamp
 from lit_robust.defenses import PGDAT
+from lit_robust.guards import checked
 from lit_robust.schedules import Linear
 from lit_robust.threats import Linf
 from tests.formulas import Passes, in_float64
@@ -265,7 +266,7 @@ def test_only_the_metric_with_the_features_norm_costs_a_forward(psi):
 def test_the_host_never_waits(psi):
     batch, net = batch_of(8), deepcopy(fitted())
     run(CurriculumPGD(**ATTACK | {"steps": 1}, psi=psi, lam=0.5), net, batch)  # what torch loads the first time
-    with NoHostSync():
+    with checked(), NoHostSync():
         run(CurriculumPGD(**ATTACK, psi=psi, lam=0.5), net, batch)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from lit_robust.attacks import JPEG, LPA, PPGD, FastLPA, ReColor, StAdv
 from lit_robust.attacks.base import NoGraphError
-from lit_robust.guards import frozen
+from lit_robust.guards import checked, frozen
 from tests.test_attack_perceptual import ATTACKS as PERCEPTUAL
 from tests.test_attack_unseen import ATTACKS as UNSEEN
 from tests.test_attacks import NoHostSync
@@ -17,7 +17,7 @@ ATTACKS = [*PERCEPTUAL, *UNSEEN]
 @pytest.mark.parametrize("attack", ATTACKS, ids=named)
 def test_the_host_never_waits_while_training(attack):
     net, batch = TinyNet(), images(8)
-    with NoHostSync():
+    with checked(), NoHostSync():
         attack(net, batch.x, batch.y)
 
 

@@ -108,7 +108,7 @@ def test_the_distance_is_the_same_in_a_wrapper_and_by_the_method():
 def test_a_net_whose_activations_are_not_known_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     for bad in (net, torchvision_net("mobilenet_v2")):
-        with pytest.raises(ValueError, match=r"activations of .* not known: give the net an attribute stages"):
+        with pytest.raises(ValueError, match="activations"):
             FastLPA()(bad, torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
 
 

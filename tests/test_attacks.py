@@ -2,12 +2,12 @@
 
 from contextlib import nullcontext
 from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import register_type
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,10 +24,11 @@ from lit_robust.attacks import (
     AutoAttack,
     MultiTargetedPGD,
     NuclearNorm,
+    Square,
     TargetedPGD,
 )
+from lit_robust.attacks.base import made_once
 from lit_robust.guards import checked, crafting, frozen, network_mode
-from lit_robust.magnitudes import Magnitude
 from tests.tiny import CLASSES, TinyNet, images, named
 
 SHAPE = (1, 4, 4)
@@ -420,7 +421,7 @@ class NoHostSync(TorchDispatchMode):
 @pytest.mark.parametrize("attack", [attack for attack in ATTACKS if getattr(attack, "restarts", 1) == 1], ids=named)
 def test_the_host_never_waits_while_training(attack):
     net, (x, y) = smooth_net(), data()
-    with NoHostSync():
+    with checked(), NoHostSync():
         attack(net, x, y)
 
 
@@ -433,7 +434,7 @@ class Curriculum(PGD):
 
 def test_an_attack_that_overrides_movers_needs_no_host_sync_either():
     net, (x, y) = smooth_net(), data(32)
-    with NoHostSync():
+    with checked(), NoHostSync():
         x_adv = Curriculum(0.1, init="zero")(net, x, y)
     moved = (x_adv != x).flatten(1).any(dim=1)
     assert torch.equal(moved, losses.probability_margin(net(x), y) <= 0)
@@ -669,7 +670,6 @@ MARGIN = "lit_robust.losses.margin"
 
 
 def test_attacks_are_read_from_yaml_and_written_back_as_they_came():
-    register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Attack, "attack")
     config = parser.parse_object(
@@ -701,3 +701,104 @@ def test_soft_labels_are_those_of_the_classes_where_they_are_certain():
     soft = torch.nn.functional.one_hot(batch.y, CLASSES).float()
     attack = FGSM(eps=0.1)
     assert torch.equal(attack(TinyNet(), batch.x, soft), attack(TinyNet(), batch.x, batch.y))
+
+
+# An attack that is called by itself, on whatever a user has.
+
+
+class Object(nn.Module):
+    """Returns an object with logits, such as a net of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = smooth_net()
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.net(x))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
+def test_the_logits_of_an_object_are_taken(attack):
+    net, (x, y) = Object(), data()
+    torch.manual_seed(0)
+    expected = attack(net.net, x, y)
+    torch.manual_seed(0)
+    assert torch.equal(attack(net, x, y), expected)
+    assert not net._forward_hooks
+
+
+class Returns(nn.Module):
+    """Returns something made of logits."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = smooth_net(), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda z: (z, z), r"^the net \(Returns\) returns tuple for .* images instead of logits: let it return"),
+        (lambda z: {"logits": z}, "returns dict for"),
+        (lambda z: None, "returns NoneType for"),
+        (lambda z: z.sum(dim=1), r"returns a tensor of shape \(\d+,\) for"),
+        (lambda z: z.argmax(dim=1, keepdim=True), "returns logits of torch.int64"),
+        (lambda z: z * torch.nan, "NaN or infinite logits"),
+        (lambda z: z.to(torch.complex64), "returns logits of torch.complex64"),
+        (lambda z: z[:, :1], r"labels run up to \d, but the net \(Returns\) returns 1 logits per image"),
+    ],
+)
+@pytest.mark.parametrize("attack", [PGD(0.1, steps=2), FGSM(0.1), Square(0.1, queries=2)], ids=named)
+def test_a_net_whose_output_is_no_use_to_an_attack_is_refused(attack, change, told):
+    with pytest.raises(ValueError, match=told):
+        attack(Returns(change), *data())
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "told"),
+    [
+        (lambda x: x.tolist(), lambda y: y, TypeError, "^x="),
+        (lambda x: x.numpy(), lambda y: y, TypeError, "^x="),
+        (lambda x: x, lambda y: None, TypeError, "^y=None"),
+        (lambda x: x[0], lambda y: y[0], ValueError, "labels of shape"),
+        (lambda x: x, lambda y: y[:3], ValueError, r"labels of shape \(3,\) for"),
+        (lambda x: x.repeat(1, 5, 1, 1), lambda y: y, ValueError, r"cannot read images of shape .* torch\.float32 \("),
+        (lambda x: x.half(), lambda y: y, ValueError, r"cannot read images of shape .* torch\.float16 \("),
+    ],
+)
+@pytest.mark.parametrize("attack", [PGD(0.1, steps=2), FGSM(0.1), Square(0.1, queries=2)], ids=named)
+def test_images_and_labels_that_no_attack_can_use_are_refused(attack, x, y, error, told):
+    images, labels = data()
+    with pytest.raises(error, match=told):
+        attack(smooth_net(), x(images), y(labels))
+
+
+def test_an_error_of_an_attack_that_has_begun_is_not_the_images():
+    class Breaks(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError("a defect")
+            return x.flatten(1)[:, :10]
+
+    with pytest.raises(RuntimeError, match=r"^a defect$"):
+        PGD(0.1, steps=3)(Breaks(), *data())
+
+
+@pytest.mark.parametrize("value", [3, [3]], ids=["hashable", "unhashable"])
+def test_an_attack_that_refuses_its_arguments_is_built_only_once(value):
+    built = []
+
+    @made_once
+    def build(value):
+        built.append(value)
+        raise TypeError("refused")
+
+    with pytest.raises(TypeError, match="refused"):
+        build(value)
+    assert built == [value]

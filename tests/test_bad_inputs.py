@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import nn
 
@@ -45,6 +46,13 @@ class NaNNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.lost.expand(len(x), 10)
+
+
+class HalfALogger(Logger):
+    name = "half"
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
 
 
 # Broken files.
@@ -87,6 +95,15 @@ FLAGS = {
         "--trainer.callbacks+=EMAWeight",
         'trainer.callbacks: there is no class "EMAWeight" (did you mean EMAWeights?).',
     ),
+    "an early stop in the wrong direction": (
+        "--trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor val/acc/robust",
+        'EarlyStopping monitors val/acc/robust, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    "a best checkpoint in the wrong direction": (
+        "--trainer.callbacks+ ModelCheckpoint --trainer.callbacks.filename a --trainer.callbacks.monitor train/loss "
+        "--trainer.callbacks.mode max",
+        'ModelCheckpoint monitors train/loss, but mode="max" looks for its largest value: set mode="min".',
+    ),
     "misspelt logger": (
         "--trainer.logger CSVLoger",
         'trainer.logger: there is no class "CSVLoger" (did you mean CSVLogger?).',
@@ -98,11 +115,11 @@ FLAGS = {
     "unknown flag": ("--trainer.foo 1", "unrecognized arguments: --trainer.foo 1: check their spelling."),
     "a net as attack": (
         "--model.attack lit_robust.nets.resnet18",
-        "model.attack: lit_robust.nets.resnet18 is not of type Attack.",
+        "model.attack: lit_robust.nets.resnet18 is not of type Attack: name a class that is.",
     ),
     "a program as optimizer": (
         "--model.optimizer subprocess.Popen",
-        "model.optimizer: subprocess.Popen is not of type Optimizer.",
+        "model.optimizer: subprocess.Popen is not of type Optimizer: name a class that is.",
     ),
     "forgotten arguments": (
         "--model.lr_scheduler Cyclic",
@@ -196,7 +213,16 @@ FLAGS = {
         "--data tests.test_bad_inputs.Bytes",
         "pixels run from 0 to 16, but every eps is in units of [0, 1]: divide them by 255.",
     ),
+    "a number for arguments": (
+        "--model.init_args 7",
+        "model.init_args='7' must be a mapping: write its options below it, indented.",
+    ),
     # Files.
+    "weights beside a checkpoint": (
+        "--weights a.pt --ckpt_path b.ckpt",
+        "--weights a.pt would be replaced by the weights of --ckpt_path b.ckpt: give one of the two.",
+    ),
+    "no name of weights": ("--weights=", "--weights is empty: name a file, or leave it out."),
     "no such configuration": ("-c nowhere.yaml", "-c nowhere.yaml: there is no such file."),
     "no data": (
         "--data MNISTDataModule --data.root nowhere",
@@ -213,6 +239,11 @@ FLAGS = {
     "a log folder below a file": (
         "--trainer.logger.save_dir tiny.yaml/runs",
         "cannot log to tiny.yaml/runs, because ...tiny.yaml is not a folder: change save_dir of trainer.logger.",
+    ),
+    "a log folder that is a dangling link": (
+        "--trainer.logger.save_dir dangling/runs",
+        "cannot log to dangling/runs, because ...dangling is a link to nowhere, which does not exist: remove the "
+        "link, or change ...",
     ),
     "resuming no run": (
         "--ckpt_path last",
@@ -283,12 +314,107 @@ FLAGS = {
         "tiny.yaml is not a checkpoint: give a .ckpt file that a training has written.",
     ),
     "resuming no file": ("--ckpt_path nowhere.ckpt", "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
+    "option without a value": (
+        "-c",
+        "argument -c/--config: expected one argument: give each option a value, after = if that begins with a minus.",
+    ),
+    "scheduler without its monitor": (
+        "--model.lr_scheduler ReduceLROnPlateau",
+        "model.lr_scheduler: this needs monitor below init_args.",
+    ),
+    "callback without its argument": (
+        "--trainer.callbacks+=ModelPruning",
+        "trainer.callbacks: lightning.pytorch.callbacks.ModelPruning needs pruning_fn below init_args.",
+    ),
+    "abstract logger": (
+        f"--trainer.logger {__name__}.HalfALogger",
+        f"trainer.logger: {__name__}.HalfALogger is abstract: implement log_metrics, version.",
+    ),
+    "function as logger": ("--trainer.logger os.getcwd", "trainer.logger: os.getcwd is not a class: name one."),
+    "function without annotation as net": (
+        "--model.net=torch.hub.load",
+        "model.net: torch.hub.load is not annotated to return a Module: write def load(...) -> Module, or name a "
+        "function of your own that calls it and is annotated so.",
+    ),
+    "misspelt option of the trainer": (
+        "--trainer.max_epoch 3",
+        "there is no option --trainer.max_epoch: did you mean --trainer.max_epochs?",
+    ),
+    "option without its section": (
+        "--attack.eps 0.1",
+        "there is no option --attack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section": ("--modl PGDAT", "there is no option --modl: did you mean --model?"),
+    "misspelt section of the model": (
+        "--modle.attack.eps 0.1",
+        "there is no option --modle.attack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section and argument": (
+        "--modl.atack.eps 0.1",
+        "there is no option --modl.atack.eps: did you mean --model.attack.eps?",
+    ),
+    "misspelt section of the data": (
+        "--dat.batch_size 3",
+        "there is no option --dat.batch_size: did you mean --data.batch_size?",
+    ),
+    "option cut short": ("--seed 3", "there is no option --seed: did you mean --seed_everything?"),
+    "option of the trainer cut short": (
+        "--trainer.max_ep 3",
+        "there is no option --trainer.max_ep: did you mean --trainer.max_epochs?",
+    ),
+    "negative fraction": (
+        "--model.attack.eps -8/255",
+        "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
+        "minus.",
+    ),
+    "option of a part without a value": (
+        "--model.attack.eps --data.batch_size 3",
+        "argument --model.attack.eps: expected one argument: give each option a value, after = if that begins with a "
+        "minus.",
+    ),
+    "a logger that is never written": (
+        "--trainer.logger.flush_logs_every_n_steps 0",
+        "trainer.logger.flush_logs_every_n_steps=0 must be an integer, at least 1: it is a number of steps.",
+    ),
+    "misspelt argument of a part": (
+        "--model.attack.epss 0.2",
+        "model.attack: lit_robust.attacks.PGD has no argument 'epss': did you mean eps?",
+    ),
+    "number for a schedule": (
+        "--model.momentum 0.9",
+        'model.momentum: there is no class "0.9" (others need a dotted path).',
+    ),
 }
 
 YAML = {
     "two callbacks of a kind": (
         "trainer: {callbacks+: [{class_path: DelayedStart, init_args: {at_epoch: 1}}, {class_path: DelayedStart}]}",
         "Found more than one stateful callback of type `DelayedStart`: keep one of them.",
+    ),
+    "two checkpoints that save alike": (
+        "trainer: {callbacks+: [{class_path: ModelCheckpoint, init_args: {filename: other}}]}",
+        "Found more than one stateful callback of type `ModelCheckpoint`: a checkpoint tells their states apart by "
+        "monitor, mode, every_n_epochs, every_n_train_steps and train_time_interval; change one of these, or keep one "
+        "with save_top_k or save_last.",
+    ),
+    "two early stops of one metric": (
+        "trainer: {callbacks+: [{class_path: EarlyStopping, init_args: {monitor: train/loss}}, "
+        "{class_path: EarlyStopping, init_args: {monitor: train/loss, patience: 9}}]}",
+        "Found more than one stateful callback of type `EarlyStopping`: a checkpoint tells their states apart by "
+        "monitor and mode; change one of these, or keep the stricter one.",
+    ),
+    "two coresets": (
+        "trainer: {callbacks+: [{class_path: CoresetSelection, init_args: {fraction: 0.5}}, "
+        "{class_path: CoresetSelection, init_args: {fraction: 0.7}}]}",
+        "Found more than one stateful callback of type `CoresetSelection`: keep one of them.",
+    ),
+    "two averages": (
+        "trainer: {callbacks+: [EMAWeights, {class_path: EMAWeights, init_args: {decay: 0.5}}]}",
+        "only one callback may average weights, because swaps do not nest: give the decays of further averages ...",
+    ),
+    "two gaps": (
+        "trainer: {callbacks+: [GeneralizationGap, {class_path: GeneralizationGap, init_args: {attack: FGSM}}]}",
+        "two GeneralizationGap callbacks would log the same rows: keep one.",
     ),
     "misspelt data": (
         "data: {class_path: DigitDataModule}",
@@ -297,6 +423,22 @@ YAML = {
     "misspelt key": (
         "model: {init_args: {attack: {init_args: {step: 3}}}}",
         "model.attack: lit_robust.attacks.PGD has no argument 'step': did you mean steps?",
+    ),
+    "cut section": (
+        "dat: {batch_size: 3}",
+        "the configuration has no option 'dat.batch_size': did you mean data.batch_size?",
+    ),
+    "a function as logger": (
+        "trainer: {logger: {class_path: os.system}}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
+    ),
+    "a function among loggers": (
+        "trainer: {logger: [{class_path: os.system}]}",
+        "trainer.logger: os.system is not of type Logger: name a class that is.",
+    ),
+    "a function among callbacks": (
+        "trainer: {callbacks: [{class_path: os.system}]}",
+        "trainer.callbacks: os.system is not of type Callback: name a class that is.",
     ),
     "misspelt key of the trainer": (
         "trainer: {max_epoch: 3}",
@@ -318,7 +460,38 @@ YAML = {
     "no mapping": ("hello", "mistake.yaml is 'hello': it must consist of options such as model: and data:."),
     "points by number": (
         "model: {init_args: {lr_scheduler: {class_path: PiecewiseLinear, init_args: {points: {0: 1, 1: -1}}}}}",
-        "model.lr_scheduler: 0 is no argument's name: give arguments by name, as name: value.",
+        "model.lr_scheduler: 0 is not an argument's name: give arguments by name, as name: value.",
+    ),
+    "a number for the trainer": ("trainer: 5", "trainer=5 must be a mapping: write its options below it, indented."),
+    "a word for the trainer": ("trainer: fast", "trainer='fast' must be a mapping: write its options below it, ..."),
+    "a list for the data": (
+        "data: [DigitsDataModule]",
+        "data=['DigitsDataModule'] must be a mapping: write its options below it, indented.",
+    ),
+    "a switch for the model": ("model: true", "model=True must be a mapping: write its options below it, indented."),
+    "a list for a name": (
+        "model: {class_path: [1]}",
+        "model: class_path=[1] must be the name of a class, as text.",
+    ),
+    "a number for arguments": (
+        "model: {class_path: PGDAT, init_args: 7}",
+        "model.init_args=7 must be a mapping: write its options below it, indented.",
+    ),
+    "a list for the arguments of a net": (
+        "model: {init_args: {net: {class_path: lit_robust.nets.digits_cnn, init_args: [4]}}}",
+        "model.net.init_args=[4] must be a mapping: write its options below it, indented.",
+    ),
+    "an alias as a key": (
+        "trainer: {&a : *a}",
+        "trainer: None is not an option's name: give options by name, as name: value.",
+    ),
+    "a number as an argument's name": (
+        "model: {init_args: {5: 2}}",
+        "model: 5 is not an option's name: give options by name, as name: value.",
+    ),
+    "a list for an optimizer": (
+        "model: {init_args: {optimizer: [SGD]}}",
+        "model.optimizer: ['SGD'] names no class: give one, as class_path: NAME with its arguments below init_args.",
     ),
     "empty file": ("", "mistake.yaml is '': it must consist of options such as model: and data:."),
 }
@@ -348,6 +521,8 @@ def check(says, expected):
 @pytest.mark.parametrize("mistake", FLAGS)
 def test_a_mistake_on_the_command_line_is_answered_by_one_sentence(mistake, tmp_path, capsys):
     flags, expected = FLAGS[mistake]
+    if "dangling" in flags:
+        Path("dangling").symlink_to("nowhere")
     if "broken" in flags:
         broken_files(tmp_path / "broken")
     check(refusal(capsys, "fit", "-c", tiny(tmp_path), *flags.split()), expected)
@@ -508,3 +683,39 @@ def test_a_net_for_another_number_of_classes_is_refused_before_the_first_step(tm
     method = PGDAT(TinyNet(), CLASSES + 1, PGD())
     with pytest.raises(ValueError, match=f"^the net .*num_classes={CLASSES + 1}"):
         trainer(tmp_path, max_epochs=1).fit(method, loader(images()))
+
+
+# Functions that a configuration would have called.
+
+
+def of_a_system(command: str) -> str:
+    return f"{{class_path: os.system, init_args: {{command: {command}}}}}"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--model.attack.loss={}",
+        "--model.test_attacks={{a: {{class_path: PGD, init_args: {{loss: {}}}}}}}",
+        "--trainer.callbacks+={{class_path: LambdaCallback, init_args: {{on_fit_start: {}}}}}",
+        "--model.lr_scheduler={{class_path: LambdaLR, init_args: {{lr_lambda: {}}}}}",
+        "--trainer.strategy={{class_path: DDPStrategy, init_args: {{ddp_comm_hook: {}}}}}",
+    ],
+)
+def test_a_function_that_makes_no_function_is_not_called(flag, tmp_path, capsys):
+    touched = tmp_path / "touched"
+    says = refusal(capsys, "fit", "-c", tiny(tmp_path), flag.format(of_a_system(f"touch {touched}")))
+    assert "system was not called: " in says
+    assert not touched.exists()
+
+
+def test_a_users_function_that_is_annotated_to_make_one_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_losses.py").write_text(
+        "from collections.abc import Callable\n"
+        "from torch import Tensor\n"
+        "from torch.nn import functional as F\n"
+        "def cooled(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:\n"
+        "    return lambda logits, y: F.cross_entropy(logits / temperature, y, reduction='none')\n"
+    )
+    lit("fit", "--model.attack.loss={class_path: my_losses.cooled, init_args: {temperature: 2.0}}")

@@ -245,7 +245,7 @@ def test_with_the_authors_forwards_statistics_and_weights_are_theirs(name, tmp_p
 
 
 @pytest.mark.parametrize("name", ["ELLE-A", "ELLE-A on N-FGSM"])
-def test_so_they_are_once_elles_penalty_is_on(name, tmp_path):
+def test_with_the_authors_forwards_all_is_theirs_once_elles_penalty_is_on(name, tmp_path):
     assert_near(by_us(name, 8, tmp_path, "authors"), by_the_authors(name, 8), 1e-6)
 
 

@@ -324,7 +324,13 @@ def test_the_attack_runs_under_the_trainers_precision(tmp_path):
     dtypes: list[Any] = []
     module = Classifier()
     module.model = Dtypes()
-    fit(tmp_path, module, AdversarialTraining(ATTACK, **HERE), precision="bf16-mixed", max_epochs=1)
+    fit(
+        tmp_path,
+        module,
+        AdversarialTraining(ATTACK, attack_bn_mode="train", **HERE),
+        precision="bf16-mixed",
+        max_epochs=1,
+    )
     assert set(dtypes) == {(torch.float32, torch.bfloat16)}
     assert len(dtypes) == 1 + BATCHES * (ATTACK.steps + 1)
     assert {batch["image"].dtype for batch in module.seen} == {torch.float32}
@@ -352,7 +358,7 @@ def test_no_parameter_needs_a_gradient_while_a_net_is_attacked(tmp_path):
     module = Classifier()
     module.model = Flags()
     module.model.head.bias.requires_grad_(False)
-    fit(tmp_path, module, AdversarialTraining(ATTACK, **HERE), max_epochs=1)
+    fit(tmp_path, module, AdversarialTraining(ATTACK, attack_bn_mode="train", **HERE), max_epochs=1)
     attack, step = [False] * 6, [True] * 5 + [False]
     assert flags[1:] == [*[attack] * ATTACK.steps, step] * BATCHES
 

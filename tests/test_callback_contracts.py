@@ -27,6 +27,7 @@ from lit_robust.callbacks import (
     GeneralizationGap,
     OverfittingRule,
     PredictionWriter,
+    ProgressiveResizing,
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
@@ -132,7 +133,8 @@ CASES = {
 def test_every_callback_is_here(tmp_path):
     tried = {type(callback) for case in CASES.values() for callback in case.callbacks(tmp_path)}
     known = {kind for kind in vars(callbacks).values() if isinstance(kind, type) and issubclass(kind, Callback)}
-    assert known - tried == {PredictionWriter}  # which has no part in a fit
+    # The writer has no part in a fit; images of changing size are tried in test_callback_progressive_resizing.py.
+    assert known - tried == {PredictionWriter, ProgressiveResizing}
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

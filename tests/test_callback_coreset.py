@@ -141,7 +141,7 @@ def test_a_fraction_that_leaves_its_range_is_refused(tmp_path):
 
 @pytest.mark.parametrize("limit", [{"epochs": -1}, {"epochs": None, "max_steps": 9}], ids=["no limit", "steps"])
 def test_a_warm_start_needs_the_number_of_epochs(tmp_path, limit):
-    with pytest.raises(ValueError, match=r"^warm=0.5 is a share of max_epochs, which is -1: .*warm=0"):
+    with pytest.raises(ValueError, match="warm="):
         fit(tmp_path, CoresetSelection(0.3, Random()), **limit)
 
 
@@ -215,7 +215,7 @@ def test_a_scheduler_that_lightning_steps_every_third_epoch_does_so_in_skipped_o
 
 
 @pytest.mark.parametrize("make", [defense, Automatic])
-def test_and_over_those_before_the_first_epoch(tmp_path, make):
+def test_a_torch_scheduler_passes_over_epochs_skipped_before_the_first(tmp_path, make):
     _, seen = fit(tmp_path, CoresetSelection(0.1, Random(), warm=0.5), module=make(), epochs=6)
     assert seen.rates == pytest.approx({3: 0.001, 4: 0.001, 5: 0.0001})
 

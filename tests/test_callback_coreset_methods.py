@@ -13,16 +13,17 @@ from torch import nn
 
 from lit_robust import losses
 from lit_robust.batch import Batch
-from lit_robust.callbacks import CoresetSelection
+from lit_robust.callbacks import CoresetSelection, coreset_data
 from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.coreset_data import Embedded
 from lit_robust.callbacks.last_layer import embed
 from lit_robust.defenses import PGDAT, TRADES, Defense
 from lit_robust.guards import network_mode
+from lit_robust.ranks import weighted_mean
 from lit_robust.seeds import seed
 from lit_robust.selection import CRAIG, GradMatch
-from lit_robust.training.ranks import weighted_mean
 from tests.methods import ATTACK, METHODS, build
+from tests.test_callback_coreset import Automatic
 from tests.test_resume import TinyData, differences
 from tests.test_selection import expanded
 from tests.tiny import TinyNet, images, indexed, trainer
@@ -91,7 +92,7 @@ def test_a_selection_leaves_every_method_as_it_was(name, tmp_path):
     assert bool(expanded(probe.found.embeddings).isfinite().all())
 
 
-def test_nor_does_a_method_of_a_user_that_attacks_in_train_mode_move_batchnorm(tmp_path):
+def test_a_selection_leaves_batchnorm_alone_in_a_users_method_that_attacks_in_train_mode(tmp_path):
     class InTrainMode(PGDAT):
         def perturb(self, batch):
             with network_mode(self.net, "train"):
@@ -248,3 +249,64 @@ def test_weights_reach_every_loss_and_a_sample_of_weight_two_is_the_sample_twice
     if name not in BATCHWISE:
         twice = gradient(repeated(batch, 8), repeated(x_adv, 8))
         torch.testing.assert_close(weighted, twice, rtol=1e-4, atol=1e-6)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_memory_is_copied_once_for_a_selection_unless_a_batch_writes_to_it(tmp_path, writes):
+    found: list[tuple[int, float]] = []
+    kept: list[torch.Tensor] = []
+
+    class Remembers(PGDAT):
+        def perturb(self, batch):
+            if not self.memory.tensors:
+                self.memory.tensors["delta"] = torch.zeros(10, 10)
+                kept.append(self.memory.tensors["delta"])
+            delta = self.memory.tensors["delta"]
+            found.append((delta.data_ptr(), float(delta.sum())))
+            if writes:
+                delta[0] += 1
+            self.memory.values["noted"] = self.memory.values.get("noted", 0) + 1
+            self.memory.tensors["other"] = batch.x
+            return super().perturb(batch)
+
+    seed_everything(7, verbose=False)
+    module, selection = build(Remembers), Embedding(by_autograd=False)
+    trainer(tmp_path, max_epochs=1, callbacks=[selection], limit_val_batches=0).fit(module, TinyData())
+    trained, chosen = found[:3], found[3:]
+    assert selection.changes == []
+    assert len(chosen) == 3
+    assert {total for _, total in chosen} == {30.0 if writes else 0.0}  # as training has left it
+    assert all(place != kept[0].data_ptr() for place, _ in chosen)
+    assert len({place for place, _ in chosen}) == 1 or writes
+    assert [total for _, total in trained] == ([0.0, 10.0, 20.0] if writes else [0.0] * 3)
+    assert module.memory.values["noted"] == 3
+
+
+def test_a_strangers_own_attributes_of_such_names_are_left_alone(tmp_path):
+    class Own(Automatic):
+        seen, memory, batch_idx = ["mine"], "my own", 5
+
+        def __init__(self):
+            super().__init__()
+            self.seen, self.memory = ["mine"], "my own"
+
+    module = Own()
+    trainer(tmp_path, max_epochs=1, callbacks=[CoresetSelection(0.5, warm=0)]).fit(module, TinyData())
+    assert (module.seen, module.memory, module.batch_idx) == (["mine"], "my own", 5)
+
+
+@pytest.mark.parametrize("error", [float("inf"), float("nan")])
+def test_an_error_of_the_gradient_that_is_no_number_is_told_and_neither_logged_nor_saved(
+    tmp_path, error, monkeypatch, caplog
+):
+    monkeypatch.setattr(coreset_data, "gradient_error", lambda *_: error)
+    selection = CoresetSelection(0.5, warm=0)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[selection], limit_val_batches=0)
+    with caplog.at_level("INFO"):
+        run.fit(build(PGDAT), TinyData())
+    assert f"their gradient cannot be compared ({error})" in caplog.text
+    assert "train/coreset/error" not in run.callback_metrics
+    CoresetSelection(0.5).load_state_dict(selection.state_dict())

@@ -19,7 +19,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.callbacks import examples
 from lit_robust.callbacks.examples import AdversarialExamples
 from lit_robust.measures.accuracy import describe
-from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.attacked_examples import craft, spread
 from lit_robust.measures.pictures import Examples, draw
 from tests import tiny
 

@@ -464,7 +464,7 @@ def test_the_module_is_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         runpy.run_module("lit_robust", run_name="__main__")
     said = capsys.readouterr()
-    assert said.out.split() == ["lit_robust", __version__]
+    assert said.out.split() == ["lit-robust", __version__]
     assert said.err == ""
 
 

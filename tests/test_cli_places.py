@@ -60,7 +60,7 @@ def test_arguments_beside_a_class_path_name_its_class(text, capsys):
         (["--trainer.callbacks+={class_path: EMAWeights, decay: 0.9}"], "EMAWeights"),
     ],
 )
-def test_so_do_those_in_a_flag(flags, owner, capsys):
+def test_arguments_beside_a_class_path_in_a_flag_name_its_class(flags, owner, capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), *flags)
     assert re.search(rf"the arguments of (\w+\.)*{owner} belong below init_args", says)
 
@@ -82,9 +82,7 @@ def test_a_key_in_the_wrong_place_or_misspelt_is_answered_by_the_right_one(text,
 
 
 def test_what_is_in_its_place_is_left_alone():
-    check_places(
-        {"model": {"class_path": "A", "init_args": {"x": 1}, "dict_kwargs": {"y": {"class": 1}}}, 3: [4, None]}
-    )
+    check_places({"model": {"class_path": "A", "init_args": {"x": {3: [4, None]}}, "dict_kwargs": {"y": {"class": 1}}}})
 
 
 # null.
@@ -98,6 +96,25 @@ NULLS = {
     "model: {init_args: {test_attacks: {a: {class_path: PGD, init_args: {norm: null}}}}}": r".*\.a\.norm=null .*",
     "data: {init_args: {batch_size: null}}": r"data\.batch_size=null has .* default, 128\.",
     "trainer: {callbacks+: [{class_path: EMAWeights, init_args: {decay: null}}]}": r"trainer\.callbacks\.decay=null .*",
+    "trainer: {callbacks+: [{class_path: ModelCheckpoint, init_args: {save_top_k: null}}]}": r".*\.save_top_k=null .*",
+    "model: {init_args: {optimizer: {init_args: {lr: null}}}}": r"model\.optimizer\.lr=null has .* default, 0\.001\.",
+    "model: {init_args: {optimizer: {class_path: AdamW, init_args: {betas: null}}}}": r".*optimizer\.betas=null .*",
+    "model: {init_args: {optimizer: {class_path: Adafactor, init_args: {eps: null}}}}": r".*optimizer\.eps=null .*",
+    "model: {init_args: {lr_scheduler: {class_path: StepLR, init_args: {step_size: 1, gamma: null}}}}": (
+        r"model\.lr_scheduler\.gamma=null has .* default, 0\.1\."
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: MultiStepLR, init_args: {milestones: [1], gamma: null}}}}": (
+        r"model\.lr_scheduler\.gamma=null .*"
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: StepLR, init_args: {step_size: null}}}}": (
+        r"model\.lr_scheduler: this needs step_size below init_args\."
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: MultiStep, init_args: {milestones: [1], factor: null}}}}": (
+        r"model\.lr_scheduler\.factor=null .*"
+    ),
+    "model: {init_args: {lr_scheduler: {class_path: ReduceLROnPlateau, init_args: {monitor: a, mode: null}}}}": (
+        r"model\.lr_scheduler\.mode=null .*"
+    ),
     "model: {init_args: {net: null}}": r"model: .*PGDAT needs net below init_args\.",
     "model: {init_args: {attack: null}}": r"model: .*PGDAT needs attack below init_args\.",
     "model: null": r"model=null gives nothing: write its options below it.*",
@@ -149,9 +166,10 @@ def test_the_short_name_of_a_plateau_scheduler_is_lightnings():
     assert saved["model"]["init_args"]["lr_scheduler"]["class_path"] == "lightning.pytorch.cli.ReduceLROnPlateau"
 
 
-def test_it_needs_its_monitor(capsys):
+def test_a_plateau_scheduler_needs_its_monitor(capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), "--model.lr_scheduler", "ReduceLROnPlateau")
-    assert says == "model.lr_scheduler: this needs monitor below init_args."
+    assert says.startswith("model.lr_scheduler: ")
+    assert "monitor" in says
 
 
 def test_torchs_own_is_found_by_its_path():
@@ -186,7 +204,7 @@ CALLBACKS = {
     "LambdaCallback": ("", ""),
     "LearningRateFinder": ("", "compare a few short fits"),
     "LearningRateMonitor": ("", ""),
-    "ModelCheckpoint": ("", "keep one of them"),
+    "ModelCheckpoint": ("", "keep one with save_top_k"),
     "ModelPruning": ("--trainer.callbacks.pruning_fn l1_unstructured", ""),
     "ModelSummary": ("", ""),
     "OnExceptionCheckpoint": ("--trainer.callbacks.dirpath here", ""),
@@ -230,7 +248,8 @@ def test_each_callback_of_lightning_trains_or_is_refused_in_one_sentence(name, c
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_callback_of_lightning_names_the_argument_that_it_needs(name, capsys):
     says = refusal(capsys, "fit", "-c", tiny(Path()), f"--trainer.callbacks+={name}")
-    assert says == f"trainer.callbacks: lightning.pytorch.callbacks.{name} needs {NEEDED[name]} below init_args."
+    assert says.startswith(f"trainer.callbacks: lightning.pytorch.callbacks.{name} ")
+    assert f" {NEEDED[name]} " in says
 
 
 def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
@@ -242,7 +261,7 @@ def test_a_trainer_without_logging_is_told_what_to_switch_off(capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "StepLR gives no rate"),
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "0"], "lr_scheduler.step_size=0 must be"),
         (["--model.attack.eps", "-8/255"], "give each option a value, after = if that begins with a minus"),
         (["--model.optimizer.momentum", "-1"], "the momentum of model.optimizer must be 0 or above"),
         (["--model.lr_scheduler", "MultiStep", "--model.lr_scheduler.milestones", "3"], "3 is not of type list"),
@@ -270,14 +289,14 @@ def test_a_class_that_lacks_methods_is_answered_by_their_names(tmp_path, monkeyp
     text = "from lightning.pytorch.loggers import Logger\n\n\nclass Half(Logger):\n    name = 'half'\n"
     Path("half_a_logger.py").write_text(text)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "half_a_logger.Half")
-    assert error.startswith("trainer.logger: half_a_logger.Half lacks")
-    assert "log_metrics" in error
+    assert error.startswith("trainer.logger: half_a_logger.Half ")
+    assert {"log_hyperparams", "log_metrics", "version"} <= set(re.findall(r"\w+", error))
 
 
 def test_a_function_that_makes_no_logger_is_not_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     error = refusal(capsys, "fit", "-c", tiny(tmp_path), "--trainer.logger", "os.getcwd")
-    assert error == "trainer.logger: os.getcwd is not a class: name one."
+    assert error.startswith("trainer.logger: os.getcwd ")
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_spawn_find_unused_parameters_true"])
@@ -311,10 +330,15 @@ GIVES_NOTHING = {
         for section in ("data", "model", "trainer")
         for null in ("null", "None", "'~'", "''")
     },
+    "--ckpt_path ''": "--ckpt_path is empty: name a file, .*",
+    "--ckpt_path=": "--ckpt_path is empty: name a file, .*",
     "--data=": "data=null gives nothing: .*",
     "-c 'model: {init_args: {attack: {class_path: PGD, init_args: {step_size: None}}}}'": (
         "model.attack.step_size=None is a word in YAML: .* write null .*"
     ),
+    "--model.test_attacks '{a: PGD, a: FGSM}'": "--model.test_attacks, line 1: the key 'a' is repeated: keep one.",
+    "-c 'model: {init_args: {test_attacks: {a: PGD, a: FGSM}}}'": "-c, line 1: the key 'a' is repeated: keep one.",
+    "--model.attack '{class_path: PGD, init_args: {eps: !!binary 1}}'": ".* line 1: the tag !!binary is .*",
     "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
         "trainer.callbacks.scheduling: 2 is not of type dict."
     ),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from lit_robust.cli import completion, main
-from lit_robust.cli.main import RobustCLI
+from lit_robust.cli.robust_cli import RobustCLI
 from tests.front_door import refusal
 
 needs_shtab = pytest.mark.skipif(find_spec("shtab") is None, reason="no shtab: pip install lit-robust[completion]")

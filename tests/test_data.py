@@ -585,8 +585,12 @@ def test_a_mask_over_the_whole_set_selects_as_its_positions_do(cifar10, containe
     [
         ([True] * 40, r"mask of shape \(40,\).* 50 "),
         ([12.0, 13.7], r"torch\.float32"),
-        ((torch.arange(50) < 20).to(torch.uint8), "mask"),
+        ((torch.arange(50) < 20).to(torch.uint8), r"50 zeros and ones.*mask\.bool\(\)"),
+        ((torch.arange(40) < 20).long(), r"40 zeros and ones.*training_labels"),
+        ([1] + [0] * 39, r"40 zeros and ones.*training_labels"),
         ([True, 13, 14], "True"),
+        ([torch.tensor(True), torch.tensor(13)], "True"),
+        ([np.True_, np.int64(13)], "True"),
         ({12, 13}, "set"),
         ("abc", "str"),
         (["12", "13"], "list"),
@@ -598,6 +602,19 @@ def test_what_is_neither_positions_nor_a_mask_is_refused(cifar10, indices, messa
     dm = data.CIFAR10DataModule(str(cifar10), val_size=10, split="first")
     with pytest.raises(ValueError, match=message):
         dm.select(indices)
+
+
+def test_two_images_are_repeated_at_will_and_masked_training_images_are_selected_as_told(cifar10):
+    dm = data.CIFAR10DataModule(str(cifar10), val_size=10)
+    two = dm.training_labels()[1][:2].tolist()
+    dm.select(two * 40)
+    assert sorted(set(parts(dm.train_dataloader())[2].tolist())) == two
+    mask = (torch.arange(40) < 5).long()
+    dm.select(positions := dm.training_labels()[1][mask.bool()])
+    assert sorted(parts(dm.train_dataloader())[2].tolist()) == positions.tolist()
+    every = data.CIFAR10DataModule(str(cifar10), val_size=0)
+    every.select([0, 1] * 32)  # not as many as there are images
+    assert len(parts(every.train_dataloader())[2]) == 64
 
 
 def test_folders_deliver_selected_weights_too(folders):
@@ -928,3 +945,31 @@ def test_images_are_drawn_from_folders_through_workers(folders):
 def test_what_cannot_be_drawn_is_refused(cifar10, arguments, says):
     with pytest.raises(ValueError, match=says):
         data.CIFAR10DataModule(str(cifar10), val_size=10).draw(*arguments)
+
+
+def test_a_data_module_is_printed_by_its_sizes():
+    dm = digits(train_size=50)
+    assert str(dm) == "DigitsDataModule, not set up"
+    dm.setup()
+    assert str(dm) == "DigitsDataModule: 50 train, 100 val, 397 test images"
+
+
+def test_a_data_module_is_built_from_a_checkpoint_by_plain_arguments_alone(tmp_path):
+    saved = {"batch_size": 7, "_class_path": "os.system", "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    content = {"state_dict": {}, "datamodule_hyper_parameters": saved}
+    torch.save(content, path := tmp_path / "a.ckpt")
+    dm = data.DigitsDataModule.load_from_checkpoint(path, weights_only=True, eval_batch_size=9)
+    assert (type(dm), dm.batch_size, dm.eval_batch_size) == (data.DigitsDataModule, 7, 9)
+    saved["batch_size"] = {"class_path": "os.system"}
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="batch_size"):
+        data.DigitsDataModule.load_from_checkpoint(path)
+    with pytest.raises(ValueError, match="weights_only"):
+        data.DigitsDataModule.load_from_checkpoint(path, weights_only=False)
+
+
+def test_a_class_folder_that_is_a_link_to_another_is_told(folders):
+    for part in ("train", "val"):
+        (folders / part / "kitty").symlink_to("cat")
+    with pytest.warns(UserWarning, match="kitty leads to the images of cat"):
+        own(folders)

@@ -14,9 +14,9 @@ from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import EMAWeights
 from lit_robust.defenses import PGDAT, Defense, Natural
+from lit_robust.ranks import weighted_mean
 from lit_robust.schedules import Cyclic, Linear, MultiStep, PiecewiseLinear
 from lit_robust.training.checkpoint_checks import warn_of_averages
-from lit_robust.training.ranks import weighted_mean
 from tests.methods import ATTACK, build, sgd
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
@@ -289,7 +289,7 @@ def test_another_bound_in_training_than_in_evaluation_is_reported(tmp_path, capl
             tmp_path,
         )
     said = [record.getMessage() for record in caplog.records if "eps=0.05" in record.getMessage()]
-    assert said == ["the training's attack has eps=0.05, but val_attack has 0.1: is that meant?"]
+    assert said == ["the training's attack has eps=0.05, but val_attack has 0.1: is this intended?"]
 
 
 def test_the_same_test_attack_twice_is_refused():

@@ -56,7 +56,7 @@ class TestEps:
         torch.testing.assert_close(eps, kept)
         torch.testing.assert_close(eps_of(defense), kept)
 
-    def test_or_where_it_succeeded(self):
+    def test_grows_by_eta_and_falls_back_where_the_attack_succeeded(self):
         defense, batch = customized(0.01, net=Sure(), revert="succeeded"), images(N)
         defense.perturb(batch)
         torch.testing.assert_close(eps_of(defense), torch.tensor([0.0125, 0.01, 0.01, 0.01])[batch.y])

@@ -18,8 +18,9 @@ from lit_robust.cli.config import load, merged
 from lit_robust.defenses import NuAT, NuAT2
 from lit_robust.defenses.hybrid import MEMORY, CleanLossDrop, EvenShare, SecondStepGain
 from lit_robust.measures.masking import second_step_gain
+from lit_robust.nets.folded import unfolded
+from lit_robust.ranks import weighted_mean
 from lit_robust.training.memory import Memory
-from lit_robust.training.ranks import weighted_mean
 from tests.formulas import forwards
 from tests.methods import EPS, ONE_STEP, build
 from tests.tiny import TinyNet, images, indexed, loader, trainer
@@ -193,7 +194,7 @@ class TestNuAT2WA:
 
                 def hook(net, args, logits):
                     if logits.requires_grad:
-                        attacked.append("net" if net is self.net else "average")
+                        attacked.append("net" if unfolded(net) is self.net else "average")
 
                 hooks = [net.register_forward_hook(hook) for net in (self.net, self.averaged["fast"])]
                 x_adv = super().perturb(batch)
@@ -231,7 +232,8 @@ class TestNuAT2WA:
         defense = build(NuAT2, attack=ONE_STEP, attack_average="fast", compile=True)
         callbacks = [EMAWeights(0.9, extra={"fast": 0.5})]
         trainer(tmp_path, max_epochs=1, callbacks=callbacks).fit(defense, loader(images(8)))
-        assert [net is defense.averaged["fast"] for net in compiled] == [False, True]
+        of_the_average = [net is defense.averaged["fast"] for net in compiled]
+        assert of_the_average == [False, True, False], "the net, its average, and what attacks see of the net"
 
     @pytest.mark.parametrize(
         ("callbacks", "kept"), [([], "EMAWeights"), ([EMAWeights(extra={"slow": 0.9})], "EMAWeights.* slow")]

@@ -98,7 +98,7 @@ def test_lpa_evaluates_in_the_ball_of_the_training_whatever_the_method():
 
 
 def test_attacks_in_no_norm_are_not_evaluated_by_pgd_at_their_bound():
-    with pytest.raises(ValueError, match=r"^StAdv has an eps in no L-p norm: state val_attack and test_attacks"):
+    with pytest.raises(ValueError, match="StAdv"):
         build(PGDAT, attack=StAdv())
     both = {"val_attack": StAdv(steps=2), "test_attacks": {"stadv": StAdv()}}
     assert build(PGDAT, attack=StAdv(steps=2), **both).val_attacks["robust"] == StAdv(steps=2)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lit_robust.batch import Batch
 from lit_robust.defenses import AAER, ELLEA, FGSMAT, NFGSM, RMGM, SATR1, SATR3, FastAT, GradAlign
 from lit_robust.defenses.elle import adapted
-from lit_robust.training.ranks import weighted_mean
+from lit_robust.ranks import weighted_mean
 from tests.formulas import assert_same_batch, gradient, in_float64, one_batch, smooth_net
 from tests.methods import EPS, ONE_STEP, build
 from tests.tiny import TinyNet, images, loader, trainer

@@ -16,7 +16,7 @@ from lit_robust.attacks import PGD
 from lit_robust.callbacks import EMAWeights
 from lit_robust.checkpoint_files import SECTIONS, read_checkpoint, read_data
 from lit_robust.cli.errors import naming
-from lit_robust.cli.main import USER_ERRORS
+from lit_robust.cli.robust_cli import USER_ERRORS
 from lit_robust.defenses import PGDAT, TRADES, CurriculumAT, Defense
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import MultiStep
@@ -126,6 +126,17 @@ def test_a_file_of_a_few_bytes_is_no_checkpoint(content, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.ckpt "):
         read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_an_archive_that_claims_further_parts_is_reported(good, tmp_path):
+    """A resumed training then goes on from another checkpoint, as after any ValueError."""
+    path = written(good, tmp_path)
+    content = bytearray(path.read_bytes())
+    at = content.rfind(b"PK\x06\x07")
+    content[at + 16 : at + 20] = b"\2\0\0\0"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.ckpt is truncated or is not a checkpoint"):
+        read_checkpoint(path)
 
 
 def test_an_archive_that_grows_is_not_unpacked(tmp_path):
@@ -307,7 +318,7 @@ def test_a_resumed_training_deletes_nothing_but_checkpoints_in_its_own_folder(pa
     ],
     ids=["a relative folder", "the default folder", "two of them", "links"],
 )
-def test_so_do_other_ways_of_keeping(callbacks, tmp_path, monkeypatch):
+def test_a_training_that_keeps_in_another_way_deletes_nothing_of_others(callbacks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     resumed_with(tmp_path, lambda state, run, home: hostile(state, str(home / "precious.ckpt")), callbacks)
 
@@ -515,6 +526,27 @@ def test_a_tensor_of_junk_is_refused(good, arguments, tmp_path):
     with pytest.raises(ValueError, match=r"x\.ckpt ") as refusal:
         read_checkpoint(path)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("members", [20_000, 70_000], ids=["32 bits", "64 bits"])
+@pytest.mark.parametrize("lies", [False, True])
+def test_an_archive_of_very_many_members_is_refused_before_its_directory_is_read(members, lies, tmp_path, monkeypatch):
+    path = tmp_path / "x.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        for number in range(members):
+            archive.writestr(f"archive/data/{number}", b"")
+    if lies:  # of one member
+        content = path.read_bytes()
+        path.write_bytes(content[:-14] + b"\1\0\1\0" + content[-10:])
+    monkeypatch.setattr("lit_robust.checkpoint_files.ZipFile", lambda path: pytest.fail("the directory was read"))
+    with pytest.raises(ValueError, match=r"x\.ckpt has more members than any checkpoint has tensors"):
+        read_data(path, older=True)
+
+
+def test_a_checkpoint_of_thousands_of_tensors_is_read(tmp_path):
+    torch.save({"state_dict": {str(number): torch.zeros(1) for number in range(4000)}}, tmp_path / "x.ckpt")
+    assert len(read_checkpoint(tmp_path / "x.ckpt")["state_dict"]) == 4000
 
 
 STEPS = {

@@ -266,7 +266,18 @@ def test_files_that_are_no_images_are_reported_in_one_line(tree):
     assert names(dm) == PLAIN
 
 
-@pytest.mark.parametrize("name", [".ipynb_checkpoints", ".hidden", "__MACOSX"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints",
+        "__MACOSX",
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "$Recycle.Bin",
+        "System Volume Information",
+        "lost+found",
+    ],
+)
 def test_hidden_folders_are_neither_classes_nor_images(tree, name):
     picture = (tree / "train" / "cat" / "0.png").read_bytes()
     for folder in (tree / "train", tree / "val", tree / "train" / "cat", tree / "val" / "dog"):
@@ -278,7 +289,7 @@ def test_hidden_folders_are_neither_classes_nor_images(tree, name):
     assert len(dm.test_files) == 2
 
 
-@pytest.mark.parametrize("name", ["._0.png", ".DS_Store", ".hidden.png"])
+@pytest.mark.parametrize("name", ["._0.png", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini"])
 def test_hidden_files_are_ignored_without_a_warning(tree, name):
     for folder in (tree / "train", tree / "val", tree / "train" / "cat"):
         (folder / name).write_bytes(b"\0\5\26\7")
@@ -292,6 +303,59 @@ def test_a_class_with_hidden_files_only_has_no_images(tree):
 
 
 # Links and special files.
+
+
+def link(kind, tree):
+    """Add links to the training set by which images get two labels."""
+    cat, dog, outside = tree / "train" / "cat", tree / "train" / "dog", tree / "outside"
+    (dog / "deep").mkdir()
+    (dog / "0.png").rename(dog / "deep" / "0.png")
+    outside.mkdir()
+    Image.new("RGB", (8, 8)).save(outside / "0.png")
+    if kind == "folder":
+        (cat / "more").symlink_to("../dog")
+    elif kind == "deeper folder":
+        (cat / "more").symlink_to("../dog/deep")
+    elif kind == "folder that holds it":
+        dog.rename(outside / "dogs")
+        dog.symlink_to(outside / "dogs")
+        (cat / "more").symlink_to(outside)
+    elif kind == "file":
+        (cat / "more.png").symlink_to("../dog/deep/0.png")
+    elif kind == "folder outside":
+        (cat / "more").symlink_to(outside)
+        (dog / "more").symlink_to(outside)
+    elif kind == "file outside":
+        (cat / "more.png").symlink_to(outside / "0.png")
+        (dog / "more.png").symlink_to(outside / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "link_and_owner"),
+    [
+        ("folder", "cat/more leads to the images of dog"),
+        ("deeper folder", "cat/more leads to the images of dog"),
+        ("folder that holds it", "cat/more leads to the images of dog"),
+        ("file", r"cat/more\.png leads to the images of dog"),
+        ("folder outside", "dog/more leads to the images of cat"),
+        ("file outside", r"dog/more\.png leads to the images of cat"),
+    ],
+)
+def test_a_link_to_images_of_another_class_is_told(tree, kind, link_and_owner):
+    link(kind, tree)
+    with pytest.warns(UserWarning, match=f"train/{link_and_owner}, which get both labels: remove the link"):
+        own(tree)
+
+
+def test_links_to_images_of_one_class_are_not_told(tree):
+    (tree / "outside").mkdir()
+    Image.new("RGB", (8, 8)).save(tree / "outside" / "0.png")
+    cat = tree / "train" / "cat"
+    (cat / "more").symlink_to(tree / "outside")
+    (cat / "again.png").symlink_to(tree / "outside" / "0.png")
+    (cat / "own.png").symlink_to("0.png")
+    (tree / "val" / "cat" / "train").symlink_to(cat)  # of the same class in another set
+    assert len(names(own(tree))) == 9
 
 
 def test_loops_of_links_end_and_bring_nothing_twice(tree):
@@ -325,7 +389,9 @@ def test_a_linked_class_its_folders_and_its_files_are_followed(tree):
     (elsewhere / "up").symlink_to(tree / "train")
     (elsewhere / "holder").symlink_to("..")
     (tree / "train" / "cat" / "3.png").symlink_to(elsewhere / "0.png")
-    assert names(own(tree)) == [*PLAIN[:3], "cat/3.png", *PLAIN[3:]]
+    with pytest.warns(UserWarning, match=r"cat/3\.png leads to the images of dog"):
+        dm = own(tree)
+    assert names(dm) == [*PLAIN[:3], "cat/3.png", *PLAIN[3:]]
 
 
 def test_links_to_nothing_are_refused(tree):
@@ -431,7 +497,7 @@ def test_a_deep_picture_reaches_the_batch_with_its_grey_levels(tree):
 def test_fewer_bits_in_images_of_16_are_told_of_once(tree, bits):
     for path in sorted((tree / "train").rglob("*.png")):
         save(path, np.full((8, 8), 2**bits - 1, np.uint16))
-    with pytest.warns(UserWarning, match="brightest pixel of all images with more than 8 bits") as told:
+    with pytest.warns(UserWarning, match="8 bits") as told:
         own(tree)
     assert len(told) == 1
     save(path, np.full((8, 8), 2**16 - 1, np.uint16))  # one that is bright shows their white

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import signal
 import sys
 from pathlib import Path
@@ -14,16 +15,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, seed_everything
-from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer import connectors
 from torch import nn
 
 import lit_robust
+from lit_robust import lightning_cli_internals as cli_internals
 from lit_robust import lightning_internals as internals
-from lit_robust.cli.main import RobustCLI
+from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import run_seed
 from lit_robust.torch_internals import compile_alike, is_compiled
@@ -35,11 +39,22 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Loaders of a user's own start an epoch anew when a run is resumed in it.
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 
-#: The file that this is about, and the one that subclasses `WeightAveraging`.
-MAY_TOUCH = {PACKAGE / "lightning_internals.py", PACKAGE / "torch_internals.py", PACKAGE / "callbacks" / "ema.py"}
+#: The files that this is about, the one that subclasses `WeightAveraging`, and the one that is all about the writer of
+#: a CSVLogger, whose `save` it replaces; the writer's attributes are tried below.
+MAY_TOUCH = {
+    *(PACKAGE / f"{name}_internals.py" for name in ("lightning", "lightning_cli", "torch")),
+    PACKAGE / "callbacks" / "ema.py",
+    PACKAGE / "metrics_files.py",
+}
 
 #: Whose private names are Lightning's, by the end of the expression.
 OWNERS = ("trainer", "loop", "strategy", "logger", "loggers", "results")
+
+#: Attributes of the writer of a CSVLogger.
+OF_THE_WRITER = ("metrics_file_path", "metrics_keys", "NAME_METRICS_FILE")
+
+#: The parts of a checkpoint that hold the loops' states, and files of Lightning's, as texts.
+INSIDE_TEXT = re.compile(r"loops|(\w+_)?loop|combined_loader|\w+_connector(\.py)?")
 
 #: Functions that are given an owner and a name.
 BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
@@ -98,12 +113,16 @@ def insides_in(source: str) -> list[str]:
     found = [
         f"{owner}.{name}"
         for owner, name in attributes(tree)
-        if name.endswith("_loop") or (is_private(name) and (owner.lower().endswith(OWNERS) or name not in OWN))
+        if name.endswith("_loop")
+        or name in OF_THE_WRITER
+        or (is_private(name) and (owner.lower().endswith(OWNERS) or name not in OWN))
     ]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lightning"):
             parts = [*node.module.split("."), *(alias.name for alias in node.names)]
             found += [f"{node.module}: {part}" for part in parts if is_private(part)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not re.search(r"\s", node.value):
+            found += [part for part in re.split(r"\.(?!py$)", node.value) if INSIDE_TEXT.fullmatch(part)]
     return found
 
 
@@ -133,6 +152,13 @@ def test_no_other_file_touches_the_insides_of_lightning(file):
         "self._get(config, 'model')",
         "from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters",
         "from lightning.pytorch.trainer.connectors._signal import handler",
+        'checkpoint["loops"]',
+        'checkpoint.get("loops", {}).get("fit_loop", {})',
+        'state["combined_loader"]',
+        'broken("loops.fit_loop.state_dict", state)',
+        'file.endswith("checkpoint_connector.py")',
+        "logger.experiment.metrics_keys = []",
+        "csv_logs.ExperimentWriter.NAME_METRICS_FILE",
     ],
 )
 def test_the_walk_sees_each_way_in(line):
@@ -251,16 +277,37 @@ def test_time_is_in_fractional_epochs(tmp_path):
     assert asked == pytest.approx([n / 3 for n in range(6)])
 
 
-def epochs_begun(trainer):
-    return internals.epoch_counts(trainer).started
-
-
 def test_epochs_that_have_begun_are_counted(tmp_path):
     hooks = ("on_train_start", "on_train_batch_start")
-    assert answers(tmp_path, epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
+    assert answers(tmp_path, internals.epochs_begun, *hooks) == [0, 1, 1, 1, 2, 2, 2]
     for batches, begun in ((3, 1), (5, 2)):
         fit(tmp_path, SaveAfter(batches, tmp_path / "a.ckpt"))
-        assert answers(tmp_path, epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
+        assert answers(tmp_path, internals.epochs_begun, "on_train_start", ckpt_path=tmp_path / "a.ckpt") == [begun]
+
+
+def test_skipped_epochs_count_once_they_are_followed(tmp_path):
+    def skip_the_next(trainer):
+        if trainer.current_epoch == 0:
+            internals.skip_epochs(trainer, 3)
+        return trainer.current_epoch, internals.epochs_begun(trainer)
+
+    def follow(trainer):
+        before = trainer.current_epoch
+        internals.set_current_epoch(trainer)
+        return before, trainer.current_epoch
+
+    class Skip(Callback):
+        skipped, followed = [], []
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.followed.append(follow(trainer))
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.skipped.append(skip_the_next(trainer))
+
+    fit(tmp_path, Skip(), max_epochs=5)
+    assert Skip.skipped == [(0, 4), (4, 5)]
+    assert Skip.followed == [(0, 0), (1, 4)]
 
 
 def test_the_loops_of_a_checkpoint_are_those_that_are_restored(tmp_path):
@@ -306,7 +353,7 @@ def test_epochs_that_are_done_are_counted_in_a_checkpoint(tmp_path):
 
 class Ends(Plain):
     def on_load_checkpoint(self, checkpoint):
-        internals.end_the_epoch(checkpoint["loops"]["fit_loop"])
+        internals.end_the_epoch(checkpoint)
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [(Plain, [1]), (Ends, [0, 1])])
@@ -351,7 +398,7 @@ def test_a_validation_is_due_at_the_end_of_the_batch_before_it(tmp_path):
 def test_a_run_that_was_saved_before_a_validation_was_due_validates_first(tmp_path):
     class Due(Plain):
         def on_load_checkpoint(self, checkpoint):
-            internals.end_the_epoch(checkpoint["loops"]["fit_loop"], due=True)
+            internals.end_the_epoch(checkpoint, due=True)
 
     every_two = {"val_check_interval": 2}
     fit(tmp_path, SaveAfter(2, tmp_path / "a.ckpt"), **every_two)
@@ -463,10 +510,109 @@ def test_a_loader_that_grows_is_counted_anew(tmp_path, reload, batches):
     assert len(module.seen) == batches  # if it is 5 without the reload, Lightning counts by itself
 
 
+def test_the_states_of_the_training_loaders_are_found(tmp_path):
+    class Stateful(list):
+        def state_dict(self):
+            return {"at": 3}
+
+        def load_state_dict(self, state):
+            pass
+
+    run = trainer(tmp_path, max_epochs=1, callbacks=[SaveAfter(2, tmp_path / "a.ckpt")])
+    run.fit(Plain(), Stateful(loader(images())), loader(images(8)))
+    place, states = internals.loader_states(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    assert (place, states) == ("loops.fit_loop.state_dict.combined_loader", [{"at": 3}])
+    assert internals.loader_states({"loops": {"fit_loop": {"state_dict": {}}}})[1] == []
+
+
+class Fails(Plain):
+    def __init__(self, hook):
+        super().__init__()
+        setattr(self, hook, self.fail)
+
+    def fail(self, *args):
+        raise KeyError("here")
+
+
+@pytest.mark.parametrize(("hook", "restoring"), [("on_load_checkpoint", True), ("on_train_start", False)])
+def test_an_error_of_restoring_a_checkpoint_is_known(hook, restoring, tmp_path):
+    fit(tmp_path, SaveAfter(2, tmp_path / "a.ckpt"))
+    with pytest.raises(KeyError) as caught:
+        fit(tmp_path, module=Fails(hook), ckpt_path=tmp_path / "a.ckpt")
+    assert internals.fails_while_restoring(caught.value) is restoring
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping("val/other"), ModelCheckpoint(monitor="val/other")])
+def test_an_error_about_an_unknown_monitor_is_known(callback, tmp_path):
+    with pytest.raises((RuntimeError, MisconfigurationException)) as caught:
+        fit(tmp_path, callback, enable_checkpointing=True)
+    assert internals.misses_monitor(caught.value)
+    assert not internals.misses_monitor(RuntimeError("another one"))
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_a_table_under_another_name_leaves_the_usual_one(tmp_path):
+    (tmp_path / "run" / "a").mkdir(parents=True)
+    (tmp_path / "run" / "a" / "metrics.csv").write_text("loss\n1\n")
+    first, second = (CSVLogger(tmp_path, name="run", version="a") for _ in range(2))
+    cli_internals.begin_metrics_file(first, "tests.csv")
+    first.log_metrics({"loss": 2.0})
+    first.save()
+    assert (tmp_path / "run" / "a" / "metrics.csv").read_text() == "loss\n1\n"
+    assert "2.0" in (tmp_path / "run" / "a" / "tests.csv").read_text()
+    _ = second.experiment
+    assert not (tmp_path / "run" / "a" / "metrics.csv").exists()  # if it does, Lightning no longer deletes it
+
+
+def test_a_csv_loggers_writer_has_what_metrics_files_replaces(tmp_path):
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"loss": 2.0}, step=1)
+    writer, saved = logger.experiment, []
+    assert (writer.metrics, writer.metrics_keys) == ([{"loss": 2.0, "step": 1}], [])
+    assert Path(writer.metrics_file_path).parent == Path(logger.log_dir)
+    writer.save = lambda: saved.append(True)
+    logger.save()
+    assert saved == [True]
+
+
 def test_a_longer_interval_of_the_users_would_cut_epochs_off_and_is_shortened(tmp_path):
     run = trainer(tmp_path, reload_dataloaders_every_n_epochs=3)
     internals.reload_every_epoch(run)
     assert run.reload_dataloaders_every_n_epochs == 1
+
+
+def test_loaders_that_an_optimizer_has_asked_for_are_made_anew(tmp_path):
+    class Asks(Plain):
+        def configure_optimizers(self):
+            made.append(self.trainer.estimated_stepping_batches)
+            return super().configure_optimizers()
+
+    class Halves(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            module.half = True
+            internals.reload_every_epoch(trainer)
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            made.append(trainer.num_training_batches)
+
+    made: list[int] = []
+    module = Asks()
+    module.half = False
+    module.train_dataloader = lambda: loader(images(16 if module.half else 32))
+    trainer(tmp_path, max_epochs=1, callbacks=[Halves()]).fit(module)
+    assert made == [4, 2]
+
+
+@pytest.mark.parametrize("given", ["a loader", "a module"])
+def test_the_trainings_loader_can_be_made_before_the_fit_makes_it(tmp_path, given):
+    class Looks(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            found.append(internals.loader_maker(trainer)())
+
+    found, mine, module = [], loader(images()), Plain()
+    module.train_dataloader = lambda: mine
+    trainer(tmp_path, max_epochs=1, callbacks=[Looks()]).fit(module, mine if given == "a loader" else None)
+    assert found == [mine]
 
 
 def test_the_argument_that_a_search_of_the_batch_size_changes_is_found():
@@ -486,7 +632,7 @@ VERSIONS = {"version_7": 7, "version_0": 0, "mine": "mine", "version_07": "versi
 @pytest.mark.parametrize(("name", "version"), VERSIONS.items())
 def test_a_csv_logger_goes_on_in_the_folder_of_an_earlier_run(tmp_path, name, version):
     logger = CSVLogger(tmp_path, name="tiny")
-    internals.go_on_in_folder(logger, name)
+    cli_internals.go_on_in_folder(logger, name)
     logger.log_metrics({"a": 1.0})
     logger.save()
     assert (logger.version, logger.log_dir) == (version, str(tmp_path / "tiny" / name))
@@ -500,7 +646,7 @@ SILENT = {"trainer_defaults": {"logger": False}, "seed_everything_default": 0}
 class Built(Plain):
     def __init__(self, width: int = 1) -> None:
         super().__init__()
-        self.by_the_command_line = internals.built_by_the_command_line()
+        self.by_the_command_line = cli_internals.built_by_the_command_line()
 
 
 class Hyper(Plain):
@@ -520,15 +666,15 @@ def test_a_module_knows_whether_the_command_line_builds_it(monkeypatch):
 def test_the_command_line_overrides_what_is_there_and_nothing_else():
     for name in ("_parse_ckpt_path", "_prepare_subcommand_parser"):
         assert callable(getattr(LightningCLI, name))
-        assert name in vars(internals.CommandLineInternals)
-        assert getattr(RobustCLI, name) is vars(internals.CommandLineInternals)[name]
+        assert name in vars(cli_internals.CommandLineInternals)
+        assert getattr(RobustCLI, name) is vars(cli_internals.CommandLineInternals)[name]
 
 
 def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lit-robust"])
     fit(tmp_path, SaveAtEnds(tmp_path), module=Hyper(width=3))
 
-    class Ours(internals.CommandLineInternals, LightningCLI):
+    class Ours(cli_internals.CommandLineInternals, LightningCLI):
         subcommand_defaults = {"test": {"verbose": False}}  # noqa: RUF012  # as a user would write it
 
         def test(self, **kwargs):
@@ -540,7 +686,17 @@ def test_subcommands_have_our_defaults_and_a_checkpoint_lays_nothing_over_what_i
     args = ["test", f"--ckpt_path={tmp_path / 'end0.ckpt'}", "--model.width=2"]
     ours, theirs = (kind(Hyper, args=args, **SILENT) for kind in (Ours, Theirs))
     assert (ours.model.width, ours.asked["verbose"]) == (2, False)
+    assert ours.config_in_use().model.width == 2
     assert (theirs.model.width, theirs.asked["verbose"]) == (3, True)  # what it would be without
+
+
+def test_a_script_which_runs_no_command_has_one_configuration(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+    class Script(cli_internals.CommandLineInternals, LightningCLI):
+        pass
+
+    assert Script(Hyper, run=False, args=["--model.width=2"], **SILENT).config_in_use().model.width == 2
 
 
 def test_the_seed_of_a_run_is_where_seed_everything_leaves_it():
@@ -559,10 +715,13 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.batch_in_epoch(HOLLOW),
         lambda: internals.batches_begun(HOLLOW),
         lambda: internals.is_due_for_logging(HOLLOW),
-        lambda: internals.epoch_counts(HOLLOW),
+        lambda: internals.epochs_begun(HOLLOW),
+        lambda: internals.skip_epochs(HOLLOW, 2),
+        lambda: internals.set_current_epoch(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
-        lambda: internals.end_the_epoch({"batches": 3}),
+        lambda: internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
+        lambda: internals.loader_states({"loops": {}}),
         lambda: internals.validation_is_due(HOLLOW),
         lambda: internals.row_to_come(HOLLOW, dict),
         lambda: internals.epoch_so_far(HOLLOW),
@@ -570,10 +729,12 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.change_batches(HOLLOW, lambda batch: batch),
         lambda: internals.restore_batches(object()),
         lambda: internals.reload_every_epoch(HOLLOW),
+        lambda: internals.loader_maker(HOLLOW),
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
-        lambda: internals.go_on_in_folder(HOLLOW, "version_0"),
-        lambda: internals.CommandLineInternals(),
+        lambda: internals.flushes_every(HOLLOW),
+        lambda: cli_internals.go_on_in_folder(HOLLOW, "version_0"),
+        lambda: cli_internals.CommandLineInternals(),
     ],
 )
 def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one(use):
@@ -581,20 +742,42 @@ def test_another_lightning_is_reported_in_one_sentence_that_names_the_tested_one
         use()
 
 
+def test_an_error_in_code_that_is_called_is_not_blamed_on_lightning():
+    @internals.inside
+    def calls(trainer, function):
+        return function()
+
+    with pytest.raises(KeyError, match="MISSING"):
+        calls(HOLLOW, lambda: os.environ["MISSING"])
+
+
 def test_a_context_that_is_gone_is_reported_too(monkeypatch):
     monkeypatch.delattr(hparams_mixin, "_given_hyperparameters")
     with pytest.raises(ImportError, match=r"lightning 2\.6.*built_by_the_command_line.*_given_hyperparameters"):
-        internals.built_by_the_command_line()
+        cli_internals.built_by_the_command_line()
 
 
-def test_the_file_can_be_imported_without_lightning(monkeypatch):
+def test_a_file_of_lightnings_that_is_gone_is_reported_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning.pytorch.trainer.connectors.checkpoint_connector", None)
+    monkeypatch.delattr(connectors, "checkpoint_connector", raising=False)
+    with pytest.raises(ImportError, match=r"lightning 2\.6.*fails_while_restoring"):
+        internals.fails_while_restoring(ValueError())
+
+
+@pytest.mark.parametrize("file", [internals, cli_internals], ids=lambda file: file.__name__)
+def test_the_file_can_be_imported_without_lightning(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning", None)
-    spec = importlib.util.spec_from_file_location("alone", internals.__file__)
+    spec = importlib.util.spec_from_file_location("alone", file.__file__)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_every_function_is_tried_here():
+#: What the other functions are made with.
+MAKERS = {internals.changed, internals.inside}
+
+
+@pytest.mark.parametrize("file", [internals, cli_internals], ids=lambda file: file.__name__)
+def test_every_function_is_tried_here(file):
     source = Path(__file__).read_text()
-    for name, what in vars(internals).items():
-        if callable(what) and what.__module__ == internals.__name__ and name.islower() and not name.startswith("_"):
+    for name, what in vars(file).items():
+        if inspect.isfunction(what) and what.__module__ == file.__name__ and what not in MAKERS:
             assert f"internals.{name}(" in source

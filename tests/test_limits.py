@@ -1,5 +1,7 @@
 """Every batch is checked: values out of range are refused before a number or a checkpoint is written."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -14,6 +16,7 @@ from lit_robust.callbacks import (
     RobustAccuracy,
 )
 from lit_robust.defenses import PGDAT
+from lit_robust.limits import Limits
 from tests.methods import ATTACK, build
 from tests.tiny import TinyNet, images, indexed, trainer
 
@@ -122,3 +125,24 @@ class Plain(LightningDataModule):
         return indexed(images(8))
 
     plain_train_dataloader = val_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("label", "refused"), [(0, False), (2999, False), (3000, True), (-1, True)])
+def test_labels_are_compared_exactly_beside_images_of_any_type(dtype, label, refused):
+    limits = Limits(3000)
+    batch = images(8)
+    kept = limits.watch(batch._replace(x=batch.x.to(dtype), y=torch.full((8,), label)))
+    assert 0 <= int(kept.y.min()) <= int(kept.y.max()) < 3000
+    with pytest.raises(ValueError, match=r"^labels ") if refused else nullcontext():
+        limits.check()
+    limits.check()  # what was refused is forgotten
+
+
+def test_pixels_are_reduced_over_ranks_where_that_is_asked_for():
+    alone, together = Limits(None, reduce=None), Limits(None, reduce=lambda reached: 2 * reached)
+    for limits in (alone, together):
+        limits.add(torch.tensor([0.0, 0.75]), torch.tensor([-5]))  # no classes, so any label
+    alone.check()
+    with pytest.raises(ValueError, match=r"^pixels .* 1\.5"):
+        together.check()

@@ -59,7 +59,7 @@ def test_otherwise_a_warning_says_that_they_start_anew():
     assert memory.tensors == {}
 
 
-OLD = {  # a method, and where version 0.1 kept its memory
+OLD = {  # a method, and where it kept its memory before the key `memory` existed
     "FreeAT": (lambda: build(FreeAT, attack=ONE_STEP, m=2), None),
     "CustomizedAT": (lambda: build(CustomizedAT), None),
     "NuAT-H": (lambda: build(NuAT, attack=ONE_STEP, two_step=EvenShare(0.5)), "hybrid"),
@@ -68,7 +68,7 @@ OLD = {  # a method, and where version 0.1 kept its memory
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_a_checkpoint_of_version_0_1_is_read(name, tmp_path):
+def test_a_checkpoint_written_before_the_key_memory_existed_is_read(name, tmp_path):
     make, key = OLD[name]
     defense = make()
     fit = trainer(tmp_path, max_epochs=2)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.callbacks import (
@@ -14,7 +15,7 @@ from lit_robust.callbacks import (
     PredictionWriter,
     RobustAccuracy,
 )
-from lit_robust.data import DigitsDataModule
+from lit_robust.data import DigitsDataModule, ImageFolderDataModule
 from lit_robust.data.augment import crop_and_flip
 from lit_robust.defenses import FGSMAT, PGDAT, Natural
 from lit_robust.nets import digits_cnn
@@ -93,12 +94,28 @@ def test_two_callbacks_do_not_write_the_same_files(tmp_path, monkeypatch, second
     assert not list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("*.csv"))
 
 
-@pytest.mark.parametrize(("size", "padding"), [(8, 1), (16, 2), (24, 3), (28, 4), (32, 4), (64, 4)])
+@pytest.mark.parametrize(
+    ("size", "padding"), [(1, 0), (3, 0), (4, 1), (8, 1), (16, 2), (24, 3), (28, 4), (32, 4), (64, 4)]
+)
 def test_small_images_are_cropped_in_cifars_proportion(size, padding):
     x = torch.rand(16, 1, size, size)
     found = crop_and_flip(x, torch.Generator().manual_seed(0))
     assert torch.equal(found, crop_and_flip(x, torch.Generator().manual_seed(0), padding=padding))
     assert not torch.equal(found, crop_and_flip(x, torch.Generator().manual_seed(0), padding=padding + 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "augment", "told"), [(8, True, "2 x 2"), (31, True, "9 x 9"), (8, False, ""), (32, True, "")]
+)
+def test_crops_of_a_folders_images_that_leave_a_few_pixels_are_told(size, augment, told, tmp_path, caplog):
+    caplog.set_level("INFO")
+    for part in ("train", "val"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(tmp_path / part / name / "a.png")
+    ImageFolderDataModule(str(tmp_path), image_size=size, augment=augment, num_workers=0, val_size=0)
+    assert bool(told) == (f"image_size={size} leaves {told} pixels: set augment to false" in caplog.text)
+    assert told or "augment" not in caplog.text
 
 
 def test_a_net_learns_from_augmented_digits(tmp_path):

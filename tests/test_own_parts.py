@@ -181,10 +181,9 @@ def test_timms_function_takes_the_datas_number_of_classes(my_module):
 @pytest.mark.parametrize("name", ["my_module.unannotated", "torch.hub.load"])
 def test_a_function_without_annotation_is_told_what_to_do(name, my_module, capsys):
     function = name.rpartition(".")[2]
-    assert refusal(capsys, "fit", "-c", tiny(Path()), f"--model.net={name}") == (
-        f"model.net: {name} is not annotated to return a Module: write def {function}(...) -> Module, or name a "
-        "function of your own that calls it and is annotated so."
-    )
+    told = refusal(capsys, "fit", "-c", tiny(Path()), f"--model.net={name}")
+    assert told.startswith(f"model.net: {name} ")
+    assert f"def {function}(...) -> Module" in told
 
 
 def test_a_net_of_ours_is_suggested_with_its_whole_path(my_module, capsys):
@@ -195,3 +194,17 @@ def test_a_net_of_ours_is_suggested_with_its_whole_path(my_module, capsys):
 def test_null_reaches_a_part_of_a_part(my_module):
     flags = ["--model.net.image_size=8", "--model.net.mean=null"]
     assert fitted("--model.net=lit_robust.nets.fast_cnn", *flags)["mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 / 0", "model: ZeroDivisionError: division by zero (broken_part.py, line 1)"),
+        ("x = 3\n{}['k']", "model: KeyError: 'k' (broken_part.py, line 2)"),
+        ("def f(:", "model: SyntaxError: invalid syntax (broken_part.py, line 1)"),
+    ],
+)
+def test_an_error_in_a_module_of_ones_own_names_its_file_and_line(text, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_part.py").write_text(text)
+    assert refusal(capsys, "fit", "-c", tiny(tmp_path), "--model", "broken_part.Mine") == told

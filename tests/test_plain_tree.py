@@ -59,7 +59,7 @@ def test_sizes_are_given_as_elsewhere(tree):
         own(tree, test_size=60)
 
 
-def test_it_is_told_once(tree, caplog):
+def test_the_split_is_reported_once(tree, caplog):
     with caplog.at_level("INFO"):
         own(tree).setup()
     (told,) = [record.message for record in caplog.records if "no folder train" in record.message]

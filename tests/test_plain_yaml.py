@@ -26,13 +26,20 @@ NOT_PLAIN = {
     "a list in itself": ("class_path: PGDAT\ninit_args: &a [*a]\n", ", line 2: a value contains itself"),
     "a key in itself": ("class_path: PGDAT\n? &a [*a]\n: 1\n", ", line 2: a value contains itself"),
     "a deep list": (f"class_path: {'[' * 100}{']' * 100}", f", line 1: there are more than {DEEPEST} levels"),
+    "an alias as the only key": ("&a : *a", ": the only key is not an option's name: give options by name"),
+    "a list as a key": ("class_path: PGDAT\ninit_args: {? [1] : 2}", " is not valid YAML: "),
     "a very deep list": (f"class_path: {'[' * 5000}{']' * 5000}", " is not valid YAML: "),
     "a tag of Python": ("class_path: !!python/object/apply:os.system [touch pwned]", ", line 1: the tag !!python/"),
     "a binary tag": ("class_path: !!binary AAAA", ", line 1: the tag !!binary is refused"),
     "a set": ("class_path: PGDAT\ninit_args: !!set {a, b}", ", line 2: the tag !!set is refused"),
     "a repeated key": ("class_path: PGDAT\ninit_args: {lr: 1, lr: 2}", ", line 2: the key 'lr' is repeated: keep one."),
     "an unknown alias": ("class_path: *a", " is not valid YAML: "),
-    "a number of 5000 digits": (f"class_path: {'1' * 5000}", " is not valid YAML: "),
+    "a number of 5000 digits": (f"class_path: {'1' * 5000}", ", line 1: a number has 5,000 characters: "),
+    "a long number in base 60": (
+        f"class_path: {':'.join(['1'] * 400_000)}",
+        ", line 1: a number has 799,999 characters: ",
+    ),
+    "a long float": (f"class_path: 1.{'0' * 500}", ", line 1: a number has 502 characters: "),
     "two documents": ("class_path: PGDAT\n---\nclass_path: TRADES\n", " is not valid YAML: "),
     "junk": (bytes(range(256)) * 4, " is not a text in UTF-8"),
     "control characters": ("class_path: \x01\x02", " is not valid YAML: "),
@@ -109,6 +116,7 @@ def test_a_value_in_place_of_a_file_is_refused_soon(option, value, tmp_path, cap
 def test_a_folder_and_a_file_that_is_not_there_are_named(tmp_path, capsys):
     Path("folder.yaml").mkdir()
     for name, says in (("folder.yaml", "-c folder.yaml is a folder: give a YAML file."),
+                       ("/dev/zero", "-c /dev/zero is not a regular file: give a YAML file that can be read."),
                        ("gone.yaml", "-c gone.yaml: there is no such file.")):  # fmt: skip
         assert refusal(capsys, "fit", "-c", tiny(tmp_path), "-c", name) == says
     for option in ("model", "data", "trainer.logger", "trainer.callbacks", "model.attack", "model.optimizer"):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lit_robust import losses
-from lit_robust.defenses import PGDAT
+from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
 from tests import ranks
 from tests.methods import METHODS, build
@@ -57,7 +58,7 @@ def findings(tmp_path_factory):
             worker.kill()
     assert codes == [0, 0], (folder / "0.txt").read_text() + (folder / "1.txt").read_text()
     zero, one = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
-    return {name: (zero[name], one[name]) for name in zero}
+    return {name: (zero[name], one[name]) for name in zero} | {"folder": folder}
 
 
 def of(findings, name):
@@ -101,6 +102,43 @@ def test_state_of_a_rank_goes_through_a_checkpoint_rank_by_rank(findings):
         assert_equal(finding["resumed"], finding["weights"])
         assert_equal(finding["resumed state"], finding["state"])
     assert not torch.equal(zero["state"]["drift"], one["state"]["drift"])
+
+
+@pytest.mark.parametrize("name", ranks.BOUND_TO_RANKS + ranks.FREE_OF_RANKS)
+def test_a_memory_that_another_number_of_ranks_cannot_use_is_told(name, findings):
+    zero, _ = of(findings, "from one rank")  # only rank 0 warns
+    for told, before, now in (
+        (zero["told"][name], 1, 2),
+        (ranks.told_on_resuming(name, findings["folder"] / f"{name}.ckpt"), 2, 1),
+    ):
+        says = f"the checkpoint holds delta of {before} ranks, and this training has {now}: they are reset; resume on "
+        assert [one.startswith(says) for one in told] == [True] * (name in ranks.BOUND_TO_RANKS), told
+
+
+def test_an_epoch_that_another_number_of_ranks_ends_is_told_and_its_metrics_go_on(findings):
+    of(findings, "metrics after a stop")
+    path, module = findings["folder"] / "metrics.ckpt", build(Natural, net=ranks.linear())
+    (zero, one) = torch.load(path, weights_only=True)["lit_robust"]["metrics"]
+    assert float(zero["loss"][1] + one["loss"][1]) == 16  # two batches of four images on each rank
+    begun = {}
+
+    class Begin(Callback):
+        def on_train_start(self, trainer, pl_module):
+            begun.update(pl_module.metrics.sums)
+
+    with pytest.warns(UserWarning, match="within an epoch by 2 ranks, and this training has 1: "):
+        ranks.fit(module, ranks.Data(), Begin(), max_epochs=1, ckpt_path=path)
+    assert_equal(begun, {name: zero[name] + one[name] for name in zero})
+
+
+def test_a_test_of_another_number_of_ranks_says_nothing_of_ranks(findings, tmp_path, recwarn):
+    of(findings, "FreeAT")
+    make = METHODS["FreeAT"]
+    run = trainer(tmp_path)
+    for evaluate in (run.test, run.validate):
+        data = ranks.Validated()
+        evaluate(build(make.cls, **make.arguments), data, ckpt_path=findings["folder"] / "FreeAT.ckpt", verbose=False)
+    assert [str(one.message) for one in recwarn if "ranks" in str(one.message)] == []
 
 
 def test_the_eps_of_an_image_is_the_same_on_both_ranks_after_a_resume_and_in_one_process(findings, tmp_path):
@@ -222,6 +260,11 @@ def test_the_generalisation_gap_counts_every_image_once(findings):
 def test_no_warning_asks_to_reduce_what_is_reduced(findings):
     zero, _ = of(findings, "warnings")  # only rank 0 warns
     assert [warning for warning in zero["warnings"] if "sync_dist" in warning] == []
+
+
+def test_an_attack_makes_no_rank_wait_and_the_loss_makes_it_wait_once_per_batch(findings):
+    for found in of(findings, "waits"):
+        assert found == {"1": [1, 1], "4": [1, 1]}
 
 
 def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):

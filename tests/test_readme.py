@@ -1,5 +1,7 @@
 """What the README shows in Python can be written so."""
 
+import ast
+import builtins
 import re
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from lit_robust.attacks import PGD
 from lit_robust.cli import main
 from lit_robust.defenses import PGDAT
 from lit_robust.nets import digits_cnn
+from tests.methods import ATTACK
+from tests.test_resume import TinyData
+from tests.tiny import CLASSES, TinyNet, trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,6 +39,46 @@ def test_images_are_drawn_and_attacked_in_two_lines():
     assert 0 < (scope["x_adv"] - scope["x"]).abs().max() <= 8 / 255 + 1e-6
     assert all(value.grad is None for value in defense.parameters())
     assert len(torch.unique(scope["y"])) > 5
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def names_missing_in(block: str) -> set[str]:
+    """The names that a block of Python reads but neither defines nor imports."""
+    read, there = set(), {*dir(builtins)}
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else there).add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            there.add(node.name)
+        elif isinstance(node, ast.arg):
+            there.add(node.arg)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            there |= {alias.asname or alias.name for alias in node.names}
+    return read - there
+
+
+@pytest.mark.parametrize("place", range(len(python_blocks())))
+def test_a_block_can_be_copied_alone(place):
+    block = python_blocks()[place]
+    missing = names_missing_in(block)
+    if block.startswith("x, y = CIFAR10DataModule()"):  # two lines on the block before them
+        missing = names_missing_in(python_blocks()[place - 1] + block)
+    assert {name for name in missing if not name.startswith("your_")} == set()
+
+
+def test_the_new_method_trains_and_counts_what_it_has_seen(tmp_path):
+    (block,) = (block for block in python_blocks() if "class MixedAT" in block)
+    scope = {"__name__": "mixed"}
+    exec(block, scope)  # our own README
+    module = scope["MixedAT"](net=TinyNet(), num_classes=CLASSES, attack=ATTACK)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, TinyData())
+    assert {"train/loss", "train/acc/clean", "train/acc/robust", "train/ce/clean"} <= run.callback_metrics.keys()
+    with pytest.raises(ValueError, match="share=2"):
+        scope["MixedAT"](net=TinyNet(), num_classes=CLASSES, attack=ATTACK, share=2)
 
 
 def test_the_two_by_two_crosses_rate_and_precision_and_nothing_else(capsys):

@@ -12,8 +12,25 @@ RESULTS = {
     path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/cpu_*.json")
 }
 ROWS = [(name, row) for name, rows in RESULTS.items() for row in rows]
-#: The first test images that each attack has seen.
-SEEN = {"autoattack": 500}
+
+
+@pytest.fixture
+def readme(monkeypatch):
+    """The script that writes the README's results."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import readme_results
+
+    return readme_results
+
+
+def results_of(row):
+    """The records of a single-step method, one per seed."""
+    return [RESULTS["single_step"][f"{row}@{seed}"] for seed in range(3)]
+
+
+def learns(record):
+    """Whether a net predicts more than one class."""
+    return record["last"]["clean"][0] > max(COMMONEST.values())
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
@@ -27,26 +44,30 @@ def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(n
     said = rows_of(load(str(SCRIPTS / "cpu_budget.yaml")), name)[row]
     assert record["config"] == said["config"]
     assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
-    assert all(n == SEEN.get(attack, 1000) for attack, (*_, n) in record["last"].items())
+    tested = record["config"]["data"]["init_args"]["test_size"]
+    older = {"autoattack": 500} if tested == 1000 else {}
+    assert all(n == older.get(attack, tested) for attack, (*_, n) in record["last"].items())
 
 
 @pytest.mark.parametrize("row", RESULTS["single_step"])
 def test_every_single_step_method_has_been_attacked_in_every_way(row):
     """Masked gradients would show in one of these."""
     last = {attack: accuracy for attack, (accuracy, *_) in RESULTS["single_step"][row]["last"].items()}
-    assert last["autoattack"] <= last["pgd40"] + 3  # of other images
+    assert last["autoattack"] <= last["pgd40"]
     assert last["pgd100"] <= last["pgd40"] + 1
     assert last["pgd20_at_1.5_eps"] < last["pgd40"] + 1
-    assert last["pgd20_at_2.5_eps"] == 0
+    if learns(RESULTS["single_step"][row]):
+        assert last["pgd20_at_2.5_eps"] <= 0.2  # one image
+        assert last["autoattack"] <= last["transfer"]
+    else:
+        assert "trivial" in RESULTS["single_step"][row]["alarms"]
 
 
-@pytest.fixture
-def readme(monkeypatch):
-    """The script that writes the README's results."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import readme_results
-
-    return readme_results
+@pytest.mark.parametrize("row", RESULTS["single_step"])
+def test_a_net_that_the_default_test_flatters_by_more_than_10_points_raises_an_alarm(row, readme):
+    """Between 5 and 10 points some do not, which the README counts."""
+    record = RESULTS["single_step"][row]
+    assert readme.flattery(record) <= 10 or record["alarms"]
 
 
 def test_the_readmes_results_are_those_of_the_files(readme):
@@ -69,6 +90,14 @@ def test_a_number_that_is_changed_by_hand_is_found(readme, monkeypatch, tmp_path
 def test_a_block_without_an_end_is_refused(readme):
     with pytest.raises(ValueError, match="single_step"):
         readme.filled("<!-- results: single_step -->\n<!-- results: delayed -->\n<!-- end of results -->")
+
+
+def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():
+    results = json.loads((SCRIPTS / "results/autoattack_bf16.json").read_text())
+    assert results["n"] == 500
+    for counts in results["nets"].values():
+        assert counts["float32"] - counts["float32_only"] == counts["bf16"] - counts["bf16_only"]
+        assert counts["bf16_only"] + counts["float32_only"] <= 0.01 * results["n"]
 
 
 def test_the_default_test_costs_less_than_two_runs_of_pgd_20_and_least_on_a_weak_net():
@@ -94,8 +123,13 @@ def seeds(*values, n=500):
     [
         # 10 points apart: more than the seeds' and the images' spread, 1.96 * sqrt(2 * 50 * 50 / 500) = 6.2.
         ({"a": seeds(60, 60, 60), "b": seeds(50, 50, 50)}, {"a": "1", "b": "2"}),
-        ({"a": seeds(55, 55, 55), "b": seeds(50, 50, 50)}, {"a": "1", "b": "1"}),
-        ({"a": seeds(70, 60, 50), "b": seeds(56, 50, 44)}, {"a": "1", "b": "1"}),
+        ({"a": seeds(55, 55, 55), "b": seeds(50, 50, 50)}, {"a": "1 to 2", "b": "1 to 2"}),
+        ({"a": seeds(70, 60, 50), "b": seeds(56, 50, 44)}, {"a": "1 to 2", "b": "1 to 2"}),
+        # The middle one differs from neither.
+        (
+            {"a": seeds(60, 60, 60), "b": seeds(55, 55, 55), "c": seeds(50, 50, 50)},
+            {"a": "1 to 2", "b": "1 to 3", "c": "2 to 3"},
+        ),
         ({"a": seeds(90, 90), "b": seeds(50, 50, 50)}, {"a": "-", "b": "1"}),
     ],
 )
@@ -111,15 +145,17 @@ def test_a_mean_over_seeds_has_its_range(readme):
 @pytest.mark.parametrize(
     "row", ["fastat_random", "fastat_previous", "nfgsm", "freeat_2", "freeat_4", "gradalign", "gat", "nuat"]
 )
-def test_the_methods_of_the_papers_reach_60_percent_in_three_minutes(row):
-    record = RESULTS["single_step"][row]
-    assert record["last"]["pgd40"][0] >= 60
-    assert sum(record["diary"]["cpu_seconds"]) <= 180
+def test_the_methods_of_the_papers_reach_60_percent_in_three_minutes_with_two_of_three_seeds(row):
+    assert sorted(record["last"]["pgd40"][0] for record in results_of(row))[1] >= 60
+    assert all(sum(record["diary"]["cpu_seconds"]) <= 180 for record in results_of(row))
 
 
 @pytest.mark.parametrize("row", RESULTS["single_step"])
-def test_the_monitors_are_silent_where_nothing_overfits(row):
-    assert not any(RESULTS["single_step"][row]["diary"]["train/catastrophic_overfitting"])
+def test_the_monitors_report_the_nets_that_overfit_and_no_other(row):
+    """The last epoch's nets that have learned, by an attack, and are hardly robust; every one has seed 2."""
+    record = RESULTS["single_step"][row]
+    overfits = learns(record) and record["last"]["pgd40"][0] < 30 and not row.startswith("natural")
+    assert any(record["diary"]["train/catastrophic_overfitting"]) == overfits
 
 
 @pytest.mark.parametrize("row", RESULTS["overfitting"])
@@ -136,24 +172,26 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
 # Which methods learn the trivial classifier.
 
 TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
-#: The share of the class that is commonest among the first test images, n = 1,000 and 500: what such a net gets right.
-COMMONEST = {"clean": 12.6, "pgd40": 12.6, "autoattack": 13.4}
+#: The share of the class that is commonest among the first test images, by their number: what such a net gets right.
+COMMONEST = {1000: 12.6, 500: 13.4}
 
 
-def accuracies_of(name, row):
-    return {attack: accuracy for attack, (accuracy, *_) in RESULTS[name][row]["last"].items()}
+def of_seeds(name, row):
+    """Which accuracies of a row are found, and n, for all its seeds."""
+    records = [record for label, record in RESULTS[name].items() if label.partition("@")[0] == row]
+    return [(accuracy, n) for record in records for accuracy, *_, n in record["last"].values()]
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_pgd_training_learns_the_trivial_classifier_and_with_a_ramp_of_eps_it_does_not(name):
-    assert accuracies_of(name, "madry") == COMMONEST
-    assert all(accuracy > COMMONEST[attack] + 30 for attack, accuracy in accuracies_of(name, "madry_with_ramp").items())
+    assert all(accuracy == COMMONEST[n] for accuracy, n in of_seeds(name, "madry"))
+    assert all(accuracy > COMMONEST[n] + 30 for accuracy, n in of_seeds(name, "madry_with_ramp"))
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name, readme):
     assert RESULTS[name].keys() == {*readme.SLIDES, "madry_with_ramp"}
-    assert all(accuracies_of(name, row).keys() == COMMONEST.keys() for row in RESULTS[name])
+    assert len({tuple(sorted(record["last"])) for record in RESULTS[name].values()}) == 1
 
 
 # The time that a delay saves.
@@ -181,5 +219,5 @@ def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
         sorted(RESULTS["delayed"][f"{row}_at_0.2@{seed}"]["last"]["pgd40"][0] for seed in range(3))
         for row in ("rat", "dat")
     )
-    assert rat[:2] == [COMMONEST["pgd40"]] * 2
+    assert rat[:2] == [COMMONEST[1000]] * 2
     assert dat[0] > 50

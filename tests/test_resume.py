@@ -32,6 +32,7 @@ STOPS = {
     "after an epoch's last batch": "1-last",
     "after validation": "1-validated",
     "between epochs": "1",
+    "before the module ends its epoch": "1-own",
 }
 
 
@@ -56,18 +57,28 @@ class SaveAtStops(Checkpoint):
         self.rows: dict[str, int] = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self._save(trainer, f"{trainer.current_epoch}-{'last' if trainer.is_last_batch else batch_idx}")
+        self.save(trainer, f"{trainer.current_epoch}-{'last' if trainer.is_last_batch else batch_idx}")
 
     def on_validation_end(self, trainer, pl_module):
-        self._save(trainer, f"{trainer.current_epoch}-validated")
+        self.save(trainer, f"{trainer.current_epoch}-validated")
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self._save(trainer, str(trainer.current_epoch))
+        self.save(trainer, str(trainer.current_epoch))
 
-    def _save(self, trainer, name):
+    def save(self, trainer, name):
         if name in STOPS.values():
             self.rows[name] = len(trainer.logger.rows)
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")
+
+
+class SaveBeforeTheModule(Callback):
+    """Saves as a user's own callback may: callbacks that are no ``Checkpoint`` run before the module's hooks."""
+
+    def __init__(self, stops: SaveAtStops) -> None:
+        self.stops = stops
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.stops.save(trainer, f"{trainer.current_epoch}-own")
 
 
 class Rows(Logger):
@@ -156,7 +167,7 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
     run = trainer(
         folder,
         max_epochs=3,
-        callbacks=[*setup.callbacks(), *([stops] if fresh else [])],
+        callbacks=[*setup.callbacks(), *([stops, SaveBeforeTheModule(stops)] if fresh else [])],
         logger=rows,
         log_every_n_steps=1,
         enable_checkpointing=fresh,
@@ -211,6 +222,13 @@ def test_every_method_resumes_as_if_it_had_not_been_stopped(whole, stop):
 
 @specified(PART_SETUPS, "in the first epoch", "in mid-epoch", "after an epoch's last batch", "between epochs")
 def test_every_part_resumes_as_if_it_had_not_been_stopped(whole, stop):
+    assert_the_same(whole, stop)
+
+
+@specified(
+    {name: PART_SETUPS[name] for name in ("torch's scheduler by epoch", "averages")}, "before the module ends its epoch"
+)
+def test_a_checkpoint_of_ones_own_callback_holds_the_schedulers_step_to_come(whole, stop):
     assert_the_same(whole, stop)
 
 

@@ -1,5 +1,6 @@
 import io
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import register_type
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LRScheduler, MultiStepLR
 
-from lit_robust.magnitudes import Magnitude
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -224,7 +223,7 @@ class TestDrops:
             assert drops(schedule, epochs) == []
             assert drops(schedule, epochs + 5) == []
 
-    def test_nor_has_one_that_steps_once_per_epoch(self):
+    def test_a_gradual_decline_in_steps_of_an_epoch_has_none(self):
         for schedule in (Linear(1, 0, 0, 30), Cosine(1, 0, 0, 30), Cyclic(15, 15), Cyclic(10, 20)):
             assert drops(PerEpoch(schedule), 30) == []
 
@@ -256,6 +255,26 @@ class TestBadArguments:
             (lambda: CyclicStep(20, 20, 40), "until="),
             (lambda: CyclicStep(20, 20, 35, after=[11, 6]), "after="),
             (lambda: CyclicMomentum(5, 5, low=0.9, high=0.8), "low="),
+            (lambda: Cyclic(None, 5), "up=None"),
+            (lambda: MultiStep([None]), "milestones.*=None"),
+            (lambda: MultiStep([1], factor=True), "factor=True"),
+            *(
+                (partial(kind, *[[] if i == empty else 0.5 * (i + 1) for i in range(count)]), name)
+                for kind in (Linear, Cosine)
+                for count, names in ((4, ("start", "stop", "begin", "end")),)
+                for empty, name in enumerate(names)
+            ),
+            *(
+                (partial(PeriodicCosine, **{"low": 0, "high": 1, "cap": 1, "ends": [1], name: []}), f"{name}=")
+                for name in ("low", "high", "cap", "ends")
+            ),
+            *((partial(CyclicMomentum, 5, 5, **{name: []}), name) for name in ("until", "low", "high")),
+            *(
+                (partial(Linear, **{"start": 0, "stop": 1, "begin": 0, "end": 1, name: math.inf}), name)
+                for name in ("start", "stop", "begin", "end")
+            ),
+            (lambda: Staircase([0, 1], [1, math.inf]), r"values\[1\]=inf"),
+            (lambda: Linear(Linear(0, 1, 0, 1), 0, 0, 5), "start=Linear"),
         ],
     )
     def test_are_refused_by_name(self, make: Any, name: str):
@@ -265,10 +284,8 @@ class TestBadArguments:
     @pytest.mark.parametrize(
         ("make", "named"),
         [
-            (lambda: Cyclic(None, 5), "up=None"),
-            (lambda: PerEpoch(0.5), r"0\.5"),
-            (lambda: Product([0.5]), r"0\.5"),
-            (lambda: MultiStep([None]), "milestones.*=None"),
+            (lambda: PerEpoch(0.5), r"schedule=0\.5"),
+            (lambda: Product([0.5]), r"schedules\[0\]=0\.5"),
         ],
     )
     def test_of_a_wrong_kind_are_refused(self, make: Any, named: str):
@@ -279,7 +296,6 @@ class TestBadArguments:
 class TestConfiguration:
     def parse(self, *arguments: str) -> tuple[Schedule, str]:
         """The schedule, and the configuration as a run would save it."""
-        register_type(Magnitude, serializer=str, deserializer=Magnitude, fail_already_registered=False)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--schedule", type=Schedule)
         parser.add_argument("--config", action="config")

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from lit_robust.attacks import PGD
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy
+from tests.tiny import TinyNet, images
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -352,3 +353,95 @@ def test_the_first_images_are_trained_on_and_the_next_validated_on(budget, real_
     validated = torch.cat([batch.index for batch in data.val_dataloader()])
     assert sorted(trained.tolist()) == list(range(50))
     assert validated.tolist() == list(range(50, 70))
+
+
+# Training that is bounded by a perceptual distance, beside PGD for equal seconds.
+
+FEW = """
+base:
+  trainer: {log_every_n_steps: 1}
+  data:
+    class_path: DigitsDataModule
+    init_args: {batch_size: 32, val_size: 20, train_size: 128, test_size: 32, augment: false, split: random}
+  model:
+    init_args:
+      net: {class_path: lit_robust.nets.digits_cnn, init_args: {width: 8}}
+      test_attacks:
+        pgd40: {class_path: PGD, init_args: {eps: EPS, steps: 2}}
+        stadv: {class_path: StAdv, init_args: {steps: 2}}
+sets:
+  unseen:
+    epochs: 2
+"""
+
+
+@pytest.fixture
+def unseen(budget):
+    """The script, on top of ``budget``."""
+    import unseen
+
+    Path("few.yaml").write_text(FEW)
+    yield unseen
+    sys.modules.pop("unseen", None)
+
+
+def test_pgd_gets_the_seconds_of_perceptual_training_and_both_are_attacked_alike(unseen, capsys):
+    unseen.main(["--set", "few.yaml"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("about ")
+    rows = results("unseen")
+    assert list(rows) == ["pat", "pgdat_pilot", "pgdat"]
+    seconds = {name: sum(row["diary"]["cpu_seconds"]) for name, row in rows.items()}
+    assert rows["pgdat"]["epochs"] == max(1, int(seconds["pat"] / seconds["pgdat_pilot"]))
+    assert rows["pgdat"]["config"]["trainer"]["max_epochs"] == rows["pgdat"]["epochs"]
+    assert set(rows["pat"]["last"]) == set(rows["pgdat"]["last"]) == {"clean", "pgd40", "stadv"}
+    assert rows["pgdat_pilot"]["last"] == {}
+    assert printed.splitlines()[-4].startswith("| one seed | epochs | CPU seconds | ")
+    unseen.main(["--set", "few.yaml"])
+    again = capsys.readouterr().out
+    assert "training" not in again
+    assert "minutes" not in again
+    assert results("unseen") == rows
+
+
+def test_the_rows_of_perceptual_training_are_understood(unseen):
+    text = unseen.load(str(unseen.ROWS))
+    rows = unseen.Work(unseen.SET, text).rows
+    assert [row["epochs"] for row in rows.values()] == [8, 1, 8]
+    for row in rows.values():
+        config = row["config"]["model"]["init_args"]
+        assert config["net"]["init_args"] == {"width": 16}
+        assert list(config["test_attacks"]) == ["pgd40", "pgd40_l2", "stadv", "jpeg", "lpa40", "recolor", "autoattack"]
+
+
+def test_the_benchmark_compares_each_loop_with_the_floor(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    benchmark = pytest.importorskip("benchmark")
+    out = tmp_path / "benchmark.json"
+    words = ["--width", "2", "--batch", "2", "--batches", "2", "--out", str(out)]
+    monkeypatch.setattr(benchmark, "TINY_BATCHES", 3)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, "--methods", "FreeAT-4", "TRADES"])
+    benchmark.main()
+    found = json.loads(out.read_text())
+    assert found["rows"].keys() == {"FreeAT-4", "TRADES"}
+    assert found["rows"]["TRADES"].keys() - {"images_per_second"} == {
+        *("floor", "research", "fit", "fit unfolded", "fit bf16")
+    }
+    assert found["rows"]["TRADES"]["fit"]["n"] == 2
+    assert found["rows"]["TRADES"]["floor"] == found["rows"]["TRADES"]["floor"] | {"to_floor": 1.0}
+    assert found["overhead_in_microseconds"].keys() == {"Lightning alone", "Natural"}
+
+
+def test_a_loop_by_hand_makes_the_passes_that_it_says(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    benchmark = pytest.importorskip("benchmark")
+    net, made = TinyNet(), []
+    net.register_forward_hook(lambda net, inputs, logits: made.append((net.training, logits.requires_grad)))
+    x, y, *_ = images(4)
+    before = net.head.weight.clone()
+    for research in (False, True):
+        made.clear()
+        method = benchmark.Method({}, steps=2, mode="eval", references=1, update=2)
+        benchmark.hand_written(net, method, x, y, research)()
+        assert made == [(False, False), (False, True), (False, True), (True, True), (True, True)]
+    assert not torch.equal(net.head.weight, before)

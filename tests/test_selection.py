@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from lit_robust.selection import (
     CRAIG,
+    CoresetSampler,
+    Embeddings,
     GradMatch,
     Outer,
     Random,
+    concatenated,
     facility_location,
     gradient_error,
     gradient_match,
@@ -21,6 +24,7 @@ from lit_robust.selection import (
     of_batches,
     own_class,
     random_subset,
+    resampled,
 )
 from lit_robust.selection.embeddings import bias_of, gram, squared_norms
 from lit_robust.selection.selectors import shares
@@ -247,6 +251,39 @@ def test_tol_ends_the_pursuit_at_the_relative_residual() -> None:
     assert sizes == sorted(sizes)
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.01])
+def test_a_pursuit_that_computes_products_on_demand_makes_the_same_choices(
+    lam: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = drawn(n=150, seed=3)
+    kept = {budget: matching_pursuit(outer, budget, lam=lam) for budget in (1, 20, 60)}
+    computed: list[int] = []
+
+    def counted(a: Embeddings, b: Embeddings) -> Tensor:
+        computed.append((product := gram(a, b)).numel())
+        return product
+
+    products = sys.modules["lit_robust.selection.products"]
+    monkeypatch.setattr(products, "KEPT_BYTES", 0)
+    monkeypatch.setattr(products, "gram", counted)
+    for budget, (indices, weights) in kept.items():
+        for embeddings in (outer, expanded(outer)):
+            same_indices, same_weights = matching_pursuit(embeddings, budget, lam=lam)
+            assert indices.equal(same_indices)
+            torch.testing.assert_close(weights, same_weights)
+        assert max(computed) <= (budget + 1) ** 2  # never N x N, nor budget x N
+
+
+def test_a_pursuit_that_takes_much_memory_states_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = sys.modules["lit_robust.selection.products"]
+    monkeypatch.setattr(products, "TOLD_BYTES", 8 * 19**2)
+    matching_pursuit(drawn(), 20)  # which are kept
+    monkeypatch.setattr(products, "KEPT_BYTES", 0)
+    matching_pursuit(drawn(), 19)
+    with pytest.warns(UserWarning, match=r"^budget=20 of 60 samples takes 3\.2e-06 GB "):
+        GradMatch(scope="all")(drawn(), torch.zeros(60, dtype=torch.int64), 20)
+
+
 @pytest.mark.parametrize(("fill", "weight"), [("one", 1.0), ("mean", None), ("none", None)])
 def test_what_fills_up_the_budget(fill: str, weight: float | None) -> None:
     rows = expanded(drawn(n=100))
@@ -332,11 +369,153 @@ def test_a_budget_may_be_any_integer() -> None:
     assert len(facility_location(drawn(), torch.tensor(7).numpy()[()])[0]) == 7
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(3, 2, dtype=torch.int64), torch.full((3, 2), math.nan)])
+BAD_ROWS = [
+    torch.zeros(3),
+    torch.zeros(3, 2, 2),
+    torch.zeros(()),
+    torch.zeros(3, 2, dtype=torch.int64),
+    torch.zeros(3, 2, dtype=torch.bool),
+    torch.full((3, 2), math.nan),
+    torch.tensor([[1.0, 2], [math.inf, 0], [0, 0]]),
+    torch.full((3, 2), 1e30),  # whose squares are not finite
+    Outer(torch.full((3, 2), math.nan), torch.ones(3, 2)),
+    Outer(torch.ones(3, 2), torch.full((3, 2), math.inf)),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS, ids=lambda bad: str(bad)[:60])
 def test_embeddings_that_are_no_finite_rows_are_refused(bad: Tensor) -> None:
-    for select in (facility_location, gradient_match, random_subset):
+    for select in (facility_location, gradient_match, matching_pursuit, random_subset):
         with pytest.raises(ValueError, match="embeddings"):
             select(bad, 1)
+    for selector in (CRAIG(), GradMatch(), Random(), CRAIG(scope="batch", block=2)):
+        with pytest.raises(ValueError, match="embeddings"):
+            selector(bad, torch.zeros(3, dtype=torch.int64), 1)
+
+
+SELECTORS = [CRAIG(), GradMatch(), GradMatch(gradient="own_class"), Random(), CRAIG(scope="all"), CRAIG(scope="batch")]
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=str)
+@pytest.mark.parametrize("budget", [0, -1, 61, 2.5, 2.0, True, None, "3", math.nan])
+def test_a_selector_refuses_a_budget_out_of_range(selector: CRAIG, budget: object) -> None:
+    with pytest.raises(ValueError, match="budget="):
+        selector(drawn(), torch.arange(60) % 4, budget)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=str)
+@pytest.mark.parametrize(
+    "y",
+    [
+        torch.arange(59) % 4,
+        torch.arange(61) % 4,
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(60, 1, dtype=torch.int64),
+        torch.zeros(()),
+        torch.arange(60) % 4 - 1,
+        torch.zeros(60),
+        torch.zeros(60, dtype=torch.bool),
+        [0] * 60,
+        None,
+    ],
+    ids=lambda y: str(y)[:40],
+)
+def test_classes_that_are_not_one_for_each_sample_are_refused(selector: CRAIG, y: Tensor) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^y[ =]"):
+        selector(drawn(), y, 6)
+
+
+def test_a_class_without_samples_takes_no_share_and_small_ones_may() -> None:
+    y = torch.tensor([5] * 50 + [2] * 9 + [7])
+    for selector in (CRAIG(), GradMatch(), Random(scope="class")):
+        coreset = selector(drawn(), y, 12)
+        assert torch.bincount(y[coreset.indices], minlength=8).tolist() == [0, 0, 2, 0, 0, 9, 0, 1]
+
+
+def test_other_functions_refuse_what_they_cannot_use() -> None:
+    outer, dense = drawn(), expanded(drawn())
+    two, ones = torch.tensor([0, 3]), torch.ones(2)
+    refused = [
+        (ValueError, "^indices", lambda: gradient_error(outer, torch.tensor([0, 60]), ones)),
+        (ValueError, "^indices", lambda: gradient_error(outer, torch.tensor([-1, 3]), ones)),
+        (ValueError, "^indices", lambda: gradient_error(outer, torch.zeros(0, dtype=torch.int64), ones)),
+        (TypeError, "^indices=", lambda: gradient_error(outer, [0, 3], ones)),
+        (ValueError, "^weights", lambda: gradient_error(outer, two, torch.ones(3))),
+        (ValueError, "^weights", lambda: gradient_error(outer, two, torch.tensor([1.0, math.nan]))),
+        (ValueError, "^embeddings", lambda: gradient_error(torch.zeros(3), two, ones)),
+        (ValueError, "^batch_size=0", lambda: of_batches(outer, 0)),
+        (ValueError, "^batch_size=1.5", lambda: of_batches(outer, 1.5)),  # type: ignore[arg-type]
+        (TypeError, "^embeddings=", lambda: own_class(dense, torch.arange(60) % 4)),  # type: ignore[arg-type]
+        (ValueError, "^y ", lambda: own_class(outer, torch.arange(60) % 5)),
+        (ValueError, "^y ", lambda: own_class(outer, torch.zeros(59, dtype=torch.int64))),
+        (ValueError, "^parts", lambda: concatenated([])),
+        (ValueError, "^parts", lambda: concatenated([outer, dense])),
+        (ValueError, "^indices", lambda: resampled(torch.tensor([]), torch.ones(0), 0)),
+        (ValueError, "^weights", lambda: resampled(two, torch.ones(3), 0)),
+        (ValueError, "^weights", lambda: resampled(two, torch.zeros(2), 0)),
+        (TypeError, "^head=", lambda: last_layer_gradients(nn.Conv2d(1, 1, 1), lambda: ones)),  # type: ignore[arg-type]
+        (ValueError, r"^loss\(\)", lambda: last_layer_gradients(nn.Linear(5, 3), lambda: ones.sum())),
+        (TypeError, r"^loss\(\)", lambda: last_layer_gradients(nn.Linear(5, 3), lambda: 1.0)),  # type: ignore[arg-type]
+        (TypeError, "^left=", lambda: Outer([[1.0]], torch.ones(1, 1))),  # type: ignore[arg-type]
+        (ValueError, "^right", lambda: Outer(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int64))),
+    ]
+    for error, named, call in refused:
+        with pytest.raises(error, match=named):
+            call()
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        torch.tensor([0, 10]),
+        torch.tensor([-1, 3]),
+        torch.tensor([0.0, 3.0]),
+        torch.tensor([True, False]),
+        torch.tensor([[0, 3]]),
+        torch.zeros(0, dtype=torch.int64),
+        torch.tensor(3),
+        [0, 3],
+        "all",
+    ],
+    ids=str,
+)
+def test_a_sampler_refuses_positions_that_do_not_exist(indices: Tensor) -> None:
+    sampler = CoresetSampler(range(10))
+    sampler.select(torch.tensor([4, 5]), torch.tensor([1.0, 2.0]))
+    with pytest.raises((ValueError, TypeError), match=r"^indices[ =]"):
+        sampler.select(indices)
+    assert sampler.indices.tolist() == [4, 5]  # what it had stays
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.ones(3),
+        torch.ones(2, 1),
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([1.0, -1.0]),
+        torch.tensor([1.0, math.nan]),
+        torch.tensor([1.0, math.inf]),
+        torch.tensor([True, True]),
+        [1.0, 2.0],
+        2.0,
+    ],
+    ids=str,
+)
+def test_a_sampler_refuses_weights_that_are_none(weights: Tensor) -> None:
+    sampler = CoresetSampler(range(10))
+    with pytest.raises((ValueError, TypeError), match=r"^weights[ =]"):
+        sampler.select(torch.tensor([0, 3]), weights)
+    assert len(sampler) == 10
+    with pytest.raises(TypeError, match=r"^in_order="):
+        sampler.select(torch.tensor([0, 3]), None, 1)  # type: ignore[arg-type]
+
+
+def test_a_gradient_that_vanishes_has_no_relative_error() -> None:
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert gradient_error(rows, torch.tensor([0]), torch.ones(1)) == math.inf
+    assert gradient_error(rows, torch.tensor([0, 1]), torch.ones(2)) == 0
+    assert math.isnan(gradient_error(1e38 * rows.abs(), torch.tensor([0]), torch.full((1,), 1e38)))
 
 
 def test_factors_that_do_not_fit_are_refused() -> None:

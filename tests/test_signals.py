@@ -22,8 +22,8 @@ from lit_robust.callbacks import EMAWeights
 from lit_robust.cli import main
 from lit_robust.data.folders import FolderImages, Workers
 from lit_robust.defenses import PGDAT
+from lit_robust.ranks import stop_request
 from lit_robust.runs import checkpoints_of
-from lit_robust.training.ranks import stop_request
 from lit_robust.training.signals import Stopped
 from tests.front_door import TINY
 from tests.methods import build
@@ -121,13 +121,14 @@ def test_a_run_that_sigterm_has_stopped_goes_on_as_if_it_had_not_been(moment, he
 
 
 def test_what_is_printed_is_how_to_resume(here, uninterrupted, capfd, caplog):
-    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    caplog.set_level("INFO", "lightning.pytorch")
     stopped(130, **MOMENTS["in mid-epoch"], name="SIGINT")
     said = capfd.readouterr().err
     assert said.count("press it again to stop at once") == 1
     found = re.search(
         r"Ctrl-C stopped the training in epoch 1, after step 7: resume it by lit-robust (.*)", caplog.text
     )
+    assert "weights_only" not in caplog.text
     main(found[1].split())
     assert_the_same(RUN, uninterrupted)
 

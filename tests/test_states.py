@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from lit_robust import callbacks
+from lit_robust.batch import Batch
 from lit_robust.callbacks import CatastrophicOverfittingMonitor, EMAWeights
-from lit_robust.defenses import PGDAT
+from lit_robust.defenses import PGDAT, CustomizedAT
 from tests.methods import METHODS, build
 from tests.stranger import DigitClassifier
 from tests.test_callback_contracts import CASES, HERE, Case, FewDigits
 from tests.test_resume import TinyData, differences
-from tests.tiny import images, loader, trainer
+from tests.tiny import SaveAfter, images, loader, trainer
 
 JUNK: dict[str, Any] = {
     "null": None,
@@ -28,11 +30,13 @@ JUNK: dict[str, Any] = {
     "a list of NaN": [float("nan")],
 }
 #: What an entry may be besides its type.
-MAY_BE_NULL = {"switch_epoch", "bound", "healthy", "alert", "error"}
+MAY_BE = {"null": {"switch_epoch", "bound", "healthy", "alert", "error"}, "truth": {"pending"}}
+#: Entries that older versions did not have.
+LATER = {"pending"}
 
 
 def junk_for(name: str) -> Iterator[Any]:
-    return (junk for what, junk in JUNK.items() if what != "null" or name not in MAY_BE_NULL)
+    return (junk for what, junk in JUNK.items() if name not in MAY_BE.get(what, ()))
 
 
 def with_states() -> dict[str, Case]:
@@ -73,8 +77,9 @@ def test_an_entry_of_a_callbacks_state_is_refused_by_its_name(name, tmp_path):
                 callback.load_state_dict(deepcopy(good) | {entry: junk})
             assert "\n" not in str(told.value)
             assert differences(callback.state_dict(), good) == []
-        with pytest.raises(ValueError, match=rf"callbacks\[.*\] has no {entry}"):
-            callback.load_state_dict({key: value for key, value in good.items() if key != entry})
+        if entry not in LATER:
+            with pytest.raises(ValueError, match=rf"callbacks\[.*\] has no {entry}"):
+                callback.load_state_dict({key: value for key, value in good.items() if key != entry})
     for junk in (None, 3, []):
         with pytest.raises(ValueError, match=r"callbacks\[.*\] is .* must be a mapping"):
             callback.load_state_dict(junk)
@@ -111,9 +116,7 @@ INSIDE = {
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 def test_what_is_inside_a_monitors_entries_is_checked(tmp_path):
     (monitor,) = after_two_epochs(CASES["a monitor"], tmp_path)
-    monitor._batches = [images(9)]
-    good = deepcopy(monitor.state_dict())
-    good |= {"bound": (0.1, "linf")}
+    good = deepcopy(monitor.state_dict()) | {"bound": (0.1, "linf"), "batches": [tuple(images(9))]}
     for entry, tries in INSIDE.items():
         for path, junk in tries:
             with pytest.raises(ValueError, match=rf"\.{entry} is "):
@@ -166,6 +169,14 @@ AVERAGES = {
 }
 
 
+def averages_in(run: Trainer, path: Path) -> dict[str, Any]:
+    """The weights, the averages and the number of their updates in a checkpoint that is written now."""
+    run.save_checkpoint(path)
+    written = torch.load(path, weights_only=True)
+    sections = ("state_dict", "current_model_state", "averaging_state", "extra_averages")
+    return {section: written[section] for section in sections}
+
+
 @pytest.mark.parametrize("part", AVERAGES)
 def test_averages_are_checked_before_any_is_restored(part, tmp_path):
     name, change = AVERAGES[part]
@@ -176,11 +187,97 @@ def test_averages_are_checked_before_any_is_restored(part, tmp_path):
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     change(checkpoint)
-    before = deepcopy([module.state_dict(), callback._average.state_dict(), callback._updates])
+    before = averages_in(run, tmp_path / "before.ckpt")
     with pytest.raises(ValueError, match=rf"^the checkpoint's averages are broken .*{name}.* use an earlier") as told:
         callback.on_load_checkpoint(run, module, checkpoint)
     assert "\n" not in str(told.value)
-    assert differences([module.state_dict(), callback._average.state_dict(), callback._updates], before) == []
+    assert differences(averages_in(run, tmp_path / "after.ckpt"), before) == []
+
+
+UNFIT_BATCHES = {
+    "another number of channels": images(9)._replace(x=torch.zeros(9, 2, 8, 8)),
+    "another size": images(9)._replace(x=torch.zeros(9, 3, 4, 4)),
+    "classes that the net has not": None,
+}
+
+
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # a stranger's loader
+@pytest.mark.parametrize("stranger", [False, True])
+@pytest.mark.parametrize("name", UNFIT_BATCHES)
+def test_kept_batches_are_those_of_the_training(name, stranger, tmp_path):
+    make = DigitClassifier if stranger else lambda: build(PGDAT)
+    data = (lambda: FewDigits(batch_size=32)) if stranger else TinyData
+    rule = CASES["a monitor"].callbacks(None)[0].rule
+
+    def fit(**kwargs):
+        monitor = CatastrophicOverfittingMonitor(rule, images=9, **(HERE if stranger else {}))
+        run = trainer(tmp_path, max_epochs=1, callbacks=[monitor, SaveAfter(1, tmp_path / "a.ckpt")])
+        run.fit(make(), datamodule=data(), weights_only=True, **kwargs)
+
+    fit()
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    (key,) = checkpoint["callbacks"]
+    assert checkpoint["callbacks"][key]["batches"]
+    fit(ckpt_path=tmp_path / "a.ckpt")
+    kept = Batch(*checkpoint["callbacks"][key]["batches"][0])
+    bad = UNFIT_BATCHES[name] or kept._replace(y=torch.full_like(kept.y, 99))
+    checkpoint["callbacks"][key]["batches"] = [tuple(bad)]
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"^the checkpoint is broken: callbacks\[.*\]\.batches is a Tensor") as told:
+        fit(ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
+
+
+UNFIT = {
+    "more steps than the attack has": ("CurriculumAT", {"k": 3}, "k=3, but attack.steps=2"),
+    "steps without end": ("CurriculumAT", {"k": 10**12}, "k=1e\\+12, but attack.steps=2"),
+    "a time without a value": ("NuAT-H", {"times": [0.1, 0.2], "values": [1.0]}, r"memory\.values\.times is a list"),
+    "a value without a time": ("NuAT-H", {"times": [], "values": [1.0]}, r"memory\.values\.times is a list"),
+    "times that run back": ("NuAT-H", {"times": [0.2, 0.1], "values": [1.0, 1.0]}, r"times in order"),
+}
+
+
+@pytest.mark.parametrize("entries", UNFIT)
+def test_values_that_do_not_belong_together_are_refused_before_training(entries, tmp_path):
+    name, values, says = UNFIT[entries]
+    method = METHODS[name]
+
+    def fit(epochs, **kwargs):
+        run = trainer(tmp_path, max_epochs=epochs)
+        run.fit(build(method.cls, **method.arguments), datamodule=TinyData(), weights_only=True, **kwargs)
+        return run
+
+    fit(1).save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint["lit_robust"]["memory"]["values"] |= values
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=says) as told:
+        fit(2, ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
+
+
+def test_tensors_of_ranks_that_do_not_belong_together_are_refused():
+    module = build(CustomizedAT)
+    whole = {"numbers": torch.zeros(3), "changed": torch.zeros(3, dtype=torch.bool)}
+    for broken in ({"numbers": torch.zeros(3)}, whole | {"numbers": torch.zeros(4)}):
+        with pytest.raises(
+            ValueError, match=r"memory\.tensors of 2 ranks do not belong together .* use an earlier one"
+        ):
+            module.memory.load_state_dict({"tensors": [whole, broken]}, 0)
+
+
+def test_tables_of_different_lengths_are_made_equal(tmp_path):
+    method = METHODS["CustomizedAT"]
+    module, run = build(method.cls, **method.arguments), trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=TinyData())
+    checkpoint = tmp_path / "a.ckpt"
+    run.save_checkpoint(checkpoint)
+    bad = torch.load(checkpoint, weights_only=True)
+    bad["lit_robust"]["memory"]["tensors"] = [{"numbers": torch.zeros(500)}]
+    torch.save(bad, checkpoint)
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=TinyData(), ckpt_path=checkpoint, weights_only=True)
+    assert {len(table) for table in module.memory.tensors.values()} == {500}
 
 
 @pytest.mark.parametrize("name", METHODS)

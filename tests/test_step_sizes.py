@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lit_robust.attacks import FGSM, PGD, CurriculumPGD, FriendlyPGD, FrobeniusNorm, NuclearNorm
+from lit_robust.attacks import (
+    BPDA,
+    FGSM,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    CurriculumPGD,
+    FriendlyPGD,
+    FrobeniusNorm,
+    NuclearNorm,
+)
 from lit_robust.attacks.difficulty import ProbabilityGap
 from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.callbacks import (
@@ -69,13 +79,29 @@ def test_legends_print_the_step_in_use():
     assert describe(NuclearNorm(steps=10)) == "NuclearNorm(eps=8/255, step_size=2/255, steps=10)"
 
 
-def test_an_attack_whose_step_is_spelled_out_is_the_same_attack():
-    twice = {"a": PGD(0.1), "b": PGD(0.1, 0.025, steps=10)}
+@pytest.mark.parametrize(
+    "twins",
+    [
+        (PGD(0.1), PGD(0.1, 0.025, steps=10)),
+        (PGD("8/255"), PGD(8 / 255)),
+        (FGSM(0.1), PGD(0.1, 0.1, steps=1, init="zero")),
+        (RFGSM(0.1, variant="wong"), PGD(0.1, 0.125, steps=1)),
+        (BPDA(PGD(0.1), "body"), BPDA(PGD(0.1, 0.025, steps=10), "body")),
+        (AutoAttack(0.1), AutoAttack(0.1)),
+    ],
+    ids=lambda twins: type(twins[0]).__name__,
+)
+def test_an_attack_that_is_spelled_otherwise_is_the_same_attack(twins):
+    twice = dict(zip("ab", twins, strict=True))
     with pytest.raises(ValueError, match=r"^test_attacks a and b "):
         build(PGDAT, test_attacks=twice)
     with pytest.raises(ValueError, match=r"^attacks a and b "):
         RobustAccuracy(twice)
-    build(PGDAT, test_attacks=twice | {"b": PGD(0.1, 0.02, steps=10)})
+
+
+def test_attacks_that_differ_in_one_argument_are_two():
+    build(PGDAT, test_attacks={"a": PGD(0.1), "b": PGD(0.1, 0.02, steps=10), "c": FGSM(0.1), "d": RFGSM(0.1)})
+    build(PGDAT, test_attacks={"a": BPDA(PGD(0.1), "body"), "b": BPDA(PGD(0.2), "body"), "c": BPDA(PGD(0.1), "head")})
 
 
 SHORT = PGD(0.1, 0.01, steps=5)

@@ -1,6 +1,7 @@
 """What Lightning's Trainer may be asked for: each argument that touches batches is honoured or refused."""
 
 import math
+import platform
 from typing import ClassVar
 
 import pytest
@@ -8,14 +9,17 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.callbacks.spike import SpikeDetection
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
 
 from lit_robust.attacks import PGD
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, FreeAT
 from lit_robust.nets import digits_cnn
+from lit_robust.torch_internals import multiplies_bf16
+from lit_robust.training import trainer_checks
 from tests.methods import ONE_STEP, build
-from tests.tiny import images, indexed, trainer
+from tests.tiny import TinyNet, images, indexed, trainer
 
 # 1,300 images to train on, 100 to validate on and 397 to test.
 SIZES = {"batch_size": 256, "eval_batch_size": 50, "val_size": 100}
@@ -167,6 +171,16 @@ def test_a_clipping_that_has_no_effect_is_refused(tmp_path):
         fitted(tmp_path, gradient_clip_algorithm="value")
 
 
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
+def test_a_strategy_that_shards_the_weights_is_refused(kind):
+    with pytest.raises(ValueError, match=f"{kind.__name__} shards .* strategy=ddp"):
+        trainer_checks.check_strategy(kind())
+
+
+def test_ddp_is_accepted():
+    trainer_checks.check_strategy(DDPStrategy())
+
+
 def test_training_on_nothing_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"^limit_train_batches=0 leaves nothing"):
         fitted(tmp_path, limit_train_batches=0)
@@ -241,3 +255,31 @@ def test_spike_detection_works(tmp_path):
     fitted(tmp_path, Spy(warmup=100), max_epochs=1)
     assert len(Spy.losses) == 6
     assert all(math.isfinite(loss) for loss in Spy.losses)
+
+
+@pytest.mark.parametrize(
+    ("fast", "precision", "width", "told"),
+    [
+        (True, "32-true", 1200, "multiplies bfloat16: precision=bf16-mixed"),
+        (True, "32-true", 8, None),
+        (True, "bf16-mixed", 1200, None),
+        (False, "bf16-mixed", 8, "emulates bfloat16"),
+        (False, "32-true", 1200, None),
+        (None, "32-true", 1200, None),
+        (None, "bf16-mixed", 1200, None),
+    ],
+)
+@pytest.mark.filterwarnings("default")
+def test_bf16_is_recommended_or_warned_of_as_the_processor_is(fast, precision, width, told, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(trainer_checks, "multiplies_bf16", lambda: fast)
+    for level in ("rank_zero_info", "rank_zero_warn"):
+        monkeypatch.setattr(trainer_checks, level, lines.append)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, precision=precision)
+    run.fit(build(PGDAT, net=TinyNet(width)), indexed(images()))
+    found = [line for line in lines if "bfloat16" in line]
+    assert [told in line for line in found] == ([True] if told else [])
+
+
+def test_what_the_processor_can_do_is_known_on_these():
+    assert multiplies_bf16() in ((True, False) if platform.machine() == "x86_64" else (True, False, None))

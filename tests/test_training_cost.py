@@ -11,8 +11,8 @@ from lit_robust.attacks import FGSM, PGD
 from lit_robust.callbacks import EMAWeights
 from lit_robust.costs import Cost, cost_of
 from lit_robust.defenses import PGDAT, FreeAT, Natural, NuAT2
-from lit_robust.training import cost as module
-from lit_robust.training.cost import hardware_of
+from lit_robust.training import meter as module
+from lit_robust.training.meter import hardware_of
 from tests.methods import ATTACK, build
 from tests.test_resume import TinyData
 from tests.tiny import TinyNet, images, indexed, loader, trainer, two_ranks

@@ -185,13 +185,24 @@ def test_every_command_takes_them(command, foreign, monkeypatch):
     assert begun == [True]
 
 
-def test_a_checkpoint_beside_them_has_the_last_word(foreign):
+def test_a_checkpoint_beside_them_has_the_last_word(foreign, capsys, caplog):
     """A run's own configuration names the weights that the run began with."""
     lit("fit", "--weights", "foreign.pth")
     Path("foreign.pth").unlink()
     (saved,) = Path().rglob("config.yaml")
     assert "weights: foreign.pth" in saved.read_text()
-    main(["test", "-c", str(saved), "--ckpt_path", "last"])
+    caplog.set_level("INFO")
+    for command in ("test", "fit"):
+        main([command, "-c", str(saved), "--ckpt_path", "last", "--trainer.max_epochs=2"])
+        assert "The weights are those of --ckpt_path last; weights: foreign.pth of the" in "".join(
+            [*capsys.readouterr(), caplog.text]
+        )
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_weights_and_a_checkpoint_on_the_command_line_are_refused(command, foreign, capsys):
+    says = refusal(capsys, command, "-c", tiny(Path()), "--weights=foreign.pth", "--ckpt_path", "last")
+    assert says.startswith("--weights foreign.pth would be replaced by the weights of --ckpt_path last: ")
 
 
 def test_weights_of_another_net_are_refused_in_one_sentence(foreign, capsys):
@@ -245,7 +256,7 @@ def test_every_verb_takes_them(name, flags, foreign):
 
 
 @pytest.mark.parametrize("name", ["stale", "curves"])
-def test_so_do_the_verbs_that_read_the_epochs_of_a_run(name, stranger, foreign):
+def test_verbs_that_read_the_epochs_of_a_run_take_a_foreign_net(name, stranger, foreign):
     rows = verb(name, stranger, *NET)
     x, y = digits().draw(24)
     right = int((foreign.eval()(x).argmax(dim=1) == y).sum()) / 24
@@ -316,7 +327,7 @@ def test_a_files_name_may_look_like_a_name_for_it(foreign):
     assert row["net"] == "epoch=4"
 
 
-def test_so_does_the_report(foreign):
+def test_the_report_takes_a_foreign_net(foreign):
     main(["report", "theirs=foreign.pth", *NET, *DATA, "--gap", "false", "--alarms", "false", "--examples", "0"])
     (page,) = Path("analysis").glob("report.html")
     assert "theirs" in page.read_text()

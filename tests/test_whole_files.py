@@ -1,11 +1,13 @@
 """What is written is whole or absent, and what is broken does not hinder what is whole."""
 
+import fcntl
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -216,6 +218,52 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_
     lock(tmp_path / "run")  # its own
     unlock(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_process_that_was_forked_by_a_training_holds_no_lock(tmp_path):
+    """A loader's worker outlives a killed training by some seconds."""
+    lock(tmp_path / "run")
+    begun, begins = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(begins, b".")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(begun, 1)
+        folder_locks._held.pop((tmp_path / "run").resolve()).close()  # as the system does at a kill
+        lock(tmp_path / "run")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(begun)
+        os.close(begins)
+        unlock(tmp_path / "run")
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    path, flock, removed = tmp_path / ".training", fcntl.flock, []
+
+    def late(file, operation):
+        if not removed:
+            removed.append(path.unlink())  # another training has ended between opening and locking
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock(tmp_path)
+    assert path.exists()
+    unlock(tmp_path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"step\n" + b"1" * 200_000, b"step\n\xff\xfe", None], ids=["long", "no text", "folder"]
+)
+def test_a_broken_table_of_metrics_is_named(content, tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"metrics\.csv is not a table of metrics .*: move it out"):
+        rows_before(tmp_path, 1)
 
 
 def test_a_fit_holds_its_loggers_folder_and_a_resume_is_refused_before_it_moves_the_metrics(tmp_path, monkeypatch):

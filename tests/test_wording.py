@@ -8,40 +8,73 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.cli import ReduceLROnPlateau
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
-from lit_robust.attacks import BPDA, FGSM, GAMAPGD, PGD, RFGSM, AutoAttack, CurriculumPGD, FriendlyPGD, TargetedPGD
+from lit_robust.analysis.compare import comparison
+from lit_robust.analysis.surface import surface
+from lit_robust.attacks import (
+    BPDA,
+    FGSM,
+    GAMAFW,
+    GAMAPGD,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    CurriculumFGSM,
+    CurriculumPGD,
+    FastLPA,
+    FriendlyPGD,
+    NuclearNorm,
+    ReColor,
+    StAdv,
+    TargetedPGD,
+)
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness
-from lit_robust.batch import as_batch
+from lit_robust.attacks.lpips import AlexNetStages
+from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import (
     AdversarialExamples,
     AdversarialTraining,
     AttributeRamp,
+    Bound,
     CatastrophicOverfittingMonitor,
+    CoresetSelection,
     DelayedStart,
     EMAWeights,
     GeneralizationGap,
     PGDDrop,
+    PredictionWriter,
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
 )
 from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.overfitting_rules import (
+    AbnormalRise,
+    CrossEntropySplit,
+    FGSMGap,
+    GradientCosineDrop,
+    LinearityErrorSpike,
+)
+from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import (
     CIFAR10DataModule,
     DigitsDataModule,
@@ -49,8 +82,11 @@ from lit_robust.data import (
     ImageNet100DataModule,
     ImagenetteDataModule,
 )
+from lit_robust.data.resident import ResidentDataModule
+from lit_robust.data.saved import position_of, selection_of
 from lit_robust.data.splits import hold_out
 from lit_robust.defenses import (
+    AAER,
     AWP,
     FGSMAT,
     HSAT,
@@ -60,18 +96,22 @@ from lit_robust.defenses import (
     TRADES,
     CurriculumAT,
     CustomizedAT,
+    DynamicAT,
     FastAT,
     FreeAT,
     FriendlyAT,
     Natural,
+    NuAT,
     NuAT2,
+    PerceptualAT,
     ZeroGrad,
 )
 from lit_robust.defenses.hybrid import CleanLossDrop
 from lit_robust.first_batch import check_first_batch
-from lit_robust.measures.examples import craft
+from lit_robust.limits import Limits
+from lit_robust.measures.attacked_examples import craft
 from lit_robust.measures.pictures import Examples, draw
-from lit_robust.runs import load_weights
+from lit_robust.runs import load_any, load_weights
 from lit_robust.schedules import (
     Cosine,
     Cyclic,
@@ -79,14 +119,34 @@ from lit_robust.schedules import (
     CyclicStep,
     Linear,
     MultiStep,
+    PerEpoch,
     PeriodicCosine,
     PiecewiseLinear,
     Product,
     Schedule,
+    drops,
 )
+from lit_robust.selection import (
+    CRAIG,
+    CoresetSampler,
+    GradMatch,
+    Outer,
+    Random,
+    concatenated,
+    facility_location,
+    gradient_error,
+    gradient_match,
+    last_layer_gradients,
+    matching_pursuit,
+    of_batches,
+    own_class,
+    random_subset,
+    resampled,
+)
+from lit_robust.selection.embeddings import gram
 from lit_robust.threats import threat
 from lit_robust.training.checkpoint_checks import warn_of_averages
-from lit_robust.training.limits import Limits
+from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
 from lit_robust.training.per_image import check_index, images_in
 from lit_robust.training.trained import check_weights_finite, check_weights_fit
 from lit_robust.whole_files import cannot_write
@@ -95,6 +155,9 @@ from tests.tiny import CLASSES, TinyNet, images, loader, trainer
 
 X, Y = images(8)[:2]
 RAMP = Linear(0, 1, 0, 1)
+PAIRS = list(zip(X, Y, strict=True))
+ROWS, FACTORS = torch.ones(3, 2), Outer(torch.ones(3, 2), torch.ones(3, 4))
+TWO = torch.tensor([0, 1])
 
 
 class User(LightningModule):
@@ -148,6 +211,13 @@ class Twice(TinyNet):
         return [super().forward(x)] * 2
 
 
+class Fixed(nn.Module):
+    """Has no parameters."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :CLASSES]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         return iter([])
@@ -157,6 +227,14 @@ def fit(module: LightningModule, *callbacks: Any, validate: bool = True, y: torc
     """Three epochs of one batch."""
     run = trainer(".", callbacks=list(callbacks), **({"max_epochs": 3} | options))
     run.fit(module, loader(images(8)), loader(images(8)._replace(y=y)) if validate else None)
+
+
+def nan_later(method: Any, **arguments: Any) -> None:
+    """The second batch has a NaN pixel."""
+    data = images(16)
+    data.x[12, 0, 0, 0] = torch.nan
+    run = trainer(".", max_epochs=1, limit_val_batches=0)
+    run.fit(build(method, **arguments), loader(data, batch_size=8))
 
 
 def first_batch(net: nn.Module | None = None, **change: torch.Tensor) -> None:
@@ -207,10 +285,30 @@ def pictures(*files: str, content: bytes = b"no image", **options: Any) -> None:
     ImageFolderDataModule("photos", **{"image_size": 8, "num_workers": 0, "val_size": 0} | options)
 
 
+class Own(ResidentDataModule):
+    """The user's own arrays."""
+
+    num_classes, image_shape = 3, (1, 8, 8)
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        super().__init__()
+        self.arrays = images, labels
+
+    def _arrays(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.arrays
+
+
 def frames() -> bytes:
     """A GIF of two frames."""
     buffer, frame = BytesIO(), Image.new("L", (8, 8))
     frame.save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)])
+    return buffer.getvalue()
+
+
+def twelve_bits() -> bytes:
+    """A white picture of 12 bits in 16."""
+    buffer = BytesIO()
+    Image.fromarray(np.full((8, 8), 2**12 - 1, np.uint16)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -226,6 +324,31 @@ def later_batch(**change: torch.Tensor) -> None:
     limits.watch(images(8))
     limits.watch(images(8)._replace(**change))
     limits.check()
+
+
+def resumed(optimizer: Any = torch.optim.Adam, then: Any = None, lr_scheduler: Any = None, now: Any = None) -> None:
+    """Train with an optimizer and a scheduler, and go on with others."""
+    run = trainer(".", max_epochs=1)
+    run.fit(build(Natural, optimizer=optimizer, lr_scheduler=lr_scheduler), loader(images(8)))
+    run.save_checkpoint("a.ckpt")
+    module = build(Natural, optimizer=then or optimizer, lr_scheduler=now)
+    trainer(".", max_epochs=2).fit(module, loader(images(8)), ckpt_path="a.ckpt", weights_only=True)
+
+
+def state_of_adam(change: Callable[[dict[str, Any]], object]) -> None:
+    """Check Adam's state after a step, with a change."""
+    adam = torch.optim.Adam([weight := nn.Parameter(torch.zeros(1))])
+    weight.grad = torch.zeros(1)
+    adam.step()
+    state = adam.state_dict()
+    change(state)
+    check_optimizer(adam, [state], "Adam")
+
+
+def sections(**changes: object) -> None:
+    """Read a checkpoint with these sections."""
+    torch.save({"state_dict": {}} | changes, "a.ckpt")
+    read_checkpoint("a.ckpt")
 
 
 def weights(content: object) -> None:
@@ -244,6 +367,68 @@ class Overfits(PGDDrop):
     def overfits(self, *args: Any) -> bool:
         return True
 
+
+def selects(
+    loader: Callable[[CoresetSampler], Any] | None = None,
+    module: LightningModule | None = None,
+    resample: bool = True,
+    options: dict[str, Any] | None = None,
+    items: Any = PAIRS,
+    **arguments: Any,
+) -> None:
+    """Train on half of eight images, in batches of two, for four epochs."""
+    sampler = CoresetSampler(items, resample=resample)
+    made = DataLoader(items, 2, sampler=sampler, drop_last=True) if loader is None else loader(sampler)
+    selection = CoresetSelection(**{"fraction": 0.5, "warm": 0, "sampler": sampler} | arguments)
+    trainer(".", callbacks=[selection], **({"max_epochs": 4, "limit_val_batches": 0} | (options or {}))).fit(
+        module or User(), made
+    )
+
+
+class Another(CoresetSelection):
+    """Of another class; Lightning refuses two of the same."""
+
+
+class Stepwise(User):
+    """Its scheduler counts steps."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 9), "interval": "step"}]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(PAIRS)
+
+
+class EndsInATanh(TinyNet):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+#: What takes True or False, and the name of the argument.
+FLAGS: list[tuple[Callable[..., object], str]] = [
+    *((partial(PGD, eps=0.1, steps=5), name) for name in ("targeted", "clip_init", "freeze_misclassified")),
+    (FriendlyPGD, "targeted"),
+    (partial(CurriculumPGD, psi=FOSC(), lam=1), "clip_init"),
+    (TargetedPGD, "freeze_misclassified"),
+    (LastLayerSharpness, "feature_norm"),
+    (Random, "redraw"),
+    (partial(CoresetSampler, [1]), "resample"),
+    (partial(CoresetSelection, 0.5), "official_order"),
+    *((DigitsDataModule, name) for name in ("augment", "drop_last")),
+    *((data, "download") for data in (CIFAR10DataModule, ImagenetteDataModule)),
+    *((partial(build, Natural), name) for name in ("channels_last", "compile", "fold_batchnorm")),
+    (partial(build, CurriculumAT), "batch_mixing"),
+    (partial(build, DynamicAT), "weight_by_loss"),
+    (partial(build, AAER, attack=ONE_STEP), "detach_ce"),
+    (partial(build, NuAT, attack=ONE_STEP), "attack_alternate"),
+    (partial(build, PerceptualAT), "only_attack_correct"),
+    *((net, "pretrained") for net in (nets.torchvision_net, nets.timm_net)),
+    *((partial(comparison, None, None), name) for name in ("gap", "alarms", "surrogate")),
+    (partial(surface, [], None), "eigenvalue"),
+]
 
 #: What is called, and what it says, where * stands for what torch or a package says.
 SENTENCES: list[tuple[Callable[[], object], str]] = [
@@ -294,6 +479,57 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: require.fine_precision("16-true"),
         "trainer.precision=16-true rounds images to steps as coarse as an eps: use 16-mixed.",
     ),
+    *(
+        (partial(call, **{name: "no"}), f"{name}='no' must be of type bool: give True or False.")
+        for call, name in FLAGS
+    ),
+    (lambda: PGD(targeted=0), "targeted=0 must be of type bool: give True or False."),
+    *(
+        (
+            partial(call, "pgd"),
+            f"{name}='pgd' is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).",
+        )
+        for call, name in (
+            (AdversarialExamples, "attack"),
+            (PGDDrop, "attack"),
+            (FGSMGap, "single_step"),
+            (partial(FGSMGap, None), "attack"),
+            (CrossEntropySplit, "attack"),
+        )
+    ),
+    (lambda: GeneralizationGap(attack="pgd"), "attack='pgd' is not an attack: *"),
+    (lambda: PGDDrop(PGD), "attack=PGD is a class: write PGD(...)."),
+    (lambda: PGDDrop(threshold="0.2"), "threshold='0.2' must be a finite number, at least 0 and at most 1."),
+    (lambda: FGSMGap(margin=None), "margin=None must be a finite number, at least 0 and at most 1."),
+    (lambda: AbnormalRise(rise="0.1"), "rise='0.1' must be a finite number, at least 0 and at most 1."),
+    (lambda: GradientCosineDrop(factor="0.5"), "factor='0.5' must be a finite number, at least 0 and at most 1."),
+    (lambda: LinearityErrorSpike(history=2.5), "history=2.5 must be an integer, at least 0."),
+    (
+        lambda: CatastrophicOverfittingMonitor(rule="fgsm"),
+        "rule='fgsm' must be of type OverfittingRule: give PGDDrop(), FGSMGap() or a rule of your own.",
+    ),
+    (
+        lambda: CatastrophicOverfittingMonitor(PGDDrop),
+        "rule=* must be of type OverfittingRule: give PGDDrop(), FGSMGap() or a rule of your own.",
+    ),
+    (
+        lambda: AdversarialExamples(PGD(targeted=True), target="3"),
+        "target='3' must be an integer, at least 0: it is the number of a class.",
+    ),
+    *(
+        (partial(call, mean=".5", std="1"), "mean='.5' must be a number, or a list of one for each channel.")
+        for call in (
+            Adapter,
+            partial(RobustAccuracy, {"pgd2": ATTACK}),
+            partial(AdversarialTraining, ATTACK),
+            partial(AdversarialExamples, ATTACK),
+            GeneralizationGap,
+            CatastrophicOverfittingMonitor,
+            nets.resnet18,
+        )
+    ),
+    (lambda: Adapter(mean=0.5, std=["1"]), "std=['1'] must be a number, or a list of one for each channel."),
+    (lambda: Adapter(mean=True, std=1), "mean=True must be a number, or a list of one for each channel."),
     # Attacks and losses.
     (lambda: PGD(loss="ce"), "loss='ce' is not a function: give one such as lit_robust.losses.ce."),
     (
@@ -324,7 +560,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: CurriculumPGD(psi=FOSC(), lam=1, targeted=True),
         "a curriculum measures how difficult the true label is: set targeted=False, or use PGD.",
     ),
-    (lambda: CurriculumPGD(psi=FOSC(), lam=math.nan), "lam=nan bounds nothing: give a number."),
+    (lambda: CurriculumPGD(psi=FOSC(), lam=math.nan), "lam=nan must be a number."),
     (
         lambda: FriendlyPGD(momentum=0.9),
         "FriendlyPGD stops samples by a rule of its own: leave out momentum, or use PGD.",
@@ -433,6 +669,47 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: end_of_an_epoch({"acc": 0.5}), "the scheduler monitors loss, which is not among ['acc']."),
     (
+        lambda: fit(build(Natural, net=TinyNet().requires_grad_(False))),
+        "all parameters of the net (TinyNet) are frozen, so there is nothing to train: call requires_grad_(True) on "
+        "the net, or on the part that is to be trained.",
+    ),
+    (
+        lambda: fit(build(FreeAT, net=TinyNet().requires_grad_(False), attack=ONE_STEP)),
+        "all parameters of the net (TinyNet) are frozen, so there is nothing to train: *",
+    ),
+    (
+        lambda: fit(
+            build(
+                Natural,
+                net=TinyNet().requires_grad_(False),
+                optimizer=lambda p: torch.optim.SGD([one for one in p if one.requires_grad], lr=0.1),
+            )
+        ),
+        "optimizer keeps none of the net's parameters, so there is nothing to train: unfreeze some by "
+        "requires_grad_(True), or give the optimizer all.",
+    ),
+    (
+        lambda: fit(build(PGDAT, net=Fixed())),
+        "the net has no parameters, so there is nothing to train: give a net that has some.",
+    ),
+    (
+        lambda: fit(build(Natural, optimizer=lambda p: torch.optim.Adam(p, lr=0.0))),
+        "lr=0 of Adam trains nothing: set another lr.",
+    ),
+    *(
+        (
+            partial(nan_later, method, **arguments),
+            "pixels of a later batch run from -inf to inf, but every eps is in units of [0, 1]: let the loader give "
+            "all images as it gives the first ones.",
+        )
+        for method, arguments in (
+            (PGDAT, {}),
+            (NuAT, {"attack": ONE_STEP}),
+            (NuAT2, {"attack": ONE_STEP}),
+            (PGDAT, {"attack": NuclearNorm(0.1, steps=1)}),
+        )
+    ),
+    (
         lambda: fit(build(Natural), EarlyStopping("val/acc/robst"), num_sanity_val_steps=1),
         "EarlyStopping monitors val/acc/robst, but validation logs val/acc/clean, val/acc/robust: correct the name.",
     ),
@@ -440,6 +717,26 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: fit(build(Natural), EarlyStopping("val/acc/robust"), validate=False),
         "EarlyStopping monitors val/acc/robust, but there is no validation: hold images out "
         "(data.init_args.val_size), or remove the monitor to keep the last checkpoint alone.",
+    ),
+    (
+        lambda: fit(build(Natural), EarlyStopping("val/acc/robust")),
+        'EarlyStopping monitors val/acc/robust, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(build(Natural), EarlyStopping("train/loss", mode="max")),
+        'EarlyStopping monitors train/loss, but mode="max" looks for its largest value: set mode="min".',
+    ),
+    (
+        lambda: fit(build(PGDAT), ModelCheckpoint(".", monitor="val/acc/clean"), enable_checkpointing=True),
+        'ModelCheckpoint monitors val/acc/clean, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(build(PGDAT), DelayedStart(latest_epoch=1, monitor="val/acc/clean")),
+        'DelayedStart monitors val/acc/clean, but mode="min" looks for its smallest value: set mode="max".',
+    ),
+    (
+        lambda: fit(User(), RobustAccuracy({"pgd2": ATTACK}), EarlyStopping("val/acc/pgd2")),
+        'EarlyStopping monitors val/acc/pgd2, but mode="min" looks for its smallest value: set mode="max".',
     ),
     (
         lambda: fit(build(Natural, optimizer=lambda p: torch.optim.SGD(p, lr=math.inf)), validate=False),
@@ -583,6 +880,25 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "the net (TinyNet) cannot read images of shape 1x8x8 (RuntimeError: *): choose a net for this data set.",
     ),
     (lambda: first_batch(y=Y + 1), "labels run from 1 to 4, but num_classes=4: set it to the data's classes."),
+    (
+        lambda: first_batch(y=torch.where(Y == 3, -100, Y)),
+        "labels run from -100 to 2, but there are the classes 0 to 3: give samples that must not count weight "
+        "0 instead of another label.",
+    ),
+    (
+        lambda: adapt(y=torch.where(Y == 3, -100, Y)),
+        "labels run from -100 to 2, but the net returns 4 logits per image: give classes numbers from 0 on, and leave "
+        "out samples that shall not count.",
+    ),
+    (
+        lambda: first_batch(nn.Sequential(TinyNet(), nn.Unflatten(1, (CLASSES, 1, 1)))),
+        "the net returns a tensor of shape (2, 4, 1, 1) for 2 images, but num_classes=4: return logits.flatten(1).",
+    ),
+    (
+        lambda: first_batch(nn.Conv2d(3, CLASSES, 1)),
+        "the net returns a tensor of shape (2, 4, 8, 8) for 2 images, but num_classes=4: return "
+        "logits.flatten(2).mean(2).",
+    ),
     (lambda: first_batch(y=Y[:3]), "there are labels of shape (3,) for 8 images: give one for each image."),
     (
         lambda: first_batch(TinyNet().body[:3]),
@@ -684,12 +1000,12 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: fit(build(Natural), AdversarialTraining(ATTACK)),
         "Natural finds adversarial images itself (it has perturb), and AdversarialTraining would attack them once "
-        "more: leave this callback out, or train a module that knows nothing of attacks.",
+        "more: leave this callback out, or train a module that does not attack.",
     ),
     (
         lambda: fit(Driven(), AdversarialTraining(ATTACK)),
-        "Driven has an attribute adversarial of its own, by which other callbacks would drive AdversarialTraining: "
-        "rename it.",
+        "Driven has an attribute adversarial of its own, but other callbacks drive AdversarialTraining through this "
+        "name: rename it.",
     ),
     (
         lambda: fit(User(), AdversarialTraining(ATTACK), AdversarialTraining(ATTACK)),
@@ -699,8 +1015,27 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: fit(User(), RobustAccuracy({"a": ATTACK}), RobustAccuracy({"b": ATTACK})),
         "two RobustAccuracy callbacks would log the same rows: give all attacks to one.",
     ),
-    (lambda: RobustAccuracy([ATTACK]), 'attacks is a list: give attacks by name, {"pgd20": PGD(steps=20)}.'),
+    (
+        lambda: RobustAccuracy([1]),
+        'attacks=[1] must be of type Mapping: give attacks by name, {"pgd20": PGD(steps=20)}.',
+    ),
     (lambda: RobustAccuracy({}), 'attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.'),
+    (
+        lambda: RobustAccuracy({"a": ATTACK}, test_attacks="x"),
+        "test_attacks='x' must be of type Mapping: give attacks by name, {\"pgd20\": PGD(steps=20)}.",
+    ),
+    (
+        lambda: RobustAccuracy({"a": ATTACK}, test_attacks={}),
+        'test_attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.',
+    ),
+    (
+        lambda: build(PGDAT, test_attacks={}),
+        'test_attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.',
+    ),
+    (
+        lambda: build(PGDAT, val_attack=0),
+        "val_attack=0 is not an attack: give one of lit_robust.attacks, such as PGD(steps=10).",
+    ),
     (
         lambda: RobustAccuracy({"clean": ATTACK}),
         'attacks names an attack "clean", as a row of every table is called: rename it.',
@@ -753,7 +1088,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: fit(User(), DelayedStart(at_epoch=1)),
         "DelayedStart switches module.adversarial, which User lacks: let it train naturally while that is false, "
-        "or list AdversarialTraining, which lends it, before DelayedStart.",
+        "or list AdversarialTraining, which sets it, before DelayedStart.",
     ),
     (
         lambda: fit(Driven(), DelayedStart()),
@@ -892,6 +1227,19 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "width=8 is less than the stem's 16 channels, which shortcuts can only add to.",
     ),
     (lambda: nets.small_cnn(image_size=15), "image_size=15 is too small for this net (*)."),
+    *(
+        (lambda give=give: give(3), f"{name}=3 must be of type str or PathLike: give the path of {kind}.")
+        for give, name, kind in (
+            (load_net, "path", "a .ckpt file"),
+            (load_any, "path", "a file of weights"),
+            (lambda path: load_weights(TinyNet(), path), "path", "a file of weights"),
+            (PGDAT.load_from_checkpoint, "path", "a .ckpt file"),
+            (DigitsDataModule.load_from_checkpoint, "path", "a .ckpt file"),
+            (lambda path: AdversarialExamples(PGD(0.1), dirpath=path), "dirpath", "a folder"),
+            (PredictionWriter, "path", "a file to write"),
+            (lambda path: RobustAccuracy({"pgd": PGD(0.1)}, blocks=path), "blocks", "a folder"),
+        )
+    ),
     (lambda: load_net("nowhere.ckpt"), "no checkpoint at nowhere.ckpt: give the path of a .ckpt file."),
     (lambda: load_saved(), "a.ckpt: it does not say how its net was built: pass the net that was trained, *"),
     (
@@ -903,6 +1251,32 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: CIFAR10DataModule(split="first_per_class", val_size=1005),
         "val_size=1005 does not divide evenly among 10 classes.",
+    ),
+    (
+        lambda: CIFAR10DataModule(root=3),
+        "root=3 must be of type str or PathLike: give the path of a folder.",
+    ),
+    (lambda: ImageFolderDataModule(3), "root=3 must be of type str or PathLike: give the path of a folder."),
+    (
+        lambda: ImageNet100DataModule(folder=3),
+        "folder=3 must be of type str or PathLike: give the path of a folder under root.",
+    ),
+    (
+        lambda: Own(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.zeros(295)).setup(),
+        "Own._arrays(train=True) returns 300 images but 295 labels: return one for each.",
+    ),
+    (
+        lambda: Own(torch.rand(9, 1, 8, 8), torch.zeros(9)).setup(),
+        "Own._arrays(train=True) returns images of torch.float32, but they are divided by white=255: return uint8 from "
+        "0 to 255.",
+    ),
+    (
+        lambda: Own(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9)).setup(),
+        "Own._arrays(train=True) returns images of shape (3, 8, 8), but image_shape=(1, 8, 8): make them equal.",
+    ),
+    (
+        lambda: Own(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(1, 10)).setup(),
+        "Own._arrays(train=True) returns labels from 1 to 9, but num_classes=3: number the classes from 0 on.",
     ),
     (
         lambda: CIFAR10DataModule("nowhere").setup(),
@@ -989,8 +1363,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: later_batch(y=Y - 101),
-        "labels of a later batch run from -101 to 3, but there are the classes 0 to 3: give what shall not "
-        "count the weight 0, not another label.",
+        "labels of a later batch run from -101 to 3, but there are the classes 0 to 3: give samples that "
+        "must not count weight 0 instead of another label.",
     ),
     # Later epochs, and statistics of images.
     (
@@ -1038,7 +1412,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: weights(3),
-        "weights.pt holds no state_dict, which names a tensor each: save net.state_dict() alone.",
+        "weights.pt holds no state_dict (a mapping of names to tensors): save net.state_dict() alone.",
     ),
     (
         lambda: weights(TinyNet()),
@@ -1053,11 +1427,16 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: raised(cannot_write("a.txt", OSError(28, "No space left on device"))),
         "a.txt cannot be written (No space left on device): free some space or choose another folder for "
-        "the run (save_dir of trainer.logger); what was there before is whole.",
+        "the run (save_dir of trainer.logger); the previous file is intact.",
     ),
     (
         lambda: pictures("train/cat/1.png"),
         "photos/train/cat/1.png is not a readable image (not BMP*): repair or remove it.",
+    ),
+    (
+        lambda: pictures("train/cat/1.png", content=twelve_bits()),
+        "photos: the brightest pixel of all images with more than 8 bits per pixel (1) is 6.3% of their white: "
+        "if they hold fewer bits, such as 12 of 16, scale them to white.",
     ),
     (
         lambda: pictures("train/cat/1.png", "val/dog/1.png"),
@@ -1070,7 +1449,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: pictures("train/cat/boxes.txt"),
-        "photos: files that are not used, as they are no images: 1, photos/train/cat/boxes.txt the first.",
+        "photos: files that are not used, as they are not images: 1, photos/train/cat/boxes.txt the first.",
     ),
     (
         lambda: pictures("train/cat/1.gif", content=frames()),
@@ -1078,13 +1457,18 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: pictures("train/bee/._0.png", "val/bee/0.png"),
-        "photos/train has classes without images, bee among them.",
+        "photos/train has classes without images, bee among them: add images, or remove these folders.",
     ),
     (
         lambda: ImageFolderDataModule("nowhere"),
         "nowhere/train has no class folders: it must hold one folder of images for each class.",
     ),
     # Selections and draws.
+    (
+        lambda: DigitsDataModule(val_size=100).select(torch.arange(1300).lt(100).long()),
+        "select() got 1300 zeros and ones, as many as there are images, so they are a mask, which it would take for "
+        "positions: give training_labels()[1][mask.bool()].",
+    ),
     (
         lambda: DigitsDataModule(val_size=0).select([True] * 40),
         "select() got a mask of shape (40,), but the training set has 1400 images, those that are held out "
@@ -1106,17 +1490,467 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: DigitsDataModule(test_size=13).draw(14),
         'n=14 is more than the 13 images of split="test": draw fewer.',
     ),
+    # Coresets: embeddings and selectors.
+    (
+        lambda: Outer(torch.ones(3, 2), torch.ones(4, 2)),
+        "left=(3, 2) and right=(4, 2) must be (N, C) and (N, D), or (N, R, C) and (N, R, D): give one pair of factors "
+        "for each row.",
+    ),
+    (
+        lambda: Outer([[1.0]], torch.ones(1, 1)),
+        "left=[[1.0]] must be of type Tensor: give a tensor with a row for each sample.",
+    ),
+    (
+        lambda: facility_location([[1.0]], 1),
+        "embeddings=[[1.0]] must be of type Tensor or Outer: give a tensor (N, D), or the factors of its rows.",
+    ),
+    (
+        lambda: random_subset(ROWS.long(), 1),
+        "embeddings of torch.int64 must be floating-point numbers: give embeddings.float().",
+    ),
+    (
+        lambda: facility_location(ROWS[0], 1),
+        "embeddings of shape (2,) must be rows (N, D): give one per sample.",
+    ),
+    (
+        lambda: gradient_match(ROWS / 0, 1),
+        "embeddings must be finite with finite squares, but those of some samples are not: lower the learning rate if "
+        "they are gradients of a net whose loss has diverged.",
+    ),
+    (
+        lambda: gradient_match(ROWS, 0),
+        "budget=0 must be an integer, at least 1: it is the number of samples to choose.",
+    ),
+    (
+        lambda: CRAIG()(ROWS, torch.zeros(3, dtype=torch.int64), 4),
+        "budget=4 is more than the 3 embeddings there are: choose fewer.",
+    ),
+    (
+        lambda: CRAIG()(ROWS, [0, 1, 1], 1),
+        "y=[0, 1, 1] must be of type Tensor: give a tensor of classes (N,).",
+    ),
+    (
+        lambda: CRAIG()(ROWS, TWO, 1),
+        "y of shape (2,) must be (3,): give one class for each sample.",
+    ),
+    (
+        lambda: GradMatch()(ROWS, torch.ones(3), 1),
+        "y of torch.float32 must be integers: give the numbers of the classes.",
+    ),
+    (
+        lambda: Random()(ROWS, torch.tensor([0, -1, 1]), 1),
+        "y must be integers at least 0, but -1 is among them: give the numbers of the classes.",
+    ),
+    (
+        lambda: own_class(FACTORS, torch.tensor([0, 1, 2])),
+        "y must be integers from 0 to 1, but 2 is among them: give the numbers of the classes.",
+    ),
+    (lambda: of_batches(ROWS, 0), "batch_size=0 must be an integer, at least 1."),
+    (
+        lambda: gram(ROWS, FACTORS),
+        "inner products need two sets of one kind: two tensors, or two Outer.",
+    ),
+    (
+        lambda: concatenated([]),
+        "parts holds nothing: give the embeddings of at least one batch, all of one kind.",
+    ),
+    (
+        lambda: concatenated([ROWS, FACTORS]),
+        "parts holds tensors and Outers: give the embeddings of at least one batch, all of one kind.",
+    ),
+    (
+        lambda: gradient_error(ROWS, torch.tensor([3]), torch.ones(1)),
+        "indices must be integers from 0 to 2, but 3 is among them: give positions in the set that is selected from.",
+    ),
+    (
+        lambda: gradient_error(ROWS, TWO[:0], torch.ones(0)),
+        "indices of shape (0,) must be (S,), with at least one position.",
+    ),
+    (
+        lambda: gradient_error(ROWS, TWO, torch.ones(3)),
+        "weights of shape (3,) must be (2,): give one for each index.",
+    ),
+    (
+        lambda: gradient_error(ROWS, TWO, torch.ones(2) / 0),
+        "weights must be finite, but inf is among them: leave such samples out.",
+    ),
+    (
+        lambda: resampled(TWO, torch.zeros(2), 0),
+        "weights must be finite and above 0, but 0 is among them: leave such samples out.",
+    ),
+    (
+        lambda: resampled(TWO, torch.ones(2) > 0, 0),
+        "weights of torch.bool must be numbers: convert them.",
+    ),
+    (
+        lambda: last_layer_gradients(nn.Linear(5, 3), lambda: torch.ones(4, requires_grad=True)),
+        "the loss does not depend on the net's last layer, so there are no gradients to select by.",
+    ),
+    (
+        lambda: last_layer_gradients(nn.Linear(5, 3), lambda: torch.ones(())),
+        'loss() of shape () must be (N,): compute it with reduction="none".',
+    ),
+    (
+        lambda: last_layer_gradients(nn.Conv2d(1, 1, 1), lambda: torch.ones(4)),
+        "head=Conv2d(1, 1, kernel_size=(1, 1), stride=(1, 1)) must be of type Linear: give the net's last layer.",
+    ),
+    (
+        lambda: GradMatch(gradient="own_class", scope="all"),
+        'gradient="own_class" compares samples of one class, but scope="all" mixes classes: set gradient="weight".',
+    ),
+    (
+        lambda: matching_pursuit(torch.ones(30_000, 1), 25_000),  # pytest raises the warning
+        "budget=25000 of 30000 samples takes 5 GB for the inner products of those that are chosen: choose in parts "
+        '(scope="class" or scope="batch"), or fewer.',
+    ),
+    # Coresets: samplers, data and trainings.
+    (
+        lambda: CoresetSampler(3),
+        "dataset=3 must have a length and items by number, from which positions are selected: give a map-style "
+        "dataset.",
+    ),
+    (lambda: CoresetSampler([]), "dataset=[] is empty: give the training set."),
+    (lambda: CoresetSampler([1], collate_fn=3), "collate_fn=3 must be a function: give that of the DataLoader."),
+    (lambda: CoresetSelection(True), "fraction=True must be a finite number, above 0 and at most 1."),
+    (lambda: CoresetSelection(0), "fraction=0 must be a finite number, above 0 and at most 1."),
+    (lambda: CoresetSelection(1.5), "fraction=1.5 must be a finite number, above 0 and at most 1."),
+    (
+        lambda: selects(fraction=Linear(0.5, 2, 0, 2), every=1),
+        "fraction(1)=1.25 must be a finite number, above 0 and at most 1.",
+    ),
+    (
+        lambda: CoresetSelection(0.5, Random(scope="class"), sampler=CoresetSampler([1])),
+        'scope="class" of Random needs the classes of all images, which are not read from a loader of your own: set '
+        'scope="all".',
+    ),
+    (
+        lambda: CoresetSelection(0.5, sampler=3),
+        "sampler=3 must be of type CoresetSampler: give the CoresetSampler of the training's DataLoader.",
+    ),
+    (
+        lambda: fit(User(), CoresetSelection(0.5)),
+        "CoresetSelection needs a DataModule of lit_robust.data, or a CoresetSampler: give the same one to the "
+        "training's DataLoader and to CoresetSelection(sampler=...).",
+    ),
+    (
+        lambda: fit(User(), CoresetSelection(0.5), Another(0.5)),
+        "two CoresetSelection callbacks overrule each other: keep one.",
+    ),
+    (
+        lambda: selects(warm=0.5, options={"max_epochs": -1}),
+        "warm=0.5 is a share of max_epochs, which is -1: set the trainer's max_epochs, or warm=0.",
+    ),
+    (
+        lambda: selects(fraction=0.1),
+        "fraction=0.1 of 8 images leaves 1, fewer than one batch of batch_size=2 with drop_last=True, so that an epoch "
+        "would have no batch: take a smaller batch_size, a larger fraction, or drop_last=False.",
+    ),
+    (
+        lambda: selects(options={"limit_train_batches": 0.3}),
+        "fraction=0.5 of 8 images leaves 4 in 2 batches, of which limit_train_batches=0.3 is none: set it to at least "
+        "0.5.",
+    ),
+    (
+        lambda: selects(options={"val_check_interval": 3, "limit_val_batches": 1.0}),
+        "fraction=0.5 of 8 images leaves 4, so an epoch trains on 2 batches, but val_check_interval=3 waits for more: "
+        "set it to at most that, or to 1.0, or count over epochs by check_val_every_n_epoch=None.",
+    ),
+    (
+        lambda: selects(module=Stepwise(), warm=0.5),
+        "StepLR counts steps, but the warm start skips epoch 1 without any, so it would lag behind: "
+        'let it count epochs (interval or lr_interval "epoch"), give a Defense a Schedule, or set warm=0.',
+    ),
+    (
+        lambda: selects(module=build(Natural), resample=False),
+        "sampler=CoresetSampler(resample=False) leaves the weights to the loss, but the loader's batches (list) have "
+        "none: yield lit_robust.batch.Batch with weight=sampler.weight_of(positions), or leave resample=True.",
+    ),
+    (
+        lambda: selects(
+            module=build(Natural), resample=False, items=[Batch(*row) for row in zip(*images(8), strict=True)]
+        ),
+        "sampler=CoresetSampler(resample=False) leaves the weights to the loss, but the loader's batches had the "
+        "weight 1 throughout an epoch: yield lit_robust.batch.Batch with weight=sampler.weight_of(positions), or leave "
+        "resample=True.",
+    ),
+    (
+        lambda: selects(normalize="subset"),
+        'normalize="subset" divides weighted losses, but CoresetSampler draws images by their weights: leave '
+        'normalize="batch".',
+    ),
+    (
+        lambda: selects(normalize="subset", resample=False),
+        'normalize="subset" divides weighted losses, but User is not a Defense and has its own loss: leave '
+        'normalize="batch".',
+    ),
+    (
+        lambda: selects(options={"overfit_batches": 1}),
+        "overfit_batches=1 replaces the sampler of the training's DataLoader, so no selection would have an effect: "
+        "set limit_train_batches instead, or leave CoresetSelection out.",
+    ),
+    (
+        lambda: selects(lambda _: DataLoader(PAIRS, 2)),
+        "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
+        "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler.",
+    ),
+    (
+        lambda: selects(lambda sampler: [DataLoader(PAIRS, 2, sampler=sampler)]),
+        "CoresetSelection chooses from the dataset of one DataLoader, but the training has a list of them: give that "
+        "with sampler=sampler alone.",
+    ),
+    (
+        lambda: selects(lambda _: DataLoader(Stream(), 2)),
+        "the training's DataLoader reads Stream, an IterableDataset, which has no positions to select: give a dataset "
+        "with a length, whose items are read by their number.",
+    ),
+    (
+        lambda: selects(lambda sampler: DataLoader(PAIRS, batch_sampler=BatchSampler(sampler, 2, False))),
+        "the training's DataLoader has a batch_sampler, but CoresetSelection counts images in batches of one size: "
+        "build it as DataLoader(dataset, batch_size, sampler=sampler, ...).",
+    ),
+    (
+        lambda: selects(lambda sampler: DataLoader(PAIRS, batch_size=None, sampler=sampler)),
+        "the training's DataLoader has no batch_size, but CoresetSelection counts images in batches of one size: build "
+        "it as DataLoader(dataset, batch_size, sampler=sampler, ...).",
+    ),
+    (
+        lambda: selects(module=User(EndsInATanh())),
+        "CoresetSelection compares gradients of the last layer, which must be an nn.Linear that returns the logits, "
+        "but User does something after it or has none: set net to the sub-module that ends with it.",
+    ),
+    # Perceptual attacks.
+    (
+        lambda: FastLPA()(of_vectors().body[:1], X, Y),
+        "the activations of Sequential, which LPIPS compares, are not known: give the net an attribute stages, the "
+        'names of layers such as ("body.layer1", "body.layer2"), or a method activations(x).',
+    ),
+    (
+        lambda: AlexNetStages(pretrained=False).activations(X),
+        'lpips_net="alexnet" reads images of at least 31 x 31, not 8 x 8: set lpips_net="self".',
+    ),
+    (
+        lambda: build(PGDAT, test_attacks={5: PGD()}),
+        'test_attacks names an attack 5: give its name as text, such as "pgd20".',
+    ),
+    (
+        lambda: build(PGDAT, attack=StAdv()),
+        "StAdv has an eps in no L-p norm: state val_attack and test_attacks*.",
+    ),
+    # What a training resumes from.
+    (
+        lambda: resumed(then=torch.optim.AdamW),
+        "the checkpoint was trained with the optimizer Adam, and this training has AdamW: resume with model.optimizer "
+        "Adam, or start a new run with load_net.",
+    ),
+    (
+        lambda: resumed(then=partial(torch.optim.Adam, amsgrad=True)),
+        "the checkpoint was trained with another optimizer than this Adam (amsgrad=False became True): *",
+    ),
+    (
+        lambda: fit(build(PGDAT, lr_scheduler=partial(StepLR, step_size=-1))),
+        "lr_scheduler.step_size=-1 must be an integer, at least 1: it is a number of the scheduler's steps.",
+    ),
+    (
+        lambda: fit(build(PGDAT, lr_scheduler=partial(CosineAnnealingLR, T_max=0))),
+        "lr_scheduler.T_max=0 must be a finite number, above 0: it is a number of the scheduler's steps.",
+    ),
+    (
+        lambda: resumed(lr_scheduler=partial(ExponentialLR, gamma=0.9), now=partial(StepLR, step_size=1)),
+        "the checkpoint was trained with ExponentialLR, and this training has StepLR, which would start "
+        "from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or start "
+        "a new run with load_net.",
+    ),
+    (
+        lambda: resumed(now=partial(StepLR, step_size=1)),
+        "the checkpoint was trained with no torch scheduler, and this training has StepLR, which would start "
+        "from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or start "
+        "a new run with load_net.",
+    ),
+    (
+        lambda: state_of_adam(lambda state: state["state"][0].pop("exp_avg")),
+        "the checkpoint is broken or was trained with another optimizer than this Adam, because it kept no exp_avg of "
+        "a weight: *",
+    ),
+    (
+        lambda: check_optimizer(torch.optim.Adam([nn.Parameter(torch.zeros(1))]), [], "Adam"),
+        "the checkpoint is broken: optimizer_states is a list, but it must be a list of one optimizer's state; use an "
+        "earlier one.",
+    ),
+    (
+        lambda: check_scheduler(None, [{}, {}], None),
+        "the checkpoint is broken: lr_schedulers is a list, but it must be a list of at most one scheduler's state; "
+        "use an earlier one.",
+    ),
+    (lambda: sections(epoch=-1), "a.ckpt is broken: its epoch is -1, which is not a count; use an earlier one."),
+    (
+        lambda: sections(lit_robust={"rows": 5}),
+        "a.ckpt is broken: its section lit_robust.rows is 5, but it must be *; use an earlier one.",
+    ),
+    (
+        lambda: position_of(5),
+        "the checkpoint is broken: its loader's state is 5, but it must be the counts epoch and batches by name; use "
+        "an earlier one.",
+    ),
+    (
+        lambda: selection_of(5),
+        "the checkpoint is broken: the data's selection is 5, but it must be the tensors indices and weights by name, "
+        "or null; use an earlier one.",
+    ),
     # Schedules.
     (lambda: PiecewiseLinear([0, 5], [0, 1, 0]), "2 times have 3 values: each needs exactly one."),
     (lambda: Cosine(1, 0, 30, 5), "end=5.0 must come after begin=30.0; for a jump use a Staircase."),
-    (lambda: Linear(0, math.nan, 0, 5), "stop=nan is not a number."),
-    (lambda: Cyclic(None, 5), "up=None is not a number."),
-    (lambda: Product([0.5]), "0.5 is not a Schedule."),
+    (
+        lambda: Linear(0, math.nan, 0, 5),
+        "stop=nan must be a finite number: write it as 30, 0.1 or 8/255.",
+    ),
+    (lambda: Linear(math.inf, 0, 0, 5), "start=inf must be a finite number: write it as 30, 0.1 or 8/255."),
+    (lambda: Linear([], 0, 0, 5), "start=[] must be a finite number: write it as 30, 0.1 or 8/255."),
+    (lambda: Cyclic(None, 5), "up=None must be a finite number: write it as 30, 0.1 or 8/255."),
+    (lambda: MultiStep([30, None]), "milestones[1]=None must be a finite number: write it as 30, 0.1 or 8/255."),
+    (
+        lambda: PeriodicCosine(-1, 0.6, 0.4, [10]),
+        "low=-1 must be a finite number, at least 0: write it as 30, 0.1 or 8/255.",
+    ),
+    (
+        lambda: CyclicMomentum(5, 5, until=None),
+        "until=None must be a number: write it as 30, 0.1 or 8/255.",
+    ),
+    (
+        lambda: Product([0.5]),
+        "schedules[0]=0.5 must be of type Schedule: give one of lit_robust.schedules.",
+    ),
+    (lambda: PerEpoch(3), "schedule=3 must be of type Schedule: give one of lit_robust.schedules."),
+    (lambda: drops(None, 3), "schedule=None must be of type Schedule: give one of lit_robust.schedules."),
+    (lambda: drops(MultiStep([2]), None), "epochs=None must be an integer, at least 0."),
+    # Values that used to fail deep inside, or to mean nothing.
+    (
+        lambda: build(NuAT, attack=ONE_STEP, two_step=3.5),
+        "two_step=3.5 must be of type Trigger: give a rule of lit_robust.defenses.hybrid.",
+    ),
+    (
+        lambda: build(NuAT2, attack=ONE_STEP, attack_average=-1),
+        "attack_average=-1 must be of type str: give the name of an average of EMAWeights.",
+    ),
+    (
+        lambda: build(FastAT, attack=ONE_STEP, alpha=[]),
+        "alpha=[] is not a magnitude: write a number >= 0 or a fraction such as 8/255.",
+    ),
+    (
+        lambda: build(HSAT, psi=0),
+        "psi=0 must be of type Sharpness: give LastLayerSharpness() or PowerIteration(), or train PSAT.",
+    ),
+    (
+        lambda: nets.Net(None, nn.Linear(4, 2)),
+        "body=None must be of type Module: give what turns images into rows, such as an nn.Sequential.",
+    ),
+    (
+        lambda: nets.Net(nn.Flatten(), "x"),
+        "head='x' must be of type Module: give nn.Linear(features, classes).",
+    ),
+    (
+        lambda: nets.Net(nn.Flatten(), nn.Linear(4, 2), in_channels="x"),
+        "in_channels='x' must be an integer, at least 1.",
+    ),
+    (lambda: nets.digits_cnn(width=None), "digits_cnn's width=None must be an integer, at least 1."),
+    (lambda: nets.digits_cnn(width=True), "digits_cnn's width=True must be an integer, at least 1."),
+    (lambda: nets.fast_cnn(image_size=3.5), "fast_cnn's image_size=3.5 must be an integer, at least 1."),
+    (lambda: nets.vgg16(in_channels=math.nan), "vgg16's in_channels=nan must be an integer, at least 1."),
+    (
+        lambda: nets.wide_resnet28_10(width="x"),
+        "wide_resnet28_10's width='x' must be an integer, at least 1.",
+    ),
+    (lambda: nets.timm_net(image_size="x"), "timm_net's image_size='x' must be an integer, at least 1."),
+    (
+        lambda: GAMAPGD(drops=3),
+        "drops=3 must be of type list or tuple: give shares of the steps, such as (0.6, 0.85).",
+    ),
+    (
+        lambda: GAMAFW(drops=[]),
+        "drops=[] is empty: give shares of the steps, such as (0.6, 0.85).",
+    ),
+    (
+        lambda: ReColor(grid=3),
+        "grid=3 must be of type list or tuple: give the nodes along L*, u* and v*, such as (16, 32, 32).",
+    ),
+    (
+        lambda: ReColor(grid=[16, 32]),
+        "grid=[16, 32] has 2 numbers: give the nodes along L*, u* and v*, such as (16, 32, 32).",
+    ),
+    (
+        lambda: ReColor(eps=3.5),
+        "eps=3.5 must be a finite number, at most 1: the axes of CIELUV are scaled to [0, 1].",
+    ),
+    (lambda: StAdv(eps=3.5), "eps=3.5 must be a finite number, at most 2: the image spans [-1, 1]."),
+    (
+        lambda: NuclearNorm(loss="x"),
+        "loss='x' is not a function: give one such as lit_robust.losses.ce, or None for the norm alone.",
+    ),
+    (
+        lambda: CurriculumFGSM(lam=math.inf),
+        "lam=inf must be a finite number, at most 1: psi is a difference of probabilities.",
+    ),
+    (lambda: Bound("x"), "eps='x' must be a finite number, at least 0: it is the radius around an image."),
+    (lambda: Bound(0.1, 3), 'norm="3" is unknown: choose linf or l2.'),
+    (lambda: DelayedStart(monitor=None), "monitor=None must be of type str: give the loss's name, train/loss."),
+    (lambda: DelayedStart(monitor=""), 'monitor="" is empty: give the loss\'s name, train/loss.'),
+    (lambda: FGSMGap(margin=-1), "margin=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: AbnormalRise(rise=-1), "rise=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: GradientCosineDrop(factor=-1), "factor=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: CrossEntropySplit(change=-1), "change=-1 must be a finite number, at least 0 and at most 1."),
+    (lambda: LinearityErrorSpike(sigmas=-1), "sigmas=-1 must be a finite number, at least 0."),
+    (lambda: PGDDrop(threshold=20), "threshold=20 must be a finite number, at least 0 and at most 1."),
+    (lambda: EMAWeights(net=3), "net=3 must be of type str: give the path of a sub-module."),
+    (
+        lambda: EMAWeights(extra={3: 0.9}),
+        'a name in extra=3 must be of type str: give decays by name, {"fast": 0.99}.',
+    ),
+    (
+        lambda: AdversarialExamples(ATTACK, x=[]),
+        "x=[] must be of type int or str: give an index, a key or the name of a field, or a path of them such as "
+        '"views.0".',
+    ),
+    (
+        lambda: AdversarialExamples(ATTACK, y=True),
+        "y=True is not a place of a batch: give an index, a key or the name of a field, or a path of them such as "
+        '"views.0".',
+    ),
+    (
+        lambda: AdversarialExamples(ATTACK, net=3),
+        'net=3 must be of type str: give the path of a sub-module, such as "model".',
+    ),
+    (
+        lambda: adapt(x=Y.float()),
+        "x=0 finds a tensor of shape (8,) instead of images: give an index, a key or the name of a field, or a path "
+        'of them such as "views.0".',
+    ),
     (lambda: PeriodicCosine(0.5, 0.6, 0.4, [10]), "low=0.5 must not exceed high=0.6 or cap=0.4."),
     (lambda: PeriodicCosine(0, 0.6, 0.4, [0, 10]), "ends=[0.0, 10.0] must be above 0, where the first cycle begins."),
     (lambda: CyclicStep(20, 20, 40), "until=40.0 must come before the triangle ends at 40.0."),
     (lambda: CyclicMomentum(5, 5, low=0.9, high=0.8), "low=0.9 and high=0.8 must satisfy 0 <= low <= high < 1."),
 ]
+
+
+class Since(Callback):
+    """Saves when two epochs are over."""
+
+    def on_train_epoch_start(self, trainer, *args):
+        if trainer.current_epoch == 2:
+            trainer.save_checkpoint("a.ckpt")
+
+
+def late(at_epoch: int) -> None:
+    """Go on with a training that has been adversarial since epoch 1."""
+    fit(Driven(), DelayedStart(at_epoch=1), Since())
+    run = trainer(".", callbacks=[DelayedStart(at_epoch=at_epoch)], max_epochs=5)
+    run.fit(Driven(), loader(images(8)), loader(images(8)), ckpt_path="a.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("at_epoch", "remark"), [(4, ": at_epoch=4 is too late."), (1, ".")])
+def test_a_switch_that_was_made_is_reported(at_epoch, remark, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        late(at_epoch)
+    assert f"training has been adversarial since epoch 1{remark}" in [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize(("call", "sentence"), SENTENCES, ids=[sentence[:60] for _, sentence in SENTENCES])

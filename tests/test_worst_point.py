@@ -13,7 +13,7 @@ from lit_robust.attacks.difficulty import ProbabilityGap
 from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.attacks.passes import Passes, badness
 from lit_robust.batch import Batch
-from lit_robust.guards import smaller_batches
+from lit_robust.guards import checked, smaller_batches
 from lit_robust.measures import accuracy
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.default_attacks import default_test
@@ -154,7 +154,7 @@ def test_the_worst_point_costs_one_more_forward_and_eot_multiplies_all(keep, eot
     net, (x, y) = Counting(smooth_net()), data()
     backwards, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **more: backwards.append(1) or grad(*args, **more))
-    with NoHostSync():
+    with checked(), NoHostSync():
         PGD(0.1, steps=7, keep=keep, eot=eot)(net, x, y)
     assert len(net.rows) == forwards
     assert len(backwards) == 7 * eot

@@ -98,10 +98,10 @@ def compare(
         reference: The method against which the saved time, or the saved passes, are stated.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal by which a
-            stopped run continues.
+        out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal that lets
+            a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and pictures are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, the best method first.
@@ -109,7 +109,8 @@ def compare(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
-    check_names("attacks", attacks or {})
+    if attacks is not None:
+        check_names("attacks", attacks)
     study = Study.begin(checkpoints, data, limit, device, out, net)
     found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
     sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
@@ -140,6 +141,7 @@ def comparison(
     Raises:
         ValueError: If there is no method ``reference``, or a checkpoint is broken.
     """
+    require.flags(gap=gap, alarms=alarms, surrogate=surrogate)
     methods_runs = by_method(study.subjects)
     if reference is not None:
         require.one_of("reference", reference, tuple(methods_runs))

@@ -46,9 +46,9 @@ def diversity(
         attacks: Attacks by name, in place of the default ones.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of diversity.csv and .png, and of the journal by which a stopped run continues.
+        out: The folder of diversity.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: a net, an attack, a class, and how often each class was predicted for its images.

@@ -51,9 +51,9 @@ def eigenvalue(
         values: With over=eps, its values; by default 0 to 4 times the attack's eps.
         limit: Use only the first ``limit`` test images; an iteration costs about 10 forwards on all of them.
         device: auto, cpu or cuda.
-        out: The folder of eigenvalue_<over>.csv and .png, and of the journal by which a stopped run continues.
+        out: The folder of eigenvalue_<over>.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: a net, an epoch or eps, the eigenvalue there, and whether it settled.

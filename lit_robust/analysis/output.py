@@ -41,7 +41,7 @@ def device_of(name: str) -> torch.device:
     try:
         torch.empty(0, device=name)
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises an AssertionError
         raise ValueError(f"device={name!r} cannot be used here: choose auto, cpu or cuda.") from error
 
 

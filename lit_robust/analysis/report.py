@@ -24,7 +24,7 @@ from lit_robust.attacks import Attack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
-from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.attacked_examples import craft, spread
 from lit_robust.measures.pictures import draw as draw_examples
 from lit_robust.runs import newest_config, run_of
 from lit_robust.whole_files import write_whole
@@ -88,9 +88,9 @@ def report(
         reference: The method against which the saved time, or the saved passes, are stated.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of report.html, and of the journal by which a stopped run continues.
+        out: The folder of report.html, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which the page is also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The file.

@@ -31,9 +31,9 @@ def stale(
 ) -> list[dict[str, Any]]:
     """Show a run's final net the adversarial images that were crafted on its earlier epochs.
 
-    The stale-adversary test of the DAT slides (ICASSP 2022): images crafted in early epochs hardly fool the final net,
-    so attacking from the first epoch on is partly wasted. The run must have kept its epochs: train with
-    -c configs/callback/keep_epochs.yaml. The slides' curves are not recoverable, only their shape.
+    The stale-adversary test of the DAT slides (CVPRW 2020, arXiv:2002.04237): images crafted in early epochs hardly
+    fool the final net, so attacking from the first epoch on is partly wasted. The run must have kept its epochs: train
+    with -c configs/callback/keep_epochs.yaml. The slides' curves are not recoverable, only their shape.
 
     Args:
         checkpoints: Folders of runs, each with several epochs' checkpoints; name=path names a run.
@@ -41,9 +41,9 @@ def stale(
         attack: By default PGD at eps 8/255 with 10 steps of 2/255; take the one of the training.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of stale.csv and .png, and of the journal by which a stopped run continues.
+        out: The folder of stale.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.

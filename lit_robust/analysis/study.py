@@ -14,7 +14,7 @@ from lit_robust.analysis.subjects import Images, Subject, adversarial_images, lo
 from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.alarms import Alarms
-from lit_robust.measures.blocks import Blocks, identity
+from lit_robust.measures.image_blocks import Blocks, identity
 from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Study:
     """Nets and their common test images; measurements are kept in ``journal.jsonl``.
 
     The folder ``blocks`` keeps what the present attack has finished, if it is a long one, until the next one begins or
-    the results are written, see ``measures.blocks``.
+    the results are written, see ``measures.image_blocks``.
 
     Args:
         subjects: The nets.
@@ -136,7 +136,7 @@ class Study:
         return found
 
     def per_batch(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Split values of all images as the images are."""
+        """Split per-image values into the batches of the images."""
         return torch.split(values, [len(batch.y) for batch in self.images.batches])
 
     def write(self, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:

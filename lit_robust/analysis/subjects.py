@@ -17,8 +17,8 @@ from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
-from lit_robust.measures.blocks import Blocks, digest, fingerprint
 from lit_robust.measures.correct import is_correct
+from lit_robust.measures.image_blocks import Blocks, digest, fingerprint
 from lit_robust.runs import checkpoints_of, load_any, run_of
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm

@@ -55,16 +55,16 @@ def surface(
         data: Its test images are attacked.
         attack: By default PGD at eps 8/255 with 10 steps of 2/255; its eps is also the unit of the input space.
         space: What is varied.
-        craft: With space=weights, whether adversarial images are crafted anew at each point or once at the centre.
+        craft: With space=weights, whether adversarial images are crafted at each point or once at the centre.
         points: The number of points along each direction.
         radius: Half of the plane's side: in units of the weights' own norm (0.5 by default), or of eps (2 by default).
         eigenvalue: Whether to compute the largest eigenvalue of the adversarial loss's Hessian in the weights, too, by
             power iteration to 1 % or at most 50 iterations.
         limit: Use only the first ``limit`` test images; at least 200 are needed for a smooth picture.
         device: auto, cpu or cuda.
-        out: The folder of surface_<space>.csv and .png, and of the journal by which a stopped run continues.
+        out: The folder of surface_<space>.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: a net, a point (a, b) and the mean loss there.
@@ -72,6 +72,7 @@ def surface(
     Raises:
         ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
     """
+    require.flags(eigenvalue=eigenvalue)
     require.one_of("space", space, get_args(Space))
     require.one_of("craft", craft, get_args(Craft))
     require.integer("points", points, least=2)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Over = Literal["eps", "steps", "restarts"]
 
 #: The default values: multiples of the attack's eps, and numbers of steps and of restarts. The grids of the DAT slides
-#: (ICASSP 2022) are not recoverable; these are ours.
+#: (CVPRW 2020, arXiv:2002.04237) are not recoverable; these are ours.
 GRIDS: dict[Over, tuple[float, ...]] = {
     "eps": (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 4),
     "steps": (1, 2, 5, 10, 20, 50, 100),
@@ -62,9 +62,9 @@ def sweep(
             with eps.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of sweep_<over>.csv and .png, and of the journal by which a stopped sweep continues.
+        out: The folder of sweep_<over>.csv and .png, and of the journal that lets a stopped sweep continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table.

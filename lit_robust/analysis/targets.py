@@ -14,7 +14,7 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
-from lit_robust.measures.examples import spread
+from lit_robust.measures.attacked_examples import spread
 from lit_robust.measures.pictures import BLACK, RED, Column, class_name, grid
 
 
@@ -46,7 +46,7 @@ def targets(
         device: auto, cpu or cuda.
         out: The folder of targets.csv and .png.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table: for each net and image the clean and the adversarial prediction, with its confidence.

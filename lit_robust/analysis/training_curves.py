@@ -44,11 +44,11 @@ def curves(
 ) -> list[dict[str, Any]]:
     """Plot the training loss and the accuracy of several runs over their epochs.
 
-    As in the DAT slides (ICASSP 2022), which show a higher training loss and a higher test accuracy with a delayed
-    start. DAT's switch (dashed) and each epoch whose learning rate is at most half of the previous one's (dotted) are
-    marked. Accuracy is that of the test images where data is given and the run kept checkpoints of its epochs (-c
-    configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs of NuAT-H
-    add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
+    As in the DAT slides (CVPRW 2020, arXiv:2002.04237), which show a higher training loss and a higher test accuracy
+    with a delayed start. DAT's switch (dashed) and each epoch whose learning rate is at most half of the previous one's
+    (dotted) are marked. Accuracy is that of the test images where data is given and the run kept checkpoints of its
+    epochs (-c configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs
+    of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
     Args:
         checkpoints: Folders of runs with a metrics.csv; the files of resumed runs are joined; name=path names a run.
@@ -56,9 +56,9 @@ def curves(
         attack: The attack of that test; by default PGD at eps 8/255 with 20 steps of 1/255.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of curves.csv and .png, and of the journal by which a stopped run continues.
+        out: The folder of curves.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table, one per run and epoch.

@@ -30,9 +30,9 @@ def transfer(
 ) -> list[dict[str, Any]]:
     """Show every net the adversarial images that were crafted on every other one.
 
-    The black-box table of the DAT slides (ICASSP 2022), where the sources are trained independently: other seeds of a
-    natural, a fully adversarial and a delayed training. If images crafted on another
-    net lower the accuracy of a net more than its own do, it masks its gradients.
+    The black-box table of the DAT slides (CVPRW 2020, arXiv:2002.04237), where the sources are trained independently:
+    other seeds of a natural, a fully adversarial and a delayed training. If images crafted on another net lower the
+    accuracy of a net more than its own do, it masks its gradients.
 
     Args:
         checkpoints: The nets to attack: .ckpt files or folders of runs, whose last checkpoint is taken; name=path
@@ -42,9 +42,9 @@ def transfer(
         attack: By default PGD at eps 8/255 with 10 steps of 2/255, as in the slides.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
-        out: The folder of transfer.csv and .png, and of the journal by which a stopped run continues.
+        out: The folder of transfer.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are no checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
 
     Returns:
         The rows of the table; source and target are the same in the rows of the white-box attack.

@@ -1,7 +1,6 @@
 """AutoAttack, run with the package of its authors' code."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,13 +9,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm  # Lightning depends on it
 
 from lit_robust import require
 from lit_robust.attacks.autoattack_package import Package, in_our_words, own_random_states
-from lit_robust.attacks.base import EPS, Attack, check_batch
+from lit_robust.attacks.base import EPS, Attack
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
+from lit_robust.terminal import progress_bar
 from lit_robust.threats import Norm
 
 Version = Literal["standard", "v1", "plus", "rand"]
@@ -64,7 +63,7 @@ class AutoAttack(Attack):
         version: A row of the table.
         seed: Every attack starts from this seed in every batch; the caller's random state is restored.
         batch_size: How many images are attacked at once. A test runs each block of this size through all attacks, and
-            can keep finished blocks, see ``measures.blocks``.
+            can keep finished blocks, see ``measures.image_blocks``.
         precision: With ``bf16`` the attacks see the net under autocast. An image counts as broken only if the net
             misclassifies it without autocast, too. The gradients and margins are coarser, so more images may survive:
             a test calls the row ``autoattack_bf16``, and ``compare`` does not rank by it.
@@ -109,14 +108,11 @@ class AutoAttack(Attack):
         package = Package()
         if not len(x):
             return x.clone()
-        check_batch(x, y)
         if y.shape != x.shape[:1]:
             raise ValueError(
                 f"there are labels of shape {tuple(y.shape)} for {len(x)} images: give one for each image."
             )
-        # Rich, which draws Lightning's bar, would print each update of this bar as a new line.
-        terminal = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-        bar = tqdm(desc="AutoAttack", file=terminal, unit=" images", unit_scale=True, leave=False, disable=None)
+        bar = progress_bar("AutoAttack", unit=" images", unit_scale=True, disable=None)
 
         coarse = self.precision == "bf16"
 

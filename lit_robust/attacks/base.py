@@ -10,8 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lit_robust import require
-from lit_robust.guards import is_checked
+from lit_robust.attacks.alone import checked_by_itself
 from lit_robust.magnitudes import Magnitude
 from lit_robust.shown import shown
 
@@ -43,6 +42,12 @@ class Attack(ABC):
     gradient on any parameter, and also works inside ``torch.no_grad`` and ``torch.inference_mode``, see ``crafting``.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a call that stands alone check what it is given."""
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            setattr(cls, "__call__", checked_by_itself(vars(cls)["__call__"]))  # noqa: B010  # mypy forbids the other
+
     @abstractmethod
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Craft an adversarial image for each image.
@@ -54,11 +59,15 @@ class Attack(ABC):
 
         Shape:
             x and the result: ``(N, C, H, W)`` float32 in [0, 1];  y: ``(N,)`` int64.
+
+        Raises:
+            TypeError: If images or labels are not tensors.
+            ValueError: If pixels leave [0, 1], a label is not one of the net's classes, or the net returns no logits.
         """
 
     @property
     def is_long(self) -> bool:
-        """Whether an evaluation can keep what is finished, block by block, see ``measures.blocks``."""
+        """Whether an evaluation can keep what is finished, block by block, see ``measures.image_blocks``."""
         numbers = (getattr(self, name, 1) for name in ("steps", "eot", "restarts", "targets"))
         return prod(number for number in numbers if isinstance(number, int)) >= LONG
 
@@ -75,22 +84,6 @@ class Attack(ABC):
         """
 
 
-def check_batch(x: Tensor, y: Tensor) -> None:
-    """Refuse clean images outside [0, 1], which an attack would clip, and labels below 0; not in ``guards.checked``.
-
-    Raises:
-        ValueError: With the range found and what to do about it.
-    """
-    if is_checked() or not len(x):
-        return
-    if x.is_floating_point():  # `crafting` refuses others
-        require.images(x, "give the images as they are, in [0, 1], and normalise inside the net")
-    if y.ndim == 1 and len(y) and not y.is_floating_point():
-        least, _ = torch.stack(torch.aminmax(y)).tolist()
-        if least < 0:
-            raise ValueError(f"labels begin at {least}, but classes are numbered from 0 on: leave such samples out.")
-
-
 def made_once(build: Callable[P, A]) -> Callable[P, A]:
     """Cache a function that builds an attack from other values.
 
@@ -101,9 +94,10 @@ def made_once(build: Callable[P, A]) -> Callable[P, A]:
     @wraps(build)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> A:
         try:
-            return cached(*args, **kwargs)  # type: ignore[arg-type]  # whether they are hashable is tried here
+            hash((args, *kwargs.values()))
         except TypeError:  # an unhashable value of the user's own
             return build(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]  # they are hashable
 
     return wrapper
 
@@ -116,7 +110,7 @@ def arguments_of(attack: Any) -> dict[str, Any]:
 def step_length(eps: float, step_size: float | None, steps: int) -> float:
     """The length of a step: ``step_size`` if it is given, otherwise ``2.5 eps / steps``, at most ``eps``.
 
-    So the steps can cross the ball whatever eps is, with a margin; Madry et al. (arXiv:1706.06083) choose it in this
+    So the steps can cross the ball at every eps, with a margin; Madry et al. (arXiv:1706.06083) choose it in this
     way where they vary eps.
     """
     return min(2.5 * eps / max(steps, 1), eps) if step_size is None else step_size
@@ -150,12 +144,11 @@ def input_gradient(loss: Tensor, x_adv: Tensor) -> Tensor:
     return gradient
 
 
-def check_attack(name: str, attack: Attack) -> None:
-    """Refuse an attack that would find nothing, or the wrong thing.
+def check_is_attack(name: str, attack: Attack) -> None:
+    """Refuse what is not an attack; a targeted one is allowed.
 
     Raises:
         TypeError: If it cannot be called, or is a class.
-        ValueError: If it is targeted, because its targets would be the true labels, or if its step size is 0.
     """
     if isinstance(attack, type):
         raise TypeError(f"{name}={attack.__name__} is a class: write {attack.__name__}(...).")
@@ -163,6 +156,16 @@ def check_attack(name: str, attack: Attack) -> None:
         raise TypeError(
             f"{name}={shown(attack)} is not an attack: give one of lit_robust.attacks, such as PGD(steps=10)."
         )
+
+
+def check_attack(name: str, attack: Attack) -> None:
+    """Refuse an attack that would find nothing, or the wrong thing.
+
+    Raises:
+        TypeError: If it cannot be called, or is a class.
+        ValueError: If it is targeted, because its targets would be the true labels, or if its step size is 0.
+    """
+    check_is_attack(name, attack)
     if getattr(attack, "targeted", False):
         raise ValueError(
             f"{name} is targeted, and its targets would be the true labels, which helps the net: set "

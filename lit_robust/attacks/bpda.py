@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack
+from lit_robust.nets.folded import unfolded
 from lit_robust.shown import shown
 from lit_robust.threats import Norm
 
@@ -58,8 +59,8 @@ class BPDA(Attack):
             raise TypeError(
                 f"forward={shown(self.forward)} is not a step: give a layer's name, or a function of images."
             )
-        if self.substitute is not None and not callable(self.substitute):
-            raise TypeError(f"substitute={shown(self.substitute)} is not a function: leave it out for the identity.")
+        if self.substitute is not None:
+            require.function("substitute", self.substitute, "leave it out for the identity")
 
     @property
     def eps(self) -> float | None:
@@ -94,6 +95,7 @@ class BPDA(Attack):
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Attack through the step."""
         if isinstance(self.forward, str):
+            net = unfolded(net)  # a layer that is folded has another output
             layer = _layer(net, self.forward)
         else:
             layer = _Step(self.forward)

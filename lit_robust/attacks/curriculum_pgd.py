@@ -1,19 +1,16 @@
 """PGD under a bound on difficulty: the inner maximisation of SAT, and its single-step form."""
 
-import math
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, Attack, check_batch, input_gradient
+from lit_robust.attacks.base import EPS, Attack, input_gradient
 from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.attacks.pgd import PGD, Movers
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
-from lit_robust.shown import shown
 from lit_robust.threats import Linf
 
 
@@ -45,7 +42,7 @@ class CurriculumPGD(PGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         require.instance("psi", self.psi, Difficulty, "give one of lit_robust.attacks.difficulty")
-        _check_number(self.lam)
+        require.number("lam", self.lam, finite=False)
         if self.targeted:
             raise ValueError("a curriculum measures how difficult the true label is: set targeted=False, or use PGD.")
 
@@ -75,7 +72,7 @@ class CurriculumFGSM(Attack):
         lam: The value that psi should reach, at most 1.
 
     Raises:
-        ValueError: If ``eps`` is above 1, or ``lam`` is not a number.
+        ValueError: If ``eps`` is above 1, or ``lam`` is out of range.
     """
 
     eps: Magnitude = EPS
@@ -83,11 +80,10 @@ class CurriculumFGSM(Attack):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", require.pixels("eps", self.eps))
-        _check_number(self.lam)
+        require.number("lam", self.lam, most=1, hint="psi is a difference of probabilities")
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Draw the start and take the step."""
-        check_batch(x, y)
         bound, ball = 1.25 * self.eps, Linf(self.eps)
         with crafting(x, y) as (x, y):
             x_adv = ball.project(ball.random_start(x), x).requires_grad_()
@@ -97,8 +93,3 @@ class CurriculumFGSM(Attack):
                 slope = gradient.abs().sum(dim=tuple(range(1, x.ndim)), keepdim=True)
                 length = (self.lam - psi).relu().view_as(slope) / (slope + 1e-9)
                 return Linf(bound).project(x_adv + length.clamp(max=bound) * gradient.sign(), x)
-
-
-def _check_number(lam: float) -> None:
-    if not isinstance(lam, Real) or math.isnan(lam):
-        raise ValueError(f"lam={shown(lam)} bounds nothing: give a number.")

@@ -130,7 +130,7 @@ class Sharpness(Difficulty):
 
     It is too expensive to compute, and the paper's approximations are not published: both subclasses are ours. It also
     has no natural scale. A value divided by the batch's median only ranks the images of one batch on one rank: with the
-    bound 0.5, half of the images move whatever the net, and which ones depends on the rest of the batch.
+    bound 0.5, half of the images move for any net, and which ones depends on the rest of the batch.
     """
 
 
@@ -150,6 +150,9 @@ class LastLayerSharpness(Sharpness):
     """
 
     feature_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require.flags(feature_norm=self.feature_norm)
 
     def check(self, net: nn.Module) -> None:
         """Refuse a net without features if they are needed."""

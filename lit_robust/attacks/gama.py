@@ -15,6 +15,8 @@ from lit_robust.magnitudes import Magnitude
 
 Guide = Literal["start", "clean"]
 
+_DROPS = "give shares of the steps, such as (0.6, 0.85)"
+
 
 @dataclass(frozen=True)
 class GAMAPGD(PGD):
@@ -69,7 +71,9 @@ class GAMAPGD(PGD):
         super().__post_init__()
         require.number("lam", self.lam, least=0)
         require.number("relaxed", self.relaxed, least=0, most=1, hint="it is a share of the steps")
-        object.__setattr__(self, "drops", tuple(self.drops))
+        object.__setattr__(self, "drops", tuple(require.instance("drops", self.drops, (list, tuple), _DROPS)))
+        if not self.drops:
+            raise ValueError(f"drops=[] is empty: {_DROPS}.")
         for share in self.drops:
             require.number("drops", share, least=0, most=1, hint="they are shares of the steps")
         require.number("drop", self.drop, least=1)

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust.attacks.passes import Objective
 from lit_robust.attacks.pgd import PGD
-from lit_robust.guards import network_mode
+from lit_robust.guards import BNMode, network_mode
+from lit_robust.nets.folded import refill, unfolded
 
 #: ``(logits, clean_logits)``, both ``(N, C)``, to one number per sample or one for the batch.
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -36,15 +37,18 @@ class GuidedPGD(PGD):
     penalty: Penalty = field(kw_only=True)
     lam: float = field(kw_only=True)
     guided_steps: int | None = field(default=None, kw_only=True)
-    reference_bn_mode: Literal["eval", "train"] | None = field(default=None, kw_only=True)
+    reference_bn_mode: BNMode | None = field(default=None, kw_only=True)
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
         """The loss, plus the weighted penalty in the guided steps."""
         guided = self.steps if self.guided_steps is None else self.guided_steps
         if self.lam or self.reference_bn_mode == "train":
-            mode = network_mode(net, self.reference_bn_mode) if self.reference_bn_mode else nullcontext()
+            original = unfolded(net)
+            mode = network_mode(original, self.reference_bn_mode) if self.reference_bn_mode else nullcontext()
             with mode, torch.no_grad():
-                clean_logits: Tensor = net(x)
+                clean_logits: Tensor = (original if original.training else net)(x)
+            if self.reference_bn_mode == "train":
+                refill(net)
 
         def objective(x_adv: Tensor, logits: Tensor, k: int) -> Tensor:
             loss = self.loss(logits, y)

@@ -35,7 +35,7 @@ def softmax_eigenvalue(logits: Tensor) -> Tensor:
 def last_layer_eigenvalue(logits: Tensor, features: Tensor, bias: bool = True) -> Tensor:
     """The largest eigenvalue of each sample's Hessian of the cross-entropy in a linear last layer's weights, ``(N,)``.
 
-    For ``z = W h + b`` the Hessian is ``(diag p - p p^T) x h~ h~^T`` with ``h~ = (h, 1)``, whatever the label is.
+    For ``z = W h + b`` the Hessian is ``(diag p - p p^T) x h~ h~^T`` with ``h~ = (h, 1)``, for any label.
     """
     return softmax_eigenvalue(logits) * (features.float().square().sum(dim=1) + bias)
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_robust.nets import torchvision_net
 from lit_robust.nets.activations import watching
+from lit_robust.nets.model_zoos import torchvision_net
 
 #: The net whose activations are compared: the attacked one, torchvision's AlexNet, or another one.
 LPIPSNet = Literal["self", "alexnet"] | nn.Module

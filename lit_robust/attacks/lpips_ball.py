@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import Attack, check_batch, input_gradient
+from lit_robust.attacks.base import Attack, input_gradient
 from lit_robust.attacks.lpips import LogitsAndFeatures, LPIPSNet, alexnet, distance, watched
 from lit_robust.attacks.passes import like_images
 from lit_robust.guards import crafting, may_shrink
@@ -81,7 +81,6 @@ class PerceptualAttack(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search the ball around each image."""
-        check_batch(x, y)
         if not len(x):
             return x.clone()
         with crafting(x, y) as (x, y), watched(net, self.lpips_net) as nets:

@@ -10,7 +10,6 @@ from lit_robust import losses, require
 from lit_robust.attacks.passes import Objective, Passes, like_images
 from lit_robust.attacks.pgd import PGD, Reference
 from lit_robust.losses import SampleLoss, TargetLoss
-from lit_robust.shown import shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class CWPGD(_MarginPGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kappa is not None:
-            require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None is no bound")
+            require.number("kappa", self.kappa, least=0, hint="from 0 on an image is misclassified; None for no bound")
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> Objective:
         """The bounded margin."""
@@ -167,7 +166,4 @@ class MultiTargetedPGD(_MarginPGD):
 
 
 def _check_towards(towards: object) -> None:
-    if not callable(towards):
-        raise TypeError(
-            f"towards={shown(towards)} is not a function: give one such as lit_robust.losses.margin_targeted."
-        )
+    require.function("towards", towards, "give one such as lit_robust.losses.margin_targeted")

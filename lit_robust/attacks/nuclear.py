@@ -29,6 +29,8 @@ class _MatrixNorm(Attack):
                 object.__setattr__(self, name, require.pixels(name, getattr(self, name)))
         require.integer("steps", self.steps, least=0)
         require.number("lam", self.lam, above=0, hint="without the norm this is a PGD")
+        if self.loss is not None:
+            require.function("loss", self.loss, "give one such as lit_robust.losses.ce, or None for the norm alone")
 
     @property
     def step_length(self) -> float:
@@ -89,6 +91,7 @@ class NuclearNorm(_MatrixNorm):
         lam: The norm's weight. The code's lambda grows from 0 to between 4 and 4.5 during training.
 
     Raises:
+        TypeError: If ``loss`` is not a function.
         ValueError: If a magnitude is above 1, or ``lam`` is not above 0.
     """
 

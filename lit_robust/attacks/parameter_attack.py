@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import Attack, NoGraphError, check_batch, input_gradient
+from lit_robust.attacks.base import Attack, NoGraphError, input_gradient
 from lit_robust.attacks.passes import SHRINK_EVERY, Passes, WorstPoint
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.magnitudes import Magnitude
@@ -33,7 +33,6 @@ class ParameterAttack(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search the transformations of each image."""
-        check_batch(x, y)
         if self.needs_colour and x.ndim == 4 and x.shape[1] != 3:
             raise ValueError(
                 f"{type(self).__name__} moves colours, but the images have {x.shape[1]} channels instead of 3: leave "
@@ -74,7 +73,7 @@ class ParameterAttack(Attack):
         return found
 
     def exactly(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Transform the images in float32, whatever precision the net runs in."""
+        """Transform the images in float32, also if the net runs in another precision."""
         with torch.autocast(x.device.type, enabled=False):
             return self.transform(x, parameters)
 

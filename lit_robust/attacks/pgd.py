@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.base import EPS, Attack, check_batch, step_length
+from lit_robust.attacks.base import EPS, Attack, step_length
 from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, like_images
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
-from lit_robust.shown import shown
 from lit_robust.threats import Norm, Threat, threat
 
 Init = Literal["uniform", "zero", "gaussian", "rademacher"]
@@ -104,10 +103,10 @@ class PGD(Attack):
             if (value := getattr(self, name)) is not None or name == "eps":
                 object.__setattr__(self, name, require.pixels(name, value, self.norm))
         require.integer("steps", self.steps, least=0)
+        require.flags(**{one.name: getattr(self, one.name) for one in fields(self) if one.type is bool})
         require.integer("restarts", self.restarts, least=1)
         require.integer("eot", self.eot, least=1)
-        if not callable(self.loss):
-            raise TypeError(f"loss={shown(self.loss)} is not a function: give one such as lit_robust.losses.ce.")
+        require.function("loss", self.loss, "give one such as lit_robust.losses.ce")
         require.number("momentum", self.momentum, least=0)
         if self.loss is losses.kl and self.compare_with == "label":
             raise ValueError('loss=kl compares with the clean images\' logits: set compare_with="clean_logits".')
@@ -124,7 +123,6 @@ class PGD(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search the threat set around each image."""
-        check_batch(x, y)
         with crafting(x, y) as (x, y):
             return self.run(net, x, y) if self.restarts == 1 else self.best_run(net, x, y)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.attacks.base import EPS, LONG, Attack, check_batch
+from lit_robust.attacks.base import EPS, LONG, Attack
 from lit_robust.attacks.passes import badness, like_images
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.magnitudes import Magnitude
@@ -54,7 +54,6 @@ class Square(Attack):
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Search for a misclassified point of each image."""
-        check_batch(x, y)
         if not len(x):
             return x.clone()
         with crafting(x, y) as (x, y), torch.no_grad():

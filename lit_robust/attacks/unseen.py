@@ -13,6 +13,8 @@ from lit_robust.attacks import cieluv, jpeg_blocks
 from lit_robust.attacks.parameter_attack import ParameterAttack, SignSteps, SmoothAttack
 from lit_robust.magnitudes import Magnitude
 
+_GRID = "give the nodes along L*, u* and v*, such as (16, 32, 32)"
+
 #: The bounds of the CIFAR-10 tables.
 FLOW, COLOUR, QUANTUM = Magnitude("0.05"), Magnitude("0.06"), Magnitude("0.25")
 
@@ -47,6 +49,10 @@ class StAdv(SmoothAttack):
 
     #: What bounds the attack; not one of ``threats``.
     norm: ClassVar[str] = "flow"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require.number("eps", self.eps, most=2, hint="the image spans [-1, 1]")
 
     def start(self, x: Tensor) -> Tensor:
         """Zero flow, ``(N, 2, H, W)``; channel 0 points right, channel 1 down."""
@@ -96,7 +102,10 @@ class ReColor(SmoothAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "grid", tuple(self.grid))
+        require.number("eps", self.eps, most=1, hint="the axes of CIELUV are scaled to [0, 1]")
+        object.__setattr__(self, "grid", tuple(require.instance("grid", self.grid, (list, tuple), _GRID)))
+        if len(self.grid) != 3:
+            raise ValueError(f"grid={list(self.grid)} has {len(self.grid)} numbers: {_GRID}.")
         for nodes in self.grid:
             require.integer("grid", nodes, least=2, hint="the nodes along each axis")
 

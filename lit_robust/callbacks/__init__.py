@@ -8,9 +8,9 @@ from lit_robust.callbacks.ema import EMAWeights
 from lit_robust.callbacks.examples import AdversarialExamples
 from lit_robust.callbacks.generalization_gap import GeneralizationGap
 from lit_robust.callbacks.overfitting import CatastrophicOverfittingMonitor
+from lit_robust.callbacks.overfitting_bound import Bound
 from lit_robust.callbacks.overfitting_rules import (
     AbnormalRise,
-    Bound,
     CrossEntropySplit,
     FGSMGap,
     GradientCosineDrop,
@@ -19,10 +19,12 @@ from lit_robust.callbacks.overfitting_rules import (
     PGDDrop,
 )
 from lit_robust.callbacks.predictions import PredictionWriter
+from lit_robust.callbacks.progressive_resizing import ProgressiveResizing
 from lit_robust.callbacks.ramp import AttributeRamp
 from lit_robust.callbacks.robust_accuracy import RobustAccuracy
 from lit_robust.callbacks.time_left import TimeLeft
 from lit_robust.keywords import answer_keywords
+from lit_robust.magnitudes import read_by_jsonargparse
 
 __all__ = [
     "AbnormalRise",
@@ -43,6 +45,7 @@ __all__ = [
     "PGDDrop",
     "Plateau",
     "PredictionWriter",
+    "ProgressiveResizing",
     "RobustAccuracy",
     "StopAfterDrop",
     "SwitchRule",
@@ -50,3 +53,4 @@ __all__ = [
 ]
 
 answer_keywords([globals()[name] for name in __all__])
+read_by_jsonargparse()

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.batch import SHORT, Batch
-from lit_robust.callbacks.batch_paths import Key, exchanged, path_of, tensor_at
+from lit_robust.callbacks.batch_paths import REMEDY, Key, check_key, exchanged, path_of, tensor_at
 from lit_robust.callbacks.needs import net_of, parts_of
 from lit_robust.first_batch import (
     a_row_for_each_image,
     check_classes,
     check_labels,
     check_logits,
-    logits_of,
     only_logits,
     outputs,
     refuse_probabilities,
 )
+from lit_robust.limits import Limits
+from lit_robust.logits import logits_of
+from lit_robust.nets.folded import FoldedNet
 
 #: One number, or one for each channel.
 Channels = float | Sequence[float]
@@ -41,6 +43,8 @@ class Adapter:
         std: What it then divides them by.
 
     Raises:
+        TypeError: If ``mean`` or ``std`` is neither a number nor a list of numbers, ``x`` or ``y`` is not an index, key
+            or path, or ``net`` is not a path.
         ValueError: If only one of ``mean`` and ``std`` is given, or ``std`` is not above 0.
     """
 
@@ -53,6 +57,10 @@ class Adapter:
         std: Channels | None = None,
     ) -> None:
         require.statistics(mean, std)
+        for name, key in (("x", x), ("y", 0 if y is None else y)):
+            check_key(name, key)
+        if net is not None:
+            require.text("net", net, 'give the path of a sub-module, such as "model"')
         self.x = x
         self.y = y
         self.net = net
@@ -60,10 +68,10 @@ class Adapter:
         self.std = (1.0,) if std is None else _numbers(std)
         self.normalised = mean is not None
         self._unpack = False
+        self._folded = FoldedNet()
         self._unchecked_in_training = True
-        #: The number of classes, if the labels are classes.
-        self._classes: int | None = None
-        self._range: Tensor | None = None
+        #: Range checks of the pixels, and of the labels once they are known to be class indices.
+        self.limits = Limits(None, reduce=None)
 
     def pixels(self, batch: Any) -> Tensor:
         """The images of a batch, in [0, 1]."""
@@ -97,9 +105,16 @@ class Adapter:
         net = self.users_net(module)
         return _PixelsToLogits(net, self) if self.normalised or self._unpack or wrapped else net
 
+    def attacked_net(self, module: LightningModule, batch: Any) -> nn.Module:
+        """``logits_net`` as attacks see it, for a net in eval mode: with its BatchNorms folded, see ``FoldedNet``."""
+        net = self.users_net(module)
+        if not isinstance(net, LightningModule):  # which is more than a net
+            net = self._folded(net, tensor_at(batch, self.x, "x"))
+        return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
+
     def within_classes(self, y: Tensor) -> Tensor:
-        """The labels with those that ``tell`` will refuse replaced, so that no kernel fails before."""
-        return y if self._classes is None else y.clamp(0, self._classes - 1)
+        """The labels, those that ``check_range`` refuses replaced so that no CUDA kernel fails before the check."""
+        return self.limits.within(y)
 
     def users_net(self, module: LightningModule) -> nn.Module:
         """The net as the user wrote it, which holds the weights."""
@@ -109,10 +124,10 @@ class Adapter:
         """The pixels and class labels of a batch, with weights 1 and indices -1 unless it is a ``Batch``.
 
         Raises:
-            ValueError: If its labels are no classes, or a pixel or label is out of range.
+            ValueError: If its labels are not classes, or a pixel or label is out of range.
         """
         self.watch(batch)
-        self.tell()
+        self.check_range()
         x, y = self.pixels(batch), self.labels(batch)
         if y is None or y.ndim != 1 or y.is_floating_point():
             found = "nothing" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
@@ -132,6 +147,8 @@ class Adapter:
                 logits for them.
         """
         x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
+        if x.ndim < 2:
+            raise ValueError(f"x={self.x!r} finds a tensor of shape {tuple(x.shape)} instead of images: {REMEDY}.")
         channels = x.shape[1] if x.ndim > 1 else 1
         require.statistics(list(self.mean), list(self.std), (1, channels), f"images of {channels} channels")
         if y is not None:
@@ -148,29 +165,25 @@ class Adapter:
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.
         if y is not None and y.ndim == 1 and not y.is_floating_point() and logits.ndim == 2 and classes > 1:
-            remedy = "give the net an output for each class, and classes numbers from 0 on"
-            check_classes(y, classes, f"the net returns {classes} logits per image: {remedy}")
-            self._classes = classes
+            but, remedy = f"the net returns {classes} logits per image", "classes numbers from 0 on"
+            left_out = f"{but}: give {remedy}, and leave out samples that shall not count"
+            check_classes(y, classes, left_out, f"{but}: give the net an output for each class, and {remedy}")
+            self.limits.num_classes = classes
 
     @torch.no_grad()
     def watch(self, batch: Any) -> None:
-        """Add a batch to the range of pixels and labels since the last ``tell``, without waiting for the device."""
-        x, y = tensor_at(batch, self.x, "x"), self.labels(batch)
+        """Add a batch to the range since the last ``check_range``, without waiting for the device."""
+        x = tensor_at(batch, self.x, "x")
         mean, std = self._statistics(x)
-        low, high = torch.aminmax(x * std + mean)
-        first, last = torch.aminmax(y) if y is not None and self._classes else (torch.zeros_like(low),) * 2
-        reached = torch.stack([-low, high, -first.to(low.dtype), last.to(low.dtype)]).float()
-        self._range = reached if self._range is None else torch.maximum(self._range, reached)
+        self.limits.add(x * std + mean, self.labels(batch))
 
-    def tell(self) -> None:
+    def check_range(self) -> None:
         """Refuse what ``watch`` has seen since the last call.
 
         Raises:
             ValueError: If a pixel was outside [0, 1] or NaN, or a label was none of the classes.
         """
-        if self._range is not None:
-            reached, self._range = self._range.nan_to_num(nan=torch.inf).tolist(), None
-            require.later_batches(reached, self._classes)
+        self.limits.check()
 
     def _check_pixels(self, x: Tensor) -> None:
         require.floating(x, f"x={self.x!r} finds images")

@@ -1,6 +1,6 @@
 """Adversarial training of a module that was written without it."""
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +11,7 @@ from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
-from lit_robust.guards import checked, frozen, network_mode, own_random_state
+from lit_robust.guards import BNMode, checked, frozen, network_mode, own_random_state
 from lit_robust.lightning_internals import (
     batch_in_epoch,
     batches_begun,
@@ -23,15 +23,18 @@ from lit_robust.measures.attack_checks import tell_of_idle_attack, tell_of_short
 from lit_robust.seeds import seed
 
 
-class Lent(Protocol):
-    """Attributes that a module gets while it trains, and must not have itself; a Defense is driven by them, too."""
+class Added(Protocol):
+    """Attributes that this callback adds to the module during training; the module must not have its own.
+
+    Other callbacks drive a Defense by the same ones.
+    """
 
     adversarial: bool
     attack: Attack
 
 
-#: The names in ``Lent``.
-LENT = ("adversarial", "attack")
+#: The names in ``Added``.
+ADDED = ("adversarial", "attack")
 
 
 class FindsItsOwn(Protocol):
@@ -86,7 +89,7 @@ class AdversarialTraining(Callback):
         net: str | None = None,
         mean: Channels | None = None,
         std: Channels | None = None,
-        attack_bn_mode: Literal["eval", "train"] = "eval",
+        attack_bn_mode: BNMode = "eval",
     ) -> None:
         require.one_of("attack_bn_mode", attack_bn_mode, ("eval", "train"))
         check_attack("attack", attack)
@@ -106,7 +109,7 @@ class AdversarialTraining(Callback):
         check_alone(trainer, self, AdversarialTraining, why)
         _check_not_attacked(pl_module)
         tell_of_idle_attack(trainer, "attack", self.attack)
-        for name, value in zip(LENT, (True, self.attack), strict=True):
+        for name, value in zip(ADDED, (True, self.attack), strict=True):
             setattr(pl_module, name, value)
         change_batches(trainer, lambda batch: self._attacked(trainer, pl_module, batch))
         self._installed, self._checked = True, False
@@ -116,17 +119,17 @@ class AdversarialTraining(Callback):
     ) -> None:
         """Refuse pixels and labels out of range; not after every batch, because this waits for the device."""
         if is_due_for_logging(trainer) or trainer.is_last_batch:
-            self.adapter.tell()
+            self.adapter.check_range()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do the same before a checkpoint is written."""
-        self.adapter.tell()
+        self.adapter.check_range()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
         if self._installed:
             restore_batches(trainer)
-            for name in LENT:
+            for name in ADDED:
                 delattr(pl_module, name)
         self._installed, self._found = False, None
 
@@ -163,7 +166,7 @@ class AdversarialTraining(Callback):
                     y = net(x).argmax(dim=1)
             y = self.adapter.within_classes(y)
             attack: Attack = module.attack
-            return attack(net, x, y)
+            return attack(net if self.attack_bn_mode == "train" else self.adapter.attacked_net(module, batch), x, y)
 
 
 def _check_not_attacked(module: LightningModule) -> None:
@@ -171,11 +174,11 @@ def _check_not_attacked(module: LightningModule) -> None:
     if callable(getattr(module, "perturb", None)):
         raise ValueError(
             f"{name} finds adversarial images itself (it has perturb), and AdversarialTraining would attack them once "
-            "more: leave this callback out, or train a module that knows nothing of attacks."
+            "more: leave this callback out, or train a module that does not attack."
         )
-    for lent in LENT:
-        if hasattr(module, lent):
+    for one in ADDED:
+        if hasattr(module, one):
             raise ValueError(
-                f"{name} has an attribute {lent} of its own, by which other callbacks would drive AdversarialTraining: "
-                "rename it."
+                f"{name} has an attribute {one} of its own, but other callbacks drive AdversarialTraining through this "
+                "name: rename it."
             )

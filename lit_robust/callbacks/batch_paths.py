@@ -6,10 +6,26 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_robust import require
+
 #: An index, a key or the name of a field, or a path of them, joined by dots.
 Key = int | str
 
-_REMEDY = 'give an index, a key or the name of a field, or a path of them such as "views.0"'
+#: What to give as a place.
+REMEDY = 'give an index, a key or the name of a field, or a path of them such as "views.0"'
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuse what is not a place of a batch.
+
+    Raises:
+        TypeError: If it is neither an index nor a string.
+        ValueError: If it is an empty string.
+    """
+    if isinstance(key, bool):
+        raise TypeError(f"{name}={key} is not a place of a batch: {REMEDY}.")
+    if not isinstance(require.instance(name, key, (int, str), REMEDY), int):
+        require.text(name, key, REMEDY)
 
 
 def path_of(batch: Any, key: Key) -> tuple[Key, ...]:
@@ -70,7 +86,7 @@ def tensor_at(batch: Any, key: Key, name: str) -> Tensor:
         for step in path_of(batch, key):
             found = part_of(found, step)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError):
-        raise ValueError(f"{name}={key!r} finds nothing in {_described(batch)}: {_REMEDY}.") from None
+        raise ValueError(f"{name}={key!r} finds nothing in {_described(batch)}: {REMEDY}.") from None
     if not isinstance(found, Tensor):
-        raise ValueError(f"{name}={key!r} finds no tensor in {_described(batch)}, but {_described(found)}: {_REMEDY}.")
+        raise ValueError(f"{name}={key!r} finds no tensor in {_described(batch)}, but {_described(found)}: {REMEDY}.")
     return found

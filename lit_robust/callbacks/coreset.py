@@ -1,26 +1,26 @@
-"""Adversarial coreset selection: training on a weighted subset that is chosen anew every few epochs."""
+"""Adversarial coreset selection: training on a weighted subset that is chosen again every few epochs."""
 
+import math
 import time
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
-from lit_robust.callbacks import coreset_data
+from lit_robust.callbacks import coreset_checks, coreset_data
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
+from lit_robust.callbacks.coreset_plan import Plan
 from lit_robust.callbacks.coreset_state import coreset_of, state_of
+from lit_robust.callbacks.epoch_values import LastTurn, as_in_epoch
 from lit_robust.callbacks.last_layer import embed, is_natural_now
-from lit_robust.callbacks.needs import check_alone, check_net
-from lit_robust.callbacks.skipped_epochs import follow_skipped, move_to_front, require_epochs, skip, warm_start
-from lit_robust.lightning_internals import end_the_epoch
+from lit_robust.callbacks.needs import check_alone, check_net, is_trial
+from lit_robust.callbacks.skipped_epochs import move_to_front, require_epochs, skip
+from lit_robust.lightning_internals import end_the_epoch, epochs_done, set_current_epoch
 from lit_robust.schedules import Schedule
-from lit_robust.seeds import derive_seed, run_seed
-from lit_robust.selection import CRAIG, Coreset, Selector, gradient_error
-from lit_robust.selection.embeddings import bias_of
+from lit_robust.selection import CRAIG, Coreset, Selector
 from lit_robust.selection.sampler import CoresetSampler
 
 #: The selector of the paper that needs no choice of a ridge.
@@ -43,9 +43,10 @@ class CoresetSelection(Callback):
 
     The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
     cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
-    ``AdversarialTraining`` lends it, and cross-entropy), with the current weights, not their average; if a delayed
-    start ends with the selection's epoch, the images are still clean. Net, memory and random state are restored.
-    Weights reach the loss as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them.
+    ``AdversarialTraining`` lends it, and cross-entropy), with the current weights, not their average, and with what a
+    delayed start, ramps and other callbacks with ``values_at`` set for the epoch to come. Net, memory and random state
+    are restored. A ``fast_dev_run`` tries the selection on one batch and trains on all images. Weights reach the loss
+    as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
     of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
@@ -93,26 +94,21 @@ class CoresetSelection(Callback):
         mean: Channels | None = None,
         std: Channels | None = None,
     ) -> None:
-        if not isinstance(fraction, Schedule):
-            require.number("fraction", fraction, above=0, most=1)
+        self.plan = Plan(fraction, every, warm)
         require.instance("selector", selector, Selector, "give CRAIG(), GradMatch() or Random()")
-        if every is not None:
-            require.integer("every", every, least=1)
-        require.number("warm", warm, least=0, below=1)
         if attack is not None:
             check_attack("attack", attack)
         require.one_of("normalize", normalize, ("batch", "subset"))
-        require.instance("official_order", official_order, bool, "give True or False")
+        require.flags(official_order=official_order)
         coreset_data.check_sampler(sampler, selector)
-        self.fraction = fraction
+        self.fraction, self.every, self.warm = fraction, every, warm
         self.selector = selector
-        self.every = every
-        self.warm = warm
         self.attack = attack
         self.normalize = normalize
         self.official_order = official_order
         self.sampler = sampler
         self.adapter = Adapter(x, y, net, mean, std)
+        self._last_turn = LastTurn(self._begin, self._go_on)
         self._forget()
 
     def _forget(self) -> None:
@@ -121,10 +117,15 @@ class CoresetSelection(Callback):
         #: The epoch that is trained or comes next, and the seconds of all selections.
         self.epoch, self.seconds = 0, 0.0
         self._used = 0
-        #: The relative error of the coreset's gradient; None if the selector reads none.
+        #: The relative error of the coreset's gradient; None if the selector reads none, or if it is not finite.
         self.error: float | None = None
+        #: Whether the epoch's coreset is still to be chosen, by ``LastTurn`` at the end of the previous epoch.
+        self._pending = False
+        #: Epochs finished before resuming a run without a coreset, else None.
+        self._joined: int | None = None
+        self._resumed, self._weighted = False, False
 
-    # When.
+    # Timing.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what is trained on, and forget an earlier fit; a checkpoint is loaded after this."""
@@ -132,102 +133,104 @@ class CoresetSelection(Callback):
             return
         check_alone(trainer, self, CoresetSelection, "two CoresetSelection callbacks overrule each other: keep one.")
         check_net(pl_module, self.adapter.net, "CoresetSelection differentiates")
-        if self.sampler is None:
-            coreset_data.check_selects(trainer)
-        require_epochs(trainer, self.warm)
+        coreset_checks.check_data(trainer, self.sampler)
+        coreset_checks.check_weighted(pl_module, self.sampler, self.normalize)
+        require_epochs(trainer, self.plan.warm)
         # Skipped epochs must show in `current_epoch` before other callbacks read it.
         move_to_front(trainer, self)
+        self._last_turn.put_last(trainer)
         coreset_data.select_everything(trainer, self.sampler)
         self._forget()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Select before the first epoch, without a warm start; or continue from a checkpoint."""
-        if self.coreset is not None:
-            self._apply(trainer, pl_module)
-        elif self.epoch == 0:
-            self._prepare(trainer, pl_module, 0)
+        """Plan the first epoch, or continue from a checkpoint; the last turn selects, if it is time."""
+        coreset_checks.check_schedulers(trainer, *self.plan.starts(trainer.max_epochs))
+        if self._joined is not None:
+            self.epoch = self._joined
+            coreset_checks.tell_of_joining(self.epoch)
+        elif not self._resumed:
+            self._look_ahead(trainer, 0)
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Check the loader, when other callbacks have begun, and select for the first epoch."""
+        self._epochs = coreset_checks.epochs_of(trainer, self.sampler)
+        coreset_checks.check_plan(trainer, self.plan, self._epochs)
+        coreset_checks.tell_of_limits(trainer, self.selector, self._epochs)
+        self._go_on(trainer, module)
         if self.sampler is not None:  # workers ask it for positions before any hook of the epoch
             self.sampler.set_epoch(self.epoch)
             self.sampler.used = self._used
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the loader has the sampler."""
-        if self.sampler is not None:
-            coreset_data.check_loader(trainer, self.sampler)
+    def _go_on(self, trainer: Trainer, module: LightningModule) -> None:
+        """Select for the epoch that comes next, when other callbacks and the module have ended the one before."""
+        if coreset_checks.is_over(trainer, self.epoch):
+            return  # a pending selection is saved as pending
+        if self._pending:
+            self._pending = False
+            self._select(trainer, module)
+        if self.coreset is not None:
+            how = self.epoch, self.official_order, self.normalize == "subset"
+            coreset_data.apply(trainer, module, self.sampler, self.coreset, *how)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow skipped epochs."""
-        follow_skipped(trainer)
+        set_current_epoch(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look for weights that only the user's loader can give."""
+        if coreset_data.leaves_weights(pl_module, self.sampler) and not self._weighted:
+            self._weighted = bool((batch.weight != 1).any())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the sampler's position, because its DataLoader does not."""
         if self.sampler is not None:
-            loader: Any = trainer.train_dataloader
-            self._used = (batch_idx + 1) * int(loader.batch_size)
+            self._used = (batch_idx + 1) * self._epochs.batch_size
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the coreset that was trained on, and select the next epoch's if it is time."""
+        """Log the coreset that was trained on, and plan the next epoch, before other callbacks look at it."""
         self._used = 0
         if self.coreset is not None:
-            values = map(float, (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error or 0.0))
-            row = dict(zip(self.logged_keys, values, strict=True))
-            if self.error is None:
-                del row["train/coreset/error"]
+            coreset_checks.check_seen_weights(pl_module, self.sampler, self._weighted)
+            values = (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error)
+            named = zip(self.logged_keys, values, strict=True)
+            row = {name: float(value) for name, value in named if value is not None}
             pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
-        self._prepare(trainer, pl_module, trainer.current_epoch + 1)
+        self._look_ahead(trainer, trainer.current_epoch + 1)
 
-    def _prepare(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        """Skip, select and apply as planned for the next epoch."""
-        epochs = trainer.max_epochs or -1
-        full, warm = warm_start(self._share, self.warm, epochs)
+    def _look_ahead(self, trainer: Trainer, epoch: int) -> None:
+        """Skip epochs as planned, and decide whether the next one needs a selection."""
+        full, warm = self.plan.starts(trainer.max_epochs)
         if full <= epoch < warm:
             skip(trainer, epoch, warm)
             epoch = warm
         self.epoch = epoch
-        if epoch < warm or 0 < epochs <= epoch or trainer.should_stop:
-            return
-        due = self.every is not None and (epoch - warm) % self.every == 0
-        if self.coreset is None or due:
-            self._select(trainer, module, epoch)
-        self._apply(trainer, module)
+        self._pending = epoch >= warm and (self.coreset is None or self.plan.is_due(epoch, trainer.max_epochs))
 
-    def _share(self, epoch: int) -> float:
-        if not isinstance(self.fraction, Schedule):
-            return self.fraction
-        return require.number(f"fraction({epoch})", self.fraction(float(epoch)), above=0, most=1)
+    # Selection.
 
-    # What.
-
-    def _select(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        begun = time.perf_counter()
-        embedded = embed(trainer, module, self.adapter, self.selector, self.sampler, self.attack, epoch)
-        budget = max(1, round(self._share(epoch) * len(embedded.y)))
-        chosen: Coreset | None = None
-        if trainer.is_global_zero:
-            draw = derive_seed(run_seed(), "coreset", epoch if self.selector.draws_anew else 0)
-            generator = torch.Generator().manual_seed(draw)
-            compared = bias_of(embedded.embeddings) if self.selector.reads == "bias" else embedded.embeddings
-            positions, weights, filled = self.selector(compared, embedded.y, budget, generator)
-            if self.selector.reads != "nothing":
-                self.error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), weights)
-            chosen = Coreset(embedded.index[positions.to(embedded.index.device)].cpu(), weights, filled)
-        self.coreset, self.error = trainer.strategy.broadcast((chosen, self.error))
+    def _select(self, trainer: Trainer, module: LightningModule) -> None:
+        begun, epoch, trial = time.perf_counter(), self.epoch, is_trial(trainer)
+        with as_in_epoch(trainer, module, epoch):
+            given = (self.adapter, self.selector, self.sampler, self.attack, epoch)
+            embedded, natural = embed(trainer, module, *given, 1 if trial else None), is_natural_now(module)
+        count = len(embedded.y)
+        chosen, error = coreset_data.choose(trainer, self.selector, embedded, self.plan.budget(epoch, count), epoch)
         self.seconds += (seconds := time.perf_counter() - begun)
-        assert self.coreset is not None
-        facts = len(embedded.y), epoch, seconds, self.error, is_natural_now(module)
-        rank_zero_info(coreset_data.in_words(self.coreset, self.selector, *facts))
-
-    def _apply(self, trainer: Trainer, module: LightningModule) -> None:
-        assert self.coreset is not None
-        by_mean = self.normalize == "subset"
-        coreset_data.apply(trainer, module, self.sampler, self.coreset, self.epoch, self.official_order, by_mean)
+        rank_zero_info(coreset_data.in_words(chosen, self.selector, count, epoch, seconds, error, natural))
+        if trial:
+            rank_zero_info("fast_dev_run: the coreset was chosen from one batch as a trial; all images are trained on.")
+            return
+        name = f"the selection by {type(self.selector).__name__} for epoch {epoch}"
+        coreset_checks.check_batches(trainer, self._epochs, len(chosen.indices), name)
+        self.coreset, self.error = chosen, error if error is None or math.isfinite(error) else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module's loss and the data as they were."""
         coreset_data.forget_weights(pl_module)
         if stage == "fit":
+            self._last_turn.leave(trainer)
             coreset_data.select_everything(trainer, self.sampler)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -238,15 +241,19 @@ class CoresetSelection(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Finish an epoch that was saved after its last batch, so that the next epoch's coreset is selected."""
-        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}))
+        self._joined = None if self.state_key in checkpoint.get("callbacks", {}) else epochs_done(checkpoint)
+        end_the_epoch(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """The coreset, epoch and position, and what selections have cost."""
-        own = {"epoch": self.epoch, "used": self._used, "seconds": self.seconds, "error": self.error}
-        return state_of(self.coreset) | own
+        own = {"epoch": self.epoch, "used": self._used, "pending": self._pending}
+        return state_of(self.coreset) | own | {"seconds": self.seconds, "error": self.error}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, if it can be used."""
+        if isinstance(state_dict, dict):
+            state_dict = {"pending": False} | state_dict  # which older versions did not have
         self.coreset = coreset_of(f"callbacks[{self.state_key}]", state_dict)
-        self.epoch, self._used = state_dict["epoch"], state_dict["used"]
+        self.epoch, self._used, self._pending = (state_dict[name] for name in ("epoch", "used", "pending"))
+        self._resumed = True
         self.seconds, self.error = state_dict["seconds"], state_dict["error"]

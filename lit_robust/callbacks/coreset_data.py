@@ -1,5 +1,6 @@
 """The data of a coreset: all training samples to choose from, and the loaders that yield the chosen ones."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from lit_robust import require
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import derive_seed, run_seed, seed
-from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, resampled
+from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, gradient_error, resampled
+from lit_robust.selection.embeddings import bias_of
 
 #: Samples per batch of an embedding where the data's own batches are unknown.
 BATCH_SIZE = 128
@@ -83,6 +85,24 @@ def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
     return Embedded(torch.empty(len(y), 0), y, index)
 
 
+def choose(
+    trainer: Trainer, selector: Selector, embedded: Embedded, budget: int, epoch: int
+) -> tuple[Coreset, float | None]:
+    """Choose on the first rank, for all; also the relative error of the coreset's gradient, if any is read."""
+    chosen, error = None, None
+    if trainer.is_global_zero:
+        draw = derive_seed(run_seed(), "coreset", epoch if selector.draws_anew else 0)
+        generator = torch.Generator().manual_seed(draw)
+        compared = bias_of(embedded.embeddings) if selector.reads == "bias" else embedded.embeddings
+        positions, weights, filled = selector(compared, embedded.y, budget, generator)
+        if selector.reads != "nothing":
+            error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), weights)
+        chosen = Coreset(embedded.index[positions.to(embedded.index.device)].cpu(), weights, filled)
+    chosen, error = trainer.strategy.broadcast((chosen, error))
+    assert chosen is not None
+    return chosen, error
+
+
 def apply(
     trainer: Trainer,
     module: LightningModule,
@@ -97,12 +117,13 @@ def apply(
     Weights reach a module that uses them as ``Batch.weight``; for another one samples are drawn in proportion to them.
     """
     indices, weights, _ = coreset
+    if weights_its_loss(module):
+        fitting: Any = module
+        fitting.mean_weight = float(weights.mean()) if by_mean_weight else None
     if sampler is not None:
         sampler.select(indices, weights, in_order)
         reload_every_epoch(trainer)
     elif weights_its_loss(module):
-        fitting: Any = module
-        fitting.mean_weight = float(weights.mean()) if by_mean_weight else None
         images_of(trainer).select(indices, weights, in_order)
     else:
         drawn = resampled(indices, weights, derive_seed(run_seed(), "coreset", epoch))
@@ -114,27 +135,19 @@ def weights_its_loss(module: object) -> bool:
     return all(hasattr(module, name) for name in ("mean_weight", "natural_loss"))
 
 
+def leaves_weights(module: object, sampler: CoresetSampler | None) -> bool:
+    """Whether a user's loader must put the weights into its batches."""
+    return sampler is not None and not sampler.resample and weights_its_loss(module)
+
+
 def forget_weights(module: Any) -> None:
     """Undo what ``apply`` has set on the module."""
     if weights_its_loss(module):
         module.mean_weight = None
 
 
-def check_selects(trainer: Trainer) -> None:
-    """Refuse data that cannot be selected from.
-
-    Raises:
-        TypeError: If the DataModule is not one of ours.
-    """
-    if not hasattr(images_of(trainer), "selection_dataloader"):
-        raise TypeError(
-            "CoresetSelection needs a DataModule of lit_robust.data, or a CoresetSampler: give the same one to the "
-            "training's DataLoader and to CoresetSelection(sampler=...)."
-        )
-
-
 def check_sampler(sampler: CoresetSampler | None, selector: Selector) -> None:
-    """Refuse what is no sampler, and a selector that asks for classes, which are read with gradients only.
+    """Refuse what is not a CoresetSampler, and by-class selection without gradients, where labels are not read.
 
     Raises:
         TypeError: If it is neither None nor a ``CoresetSampler``.
@@ -147,19 +160,6 @@ def check_sampler(sampler: CoresetSampler | None, selector: Selector) -> None:
         raise ValueError(
             'scope="class" of Random needs the classes of all images, which are not read from a loader of your own: '
             'set scope="all".'
-        )
-
-
-def check_loader(trainer: Trainer, sampler: CoresetSampler) -> None:
-    """Refuse a training whose DataLoader has another sampler.
-
-    Raises:
-        ValueError: If it has.
-    """
-    if getattr(trainer.train_dataloader, "sampler", None) is not sampler:
-        raise ValueError(
-            "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
-            "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler."
         )
 
 
@@ -177,7 +177,12 @@ def in_words(
     """A sentence on a selection from ``of`` samples, which were not attacked if training was ``natural``."""
     low, high = (float(value) for value in coreset.weights.aminmax())
     filled = f"; {coreset.filled} of them drawn at random to fill the budget" if coreset.filled else ""
-    gradient = "" if error is None else f"; their gradient is off by {error:.2%}"
+    if error is None:
+        gradient = ""
+    elif math.isfinite(error):
+        gradient = f"; their gradient is off by {error:.2%}"
+    else:
+        gradient = f"; their gradient cannot be compared ({error}), as that of all images is 0 or too large"
     attacked = ", not attacked," if natural else ""
     return (
         f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images{attacked} in "

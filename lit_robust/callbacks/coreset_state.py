@@ -34,6 +34,7 @@ _RULES: dict[str, Rule] = {
     "filled": _COUNT,
     "epoch": _COUNT,
     "used": _COUNT,
+    "pending": (lambda value: isinstance(value, bool), "true or false"),
     "seconds": (lambda value: is_finite(value) and value >= 0, "a number of seconds"),
     "error": (lambda value: value is None or (is_finite(value) and value >= 0), "a number of at least 0, or null"),
 }

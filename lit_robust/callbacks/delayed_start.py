@@ -14,7 +14,7 @@ from lit_robust import require
 from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
 from lit_robust.checkpoint_states import COUNT_OR_NONE, NUMBERS, check_entries
-from lit_robust.lightning_internals import epoch_counts, logged_by_step_alone
+from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
 
 
 @runtime_checkable
@@ -72,7 +72,7 @@ class DelayedStart(Callback):
     """DAT, delayed adversarial training (Gupta, Dube and Verma, CVPRW 2020, arXiv:2002.04237), on any method.
 
         min_theta  E CE(f(x), y)                        in the epochs before s
-        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or whatever the method's objective is
+        min_theta  E max_{|x' - x| <= eps} CE(f(x'), y)     from epoch s on, or the method's own objective
 
     Training switches when ``rule`` finds that the natural loss has levelled off, and at the latest when the learning
     rate drops for the first time: the first epoch with the dropped rate is adversarial. The switch happens once,
@@ -112,13 +112,10 @@ class DelayedStart(Callback):
             raise ValueError(f"at_epoch={at_epoch} leaves nothing for latest_epoch={latest_epoch} to bound: drop one.")
         require.instance("rule", rule, SwitchRule, "give a Plateau, or a subclass of your own")
         given = {"latest_epoch": latest_epoch, "at_epoch": at_epoch}
-        self._given = {name: epoch for name, epoch in given.items() if epoch is not None}
-        for name, epoch in self._given.items():
-            require.integer(name, epoch, least=0)
+        self._given = {name: require.integer(name, n, least=0) for name, n in given.items() if n is not None}
         self.rule = rule
-        self.latest_epoch = latest_epoch
-        self.at_epoch = at_epoch
-        self.monitor = monitor
+        self.latest_epoch, self.at_epoch = latest_epoch, at_epoch
+        self.monitor, self.mode = require.text("monitor", monitor, "give the loss's name, train/loss"), "min"
         #: The mean loss of each natural epoch.
         self.losses: list[float] = []
         #: The first adversarial epoch, once it is decided.
@@ -148,24 +145,21 @@ class DelayedStart(Callback):
             if not deadlines:
                 remedy = "give DelayedStart latest_epoch, the epoch that is adversarial in any case, or at_epoch"
                 raise no_drop(trainer, remedy)
-        name, epoch = min(deadlines.items(), key=lambda one: one[1], default=("", math.inf))
-        self._deadline_name, self._deadline = name, epoch
+        self._deadline_name, self._deadline = min(deadlines.items(), key=lambda one: one[1], default=("", math.inf))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue from a checkpoint, also from the middle of an epoch."""
         made = self.switch_epoch
-        if made is not None and made >= epoch_counts(trainer).started:
+        if made is not None and made >= epochs_begun(trainer):
             self.switch_epoch = None  # decided, but no batch was adversarial yet: the present arguments count
         elif made is not None:
             late = self.at_epoch is not None and made != self.at_epoch
             remark = f": at_epoch={self.at_epoch} is too late" if late else ""
             rank_zero_info(f"training has been adversarial since epoch {made}{remark}.")
-        self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch, if it is time; epochs may have been skipped since the last one's end."""
-        self._settle(trainer.current_epoch)
         self._switch(trainer, pl_module)
 
     def on_train_batch_end(
@@ -215,8 +209,13 @@ class DelayedStart(Callback):
         self.switch_epoch = epoch
         rank_zero_info(f"training is adversarial from epoch {epoch} on: {reason}.")
 
+    def values_at(self, epoch: int) -> dict[str, bool]:
+        """Whether an epoch that comes next is adversarial, for callbacks that look ahead."""
+        return {"adversarial": epoch >= (self._deadline if self.switch_epoch is None else self.switch_epoch)}
+
     def _switch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _fitting(pl_module).adversarial = self.switch_epoch is not None and trainer.current_epoch >= self.switch_epoch
+        self._settle(trainer.current_epoch)
+        _fitting(pl_module).adversarial = self.values_at(trainer.current_epoch)["adversarial"]
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """The epoch's mean loss over all ranks, whether or not the module's metric is."""
@@ -255,5 +254,5 @@ def _fitting(module: object) -> HasAdversarial:
         return module
     raise TypeError(
         f"DelayedStart switches module.adversarial, which {type(module).__name__} lacks: let it train naturally while "
-        "that is false, or list AdversarialTraining, which lends it, before DelayedStart."
+        "that is false, or list AdversarialTraining, which sets it, before DelayedStart."
     )

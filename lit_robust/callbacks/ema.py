@@ -1,6 +1,6 @@
 """Moving averages of the weights: one that is evaluated and saved, and others that a method may attack."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from lit_robust import require
 from lit_robust.callbacks.needs import check_alone, check_net, net_of
 from lit_robust.checkpoint_states import Rule, check_entries, check_tensors
+from lit_robust.ranks import average_buffers
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 
@@ -45,7 +46,7 @@ class EMAWeights(WeightAveraging):
             ``net``.
 
     Raises:
-        TypeError: If there is no such net for ``extra``.
+        TypeError: If there is no such net for ``extra``, or one of its names is not text.
         ValueError: If a decay is not in [0, 1), another callback averages weights too, or a ``ModelCheckpoint`` saves
             weights only, which would be the live ones.
     """
@@ -68,9 +69,11 @@ class EMAWeights(WeightAveraging):
         require.integer("start_epoch", start_epoch, least=0)
         require.instance("extra", {} if extra is None else extra, dict, 'give decays by name, {"fast": 0.99}')
         self.decay = _checked("decay", decay)
+        for name in extra or {}:
+            require.text("a name in extra", name, 'give decays by name, {"fast": 0.99}')
         self.extra = {name: _checked(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
         self.start_epoch = start_epoch
-        self.net = net
+        self.net = None if net is None else require.text("net", net, "give the path of a sub-module")
         self._nets: dict[str, nn.Module] = {}
         self._updates = 0
         self._swapped = False
@@ -117,9 +120,9 @@ class EMAWeights(WeightAveraging):
             time = fractional_epoch(trainer, batch_idx)
             for decay, average, live in self._pairs(pl_module):
                 _update(average, live, _at(decay, time) ** steps if self._updates > 1 else 0.0)
-        if trainer.is_last_batch and trainer.world_size > 1:
+        if trainer.is_last_batch:
             for _, average, _ in self._pairs(pl_module):
-                _average_over_ranks(average.buffers(), trainer)
+                average_buffers(average)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the main average in, if it has been updated."""
@@ -222,12 +225,6 @@ def _update(average: nn.Module, live: nn.Module, decay: float) -> None:
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
-
-
-def _average_over_ranks(buffers: Iterable[Tensor], trainer: Trainer) -> None:
-    for buffer in buffers:
-        if buffer.is_floating_point():
-            buffer.copy_(trainer.strategy.reduce(buffer, reduce_op="mean"))
 
 
 def _at(decay: float | Schedule, time: float) -> float:

@@ -10,16 +10,16 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_robust import require
-from lit_robust.attacks.base import Attack
+from lit_robust.attacks.base import Attack, check_is_attack
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of, check_net
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.attack_checks import tell_of_short_steps
-from lit_robust.measures.examples import craft, spread
+from lit_robust.measures.attacked_examples import craft, spread
 from lit_robust.measures.pictures import draw
 from lit_robust.runs import run_folder
-from lit_robust.whole_files import write_whole
+from lit_robust.whole_files import path_of, write_whole
 
 
 class AdversarialExamples(Callback):
@@ -69,6 +69,9 @@ class AdversarialExamples(Callback):
             require.integer(name, count, least=1)
         if magnification is not None:
             require.number("magnification", magnification, above=0, hint="null is the default")
+        check_is_attack("attack", attack)
+        if target is not None:
+            require.integer("target", target, least=0, hint="it is the number of a class")
         if getattr(attack, "targeted", False) != (target is not None):
             raise ValueError(
                 f"target={target} does not fit {type(attack).__name__}: a targeted attack needs the class "
@@ -80,7 +83,7 @@ class AdversarialExamples(Callback):
         self.magnification = magnification
         self.every_n_epochs = every_n_epochs
         self.target = target
-        self.dirpath = dirpath
+        self.dirpath = None if dirpath is None else path_of("dirpath", dirpath, "a folder")
         #: The files drawn by this process, since the last fit began.
         self.pictures: list[Path] = []
         self.adapter = Adapter(x, y, net, mean, std)
@@ -105,7 +108,7 @@ class AdversarialExamples(Callback):
                 raise ValueError("two AdversarialExamples would draw over each other's pictures: give each a dirpath.")
 
     def _folder_in(self, trainer: Trainer) -> Path:
-        return Path(self.dirpath or run_folder(trainer) / "examples").expanduser()
+        return self.dirpath or run_folder(trainer) / "examples"
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -12,10 +12,11 @@ from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
-from lit_robust.callbacks.needs import check_net
+from lit_robust.callbacks.needs import check_alone, check_net
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import CLEAN, Survivors, surviving
 from lit_robust.measures.attack_checks import tell_of_short_steps
+from lit_robust.measures.directions import check_directions
 from lit_robust.seeds import seed
 
 
@@ -38,27 +39,27 @@ class GeneralizationGap(Callback):
     """Logs the robust accuracy of training images minus that of validation images, ``val/gap/robust``.
 
     Both are measured in validation, with its attack, mode, precision and weights (averaged ones under ``EMAWeights``).
-    With an ``attack`` it measures both itself, on any LightningModule.
-    The training images are not augmented; their robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` is
-    no substitute: it is under the training adversary, which a curriculum keeps weak, on augmented images, and with
-    changing weights.) SAT's slides (Sitawarin et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap
-    smaller.
+    With an ``attack`` it measures both itself, on any LightningModule. The training images are not augmented; their
+    robust accuracy is ``val/acc/robust_train``. (``train/acc/robust`` does not serve for this: it is under the
+    training adversary, which a curriculum keeps weak, on augmented images, and with changing weights.) SAT's slides
+    (Sitawarin et al., AISec 2021, arXiv:2003.09347) claim that curricula make the gap smaller.
 
     A validation also attacks these training images. Nothing else changes, and there is no state to resume.
 
     Args:
         images: The number of training images, the first ones, over all ranks together.
         attack: The attack; by default the validation attack of a Defense.
-        x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
+        x: Where a batch of either set keeps its images: an index, a key, the name of a field, or a path such as
+            ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
 
     Raises:
         TypeError: If there is no attack or no net, or the data have no ``plain_train_dataloader``.
-        ValueError: If ``images`` is below 1, or pixels, labels or net do not fit in the first batch.
+        ValueError: If ``images`` is below 1, there is a second one, or pixels, labels or net do not fit in the first
+            batch.
     """
 
     logged_keys = ("val/acc/robust_train", "val/gap/robust")
@@ -85,6 +86,8 @@ class GeneralizationGap(Callback):
         """Check that there is something to compare."""
         if stage != "fit":
             return
+        why = "two GeneralizationGap callbacks would log the same rows: keep one."
+        check_alone(trainer, self, GeneralizationGap, why)
         # By name: from Python 3.12 on, isinstance with a Protocol does not see sub-modules such as nets.
         defense = all(hasattr(pl_module, name) for name in ("net", "val_attacks", "survivors"))
         if self.attack is None and not defense:
@@ -99,6 +102,10 @@ class GeneralizationGap(Callback):
                 "GeneralizationGap needs the training images as they are: give the trainer a DataModule of "
                 "lit_robust.data, or one with plain_train_dataloader(), which yields them in order."
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse monitors that would take the fall of an accuracy for progress."""
+        check_directions(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,15 +1,16 @@
-"""The gradients by which a coreset is chosen, at the adversarial images of the whole training set."""
+"""The gradients from which a coreset is chosen, at the adversarial images of the whole training set."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -22,6 +23,15 @@ from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
 from lit_robust.selection.embeddings import rows
+from lit_robust.terminal import progress_bar
+from lit_robust.torch_internals import version_of
+
+
+class Remembers(Protocol):
+    """What a method remembers between batches."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
 
 
 class Method(Protocol):
@@ -29,7 +39,9 @@ class Method(Protocol):
 
     adversarial: bool
     attack_bn_mode: str
-    memory: Any
+    #: The index of the batch in its epoch.
+    batch_idx: int
+    memory: Remembers
     seen: dict[str, Tensor]
     log_now: Callable[..., None]
 
@@ -88,22 +100,50 @@ def head_of(net: nn.Module, x: Tensor) -> nn.Linear:
     return returned[-1][0]
 
 
+class Scratch:
+    """Copies of a method's memory, each as it was before the selection.
+
+    A tensor, such as the last perturbations of a batch, is copied once, and again only where a batch has written to it.
+    """
+
+    def __init__(self, module: Any, device: torch.device) -> None:
+        self._memory: Remembers | None = module.memory if is_method(module) else None
+        self._device = device
+        self._tensors: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+
+    def memory(self) -> Remembers | None:
+        """What the next batch may change; None if the module is not a method."""
+        if self._memory is None:
+            return None
+        for name, tensor in self._memory.tensors.items():
+            if name not in self._tensors or version_of(self._tensors[name]) != self._versions[name]:
+                self._tensors[name] = tensor.detach().to(self._device, copy=True)
+                self._versions[name] = version_of(self._tensors[name])
+        memory = copy(self._memory)
+        memory.tensors, memory.values = dict(self._tensors), deepcopy(self._memory.values)
+        return memory
+
+
 @contextmanager
-def untouched(module: Any, net: nn.Module) -> Iterator[None]:
-    """Put the net in eval mode, frozen and uncompiled; afterwards restore flags, buffers and the method's memory."""
+def untouched(module: Any, net: nn.Module, memory: Remembers | None = None) -> Iterator[None]:
+    """Put the net in eval mode, frozen and uncompiled; afterwards restore flags, buffers and what a method has.
+
+    Args:
+        module: What is trained.
+        net: Its net.
+        memory: What a method remembers meanwhile.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    kept = {
-        name: vars(module)[name]
-        for name in ("attack_bn_mode", "reference_bn_mode", "memory", "seen")
-        if name in vars(module)
-    }
+    meanwhile = {"attack_bn_mode": "eval", "reference_bn_mode": "eval", "batch_idx": 0, "memory": memory, "seen": {}}
+    kept = {} if memory is None else {name: vars(module)[name] for name in meanwhile if name in vars(module)}
     with ExitStack() as stack:
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:
-            for name in kept.keys() & {"attack_bn_mode", "reference_bn_mode"}:
-                setattr(module, name, "eval")
-            module.memory, module.seen, module.log_now = deepcopy(module.memory), {}, lambda **_: None
+            for name in kept:
+                setattr(module, name, meanwhile[name])
+            module.log_now = lambda **_: None
         try:
             yield
         finally:
@@ -128,8 +168,8 @@ def loss_of(module: Any, net: nn.Module, batch: Batch, attack: Attack | None) ->
             return lambda: method.natural_loss(batch)
         x_adv = method.perturb(batch)
         return lambda: method.loss(batch, x_adv)
-    lent = getattr(module, "attack", None)  # by AdversarialTraining; else a stranger's own, of whatever kind
-    adversary = None if natural else attack or (lent if isinstance(lent, Attack) else None)
+    own = getattr(module, "attack", None)  # set by AdversarialTraining; else the user's own, of any type
+    adversary = None if natural else attack or (own if isinstance(own, Attack) else None)
     images = batch.x if adversary is None else adversary(net, batch.x, batch.y)
     return lambda: losses.ce(net(images), batch.y)
 
@@ -142,6 +182,7 @@ def embed(
     sampler: CoresetSampler | None,
     attack: Attack | None,
     epoch: int,
+    limit: int | None = None,
 ) -> Embedded:
     """Embed this rank's batches and gather those of all ranks in the training set's order.
 
@@ -156,16 +197,19 @@ def embed(
         sampler: Of loaders that are not of ``lit_robust.data``.
         attack: The selection's adversary; None for the training's own.
         epoch: The epoch that the selection is for.
+        limit: How many batches each rank embeds; None for all.
     """
     if selector.reads == "nothing":
         return labels_alone(trainer, sampler)
-    batches, total = batches_of(trainer, sampler, epoch), number_of_batches(trainer, sampler)
+    total = min(number_of_batches(trainer, sampler), math.inf if limit is None else limit)
+    batches = islice(batches_of(trainer, sampler, epoch), limit)
     device: torch.device = trainer.strategy.root_device
     quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
     parts: list[tuple[int, Embedded]] = []
     net = head = None
+    scratch = Scratch(module, device)
     with isolate_rng(), trainer.precision_plugin.train_step_context():
-        for place, raw in Tqdm(batches, total=total, desc="Selecting", leave=False, disable=quiet):
+        for place, raw in progress_bar("Selecting", iterable=batches, total=total, disable=quiet):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
                 with untouched(module, adapter.users_net(module)):
@@ -173,9 +217,9 @@ def embed(
                     net = adapter.logits_net(module)
                     head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
-            if sampler is not None:  # its items may know no position, or that in another set
+            if sampler is not None:  # its items may have no index, or one of another dataset
                 batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
-            with untouched(module, net):
+            with untouched(module, net, scratch.memory()):
                 seed(device, "select", epoch, place)
                 part = last_layer_gradients(head, loss_of(module, net, batch, attack))
             real = batch.weight > 0

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, TypeVar
 
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -112,6 +113,19 @@ def check_alone(trainer: Any, me: Callback, kind: type[Callback], why: str) -> N
     """
     if any(other is not me for other in callbacks_of(trainer, kind)):
         raise ValueError(why)
+
+
+def check_no_average(trainer: Any) -> None:
+    """Refuse to restore weights that an average would replace.
+
+    Raises:
+        ValueError: If a callback averages weights.
+    """
+    for other in callbacks_of(trainer, WeightAveraging):
+        raise ValueError(
+            f'action="restore" would be undone by {type(other).__name__}, which leaves its average in the module '
+            'after the fit: set action="stop", and go back to the best checkpoint.'
+        )
 
 
 def is_trial(trainer: Any) -> bool:

@@ -7,7 +7,6 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -16,9 +15,10 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
-from lit_robust.callbacks.needs import callbacks_of, check_net
-from lit_robust.callbacks.overfitting_rules import Bound, OverfittingRule, PGDDrop
-from lit_robust.callbacks.overfitting_states import RULES
+from lit_robust.callbacks.needs import check_net, check_no_average
+from lit_robust.callbacks.overfitting_bound import Bound
+from lit_robust.callbacks.overfitting_rules import OverfittingRule, PGDDrop
+from lit_robust.callbacks.overfitting_states import RULES, check_kept
 from lit_robust.checkpoint_states import broken, check_entries, check_tensors
 from lit_robust.guards import network_mode, own_random_state
 from lit_robust.measures.attack_checks import tell_of_short_steps
@@ -64,8 +64,7 @@ class CatastrophicOverfittingMonitor(Callback):
             The standard error of an accuracy of 0.5 is 0.022 on 512 images, and 0.044 on 128.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
 
@@ -89,6 +88,7 @@ class CatastrophicOverfittingMonitor(Callback):
     ) -> None:
         require.one_of("action", action, get_args(Action))
         require.integer("images", images, least=1)
+        require.instance("rule", rule, OverfittingRule, "give PGDDrop(), FGSMGap() or a rule of your own")
         tell_of_short_steps({f"rule.{name}": value for name, value in vars(rule).items()})
         self.rule = rule
         self.action = action
@@ -139,17 +139,19 @@ class CatastrophicOverfittingMonitor(Callback):
                     "before the monitor."
                 )
             if self.action == "restore":
-                _check_no_average(trainer)
+                check_no_average(trainer)
             self._forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep copies of the epoch's first batches."""
         if batch_idx == 0:
             self._batches = []
+        if not self._checked:
+            self.adapter.check(pl_module, batch)
+            where, here = f"callbacks[{self.state_key}].batches", self.adapter.labelled(batch)
+            check_kept(where, self._batches, here, self.adapter.limits.num_classes)
+            self._checked = True
         if sum(len(kept.x) for kept in self._batches) * trainer.world_size < self.images:
-            if not self._checked:
-                self.adapter.check(pl_module, batch)
-                self._checked = True
             self._batches.append(Batch(*(part.detach().clone() for part in self.adapter.labelled(batch))))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -249,11 +251,3 @@ def _bound(module: object) -> Bound:
     """The present bound of the module's attack; its eps is NaN if there is none."""
     eps, norm = threat_of(getattr(module, "attack", None)) or (math.nan, "linf")
     return Bound(float(eps), norm)
-
-
-def _check_no_average(trainer: Any) -> None:
-    for other in callbacks_of(trainer, WeightAveraging):
-        raise ValueError(
-            f'action="restore" would be undone by {type(other).__name__}, which leaves its average in the module '
-            'after the fit: set action="stop", and go back to the best checkpoint.'
-        )

@@ -1,42 +1,24 @@
 """Rules that detect catastrophic overfitting: what they measure of a net, and which change they report."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks import FGSM, PGD, Attack
+from lit_robust.attacks import Attack
+from lit_robust.attacks.base import check_attack
+from lit_robust.callbacks.overfitting_bound import Bound
 from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.measures import masking
-from lit_robust.threats import Norm, Threat, threat
 
 #: The means of an epoch by name.
 Means = Mapping[str, float]
-
-
-class Bound(NamedTuple):
-    """The bound of the training's attack at a measurement."""
-
-    eps: float
-    norm: Norm = "linf"
-
-    @property
-    def ball(self) -> Threat:
-        """The threat set of this bound."""
-        return threat(self.norm, self.eps)
-
-    def fgsm(self) -> FGSM:
-        """One step to the bound."""
-        return FGSM(self.eps, self.norm)
-
-    def pgd5(self) -> PGD:
-        """The attack of Fast AT's early stop: steps of 2/255 at 8/255."""
-        return PGD(self.eps, step_size=self.eps / 4, steps=5, norm=self.norm)
 
 
 class OverfittingRule(ABC):
@@ -45,8 +27,22 @@ class OverfittingRule(ABC):
     A subclass is a frozen dataclass. A field that is None follows the training, whose module must have ``attack.eps``.
     """
 
+    #: The numbers from 0 to 1, such as a difference of accuracies, and those of at least 0.
+    shares: ClassVar[tuple[str, ...]] = ()
+    not_negative: ClassVar[tuple[str, ...]] = ()
     #: Whether epochs that were measured at different eps (of a ramp) may be compared.
     across_eps: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]  # only subclasses are dataclasses
+            value = getattr(self, one.name)
+            if one.type == Attack | None and value is not None:
+                check_attack(one.name, value)
+            elif one.type is float:
+                least = 0 if one.name in (*self.shares, *self.not_negative) else -math.inf
+                require.number(one.name, value, least=least, most=1 if one.name in self.shares else math.inf)
+            elif one.type is int:
+                require.integer(one.name, value, least=0)
 
     @abstractmethod
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
@@ -73,6 +69,7 @@ class PGDDrop(OverfittingRule):
         threshold: A difference of accuracies; the default is the code's, 20 percentage points.
     """
 
+    shares = ("threshold",)
     attack: Attack | None = None
     threshold: float = 0.2
 
@@ -99,7 +96,7 @@ class FGSMGap(OverfittingRule):
     """
 
     across_eps = True
-
+    shares = ("margin",)
     single_step: Attack | None = None
     attack: Attack | None = None
     margin: float = 0.3
@@ -129,6 +126,7 @@ class CrossEntropySplit(OverfittingRule):
         change: The share; 0.15 is the fall that ``CleanLossDrop`` of NuAT-H calls abnormal in half an epoch.
     """
 
+    shares = ("change",)
     attack: Attack | None = None
     change: float = 0.15
 
@@ -151,6 +149,7 @@ class _WithinBound(OverfittingRule):
     eps: Magnitude | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.eps is not None:
             object.__setattr__(self, "eps", require.pixels("eps", self.eps))
 
@@ -174,6 +173,7 @@ class GradientCosineDrop(_WithinBound):
         floor: Never fires if the previous cosine was below this, because its changes are noise then.
     """
 
+    shares = ("factor",)
     factor: float = 0.5
     floor: float = 0.1
 
@@ -205,7 +205,7 @@ class AbnormalRise(_WithinBound):
     """
 
     across_eps = True
-
+    shares = ("rise",)
     rise: float = 0.1
 
     def measure(self, net: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> dict[str, Tensor]:
@@ -237,6 +237,7 @@ class LinearityErrorSpike(_WithinBound):
         history: The least number of earlier epochs; ELLE-A's 3 are batches.
     """
 
+    not_negative = ("sigmas",)
     sigmas: float = 2.0
     history: int = 3
 

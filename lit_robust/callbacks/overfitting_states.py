@@ -1,5 +1,6 @@
 """What a checkpoint may hold of a ``CatastrophicOverfittingMonitor``."""
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.callbacks.overfitting_rules import Bound
-from lit_robust.checkpoint_states import Rule, are_finite_by_name, is_finite
+from lit_robust.callbacks.overfitting_bound import Bound
+from lit_robust.checkpoint_states import Rule, are_finite_by_name, broken, is_finite
 from lit_robust.threats import Norm
 
 
@@ -46,8 +47,27 @@ def _is_batch(values: Any) -> bool:
         return False
     integers = y.dtype == index.dtype == torch.int64 and bool((y >= 0).all())
     low, high = require.range_of(x)
-    within = low >= -require.TOLERANCE and high <= 1 + require.TOLERANCE  # False of NaN
+    within = low >= -require.TOLERANCE and high <= 1 + require.TOLERANCE  # NaN compares as False
     return integers and within and bool((weight.isfinite() & (weight >= 0)).all())
+
+
+def check_kept(where: str, kept: Sequence[Batch], batch: Batch, classes: int | None) -> None:
+    """Refuse a checkpoint's batches that are not of this training.
+
+    Args:
+        where: Their place in the checkpoint, for the message.
+        kept: The batches.
+        batch: One of this training.
+        classes: The number of the net's outputs; None if it is unknown.
+
+    Raises:
+        ValueError: If their images have another shape, or labels are none of the classes.
+    """
+    for one in kept:
+        if one.x.shape[1:] != batch.x.shape[1:] or (classes is not None and int(one.y.max()) >= classes):
+            shape = ", ".join(map(str, batch.x.shape[1:]))
+            needed = f"batches of images (N, {shape})" + (f" in {classes} classes" if classes is not None else "")
+            raise broken(where, one.x, needed)
 
 
 def _are_weights(values: Any) -> bool:

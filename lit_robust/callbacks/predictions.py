@@ -15,7 +15,7 @@ from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import callbacks_of
 from lit_robust.runs import run_folder
-from lit_robust.whole_files import cannot_write, csv_cell
+from lit_robust.whole_files import cannot_write, csv_cell, path_of
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -38,7 +38,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def __init__(self, path: str | None = None, y: Key | None = 1) -> None:
         super().__init__(write_interval="batch")
-        self.path = path
+        self.path = None if path is None else path_of("path", path, "a file to write")
         self._names: tuple[Sequence[Any] | None, Sequence[Any] | None] = (None, None)
         self.adapter = Adapter(y=y)
 
@@ -99,7 +99,7 @@ class PredictionWriter(BasePredictionWriter):
         rank_zero_info(f"The predictions are in {self._file(trainer)}.")
 
     def _file(self, trainer: Trainer) -> Path:
-        path = Path(self.path or run_folder(trainer) / "predictions.csv").expanduser()
+        path = self.path or run_folder(trainer) / "predictions.csv"
         return path if trainer.world_size == 1 else path.with_stem(f"{path.stem}_{trainer.global_rank}")
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from operator import attrgetter
@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
+from lit_robust.callbacks.epoch_values import assign
 from lit_robust.callbacks.needs import callbacks_of, check_not_natural
 from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
 from lit_robust.measures.attack_checks import short_steps
@@ -127,10 +128,16 @@ class AttributeRamp(Callback):
         return self._set_for(pl_module, fractional_epoch(trainer, batch_idx))
 
     def _set_for(self, pl_module: LightningModule, time: float) -> float:
+        assign(pl_module, self.attribute.split("."), value := self._value(time))
+        return float(value)
+
+    def _value(self, time: float) -> float:
         value = float(self.schedule(time))
-        whole = self._was_integer and value.is_integer()  # such as attack.steps, which must be one
-        _assign(pl_module, self.attribute.split("."), int(value) if whole else value)
-        return value
+        return int(value) if self._was_integer and value.is_integer() else value  # such as attack.steps
+
+    def values_at(self, epoch: int) -> dict[str, float]:
+        """The attribute's value at an epoch's start, for callbacks that look ahead."""
+        return {self.attribute: self._value(float(epoch))}
 
 
 def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float]) -> None:
@@ -152,29 +159,12 @@ def _rehearse(ramps: Sequence[AttributeRamp], module: Any, times: Iterable[float
     for sentence in short.values():
         rank_zero_warn(sentence)
     for ramp, value in zip(ramps, before, strict=True):
-        _assign(module, ramp.attribute.split("."), value)
+        assign(module, ramp.attribute.split("."), value)
 
 
 def _owners(ramps: Iterable[AttributeRamp]) -> set[str]:
     """The paths of the objects that the ramps change, such as ``attack``, without the module itself."""
     return {ramp.attribute.rpartition(".")[0] for ramp in ramps} - {""}
-
-
-def _assign(owner: Any, path: Sequence[str], value: Any) -> Any:
-    """Set the attribute at the end of a path; returns the owner, or its replacement if it is frozen."""
-    name, *rest = path
-    before = getattr(owner, name)
-    if rest:
-        value = _assign(before, rest, value)
-    elif value == before and isinstance(value, int) == isinstance(before, int):  # 2 steps are not 2.0 steps
-        value = before
-    if value is before:  # nothing has changed: an attack is not built and checked anew
-        return owner
-    try:
-        setattr(owner, name, value)
-    except FrozenInstanceError:
-        return replace(owner, **{name: value})
-    return owner
 
 
 def _check_alone(trainer: Trainer, me: AttributeRamp) -> None:

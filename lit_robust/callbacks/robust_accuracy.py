@@ -18,7 +18,8 @@ from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
-from lit_robust.measures.blocks import Blocks
+from lit_robust.measures.directions import check_directions
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.seeds import seed
 
 
@@ -49,14 +50,13 @@ class RobustAccuracy(Callback):
         test_attacks: Attacks of a test, if they differ, such as stronger ones.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
         y: The same for the labels.
-        net: The sub-module that turns images into logits; None for the module itself or, if it has no ``forward``, its
-            ``net``.
+        net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a
             Defense, which looks for them itself, none are.
         blocks: A folder where the long attacks of a test keep what they have finished, so that a killed test goes on
-            there, see ``measures.blocks``.
+            there, see ``measures.image_blocks``.
 
     Raises:
         ValueError: If an attack is targeted, given twice or has the name of another row, or pixels, labels or net do
@@ -76,9 +76,10 @@ class RobustAccuracy(Callback):
         blocks: str | Path | None = None,
     ) -> None:
         require.integer("alarm_images", alarm_images, least=0)
+        _check_attacks("attacks", attacks)
+        if test_attacks is not None:
+            _check_attacks("test_attacks", test_attacks)
         self.attacks = {"val": attacks, "test": attacks if test_attacks is None else test_attacks}
-        for of_split in self.attacks.values():
-            _check_attacks(of_split)
         tell_of_short_steps({**attacks, **(test_attacks or {})})
         self.adapter = Adapter(x, y, net, mean, std)
         #: What was measured last, with n and its interval, by split and name.
@@ -106,6 +107,10 @@ class RobustAccuracy(Callback):
             if twice := _own_rows(pl_module, split) & set(attacks):
                 name = min(twice)
                 raise ValueError(f'{type(pl_module).__name__} logs {split}/acc/{name} itself: rename "{name}" here.')
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse monitors that would take the fall of an accuracy for progress."""
+        check_directions(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
@@ -156,16 +161,17 @@ class RobustAccuracy(Callback):
         if loader not in self._survivors:
             self.adapter.check(module, batch)
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
-        batch, net = self.adapter.labelled(batch), self.adapter.logits_net(module)
+        net, attacked = self.adapter.logits_net(module), self.adapter.attacked_net(module, batch)
+        batch = self.adapter.labelled(batch)
         with own_random_state(batch.x.device), frozen(net):
             if split == "test":
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
-                correct = surviving(net, self.attacks[split], batch, "keep", self.blocks)
+                correct = surviving(net, self.attacks[split], batch, "keep", self.blocks, attacked)
                 if not _own_rows(module, split):
                     self._probe(net, batch, correct, loader, *place_of(trainer, batch_idx, loader))
             else:
                 seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
-                correct = surviving(net, self.attacks[split], batch)
+                correct = surviving(net, self.attacks[split], batch, attacked=attacked)
         self._survivors[loader].update(correct, batch.weight)
 
     def _probe(
@@ -217,10 +223,8 @@ def _own_rows(module: LightningModule, split: str) -> set[str]:
     return set(rows_of(attacks)) if isinstance(attacks, Mapping) else set()
 
 
-def _check_attacks(attacks: Mapping[str, Attack]) -> None:
-    check_names("attacks", attacks)
-    if not attacks:
-        raise ValueError('attacks is empty: give attacks by name, {"pgd20": PGD(steps=20)}.')
+def _check_attacks(argument: str, attacks: Mapping[str, Attack]) -> None:
+    check_names(argument, attacks)
     for name, attack in attacks.items():
         check_attack(name, attack)
-    check_different("attacks", attacks)
+    check_different(argument, attacks)

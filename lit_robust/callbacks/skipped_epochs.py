@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_robust.lightning_internals import epoch_counts
+from lit_robust.lightning_internals import skip_epochs
 
 
 def move_to_front(trainer: Any, callback: Callback) -> None:
@@ -40,28 +40,21 @@ def warm_start(fraction: Callable[[int], float], warm: float, epochs: int) -> tu
 def skip(trainer: Trainer, first: int, end: int) -> None:
     """Skip epochs ``first`` to ``end - 1``, which come next, in a hook of an epoch's end or before the first epoch.
 
-    ``trainer.current_epoch`` changes in ``follow_skipped``: until then, the epoch that ends is logged under its number.
+    ``trainer.current_epoch`` changes in ``set_current_epoch``, so that the epoch that ends is logged under its own
+    number.
     """
-    counts, epochs = epoch_counts(trainer), end - first
-    counts.ready, counts.started = counts.ready + epochs, counts.started + epochs
-    counts.processed += epochs
+    skip_epochs(trainer, end - first)
     for epoch in range(first, end):
         _step_schedulers(trainer, epoch)
 
 
-def follow_skipped(trainer: Trainer) -> None:
-    """Let ``trainer.current_epoch`` follow, at an epoch's start and before other callbacks read it."""
-    counts = epoch_counts(trainer)
-    counts.completed = counts.processed
-
-
 def _step_schedulers(trainer: Trainer, epoch: int) -> None:
-    """Step torch schedulers that count epochs; plateau schedulers have nothing to judge in a skipped one."""
+    """Step torch schedulers that count epochs; plateau schedulers have no metric in a skipped epoch."""
     for config in trainer.lr_scheduler_configs:
         scheduler: Any = config.scheduler
         due = config.interval == "epoch" and (epoch + 1) % config.frequency == 0
         if due and isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
             with warnings.catch_warnings():
-                # Where the first epochs are skipped, there is no optimizer step yet, and none is missing.
+                # torch warns of a scheduler step before the first optimizer step; here it is intended.
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                 scheduler.step()

@@ -2,18 +2,20 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import isclass, isfunction
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from jsonargparse import Namespace, _instantiation, _typehints
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, loggers
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch import loggers
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
 from lit_robust.defenses import Defense
@@ -53,7 +55,7 @@ READABLE_ERRORS = (ValueError, TypeError, OSError, ImportError, Misconfiguration
 #: The arguments that are kept when another class of the same kind is named.
 KEPT: dict[type, str] = {
     Defense: "net attack val_attack test_attacks optimizer lr_scheduler lr_interval momentum gradient_clip_val "
-    "channels_last compile",
+    "channels_last compile fold_batchnorm",
     loggers.Logger: "name save_dir",
 }
 
@@ -68,6 +70,12 @@ def find_class(class_path: Any) -> Any:
     except Exception:  # a user's module may raise anything; the parser imports it, too, and reports it
         return None
     return getattr(rooms[0], name, None) if rooms else None
+
+
+def arguments_of(part: Any) -> dict[str, Any]:
+    """The arguments in a parsed configuration of a class; it changes with them."""
+    arguments = part.get("init_args") if isinstance(part, Namespace) else None
+    return vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
 def same_class(one: str, other: str) -> bool:
@@ -119,6 +127,29 @@ def check_makers(arguments: Mapping[str, Any]) -> None:
             )
 
 
+#: What a function that a ``class_path`` names may return, besides what can be called.
+PARTS = (*MADE["optimizer"], *MADE["lr_scheduler"], Callback, loggers.Logger, LightningDataModule, Profiler, Strategy)
+
+
+def check_maker(function: Any) -> None:
+    """Refuse, before it is called, a function that is not annotated to return a part of a run, or something to call.
+
+    jsonargparse calls any function that a ``class_path`` names where a function is expected, as for an attack's loss.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    made = _returned(function)
+    is_called = isclass(made) and any("__call__" in vars(base) for base in made.__mro__)
+    if is_called or get_origin(made) is Callable or (isclass(made) and issubclass(made, PARTS)):
+        return
+    path = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
+    raise ValueError(
+        f"{path} was not called: as a class_path, a function must be annotated to return what is needed (def f(...) -> "
+        "Callable[..., Tensor]); to use the function itself, give its path alone."
+    )
+
+
 def _returned(function: Any) -> Any:
     try:
         return get_type_hints(function).get("return")
@@ -128,7 +159,7 @@ def _returned(function: Any) -> Any:
 
 @contextmanager
 def short_names_are_found() -> Iterator[None]:
-    """Let a short name that several classes have mean the one that ``found`` knows, where jsonargparse (4.53) refuses.
+    """Resolve a short name that several classes have by ``find_class``, where jsonargparse (4.53) refuses it.
 
     Torch and Lightning both have a ``ReduceLROnPlateau``; other packages have their own ``Adafactor``.
     """
@@ -187,7 +218,7 @@ def expand_homes(configured: Any) -> None:
 
 
 @contextmanager
-def constructors_speak() -> Iterator[None]:
+def raise_constructor_errors() -> Iterator[None]:
     """Raise the error of the constructor that failed instead of jsonargparse's.
 
     If an argument's type is a union, jsonargparse (4.53) tries the other types after a constructor has failed, and may
@@ -202,6 +233,8 @@ def constructors_speak() -> Iterator[None]:
 
     def speak(construct: Any, made: Any, *args: Any, **kwargs: Any) -> Any:
         try:
+            if not isclass(made):
+                check_maker(made)
             return call(construct, made, *args, **kwargs)
         except Exception as error:
             if not isinstance(error, READABLE_ERRORS):

@@ -54,7 +54,7 @@ def script(shell: str, commands: Mapping[str, set[str]]) -> str:
 
     Args:
         shell: One of ``SHELLS``.
-        commands: The subcommands, each with the arguments of the trainer's method that are no options.
+        commands: The subcommands, each with the arguments of the trainer's method that are not options.
 
     Raises:
         ModuleNotFoundError: Without shtab.

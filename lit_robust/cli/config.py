@@ -1,12 +1,12 @@
 """Merging of configurations: ``extends``, several ``-c``, and classes that replace others.
 
-- Mappings merge key by key; the later one of anything else replaces the earlier, and so does ``test_attacks``, the
-  list of what a test reports.
+- Mappings merge key by key. Any other value is replaced by the later one, and so is ``test_attacks`` as a whole.
 - The same ``class_path`` merges. Another one, compared after import, replaces its node whole, so that the new class
   starts from its own defaults; what belongs to the run rather than to the class stays (``classes.KEPT``).
-- All ``callbacks+`` are appended to the last ``callbacks``, whatever the order of the files.
+- All ``callbacks+`` are appended to the last ``callbacks``, in any order of the files.
 - Flags beat files, wherever they stand on the command line.
 - ``extends: [paths]`` at the top of a file names the files that it overrides; paths are relative to the file.
+- A logger's name of ``"{folder}_{file}"`` becomes that of the file given by ``-c``, also if another file contains it.
 """
 
 import os
@@ -24,7 +24,7 @@ from lit_robust.cli.plain_yaml import parse, read
 #: A file that can be read, here or wherever fsspec reaches.
 File = path_type("fsr")
 
-#: The most files that one ``-c`` may come to.
+#: The largest number of files that one ``-c`` may read.
 MOST_FILES = 100
 
 # Reading.
@@ -48,21 +48,35 @@ def load(source: str) -> dict[str, Any]:
     except TypeError as error:
         if os.path.isdir(source):
             raise IsADirectoryError(f"-c {source} is a folder: give a YAML file.") from error
+        if os.path.exists(source):
+            why = "cannot be read" if os.path.isfile(source) else "is not a regular file"
+            raise FileNotFoundError(f"-c {source} {why}: give a YAML file that can be read.") from error
         if isinstance(parse(source, "-c"), dict):
-            return _extended(source, "-c", (), [])
+            return _named(_extended(source, "-c", (), []), "run")
         raise FileNotFoundError(f"-c {source[:200]}: there is no such file.") from error
-    return _read(file, (), [])
+    folder, name = os.path.split(os.path.abspath(str(file)))
+    return _named(_read(file, (), []), f"{os.path.basename(folder)}_{os.path.splitext(name)[0]}")
 
 
-def _read(file: Any, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
+def _named(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """Fill in the name of the run, so that each recipe has its own folder."""
+    node: Any = tree
+    for key in ("trainer", "logger", "init_args"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    if isinstance(node, dict) and node.get("name") == "{folder}_{file}":
+        node["name"] = name
+    return tree
+
+
+def _read(file: Any, trail: tuple[str, ...], opened: list[str], where: str = "") -> dict[str, Any]:
     place = os.path.realpath(file)
     opened.append(place)
-    if len(opened) > MOST_FILES:  # two files that each name the next one twice are a billion after 30
+    if len(opened) > MOST_FILES:  # a chain of 30 files that each extend the next one twice would read 2^30 files
         raise ValueError(f"{file} is file number {len(opened)} of one configuration: let its files extend fewer.")
-    return _extended(read(file), str(file), (*trail, place), opened)
+    return _extended(read(file), str(file), (*trail, place), opened, where)
 
 
-def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -> dict[str, Any]:
+def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str], where: str = "") -> dict[str, Any]:
     """The configuration of a text and all files that it names.
 
     Args:
@@ -70,17 +84,21 @@ def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -
         name: Its name in messages.
         trail: The files that lead to it, and itself.
         opened: All files that were read.
+        where: The option that it is the value of, if any.
     """
 
-    def other(path: str, does: str) -> dict[str, Any]:
-        where = f"{name}, line {_line(text, path)}: {does} {path}"
+    def other(path: str, does: str, where: str = where) -> dict[str, Any]:
+        line = f"{name}, line {_line(text, path)}: {does} {path}"
+        place = os.path.join(os.path.dirname(name), os.path.expanduser(path))
         try:
-            file = File(os.path.join(os.path.dirname(name), os.path.expanduser(path)))
+            file = File(place)
         except TypeError as error:
-            raise FileNotFoundError(f"{where}, but there is no such file (paths are relative to this one).") from error
+            if os.path.exists(place):
+                raise FileNotFoundError(f"{line}, which is not a regular file, or may not be read.") from error
+            raise FileNotFoundError(f"{line}, but there is no such file (paths are relative to this one).") from error
         if os.path.realpath(file) in trail:
-            raise ValueError(f"{where}, which comes back to this file: remove one of the two.")
-        return _read(file, trail, opened)
+            raise ValueError(f"{line}, which comes back to this file: remove one of the two.")
+        return _read(file, trail, opened, where)
 
     tree = parse(text, name)
     if not isinstance(tree, dict):
@@ -90,7 +108,8 @@ def _extended(text: str, name: str, trail: tuple[str, ...], opened: list[str]) -
         raise ValueError(f"{name}: extends={paths!r} must be a list of paths.")
     for key, value in tree.items():
         if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):  # a part in a file of its own
-            tree[key] = other(value, f"{key} is")
+            tree[key] = other(value, f"{key} is", key)
+    check_places(tree, where)  # before a later file hides what is wrong
     return reduce(_laid_over, [*(other(path, "extends") for path in paths), tree])
 
 
@@ -142,7 +161,8 @@ def _appended(tree: Any) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     result = {key: _appended(value) for key, value in tree.items()}
-    for key in [key for key in result if _appends(key) and key[:-1] in result]:  # else the list is the parser's
+    # Without a base list, the parser appends.
+    for key in [key for key in result if _appends(key) and key[:-1] in result]:
         result[key[:-1]] = _listed(result[key[:-1]]) + result.pop(key)
     return result
 

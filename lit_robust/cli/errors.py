@@ -5,6 +5,7 @@ A user needs the key, the innermost reason, and the name that was probably meant
 """
 
 import re
+import sys
 from argparse import ArgumentError
 from ast import literal_eval
 from collections.abc import Iterable, Iterator
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import isabstract, isbuiltin, isfunction
 from pathlib import Path
-from traceback import walk_tb
+from traceback import extract_tb, walk_tb
 from typing import Any
 
 from lit_robust.cli.classes import find_class
-from lit_robust.cli.places import check_places
+from lit_robust.cli.places import check_places, of_another_type
 from lit_robust.cli.wordings import WORDS
 from lit_robust.keywords import keywords_of
+from lit_robust.lightning_internals import fails_while_restoring
 from lit_robust.shown import without_addresses
 
 #: Lines that say what was tried, not why it failed.
@@ -41,11 +43,19 @@ _REMEDIES = {
     r"No supported gpu backend found": "choose the CPU, by -c configs/trainer/cpu.yaml or --trainer.accelerator cpu",
     r"Automatic gradient clipping is not supported": "give model.gradient_clip_val instead of the trainer's",
     r"Automatic gradient accumulation is not supported": "raise data.batch_size instead",
+    r"Found more than one stateful callback of type `ModelCheckpoint`": (
+        "a checkpoint tells their states apart by monitor, mode, every_n_epochs, every_n_train_steps and "
+        "train_time_interval; change one of these, or keep one with save_top_k or save_last"
+    ),
+    r"Found more than one stateful callback of type `EarlyStopping`": (
+        "a checkpoint tells their states apart by monitor and mode; change one of these, or keep the stricter one"
+    ),
     r"Found more than one stateful callback of type `\w+`": "keep one of them",
     r"`Trainer\(barebones=True, .*\)` was passed": "leave barebones out, or set this to false (log_every_n_steps to 0)",
     r"argument \S+: expected one argument": "give each option a value, after = if that begins with a minus",
     r"Invalid momentum value: .*": "the momentum of model.optimizer must be 0 or above",
-    r"No API key configured": "run wandb login, or log offline by --trainer.logger.offline true",
+    r"Invalid (\w+ values?|beta parameter at index \d): .*": "change this argument of model.optimizer",
+    r"(No API key|api_key not) configured": "run wandb login, or log offline by --trainer.logger.offline true",
     r"\[Errno (28|30|122)\] .*": "free some space or choose a folder that can be written to",
     r"CUDA out of memory": "lower data.batch_size and data.eval_batch_size",
     r"-?\d+ is not in bounds, numpy accepts from 0 to \d+": "change seed_everything",
@@ -83,10 +93,10 @@ def sentence(message: str, names: Iterable[str] = ()) -> str:
 
 
 def in_full(message: str, error: BaseException | None) -> str:
-    """Put back into jsonargparse's page what it has hidden.
+    """Add the causes that jsonargparse's message hides.
 
     Args:
-        message: The page.
+        message: jsonargparse's message.
         error: The exception that it was made from.
     """
     seen: list[BaseException] = []
@@ -98,9 +108,19 @@ def in_full(message: str, error: BaseException | None) -> str:
             message = message.replace(text, str(hidden))
         elif not isinstance(error, _SPOKEN) and not type(error).__module__.startswith("jsonargparse."):
             # Of an error in a user's module that is imported; the text alone says little, such as 'k' of a KeyError.
-            message = re.sub(rf"(?m)^(\W*)(?={re.escape(text)}$)", rf"\g<1>{type(error).__name__}: ", message)
+            named = f"{type(error).__name__}: {text}{_place(error)}".replace("\\", r"\\")
+            message = re.sub(rf"(?m)^(\W*){re.escape(text)}$", rf"\g<1>{named}", message)
         error = error.__cause__ or hidden
     return message
+
+
+def _place(error: BaseException) -> str:
+    """The user's own file and line in which an error was raised; empty if a package did it, or the text has it."""
+    frames = extract_tb(error.__traceback__)
+    file = Path(frames[-1].filename) if frames else Path()
+    ours = any(part in ("site-packages", "lit_robust") for part in file.parts) or file.is_relative_to(sys.base_prefix)
+    known = ours or not file.is_file() or isinstance(error, SyntaxError)
+    return "" if known else f" ({file.name}, line {frames[-1].lineno})"
 
 
 def _innermost(message: str) -> _Mistake:
@@ -108,7 +128,7 @@ def _innermost(message: str) -> _Mistake:
     block, _, rest = _CALLABLE.sub("", message).partition("Given value: ")
     lines = [line.strip().removeprefix("- ") for line in block.splitlines()]
     told = [number for number, line in enumerate(lines) if not _TRIED.match(line)] or [0]
-    if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]]:
+    if len(told) > 1 and "does not correspond to a subclass" in lines[told[0]] and not rest.startswith("{'class_path'"):
         told = told[1:]  # the value is of another type of the union, whose reason comes next
     of_items = [number for number in told if not lines[max(number - 1, 0)].startswith('Parser key "')]
     if simple := [number for number in of_items if re.match(r"Expected a <class '(list|dict)'>", lines[number])]:
@@ -128,7 +148,7 @@ def _innermost(message: str) -> _Mistake:
 
 
 def _literal(text: str) -> Any:
-    """The plain value that a page shows; None if it is none."""
+    """The Python literal in a text; None if it is not one."""
     with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return literal_eval(text)
     return None
@@ -158,6 +178,9 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
         return f"{fields['where']}{unfit}"
     if match := re.match(r"Import path (\S* ?)does not correspond to a subclass of (.*)", reason):
         return f"{fields['where']}{_of_another_type(match[1].strip() or mistake.value, match[2])}"
+    match = re.match(r"Not a valid subclass of (\w+)", reason)
+    if match and (path := of_another_type(_literal(mistake.value), match[1])):
+        return f"{fields['where']}{_of_another_type(path, match[1])}"
     for pattern, words in WORDS.items():
         if match := re.match(pattern, f"{reason}\n{mistake.value}", re.MULTILINE):
             groups = [group or "" for group in (match[0], *match.groups())]
@@ -174,23 +197,23 @@ def _in_words(mistake: _Mistake, names: Iterable[str]) -> str:
 
 
 def _unfit(value: str) -> str:
-    """Why nothing can be built by this name, if it names a class with gaps, or neither a class nor a function."""
+    """Why nothing can be built by this name, if it names an abstract class, or neither a class nor a function."""
     part: Any = find_class(value.strip("'\"")) if re.fullmatch(r"['\"]?\w+(\.\w+)+['\"]?", value) else None
     if isabstract(part):
         gaps = ", ".join(sorted(part.__abstractmethods__))
-        return f"{value} lacks what its base class leaves open ({gaps}): write it."
+        return f"{value} is abstract: implement {gaps}."
     return f"{value} is not a class: name one." if isbuiltin(part) else ""
 
 
 def _of_another_type(path: str, wanted: str) -> str:
-    """What a name stands for that is no class of the type."""
+    """Why the named object is not of this type."""
     part = find_class(path)
     if isfunction(part) and "return" not in part.__annotations__:
         return (
             f"{path} is not annotated to return a {wanted}: write def {part.__name__}(...) -> {wanted}, or name a "
             "function of your own that calls it and is annotated so."
         )
-    return f"{path} is not of type {wanted}."
+    return f"{path} is not of type {wanted}: name a class that is."
 
 
 def _expected(mistake: _Mistake) -> str:
@@ -215,7 +238,7 @@ def naming(path: str | None) -> Iterator[None]:
     """Name the checkpoint where Lightning cannot restore it.
 
     Raises:
-        ValueError: In place of whatever Lightning or torch raises then.
+        ValueError: In place of the error that Lightning or torch raises.
     """
     try:
         yield
@@ -228,8 +251,8 @@ def naming(path: str | None) -> Iterator[None]:
 
 def fails_to_restore(error: BaseException) -> bool:
     """Whether an error comes from where Lightning restores checkpoints, and was not raised by this package."""
-    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
-    return any(file.endswith("checkpoint_connector.py") for file in files) and not _is_ours(files[-1])
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return fails_while_restoring(error) and not _is_ours(frame.f_code.co_filename)
 
 
 def _is_ours(file: str) -> bool:

@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import Metric
 
+from lit_robust.cli.classes import arguments_of
+
 
 def makes_net(part: Any) -> bool:
     """Whether a class or function, which is not called, makes a net."""
@@ -36,17 +38,11 @@ def fill_class_count(net: Any, num_classes: int) -> None:
         net: The configuration of a net, changed in place; anything else is left alone.
         num_classes: The number of classes.
     """
-    arguments = _arguments(net)
+    arguments = arguments_of(net)
     for name, value in arguments.items():
         if name == "num_classes" and value is None:
             arguments[name] = num_classes
         fill_class_count(value, num_classes)
-
-
-def _arguments(net: Any) -> dict[str, Any]:
-    """The arguments in the configuration of a net, which change with them."""
-    arguments = net.get("init_args") if isinstance(net, Namespace) else None
-    return vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
 def build_data(data: Namespace, parser: Any) -> Any:
@@ -70,7 +66,7 @@ def completed(config: Namespace, parser: Any) -> Iterator[None]:
     config.data = build_data(written, parser)
     net = config.model.get("init_args", {}).get("net")
     fill_class_count(net, config.data.num_classes)
-    arguments = _arguments(net)
+    arguments = arguments_of(net)
     pretrained = arguments.get("pretrained")
     if config.get("ckpt_path") and pretrained and str(net.class_path).startswith("lit_robust.nets."):
         arguments["pretrained"] = False

@@ -1,9 +1,7 @@
 """The parser of the command line, which reports a mistake in one sentence."""
 
 import json
-import os
 import re
-import sys
 from argparse import ArgumentError
 from ast import literal_eval
 from contextlib import suppress
@@ -17,15 +15,21 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_robust.cli.classes import NAMES
 from lit_robust.cli.errors import in_full, sentence
+from lit_robust.cli.exits import exit_with
 from lit_robust.cli.net_arguments import hides_class_count, makes_net
+from lit_robust.cli.places import SECTIONS
 from lit_robust.defenses import Defense
+
+#: The values that may follow an option although they begin with a minus.
+_NEGATIVE = r"-\d+|-\d*\.\d+"
 
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, but a mistake is reported in one sentence instead of a page of usage."""
 
-    #: The options of the command line, as they were written.
+    #: The options of the command line, as they were written, and all its words.
     flags: ClassVar[list[str]] = []
+    words: ClassVar[list[str]] = []
     #: Whether the arguments that are being added are those of a net.
     _of_net = False
 
@@ -34,7 +38,7 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Read null in a flag of a part of a part, which jsonargparse (4.53) passes on as Python's None."""
+        """Write None in a nested flag's value as YAML's null again; jsonargparse (4.53) passes on Python's None."""
         if not self.exit_on_error and args is not None:
             args = [_as_yaml(word) for word in args]
         return super().parse_args(args, *rest, **kwargs)
@@ -52,7 +56,8 @@ class Parser(LightningArgumentParser):
         if isinstance(param.default, str) and isinstance(param.default, Enum):  # Timer's, which YAML cannot hold
             kwargs |= {"default": str(param.default.value)}
         if self._of_net and param.name == "num_classes":
-            kwargs |= {"default": None, "linked_targets": None}  # of a class, jsonargparse passes the model's
+            # For a class, jsonargparse passes the model's ``linked_targets``.
+            kwargs |= {"default": None, "linked_targets": None}
         super()._add_signature_parameter(container, nested_key, param, *args, **kwargs)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
@@ -73,10 +78,12 @@ class Parser(LightningArgumentParser):
             r"unrecognized arguments: --([\w.-]+)|Subcommand '\w+' does not accept option '(.*)'", message
         ):
             message = self._unknown(found[1], message) if found[1] else self._unknown_in_a_file(found[2], message)
+        if without := re.match(r"argument (--\S+): expected one argument", message):
+            message = message.replace(without[1], self._without_a_value(without[1]), 1)
         if "arguments are required" in message:
             message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
-        exit_with(message, f"{command} --help lists all options", code=2)
+        exit_with(sentence(message, NAMES), f"{command} --help lists all options", code=2)
 
     def _unknown(self, key: str, message: str) -> str:
         """Suggest an option; a class's own parser sees ``--model.atack`` without the prefix."""
@@ -99,12 +106,26 @@ class Parser(LightningArgumentParser):
             near = [f"model.init_args.{head}"]
         return f"the configuration has no option {key!r}: did you mean {near[0]}?" if near else message
 
+    def _without_a_value(self, group: str) -> str:
+        """The option, of a group such as ``--model``, that has no value or one that looks like an option."""
+        for word, value in zip(self.words, [*self.words, "--"][1:], strict=True):
+            if f"{word}.".startswith(f"{group}.") and value.startswith("-") and not re.fullmatch(_NEGATIVE, value):
+                return word
+        return group
+
     def _near(self, key: str) -> list[str]:
-        """The option that is meant, with its prefix, where the spelling or the prefix is wrong."""
+        """The option that is meant, with its prefix, where it is cut short, or the spelling or the prefix is wrong."""
         options = [*re.findall(r"--([\w.]+)", self.format_help()), "model", "data", "trainer", "seed_everything"]
         options += [f"trainer.{name}" for name in signature(Trainer).parameters]  # a mistake in a file has no help
         last = {option.rpartition(".")[2]: option for option in options}
+        if len(longer := {option for option in options if option.startswith(key)}) == 1:
+            return [f"--{longer.pop()}"]
         near = get_close_matches(key, options, 1, 0.9) or [last[one] for one in get_close_matches(key, last, 1, 0.8)]
+        head, dot, rest = key.partition(".")
+        if not near and dot and head not in SECTIONS and (near := get_close_matches(head, SECTIONS, 1, 0.75)):
+            argument, dot, rest = rest.partition(".")
+            known = [*signature(Defense.__init__).parameters][1:] if near == ["model"] else []
+            near = [f"{near[0]}.{''.join(get_close_matches(argument, known, 1)) or argument}{dot}{rest}"]
         return [f"--{one}" for one in near]
 
 
@@ -115,16 +136,3 @@ def _as_yaml(word: str) -> str:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return f"{option}={json.dumps(literal_eval(value))}"
     return word
-
-
-def report(error: Exception, code: int) -> NoReturn:
-    """Print an error of the user's in one sentence and exit, or raise it where ``LIT_ROBUST_DEBUG`` is set."""
-    if os.environ.get("LIT_ROBUST_DEBUG"):
-        raise error
-    exit_with(str(error), "LIT_ROBUST_DEBUG=1 shows where this was raised", code)
-
-
-def exit_with(message: str, hint: str, code: int) -> NoReturn:
-    """Print an error in one sentence and where to find help, and exit."""
-    sys.stderr.write(f"lit-robust: error: {sentence(message, NAMES)}\n({hint})\n")
-    sys.exit(code)

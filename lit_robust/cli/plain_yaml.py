@@ -16,6 +16,9 @@ from jsonargparse import _loaders_dumpers, _paths, get_loader
 #: The longest file, in bytes: the largest configuration of a run has about 20,000.
 LONGEST = 10**6
 
+#: The longest number, in characters.
+LONGEST_NUMBER = 100
+
 #: The most values, with each alias written out.
 MOST = 20_000
 
@@ -69,7 +72,7 @@ def read(path: Any) -> str:
     with path.open("rb" if local or path.is_fsspec else "r") as file:
         content = file.read(LONGEST + 1)
     if len(content) > LONGEST:
-        raise ValueError(f"{path} is longer than {LONGEST:,} bytes, so it is no configuration: give a YAML file.")
+        raise ValueError(f"{path} is longer than {LONGEST:,} bytes, so it is not a configuration: give a YAML file.")
     try:
         return content if isinstance(content, str) else content.decode()
     except UnicodeDecodeError as error:
@@ -90,7 +93,7 @@ def parse(text: str, name: str) -> Any:
         name: Where it comes from, for the message.
 
     Raises:
-        ValueError: If it is no YAML, or not plain.
+        ValueError: If it is not YAML, or not plain.
     """
     try:
         with plain_yaml():
@@ -100,6 +103,9 @@ def parse(text: str, name: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # a ValueError if a number has thousands of digits
         why = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise ValueError(f"{name} is not valid YAML: {why}.") from error
+    except TypeError as error:  # jsonargparse appends a colon to the only key
+        why = "the only key is not an option's name: give options by name, as name: value"
+        raise ValueError(f"{name}: {why}.") from error
 
 
 def _size(node: yaml.Node, within: Sequence[int], sizes: dict[int, int]) -> int:
@@ -118,6 +124,8 @@ def _size(node: yaml.Node, within: Sequence[int], sizes: dict[int, int]) -> int:
     if node.tag not in _PLAIN:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         raise NotPlainError(f"{line}the tag {tag[:100]} is refused: write a plain value.")
+    if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:  # base 60 would take minutes
+        raise NotPlainError(f"{line}a number has {len(node.value):,} characters: shorten it, or quote it as text.")
     size, inner = 1, (*within, id(node))
     if isinstance(node, yaml.MappingNode):
         keys = set()

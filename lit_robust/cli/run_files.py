@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.measures.accuracy import Accuracy
-from lit_robust.measures.blocks import Blocks
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.runs import next_free, run_folder
 from lit_robust.training.evaluated import Evaluated
 from lit_robust.whole_files import csv_cell, write_whole

@@ -8,11 +8,11 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger, csv_logs
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig
 from lit_robust.folder_locks import lock, unlock
-from lit_robust.lightning_internals import go_on_in_folder
+from lit_robust.lightning_cli_internals import begin_metrics_file, go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
 from lit_robust.runs import next_free, run_folder
 from lit_robust.training.signals import stopped_before_the_first_step
@@ -91,14 +91,8 @@ def evaluate_in(folder: Path, trainer: Any, stage: str) -> EarlierRun:
         place = folder.resolve()
         at_home = Path(logger.root_dir).resolve() == place.parent
         go_on_in_folder(logger, place.name, root=None if at_home else place.parent)
-        if not isinstance(logger, CSVLogger):
-            continue
-        before = csv_logs.ExperimentWriter.NAME_METRICS_FILE
-        try:  # a writer deletes the file of its name, which is the training's
-            csv_logs.ExperimentWriter.NAME_METRICS_FILE = f"{TABLES[stage][0]}.csv"
-            _ = logger.experiment
-        finally:
-            csv_logs.ExperimentWriter.NAME_METRICS_FILE = before
+        if isinstance(logger, CSVLogger):
+            begin_metrics_file(logger, f"{TABLES[stage][0]}.csv")
     return run
 
 
@@ -114,7 +108,7 @@ def go_on_in(run: EarlierRun, trainer: Any, checkpoint: Mapping[str, Any]) -> No
         checkpoint: Holds how many rows each logger had written.
 
     Raises:
-        ValueError: If another process trains there, or Weights & Biases is not told which run to resume.
+        ValueError: If another process trains there, or Weights & Biases does not get the id of the run to resume.
     """
     if trainer.is_global_zero:
         lock(run.folder)  # before its metrics are moved aside
@@ -142,7 +136,7 @@ def go_on_in(run: EarlierRun, trainer: Any, checkpoint: Mapping[str, Any]) -> No
 
 @contextmanager
 def nothing_left(trainer: Any, run: EarlierRun | None = None) -> Iterator[None]:
-    """Leave nothing of a run that ends by an error before there is anything to keep.
+    """Remove the folders of a run that fails before it has results.
 
     The folders that loggers have made for it are removed; an earlier run's folder is left as it was before. SIGTERM
     counts as an error from the beginning. The command alone does this: when a start fails in Python, Lightning calls no

@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # exported, but not in its __all__
 
 from lit_robust import __version__, analysis
-from lit_robust.cli.classes import classes_start_afresh, constructors_speak, short_names_are_found
+from lit_robust.cli.classes import classes_start_afresh, raise_constructor_errors, short_names_are_found
 from lit_robust.cli.config import gathered
 from lit_robust.cli.net_arguments import build_data, fill_class_count
 from lit_robust.cli.parser import Parser
@@ -41,7 +41,7 @@ def run(args: Sequence[str]) -> None:
     with classes_start_afresh(), short_names_are_found():
         config = parser.parse_args(words)
     config.pop("config")
-    with constructors_speak():
+    with raise_constructor_errors():
         if config.get("data") is not None:
             config.data = build_data(config.data, parser)
             fill_class_count(config.get("net"), config.data.num_classes)

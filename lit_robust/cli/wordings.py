@@ -12,7 +12,9 @@ WORDS = {
     r"Expected a dot import path string: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
     r"Unexpected import path format: (.*)": '{where}there is no class "{1}" ({meant:others need a dotted path}).',
     r"module '(.*)' has no attribute '(.*)'": "{where}there is no {1}.{2} ({meant:check its spelling}).",
-    r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": "{where}{1} is not of type {2}.",
+    r"Expected '(.*)' to be a subclass of (?:<class ')?(.*?)'?>?\.?$": (
+        "{where}{1} is not of type {2}: name a class that is."
+    ),
     r"Expected '(.*)' to be a function that returns (?:<class ')?(.*?)'?>?\.?$": (
         "{where}{1} is not annotated to return {2}: write def f(...) -> {2}."
     ),
@@ -25,7 +27,12 @@ WORDS = {
     r"Not a valid subclass of (\w+)": (
         "{where}this is not of type {1}: give its class_path, and its arguments below init_args."
     ),
-    r"Key must be a string, got: (.*)\.$": "{where}{1} is no argument's name: give arguments by name, as name: value.",
+    r"Expected an import path or a subclass spec, but got (.*)": (
+        "{where}{1} names no class: give one, as class_path: NAME with its arguments below init_args."
+    ),
+    r"Key must be a string, got: (.*)\.$": (
+        "{where}{1} is not an argument's name: give arguments by name, as name: value."
+    ),
     r"No module named '(.*)'": "{where}there is no module {1}: check its spelling, or install its package.",
     r"'NoneType' object has no attribute 'keys'": "{where}init_args is null: write its arguments, or leave it out.",
     r"argument of type 'NoneType' is not": "{where}class_path is null: name a class.",

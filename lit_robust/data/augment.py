@@ -14,14 +14,15 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int | None = N
     Args:
         x: The images, of any dtype.
         generator: Where the draws come from; on the device of ``x``.
-        padding: Width of the border in pixels; by default an eighth of the image, at most CIFAR's 4. (Nets learn
-            nothing from digits of 8 x 8 that are shifted by 4.)
+        padding: Width of the border in pixels; by default an eighth of the image, at most CIFAR's 4, and none for
+            images below 4 pixels. (Nets learn nothing from digits of 8 x 8 that are shifted by 4.)
 
     Shape:
         x: ``(N, C, H, W)``;  returned: the same.
     """
     n, channels, height, width = x.shape
-    padding = min(4, -(-min(height, width) // 8)) if padding is None else padding
+    short = min(height, width)
+    padding = min(4, -(-short // 8), short // 4) if padding is None else padding
 
     def draw(choices: int) -> Tensor:
         return torch.randint(choices, (n, 1, 1, 1), generator=generator, device=x.device)

@@ -3,13 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.checkpoint_sections import check_reading
 from lit_robust.data.loaders import EpochLoader, Samples, drawn
+from lit_robust.data.saved import saved_arguments
 from lit_robust.data.selectable import Selectable
 from lit_robust.data.splits import Split, check_arguments, check_val_size, hold_out
 from lit_robust.seeds import run_seed
@@ -70,6 +75,37 @@ class ImageDataModule(Selectable, ABC):
         self.augment = augment
         self.drop_last = drop_last
 
+    def __str__(self) -> str:
+        """The class, and the numbers of images once they are read; Lightning's own would walk the loaders."""
+        if self._selected is None:
+            return f"{type(self).__name__}, not set up"
+        return f"{type(self).__name__}: {len(self._train)} train, {len(self._val)} val, {len(self._test)} test images"
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's instantiates whatever the file names
+        cls,
+        checkpoint_path: str | Path,
+        map_location: None = None,
+        hparams_file: None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Build this class with the plain arguments that a run has saved; the file cannot name another class.
+
+        Args:
+            checkpoint_path: A .ckpt file.
+            map_location: Ignored: a data module has no tensors of a checkpoint.
+            hparams_file: Must be None: a checkpoint holds its arguments.
+            weights_only: Must not be False: tensors and plain values are all that is ever read.
+            **kwargs: Arguments that replace the file's.
+
+        Raises:
+            ValueError: If the file cannot be used, or an argument is not plain.
+        """
+        check_reading(hparams_file, weights_only)
+        names = {*signature(cls).parameters, *signature(ImageDataModule).parameters} - kwargs.keys()
+        return cls(**saved_arguments(read_checkpoint(checkpoint_path), names), **kwargs)
+
     @property
     @abstractmethod
     def num_classes(self) -> int:
@@ -95,11 +131,11 @@ class ImageDataModule(Selectable, ABC):
         """Find or load both sets; return the labels ``(N,)`` int64 of training and test."""
 
     @abstractmethod
-    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
-        """A loader of samples of the training or the test set; ``walk`` goes to :class:`EpochLoader`."""
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
+        """A loader of samples of the training or the test set; ``epoch`` goes to :class:`EpochLoader`."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data, whatever the stage; later calls do nothing.
+        """Read the data, for any stage; later calls do nothing.
 
         Raises:
             FileNotFoundError: If the data are missing or broken.
@@ -126,7 +162,7 @@ class ImageDataModule(Selectable, ABC):
         return self._order(labels)[:size]
 
     def _order(self, labels: Tensor) -> Tensor:
-        """The order of unshuffled images, by which budgets are cut; overridden where files are sorted by class."""
+        """The order of unshuffled images, in which budgets are cut; overridden where files are sorted by class."""
         return torch.arange(len(labels))
 
     @property
@@ -156,7 +192,7 @@ class ImageDataModule(Selectable, ABC):
         )
 
     def plain_train_dataloader(self) -> Iterable[Batch]:
-        """All training images, not augmented and in order, whatever is selected."""
+        """All training images, not augmented and in order, also under a selection."""
         self.setup()
         return self._walk(Samples.once(self._train), train=True)
 

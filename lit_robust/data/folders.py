@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import suggested_max_num_workers
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -19,6 +20,9 @@ from lit_robust.data.image_files import Findings, class_folders, decode
 from lit_robust.data.loaders import EpochLoader, Samples, ignore_interrupts
 from lit_robust.data.splits import Split, in_turns
 from lit_robust.seeds import derive_seed
+
+#: Random crops to 8 % of the area leave less than 9 x 9 pixels of smaller images.
+SMALL = 32
 
 #: A request to a worker: the image's position, its weight, and the seed of its augmentation.
 Request = tuple[int, float, int]
@@ -51,7 +55,7 @@ class FolderImages(Dataset[Batch]):
 
 
 class Inbox:
-    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set anew for each."""
+    """The batch sampler of worker processes that outlive an epoch; ``requests`` are set for each."""
 
     requests: Iterator[list[Request]]
 
@@ -104,11 +108,11 @@ class FolderLoader(EpochLoader):
         samples: The samples to iterate over, as positions in the workers' images.
         workers: The processes that decode them.
         device: Where batches go.
-        **walk: Arguments of :class:`EpochLoader`.
+        **epoch: Arguments of :class:`EpochLoader`.
     """
 
-    def __init__(self, samples: Samples, workers: Workers, *, device: torch.device, **walk: Any) -> None:
-        super().__init__(samples, **walk)
+    def __init__(self, samples: Samples, workers: Workers, *, device: torch.device, **epoch: Any) -> None:
+        super().__init__(samples, **epoch)
         self.workers = workers
         self.device = device
 
@@ -140,9 +144,9 @@ class FolderDataModule(ImageDataModule):
     ``test_size``, alternate between the classes.
 
     Images are BMP, GIF, JPEG, PNG, PPM, TIFF and WebP files, turned upright by their EXIF orientation; grey levels of
-    16 bits and floats in [0, 1] are rounded to 8 bits. Names that begin with a point, and ``__MACOSX``, are passed
-    over. ``setup`` reads the header of every image, and decodes all of up to 20,000, so that faults are found before
-    training.
+    16 bits and floats in [0, 1] are rounded to 8 bits. Names that begin with a point, and what tools leave behind
+    (``__MACOSX``, ``@eaDir``), are passed over. ``setup`` reads the header of every image, and decodes all of up to
+    20,000, so that faults are found before training.
 
     Args:
         base: The folder that holds ``train``.
@@ -169,9 +173,16 @@ class FolderDataModule(ImageDataModule):
         require.integer("image_size", image_size, least=1)
         if num_workers is not None:
             require.integer("num_workers", num_workers, least=0)
+        if augment and image_size < SMALL:
+            side = round(image_size * 0.08**0.5)
+            rank_zero_info(
+                f"augment=True crops images at random to as little as 8 % of their area, of which "
+                f"image_size={image_size} leaves {side} x {side} pixels: set augment to false, unless that is meant."
+            )
         self.image_size = image_size
         self.num_workers = min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers
-        self._workers: dict[tuple[bool, bool, bool], Workers] = {}
+        #: By the set, its augmentation, pinned memory and ``image_size``, which may change between epochs.
+        self._workers: dict[tuple[bool, bool, bool, int], Workers] = {}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -216,11 +227,13 @@ class FolderDataModule(ImageDataModule):
     def _order(self, labels: Tensor) -> Tensor:
         return in_turns(labels)
 
-    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
         pin = self._device.type == "cuda"
         images = FolderImages(self._files[train], _transform(self.image_size, augment))
-        workers = self._workers.setdefault((train, augment, pin), Workers(images, self.num_workers, pin))
-        return FolderLoader(samples, workers, device=self._device, **walk)
+        self._workers = {key: idle for key, idle in self._workers.items() if key[-1] == self.image_size}
+        key = (train, augment, pin, self.image_size)
+        workers = self._workers.setdefault(key, Workers(images, self.num_workers, pin))
+        return FolderLoader(samples, workers, device=self._device, **epoch)
 
 
 def _transform(size: int, augment: bool) -> v2.Transform:

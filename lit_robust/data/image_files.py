@@ -11,20 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-#: The formats that are read, as Pillow calls them; its JPEG reader also reads MPO.
-FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-#: Suffixes of files that are read. What a file holds is told by its content, so a PNG may be called ``.jpg``.
-READ = {
-    ".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm",
-    ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
-#: Suffixes of other images, which are refused rather than passed over.
-REFUSED = {
-    ".arw", ".avif", ".avifs", ".bw", ".cr2", ".cur", ".dcm", ".dds", ".dng", ".emf", ".eps", ".exr", ".fits", ".fli",
-    ".hdr", ".heic", ".heif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".jxl",
-    ".msp", ".nef", ".orf", ".pcd", ".pcx", ".psd", ".pxr", ".qoi", ".ras", ".raw", ".rgb", ".rgba", ".sgi", ".svg",
-    ".tga", ".vda", ".vst", ".wmf", ".xbm", ".xpm",
-}  # fmt: skip
+from lit_robust.data.image_names import FORMATS, READ, REFUSED, is_hidden
+
 #: Pillow's modes that it converts to RGB without loss of grey levels.
 CONVERTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 #: In a folder with at most this number of images, each is decoded before training; of more, the headers are read.
@@ -42,11 +30,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that tools leave behind, as ``.ipynb_checkpoints`` and ``._0.png``."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -87,6 +70,10 @@ class Findings:
     def __init__(self) -> None:
         self.faults: list[tuple[str, str]] = []
         self.unused: list[str] = []
+        #: The classes that reach a real folder, with the link that leads there; None for no link.
+        self._folders: dict[str, dict[str, str | None]] = {}
+        #: The same of the real files that links lead to.
+        self._linked: dict[str, dict[str, str | None]] = {}
 
     def images(self, folder: Path) -> list[str]:
         """Paths of the images below a class folder, sorted by their folder and then by name.
@@ -96,9 +83,10 @@ class Findings:
         own = os.path.realpath(folder)
         seen = {own, *map(str, Path(own).parents), *(os.path.realpath(parent) for parent in folder.absolute().parents)}
         images: list[tuple[str, str]] = []
-        folders = [str(folder)]
+        folders = [(str(folder), own, str(folder) if folder.is_symlink() else None)]
         while folders:
-            here = folders.pop()
+            here, real, link = folders.pop()
+            self._folders.setdefault(real, {})[folder.name] = link
             try:
                 entries = sorted(os.scandir(here), key=lambda entry: entry.name)
             except OSError as error:
@@ -110,10 +98,22 @@ class Findings:
                 if not _is_folder(entry):
                     if self._is_image(entry):
                         images.append((here, entry.name))
+                        if entry.is_symlink():
+                            self._linked.setdefault(os.path.realpath(entry.path), {})[folder.name] = entry.path
                 elif (real := os.path.realpath(entry.path)) not in seen:
                     seen.add(real)
-                    folders.append(entry.path)
+                    folders.append((entry.path, real, link or (entry.path if entry.is_symlink() else None)))
         return [os.path.join(here, name) for here, name in sorted(images)]
+
+    def shared(self) -> list[tuple[str, str]]:
+        """Links in one class that lead to images of another, with that class; forgets what was reached."""
+        shared: dict[str, str] = {}
+        linked = {real: self._folders.get(os.path.dirname(real), {}) | by for real, by in self._linked.items()}
+        for by in (*self._folders.values(), *linked.values()):
+            owner = min(by, key=lambda name: (by[name] or "").count(os.sep))  # no link, else a link to a whole class
+            shared |= {link: owner for name, link in by.items() if link and name != owner}
+        self._folders, self._linked = {}, {}
+        return sorted(shared.items())
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -134,7 +134,7 @@ class Findings:
 
         Args:
             base: The folder that the report names.
-            paths: The images. Up to ``DECODED`` are decoded; of more, headers alone, so dark ones are not told.
+            paths: The images. Up to ``DECODED`` are decoded; of more, only headers, so dark ones are not reported.
 
         Raises:
             OSError: If there are faults, with their number and the first paths.
@@ -146,7 +146,7 @@ class Findings:
         animated = [path for look in looks for path in look.animated]
         deep = [level for look in looks for level in look.deep]
         if self.unused:
-            rank_zero_warn(f"{base}: files that are not used, as they are no images: {_count(self.unused)}.")
+            rank_zero_warn(f"{base}: files that are not used, as they are not images: {_count(self.unused)}.")
         if animated:
             rank_zero_warn(f"{base}: files with several frames, of which the first is used: {_count(animated)}.")
         if deep and max(deep) <= 64:  # of 255: 14 bits of 16 or fewer

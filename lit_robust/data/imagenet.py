@@ -16,8 +16,9 @@ from lit_robust.data.folders import FolderDataModule
 from lit_robust.data.image_files import Findings, class_folders
 from lit_robust.data.splits import hold_out
 from lit_robust.data.torchvision_sets import data_root
+from lit_robust.whole_files import path_of
 
-#: Names of the folders of a split, besides ``train``: a tree that has one without ``train`` is no plain tree.
+#: Names of the folders of a split, besides ``train``: a tree that has one without ``train`` is not a plain tree.
 _PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
@@ -41,7 +42,7 @@ class ImageFolderDataModule(FolderDataModule):
     """
 
     def __init__(self, root: str, *, test_size: int | None = None, **kwargs: Any) -> None:
-        super().__init__(Path(root).expanduser(), test_size=test_size, **kwargs)
+        super().__init__(path_of("root", root, "a folder"), test_size=test_size, **kwargs)
         self.setup()
 
     @property
@@ -80,7 +81,7 @@ class ImageFolderDataModule(FolderDataModule):
         return labels[rest], labels[test]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data, whatever the stage; say how a plain tree was split. Later calls do nothing."""
+        """Read the data, for any stage; say how a plain tree was split. Later calls do nothing."""
         new = self._selected is None
         super().setup(stage)
         if new and self._is_plain:
@@ -119,8 +120,8 @@ class ImageNet100DataModule(FolderDataModule):
         class_list: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self._listed = None if class_list is None else _names_by_wnid(Path(class_list))
-        super().__init__(Path(data_root(root)) / folder, **kwargs)
+        self._listed = None if class_list is None else _names_by_wnid(path_of("class_list", class_list, "a file"))
+        super().__init__(Path(data_root(root)) / path_of("folder", folder, "a folder under root"), **kwargs)
 
     @property
     def num_classes(self) -> int:
@@ -183,6 +184,7 @@ class ImagenetteDataModule(FolderDataModule):
         require.one_of("size", size, tuple(_IMAGENETTE))
         self.root = data_root(root)
         self.size = size
+        require.flags(download=download)
         self.download = download
         super().__init__(Path(self.root) / _IMAGENETTE[size], image_size=image_size, **kwargs)
 

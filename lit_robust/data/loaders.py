@@ -50,7 +50,7 @@ class EpochLoader(ABC):
         batch_size: Images per batch and rank.
         shuffle: Whether each epoch has its own order.
         drop_last: Whether to leave out a last batch that is not full.
-        in_blocks: Whether batch ``k`` is the ``k``-th block of ``batch_size`` consecutive samples whatever the number
+        in_blocks: Whether batch ``k`` is the ``k``-th block of ``batch_size`` consecutive samples for any number
             of ranks, which take turns; then the ranks' last batches differ in size. Otherwise every ``world``-th sample
             is a rank's.
         rank: The rank of this process.
@@ -123,6 +123,11 @@ class EpochLoader(ABC):
         # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,
         # and again before it sets the epoch.
         self._done, self._resume_at = self._resume_at, 0
+        if self._done > len(self):
+            raise ValueError(
+                f"the checkpoint was written after {self._done} batches of an epoch, which has {len(self)} here: "
+                "resume with the data, batch_size and ranks of its training, or use another checkpoint."
+            )
         for batch in self._batches(self._share(), range(self._done, len(self))):
             self._done += 1
             yield batch
@@ -136,7 +141,7 @@ class EpochLoader(ABC):
             order = torch.randperm(n, generator=generator)
         if self.in_blocks:
             own = torch.split(torch.arange(n), self.batch_size)[self.rank :: self.world]
-            padding = torch.full((len(self) - len(own),), n)  # a block of one image, for the ranks without a last one
+            padding = torch.full((len(self) - len(own),), n)  # padding of weight 0 for ranks that have no last block
             mine = torch.cat([*own, padding])
         else:
             mine = torch.arange(self.rank, math.ceil(n / self.world) * self.world, self.world)
@@ -151,7 +156,7 @@ class EpochLoader(ABC):
         return derive_seed(self.seed, "data", self.epoch, *place)
 
     def images_before(self, number: int) -> int | None:
-        """How many images of the set precede batch ``number`` of this rank; None if they are no block."""
+        """How many images of the set precede batch ``number`` of this rank; None if they are not a block."""
         return (number * self.world + self.rank) * self.batch_size if self.in_blocks else None
 
     def _slice(self, number: int) -> slice:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_robust.batch import Batch
+from lit_robust import require
+from lit_robust.batch import Batch, class_labels
 from lit_robust.data.augment import crop_and_flip
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.loaders import EpochLoader, Samples
@@ -22,7 +23,7 @@ class ResidentLoader(EpochLoader):
         labels: All labels, on the device of ``images``.
         white: The stored value of a pixel of 1.0.
         augment: Whether each image is cropped and mirrored at random.
-        **walk: Arguments of :class:`EpochLoader`.
+        **epoch: Arguments of :class:`EpochLoader`.
 
     Shape:
         images: ``(N, C, H, W)`` uint8;  labels: ``(N,)`` int64.
@@ -36,9 +37,9 @@ class ResidentLoader(EpochLoader):
         *,
         white: int = 255,
         augment: bool = False,
-        **walk: Any,
+        **epoch: Any,
     ) -> None:
-        super().__init__(samples, **walk)
+        super().__init__(samples, **epoch)
         self.images = images
         self.labels = labels
         self.white = white
@@ -68,10 +69,37 @@ class ResidentDataModule(ImageDataModule):
         """Images ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64 of the training or the test set."""
 
     def _read(self) -> tuple[Tensor, Tensor]:
-        self._sets = {train: self._arrays(train) for train in (True, False)}
+        self._sets = {train: self._checked(*self._arrays(train), train) for train in (True, False)}
         return self._sets[True][1], self._sets[False][1]
 
-    def _loader(self, samples: Samples, *, train: bool, augment: bool, **walk: Any) -> EpochLoader:
+    def _checked(self, images: Tensor, labels: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        """Refuse arrays that do not belong together or are not what the class says of them."""
+        name = f"{type(self).__name__}._arrays(train={train})"
+        for what, value in (("images", images), ("labels", labels)):
+            require.instance(f"{name}: {what}", value, Tensor, "return torch.from_numpy(...) of an array")
+        if images.dtype != torch.uint8:
+            raise ValueError(
+                f"{name} returns images of {images.dtype}, but they are divided by white={self.white}: return uint8 "
+                f"from 0 to {self.white}."
+            )
+        if len(images) != len(labels):
+            raise ValueError(f"{name} returns {len(images)} images but {len(labels)} labels: return one for each.")
+        hooks = ("on_before_batch_transfer", "on_after_batch_transfer")  # which may change the shape
+        changes = any(getattr(type(self), hook) is not getattr(ImageDataModule, hook) for hook in hooks)
+        if not changes and tuple(images.shape[1:]) != tuple(self.image_shape):
+            raise ValueError(
+                f"{name} returns images of shape {tuple(images.shape[1:])}, but image_shape={tuple(self.image_shape)}: "
+                "make them equal."
+            )
+        labels = class_labels(labels)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(
+                f"{name} returns labels from {int(labels.min())} to {int(labels.max())}, but "
+                f"num_classes={self.num_classes}: number the classes from 0 on."
+            )
+        return images, labels
+
+    def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
         images, labels = self._sets[train]
         self._sets[train] = images.to(self._device), labels.to(self._device)
-        return ResidentLoader(samples, *self._sets[train], white=self.white, augment=augment, **walk)
+        return ResidentLoader(samples, *self._sets[train], white=self.white, augment=augment, **epoch)

@@ -1,16 +1,23 @@
 """Training on a weighted subset of the images, which a checkpoint keeps."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_robust.data.loaders import Samples
 from lit_robust.data.saved import selection_of
 from lit_robust.data.selections import selected
 from lit_robust.lightning_internals import reload_every_epoch
+
+
+class ChoosesAnew(Protocol):
+    """What a callback has that selects images, such as ``CoresetSelection``."""
+
+    coreset: Any
 
 
 class Selectable(LightningDataModule, ABC):
@@ -56,7 +63,7 @@ class Selectable(LightningDataModule, ABC):
             reload_every_epoch(self.trainer)
 
     def training_labels(self) -> tuple[Tensor, Tensor]:
-        """Labels and positions ``(N,)`` of all training images, whatever is selected."""
+        """Labels and positions ``(N,)`` of all training images, also under a selection."""
         self.setup()
         return self._labels[self._train], self._train
 
@@ -72,6 +79,17 @@ class Selectable(LightningDataModule, ABC):
             return  # a checkpoint may be tested on other data, where its training subset means nothing
         if (selection := selection_of(state_dict))["indices"] is not None or self._samples().indices is not self._train:
             self.select(**selection)
+            self._tell(selection["indices"])
+
+    def _tell(self, indices: Tensor | None) -> None:
+        """Say that images of a checkpoint stay selected, if no callback will choose others."""
+        trainer: Any = self.trainer
+        choose = trainer is not None and any(hasattr(callback, "coreset") for callback in trainer.callbacks)
+        if indices is not None and not choose:
+            rank_zero_info(
+                f"training continues on the {len(indices)} of {len(self._train)} images that the checkpoint has "
+                "selected: to choose again, list the callback that chose them, such as CoresetSelection."
+            )
 
     def _samples(self) -> Samples:
         self.setup()

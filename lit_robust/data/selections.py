@@ -8,9 +8,19 @@ from torch import Tensor
 from lit_robust.shown import shown
 
 
-def positions_of(indices: Any, on_disk: int) -> Tensor:
-    """Positions ``(S,)`` on the CPU, whatever container they come in; a mask over all images is turned into them."""
-    if isinstance(indices, list | tuple) and len({isinstance(one, bool) for one in indices}) > 1:
+def positions_of(indices: Any, on_disk: int, training: int) -> Tensor:
+    """Positions ``(S,)`` on the CPU, from any container; a mask over all images is turned into them.
+
+    Args:
+        indices: As a user gives them.
+        on_disk: The number of images, those that are held out included.
+        training: The number of training images.
+
+    Raises:
+        ValueError: If they are neither positions nor such a mask. Zeros and ones, as many as there are images, are
+            taken for a mask of numbers, because as positions they would repeat two images.
+    """
+    if isinstance(indices, list | tuple) and len({_is_flag(one) for one in indices}) > 1:
         raise ValueError("select() got numbers among True and False: give positions, or a mask.")
     try:
         found = torch.as_tensor(indices).detach().cpu()
@@ -21,13 +31,13 @@ def positions_of(indices: Any, on_disk: int) -> Tensor:
             f"select() needs a list, an array or a tensor (S,) of positions, or a mask, not {type(indices).__name__} "
             f"({error})."
         ) from error
-    if (
-        found.dtype != torch.bool
-        and found.shape == (on_disk,)
-        and on_disk > 2
-        and bool(((found == 0) | (found == 1)).all())
-    ):
-        raise ValueError("select() got a mask of numbers, which it would take for positions: give mask.bool().")
+    as_many = found.dtype != torch.bool and len(found) > 2 and len(found) in (on_disk, training)
+    if as_many and bool(((found == 0) | (found == 1)).all()):
+        remedy = "mask.bool()" if len(found) == on_disk else "training_labels()[1][mask.bool()]"
+        raise ValueError(
+            f"select() got {len(found)} zeros and ones, as many as there are images, so they are a mask, which it "
+            f"would take for positions: give {remedy}."
+        )
     if found.dtype == torch.bool:
         if found.shape != (on_disk,):
             raise ValueError(
@@ -40,13 +50,18 @@ def positions_of(indices: Any, on_disk: int) -> Tensor:
     return found.to(torch.int64)
 
 
+def _is_flag(value: Any) -> bool:
+    """Whether it is True or False, also of NumPy or torch."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+
+
 def selected(indices: Any, weights: Any, on_disk: int, train: Tensor) -> tuple[Tensor, Tensor]:
     """Positions and weights ``(S,)`` of a selection from the positions ``train``, as copies on the CPU.
 
     Raises:
         ValueError: As ``positions_of`` and ``check_selection``.
     """
-    indices = positions_of(indices, on_disk)
+    indices = positions_of(indices, on_disk, len(train))
     weights = torch.ones(len(indices)) if weights is None else weights
     try:
         weights = torch.as_tensor(weights).detach().to("cpu", torch.float32)

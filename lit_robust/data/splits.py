@@ -19,7 +19,7 @@ Split = Literal["random", "first", "first_per_class", "permutation_first", "perm
 
 
 def check_arguments(sizes: Mapping[str, Any], flags: Mapping[str, bool], split: Split) -> None:
-    """Refuse arguments of a data module that are not valid whatever the data; None leaves a size of a set to the data.
+    """Refuse arguments of a data module that are invalid for any data; None leaves a size of a set to the data.
 
     Raises:
         TypeError: If a flag is not a bool.
@@ -28,8 +28,7 @@ def check_arguments(sizes: Mapping[str, Any], flags: Mapping[str, bool], split: 
     for name, size in sizes.items():
         if size is not None or name.endswith("batch_size"):
             require.integer(name, size, least=0 if name in ("val_size", "split_seed") else 1)
-    for name, flag in flags.items():
-        require.instance(name, flag, bool, "give True or False")
+    require.flags(**flags)
     require.one_of("split", split, get_args(Split))
 
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from lit_robust import require
 from lit_robust.data.resident import ResidentDataModule
+from lit_robust.whole_files import path_of
 
 
 def data_root(root: str | None) -> str:
     """The folder with the data sets: ``root``, else the environment's ``LIT_ROBUST_DATA``, else ``data``."""
-    return os.path.expanduser(root or os.environ.get("LIT_ROBUST_DATA") or "data")
+    default = os.environ.get("LIT_ROBUST_DATA") or "data"
+    return str(path_of("root", default if root in (None, "") else root, "a folder"))
 
 
 class TorchvisionDataModule(ResidentDataModule):
@@ -29,6 +32,7 @@ class TorchvisionDataModule(ResidentDataModule):
 
     def __init__(self, root: str | None = None, *, download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require.flags(download=download)
         self.root = data_root(root)
         self.download = download
 

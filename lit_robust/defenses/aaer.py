@@ -11,8 +11,8 @@ from lit_robust.batch import Batch
 from lit_robust.defenses.fast import fast_step, nfgsm_step
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.measures.masking import abnormal
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.arguments import DefenseArguments
-from lit_robust.training.ranks import sum_over_ranks
 
 Base = Literal["fast", "nfgsm"]
 
@@ -27,8 +27,8 @@ class AAER(SingleStep):
     If no sample is abnormal, or all are, the regulariser is 0. Means are over all ranks. ``train/abnormal`` is |AB|/N.
 
     As in the authors' code: BatchNorm is in train mode during the attack, whose only forward gives z0; V_rest is a
-    constant, and so is CE1 in the lam2 term, which therefore changes the reported
-    loss but no weight; ``detach_ce=False`` gives the term a gradient.
+    constant, and so is CE1 in the lam2 term, which therefore changes the reported loss but no weight;
+    ``detach_ce=False`` gives the term a gradient.
 
     Args:
         base: ``fast`` starts at U(-eps, eps), steps 1.25 eps and projects, as Fast AT does; ``nfgsm`` starts at
@@ -63,6 +63,7 @@ class AAER(SingleStep):
         self.base = base
         self.lam1, self.lam2, self.lam3 = lam1, lam2, lam3
         self.check_numbers()
+        require.flags(detach_ce=detach_ce)
         self.detach_ce = detach_ce
 
     def adversary(self) -> PGD:

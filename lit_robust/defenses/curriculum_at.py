@@ -1,7 +1,8 @@
 """Curriculum adversarial training: the attack gets more steps as the net learns to withstand it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,13 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once, within_box
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
+from lit_robust.guards import BNMode
 from lit_robust.measures.accuracy import Survivors, rows_of
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 from lit_robust.training.memory import shared_out
 from lit_robust.training.monitors import validates
-from lit_robust.training.ranks import sum_over_ranks
 
 
 def stepped(attack: PGD, j: int, step_size: float) -> PGD:
@@ -73,19 +74,20 @@ class CurriculumAT(Defense):
         batch_mixing: bool = True,
         expect_acc: float = 0.95,
         patience: int = 0,
-        attack_bn_mode: Literal["eval", "train"] = "train",
+        attack_bn_mode: BNMode = "train",
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
         check_pgd(self, self.attack, "gives PGD more and more steps")
         require.number("expect_acc", expect_acc, least=0, below=1, hint="it is an accuracy to exceed")
         require.integer("patience", patience, least=0)
+        require.flags(batch_mixing=batch_mixing)
         self.batch_mixing = batch_mixing
         self.expect_acc = expect_acc
         self.patience = patience
         # The training accuracy of the last epoch; the best validation accuracy at this k, and the validations since.
         kinds = dict.fromkeys(("right", "last_right"), (torch.float32, (2,)))  # the sum over images and their weight
-        self.memory.declare(shared_out, kinds, k=0, learned=0.0, best=-1.0, stale=0)
+        self.memory.declare(shared_out, kinds, self.check_k, k=0, learned=0.0, best=-1.0, stale=0)
         if patience:
             self.val_attacks["k_steps"] = self.with_steps(0)
             self.survivors["val"] = Survivors(rows_of(self.val_attacks))
@@ -99,6 +101,18 @@ class CurriculumAT(Defense):
     @k.setter
     def k(self, k: float) -> None:
         self.memory.values["k"] = k
+
+    def check_k(self, values: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint's k that the attack cannot have.
+
+        Raises:
+            ValueError: If it is above the attack's steps.
+        """
+        if values["k"] > self.attack.steps:
+            raise ValueError(
+                f"the checkpoint has reached k={values['k']:g}, but attack.steps={self.attack.steps}: give the attack "
+                "as many steps as its training had, or use an earlier one."
+            )
 
     def check_numbers(self) -> None:
         """Refuse a k that is negative or above the attack's steps."""
@@ -116,8 +130,8 @@ class CurriculumAT(Defense):
         each = n // (k + 1) if self.batch_mixing else 0
         sizes = [each] * k + [n - k * each]
         parts = enumerate(zip(torch.split(batch.x, sizes), torch.split(batch.y, sizes), strict=True))
-        with network_mode(self.net, self.attack_bn_mode):
-            return torch.cat([self.with_steps(j, random=True)(self.net, x, y) for j, (x, y) in parts if len(x)])
+        with self.attacked(batch.x) as net:
+            return torch.cat([self.with_steps(j, random=True)(net, x, y) for j, (x, y) in parts if len(x)])
 
     def with_steps(self, j: int, random: bool = False) -> PGD:
         """The attack with j steps, of random size if ``random``; with 0 steps it returns the images."""

@@ -13,7 +13,7 @@ from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.passes import like_images
 from lit_robust.attacks.pgd import check_pgd
 from lit_robust.batch import Batch
-from lit_robust.guards import crafting, network_mode
+from lit_robust.guards import crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.threats import threat
 from lit_robust.training.arguments import DefenseArguments
@@ -32,7 +32,7 @@ class CustomizedAT(PerImage):
         eps_i <- min(eps_i + eta, eps),  from 0, whenever the image is seen
         q_i = (1 - c eps_i) onehot(y_i) + c eps_i Dirichlet(1, ..., 1)
         x' = argmax_{|x' - x| <= eps_i}  CE(f(x'), q_i) - w eps_i max(z_y - max_{j != y} z_j + kappa, 0),     z = f(x')
-        eps_i <- eps_i - eta  where the attack failed; then q_i is drawn anew
+        eps_i <- eps_i - eta  where the attack failed; then q_i is drawn again
         min_theta  E[ CE(f(x'), q_i) + w eps_i max(max_{j != y} z_j - z_y + kappa, 0) ]
 
     As in the authors' code (version 2), which uses ``PGD(eps=0.035, step_size=0.007, steps=10, init="zero")``:
@@ -118,16 +118,16 @@ class CustomizedAT(PerImage):
         """
         ball = threat(self.attack.norm, like_images(eps, batch.x))
         labels = self.labels(batch.y, eps)
-        with network_mode(self.net, self.attack_bn_mode), crafting(batch.x, batch.y) as (x, y):
-            x_adv = ball.project(self.attack.start(self.net, x), x)
+        with self.attacked(batch.x) as net, crafting(batch.x, batch.y) as (x, y):
+            x_adv = ball.project(self.attack.start(net, x), x)
             for _ in range(self.attack.steps):
-                logits = self.net(x_adv.requires_grad_())
+                logits = net(x_adv.requires_grad_())
                 safe = (self.kappa - losses.margin(logits, y)).clamp_min(0)
                 objective = losses.ce(logits, labels) - self.margin_weight * eps * safe
                 step = self.attack.step_length * ball.steepest_step(input_gradient(objective, x_adv))
                 x_adv = ball.project(x_adv.detach() + step, x)
             with torch.no_grad():
-                return x_adv, self.net(x_adv).argmax(dim=1) != y
+                return x_adv, net(x_adv).argmax(dim=1) != y
 
     def labels(self, y: Tensor, eps: Tensor) -> Tensor:
         """Soft labels ``(N, num_classes)``."""

@@ -9,10 +9,11 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import NFGSM
 from lit_robust.measures.masking import linearity_error
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import BNForwards, DefenseArguments
 from lit_robust.training.bn_forwards import check_bn_forwards, move_statistics
-from lit_robust.training.ranks import sum_over_ranks
+from lit_robust.training.memory import of_any_rank
 
 
 class ELLEA(NFGSM):
@@ -64,7 +65,7 @@ class ELLEA(NFGSM):
         super().__init__(net, num_classes, attack, k=k, **kwargs)
         self.bn_forwards = check_bn_forwards(bn_forwards, self.attack_bn_mode, authors_mode="train")
         self.lam_max = lam_max
-        self.memory.declare(kinds={"elle": (torch.float32, (4,)), "elle_error": (torch.float32, ())})
+        self.memory.declare(of_any_rank, kinds={"elle": (torch.float32, (4,)), "elle_error": (torch.float32, ())})
         self.check_numbers()
 
     def perturb(self, batch: Batch) -> Tensor:

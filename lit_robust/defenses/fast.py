@@ -68,7 +68,7 @@ class RFGSMAT(SingleStep):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        self.alpha = alpha and require.pixels("alpha", alpha)
+        self.alpha = None if alpha is None else require.pixels("alpha", alpha)
         RFGSM(self.attack.eps, self.alpha, variant="tramer")  # refuses an alpha above eps
 
     def adversary(self) -> RFGSM:
@@ -109,7 +109,7 @@ class FastAT(SingleStep):
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
         require.one_of("delta_init", delta_init, get_args(DeltaInit))
-        self.alpha = alpha and require.pixels("alpha", alpha)
+        self.alpha = None if alpha is None else require.pixels("alpha", alpha)
         self.delta_init = delta_init
 
     def adversary(self) -> PGD:

@@ -24,9 +24,9 @@ class FreeAT(SingleStep):
 
     Both gradients are taken at the old theta and delta, so the order of the two updates does not matter. The attack's
     forward pass is the update's, with BatchNorm in train mode, so ``attack_bn_mode`` has no effect, and a batch costs m
-    natural steps. A batch takes
-    m optimizer steps: ``max_steps`` and ``train/updates`` count them all, and a ``Schedule`` advances with each replay,
-    as the rate in Wong et al.'s code does; a torch scheduler that counts steps counts batches.
+    natural steps. A batch takes m optimizer steps: ``max_steps`` and ``train/updates`` count them all, and a
+    ``Schedule`` advances with each replay, as the rate in Wong et al.'s code does; a torch scheduler that counts steps
+    counts batches.
 
     Differs from the authors' code: it divides the epochs by m to train at equal cost; our ``max_epochs`` counts epochs
     of data.

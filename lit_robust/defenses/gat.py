@@ -1,6 +1,6 @@
 """Guided adversarial training; NuAT uses its attack and loss with another penalty."""
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from lit_robust.attacks.base import made_once
 from lit_robust.attacks.guided import GuidedPGD, Penalty
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
+from lit_robust.guards import BNMode
 from lit_robust.magnitudes import Magnitude
 from lit_robust.training.arguments import TrainingArguments
 
@@ -19,8 +20,8 @@ class GATArguments(TrainingArguments, total=False):
 
     alpha: Magnitude | None
     attack_alternate: bool
-    attack_bn_mode: Literal["eval", "train"]
-    reference_bn_mode: Literal["eval", "train"]
+    attack_bn_mode: BNMode
+    reference_bn_mode: BNMode
 
 
 def squared_distance(logits: Tensor, clean_logits: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -30,7 +31,7 @@ def squared_distance(logits: Tensor, clean_logits: Tensor, weight: Tensor | None
 
 @made_once
 def guided_steps(
-    eps: float, alpha: float, steps: int, penalty: Penalty, lam: float, reference_bn_mode: Literal["eval", "train"]
+    eps: float, alpha: float, steps: int, penalty: Penalty, lam: float, reference_bn_mode: BNMode
 ) -> GuidedPGD:
     """Steps of eps from plus or minus alpha in each pixel; the first step is guided."""
     return GuidedPGD(
@@ -84,15 +85,16 @@ class GAT(SingleStep):
         lam: float = 10.0,
         alpha: Magnitude | None = None,
         attack_alternate: bool = True,
-        attack_bn_mode: Literal["eval", "train"] = "eval",
-        reference_bn_mode: Literal["eval", "train"] = "train",
+        attack_bn_mode: BNMode = "eval",
+        reference_bn_mode: BNMode = "train",
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
         require.one_of("reference_bn_mode", reference_bn_mode, ("eval", "train"))
         self.lam = lam
         self.check_numbers()
-        self.alpha = alpha and require.pixels("alpha", alpha)
+        self.alpha = None if alpha is None else require.pixels("alpha", alpha)
+        require.flags(attack_alternate=attack_alternate)
         self.attack_alternate = attack_alternate
         self.reference_bn_mode = reference_bn_mode
 
@@ -104,7 +106,7 @@ class GAT(SingleStep):
         unguided = self.attack_alternate and self.batch_idx % 2 == 0
         return self.climb(lam=0.0 if unguided else self.lam)
 
-    def climb(self, lam: float, steps: int = 1, reference_bn_mode: Literal["eval", "train"] | None = None) -> GuidedPGD:
+    def climb(self, lam: float, steps: int = 1, reference_bn_mode: BNMode | None = None) -> GuidedPGD:
         """Steps of eps; the first one is guided."""
         eps = self.attack.eps
         alpha = eps / 2 if self.alpha is None else self.alpha

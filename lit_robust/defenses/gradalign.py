@@ -9,9 +9,9 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.measures.masking import ce_and_gradient, gradient_cosine
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import DefenseArguments
-from lit_robust.training.ranks import sum_over_ranks
 
 
 class GradAlign(SingleStep):

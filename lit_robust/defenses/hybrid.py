@@ -16,8 +16,8 @@ from lit_robust import require
 from lit_robust.batch import Batch
 from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.alerts import MEMORY, Detector, EvenShare, Trigger, Watched
-from lit_robust.training.ranks import sum_over_ranks
 
 __all__ = ["MEMORY", "CleanLossDrop", "Detector", "EvenShare", "SecondStepGain", "Trigger", "Watched"]
 
@@ -68,7 +68,7 @@ class CleanLossDrop(Detector):
         """The moving average."""
         if not times:
             return value
-        keep = math.exp((times[-1] - time) / self.smoothing)
+        keep = math.exp(min(times[-1] - time, 0.0) / self.smoothing)  # a broken checkpoint's may be later
         return keep * values[-1] + (1 - keep) * value
 
     def fires(self, times: list[float], values: list[float]) -> bool:
@@ -98,7 +98,8 @@ class SecondStepGain(Detector):
     def measure(self, method: Watched, batch: Batch) -> float:
         """The mean difference over the batches of all ranks."""
         with network_mode(method.net, "eval"):
-            gain = second_step_gain(method.net, batch.x, batch.y, method.single_step())
+            net = method.folded(method.net, batch.x)
+            gain = second_step_gain(net, batch.x, batch.y, method.single_step())
         return _mean_over_ranks(torch.stack([(gain * batch.weight).sum(), batch.weight.sum()]))
 
     def fires(self, times: list[float], values: list[float]) -> bool:

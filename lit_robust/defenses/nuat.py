@@ -1,19 +1,19 @@
 """Nuclear-norm adversarial training: NuAT, its hybrid NuAT-H, and NuAT2 with two attack steps."""
 
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lit_robust import losses
+from lit_robust import losses, require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.gat import GAT, GATArguments
 from lit_robust.defenses.hybrid import MEMORY, Trigger
-from lit_robust.guards import crafting, network_mode
+from lit_robust.guards import BNMode, crafting
 from lit_robust.magnitudes import Magnitude
 from lit_robust.torch_internals import is_compiled
-from lit_robust.training.alerts import SUMS
+from lit_robust.training.alerts import SUMS, check_measurements
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.memory import shared_out
 
@@ -25,7 +25,7 @@ class NuAT(GAT):
         X' = P( X0 + eps sign grad[ sum_i CE(f(x0_i), y_i) + alt lam |f(X0) - f(X)|_* ] ),     X0 = clip(X +- alpha)
 
     |.|_* is the nuclear norm, the sum of singular values. ``lam`` is a plain number, which grows from 0 in the authors'
-    code. At its maximum from the start, this is another algorithm, so ramp it: ``AttributeRamp("lam",
+    code. Constant at its maximum, lam makes a different algorithm, so ramp it: ``AttributeRamp("lam",
     PerEpoch(Linear(0, 4.5, 0, 90)))``. NuAT-WA is this with ``EMAWeights``, NuAT-H with ``two_step``.
 
     As in the authors' code, against the slides: the attack, too, uses the mean CE and the norm over N; ``alt`` is the
@@ -40,6 +40,9 @@ class NuAT(GAT):
     Args:
         lam: The paper's lambda; the code's maximum is 4.5, that of NuAT-WA 4.
         two_step: When to take NuAT2's second attack step, which makes it NuAT-H. The authors' rule is not published.
+
+    Raises:
+        TypeError: If ``two_step`` is not a Trigger.
     """
 
     penalty = staticmethod(losses.nuclear_penalty)
@@ -57,7 +60,8 @@ class NuAT(GAT):
         super().__init__(net, num_classes, attack, lam=lam, **kwargs)
         self.two_step = two_step
         if two_step is not None:
-            self.memory.declare(shared_out, SUMS, **MEMORY)
+            require.instance("two_step", two_step, Trigger, "give a rule of lit_robust.defenses.hybrid")
+            self.memory.declare(shared_out, SUMS, check_measurements, **MEMORY)
             self.counted = (*self.counted, "two_step")
 
     def adversary(self) -> PGD:
@@ -116,7 +120,8 @@ class NuAT2(NuAT):
         reference_bn_mode: See ``GAT``.
 
     Raises:
-        TypeError: If ``two_step`` or ``attack_alternate`` is given; both are fixed here.
+        TypeError: If ``attack_average`` is not a name; or if ``two_step`` or ``attack_alternate`` is given, which are
+            fixed here.
         ValueError: If no ``EMAWeights`` keeps ``attack_average``.
     """
 
@@ -129,7 +134,7 @@ class NuAT2(NuAT):
         lam: float = 4.0,
         attack_average: str | None = None,
         alpha: Magnitude | None = None,
-        reference_bn_mode: Literal["eval", "train"] = "eval",
+        reference_bn_mode: BNMode = "eval",
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         if not kwargs.keys().isdisjoint(("two_step", "attack_alternate")):
@@ -146,6 +151,8 @@ class NuAT2(NuAT):
             reference_bn_mode=reference_bn_mode,
             **kwargs,
         )
+        if attack_average is not None:
+            require.text("attack_average", attack_average, "give the name of an average of EMAWeights")
         self.attack_average = attack_average
 
     def on_fit_start(self) -> None:
@@ -176,6 +183,6 @@ class NuAT2(NuAT):
         if self.attack_average is None or self.current_epoch < 1:
             return super().perturb(batch)
         # The average is in eval mode, also for its clean logits.
-        with crafting(batch.x, batch.y) as (x, y), network_mode(self.net, self.attack_bn_mode):
-            x1 = self.climb(self.lam, reference_bn_mode="eval").run(self.average(), x, y)
-            return self.single_step().run(self.net, x, y, x1)
+        with crafting(batch.x, batch.y) as (x, y), self.attacked(x) as net:
+            x1 = self.climb(self.lam, reference_bn_mode="eval").run(self.folded(self.average(), x), x, y)
+            return self.single_step().run(net, x, y, x1)

@@ -9,7 +9,6 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.passes import like_images
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
 
@@ -50,7 +49,7 @@ class PerceptualAT(Defense):
         **kwargs: Unpack[DefenseArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
-        require.instance("only_attack_correct", only_attack_correct, bool, "give True or False")
+        require.flags(only_attack_correct=only_attack_correct)
         if largest_gradient is not None:
             require.number("largest_gradient", largest_gradient, above=0, hint="null means no clipping")
         self.only_attack_correct, self.largest_gradient = only_attack_correct, largest_gradient
@@ -60,8 +59,8 @@ class PerceptualAT(Defense):
         x_adv: Tensor = super().perturb(batch)
         if not self.only_attack_correct:
             return x_adv
-        with network_mode(self.net, self.attack_bn_mode), torch.no_grad():
-            correct = self.net(batch.x).argmax(dim=1) == batch.y
+        with self.attacked(batch.x) as net, torch.no_grad():
+            correct = net(batch.x).argmax(dim=1) == batch.y
         return torch.where(like_images(correct, x_adv), x_adv, batch.x)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

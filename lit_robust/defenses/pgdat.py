@@ -6,8 +6,8 @@ from torch import nn
 
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode
-from lit_robust.training.arguments import BNForwards, BNMode, TrainingArguments
+from lit_robust.guards import BNMode, network_mode
+from lit_robust.training.arguments import BNForwards, TrainingArguments
 from lit_robust.training.bn_forwards import check_bn_forwards, move_statistics
 from lit_robust.training.defense import Defense
 

@@ -1,6 +1,6 @@
 """R-MGM, which is SAT-R2, and its siblings SAT-R1 and SAT-R3: regularisers against gradient masking."""
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import made_once
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
-from lit_robust.guards import network_mode
+from lit_robust.guards import BNMode
 from lit_robust.magnitudes import Magnitude
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.training.arguments import DefenseArguments, TrainingArguments
-from lit_robust.training.ranks import sum_over_ranks
 
 #: The random step, and SAT-R3's small step, in the authors' scripts for CIFAR-10.
 ALPHA = Magnitude("2/255")
@@ -41,7 +41,7 @@ class SATR(SingleStep):
         attack: Attack,
         *,
         lam: float,
-        attack_bn_mode: Literal["eval", "train"] = "eval",
+        attack_bn_mode: BNMode = "eval",
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
@@ -135,9 +135,9 @@ class SATR1(SATR):
     def perturb(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """FGSM's images, and I-FGSM's image of the last sample."""
         iterative = ifgsm(self.attack.eps, self.steps)
-        with network_mode(self.net, self.attack_bn_mode):
+        with self.attacked(batch.x) as net:
             last = last_of(batch)
-            return self.attack(self.net, batch.x, batch.y), iterative(self.net, batch.x[last], batch.y[last])
+            return self.attack(net, batch.x, batch.y), iterative(net, batch.x[last], batch.y[last])
 
     def loss(self, batch: Batch, x_adv: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy on FGSM's images, to which each sample adds the last one's distance."""

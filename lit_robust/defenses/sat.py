@@ -121,7 +121,7 @@ class HSAT(_Bounded):
     ) -> None:
         super().__init__(net, num_classes, attack, **kwargs)
         self.lam = lam
-        self.psi = psi or LastLayerSharpness()
+        self.psi = LastLayerSharpness() if psi is None else psi
         require.instance("psi", self.psi, Sharpness, "give LastLayerSharpness() or PowerIteration(), or train PSAT")
         self.check_numbers()
         self.psi.check(self.net)
@@ -175,6 +175,7 @@ class DynamicAT(_Bounded):
         super().__init__(net, num_classes, attack, **kwargs)
         self.c = c
         self.fosc = FOSC(origin)
+        require.flags(weight_by_loss=weight_by_loss)
         self.weight_by_loss = weight_by_loss
         self.check_numbers()
 

@@ -1,6 +1,6 @@
 """The base of the methods whose attack is a single gradient step."""
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_robust import losses
 from lit_robust.attacks import FGSM, Attack
 from lit_robust.attacks.base import input_gradient
-from lit_robust.guards import crafting, network_mode
+from lit_robust.guards import BNMode, crafting
 from lit_robust.training.arguments import TrainingArguments
 from lit_robust.training.defense import Defense
 
@@ -17,7 +17,7 @@ class SingleStep(Defense):
     """Adversarial training with one gradient step in L-infinity, which each method starts and bounds in its own way.
 
     ``attack`` is an ``FGSM`` for all of them, so one attack fragment serves the whole family: its ``eps`` is the
-    paper's, and whatever else a paper varies (alpha, k, m, ...) is an argument of the method. BatchNorm is in train
+    paper's, and what else a paper varies (alpha, k, m, ...) is an argument of the method. BatchNorm is in train
     mode during the attack, as in the code of Wong et al. (arXiv:2001.03994) and the methods built on it.
 
     Raises:
@@ -33,7 +33,7 @@ class SingleStep(Defense):
         num_classes: int,
         attack: Attack,
         *,
-        attack_bn_mode: Literal["eval", "train"] = "train",
+        attack_bn_mode: BNMode = "train",
         **kwargs: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(net, num_classes, attack, attack_bn_mode=attack_bn_mode, **kwargs)
@@ -49,8 +49,8 @@ class SingleStep(Defense):
 
     def gradient_at(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the cross-entropy with respect to images, and the logits, both without a graph."""
-        with network_mode(self.net, self.attack_bn_mode), crafting(x, y) as (x, y):
-            logits = self.net(x.requires_grad_())
+        with self.attacked(x) as net, crafting(x, y) as (x, y):
+            logits = net(x.requires_grad_())
             return input_gradient(losses.ce(logits, y), x), logits.detach()
 
     # A perturbation that outlives its batch: Free's, and Fast's with delta_init="previous".

@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from lit_robust.attacks.base import Attack, NoGraphError
 from lit_robust.batch import Batch
 from lit_robust.guards import checked, own_random_state, smaller_batches
-from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.correct import is_correct
+from lit_robust.measures.image_blocks import Blocks
 
 #: The rows that every evaluation has besides the named attacks.
 CLEAN, WORST = "clean", "worst"
@@ -25,6 +25,7 @@ def surviving(
     batch: Batch,
     without_graph: Literal["refuse", "keep"] = "refuse",
     blocks: Blocks | None = None,
+    attacked: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Tell which samples are classified correctly without an attack, under each attack, and under all of them.
 
@@ -38,6 +39,8 @@ def surviving(
         without_graph: What to do where the net gives an attack no gradient: raise ``NoGraphError``, or keep the clean
             images, for a test that raises an alarm.
         blocks: Keeps the results of long attacks; None for nothing.
+        attacked: What the attacks see instead of the net, such as its copy with folded BatchNorms; the net decides
+            which of their images are classified correctly.
 
     Returns:
         ``(N,)`` bool for ``"clean"``, each attack's name and, where there are several attacks, ``"worst"``.
@@ -48,9 +51,9 @@ def surviving(
             torch.manual_seed(torch.initial_seed())  # makes an attack's draws independent of the other attacks
             try:
                 if getattr(attack, "is_long", False):
-                    correct[name] = correct[CLEAN] & (blocks or Blocks()).survivors(attack, net, batch)
+                    correct[name] = correct[CLEAN] & (blocks or Blocks()).survivors(attack, net, batch, attacked)
                     continue
-                x_adv = attack(net, batch.x, batch.y)
+                x_adv = attack(attacked or net, batch.x, batch.y)
             except NoGraphError:
                 if without_graph == "refuse":
                     raise

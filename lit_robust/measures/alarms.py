@@ -39,7 +39,7 @@ CONSTANT = 0.95
 
 
 class Count(NamedTuple):
-    """A comparison: ``more`` of ``n`` images speak for an alarm only, ``fewer`` against it only."""
+    """A comparison: of ``n`` images, ``more`` support the alarm and ``fewer`` contradict it."""
 
     more: int
     fewer: int

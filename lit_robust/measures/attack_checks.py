@@ -1,17 +1,20 @@
-"""Attacks of an evaluation that would not measure what their row says: refused, or told."""
+"""Errors and warnings for attacks that would not measure what their row says."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Protocol
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_robust import require
+from lit_robust.attacks import FGSM, RFGSM
 from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.measures.accuracy import CLEAN, WORST
+from lit_robust.shown import shown
 
 
 def is_coarse(attack: Any) -> bool:
-    """Whether an attack searches in bfloat16, also inside another one; it is not ranked beside exact ones."""
+    """Whether an attack searches in bfloat16, also inside another one; its row is excluded from rankings."""
     return getattr(getattr(attack, "attack", attack), "precision", "float32") != "float32"
 
 
@@ -29,19 +32,28 @@ def check_attacks(attacks: Mapping[str, Attack], test_attacks: Mapping[str, Atta
 
 
 def check_different(argument: str, attacks: Mapping[str, Attack]) -> None:
-    """Refuse one attack under two names, also where only one of them spells out its step size.
+    """Refuse one attack under two names, also where only one of them spells out its step size or is called FGSM.
 
     Raises:
         ValueError: If two are the same.
     """
     earlier: dict[str, Any] = {}
     for name, attack in attacks.items():
-        size: float | None = getattr(attack, "step_length", None)
-        spelled_out: Any = attack if size is None else (type(attack), arguments_of(attack) | {"step_size": size})
+        mine = _spelled_out(attack)
         for other, its in earlier.items():
-            if its == spelled_out:
+            if its == mine:
                 raise ValueError(f"{argument} {other} and {name} are the same attack: drop one, or change it.")
-        earlier[name] = spelled_out
+        earlier[name] = mine
+
+
+def _spelled_out(value: Any) -> Any:
+    """An attack as its class and arguments, those of an attack inside it likewise; other values as they are."""
+    attack = value.pgd if isinstance(value, FGSM | RFGSM) else value
+    if not isinstance(attack, Attack) or not is_dataclass(attack):
+        return attack
+    size: float | None = getattr(attack, "step_length", None)
+    given = arguments_of(attack) | ({} if size is None else {"step_size": size})
+    return type(attack), {name: _spelled_out(argument) for name, argument in given.items()}
 
 
 def tell_of_short_steps(attacks: Mapping[str, Any]) -> None:
@@ -95,12 +107,20 @@ def check_names(argument: str, attacks: Any) -> None:
 
     Raises:
         TypeError: If they are given otherwise.
-        ValueError: If one has the name of a row that every table has, or a coarse attack that of an exact one.
+        ValueError: If there is none, one has no name or that of another row, or a coarse attack that of an exact one.
     """
-    if not isinstance(attacks, Mapping):
-        raise TypeError(f'{argument} is a {type(attacks).__name__}: give attacks by name, {{"pgd20": PGD(steps=20)}}.')
+    remedy = 'give attacks by name, {"pgd20": PGD(steps=20)}'
+    require.instance(argument, attacks, Mapping, remedy)
+    if not attacks:
+        raise ValueError(f"{argument} is empty: {remedy}.")
+    rows: set[str] = set()
     for name, attack in attacks.items():
-        if is_coarse(attack) and not str(name).endswith("_bf16"):
+        if not isinstance(name, str):
+            raise TypeError(f'{argument} names an attack {shown(name)}: give its name as text, such as "pgd20".')
+        if not name.strip() or name in rows:
+            raise ValueError(f'{argument} names an attack "{name}", which is empty or another row\'s name: rename it.')
+        rows.add(name)
+        if is_coarse(attack) and not name.endswith("_bf16"):
             raise ValueError(
                 f'{argument} names an attack in bfloat16 "{name}": call it "{name}_bf16", it may leave more images.'
             )

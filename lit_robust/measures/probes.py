@@ -96,7 +96,7 @@ class Probe:
         return {name: (broken, ce) for name, broken in found.items()}
 
     def at_large_eps(self) -> Tensor:
-        """Whether an image is broken where it can become grey."""
+        """Whether PGD breaks an image at an eps that could turn it grey."""
         return self.white_box(
             PGD(large_eps(self.eps, self.norm, self.x[0].numel()), norm=self.norm, steps=20, keep="worst"), self.all
         )

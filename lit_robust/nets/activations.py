@@ -1,4 +1,4 @@
-"""What leaves the stages of a net on the way to its logits, which perceptual distances compare."""
+"""The outputs of a net's stages, which perceptual distances compare."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -32,8 +32,8 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
 
     Raises:
         TypeError: By the decorated builder, if it does not take the arguments.
-        ValueError: By the decorated builder, if an integer argument, which is always a size, is below 1, or
-            ``num_classes`` is None.
+        ValueError: By the decorated builder, if an argument of type int, which is always a size, is not an integer,
+            or below 1.
     """
     signature = inspect.signature(build)
 
@@ -46,7 +46,8 @@ def recorded(build: Callable[P, N]) -> Callable[P, N]:
             raise TypeError(f"{build.__name__}: {error}") from error
         bound.apply_defaults()
         for name, value in bound.arguments.items():
-            if (isinstance(value, int) and not isinstance(value, bool)) or name == "num_classes":
+            kind = signature.parameters[name].annotation
+            if kind is int or (kind == int | None and value is not None):
                 require.integer(f"{build.__name__}'s {name}", value, least=1)
         net = build(*args, **kwargs)
         net.built_by = {

@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from torchvision import models
-from torchvision.models import regnet
 
+from lit_robust import require
 from lit_robust.nets.builders import recorded
 from lit_robust.nets.net import IMAGENET_MEAN, IMAGENET_STD, Net, NormalizedNet, PerChannel
 
@@ -46,6 +45,9 @@ def torchvision_net(
         ValueError: If there is no such net or no such weights.
         OSError: If the weights cannot be downloaded.
     """
+    require.flags(pretrained=pretrained)
+    from torchvision import models  # it takes as long as torch to import
+
     _known("name", name, models.list_models(module=models), "torchvision's classification nets")
     entries = models.get_model_weights(name)
     chosen = entries[_known("weights", weights, entries.__members__, f"the weights of {name}")]
@@ -100,6 +102,7 @@ def timm_net(
         ValueError: If there is no such net.
         OSError: If the weights cannot be downloaded.
     """
+    require.flags(pretrained=pretrained)
     try:
         import timm
     except ImportError as error:
@@ -177,6 +180,8 @@ def _told(what: str, other: str) -> Iterator[None]:
 @contextmanager
 def _regnets_on_meta() -> Iterator[None]:
     """Compute the widths of a RegNet on the CPU: torchvision reads them from tensors, which are empty on ``meta``."""
+    from torchvision.models import regnet
+
     kept = vars(regnet.BlockParams)["from_init_params"]
     compute = regnet.BlockParams.from_init_params
 

@@ -31,6 +31,7 @@ class NormalizedNet(nn.Module):
         x: ``(N, in_channels, H, W)`` in [0, 1];  logits: ``(N, num_classes)``.
 
     Raises:
+        TypeError: If ``body`` is not a module.
         ValueError: If only one of ``mean`` and ``std`` is given, either has not one value per channel, or a
             value of ``std`` is not above 0.
     """
@@ -46,7 +47,10 @@ class NormalizedNet(nn.Module):
         self, body: nn.Module, *, in_channels: int = 3, mean: PerChannel = None, std: PerChannel = None
     ) -> None:
         super().__init__()
-        self.body = body
+        self.body = require.instance(
+            "body", body, nn.Module, "give what turns images into rows, such as an nn.Sequential"
+        )
+        require.integer("in_channels", in_channels, least=1)
         self.stages = stages_of(body, "body")
         require.statistics(mean, std, (in_channels,), f"in_channels={in_channels}")
         self.register_buffer("mean", _column(mean))
@@ -90,6 +94,7 @@ class Net(NormalizedNet):
         x: ``(N, in_channels, H, W)`` in [0, 1];  logits: ``(N, head.out_features)``.
 
     Raises:
+        TypeError: As ``NormalizedNet``, or if ``head`` is not a module.
         ValueError: As ``NormalizedNet``.
     """
 
@@ -103,6 +108,7 @@ class Net(NormalizedNet):
         std: PerChannel = None,
     ) -> None:
         super().__init__(body, in_channels=in_channels, mean=mean, std=std)
+        require.instance("head", head, nn.Module, "give nn.Linear(features, classes)")
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:

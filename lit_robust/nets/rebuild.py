@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import nets
+from lit_robust.torch_internals import names_within, plain_name
 
 #: The functions that a file may name.
 BUILDERS = {name: getattr(nets, name) for name in nets.__all__ if inspect.isfunction(getattr(nets, name))}
@@ -33,14 +34,14 @@ def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     described = _described(description)
     path, arguments = str(described.get("class_path")), described.get("init_args")
     if not is_builder(description):
-        raise ValueError(f"it names the net {path[:100]}, which is none of lit_robust.nets")
+        raise ValueError(f"it names the net {path[:100]}, which is not in lit_robust.nets")
     name = path.rpartition(".")[2]
     build = BUILDERS[name]
     if not isinstance(arguments, dict | None) or not set(arguments or {}) <= set(inspect.signature(build).parameters):
         raise ValueError(f"it gives {name} other arguments than it has: {_short(arguments)}")
     given = {key: plain(key, value) for key, value in (arguments or {}).items()}
     if "pretrained" in given:
-        given["pretrained"] = False  # the weights are in the file, and the network is never asked
+        given["pretrained"] = False  # the weights come from the file; nothing is downloaded
     try:
         with torch.device("meta"):
             outline = build(**given)
@@ -83,6 +84,30 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Any], who: str = 
                 f"{who} holds the weights of another net: {key} is {theirs or 'missing'} there and {mine or 'missing'} "
                 f"here{remedy}"
             )
+
+
+def names_for(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """A net's names with those in a file, which may lack those of the net's wrappers."""
+    named = {key: plain_name(key) for key in net.state_dict()}
+    return named if {*named.values()} <= weights.keys() else names_within(net)
+
+
+def by_names(net: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """A net's weights by other names.
+
+    Args:
+        net: The net.
+        names: The other names by its own.
+    """
+    state = net.state_dict()
+    return {name: state[key] for key, name in names.items()}
+
+
+def fill(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights by plain names into a net that may be wrapped."""
+    own = net.state_dict()  # has the versions of its layers, without which torchvision's MNASNet loads nothing
+    own.update({key: weights[name] for key, name in names_for(net, weights).items()})
+    net.load_state_dict(own)
 
 
 def _shape(value: Any) -> str:

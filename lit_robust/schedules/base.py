@@ -4,8 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
+from lit_robust import require
 from lit_robust.magnitudes import Magnitude, magnitude
 from lit_robust.shown import shown
 
@@ -29,15 +30,15 @@ class Schedule(ABC):
         """Turn the arguments into plain, hashable values.
 
         Raises:
-            TypeError: If one is not a number.
-            ValueError: If one is NaN, or a fraction that cannot be read.
+            TypeError: If one is not a list or a schedule, where that is needed.
+            ValueError: If one is not a number, a fraction that cannot be read, or infinite although its default is not.
         """
-        for field in getattr(self, "__dataclass_fields__", {}).values():
-            value = getattr(self, field.name)
-            if get_origin(field.type) is Sequence and (not isinstance(value, Iterable) or isinstance(value, str)):
-                raise TypeError(f"{field.name}={shown(value)} is not a list: write [{shown(value)}].")
+        known = getattr(self, "__dataclass_fields__", {})
         for name, value in list(vars(self).items()):
-            object.__setattr__(self, name, _plain(name, value))
+            kind, default = (known[name].type, known[name].default) if name in known else (None, None)
+            if get_origin(kind) is Sequence and (not isinstance(value, Iterable) or isinstance(value, str)):
+                raise TypeError(f"{name}={shown(value)} is not a list: write [{shown(value)}].")
+            object.__setattr__(self, name, _plain(name, value, kind, finite=default != math.inf))
 
 
 def drops(schedule: Schedule, epochs: int) -> list[int]:
@@ -50,7 +51,13 @@ def drops(schedule: Schedule, epochs: int) -> list[int]:
     Args:
         schedule: The schedule of the learning rate.
         epochs: The number of epochs trained; later drops are not listed.
+
+    Raises:
+        TypeError: If ``schedule`` is not a Schedule.
+        ValueError: If ``epochs`` is not an integer of at least 0.
     """
+    require.instance("schedule", schedule, Schedule, "give one of lit_robust.schedules")
+    require.integer("epochs", epochs, least=0)
     values = [schedule(float(epoch)) for epoch in range(epochs)]
     falls = [0.0, *(before - now for before, now in pairwise(values))]
     return [
@@ -72,20 +79,20 @@ def _jumps_down(schedule: Schedule, left: float, right: float) -> bool:
     return schedule(right) <= schedule(left) / 2
 
 
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, Schedule):
-        return value
+def _plain(name: str, value: Any, kind: Any = None, finite: bool = True) -> Any:
+    """Convert a value; ``kind`` is the type of its field, if that is known."""
+    if kind is Schedule:
+        return require.instance(name, value, Schedule, "give one of lit_robust.schedules")
     if isinstance(value, str):
         return magnitude(value, name)
-    if isinstance(value, Iterable):
-        return tuple(_plain(name, item) for item in value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}={shown(value)} is not a number.") from None
-    if math.isnan(number):
-        raise ValueError(f"{name}={shown(value)} is not a number.")
-    return number
+    if kind not in (float, int, Magnitude, Value):
+        if isinstance(value, Schedule):
+            return value
+        if isinstance(value, Iterable):
+            (of_items,) = get_args(kind) if get_origin(kind) is Sequence else (None,)
+            return tuple(_plain(f"{name}[{i}]", item, of_items) for i, item in enumerate(value))
+    least = 0 if kind is Magnitude else -math.inf
+    return float(require.number(name, value, least=least, finite=finite, hint="write it as 30, 0.1 or 8/255"))
 
 
 def share(time: float, begin: float, end: float) -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lit_robust import require
 from lit_robust.magnitudes import Magnitude
 from lit_robust.schedules.base import Schedule, Value, blend, share, wave
-from lit_robust.shown import shown
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,6 @@ class PerEpoch(Schedule):
 
     schedule: Schedule
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_schedules(self.schedule)
-
     def __call__(self, time: float) -> float:
         """Evaluate the other schedule at the start of the epoch."""
         return self.schedule(float(math.floor(time)))
@@ -161,16 +156,6 @@ class Product(Schedule):
 
     schedules: Sequence[Schedule]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_schedules(*self.schedules)
-
     def __call__(self, time: float) -> float:
         """Multiply the values."""
         return math.prod((schedule(time) for schedule in self.schedules), start=1.0)
-
-
-def _check_schedules(*schedules: Schedule) -> None:
-    for schedule in schedules:
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"{shown(schedule)} is not a Schedule.")

@@ -6,11 +6,11 @@ from lit_robust.selection.embeddings import (
     Outer,
     concatenated,
     gradient_error,
-    last_layer_gradients,
     of_batches,
     own_class,
 )
 from lit_robust.selection.facility_location import facility_location
+from lit_robust.selection.gradients import last_layer_gradients
 from lit_robust.selection.matching_pursuit import gradient_match, matching_pursuit
 from lit_robust.selection.random_subset import random_subset
 from lit_robust.selection.sampler import CoresetSampler, resampled

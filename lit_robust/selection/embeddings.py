@@ -1,13 +1,14 @@
 """Gradient embeddings: what a coreset's samples are compared by."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_robust import require
+from lit_robust.selection.checks import check_classes, check_floating, check_positions, check_weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Outer:
     right: Tensor
 
     def __post_init__(self) -> None:
+        for name, factor in (("left", self.left), ("right", self.right)):
+            check_floating(name, factor)
         if self.left.ndim not in (2, 3) or self.left.shape[:-1] != self.right.shape[:-1]:
             raise ValueError(
                 f"left={tuple(self.left.shape)} and right={tuple(self.right.shape)} must be (N, C) and (N, D), or "
@@ -53,18 +56,30 @@ def check_embeddings(embeddings: Embeddings, budget: int) -> int:
         TypeError: If they are neither a tensor nor ``Outer``.
         ValueError: If a tensor is not ``(N, D)``, a number is not finite, or ``budget`` is not between 1 and ``N``.
     """
-    if not isinstance(embeddings, Tensor | Outer):
-        raise TypeError(f"embeddings must be a tensor (N, D) or an Outer, not {type(embeddings).__name__}.")
-    if isinstance(embeddings, Tensor) and (embeddings.ndim != 2 or not embeddings.is_floating_point()):
-        raise ValueError(
-            f"embeddings of {embeddings.dtype} and shape {tuple(embeddings.shape)} must be floating-point rows (N, D)."
-        )
-    require.integer("budget", budget, least=1)
+    check_rows(embeddings)
+    require.integer("budget", budget, least=1, hint="it is the number of samples to choose")
     if budget > len(embeddings):
         raise ValueError(f"budget={budget} is more than the {len(embeddings)} embeddings there are: choose fewer.")
     if not bool(squared_norms(embeddings).isfinite().all()):
-        raise ValueError("embeddings must be finite: the gradients of some samples are not.")
+        raise ValueError(
+            "embeddings must be finite with finite squares, but those of some samples are not: lower the learning rate "
+            "if they are gradients of a net whose loss has diverged."
+        )
     return int(budget)
+
+
+def check_rows(embeddings: Embeddings) -> None:
+    """Refuse embeddings that are not rows of numbers.
+
+    Raises:
+        TypeError: If they are neither a tensor nor ``Outer``.
+        ValueError: If a tensor is not ``(N, D)``, or of integers.
+    """
+    require.instance("embeddings", embeddings, (Tensor, Outer), "give a tensor (N, D), or the factors of its rows")
+    if isinstance(embeddings, Tensor):
+        check_floating("embeddings", embeddings)
+        if embeddings.ndim != 2:
+            raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} must be rows (N, D): give one per sample.")
 
 
 def device_of(embeddings: Embeddings) -> torch.device:
@@ -122,21 +137,57 @@ def products_with(embeddings: Embeddings, vector: Tensor) -> Tensor:
 
 
 def gradient_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> float:
-    """How far a coreset's gradient is from the whole set's, ``|sum_i g_i - sum_S weight_i g_i| / |sum_i g_i|``."""
+    """How far a coreset's gradient is from the whole set's, ``|sum_i g_i - sum_S weight_i g_i| / |sum_i g_i|``.
+
+    Args:
+        embeddings: One row per sample, ``(N, D)`` or ``Outer``.
+        indices: Positions of the coreset's samples, ``(S,)``.
+        weights: Their weights, ``(S,)``.
+
+    Returns:
+        The error; infinite where the gradients of all samples add up to 0, and NaN where their sum is not finite.
+
+    Raises:
+        TypeError: If an argument is not a tensor.
+        ValueError: If the rows, positions or weights cannot be used.
+    """
+    check_rows(embeddings)
+    check_positions("indices", indices, len(embeddings))
+    check_weights(weights, len(indices), positive=False)
+    return relative_error(embeddings, indices, weights)
+
+
+def relative_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> float:
+    """As ``gradient_error``, without checks."""
     whole = weighted_sum(embeddings, ones_for(embeddings))
     part = weighted_sum(rows(embeddings, indices), weights.to(whole))
-    return float((whole - part).norm() / whole.norm().clamp(min=torch.finfo(whole.dtype).tiny))
+    off, length = torch.stack([(whole - part).norm(), whole.norm()]).tolist()
+    return float(off / length if length else math.inf if off else 0.0)
 
 
 def of_batches(embeddings: Embeddings, batch_size: int) -> Tensor:
-    """The mean embedding of each block of ``batch_size`` consecutive samples, dense: ``(N / batch_size, D)``."""
+    """The mean embedding of each block of ``batch_size`` consecutive samples, dense: ``(N / batch_size, D)``.
+
+    Raises:
+        TypeError: If the embeddings are neither a tensor nor ``Outer``.
+        ValueError: If they are not rows, or ``batch_size`` is below 1.
+    """
+    check_rows(embeddings)
+    require.integer("batch_size", batch_size, least=1)
     blocks = torch.split(torch.arange(len(embeddings), device=device_of(embeddings)), batch_size)
     parts = [rows(embeddings, block) for block in blocks]
     return torch.stack([weighted_sum(part, ones_for(part) / len(part)).flatten() for part in parts])
 
 
 def own_class(embeddings: Outer, y: Tensor) -> Tensor:
-    """The part of each gradient that belongs to the output of the sample's own class, dense: ``(N, D)``."""
+    """The part of each gradient that belongs to the output of the sample's own class, dense: ``(N, D)``.
+
+    Raises:
+        TypeError: If the embeddings are not an ``Outer``, or ``y`` is not a tensor.
+        ValueError: If ``y`` is not one class for each sample, from 0 to C - 1.
+    """
+    require.instance("embeddings", embeddings, Outer, "give the factors of each row")
+    check_classes(y, len(embeddings), embeddings.left.shape[-1])
     return torch.stack([left.gather(1, y[:, None]) * right for left, right in embeddings.terms]).sum(0)
 
 
@@ -147,65 +198,17 @@ def bias_of(embeddings: Embeddings) -> Tensor:
     return embeddings
 
 
-def last_layer_gradients(head: nn.Linear, loss: Callable[[], Tensor]) -> Outer:
-    """The gradient of each sample's loss with respect to the last layer's weight and bias.
-
-    For cross-entropy these are ``p - onehot(y)`` and its outer product with the features (Dolatabadi et al., ECCV 2022,
-    arXiv:2112.00378). They are taken at the outputs of ``head``, whatever the loss does with them, so any
-    training objective can select: one that runs the net twice, on clean and adversarial images, has two terms.
-
-    Args:
-        head: The net's last layer. Each forward of it gets N rows, or several blocks of N rows, one term each; extra
-            rows, such as SATR1's iterative image, are ignored.
-        loss: Runs the net and returns the loss of each sample, ``(N,)``.
-
-    Returns:
-        Rows whose ``right`` is one wider than the features; ``bias_of`` gives the bias's part.
+def concatenated(parts: list[Embeddings]) -> Embeddings:
+    """The embeddings of several batches as one.
 
     Raises:
-        ValueError: If the loss never calls ``head``.
+        ValueError: If there is none, or they are of both kinds.
     """
-    features: list[Tensor] = []
-    outputs: list[Tensor] = []
-
-    def with_leaf(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        # Differentiate at a zero added to the output: its gradient equals the output's, also with frozen parameters,
-        # and no graph of the rest of the net is needed.
-        features.append(inputs[0].detach())
-        outputs.append(torch.zeros_like(output, requires_grad=True))
-        return output + outputs[-1]
-
-    handle = head.register_forward_hook(with_leaf)
-    try:
-        with torch.enable_grad():
-            values = loss()
-            total = values.sum()
-    finally:
-        handle.remove()
-    grads = torch.autograd.grad(total, outputs, allow_unused=True) if outputs and total.requires_grad else []
-    precision = torch.promote_types(total.dtype, torch.float32)  # bfloat16 is too coarse for sums
-    terms = [
-        term
-        for grad, inputs in zip(grads, features, strict=False)
-        if grad is not None
-        for term in zip(*(_blocks(part.to(precision), len(values)) for part in (grad, inputs)), strict=True)
-    ]
-    if not terms:
-        raise ValueError("the loss does not depend on the net's last layer, so there are no gradients to select by.")
-    # The bias counts as the weight of one more feature, which is always 1.
-    right = [torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1) for _, inputs in terms]
-    if len(terms) == 1:
-        return Outer(terms[0][0], right[0])
-    return Outer(torch.stack([grad for grad, _ in terms], dim=1), torch.stack(right, dim=1))
-
-
-def concatenated(parts: list[Embeddings]) -> Embeddings:
-    """The embeddings of several batches as one."""
+    kinds = {type(part) is Outer for part in parts}
+    if len(kinds) != 1:
+        found = "tensors and Outers" if kinds else "nothing"
+        raise ValueError(f"parts holds {found}: give the embeddings of at least one batch, all of one kind.")
     if all(isinstance(part, Outer) for part in parts):
         outers = [part for part in parts if isinstance(part, Outer)]
         return Outer(torch.cat([part.left for part in outers]), torch.cat([part.right for part in outers]))
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
-
-
-def _blocks(part: Tensor, size: int) -> list[Tensor]:
-    return list(torch.split(part[: len(part) // size * size], size))

@@ -76,7 +76,7 @@ class _Distances:
     def _rows(self, which: Tensor) -> Tensor:
         distances = gram(rows(self.embeddings, which), self.embeddings).mul_(-2)
         distances.add_(self.norms).add_(self.norms[which][:, None]).clamp_(min=0)
-        return distances.scatter_(1, which[:, None], 0)  # exactly 0 to itself, whatever the rounding
+        return distances.scatter_(1, which[:, None], 0)  # exactly 0 to itself, despite rounding
 
     def blocks(self) -> list[Tensor]:
         """All positions, in blocks."""

@@ -10,13 +10,13 @@ from lit_robust.selection.embeddings import (
     Embeddings,
     check_embeddings,
     device_of,
-    gradient_error,
-    gram,
     ones_for,
     products_with,
+    relative_error,
     squared_norms,
     weighted_sum,
 )
+from lit_robust.selection.products import Kept, OnDemand, products_of
 
 #: Steps per sample of the budget, at most.
 STEPS = 4
@@ -96,6 +96,9 @@ def matching_pursuit(
     budget is used, the largest weight falls from 20 to 3.6, few samples are removed again, and the error stays
     below 0.2 %.
 
+    The ``N x N`` inner products are kept if they take at most 1 GiB (16,384 samples in float32). Beyond, each step
+    computes those that it reads, which keeps ``budget x budget`` numbers; above 4 GiB a warning states the memory.
+
     Args:
         embeddings: One row per sample, ``(N, D)`` or ``Outer``.
         budget: The most samples to choose, at most ``N``.
@@ -114,11 +117,12 @@ def matching_pursuit(
     require.number("tol", tol, least=0)
     norms = squared_norms(embeddings)
     target = weighted_sum(embeddings, ones_for(embeddings))
-    pursuit = _Pursuit(gram(embeddings, embeddings), products_with(embeddings, target), lam * norms.mean(), budget)
+    ridge = lam * norms.mean()
+    pursuit = _Pursuit(products_of(embeddings, budget), products_with(embeddings, target), ridge, budget)
     for _ in range(STEPS * budget):  # a step may also remove samples
         if len(pursuit.chosen) == budget or not pursuit.add():
             break
-        if tol and gradient_error(embeddings, pursuit.chosen, pursuit.weights) <= tol:
+        if tol and relative_error(embeddings, pursuit.chosen, pursuit.weights) <= tol:
             break
     kept = pursuit.weights > 0
     indices, order = pursuit.chosen[kept].sort()
@@ -132,17 +136,15 @@ class _Pursuit:
     ``T``, whose share of the weights is added to them, so a step needs no triangular solve.
     """
 
-    def __init__(self, products: Tensor, correlations: Tensor, ridge: Tensor, budget: int) -> None:
+    def __init__(self, products: Kept | OnDemand, correlations: Tensor, ridge: Tensor, budget: int) -> None:
         self.products = products
         self.correlations = correlations
         self.ridge = ridge.double()
-        self.chosen = torch.empty(0, dtype=torch.int64, device=products.device)
+        self.chosen = torch.empty(0, dtype=torch.int64, device=correlations.device)
         self.weights = correlations.new_zeros(0, dtype=torch.float64)
         #: Inner products of all samples with the residual.
         self.residual = correlations.clone()
-        # Rows of `products` of the chosen samples, contiguous because every step reads all of them.
-        self._rows = products.new_empty(budget, len(products))
-        self._inverse = products.new_zeros(budget, budget, dtype=torch.float64)
+        self._inverse = correlations.new_zeros(budget, budget, dtype=torch.float64)
 
     def add(self) -> bool:
         """Add the best sample and solve for all weights; false if none would make the residual smaller."""
@@ -151,36 +153,37 @@ class _Pursuit:
             return False
         while len(self.weights) and self.weights.min() < 0:
             self._remove(int(self.weights.argmin()))
-        count = len(self.chosen)
-        self.residual = self.correlations - self.weights.to(self._rows.dtype) @ self._rows[:count]
+        self.residual = self.correlations - self.products.with_sum(self.weights)
         self.residual[self.chosen] = -torch.inf
-        return count > 0
+        return len(self.chosen) > 0
 
     def _grow(self, new: Tensor) -> bool:
         """Append a row to the factor; false if the sample depends linearly on those chosen."""
         count = len(self.chosen)
         inverse = self._inverse[:count, :count]
-        row = inverse @ self.products[new, self.chosen].double()
-        diagonal = self.products[new, new].double() + self.ridge
+        chosen = torch.cat([self.chosen, new[None]])
+        products = self.products.of(new[None], chosen)[0].double()
+        row = inverse @ products[:-1]
+        diagonal = products[-1] + self.ridge
         pivot = diagonal - row @ row
-        if pivot <= torch.finfo(self.products.dtype).eps * diagonal:
+        if pivot <= torch.finfo(self.correlations.dtype).eps * diagonal:
             return False
         self._inverse[count, :count] = (row @ inverse) / -pivot.sqrt()
         self._inverse[count, count] = 1 / pivot.sqrt()
-        self._rows[count] = self.products[new]
-        self.chosen = torch.cat([self.chosen, new[None]])
+        self.products.add(new)
+        self.chosen = chosen
         last = self._inverse[count, : count + 1]
         share = last * (last @ self.correlations[self.chosen].double())
         self.weights = torch.cat([self.weights, self.weights.new_zeros(1)]) + share
         return True
 
     def _remove(self, place: int) -> None:
-        """Remove a chosen sample; rare, so the factor is computed anew."""
+        """Remove a chosen sample; rare, so the factor is computed from scratch."""
         keep = torch.arange(len(self.chosen), device=self.chosen.device) != place
-        self._rows[: len(self.chosen) - 1] = self._rows[: len(self.chosen)][keep]
+        self.products.keep(keep)
         self.chosen = self.chosen[keep]
         count = len(self.chosen)
-        square = self._rows[:count, self.chosen].double()
+        square = self.products.of(self.chosen, self.chosen).double()
         square.diagonal().add_(self.ridge)
         factor, failed = torch.linalg.cholesky_ex(square)
         if failed:  # without a ridge, what is left may depend linearly on itself up to rounding

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DistributedSampler, default_collate
+from torch.utils.data import DistributedSampler, IterableDataset, default_collate
 
+from lit_robust import require
 from lit_robust.seeds import derive_seed, run_seed
+from lit_robust.selection.checks import check_positions, check_weights
+from lit_robust.shown import shown
 
 
 def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
@@ -25,7 +28,13 @@ def resampled(indices: Tensor, weights: Tensor, seed: int) -> Tensor:
 
     Returns:
         Positions ``(S,)``, in the order of ``indices``.
+
+    Raises:
+        TypeError: If indices or weights are not tensors.
+        ValueError: If there is none, or not one finite weight above 0 for each.
     """
+    check_positions("indices", indices)
+    check_weights(weights, len(indices))
     shares = weights.double().cumsum(0) * (len(weights) / weights.double().sum())
     start = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ticks = torch.arange(len(weights), dtype=torch.float64) + start
@@ -37,15 +46,18 @@ class CoresetSampler(DistributedSampler[int]):
 
     Give the same one to the ``DataLoader`` and to the callback. Until the first selection it yields all positions.
 
-    Each rank gets every ``world``-th position. If the number of positions is no multiple of the world size, some are
-    repeated, as in torch's ``DistributedSampler``. It is a ``DistributedSampler`` so that Lightning does not add its
-    own.
+    Each rank gets every ``world``-th position. If the number of positions is not a multiple of the world size, some
+    are repeated, as in torch's ``DistributedSampler``. It is one so that Lightning does not add its own.
 
     Args:
         dataset: The training set; the subset is chosen from all of its items.
         resample: Whether each epoch draws in proportion to the weights, for a loss that is the plain mean over a batch.
             With false every position comes once, and the loss must weight it by ``sampler.weight_of(position)``.
         collate_fn: Makes a batch of items while samples are selected; the ``DataLoader``'s own.
+
+    Raises:
+        TypeError: If the dataset has no length or no items by number, or an argument is of another type.
+        ValueError: If the dataset is empty.
     """
 
     def __init__(
@@ -54,6 +66,17 @@ class CoresetSampler(DistributedSampler[int]):
         resample: bool = True,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
+        by_number = all(hasattr(dataset, name) for name in ("__len__", "__getitem__"))
+        if not by_number or isinstance(dataset, IterableDataset):
+            raise TypeError(
+                f"dataset={shown(dataset)} must have a length and items by number, from which positions are selected: "
+                "give a map-style dataset."
+            )
+        if len(dataset) == 0:
+            raise ValueError(f"dataset={shown(dataset)} is empty: give the training set.")
+        require.flags(resample=resample)
+        if not callable(collate_fn):
+            raise TypeError(f"collate_fn={shown(collate_fn)} must be a function: give that of the DataLoader.")
         super().__init__(dataset, num_replicas=1, rank=0)  # type: ignore[arg-type]  # a Dataset has no length
         self.items = dataset
         self.resample = resample
@@ -66,15 +89,16 @@ class CoresetSampler(DistributedSampler[int]):
         """Yield these positions ``(S,)`` from the next iteration on, or all; ``in_order`` turns the shuffling off.
 
         Raises:
-            ValueError: If one is beyond the dataset.
+            TypeError: If indices or weights are not tensors, or ``in_order`` is not a bool.
+            ValueError: If a position is beyond the dataset, or there is not one finite weight above 0 for each.
         """
-        if indices is not None and int(indices.max()) >= len(self.items):
-            raise ValueError(
-                f"select() got the position {int(indices.max())}, but the sampler's dataset has {len(self.items)} "
-                "items: give it the training set that the coreset was chosen from."
-            )
-        self.indices = torch.arange(len(self.items)) if indices is None else indices
-        self.weights = torch.ones(len(self.indices)) if weights is None else weights
+        require.flags(in_order=in_order)
+        if indices is None:
+            indices = torch.arange(len(self.items))
+        check_positions("indices", indices, len(self.items))
+        weights = torch.ones(len(indices)) if weights is None else weights
+        check_weights(weights, len(indices))
+        self.indices, self.weights = indices, weights
         self.in_order = in_order
 
     def set_epoch(self, epoch: int) -> None:

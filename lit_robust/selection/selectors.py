@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_robust import require
-from lit_robust.selection.embeddings import Embeddings, Outer, of_batches, own_class, rows
+from lit_robust.selection.budgets import shares
+from lit_robust.selection.checks import check_classes
+from lit_robust.selection.embeddings import Embeddings, Outer, check_embeddings, of_batches, own_class, rows
 from lit_robust.selection.facility_location import facility_location
 from lit_robust.selection.matching_pursuit import Fill, filled_up, gradient_match
 from lit_robust.selection.random_subset import random_subset
@@ -80,7 +82,13 @@ class Selector(ABC):
             y: The samples' classes, ``(N,)``, on the same device.
             budget: The number of samples to choose; whole blocks may exceed it.
             generator: Where random choices are drawn from; a CPU generator.
+
+        Raises:
+            TypeError: If the embeddings or the classes are not tensors.
+            ValueError: If a number is not finite, the classes do not fit, or the budget is not between 1 and ``N``.
         """
+        budget = check_embeddings(embeddings, budget)
+        check_classes(y, len(embeddings))
         all_indices, all_weights, all_filled = [], [], 0
         for members, part, share in self._parts(embeddings, y, budget):
             indices, weights, filled = self.choose(part, share, generator)
@@ -108,22 +116,6 @@ class Selector(ABC):
                 if share:
                     members = (y == label).nonzero()[:, 0]
                     yield members, self.within_class(rows(embeddings, members), y[members]), share
-
-
-def shares(sizes: Tensor, budget: int) -> list[int]:
-    """The budget in proportion to the sizes, in whole numbers that add up to it: the largest remainders round up.
-
-    Where the budget allows it, each class that has samples gets one. (The authors' code rounds each share up.)
-    """
-    exact = sizes.double() * budget / sizes.sum()
-    whole = exact.floor().long()
-    most = (exact - whole).argsort(descending=True, stable=True)[: budget - int(whole.sum())]
-    whole[most] += 1
-    for absent in ((whole == 0) & (sizes > 0)).nonzero()[:, 0].tolist():
-        if whole.max() > 1:  # no class vanishes while another one has several
-            whole[whole.argmax()] -= 1
-            whole[absent] = 1
-    return whole.tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +224,7 @@ class Random(Selector):
     Args:
         scope: ``all`` by default; ``class`` keeps the proportions of the classes.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
-        redraw: Whether each reselection draws anew. The released code draws once (false). If the fraction grows, the
+        redraw: Whether each reselection draws again. The released code draws once (false). If the fraction grows, the
             samples drawn once stay and others join them.
 
     Raises:
@@ -241,6 +233,10 @@ class Random(Selector):
 
     scope: Scope = "all"
     redraw: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require.flags(redraw=self.redraw)
 
     @property
     def draws_anew(self) -> bool:

@@ -1,24 +1,27 @@
-"""Rules for which batches get a costlier step: an even share of them, or those after a detector has fired.
+"""Rules that decide which batches get NuAT-H's second attack step: an even share, or those after a detector fired.
 
 Time is in fractional epochs. A rule is a value; its state is in the method's ``memory.values``, under the keys of
-``MEMORY``. A detector measures every ``every`` epochs, and only then the host waits for the device. Measurements must
-be summed over ranks, so that all ranks decide alike.
+``MEMORY``. A detector measures every ``every`` epochs; the host waits for the device only then. Measurements must be
+summed over ranks, so that all ranks decide alike.
 
-NuAT-H is their only reader. They are not in its file because ``rebuild_method`` must know ``Trigger`` to build the
+Only NuAT-H uses them. They are not in its file because ``rebuild_method`` must know ``Trigger`` to build the
 rules that a checkpoint names, and ``training`` does not import ``defenses``.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import PGD
 from lit_robust.batch import Batch
+from lit_robust.checkpoint_states import broken
 from lit_robust.training.memory import Memory
 
 #: Times and values of a detector's measurements, as far back as it compares; the alert's end; the cost of second steps
@@ -26,6 +29,17 @@ from lit_robust.training.memory import Memory
 MEMORY: dict[str, Any] = {
     "times": [], "values": [], "until": 0.0, "spent": 0.0, "triggers": 0, "batches": 0, "alert": None,
 }  # fmt: skip
+
+
+def check_measurements(values: Mapping[str, Any]) -> None:
+    """Refuse times and values of a checkpoint that are not those of measurements.
+
+    Raises:
+        ValueError: If they differ in number, or the times do not increase.
+    """
+    times, found = values["times"], values["values"]
+    if len(times) != len(found) or any(later < earlier for earlier, later in pairwise(times)):
+        raise broken("memory.values.times", times, f"times in order, one for each of the {len(found)} values")
 
 
 #: The sum of the clean cross-entropy and of the weights: of the last batch, and since the last measurement.
@@ -46,6 +60,9 @@ class Watched(Protocol):
     @property
     def trainer(self) -> Any:
         """Lightning's trainer, which knows the number of batches."""
+
+    def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """A net in eval mode as attacks see it."""
 
     def single_step(self) -> PGD:
         """The attack's start and its step, unguided."""
@@ -82,7 +99,7 @@ class EvenShare(Trigger):
         require.number("share", self.share, least=0, most=1)
 
     def alert(self, method: Watched, batch: Batch) -> bool:
-        """Whether ``share`` times the number of batches reaches another whole number with this one."""
+        """Whether ``floor(share * batches)`` increases with this batch."""
         batches: int = method.memory.values["batches"]
         return math.floor((batches + 1) * self.share) > math.floor(batches * self.share)
 
@@ -134,8 +151,8 @@ class Detector(Trigger):
             times, values = memory["times"], memory["values"]
             values.append(self.smoothed(times, values, time, value))
             times.append(time)
-            while len(times) > 1 and times[1] <= time - self.window:
-                del times[0], values[0]
+            older = sum(1 for earlier in times[1:] if earlier <= time - self.window)
+            del times[:older], values[:older]
             if self.fires(times, values):
                 memory["triggers"] += time >= memory["until"]
                 memory["until"] = time + self.duration

@@ -8,13 +8,16 @@ from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_robust.attacks import Attack
+from lit_robust.guards import BNMode
 from lit_robust.keywords import check_keywords
+from lit_robust.magnitudes import read_by_jsonargparse
 from lit_robust.schedules import Schedule
 from lit_robust.training.rates import sgd
 from lit_robust.training.weight_perturbation import AWP
 
-BNMode = Literal["eval", "train"]
 BNForwards = Literal["needed", "authors"]
+
+read_by_jsonargparse()
 
 #: ``rates.sgd`` as a configuration.
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}}
@@ -38,6 +41,7 @@ class EvaluatedArguments(TypedDict, total=False):
     alarm_images: int
     channels_last: bool
     compile: bool
+    fold_batchnorm: bool
 
 
 class TrainedArguments(EvaluatedArguments, total=False):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.training.arguments import BNForwards, BNMode
+from lit_robust.guards import BNMode
+from lit_robust.training.arguments import BNForwards
 
 
 def check_bn_forwards(bn_forwards: BNForwards, attack_bn_mode: BNMode, authors_mode: BNMode) -> BNForwards:

@@ -11,10 +11,11 @@ from torch import Tensor
 from lit_robust.checkpoint_files import check_sections
 from lit_robust.checkpoint_sections import LARGEST
 from lit_robust.checkpoint_states import broken, missing
-from lit_robust.lightning_internals import loops_to_restore
+from lit_robust.lightning_internals import LOOPS, loader_states, loops_to_restore
 from lit_robust.nets.rebuild import check_fit
+from lit_robust.ranks import world_size
 from lit_robust.torch_internals import plain_names
-from lit_robust.training.memory import Memory, of_older_versions
+from lit_robust.training.memory import Memory, of_older_versions, shared_out
 
 
 def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) -> None:
@@ -29,11 +30,11 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) ->
         ValueError: At the first one that is missing, of another type or out of range.
     """
     check_sections(checkpoint)
-    if "loops" in checkpoint:
-        check_like("loops", loops_to_restore(trainer), checkpoint["loops"], least=0)
-        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    if LOOPS in checkpoint:
+        check_like(LOOPS, loops_to_restore(trainer), checkpoint[LOOPS], least=0)
+        place, loaders = loader_states(checkpoint)
         if not isinstance(loaders, list) or len(loaders) > 1 or not all(isinstance(state, dict) for state in loaders):
-            raise broken("loops.fit_loop.state_dict.combined_loader", loaders, "a list of one loader's state")
+            raise broken(place, loaders, "a list of one loader's state")
     saved = checkpoint.get("lit_robust", {})
     memory.check(saved.get("memory") or of_older_versions(saved))
     if trainer.state.fn != "fit":
@@ -41,8 +42,8 @@ def check_states(checkpoint: Mapping[str, Any], trainer: Any, memory: Memory) ->
     for section in ("optimizer_states", "lr_schedulers"):
         if section not in checkpoint:
             raise ValueError(
-                f"the checkpoint holds only weights, without {section}, so no training can go on from it: begin anew "
-                "with load_net, or save whole ones (ModelCheckpoint without save_weights_only)."
+                f"the checkpoint holds only weights, without {section}, so no training can go on from it: start a new "
+                "run with load_net, or save whole ones (ModelCheckpoint without save_weights_only)."
             )
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:
@@ -66,8 +67,6 @@ def check_like(name: str, own: Any, other: Any, least: float = -LARGEST) -> None
         if not isinstance(other, dict):
             raise broken(name, other, "a mapping")
         for key, value in own.items():
-            if key == "combined_loader" and key not in other:  # a checkpoint from before the first batch has none
-                continue
             if key not in other:
                 raise missing(name, key)
             check_like(f"{name}.{key}", value, other[key], least)
@@ -117,6 +116,26 @@ def name_plainly(checkpoint: dict[str, Any]) -> None:
         for name, weights in sections.items():
             if isinstance(weights, dict) and (sections is averages or name in ("state_dict", "current_model_state")):
                 sections[name] = plain_names(weights)
+
+
+def sums_so_far(saved: Mapping[str, Any], rank: int, trainer: Any) -> dict[str, Tensor]:
+    """This rank's sums of the metrics so far in an interrupted epoch, redistributed if the number of ranks changed.
+
+    Args:
+        saved: Our section of the checkpoint.
+        rank: The rank of this process.
+        trainer: The trainer; a training warns if it resumes on another number of ranks.
+    """
+    ranks: Any = saved.get("metrics", saved.get("tally", []))  # the key of older versions
+    if len(ranks) == world_size():
+        return dict(ranks[rank])
+    if any(ranks) and trainer.state.fn == "fit":
+        rank_zero_warn(
+            f"the checkpoint was written within an epoch by {len(ranks)} ranks, and this training has {world_size()}: "
+            "the rest of this epoch is batched differently: some images are seen twice, others not at all; resume "
+            f"on {len(ranks)} ranks to go on exactly."
+        )
+    return shared_out(ranks)
 
 
 def fingerprint_of(trainer: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -11,9 +11,9 @@ from lit_robust import losses, require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.first_batch import naming_drop_last
-from lit_robust.guards import checked, frozen, network_mode
+from lit_robust.guards import BNMode, checked, frozen
+from lit_robust.ranks import weighted_mean
 from lit_robust.training.arguments import TrainedArguments
-from lit_robust.training.ranks import weighted_mean
 from lit_robust.training.trained import Trained
 from lit_robust.training.weight_perturbation import AWP, as_awp, perturbed_weights
 
@@ -42,7 +42,7 @@ class Defense(Trained):
         num_classes: int,
         attack: Attack,
         *,
-        attack_bn_mode: Literal["eval", "train"] = "eval",
+        attack_bn_mode: BNMode = "eval",
         weight_perturbation: AWP | None = None,
         **kwargs: Unpack[TrainedArguments],
     ) -> None:
@@ -68,8 +68,8 @@ class Defense(Trained):
 
     def perturb(self, batch: Batch) -> Any:
         """Find the batch's adversarial images; the result goes to ``loss`` unchanged."""
-        with network_mode(self.net, self.attack_bn_mode):
-            return self.adversary()(self.net, batch.x, batch.y)
+        with self.attacked(batch.x) as net:
+            return self.adversary()(net, batch.x, batch.y)
 
     def loss(self, batch: Batch, x_adv: Any) -> Tensor:
         """The training loss of each sample, ``(N,)``."""
@@ -101,7 +101,7 @@ class Defense(Trained):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch: perturb, loss, weighted mean, update; the mean is returned for callbacks that read it."""
         batch = self.receive(batch)
-        with naming_drop_last(), self.meter.counting():
+        with naming_drop_last(), self.limits.naming_causes(), self.meter.counting():
             if self.adversarial:
                 self.adversarial_step(batch)
             else:
@@ -112,7 +112,7 @@ class Defense(Trained):
 
     def adversarial_step(self, batch: Batch) -> None:
         """One perturbation and one update; ``FreeAT`` replays the batch, ``PGDAT`` may add the authors' forward."""
-        # A compiled graph computes every gradient it can: unless frozen, the parameters' in attacks too.
+        # A compiled graph computes every gradient it can, so parameters are frozen during the attack.
         with frozen(self.net) if self.compiled else nullcontext(), checked():
             x_adv = self.perturb(batch)
         self.optimize(batch, lambda: self.loss(batch, x_adv))

@@ -12,22 +12,23 @@ from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.first_batch import a_row_for_each_image, check_first_batch, check_training, only_logits
 from lit_robust.guards import frozen
+from lit_robust.limits import Limits
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
-from lit_robust.measures.blocks import Blocks
 from lit_robust.measures.default_attacks import evaluation_of
+from lit_robust.measures.image_blocks import Blocks
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
-from lit_robust.training.limits import Limits
+from lit_robust.training.attacked import Attacked
 from lit_robust.training.metrics import REDUCED
-from lit_robust.training.monitors import Monitored
+from lit_robust.training.optimizer_checks import check_any_trainable
 from lit_robust.training.summary import leave_out_unknown_flops
 from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
 
 
-class Evaluated(Monitored):
+class Evaluated(Attacked):
     """A net and the attacks that measure its robustness, also under Lightning's inference mode.
 
     Args:
@@ -43,6 +44,8 @@ class Evaluated(Monitored):
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
+        fold_batchnorm: Shows attacks in eval mode the net with BatchNorms folded into its convolutions, which gives the
+            same logits in less time, see ``nets.folded``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -61,6 +64,7 @@ class Evaluated(Monitored):
         alarm_images: int = IMAGES,
         channels_last: bool = False,
         compile: bool = False,
+        fold_batchnorm: bool = True,
     ) -> None:
         super().__init__()
         require.instance("net", net, nn.Module, "build it, such as lit_robust.nets.resnet18(num_classes=10)")
@@ -70,24 +74,26 @@ class Evaluated(Monitored):
         if test_attacks is not None:
             check_names("test_attacks", test_attacks)
         require.integer("alarm_images", alarm_images, least=0)
-        for name, flag in (("channels_last", channels_last), ("compile", compile)):
-            require.instance(name, flag, bool, "give True or False")
-        if not (val_attack and test_attacks):
+        require.flags(channels_last=channels_last, compile=compile, fold_batchnorm=fold_batchnorm)
+        if val_attack is None or test_attacks is None:
             default_val, default_test = evaluation_of(attack)
-            val_attack, test_attacks = val_attack or default_val, test_attacks or default_test
+            val_attack = default_val if val_attack is None else val_attack
+            test_attacks = default_test if test_attacks is None else test_attacks
         check_attacks({"attack": attack, "val_attack": val_attack}, test_attacks)
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        if compile and not is_compiled(self.net):
+        self.fold_batchnorm = fold_batchnorm
+        self.compiles = compile and not is_compiled(self.net)
+        if self.compiles:
             self.net.compile()
         self.compiled = any(map(is_compiled, self.net.modules()))
-        if not getattr(self.net, "gives_only_logits", False):  # as after an earlier construction on the same net
+        if not getattr(self.net, "gives_only_logits", False):  # unless another module has put the hooks on this net
             self.net.register_forward_hook(only_logits)
             if not is_compiled(self.net):
                 self.net.register_forward_hook(a_row_for_each_image)
             self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
         self.num_classes = num_classes
         self.attack = attack
-        self._built_eps: float | None = getattr(attack, "eps", None)  # a ramp moves the attack's own
+        self._built_eps: float | None = getattr(attack, "eps", None)  # kept because a ramp changes attack.eps
         self.channels_last = channels_last
         self.val_attacks = {"robust": val_attack}
         self.test_attacks = test_attacks
@@ -148,6 +154,7 @@ class Evaluated(Monitored):
         if self.trainer.state.stage not in self._checked_stages:
             check_first_batch(self.net, batch, self.num_classes)
             if self.trainer.training:
+                check_any_trainable(self.net)
                 check_training(self.net, batch.x)
             self._checked_stages.add(self.trainer.state.stage)
         return self.limits.watch(batch)
@@ -155,7 +162,7 @@ class Evaluated(Monitored):
     # Validation.
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what a validation that was interrupted has counted."""
+        """Reset the counters; an interrupted validation may have left some."""
         self.survivors["val"].reset()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -175,7 +182,7 @@ class Evaluated(Monitored):
     # Test.
 
     def on_test_epoch_start(self) -> None:
-        """Forget what a test that was interrupted has counted."""
+        """Reset the counters; an interrupted test may have left some."""
         self.survivors["test"].reset()
         self.probed["test"].reset()
 
@@ -232,8 +239,11 @@ class Evaluated(Monitored):
         return probabilities
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
-        with frozen(self.net) if self.compiled else nullcontext():
-            correct = surviving(self.net, attacks, batch, *(("keep", self.blocks) if split == "test" else ()))
+        with self.limits.naming_causes(), frozen(self.net) if self.compiled else nullcontext():
+            without_graph: Any = "keep" if split == "test" else "refuse"
+            blocks = self.blocks if split == "test" else None
+            attacked = self.folded(self.net, batch.x)
+            correct = surviving(self.net, attacks, batch, without_graph, blocks, attacked)
         self.survivors[split].to(self.device).update(correct, batch.weight)
         return correct
 

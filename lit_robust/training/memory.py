@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_robust.checkpoint_sections import are_tensors
-from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, check_entries, check_tensor, is_finite
-from lit_robust.training.ranks import gather_over_ranks, world_size
+from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, broken_as, check_entries, check_tensor, is_finite
+from lit_robust.ranks import gather_over_ranks, world_size
 
 #: The tensors of one rank by name.
 Tensors = dict[str, Tensor]
@@ -34,23 +34,35 @@ class Memory:
         self._initial: dict[str, Any] = {}
         self._merge: Callable[[Sequence[Tensors]], Tensors] | None = None
         self._kinds: dict[str, Kind] = {}
+        self._check: Callable[[Mapping[str, Any]], None] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Memory":
+        """Do not copy ``_check`` unless its module is copied: as a bound method it would drag the module along."""
+        memo[id(self)] = new = copy(self)
+        for name, value in vars(self).items():
+            if name != "_check" or id(getattr(value, "__self__", None)) in memo:
+                vars(new)[name] = deepcopy(value, memo)
+        return new
 
     def declare(
         self,
         merge: Callable[[Sequence[Tensors]], Tensors] | None = None,
         kinds: Mapping[str, Kind] | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
         **initial: Any,
     ) -> None:
         """Declare the values that a fit begins with.
 
         Args:
-            merge: Makes one rank's tensors from those of all saved ranks, for a run that is resumed on another number
-                of ranks. Without it they are forgotten then, with a warning.
+            merge: Makes one rank's tensors, all of the method's, from those of all saved ranks, for a run that is
+                resumed on another number of ranks. Without it they are forgotten then, with a warning.
             kinds: Those of the tensors by name.
+            check: Refuses values that a checkpoint holds and this method cannot use; called with all of them.
             **initial: The initial values by name.
         """
         self._merge = merge or self._merge
         self._kinds |= kinds or {}
+        self._check = check or self._check
         self._initial |= initial
         self.values |= deepcopy(initial)
 
@@ -89,27 +101,33 @@ class Memory:
             if not is_right(value):
                 raise broken(f"memory.values.{name}", value, needed)
 
-    def load_state_dict(self, state: Mapping[str, Any], rank: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], rank: int, resumes: bool = True) -> None:
         """Restore what a checkpoint holds.
+
+        Args:
+            state: What it holds.
+            rank: The rank of this process.
+            resumes: Whether a training goes on with it, for which other ranks than the checkpoint's matter.
 
         Raises:
             ValueError: If it cannot be used; then nothing is restored.
         """
         self.check(state)
+        values = {name: value for name, value in state.get("values", {}).items() if name in self.values}
+        if self._check is not None:
+            self._check(self.values | values)
         ranks: Sequence[Tensors] = state.get("tensors", [])
         if len(ranks) == world_size():
             self.tensors = dict(ranks[rank])
         elif self._merge is not None and all(ranks):
-            self.tensors = self._merge(ranks) if ranks else {}
-        elif any(ranks):
+            self.tensors = _merged(self._merge, ranks) if ranks else {}
+        elif any(ranks) and resumes:
             names = sorted({name for tensors in ranks for name in tensors})
             rank_zero_warn(
                 f"the checkpoint holds {', '.join(names)} of {len(ranks)} ranks, and this training has {world_size()}: "
-                f"they start anew; resume on {len(ranks)} ranks to go on exactly."
+                f"they are reset; resume on {len(ranks)} ranks to go on exactly."
             )
-        self.values |= {
-            name: value for name, value in deepcopy(dict(state.get("values", {}))).items() if name in self.values
-        }
+        self.values |= deepcopy(values)
 
 
 _TENSORS: Rule = (are_tensors, "tensors by name for each rank")
@@ -117,7 +135,7 @@ _VALUES: Rule = (lambda values: isinstance(values, dict), "values by name")
 
 
 def _like(begins: Any) -> Rule:
-    """What a value may become in a fit."""
+    """The rule by which a value is loaded, from its initial one."""
     if isinstance(begins, list):
         return NUMBERS
     if begins is None or isinstance(begins, bool):
@@ -128,6 +146,24 @@ def _like(begins: Any) -> Rule:
     return (lambda value: is_finite(value) and value >= 0, "a finite number, at least 0")
 
 
+def _merged(merge: Callable[[Sequence[Tensors]], Tensors], ranks: Sequence[Tensors]) -> Tensors:
+    """The merged tensors of a checkpoint, which may lack some or hold them in different sizes.
+
+    Raises:
+        ValueError: If they cannot be merged.
+    """
+    try:
+        return merge(ranks)
+    except (LookupError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:100]
+        raise broken_as(f"memory.tensors of {len(ranks)} ranks do not belong together ({what})") from error
+
+
+def of_any_rank(ranks: Sequence[Tensors]) -> Tensors:
+    """The first rank's tensors, for those that are equal on all ranks."""
+    return dict(ranks[0])
+
+
 def shared_out(ranks: Sequence[Tensors]) -> Tensors:
     """Equal shares of the sum over another number of ranks, for tensors that are summed over ranks."""
     names = {name for tensors in ranks for name in tensors}
@@ -136,5 +172,5 @@ def shared_out(ranks: Sequence[Tensors]) -> Tensors:
 
 
 def of_older_versions(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The memory in a checkpoint of version 0.1, which saved tensors, NuAT-H's and CurriculumAT's values separately."""
+    """The memory in a checkpoint written before the key ``memory`` existed, which has three sections instead."""
     return {"tensors": saved.get("ranks", []), "values": {**saved.get("hybrid", {}), **saved.get("curriculum", {})}}

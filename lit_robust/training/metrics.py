@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_robust.training.ranks import sum_over_ranks
+from lit_robust.ranks import sum_over_ranks
 
 #: Arguments of ``self.log`` for a number that is equal on all ranks: Lightning warns unless it reduces the number, and
 #: the maximum of equal numbers is exact, unlike their mean.

@@ -13,6 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from lit_robust.lightning_internals import misses_monitor
+from lit_robust.measures.directions import check_directions
+
 #: What Lightning's callbacks can monitor although it is never logged.
 ALWAYS = ("epoch", "step")
 
@@ -72,12 +75,13 @@ def check_all_monitors(trainer: Any, by_method: Sequence[str]) -> None:
         by_method: The keys that the method logs.
 
     Raises:
-        ValueError: As ``check_monitors``.
+        ValueError: As ``check_monitors``, or if a mode contradicts its metric.
     """
     if not validates(trainer):
         check_monitors(trainer, logged=())
     if _is_ours(trainer.lightning_module) and (others := logged_by_callbacks(trainer)) is not None:
         check_monitors(trainer, [*by_method, *others], split="")
+    check_directions(trainer)
 
 
 class Monitored(LightningModule):
@@ -129,8 +133,8 @@ class Monitored(LightningModule):
 
 
 @contextmanager
-def monitors_told(trainer: Any) -> Iterator[None]:
-    """Let what Lightning's callbacks raise of an unknown monitor, at the first epoch's end, be as here.
+def explain_monitor_errors(trainer: Any) -> Iterator[None]:
+    """Replace Lightning's error about an unknown monitor, raised at the end of the first epoch, by ours.
 
     Raises:
         ValueError: As ``check_monitors``.
@@ -138,13 +142,9 @@ def monitors_told(trainer: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MisconfigurationException) as error:
-        if any(words in str(error) for words in _UNKNOWN_TO_LIGHTNING):
+        if misses_monitor(error):
             check_monitors(trainer, trainer.callback_metrics, split="")
         raise
-
-
-#: EarlyStopping's words, and ModelCheckpoint's.
-_UNKNOWN_TO_LIGHTNING = ("Early stopping conditioned on metric", "could not find the monitored key")
 
 
 def validates(trainer: Any) -> bool:

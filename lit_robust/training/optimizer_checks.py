@@ -5,10 +5,16 @@ from inspect import Parameter, isclass, signature
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau
 
+from lit_robust import require
+from lit_robust.checkpoint_sections import is_count
 from lit_robust.checkpoint_states import broken
+from lit_robust.measures.directions import right_mode
+from lit_robust.nets.image_shapes import name_of
 from lit_robust.training.checkpoint_checks import check_like
 
 #: Options that change how torch computes a step, not the step.
@@ -28,7 +34,41 @@ _OPTIONS: dict[str, set[str]] = {
 _OF_ALL = {"lr", "maximize", "weight_decay", "decoupled_weight_decay"}  # some lack them in older versions of torch
 OF_ONE_KIND = {key for options in _OPTIONS.values() for key in options} - _OF_ALL
 
-_REMEDY = "resume with the optimizer of the config.yaml beside the checkpoint's folder, or begin anew with load_net."
+#: What the periods of torch's schedulers are.
+PERIOD = "it is a number of the scheduler's steps"
+
+_REMEDY = (
+    "resume with the optimizer of the config.yaml beside the checkpoint's folder, or start a new run with load_net."
+)
+
+
+def check_any_parameters(weights: Sequence[nn.Parameter]) -> None:
+    """Refuse a net without parameters.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not weights:
+        raise ValueError("the net has no parameters, so there is nothing to train: give a net that has some.")
+
+
+def check_any_trainable(net: nn.Module) -> None:
+    """Refuse, in the first batch, a net whose parameters are all frozen; until then a callback may unfreeze some.
+
+    Raises:
+        ValueError: If no parameter requires a gradient.
+    """
+    if not any(weight.requires_grad for weight in net.parameters()):
+        raise ValueError(
+            f"all parameters of the net ({name_of(net)}) are frozen, so there is nothing to train: call "
+            "requires_grad_(True) on the net, or on the part that is to be trained."
+        )
+
+
+def tell_of_no_rate(own: Optimizer) -> None:
+    """Warn if all learning rates are 0: nothing is trained, whatever the Schedule."""
+    if all(float(group["lr"]) == 0 for group in own.param_groups):
+        rank_zero_warn(f"lr=0 of {type(own).__name__} trains nothing: set another lr.")
 
 
 def check_steps(own: Optimizer) -> None:
@@ -72,6 +112,8 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
     check_like(f"{where}.param_groups", [{**group, "params": []} for group in own.param_groups], groups)
     weights = [weight for group in own.param_groups for weight in group["params"]]
     places = [place for group in groups for place in group["params"]]
+    if not all(map(is_count, places)) or len({*places}) < len(places):
+        raise broken(f"{where}.param_groups.params", places, "the number of each weight, once")
     needed: dict[int, set[str]] = {}
     for place, values in state["state"].items():
         check_like(f"{where}.state", {}, values)
@@ -81,6 +123,10 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
                 check_like(f"{where}.state.{key}", weight, value)
             elif not isinstance(value, Tensor | int | float | None):
                 raise broken(f"{where}.state.{key}", value, "a tensor or a number")
+            if value is not None and not bool(torch.as_tensor(value).isfinite().all()):
+                raise broken(f"{where}.state.{key}", value, "finite")
+            if key == "step" and float(value) < 0:
+                raise broken(f"{where}.state.{key}", value, "a count")
         if weight is not None and values:
             if weight.ndim not in needed:
                 needed[weight.ndim] = _kept_of_a_weight(own, weight.ndim)
@@ -97,7 +143,7 @@ def _check_kind(own: Optimizer, mine: Mapping[str, Any], theirs: Mapping[str, An
     if name is not None and name != kind:
         raise ValueError(
             f"the checkpoint was trained with the optimizer {name}, and this training has {kind}: resume with "
-            f"model.optimizer {name}, or begin anew with load_net."
+            f"model.optimizer {name}, or start a new run with load_net."
         )
     other = sorted(
         (OF_ONE_KIND & (mine.keys() ^ theirs.keys())) | (own.defaults.keys() - theirs.keys() - IMPLEMENTATION)
@@ -134,11 +180,44 @@ def _kept_of_a_weight(own: Optimizer, ndim: int) -> set[str]:
         return set()
 
 
+def monitored_by(scheduler: ReduceLROnPlateau) -> str:
+    """The metric that a plateau scheduler monitors: Lightning's class names it, torch's gets the robust accuracy."""
+    return str(getattr(scheduler, "monitor", "val/acc/robust"))
+
+
+def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
+    """Refuse a plateau scheduler that would lower the rate while the net gets better.
+
+    Raises:
+        ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
+    """
+    monitor = monitored_by(scheduler)
+    right = right_mode(monitor)
+    if right is not None and scheduler.mode != right:
+        raise ValueError(
+            f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
+        )
+    if interval != "epoch":
+        raise ValueError(f'lr_interval="{interval}" gives a ReduceLROnPlateau no metric: set it to "epoch".')
+
+
+def check_periods(own: Any) -> None:
+    """Refuse a torch scheduler whose period is not a positive time, which torch does not check.
+
+    Raises:
+        ValueError: If ``step_size`` is not an integer above 0, or ``T_max`` is not above 0.
+    """
+    if hasattr(own, "step_size") and not isinstance(own, CyclicLR):
+        require.integer("lr_scheduler.step_size", own.step_size, least=1, hint=PERIOD)
+    if hasattr(own, "T_max"):
+        require.number("lr_scheduler.T_max", own.T_max, above=0, hint=PERIOD)
+
+
 def check_scheduler(own: Any, states: Sequence[Any], name: str | None) -> None:
     """Refuse the state of another torch scheduler, and drop unknown keys, which would become attributes.
 
     Args:
-        own: The new scheduler; None if there is none, and whatever the checkpoint's was has no effect then.
+        own: The new scheduler; None if there is none; the checkpoint's scheduler is then ignored.
         states: The ``lr_schedulers`` of a checkpoint.
         name: The class that the checkpoint names; older ones name none.
 
@@ -154,8 +233,8 @@ def check_scheduler(own: Any, states: Sequence[Any], name: str | None) -> None:
     if not states or (name is not None and name != kind):
         raise ValueError(
             f"the checkpoint was trained with {name or 'no torch scheduler'}, and this training has {kind}, which "
-            "would begin anew: resume with the lr_scheduler of the config.yaml beside the checkpoint's folder, or "
-            "begin anew with load_net."
+            "would start from its first step: resume with the lr_scheduler of the config.yaml beside the checkpoint's "
+            "folder, or start a new run with load_net."
         )
     state = own.state_dict()
     if missing := sorted(state.keys() - states[0].keys()):

@@ -34,7 +34,10 @@ class PerImage(Defense):
         self.memory.declare(merge, {"numbers": (torch.float32, (None,)), "changed": (torch.bool, (None,))})
 
     def recall(self, batch: Batch) -> Tensor:
-        """The numbers of a batch's images, ``(N,)``; 0 for those that no loader has given yet, as a selection may."""
+        """The numbers of a batch's images, ``(N,)``.
+
+        They are 0 for images not in the table yet, which a coreset selection can ask for.
+        """
         table = self.memory.tensors.get("numbers", torch.zeros(0, device=batch.index.device))
         return torch.cat([table, table.new_zeros(1)])[batch.index.clamp(max=len(table))]
 
@@ -70,7 +73,8 @@ class PerImage(Defense):
 
     def make_room(self) -> None:
         """Extend the table to all images of the training loader."""
-        n, tensors = images_in(self.trainer.train_dataloader), self.memory.tensors
+        tensors = self.memory.tensors
+        n = max(images_in(self.trainer.train_dataloader), *map(len, tensors.values()), 0)
         for name, dtype in (("numbers", torch.float32), ("changed", torch.bool)):
             known = tensors.get(name, torch.zeros(0, dtype=dtype, device=self.device))
             tensors[name] = torch.cat([known, known.new_zeros(max(n - len(known), 0))])

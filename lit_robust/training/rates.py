@@ -1,16 +1,29 @@
 """Learning rate and momentum over time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
+from lit_robust.lightning_internals import epochs_done
+from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
-from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler, check_steps
+from lit_robust.training.optimizer_checks import (
+    check_any_parameters,
+    check_optimizer,
+    check_periods,
+    check_plateau,
+    check_scheduler,
+    check_steps,
+    monitored_by,
+    tell_of_no_rate,
+)
 
 #: Settings of the user that a checkpoint's optimizer would overwrite. Other entries of a group may be its state.
 SETTINGS = ("weight_decay", "momentum", "betas", "nesterov", "dampening", "eps")
@@ -57,6 +70,8 @@ class LearningRate:
         self.torch_scheduler: LRScheduler | ReduceLROnPlateau | None = None
         #: The sections of the checkpoint from which training resumes that are checked here; None in a new training.
         self.resumed: dict[str, Any] | None = None
+        #: Whether a batch has begun since ``epoch_done``.
+        self.epoch_step_is_due = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LearningRate":
         """Share the factories: the command line's refer to the trainer, which cannot be copied once it has ranks."""
@@ -64,8 +79,12 @@ class LearningRate:
 
     def configure(self, params: Iterable[torch.nn.Parameter]) -> dict[str, Any]:
         """Build the optimizer, for ``configure_optimizers``."""
+        check_any_parameters(weights := list(params))
         self.optimizer = require.instance(
-            "what optimizer builds", self.make_optimizer(params), torch.optim.Optimizer, "return a torch optimizer"
+            "what optimizer builds",
+            _built("optimizer", self.make_optimizer, weights),
+            torch.optim.Optimizer,
+            "return a torch optimizer",
         )
         check_steps(self.optimizer)
         # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
@@ -81,15 +100,17 @@ class LearningRate:
             check_optimizer(self.optimizer, saved["optimizer_states"], names.get("optimizer"), kept=SETTINGS)
         if self.scheduler is None or isinstance(self.scheduler, Schedule):
             check_scheduler(None, saved.get("lr_schedulers", []), None)
+            tell_of_no_rate(self.optimizer)  # a torch scheduler may set rates of its own
             return {"optimizer": self.optimizer}
         self.torch_scheduler = require.instance(
             "what lr_scheduler builds",
-            self.scheduler(self.optimizer),
+            _built("lr_scheduler", self.scheduler, self.optimizer),
             (LRScheduler, ReduceLROnPlateau),
             "return a torch scheduler",
         )
         if isinstance(self.torch_scheduler, ReduceLROnPlateau):
             check_plateau(self.torch_scheduler, self.interval)
+        check_periods(self.torch_scheduler)
         if self.resumed is not None:
             check_scheduler(self.torch_scheduler, saved["lr_schedulers"], names.get("lr_scheduler"))
         return {
@@ -97,10 +118,16 @@ class LearningRate:
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
         }
 
-    def names(self) -> dict[str, str | None]:
-        """The classes of the optimizer and of a torch scheduler, for a checkpoint; none before ``configure``."""
+    def saved(self, checkpoint: Mapping[str, Any], epoch: int) -> dict[str, str | bool | None]:
+        """What a checkpoint holds besides Lightning's states: classes (none before ``configure``), and a step to come.
+
+        Args:
+            checkpoint: Holds the number of epochs that a resumed training will not train.
+            epoch: The current epoch.
+        """
         parts = {"optimizer": getattr(self, "optimizer", None), "lr_scheduler": self.torch_scheduler}
-        return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+        names = {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+        return {**names, "epoch_step_is_due": self.epoch_step_is_due and epochs_done(checkpoint) > epoch}
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Remember what ``configure`` compares with the new optimizer and scheduler."""
@@ -112,32 +139,46 @@ class LearningRate:
         """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def insist(self) -> None:
-        """Put the user's settings over a checkpoint's; under a torch scheduler only weight decay.
+    def restore_settings(self, net: nn.Module) -> None:
+        """Put the user's settings over a checkpoint's, under a torch scheduler only weight decay; make a step to come.
 
-        A torch scheduler may have changed the others.
+        A torch scheduler may have changed the others; its step is to come if a callback saved in
+        ``on_train_epoch_end``, before the module's turn. Weights that the checkpoint's training had added to the
+        optimizer are unfrozen: Lightning's BaseFinetuning freezes them again in a resumed training, and adds them only
+        once.
         """
+        if self.resumed is not None:
+            groups = self.optimizer.param_groups[len(self.settings) :]
+            added = {id(weight) for group in groups for weight in group["params"]}
+            parts = [part for part in net.modules() if added & set(map(id, part.parameters(recurse=False)))]
+            for siblings in ([*part.children()] for part in net.modules()):
+                if any(one in parts for one in siblings):  # a BatchNorm beside a layer is unfrozen with it
+                    parts += [one for one in siblings if isinstance(one, NORMALIZATIONS)]
+            BaseFinetuning.make_trainable(parts)
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
             group.update(settings if self.torch_scheduler is None else decay)
+        if self.resumed is not None and self.resumed["lit_robust"].get("epoch_step_is_due"):
+            self.epoch_done({})
 
     def set(self, time: float) -> None:
         """Apply the schedules at a moment in fractional epochs."""
-        self._welcome_groups()
+        self.epoch_step_is_due = True
+        self._add_new_groups()
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.torch_scheduler is None:
                 group["lr"] = base * (self.scheduler(time) if isinstance(self.scheduler, Schedule) else 1)
-                if group["lr"] < 0:
-                    raise ValueError(
-                        f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values "
-                        "be 0 or above."
-                    )
+            if group["lr"] < 0:
+                raise ValueError(
+                    f"lr_scheduler gives the learning rate {group['lr']:.4g} at epoch {time:.4g}: let its values be 0 "
+                    "or above."
+                )
             if self.momentum is not None and "betas" in group:
                 group["betas"] = (self.momentum(time), group["betas"][1])
             elif self.momentum is not None:
                 group["momentum"] = self.momentum(time)
 
-    def _welcome_groups(self) -> None:
+    def _add_new_groups(self) -> None:
         """A group that was added in mid-training keeps the ratio of its rate to the first group's."""
         now, base = self.current, self.base_rates[0]
         for group in self.optimizer.param_groups[len(self.base_rates) :]:
@@ -167,6 +208,28 @@ class LearningRate:
             _step(self.torch_scheduler, metrics[monitor])
         elif self.torch_scheduler is not None and self.interval == "epoch":
             _step(self.torch_scheduler)
+        self.epoch_step_is_due = False
+
+
+def _built(name: str, make: Callable[..., Any], argument: Any) -> Any:
+    """Build an optimizer or a scheduler, which may not have checked its arguments.
+
+    Raises:
+        ValueError: If it fails on one, as ``SGD(lr=None)``, or a factory keeps no parameter.
+    """
+    try:
+        return make(argument)
+    except ValueError as error:
+        if "empty parameter list" in str(error):  # such as that of a filter by requires_grad
+            raise ValueError(
+                f"{name} keeps none of the net's parameters, so there is nothing to train: unfreeze some by "
+                "requires_grad_(True), or give the optimizer all."
+            ) from error
+        raise
+    except (TypeError, ArithmeticError, LookupError) as error:
+        raise ValueError(
+            f"{name} cannot be built from its arguments ({type(error).__name__}: {error}): change them."
+        ) from error
 
 
 def _step(scheduler: Any, *metric: Any) -> None:
@@ -179,24 +242,3 @@ def _step(scheduler: Any, *metric: Any) -> None:
         scheduler.step(*metric)
     except ArithmeticError as error:
         raise ValueError(f"{type(scheduler).__name__} gives no rate ({error}): change its arguments.") from error
-
-
-def monitored_by(scheduler: ReduceLROnPlateau) -> str:
-    """The metric that a plateau scheduler monitors: Lightning's class names it, torch's gets the robust accuracy."""
-    return str(getattr(scheduler, "monitor", "val/acc/robust"))
-
-
-def check_plateau(scheduler: ReduceLROnPlateau, interval: str) -> None:
-    """Refuse a plateau scheduler that would lower the rate while the net gets better.
-
-    Raises:
-        ValueError: If its mode contradicts its metric, or it would step after each batch, which has no metric.
-    """
-    monitor = monitored_by(scheduler)
-    right = "max" if "/acc/" in monitor else "min" if "loss" in monitor else scheduler.mode
-    if scheduler.mode != right:
-        raise ValueError(
-            f'mode="{scheduler.mode}" of the scheduler lowers the rate while {monitor} gets better: set mode="{right}".'
-        )
-    if interval != "epoch":
-        raise ValueError(f'lr_interval="{interval}" gives a ReduceLROnPlateau no metric: set it to "epoch".')

@@ -131,15 +131,3 @@ def load_method(cls: type, path: str | Path, given: Mapping[str, Any], strict: b
         check_weights_fit(module.state_dict(), checkpoint["state_dict"])
     module.load_state_dict(checkpoint["state_dict"], strict=strict)
     return module
-
-
-def check_reading(hparams_file: Any, weights_only: bool | None) -> None:
-    """Refuse arguments by which a checkpoint would be more than data.
-
-    Raises:
-        ValueError: If ``weights_only`` is False, or there is a file of arguments.
-    """
-    if weights_only is False:
-        raise ValueError("weights_only=False would run the code that a file holds: leave it out, or give True.")
-    if hparams_file is not None:
-        raise ValueError(f"hparams_file={str(hparams_file)!r} is not read: give its arguments by name.")

@@ -19,15 +19,15 @@ from torch import nn
 from lit_robust.batch import Batch
 from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_internals import handle_sigterm
+from lit_robust.ranks import max_over_ranks, stop_request, world_size
 from lit_robust.runs import newest_config, run_folder
 from lit_robust.training.evaluated import Evaluated
-from lit_robust.training.ranks import max_over_ranks, stop_request, world_size
 
 AGAIN = b"\nCtrl-C: the training stops after this batch and saves; press it again to stop at once, without saving.\n"
 
 
 class Stopped(SIGTERMException):
-    """A signal has ended the run; a ``SystemExit``, by which a process ends with 128 + the signal's number.
+    """A signal has ended the run; a ``SystemExit``, so the process ends with 128 + the signal's number.
 
     Args:
         signum: The signal.
@@ -113,7 +113,7 @@ class Stoppable(Evaluated):
         place = ""
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run and not trainer.sanity_checking:
             place = self._last_checkpoint()
-            trainer.save_checkpoint(place)
+            trainer.save_checkpoint(place, weights_only=False)  # else Lightning tells of its default
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         when = f"{name} stopped the training in epoch {trainer.current_epoch}, after step {trainer.global_step}"
         rank_zero_info(f"{when}: {_how_to_resume(place)}" if place else f"{when}; nothing was saved.")
@@ -122,7 +122,7 @@ class Stoppable(Evaluated):
         raise Stopped(signum, code=0 if _is_child(trainer) else None)
 
     def _leave_validation(self) -> None:
-        """Bring back what the validation has changed for its duration: weights and modes."""
+        """Restore the weights and modes that the validation had swapped."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
             if isinstance(callback, WeightAveraging):
                 callback.on_validation_epoch_end(self.trainer, self)
@@ -149,8 +149,8 @@ class Stoppable(Evaluated):
 def stopped_before_the_first_step(trainer: Any) -> Iterator[None]:
     """Let SIGTERM raise ``Stopped`` until the trainer handles signals, which begins after ``on_fit_start``.
 
-    Without it, the process would end without a chance to clean up. A handler of the user's stays, and in another thread
-    than the main one nothing is changed.
+    Without it, the process would end without a chance to clean up. A handler of the user's stays. Outside the main
+    thread this does nothing.
 
     Args:
         trainer: Runs in the body.

@@ -10,13 +10,15 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
+from lit_robust.checkpoint_sections import check_reading
+from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import (
     batches_begun,
-    built_by_the_command_line,
     end_the_epoch,
     is_due_for_logging,
     validation_is_due,
 )
+from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import seed
@@ -27,17 +29,17 @@ from lit_robust.training.checkpoint_checks import (
     check_weights_fit,
     fingerprint_of,
     name_plainly,
+    sums_so_far,
     warn_of_averages,
     warn_of_other_data,
 )
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
-from lit_robust.training.cost import Meter, Metered
 from lit_robust.training.memory import Memory, of_older_versions
+from lit_robust.training.meter import Meter, Metered
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
-from lit_robust.training.ranks import average_buffers, gather_over_ranks, world_size
 from lit_robust.training.rates import LearningRate, sgd
-from lit_robust.training.rebuild_method import check_reading, load_method
+from lit_robust.training.rebuild_method import load_method
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
@@ -101,10 +103,9 @@ class Trained(Metered):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self.batch_idx = None, 0
-            self._trained_on, self.epoch_means, self._unlogged = {}, {}, {}
+            self.rate.resumed, self.batch_idx, self._trained_on, self.epoch_means, self._unlogged = None, 0, {}, {}, {}
             self._checked_stages.clear()
-            vars(self).pop("averaged", None)  # an earlier fit's, of EMAWeights, which hands out its own later
+            vars(self).pop("averaged", None)  # an earlier fit's; EMAWeights assigns its own later
             self.memory.forget()
             self.metrics.reset()
 
@@ -125,7 +126,7 @@ class Trained(Metered):
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
-        self.rate.insist()
+        self.rate.restore_settings(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
         log_late(self, self._unlogged)
@@ -204,7 +205,7 @@ class Trained(Metered):
             "net": getattr(self.net, "built_by", None),
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
-            **self.rate.names(),
+            **self.rate.saved(checkpoint, self.current_epoch),
             "data": fingerprint_of(self.trainer),
             "cost": cost._asdict() if (cost := self.training_cost()) else None,
             "validation_is_due": validation_is_due(self.trainer),
@@ -219,17 +220,17 @@ class Trained(Metered):
         super().on_load_checkpoint(checkpoint)
         check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_robust", {})
-        sums = saved.get("metrics", saved.get("tally", []))  # the key of older versions
-        self.metrics.sums = dict(sums[self.global_rank]) if len(sums) == world_size() else {}
-        self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank)
+        self.metrics.sums = sums_so_far(saved, self.global_rank, self.trainer)
+        if (fn := self.trainer.state.fn) in ("fit", "validate"):  # a test needs none of it
+            self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank, fn == "fit")
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resume(checkpoint)
         warn_of_averages(checkpoint, self.trainer)
-        end_the_epoch(checkpoint.get("loops", {}).get("fit_loop", {}), due=saved.get("validation_is_due", False))
+        end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes a file's arguments for instructions
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's instantiates whatever the file names
         cls,
         checkpoint_path: str | Path,
         map_location: Any = None,
@@ -240,8 +241,7 @@ class Trained(Metered):
     ) -> Self:
         """Build the method that a run of the command line has saved, with its weights, from data and never from code.
 
-        A net is one of ``lit_robust.nets`` and every other part one of ``lit_robust`` or ``torch.optim``, all with
-        plain arguments. Anything else is asked for.
+        Nets of ``lit_robust.nets``, parts of ``lit_robust`` and ``torch.optim`` are built; all else is an argument.
 
         Args:
             checkpoint_path: A .ckpt file.

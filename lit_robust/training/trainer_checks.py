@@ -14,13 +14,20 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
-from lit_robust.lightning_internals import batch_size_searched
+from lit_robust.lightning_internals import batch_size_searched, flushes_every
 from lit_robust.measures.attack_checks import tell_of_idle_attack
+from lit_robust.torch_internals import multiplies_bf16
+
+#: Parameters from which bfloat16 saves time: on smaller nets, casting takes as long as it saves.
+PAYS_FROM = 100_000
 
 #: Callbacks that do nothing, or fail, until a subclass says what to do.
 BASES = (Callback, Checkpoint, BaseFinetuning, BasePredictionWriter, ProgressBar)
@@ -63,12 +70,17 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
         ValueError: If a callback or an argument cannot work.
     """
     require.fine_precision(str(trainer.precision))
+    check_strategy(trainer.strategy)
     hint = "for no validation set data.val_size or trainer.limit_val_batches to 0"
     if trainer.val_check_interval == 0:
         raise ValueError(f"val_check_interval=0 must be above 0: {hint}.")
     if (every := trainer.check_val_every_n_epoch) is not None:
         require.integer("check_val_every_n_epoch", every, least=1, hint=hint)
     require.integer("log_every_n_steps", trainer.log_every_n_steps, least=0, hint="0 logs no step")
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            hint = "it is a number of steps"
+            require.integer("trainer.logger.flush_logs_every_n_steps", flushes_every(logger), least=1, hint=hint)
     require.number(
         "num_sanity_val_steps", trainer.num_sanity_val_steps, least=0, finite=False, hint="0 for none, -1 for all"
     )
@@ -101,13 +113,45 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
             "which clips the norm."
         )
     tell_of_idle_attacks(trainer, module)
+    tell_of_bf16(trainer.precision, trainer.strategy.root_device.type, module.net)
     if trainer.limit_train_batches == 0:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse strategies that shard the weights over ranks.
+
+    Each pass of an attack would gather all shards again: K + 1 times the communication of DDP, which has one reduction
+    per update whatever the attack. Averages, folded copies and ``load_net`` also read whole nets.
+
+    Raises:
+        ValueError: If it is FSDP, DeepSpeed or another one that does.
+    """
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"the trainer's {type(strategy).__name__} shards the net's weights, which each pass of an attack would "
+            "gather again: set strategy=ddp, for which the net must fit on one device."
+        )
+
+
+def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
+    """Recommend ``bf16-mixed`` on a CPU that multiplies bfloat16, if it pays, and warn where it is emulated."""
+    if device != "cpu" or (fast := multiplies_bf16()) is None:
+        return
+    if fast and precision == "32-true" and sum(weight.numel() for weight in net.parameters()) >= PAYS_FROM:
+        rank_zero_info(
+            "This CPU multiplies bfloat16: precision=bf16-mixed (-c configs/trainer/cpu_bf16.yaml) may halve the time."
+        )
+    if not fast and precision == "bf16-mixed":
+        rank_zero_warn(
+            "precision=bf16-mixed: this CPU emulates bfloat16, which can take ten times as long: set 32-true."
+        )
 
 
 class HasAttacks(Protocol):
     """What every Defense has."""
 
+    net: nn.Module
     attack: Attack
     val_attacks: dict[str, Attack]
     test_attacks: dict[str, Attack]
@@ -135,4 +179,4 @@ def tell_of_another_eps(module: HasAttacks, eps: float | None) -> None:
         others = [of for attack in attacks.values() if (of := getattr(attack, "eps", None)) is not None]
         if eps is not None and others and eps not in others:
             bounds = ", ".join(f"{of:.4g}" for of in dict.fromkeys(others))
-            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is that meant?")
+            rank_zero_info(f"the training's attack has eps={eps:.4g}, but {name} has {bounds}: is this intended?")

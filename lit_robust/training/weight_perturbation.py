@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.keywords import answer_keywords
+from lit_robust.ranks import sum_over_ranks
 from lit_robust.shown import shown
-from lit_robust.training.ranks import sum_over_ranks
 
 
 @dataclass(frozen=True)

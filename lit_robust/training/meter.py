@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from lit_robust.batch import Batch
 from lit_robust.costs import Cost, cost_of
+from lit_robust.ranks import gather_over_ranks, world_size
 from lit_robust.torch_internals import is_compiled, watch_compiled
-from lit_robust.training.ranks import gather_over_ranks, world_size
 from lit_robust.training.signals import Stoppable
 
 
-class Passes:
-    """Counts images that go forward through nets, and gradients that come back to their logits.
+class PassCounter:
+    """Counts forward and backward passes, in images.
 
-    A forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
-    (``net.features``) and through a gradient's own graph are not counted; a double backward (GradAlign) reaches the
-    logits twice.
+    A backward pass counts when its gradient reaches the logits; a double backward (GradAlign) reaches them twice. It is
+    a forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
+    (``net.features``) and through a gradient's own graph are not counted.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Passes:
         if logits.requires_grad:
             logits.register_hook(see_gradient)  # type: ignore[no-untyped-call]  # torch's
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
         """Copies of a net that are made during the training count here, too."""
         return self
 
@@ -60,12 +60,12 @@ class Clock:
         return self._begun is not None
 
     def go(self) -> None:
-        """Run, unless it does."""
+        """Start, unless it is running."""
         if self._begun is None:
             self._begun = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
-        """Stop, unless it has."""
+        """Stop, unless it is stopped."""
         self._before, self._begun = self.seconds, None
 
     @property
@@ -82,7 +82,7 @@ class Meter:
     """The cost of a fit: what this process adds to that of a checkpoint."""
 
     def __init__(self) -> None:
-        self.passes, self.clock = Passes(), Clock()
+        self.passes, self.clock = PassCounter(), Clock()
         #: The cost before this process; None if it is unknown, because an older version has written the checkpoint.
         self.earlier: Cost | None = Cost()
         self._unwatch: list[Callable[[], None]] = []
@@ -98,8 +98,8 @@ class Meter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count passes in the body alone: checks, callbacks and validations add nothing. The clock goes on after it."""
-        self.clock.go()  # the rest of a resumed epoch has no start
+        """Count only passes in the body, not those of checks, callbacks or validations; the clock keeps running."""
+        self.clock.go()  # Lightning calls no on_train_epoch_start for the rest of a resumed epoch
         self.passes.counts = True
         try:
             yield
@@ -107,12 +107,12 @@ class Meter:
             self.passes.counts = False
 
     def leave(self) -> None:
-        """Leave the nets as they were."""
+        """Remove the hooks."""
         while self._unwatch:
             self._unwatch.pop()()
 
     def total(self, hardware: str, precision: str) -> Cost | None:
-        """The cost so far, over all ranks; every rank must call it. None if that of the time before is unknown."""
+        """The cost so far, over all ranks; every rank must call it. None if the cost before this process is unknown."""
         mine = torch.tensor([*self.clock.seconds, self.passes.forwards, self.passes.backwards], dtype=torch.float64)
         ranks = torch.stack([state["cost"] for state in gather_over_ranks({"cost": mine})])
         if (before := self.earlier) is None:
@@ -177,7 +177,7 @@ class Metered(Stoppable):
             self.meter.clock.go()
 
     def teardown(self, stage: str) -> None:
-        """Leave the nets as they were."""
+        """Remove the hooks."""
         if stage == "fit":
             self.meter.clock.stop()
             self.meter.leave()

@@ -114,13 +114,13 @@ def weighted_mean(values: Tensor, weight: Tensor, mean_weight: float | None = No
 
 
 @torch.no_grad()
-def average_buffers(net: nn.Module) -> None:
+def average_buffers(module: nn.Module) -> None:
     """Give every rank the mean of the ranks' float buffers (BatchNorm's statistics).
 
     A checkpoint holds only rank 0's; without this, a resumed run on several ranks would differ.
     """
     if (ranks := world_size()) > 1:
-        for buffer in net.buffers():
+        for buffer in module.buffers():
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= ranks

@@ -23,7 +23,7 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_data
 from lit_robust.measures.correct import is_correct
 from lit_robust.seeds import derive_seed
-from lit_robust.whole_files import part_is_gone, write_whole
+from lit_robust.whole_files import path_of, remove_part, write_whole
 
 
 class Blocks:
@@ -41,12 +41,19 @@ class Blocks:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else path_of("blocks", folder, "a folder")
         self._used: dict[Path, dict[str, Any]] = {}
 
-    def survivors(self, attack: Attack, net: nn.Module, batch: Batch) -> Tensor:
-        """Which images are classified correctly after the attack, ``(N,)`` bool; those of weight 0 are not attacked."""
-        return self._run(attack, net, batch, with_images=False)[1]
+    def survivors(self, attack: Attack, net: nn.Module, batch: Batch, attacked: nn.Module | None = None) -> Tensor:
+        """Which images are classified correctly after the attack, ``(N,)`` bool; those of weight 0 are not attacked.
+
+        Args:
+            attack: The attack.
+            net: The net.
+            batch: Images and labels.
+            attacked: What the attack sees instead of the net.
+        """
+        return self._run(attack, net, batch, with_images=False, attacked=attacked)[1]
 
     def images(self, attack: Attack, net: nn.Module, batch: Batch) -> Tensor:
         """The adversarial images, like ``batch.x``; those of weight 0 are not attacked."""
@@ -61,10 +68,12 @@ class Blocks:
     def forget(self) -> None:
         """Delete all files that were written or read."""
         for path in self._used:
-            part_is_gone(path)
+            remove_part(path)
         self._used.clear()
 
-    def _run(self, attack: Attack, net: nn.Module, batch: Batch, with_images: bool) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, attack: Attack, net: nn.Module, batch: Batch, with_images: bool, attacked: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
         x_adv, survived = batch.x.clone(), torch.ones_like(batch.y, dtype=torch.bool)
         rows, seed = (batch.weight > 0).nonzero().squeeze(1), torch.initial_seed()
         of_net = {} if self.folder is None else _about(net)
@@ -78,11 +87,12 @@ class Blocks:
                 "package": attack.package,
                 "images": digest({"x": x, "y": y}),
                 "seed": str(of_block),
+                "folded": str(attacked is not None and attacked is not net),
             }
             found = self._read(key, x, with_images)
             if found is None:
                 torch.manual_seed(of_block)
-                crafted = attack(net, x, y)
+                crafted = attack(attacked or net, x, y)
                 found = {"key": key, "survived": is_correct(net, crafted, y).cpu(), "x_adv": crafted.cpu()}
                 self._keep(found)
             if found["x_adv"] is not None:

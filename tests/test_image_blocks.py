@@ -13,8 +13,8 @@ from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
 from lit_robust.attacks.base import Attack
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.attack_checks import check_names
-from lit_robust.measures.blocks import Blocks, fingerprint, identity
 from lit_robust.measures.correct import is_correct
+from lit_robust.measures.image_blocks import Blocks, fingerprint, identity
 from lit_robust.seeds import seed
 from tests.tiny import TinyNet, images
 

@@ -1,0 +1,92 @@
+"""Small images first: the size of images, and of batches, as functions of the epoch."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_robust import require
+from lit_robust.callbacks.needs import check_alone
+from lit_robust.lightning_internals import epochs_done, reload_every_epoch
+from lit_robust.schedules import Schedule
+
+
+class Sized(Protocol):
+    """What is needed of the trainer's data module, as every ``FolderDataModule`` has it; its loaders must follow."""
+
+    #: Height and width of the images in a batch.
+    image_size: int
+    #: The number of images in a batch of a rank.
+    batch_size: int
+
+
+class ProgressiveResizing(Callback):
+    """Trains on small images first, which cost less, and on larger ones later.
+
+    Wong et al. (arXiv:2001.03994) train ImageNet so (their code): 128 pixels and batches of 512 for 6 epochs, 224 and
+    224 for 6 more, and 288 and 128 for 3. Theirs also reads images that were resized on disk before. ::
+
+        ProgressiveResizing(Staircase([0, 6, 12], [128, 224, 288]), Staircase([0, 6, 12], [512, 224, 128]))
+
+    The sizes depend only on the epoch, so there is no state to resume; the loaders are made again for every epoch. Each
+    epoch's validation has that epoch's size, so its accuracies are comparable within a size only. A test or prediction
+    has the size of the last epoch. The net must take images of any size, as those of torchvision and of
+    ``lit_robust.nets`` for ImageNet do. Learning rates that belong to a size are a matter of ``lr_scheduler``.
+
+    Args:
+        image_size: The height and width at each epoch, rounded.
+        batch_size: The images per batch and rank at each epoch, rounded; None leaves the data's.
+
+    Raises:
+        TypeError: If one is not a Schedule, or the trainer has no data module with ``image_size``.
+        ValueError: If a value within ``max_epochs`` is below 1, or there are two of these callbacks.
+    """
+
+    logged_keys = ()
+
+    def __init__(self, image_size: Schedule, batch_size: Schedule | None = None) -> None:
+        example = "give a Schedule, such as lit_robust.schedules.Staircase([0, 6], [128, 224])"
+        require.instance("image_size", image_size, Schedule, example)
+        if batch_size is not None:
+            require.instance("batch_size", batch_size, Schedule, example)
+        self.schedules = {"image_size": image_size} | ({} if batch_size is None else {"batch_size": batch_size})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the data and all sizes, and set those of the first epoch or, outside a fit, of the last."""
+        check_alone(trainer, self, ProgressiveResizing, "two ProgressiveResizing would undo each other: keep one.")
+        data = getattr(trainer, "datamodule", None)
+        if missing := [name for name in self.schedules if not hasattr(data, name)]:
+            raise TypeError(
+                f"ProgressiveResizing sets {missing[0]} of the data module, but {type(data).__name__} has none: give "
+                "the trainer a FolderDataModule, such as ImageFolderDataModule, or another one with this attribute."
+            )
+        for epoch in range(_epochs(trainer)):
+            for name, size in self.sizes(epoch).items():
+                require.integer(f"{name} at epoch {epoch}", size, least=1)
+        self._set(trainer, 0 if stage == "fit" else _epochs(trainer) - 1)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Set the sizes of the epoch that a run continues with."""
+        if trainer.state.fn == "fit":
+            self._set(trainer, epochs_done(checkpoint))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the loaders made again for every epoch."""
+        reload_every_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the sizes of the next epoch; the last ones stay."""
+        if trainer.current_epoch + 1 < _epochs(trainer):
+            self._set(trainer, trainer.current_epoch + 1)
+
+    def sizes(self, epoch: int) -> dict[str, int]:
+        """The attributes of the data at an epoch, by name."""
+        return {name: round(schedule(float(epoch))) for name, schedule in self.schedules.items()}
+
+    def _set(self, trainer: Any, epoch: int) -> None:
+        vars(trainer.datamodule).update(self.sizes(epoch))
+
+
+def _epochs(trainer: Trainer) -> int:
+    """The number of epochs, at least 1; 1000, as Lightning's default, if it is not limited."""
+    return max(trainer.max_epochs if trainer.max_epochs not in (None, -1) else 1000, 1)

@@ -1,0 +1,48 @@
+"""The net as attacks see it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lit_robust.guards import network_mode
+from lit_robust.nets.folded import FoldedNet
+from lit_robust.training.monitors import Monitored
+
+
+class Attacked(Monitored):
+    """Gives attacks the net in their mode; in eval mode, its copy with folded BatchNorms, see ``FoldedNet``.
+
+    The copies belong to one fit or test. They are not registered as sub-modules, so no ``state_dict``, EMA or optimizer
+    contains them.
+    """
+
+    net: nn.Module
+    attack_bn_mode: Literal["eval", "train"] = "eval"
+    #: Whether attacks in eval mode see BatchNorms folded, and whether their copy of the net is compiled.
+    fold_batchnorm = True
+    compiles = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folded: dict[nn.Module, FoldedNet] = {}
+
+    def setup(self, stage: str) -> None:
+        """Forget the copies of an earlier fit or test."""
+        super().setup(stage)
+        self._folded.clear()
+
+    def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """A net in eval mode as attacks on the images ``x`` see it, with the current weights."""
+        if not self.fold_batchnorm:
+            return net
+        if net not in self._folded:
+            self._folded[net] = FoldedNet(self.compiles)
+        return self._folded[net](net, x)
+
+    @contextmanager
+    def attacked(self, x: Tensor) -> Iterator[nn.Module]:
+        """The trained net in ``attack_bn_mode``, for attacks on the images ``x``."""
+        with network_mode(self.net, self.attack_bn_mode):
+            yield self.folded(self.net, x) if self.attack_bn_mode == "eval" else self.net

@@ -1,0 +1,133 @@
+"""ProgressiveResizing: the sizes of images and batches follow the epoch, also after a stop."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from PIL import Image
+from torch import nn
+
+from lit_robust.attacks import FGSM
+from lit_robust.callbacks import ProgressiveResizing
+from lit_robust.data import ImageFolderDataModule
+from lit_robust.defenses import PGDAT
+from lit_robust.schedules import Linear, Staircase
+from tests.test_resume import TinyData, differences
+from tests.tiny import SaveAfter, trainer
+
+PLAN = (Staircase([0, 1, 3], [8, 12, 16]), Staircase([0, 1, 3], [8, 4, 3]))
+#: Images and pixels of the batches of four epochs, with 16 images to train on.
+BATCHES = [(8, 8)] * 2 + [(4, 12)] * 4 + [(4, 12)] * 4 + [(3, 16)] * 5 + [(1, 16)]
+
+
+class Sizes(Callback):
+    """Writes down the shapes of all batches."""
+
+    def __init__(self):
+        self.trained, self.validated, self.tested = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.trained.append((len(batch.x), batch.x.shape[-1]))
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.validated.append((len(batch.x), batch.x.shape[-1]))
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.tested.append(batch.x.shape[-1])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for part, n in (("train", 8), ("val", 2), ("test", 2)):
+        for label in range(2):
+            (root / part / str(label)).mkdir(parents=True)
+            for i in range(n):
+                image = Image.effect_noise((20, 20), 50 + 100 * label).convert("RGB")
+                image.save(root / part / str(label) / f"{i}.png")
+    return root
+
+
+def photos_in(root, **kwargs):
+    given = {"image_size": 9, "batch_size": 5, "eval_batch_size": 4, "num_workers": 0} | kwargs
+    return ImageFolderDataModule(str(root), **given)
+
+
+def method():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2))
+    return PGDAT(net, 2, FGSM(0.02), alarm_images=0)
+
+
+def fit(folder, data, *callbacks, plan=PLAN, ckpt_path=None, module=None, **kwargs):
+    seed_everything(7, verbose=False)
+    seen, module = Sizes(), module or method()
+    run = trainer(folder, callbacks=[ProgressiveResizing(*plan), seen, *callbacks], **{"max_epochs": 4} | kwargs)
+    run.fit(module, data, ckpt_path=ckpt_path)
+    return seen, module, run
+
+
+def test_each_epoch_has_its_sizes(tmp_path, photos):
+    seen, _, _ = fit(tmp_path, photos_in(photos))
+    assert seen.trained == BATCHES
+    assert seen.validated == [(4, size) for size in (8, 12, 12, 16)]
+
+
+def test_the_tests_images_have_the_size_of_the_last_epoch(tmp_path, photos):
+    seen, module = Sizes(), method()
+    run = trainer(tmp_path, callbacks=[ProgressiveResizing(*PLAN), seen], max_epochs=4)
+    run.test(module, photos_in(photos), verbose=False)
+    assert seen.tested == [16]
+
+
+def test_images_alone_may_grow_and_sizes_are_rounded(tmp_path, photos):
+    seen, _, _ = fit(tmp_path, photos_in(photos), plan=(Linear(8, 11, 0, 2),), max_epochs=3)
+    assert seen.trained == [(n, size) for size in (8, 10, 11) for n in (5, 5, 5, 1)]
+
+
+def test_worker_processes_decode_the_new_size(tmp_path, photos):
+    data = photos_in(photos, num_workers=1)
+    seen, _, _ = fit(tmp_path, data, plan=(Staircase([0, 1], [8, 12]),), max_epochs=2)
+    assert [size for _, size in seen.trained] == [8] * 4 + [12] * 4
+    assert {size for *_, size in data._workers} == {12}
+
+
+@pytest.mark.parametrize("batches", [2, 4, 10, 12], ids=lambda batches: f"after {batches} batches")
+def test_a_run_resumes_with_the_sizes_of_its_epoch_bit_for_bit(tmp_path, photos, batches):
+    path = tmp_path / "stop.ckpt"
+    _, whole, _ = fit(tmp_path, photos_in(photos), SaveAfter(batches, path))
+    seen, rest, run = fit(tmp_path, photos_in(photos), ckpt_path=path)
+    assert differences(rest.state_dict(), whole.state_dict()) == []
+    assert seen.trained == BATCHES[batches:]
+    assert run.current_epoch == 4
+
+
+def test_a_second_fit_begins_with_the_first_sizes(tmp_path, photos):
+    data, callback, seen = photos_in(photos), ProgressiveResizing(*PLAN), Sizes()
+    for _ in range(2):
+        trainer(tmp_path, callbacks=[callback, seen], max_epochs=4).fit(method(), data)
+    assert seen.trained == 2 * BATCHES
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "words"),
+    [
+        ((224,), TypeError, "image_size=224 "),
+        ((PLAN[0], 32), TypeError, "batch_size=32 "),
+        ((Linear(8, -8, 0, 2),), ValueError, "image_size at epoch 1=0 "),
+        ((PLAN[0], Staircase([0, 2], [4, 0])), ValueError, "batch_size at epoch 2=0 "),
+    ],
+)
+def test_sizes_that_no_batch_can_have_are_refused_before_training(tmp_path, photos, plan, error, words):
+    with pytest.raises(error, match=f"^{words}"):
+        fit(tmp_path, photos_in(photos), plan=plan)
+
+
+def test_data_of_one_size_are_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"image_size .* TinyData"):
+        fit(tmp_path, TinyData())
+
+
+def test_two_of_them_are_refused(tmp_path, photos):
+    with pytest.raises(ValueError, match="two ProgressiveResizing"):
+        fit(tmp_path, photos_in(photos), ProgressiveResizing(*PLAN))

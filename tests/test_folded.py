@@ -1,0 +1,435 @@
+"""Attacks in eval mode see a copy of the net whose BatchNorms are folded into the convolutions before them."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader
+
+from lit_robust import nets
+from lit_robust.attacks import BPDA, FGSM, PGD
+from lit_robust.callbacks import AdversarialTraining, RobustAccuracy
+from lit_robust.defenses import GAT, PGDAT
+from lit_robust.guards import network_mode
+from lit_robust.nets.folded import FoldedNet, unfolded
+from tests.methods import METHODS, build
+from tests.tiny import TinyNet, images, indexed, trainer
+
+#: BatchNorms that follow a convolution, and all others, of our nets.
+COUNTS = {
+    ("resnet18", 4): (20, 0),
+    ("resnet50", 4): (53, 0),
+    ("vgg16", 4): (13, 0),
+    ("preact_resnet18", 4): (8, 9),
+    ("wide_resnet28_10", 16): (12, 13),
+    ("wide_resnet32_10", 16): (15, 16),
+}
+
+
+def trained(net, seed=0):
+    """A net in float64 with BatchNorms as they are after some training."""
+    torch.manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                if tensor is not None:
+                    tensor.data.normal_()
+            module.running_var.uniform_(0.1, 2)
+    return net.double().eval()
+
+
+def logits_and_gradient(net, x):
+    x = x.clone().requires_grad_()
+    logits = net(x)
+    (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
+    return logits.detach(), gradient
+
+
+def assert_the_same(net, folded, x):
+    for ours, its in zip(logits_and_gradient(folded, x), logits_and_gradient(net, x), strict=True):
+        torch.testing.assert_close(ours, its, rtol=1e-9, atol=1e-9 * float(its.abs().max()))
+
+
+def batch_norms(module):
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize(("name", "width"), COUNTS)
+def test_our_nets_keep_their_logits_and_gradients_without_these_batch_norms(name, width):
+    net = trained(getattr(nets, name)(width=width))
+    x = torch.rand(3, 3, 32, 32).double()
+    folded = FoldedNet()(net, x)
+    followed, others = COUNTS[name, width]
+    assert (len(batch_norms(net)), len(batch_norms(folded))) == (followed + others, others)
+    assert_the_same(net, folded, x)
+
+
+def test_a_net_of_torchvision_is_folded_inside_our_wrapper():
+    net = trained(nets.torchvision_net("resnet18", num_classes=4))
+    x = torch.rand(2, 3, 64, 64).double()
+    folded = FoldedNet()(net, x)
+    assert not batch_norms(folded)
+    assert_the_same(net, folded, x)
+
+
+class Branches(nn.Module):
+    """Cannot be traced as a whole, because it asks for the images' size."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.body, self.scale = nn.Sequential(*parts), 1.0
+
+    def forward(self, x):
+        if x.mean() < -1:
+            return x
+        return self.scale * self.body(x).flatten(1)
+
+
+def conv(channels=3, **kwargs):
+    return nn.Conv2d(channels, 4, 3, **kwargs)
+
+
+X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_the_copy_has_the_weights_statistics_and_attributes_of_now():
+    net = trained(Branches(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, bias=False), nn.BatchNorm2d(4, affine=False)))
+    fold = FoldedNet()
+    before = fold(net, X)
+    assert len(fold.pairs) == 2
+    for parameter in net.parameters():
+        parameter.data.mul_(1.5)
+    net.body[1].running_var.mul_(2)
+    net.scale = 3.0
+    assert fold(net, X) is before
+    assert_the_same(net, before, X)
+    net.float()
+    x = X.float()
+    torch.testing.assert_close(fold(net, x)(x), net(x))
+    net.double()
+    net.body[3] = nn.Conv2d(4, 4, 1).double()
+    assert_the_same(net, fold(net, X), X)
+    net.load_state_dict({name: tensor + 0.1 for name, tensor in net.state_dict().items()})
+    assert_the_same(net, fold(net, X), X)
+
+
+def test_nothing_of_the_net_changes():
+    net = trained(TinyNet())
+    names, state = [name for name, _ in net.named_modules()], copy.deepcopy(net.state_dict())
+    fold = FoldedNet()
+    folded = fold(net, X)
+    assert folded is not net
+    assert unfolded(folded) is net
+    assert unfolded(net) is net
+    assert [name for name, _ in net.named_modules()] == names
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert folded.head is net.head
+    assert not any(part is net for part in folded.modules())
+
+
+class Residual(nn.Module):
+    """Adds what the BatchNorm reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = conv(), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        out = self.conv(x)
+        return (self.bn(out) + out).flatten(1)
+
+
+class ReadsTheWeight(Residual):
+    """Penalises the convolution's weight in its logits."""
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).flatten(1) * self.conv.weight.norm()
+
+
+class TwoNorms(nn.Module):
+    """Uses one convolution twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return (self.first(self.conv(x)) + self.second(self.conv(-x))).flatten(1)
+
+
+class Peeks(Branches):
+    """Reads a layer of a Sequential by itself."""
+
+    def forward(self, x):
+        if x.mean() < -1:
+            return x
+        return super().forward(x) + self.body[0](x).flatten(1)
+
+
+def with_hook():
+    net = nn.Sequential(conv(), nn.BatchNorm2d(4))
+    net[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    return net
+
+
+def parametrized(parametrize):
+    return nn.Sequential(parametrize(conv()), nn.BatchNorm2d(4))
+
+
+class OfAUser(nn.BatchNorm2d):
+    """May do anything."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Noisy(nn.Module):
+    """A random defense."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(conv(), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.body(x + 0.1 * torch.randn_like(x)).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Residual,
+        ReadsTheWeight,
+        TwoNorms,
+        lambda: Peeks(conv(), nn.BatchNorm2d(4)),
+        with_hook,
+        lambda: parametrized(parametrizations.weight_norm),
+        lambda: parametrized(parametrizations.spectral_norm),
+        lambda: parametrized(nn.utils.spectral_norm),
+        lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False)),
+        lambda: nn.Sequential(conv(), OfAUser(4)),
+        lambda: nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(4)),
+        Noisy,
+    ],
+)
+def test_these_stay_as_they_are(net):
+    net = net().double().eval()
+    torch.manual_seed(3)
+    before = net(X)
+    torch.manual_seed(3)
+    assert FoldedNet()(net, X) is net
+    assert torch.equal(net(X), before), "no random number is used up"
+
+
+def test_an_empty_batch_decides_nothing():
+    net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet()
+    assert fold(net, X[:0]) is net
+    assert not batch_norms(fold(net, X))
+
+
+def test_layers_in_train_mode_stay_and_are_folded_when_that_ends():
+    net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4), conv(4), nn.BatchNorm2d(4))), FoldedNet()
+    net[1].train()
+    assert len(batch_norms(fold(net, X))) == 1
+    assert [pair.norm for pair in fold.pairs] == ["3"]
+    net[1].eval()
+    assert not batch_norms(fold(net, X))
+    net.train()
+    assert fold(net, X) is net
+
+
+def test_a_hook_that_comes_later_is_called():
+    net, fold, seen = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet(), []
+    assert fold(net, X) is not net
+    handle = net[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert fold(net, X) is net
+    handle.remove()
+    assert fold(net, X) is not net
+
+
+class LeavesTraces(nn.Module):
+    """Assigns to its attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last, self.calls = nn.Sequential(conv(), nn.BatchNorm2d(4)), None, 0
+
+    def forward(self, x):
+        self.last, self.calls = self.body(x).flatten(1), self.calls + 1
+        return self.last
+
+
+def test_tracing_leaves_no_attribute_behind():
+    net = trained(LeavesTraces())
+    fold = FoldedNet()
+    fold(net, X)
+    assert fold.pairs
+    assert net.last is None or isinstance(net.last, torch.Tensor)
+
+
+def test_a_copy_that_was_built_in_inference_mode_gives_gradients():
+    net, fold = trained(TinyNet()), FoldedNet()
+    with torch.inference_mode():
+        fold(net, X)
+    with torch.inference_mode():
+        fold(net, X)
+    assert_the_same(net, fold(net, X), X)
+
+
+def test_a_copy_has_no_train_mode():
+    net = trained(TinyNet())
+    folded = FoldedNet()(net, X)
+    with network_mode(folded, "train"), pytest.raises(RuntimeError, match="no train mode"):
+        folded(X)
+
+
+def test_a_compiled_net_is_folded_only_by_whoever_compiles_it():
+    net = trained(TinyNet())
+    net.compile(backend="eager")
+    assert FoldedNet()(net, X) is net
+    folded = FoldedNet(compiles=True)(net, X)
+    assert folded is not net
+    assert folded._compiled_call_impl is not None
+    assert folded._compiled_call_impl is not net._compiled_call_impl
+
+
+# In training and evaluation.
+
+
+class Count:
+    """Counts the BatchNorm forwards that attacks and losses make."""
+
+    def __init__(self, monkeypatch):
+        self.calls = 0
+        original = nn.BatchNorm2d.forward
+
+        def forward(module, x):
+            self.calls += 1
+            return original(module, x)
+
+        monkeypatch.setattr(nn.BatchNorm2d, "forward", forward)
+
+
+def attacks_in_eval_mode(name):
+    module = build(METHODS[name].cls, **METHODS[name].arguments)
+    return module.attack_bn_mode == "eval" and module.adversarial
+
+
+@pytest.mark.parametrize("name", [*filter(attacks_in_eval_mode, METHODS)])
+def test_a_method_that_attacks_in_eval_mode_meets_no_batch_norm(name, tmp_path, monkeypatch):
+    """Except GAT and NuAT, whose clean logits are in train mode by the authors' code."""
+    method = METHODS[name]
+    module = build(method.cls, **method.arguments)
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=method.callbacks()).fit(module, indexed(images()))
+    module.eval()
+    module.perturb(images(8))  # builds the copies
+    count = Count(monkeypatch)
+    module.perturb(images(8))
+    assert count.calls <= (getattr(module, "reference_bn_mode", "eval") == "train")
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_gats_clean_logits_move_the_statistics_as_without_folding(mode, tmp_path):
+    def statistics(fold):
+        module = build(GAT, attack=FGSM(eps=0.1), reference_bn_mode=mode, fold_batchnorm=fold)
+        trainer(tmp_path, max_epochs=2).fit(module, indexed(images()))
+        return module.net.body[1].running_mean, module.net.body[1].num_batches_tracked
+
+    (ours, steps), (its, its_steps) = statistics(True), statistics(False)
+    torch.testing.assert_close(ours, its)
+    assert steps == its_steps
+
+
+def test_only_the_judging_forwards_of_an_evaluation_meet_a_batch_norm(tmp_path, monkeypatch):
+    attacks = {"a": PGD(steps=4), "b": PGD(steps=3)}
+    module = build(PGDAT, test_attacks=attacks, alarm_images=0)
+    run = trainer(tmp_path)
+    run.test(module, indexed(images(8)), verbose=False)
+    count = Count(monkeypatch)
+    run.test(module, indexed(images(8)), verbose=False)
+    assert count.calls <= 3 + 7  # clean and two attacks; the checks of the first batch
+    module.fold_batchnorm = False
+    count.calls = 0
+    run.test(module, indexed(images(8)), verbose=False)
+    assert count.calls >= 3 + 4 + 3
+
+
+class Stranger(LightningModule):
+    """A user's module, whose pipeline normalises the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyNet()
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def normalised():
+    return DataLoader([((x - 0.5) / 0.25, y) for x, y, *_ in zip(*images(16), strict=True)], batch_size=8)
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_callbacks_for_a_strangers_module_attack_the_folded_net(validates, tmp_path, monkeypatch):
+    def forwards(steps):
+        attack, pipeline = PGD(steps=steps), {"mean": 0.5, "std": 0.25}
+        if validates:
+            callback = RobustAccuracy({"pgd": attack}, net="net", **pipeline)
+        else:
+            callback = AdversarialTraining(attack, attack_bn_mode="eval", net="net", **pipeline)
+        with monkeypatch.context() as patched:
+            count = Count(patched)
+            trainer(tmp_path, max_epochs=2, callbacks=[callback]).fit(Stranger(), normalised(), normalised())
+        return count.calls
+
+    assert forwards(steps=12) == forwards(steps=2)
+
+
+def test_without_folding_the_attack_sees_the_net(tmp_path):
+    module = build(PGDAT, attack_bn_mode="eval", fold_batchnorm=False)
+    with module.attacked(images().x) as net:
+        assert net is module.net
+
+
+def test_training_is_the_same_to_rounding(tmp_path):
+    def weights(fold):
+        module = build(PGDAT, attack_bn_mode="eval", fold_batchnorm=fold)
+        trainer(tmp_path, max_epochs=3).fit(module, indexed(images()))
+        return module.net.state_dict()
+
+    for name, tensor in weights(True).items():
+        torch.testing.assert_close(tensor, weights(False)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_no_checkpoint_knows_of_it(tmp_path):
+    module = build(PGDAT, attack_bn_mode="eval")
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, indexed(images()))
+    assert module.state_dict().keys() == {f"net.{name}" for name in TinyNet().state_dict()}
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"].keys() == module.state_dict().keys()
+
+
+def test_bpda_finds_the_layer_of_the_net_itself():
+    net = trained(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.Flatten()))
+    seen = []
+
+    def substitute(x):
+        seen.append(x)
+        return F.batch_norm(x, net[1].running_mean, net[1].running_var, net[1].weight, net[1].bias)
+
+    attack = BPDA(PGD(steps=1), forward="1", substitute=substitute)
+    folded = FoldedNet()(net, X)
+    attack(folded, X, torch.zeros(4, dtype=torch.int64))
+    assert seen
+    torch.testing.assert_close(seen[-1].shape, net[0](X).shape)

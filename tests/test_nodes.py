@@ -1,0 +1,53 @@
+"""A training on two nodes, started as users do: one torchrun per node, here both on this machine."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.test_ranks import REPOSITORY, free_port
+
+QUICKSTART = str(REPOSITORY / "configs/quickstart.yaml")
+COMMAND = [
+    *("-m", "lit_robust", "fit", "-c", QUICKSTART, "--trainer.limit_train_batches", "4", "--trainer.max_epochs", "1"),
+    *("--trainer.log_every_n_steps", "1", "--model.attack.init", "zero", "--trainer.logger.save_dir", "."),
+]
+NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp", "--data.batch_size", "16"]
+
+
+def start(folder: Path, log: str, *words: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with (folder / log).open("w") as file:
+        return subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file)
+
+
+def ended(process: subprocess.Popen[bytes], log: Path) -> None:
+    assert process.wait(timeout=300) == 0, log.read_text()
+
+
+def curve(folder: Path) -> list[tuple[float, ...]]:
+    with next(folder.rglob("metrics.csv")).open() as file:
+        rows = [*csv.DictReader(file)]
+    return [tuple(float(row[key]) for key in ("step", "train/loss")) for row in rows if row["train/loss"]]
+
+
+def test_two_nodes_train_as_one_process_with_the_same_global_batch(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    ended(start(one, "log", *COMMAND), one / "log")
+    agents = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    agents += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    nodes = [start(two, rank, *agents, "--node_rank", rank, *COMMAND, *NODES) for rank in ("0", "1")]
+    try:
+        for rank, node in enumerate(nodes):
+            ended(node, two / str(rank))
+    finally:
+        for node in nodes:
+            node.kill()
+    assert len(list(two.rglob("metrics.csv"))) == 1, "rank 0 alone writes"
+    assert len(curve(one)) == 4 + 1, "four steps and their mean"
+    for (step, loss), (same_step, same_loss) in zip(curve(one), curve(two), strict=True):
+        assert step == same_step
+        assert abs(loss - same_loss) < 1e-5
