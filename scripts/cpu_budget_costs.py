@@ -5,7 +5,7 @@ from typing import Any
 
 #: Seconds of one core per image and pass (a forward and a backward), by net and width, in batches of 128.
 SECONDS = {
-    ("fast_cnn", None): 1.1e-4,
+    ("fast_cnn", None): 1.0e-4,
     ("resnet18", 8): 0.8e-3,
     ("resnet18", 12): 1.5e-3,
     ("resnet18", 16): 2.1e-3,
