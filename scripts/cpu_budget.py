@@ -4,10 +4,11 @@
     python scripts/cpu_budget.py single_step --rows gat@0 nuat@0 # some of them
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
-It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version is skipped, and so is each attack that is done. A row that
-was interrupted resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written
-atomically after each row and each attack, so several processes can work on different rows of a set at once. Every row
-is first trained and attacked by its first attack; the others follow, AutoAttack last.
+It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version
+is skipped, and so is each attack that is done. A row that was interrupted resumes from the checkpoint of its last
+complete epoch, in runs/cpu_budget. Results are written atomically after each row and each attack, so several processes
+can work on different rows of a set at once. Every row is first trained and attacked by its first attack; the others
+follow, AutoAttack last.
 
 Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` the best epoch on validation images.
 """
@@ -45,7 +46,8 @@ ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu
 
 #: The attacks of the library's default test, after which a row is probed for alarms.
 DEFAULT_TEST = {"pgd20", "pgd20_margin"}
-#: A row's first attack crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
+#: A row's first attack, crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them
+#: breaks it.
 TRANSFER = "transfer"
 
 #: What a set with ``monitors: false`` leaves out.

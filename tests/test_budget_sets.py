@@ -68,7 +68,7 @@ def test_every_selector_is_tried_at_every_fraction_beside_all_images(budget):
 
 def test_the_rows_on_cifar_are_the_methods_of_the_comparison(budget):
     rows = budget.rows_of(TEXT, "cpu_cifar")
-    methods = "fastat nfgsm gradalign freeat_4 rmgm gat nuat nuat_wa pgdat trades".split()
+    methods = ["fastat", "nfgsm", "gradalign", "freeat_4", "rmgm", "gat", "nuat", "nuat_wa", "pgdat", "trades"]
     assert list(rows) == [f"{row}@{seed}" for row in methods for seed in range(3)]
     for label, said in rows.items():
         data = said["config"]["data"]["init_args"]
@@ -153,6 +153,7 @@ def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budge
         },
     )
     attack = {"class_path": "PGD", "init_args": {"eps": "EPS", "steps": 2}}
+    costly = {"class_path": "PGD", "init_args": {"eps": "EPS", "steps": 3}}
     rows["sets"] = {
         "tiny": {
             "eps": 0.1,
@@ -160,7 +161,7 @@ def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budge
             "seeds": [0, 1],
             "monitors": False,
             "limits": {"costly": {"images": 8, "seeds": [1]}},
-            "all": {"model": {"init_args": {"test_attacks": {"pgd2": attack, "costly": attack}}}},
+            "all": {"model": {"init_args": {"test_attacks": {"pgd2": attack, "costly": costly}}}},
             "rows": {"natural": {"passes": 1}},
         }
     }
