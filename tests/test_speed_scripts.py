@@ -96,7 +96,7 @@ def test_a_package_that_is_not_installed_is_named(script, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["torchattacks", "foolbox", "adversarial-robustness-toolbox", "adv-lib"])
 @pytest.mark.filterwarnings("ignore")  # the other packages'
 def test_every_attack_of_an_installed_package_runs_and_makes_our_passes(script, name):
-    """Forwards of a training of ours and of the package; Square's first query and a last look are no steps."""
+    """A few forwards more are allowed: a package may look at the clean or at the last images."""
     speed = script.load("attack_speed")
     modules = speed.installed([name])
     if not modules:
@@ -107,7 +107,7 @@ def test_every_attack_of_an_installed_package_runs_and_makes_our_passes(script, 
             continue
         net, made = nn.Sequential(TinyNet(), nn.Linear(4, 10)).eval(), []
         y = net(x).argmax(1)
-        net.register_forward_hook(lambda *_, made=made: made.append(1))
+        net[0].register_forward_hook(lambda *_, made=made: made.append(1))  # ART calls the parts of a Sequential
         speed.ours(pair.ours, net, "train", x, y)()
         expected = len(made)
         made.clear()
@@ -136,10 +136,10 @@ def quick(monkeypatch):
 
 
 def victim(n=12):
-    """A net, images and labels, one of which it does not predict."""
-    net, x = TinyNet().eval(), images(n).x
+    """A net with 10 classes, images and labels, one of which it does not predict."""
+    net, x = nn.Sequential(TinyNet(), nn.Linear(4, 10)).eval(), images(n).x
     y = net(x).argmax(1)
-    y[0] = (y[0] + 1) % 4
+    y[0] = (y[0] + 1) % 10
     return net, Batch(x, y, torch.arange(n), torch.ones(n))
 
 
@@ -159,16 +159,16 @@ def test_both_sides_of_autoattack_are_counted_image_by_image(script, monkeypatch
     assert row["different_without_folding"] == 0
 
 
-def test_the_wanted_share_of_the_attacked_images_is_robust(script):
+def test_the_wanted_share_of_the_attacked_images_is_robust(script, monkeypatch):
     speed = script.load("autoattack_speed")
     net, batch = victim(40)
-    batch = batch._replace(y=torch.where(torch.arange(40) % 2 == 0, batch.y, (batch.y + 1) % 4))
-    found = speed.chosen(net, batch, 20)
+    y = torch.where(torch.arange(40) % 2 == 0, batch.y, (batch.y + 1) % 10)
+    monkeypatch.setattr(speed, "EPS", 1e-4)  # what is right stays right
+    found = speed.chosen(net, batch._replace(y=y), 20)
     assert len(found.y) == len(set(found.index.tolist())) == 20
-    right = (net(found.x).argmax(1) == found.y).sum()
-    assert right >= round(speed.ROBUST * 20)
-    with pytest.raises(ValueError, match="robust"):
-        speed.chosen(net, batch._replace(y=(net(batch.x).argmax(1) + 1) % 4), 20)
+    assert (net(found.x).argmax(1) == found.y).sum() == round(speed.ROBUST * 20)
+    with pytest.raises(ValueError, match="only 0 of 40 images are robust"):
+        speed.chosen(net, batch._replace(y=(net(batch.x).argmax(1) + 1) % 10), 20)
 
 
 @pytest.mark.usefixtures("quick")
@@ -176,7 +176,7 @@ def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, r
     if not (real_data / "cifar-10-batches-py").is_dir():
         pytest.skip(f"no CIFAR-10 in {real_data}")
     speed = script.load("autoattack_speed")
-    monkeypatch.setattr(speed, "ROBUST", 0.25)
+    monkeypatch.setattr(speed, "ROBUST", 0.0)  # a net that is trained this little has none
     words = ["--root", str(real_data), "--net", "net.pt", "--width", "4", "--epochs", "1", "--train-size", "512"]
     words += ["--images", "8", "--block", "4", "--out", "autoattack_speed.json"]
     measured = []
@@ -203,15 +203,13 @@ def test_the_peak_of_a_fit_is_measured_in_a_process_of_its_own(script, blocks, t
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not reset the highest resident memory")
     memory = script.load("peak_memory")
-    words = ["--width", "8", "--batch", "64", "--methods", "PGDAT"]
-    script.run(memory, *words, "--out", "peak_memory.json")
+    script.run(memory, "--width", "8", "--batch", "64", "--methods", "Natural", "--out", "peak_memory.json")
     rows = json.loads((tmp_path / "peak_memory.json").read_text())["rows"]
-    assert [*rows] == ["Natural", "PGDAT"]
+    assert [*rows] == ["Natural"]
     assert rows["Natural"]["to_natural"] == 1
-    # What natural training keeps for its backward, at least: the outputs of 9 convolutions of 8 x 32 x 32 or as many.
-    assert 10 < rows["Natural"]["megabytes"] < 200
-    assert 0.8 < rows["PGDAT"]["to_natural"] < 2
-    assert "| PGDAT | " in blocks.peak_memory()
+    # A backward needs the inputs of the first stage's 5 convolutions and BatchNorms, 8 x 32 x 32 floats per image.
+    assert 1e-6 * 64 * 10 * 8 * 32 * 32 * 4 < rows["Natural"]["megabytes"] < 120
+    assert "| Natural | " in blocks.peak_memory()
 
 
 def test_each_net_is_trained_in_both_precisions_once(script, blocks, monkeypatch, tmp_path, capsys):
