@@ -126,14 +126,14 @@ def installed(names: list[str]) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def mode_of(run: Callable[[nn.Module], Any], net: nn.Module) -> BNMode:
-    """The mode in which a call runs the net."""
-    seen: set[bool] = set()
-    hook = net.register_forward_pre_hook(lambda net, inputs: seen.add(net.training))
-    run(net)
+def observed(run: Callable[[], Any], net: nn.Module) -> tuple[BNMode, int]:
+    """The mode in which a call runs the net, and its number of forwards."""
+    seen: list[bool] = []
+    hook = net.register_forward_pre_hook(lambda net, inputs: seen.append(net.training))
+    run()
     hook.remove()
-    (training,) = seen
-    return "train" if training else "eval"
+    (training,) = set(seen)
+    return "train" if training else "eval", len(seen)
 
 
 def ours(attack: Attack, net: nn.Module, mode: BNMode, x: Tensor, y: Tensor) -> Callable[[], Any]:
@@ -177,12 +177,13 @@ def compare(pair: Pair, name: str, module: Any, net: nn.Module, x: Tensor, y: Te
         for one in (contiguous, last):
             one.train(given == "train")
         run = partial(pair.peers[name], module)
-        mode = mode_of(lambda net: run(net, x[:2], y[:2]), contiguous)  # noqa: B023  # called at once
+        mode, forwards = observed(partial(run, contiguous, x[:2], y[:2]), contiguous)
         if mode in rows:
             continue
         contiguous.train(given == "train")  # some leave the net in their own mode
         x_last = x.contiguous(memory_format=torch.channels_last)
         plain = deepcopy(net).train(mode == "train")
+        _, ours_forwards = observed(partial(pair.ours, plain, x[:2], y[:2]), plain)
         loops: dict[str, Callable[[], Any]] = {
             "ours": ours(pair.ours, deepcopy(last), mode, x, y),
             "alone": alone(pair.ours, plain, x, y),
@@ -192,6 +193,7 @@ def compare(pair: Pair, name: str, module: Any, net: nn.Module, x: Tensor, y: Te
         found = seconds(loops, repeats, x.device)
         ratios = {f"{loop} / ours": round(value / found["ours"], 3) for loop, value in found.items() if loop != "ours"}
         rows[mode] = {"seconds": {loop: round(value, 5) for loop, value in found.items()}, **ratios}
+        rows[mode]["forwards"] = {"ours": ours_forwards, "peer": forwards}
         print(f"{name}, {mode}: " + ", ".join(f"{loop} {ratio:.2f}" for loop, ratio in ratios.items()), flush=True)
     return rows
 

@@ -124,8 +124,8 @@ def attack_speed() -> str:
     results = read(RESULTS / "attack_speed.json")
     if not results:
         return ""
-    head = ["attack", "package", "BatchNorm", "package", "package, channels_last", "ours, plain call"]
-    lines = [head, ["---", "---", "---", *["---:"] * 3]]
+    head = ["attack", "package", "BatchNorm", "forwards", "package", "package, channels_last", "ours, plain call"]
+    lines = [head, ["---", "---", "---", *["---:"] * 4]]
     ratios: list[float] = []
     for attack, peers in results["rows"].items():
         for peer, modes in peers.items():
@@ -133,14 +133,15 @@ def attack_speed() -> str:
                 found = [row[f"{loop} / ours"] for loop in ("peer", "peer, channels_last", "alone")]
                 ratios.append(found[0])
                 name = f"{NAMES.get(peer, peer)} {results['peers'][peer]}"
-                lines.append([attack, name, mode, *(f"{ratio:.2f}" for ratio in found)])
+                forwards = " / ".join(str(row["forwards"][loop]) for loop in ("peer", "ours"))
+                lines.append([attack, name, mode, forwards, *(f"{ratio:.2f}" for ratio in found)])
     missing = [NAMES.get(name, name) for name in results["missing"]]
     left_out = f" Not installed, so left out: {', '.join(missing)}." if missing else ""
     return (
         "The attacks beside other packages' with the same steps (`scripts/attack_speed.py`). The numbers are seconds "
         "divided by those of our attack as a training or a test runs it, in the BatchNorm mode of the package: in "
-        f"channels_last and, in eval mode, with folded BatchNorms.\n\n{markdown(lines)}\n\nMedians of "
-        f"{results['repeats']} turns; {where(results)}. The packages, each given the net as torch builds it, take "
+        "channels_last and, in eval mode, with folded BatchNorms. Forwards are the package's and ours.\n\n"
+        f"{markdown(lines)}\n\nMedians of {results['repeats']} turns; {where(results)}. The packages, each given the net as torch builds it, take "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long.{left_out}"
     )
 

@@ -79,10 +79,11 @@ def test_each_package_is_compared_in_the_modes_in_which_it_attacks(script, block
     assert results["missing"] == ["adv-lib", "adversarial-robustness-toolbox"]
     for modes in rows.values():
         for row in modes.values():
+            assert row["forwards"] == {"ours": 1, "peer": 1}
             assert row["seconds"].keys() == {"ours", "alone", "peer", "peer, channels_last"}
             assert row["peer / ours"] == pytest.approx(row["seconds"]["peer"] / row["seconds"]["ours"], rel=0.05)
     written = blocks.attack_speed()
-    assert "| FGSM | foolbox 2.0 | train | " in written
+    assert "| FGSM | foolbox 2.0 | train | 1 / 1 | " in written
     assert "Not installed, so left out: adv-lib, ART." in written
 
 
@@ -112,7 +113,7 @@ def test_every_attack_of_an_installed_package_runs_and_makes_our_passes(script, 
         expected = len(made)
         made.clear()
         pair.peers[name](modules[name][1], net, x, y)
-        assert expected <= len(made) <= 1.2 * expected + 3
+        assert expected <= len(made) <= 3 * expected + 3  # ART's Square makes three for each query
 
 
 # AutoAttack beside its package.
