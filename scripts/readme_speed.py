@@ -141,8 +141,8 @@ def attack_speed() -> str:
         "The attacks beside other packages' with the same steps (`scripts/attack_speed.py`). The numbers are seconds "
         "divided by those of our attack as a training or a test runs it, in the BatchNorm mode of the package: in "
         "channels_last and, in eval mode, with folded BatchNorms. Forwards are the package's and ours.\n\n"
-        f"{markdown(lines)}\n\nMedians of {results['repeats']} turns; {where(results)}. The packages, each given the net as torch builds it, take "
-        f"{min(ratios):.2f} to {max(ratios):.2f} times as long.{left_out}"
+        f"{markdown(lines)}\n\nMedians of {results['repeats']} turns; {where(results)}. The packages, "
+        f"each given the net as torch builds it, take {min(ratios):.2f} to {max(ratios):.2f} times as long.{left_out}"
     )
 
 
