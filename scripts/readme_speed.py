@@ -60,15 +60,42 @@ def selection_speed() -> str:
     )
 
 
+#: The loops of the benchmark, and how the README calls them.
+LOOPS = {"fit": "fit", "fit unfolded": "without folding", "fit bf16": "fit, bf16", "research": "research loop"}
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A method's images per second, and its loops as ratios to the floor."""
+    ratios = [f"{row[loop]['to_floor']:.2f}" if loop in row else "-" for loop in LOOPS]
+    speed = row["images_per_second"]
+    return [f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}", *ratios]
+
+
+def benchmark_full() -> str:
+    """The same on nets of full width."""
+    found = [read(path) for path in sorted(RESULTS.glob("benchmark_*_full.json"))]
+    if not found:
+        return ""
+    lines = [
+        ["net", "batch", "method", "images/s", *LOOPS.values()],
+        ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))],
+    ]
+    for results in found:
+        for name, row in results["rows"].items():
+            lines.append([results["net"], str(results["batch"]), name, *cells(row)])
+    results = found[0]
+    return (
+        f"The same on nets of full width:\n\n{markdown(lines)}\n\nMedians, as ratios to the floor; "
+        f"{results['threads']} threads of {results['processor']} ({results['capability']})."
+    )
+
+
 def benchmark() -> str:
     """Each method's fit step against its floor."""
     results = read(RESULTS / "benchmark_resnet18_16.json")
-    loops = {"fit": "fit", "fit unfolded": "without folding", "fit bf16": "fit, bf16", "research": "research loop"}
-    lines = [["method", "images/s", *loops.values()], ["---", *["---:"] * (1 + len(loops))]]
-    for name, row in results["rows"].items():
-        ratios = [f"{row[loop]['to_floor']:.2f}" if loop in row else "-" for loop in loops]
-        lines.append([name, f"{row['images_per_second']:.0f}", *ratios])
-    n = min(row[loop]["n"] for row in results["rows"].values() for loop in loops if loop in row)
+    lines = [["method", "images/s", *LOOPS.values()], ["---", *["---:"] * (1 + len(LOOPS))]]
+    lines += [[name, *cells(row)] for name, row in results["rows"].items()]
+    n = min(row[loop]["n"] for row in results["rows"].values() for loop in LOOPS if loop in row)
     lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
     bf16 = "with" if results["multiplies_bf16"] else "without"
     return (

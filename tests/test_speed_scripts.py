@@ -41,9 +41,20 @@ def blocks(script, monkeypatch, tmp_path):
     return readme
 
 
-@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "peak_memory"])
+@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory"])
 def test_a_block_without_results_is_empty(blocks, block):
     assert getattr(blocks, block)() == ""
+
+
+def test_every_net_of_full_width_has_its_rows(blocks, tmp_path):
+    loop = {"seconds": 1.0, "to_floor": 1.0, "n": 2}
+    results = {"batch": 8, "threads": 2, "processor": "CPU", "capability": "AVX512"}
+    for net in ("vgg16", "resnet18"):
+        rows = {"FastAT": {"images_per_second": 3.21, "floor": loop, "fit": loop | {"to_floor": 0.9}}}
+        (tmp_path / f"benchmark_{net}_full.json").write_text(json.dumps(results | {"net": net, "rows": rows}))
+    (tmp_path / "benchmark_resnet18_16.json").write_text("{}")
+    written = blocks.benchmark_full()
+    assert "| resnet18 | 8 | FastAT | 3.2 | 0.90 | - | - | - |\n| vgg16 | 8 | FastAT | 3.2 |" in written
 
 
 # Attacks beside other packages.
