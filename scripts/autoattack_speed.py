@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--train-size", type=int, default=None, help="train on the first images only")
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--block", type=int, default=50)
+    parser.add_argument("--block", type=int, default=100)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     data = CIFAR10DataModule(
