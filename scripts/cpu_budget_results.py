@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
@@ -132,6 +132,12 @@ def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 
 # The table.
+
+
+def with_range(values: Sequence[float], digits: int = 1) -> str:
+    """The mean and, of several values, the smallest and the largest."""
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def reports(diary: Mapping[str, list[float]]) -> str:

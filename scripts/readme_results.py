@@ -4,7 +4,7 @@
     python scripts/readme_results.py --check   # fail if one is not up to date
 
 A block begins with ``<!-- results: NAME -->``, where NAME is a function of ``BLOCKS``, and ends with
-``<!-- end of results -->``.
+``<!-- end of results -->``. Blocks whose file of results is missing stay empty.
 """
 
 import argparse
@@ -18,7 +18,19 @@ from statistics import mean
 from typing import Any
 
 from cpu_budget import DEFAULT_TEST
-from cpu_budget_results import markdown, read
+from cpu_budget_results import markdown, read, with_range
+from readme_speed import (
+    attack_speed,
+    autoattack_bf16,
+    autoattack_speed,
+    benchmark,
+    benchmark_full,
+    decoding_speed,
+    default_test_cost,
+    digits_bf16,
+    peak_memory,
+    selection_speed,
+)
 
 HERE = Path(__file__).parent
 README, RESULTS = HERE.parent / "README.md", HERE / "results"
@@ -54,12 +66,6 @@ def accuracies(records: Records, attack: str) -> list[float]:
 def images(records: Records, attack: str) -> int:
     """The number of images that the attack has seen."""
     return int(records[0]["last"][attack][3])
-
-
-def with_range(values: Sequence[float], digits: int = 1) -> str:
-    """The mean and, of several values, the smallest and the largest."""
-    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
 
 
 def differ(one: Records, other: Records, attack: str) -> bool:
@@ -234,24 +240,6 @@ def trivial() -> str:
     return f"{markdown(lines)}\n\n" + "\n".join([*told, f"Alarms over all eps and seeds: {named}."])
 
 
-def default_test_cost() -> str:
-    """The passes of the default test."""
-    results = read(RESULTS / "default_test_cost.json")
-    measured = ["accuracy under the default test, %", "passes per image", "relative to PGD-20", "relative to PGD-100"]
-    lines = [["net", *measured, "alarms"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for name, seeds in results["rows"].items():
-        passes = [of_seed["default"] for of_seed in seeds]
-        ratios = [[of_seed["default"] / of_seed[other] for of_seed in seeds] for other in ("pgd20", "pgd100")]
-        cells = [with_range([of_seed["robust"] for of_seed in seeds]), with_range(passes)]
-        alarms = with_range([of_seed["alarms"] for of_seed in seeds], 0)
-        lines.append([name, *cells, *(with_range(of, 2) for of in ratios), alarms])
-    return (
-        f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range. "
-        "The alarms' passes are per probed image; a test probes its first 200 images, whatever its size."
-    )
-
-
 def alarm_rates() -> str:
     """How many honest nets raise an alarm, and how many others."""
     results = read(RESULTS / "alarm_rates.json")
@@ -268,29 +256,6 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
-def decoding_speed() -> str:
-    """How many images a core decodes, crops and resizes."""
-    results = read(RESULTS / "decoding_speed.json")
-    rows = results["images_per_second"]
-    lines = [["JPEGs of", *next(iter(rows.values()))], ["---", *["---:"] * len(next(iter(rows.values())))]]
-    lines += [[size, *map(str, of_size.values())] for size, of_size in rows.items()]
-    return (
-        f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} "
-        f"pixels; {results['processor']}, {results['capability']}."
-    )
-
-
-def autoattack_bf16() -> str:
-    """How many images survive AutoAttack in float32 and in bf16."""
-    results = read(RESULTS / "autoattack_bf16.json")
-    lines = [["net", "float32 leaves", "bf16 leaves", "only bf16 leaves", "only float32 leaves"]]
-    lines.append(["---", *["---:"] * 4])
-    for name, counts in results["nets"].items():
-        lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])
-    where = results["hardware"]["processor"]
-    return f"{markdown(lines)}\n\nHow many of {results['n']} held-out digits survive; one net per row, on an {where}."
-
-
 def free_forgetting() -> str:
     """Free training on batches of one class."""
     results = read(RESULTS / "free_forgetting.json")
@@ -305,60 +270,6 @@ def free_forgetting() -> str:
     )
 
 
-def selection_speed() -> str:
-    """Seconds of a selection."""
-    results = read(RESULTS / "selection_speed.json")
-    lines = [["selection", "images", "seconds", "CPU seconds", "relative error of its gradient"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for name, row in results["selections"].items():
-        error = f"{row['gradient_error']:.4f}" if "gradient_error" in row else "-"
-        lines.append([name, f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", error])
-    peak = max(row.get("peak_gigabytes", 0.0) for row in results["selections"].values())
-    where, md5 = results["hardware"], results["md5"]["train"][:8]
-    return (
-        f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), {where['threads']} "
-        f"threads of {where['processor']}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
-        "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
-        "when its match is exact."
-    )
-
-
-def benchmark() -> str:
-    """Each method's fit step against its floor."""
-    results = read(RESULTS / "benchmark_resnet18_16.json")
-    loops = {"fit": "fit", "fit unfolded": "without folding", "fit bf16": "fit, bf16", "research": "research loop"}
-    lines = [["method", "images/s", *loops.values()], ["---", *["---:"] * (1 + len(loops))]]
-    for name, row in results["rows"].items():
-        ratios = [f"{row[loop]['to_floor']:.2f}" if loop in row else "-" for loop in loops]
-        lines.append([name, f"{row['images_per_second']:.0f}", *ratios])
-    n = min(row[loop]["n"] for row in results["rows"].values() for loop in loops if loop in row)
-    lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
-    bf16 = "with" if results["multiplies_bf16"] else "without"
-    return (
-        f"{markdown(lines)}\n\nMedians of at least {n} batches of {results['batch']} images, as ratios to the floor; "
-        f"ResNet-18 of width {results['width']}, {results['threads']} threads of {results['processor']} "
-        f"({results['capability']}, {bf16} instructions for bfloat16). On a net that costs next to nothing, a step of "
-        f"natural training takes {lightning:,} microseconds more than its floor by Lightning alone, and {ours:,} by a "
-        "method here."
-    )
-
-
-def digits_bf16() -> str:
-    """What training in bfloat16 costs in accuracy."""
-    results = read(RESULTS / "digits_bf16.json")
-    found = {
-        precision: [with_range([row[name] for row in rows]) for name in ("clean", "pgd20")]
-        for precision, rows in results["rows"].items()
-    }
-    (clean, robust), (clean_bf16, robust_bf16) = found["32-true"], found["bf16-mixed"]
-    n = results["rows"]["32-true"][0]["n"]
-    return (
-        f"PGDAT on scikit-learn's digits (the quickstart's net, eps 0.15, n = {n}, mean and range of "
-        f"{len(results['seeds'])} seeds): after training in float32, {clean} % clean and {robust} % under PGD-20; in "
-        f"bf16-mixed, {clean_bf16} % and {robust_bf16} %."
-    )
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -370,6 +281,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
         free_forgetting,
         selection_speed,
         benchmark,
+        benchmark_full,
+        peak_memory,
+        attack_speed,
+        autoattack_speed,
         digits_bf16,
         default_test_cost,
         alarm_rates,
@@ -390,7 +305,8 @@ def filled(text: str) -> str:
     def write(found: re.Match[str]) -> str:
         if "<!-- results:" in found[2]:
             raise ValueError(f"the block {found[1]} does not end with <!-- end of results -->")
-        return f"<!-- results: {found[1]} -->\n\n{BLOCKS[found[1]]()}\n\n<!-- end of results -->"
+        written = "".join(f"{part}\n\n" for part in (BLOCKS[found[1]](),) if part)
+        return f"<!-- results: {found[1]} -->\n\n{written}<!-- end of results -->"
 
     return re.sub(r"<!-- results: (\w+) -->(.*?)<!-- end of results -->", write, text, flags=re.DOTALL)
 

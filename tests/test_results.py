@@ -98,6 +98,18 @@ def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_im
         assert counts["bf16_only"] + counts["float32_only"] <= 0.01 * results["n"]
 
 
+def test_training_in_bf16_costs_no_accuracy_beyond_the_noise():
+    """The noise is 1.96 standard errors of the difference over the images of all seeds, as if they were unpaired."""
+    nets = json.loads((SCRIPTS / "results/digits_bf16.json").read_text())["nets"]
+    for net in nets.values():
+        assert len(net["32-true"]) == len(net["bf16-mixed"]) == 3
+        for attack in ("clean", "pgd20"):
+            float32, bf16 = (mean(run[attack] for run in net[precision]) for precision in ("32-true", "bf16-mixed"))
+            n = sum(run["n"] for run in net["32-true"])
+            noise = 1.96 * (2 * float32 * (100 - float32) / n) ** 0.5
+            assert bf16 > float32 - noise
+
+
 def test_the_default_test_costs_less_than_pgd_100_and_least_on_a_weak_net():
     rows = json.loads((SCRIPTS / "results/default_test_cost.json").read_text())["rows"]
     means = [mean(of_seed["default"] for of_seed in rows[net]) for net in ("weak", "middling", "robust")]
