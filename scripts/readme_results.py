@@ -63,6 +63,17 @@ def accuracies(records: Records, attack: str) -> list[float]:
     return [record["last"][attack][0] for record in records]
 
 
+def half_interval(records: Records, attack: str) -> float:
+    """Half of the 95 % interval over images, in points, as the mean over the seeds."""
+    return mean((high - low) / 2 for _, low, high, _ in (record["last"][attack] for record in records))
+
+
+def measured(records: Records, attack: str) -> str:
+    """The mean, half of its interval over images and, of several seeds, the smallest and the largest."""
+    value, _, spread = with_range(accuracies(records, attack)).partition(" ")
+    return " ".join(filter(None, (value, f"± {half_interval(records, attack):.1f}", spread)))
+
+
 def images(records: Records, attack: str) -> int:
     """The number of images that the attack has seen."""
     return int(records[0]["last"][attack][3])
@@ -111,9 +122,13 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     on = f"the first {counts[attacks[0]]} test images" if shown == "all" else f"the first test images ({shown})"
     seeds = sorted({len(of_row) for of_row in rows.values()})
     spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean and range"
+    widest = max(half_interval(of_row, attack) for of_row in rows.values() for attack in attacks)
     machines = ", ".join(sorted({record["hardware"]["processor"] for record in records}))
     md5 = sorted({record["md5"]["test"][:8] for record in records})
-    return f"Accuracy in percent on {on}, {spread}; one thread of {machines}; md5 of the test images {', '.join(md5)}."
+    return (
+        f"Accuracy in percent on {on}, {spread}; half of the 95 % interval over images (±) is at most {widest:.1f}; one "
+        f"thread of {machines}; md5 of the test images {', '.join(md5)}."
+    )
 
 
 def raised(records: Records) -> str:
@@ -151,7 +166,7 @@ def single_step() -> str:
     lines = [["row", "rank", "clean", "PGD-40", "AutoAttack", "alarms", "passes per batch", "CPU seconds"]]
     lines.append(["---", *["---:"] * 4, "---", *["---:"] * 2])
     for row, records in rows.items():
-        found = [with_range(accuracies(records, attack)) for attack in attacks]
+        found = [measured(records, attack) for attack in attacks]
         costs = [f"{passes(records):.2f}", f"{mean(seconds(records)):.0f}"]
         lines.append([f"`{row}`", place[row], *found, raised(records), *costs])
     nets = {
@@ -175,7 +190,7 @@ def overfitting() -> str:
     for row, records in rows.items():
         (record,) = records
         reported = record["diary"]["train/catastrophic_overfitting"].index(1) + 1
-        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
+        found = [measured(records, attack) for attack in ("clean", "pgd40", "autoattack")]
         told = [f"{record['eps']:g}", *found, str(record["epochs"]), str(reported), raised(records)]
         lines.append([f"`{row}`", *told])
     return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} {judged(rows)}"
@@ -191,7 +206,7 @@ def delayed() -> str:
     lines = [["row", "eps", "clean", "PGD-40", "AutoAttack", "final training loss", "CPU seconds"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row, records in rows.items():
-        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
+        found = [measured(records, attack) for attack in ("clean", "pgd40", "autoattack")]
         losses = [record["diary"]["train/loss"][-1] for record in records]
         cells = [*found, with_range(losses, 2), with_range(seconds(records), 0)]
         lines.append([f"`{row}`", f"{records[0]['eps']:g}", *cells])
@@ -208,7 +223,7 @@ def data_size() -> str:
     lines = [["row", "clean", "PGD-40", "AutoAttack", "gap, clean", "gap, PGD-40"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row, records in rows.items():
-        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
+        found = [measured(records, attack) for attack in ("clean", "pgd40", "autoattack")]
         gaps = [
             with_range([record["train"][attack][0] - record["last"][attack][0] for record in records])
             for attack in ("clean", "pgd40")

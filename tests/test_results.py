@@ -147,6 +147,12 @@ def test_rows_have_different_ranks_only_if_seeds_and_images_do_not_explain_it(re
     assert readme.ranks(rows, "pgd") == places
 
 
+def test_an_accuracy_has_half_of_its_interval_over_images_and_its_range_over_seeds(readme):
+    records = [{"last": {"pgd": [90.0, 86, 92, 500]}}, {"last": {"pgd": [80.0, 76, 84, 500]}}]
+    assert readme.measured(records, "pgd") == "85.0 ± 3.5 (80.0 to 90.0)"
+    assert readme.measured(records[:1], "pgd") == "90.0 ± 3.0"
+
+
 def test_a_mean_over_seeds_has_its_range(readme):
     assert readme.with_range([90.0, 80.0]) == "85.0 (80.0 to 90.0)"
     assert readme.with_range([90.0]) == "90.0"
