@@ -126,8 +126,8 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     machines = ", ".join(sorted({record["hardware"]["processor"] for record in records}))
     md5 = sorted({record["md5"]["test"][:8] for record in records})
     return (
-        f"Accuracy in percent on {on}, {spread}; half of the 95 % interval over images (±) is at most {widest:.1f}; one "
-        f"thread of {machines}; md5 of the test images {', '.join(md5)}."
+        f"Accuracy in percent on {on}, {spread}; half of the 95 % interval over images (±) is at most {widest:.1f}; "
+        f"one thread of {machines}; md5 of the test images {', '.join(md5)}."
     )
 
 
