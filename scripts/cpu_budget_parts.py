@@ -78,6 +78,8 @@ class Diary(Callback):
     def __init__(self, eps: Magnitude) -> None:
         self.attack = FGSM(eps)
         self.epochs: list[dict[str, float]] = []
+        self._passes, self._spent = [0.0, 0.0], [0.0, 0.0]
+        self._begin = time.perf_counter(), time.process_time()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Count calls of the net's class, so that copies of the net are counted too."""
@@ -105,6 +107,11 @@ class Diary(Callback):
 
         if logits.requires_grad:
             logits.register_hook(count)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on within an epoch: a run that a signal has stopped resumes there."""
+        self._before: dict[str, Any] = {}
+        self._begin = time.perf_counter() - self._spent[0], time.process_time() - self._spent[1]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks, and remember the metrics of earlier epochs, which the trainer keeps."""
@@ -143,12 +150,14 @@ class Diary(Callback):
         self.epochs.append(entry)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epochs so far, so that a resumed run has the complete diary."""
-        return {"epochs": self.epochs}
+        """The epochs so far, and the begun one's seconds and passes, so that a resumed run has the complete diary."""
+        spent = [time.perf_counter() - self._begin[0], time.process_time() - self._begin[1]]
+        return {"epochs": self.epochs, "spent": spent, "passes": list(self._passes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the epochs so far."""
+        """Restore them."""
         self.epochs = state_dict["epochs"]
+        self._spent, self._passes = state_dict.get("spent", self._spent), state_dict.get("passes", self._passes)
 
 
 class Transfer(Attack):
