@@ -1,7 +1,7 @@
 """Time the whole ``trainer.fit`` loop of each method against its floor and against the usual research loop.
 
     python scripts/benchmark.py                                  # writes scripts/results/benchmark_PROCESSOR.json
-    python scripts/benchmark.py --net wide_resnet28_10 --width 160 --batch 128 --methods PGDAT TRADES
+    python scripts/benchmark.py --net resnet18 --width 0 --batch 8 --batches 2 --methods "PGDAT, eval" TRADES
 
 The floor is a loop written by hand with the passes that a method cannot do without, in float32 and channels_last,
 without gradients of parameters in the attack and with nothing else; it attacks in the method's own BatchNorm mode. The

@@ -1,13 +1,14 @@
-"""Train the rows of ``cpu_budget.yaml`` on MNIST, in minutes per row, attack them, and print a table.
+"""Train the rows of ``cpu_budget.yaml``, in minutes per row, attack them, and print a table.
 
     python scripts/cpu_budget.py single_step                     # all rows of a set that are not done
     python scripts/cpu_budget.py single_step --rows gat@0 nuat@0 # some of them
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
-A row that is done with this configuration, data and version is skipped, and so is each attack that is done. A row that
-was interrupted resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written
-atomically after each row and each attack, so several processes can work on different rows of a set at once. Every row
-is first trained and attacked by PGD-40; the other attacks follow, AutoAttack last.
+It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version
+is skipped, and so is each attack that is done. A row that was interrupted resumes from the checkpoint of its last
+complete epoch, in runs/cpu_budget. Results are written atomically after each row and each attack, so several processes
+can work on different rows of a set at once. Every row is first trained and attacked by its first attack; the others
+follow, AutoAttack last.
 
 Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` the best epoch on validation images.
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 import yaml
+from cpu_budget_costs import hours
 from cpu_budget_parts import Diary, Transfer
 from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, read, rounded, table, versions
 
@@ -42,12 +44,14 @@ from lit_robust.seeds import derive_seed
 HERE = Path(__file__).parent
 ROWS, RESULTS, RUNS = HERE / "cpu_budget.yaml", HERE / "results", Path("runs/cpu_budget")
 
-#: The attack run on a row as soon as it is trained, on its best checkpoint too; the others follow after all rows.
-FIRST_ATTACK = "pgd40"
 #: The attacks of the library's default test, after which a row is probed for alarms.
 DEFAULT_TEST = {"pgd20", "pgd20_margin", "gama40"}
-#: FIRST_ATTACK crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them breaks it.
+#: A row's first attack, crafted on the nets of the set's ``transfer`` rows; an image counts as broken if any of them
+#: breaks it.
 TRANSFER = "transfer"
+
+#: What a set with ``monitors: false`` leaves out.
+MONITOR = "CatastrophicOverfittingMonitor"
 
 # From rows to configurations.
 
@@ -69,18 +73,25 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
-    A set with ``seeds`` has each row once per seed, as ``name@seed``; one with ``attacks`` is tested by these only.
+    A set with ``seeds`` has each row once per seed, as ``name@seed``; one with ``attacks`` is tested by these only; one
+    with ``monitors: false`` has no monitors. ``limits`` has costly attacks by name, with the number of first
+    ``images`` that they see, which is also the row's ``images``, and their ``seeds``.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
         numbers = {key: said.get(key, chosen.get(key)) for key in ("eps", "epochs", "passes")}
         over = {key: value for key, value in said.items() if key not in numbers}
         config = filled(merged(text["base"], chosen.get("all", {}), over), numbers["eps"], numbers["epochs"])
-        attacks = config["model"]["init_args"]["test_attacks"]
-        config["model"]["init_args"]["test_attacks"] = {key: attacks[key] for key in chosen.get("attacks", attacks)}
+        attacks, limits = config["model"]["init_args"]["test_attacks"], chosen.get("limits", {})
+        if not chosen.get("monitors", True):
+            callbacks = config["trainer"]["callbacks"]
+            config["trainer"]["callbacks"] = [one for one in callbacks if one["class_path"] != MONITOR]
+        numbers["images"] = {name: limit["images"] for name, limit in limits.items() if "images" in limit}
         for seed in chosen.get("seeds", [config["seed_everything"]]):
             label = f"{row}@{seed}" if "seeds" in chosen else row
-            rows[label] = numbers | {"config": config | {"seed_everything": seed}}
+            names = [key for key in chosen.get("attacks", attacks) if seed in limits.get(key, {}).get("seeds", [seed])]
+            model = {"init_args": config["model"]["init_args"] | {"test_attacks": {key: attacks[key] for key in names}}}
+            rows[label] = numbers | {"config": config | {"model": config["model"] | model, "seed_everything": seed}}
     return rows
 
 
@@ -154,6 +165,14 @@ class Work:
         self.asks_for_gap = text["sets"][name].get("gap", False)
         self.path = RESULTS / f"cpu_{name}.json"
 
+    def estimate(self, rows: Collection[str]) -> str:
+        """How long these rows take, without what is done, in hours of one core."""
+        done = read(self.path).get("rows", {})
+        parts = [hours(self.rows[row], done.get(row)) for row in rows]
+        found = {name: sum(part[name] for part in parts) for name in parts[0]}
+        shares = ", ".join(f"{name} {share:.1f}" for name, share in found.items())
+        return f"{len(rows)} rows: about {sum(found.values()):.1f} hours of one core ({shares})"
+
     def folder(self, row: str) -> Path:
         """The folder of a row's run."""
         return RUNS / self.name / row
@@ -188,22 +207,24 @@ class Work:
 
     def test(self, row: str, names: Collection[str]) -> None:
         """Run those of these attacks that are not done on a row's checkpoints."""
-        config, done = self.rows[row]["config"], read(self.path)["rows"][row]
+        said, done, first = self.rows[row], read(self.path)["rows"][row], self.attacks(row)[0]
         missing = [
             (which, name)
             for which in ("last", "best")
             for name in names
-            if name not in done[which] and (which == "last" or name == FIRST_ATTACK)
+            if name not in done[which] and (which == "last" or [name] == first)
         ]
         if not missing:
             return
-        cli = built(config, self.folder(row))
+        cli = built(said["config"], self.folder(row))
         images, attacks = read_test_images(cli.datamodule), dict(cli.model.test_attacks)
-        attacks[TRANSFER] = Transfer(attacks[FIRST_ATTACK], [load_net(path) for path in self.sources(row)])
+        attacks[TRANSFER] = Transfer(attacks[first[0]], [load_net(path) for path in self.sources(row)])
         for which, name in missing:
-            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], images)
+            limit = said["images"].get(name)
+            seen = Batch(*(part[:limit] for part in images))
+            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], seen)
             with opened(self.path) as results:
-                results["rows"][row][which] |= {name: found[name], "clean": found["clean"]}
+                results["rows"][row][which] |= {name: found[name]} | ({} if limit else {"clean": found["clean"]})
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
 
     def probe(self, row: str) -> None:
@@ -233,7 +254,8 @@ class Work:
         columns = zip(*cli.datamodule.plain_train_dataloader(), strict=True)
         images = Batch(*(torch.cat(parts)[:n] for parts in columns))
         net = load_net(checkpoint(self.folder(row), "last"))
-        found = accuracy(net, FIRST_ATTACK, cli.model.test_attacks[FIRST_ATTACK], images)
+        (first,) = self.attacks(row)[0]
+        found = accuracy(net, first, cli.model.test_attacks[first], images)
         with opened(self.path) as results:
             results["rows"][row]["train"] = found
         print(f"{row}: training images {found}", flush=True)
@@ -242,8 +264,8 @@ class Work:
         """The names of a row's attacks: the first, the cheap ones, and those that take minutes per row."""
         said = self.rows[row]["config"]["model"]["init_args"]["test_attacks"]
         costly = [name for name, attack in said.items() if attack["class_path"].endswith("AutoAttack")]
-        cheap = [name for name in said if name not in (FIRST_ATTACK, *costly)]
-        return [[FIRST_ATTACK], cheap + [TRANSFER] * bool(self.sources(row)), costly]
+        first, *cheap = [name for name in said if name not in costly]
+        return [[first], cheap + [TRANSFER] * bool(self.sources(row)), costly]
 
     def sources(self, row: str) -> list[Path]:
         """The checkpoints of the same seed that craft a row's transferred attack; none until all are trained."""
@@ -271,6 +293,7 @@ def main(args: list[str] | None = None) -> None:
         torch.set_flush_denormal(True)
         logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
+        print(work.estimate(chosen), flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row in chosen:

@@ -7,23 +7,24 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.modules.module import register_module_forward_hook
 
 from lit_robust.attacks import FGSM, Attack
 from lit_robust.batch import Batch
-from lit_robust.data import MNISTDataModule
+from lit_robust.data import CIFAR10DataModule, ImageDataModule, MNISTDataModule
 from lit_robust.data.loaders import Samples
 from lit_robust.magnitudes import Magnitude
 from lit_robust.measures.accuracy import surviving
 
 
-class FirstImages(MNISTDataModule):
-    """MNIST's first ``train_size`` training images for training, and the next ``next_size`` for validation.
+class First(ImageDataModule):
+    """The first ``train_size`` training images for training, and the next ``next_size`` for validation.
 
     Args:
         train_size: The number of images for training.
         next_size: The number of images for validation.
-        **kwargs: Arguments of ``MNISTDataModule``.
+        **kwargs: Arguments of the data set.
     """
 
     def __init__(self, train_size: int = 20_000, next_size: int = 1_000, **kwargs: Any) -> None:
@@ -31,10 +32,32 @@ class FirstImages(MNISTDataModule):
         self.next_size = next_size
 
     def val_dataloader(self) -> Iterable[Batch]:
-        """The images that follow those for training."""
+        """The images that follow those for training; if too few are left, the last ones of all."""
         self.setup()
-        first = len(self._train)
+        first = min(len(self._train), self.train_images - self.next_size)
         return self._walk(Samples.once(torch.arange(first, first + self.next_size)), train=True)
+
+
+class FirstImages(First, MNISTDataModule):
+    """MNIST's first images."""
+
+
+class FirstCIFAR10(First, CIFAR10DataModule):
+    """CIFAR-10's first images."""
+
+
+class ResizedCIFAR10(FirstCIFAR10):
+    """CIFAR-10's first images, resized for training only, as ``ProgressiveResizing`` says."""
+
+    image_size = 32
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Resize the images of training."""
+        trainer: Any = self.trainer  # Lightning does not declare the attribute
+        if not trainer.training or self.image_size == batch.x.shape[-1]:
+            return batch
+        resized = interpolate(batch.x, size=(self.image_size,) * 2, mode="bilinear", antialias=True)
+        return batch._replace(x=resized.clamp(0, 1))
 
 
 class Diary(Callback):
@@ -55,6 +78,8 @@ class Diary(Callback):
     def __init__(self, eps: Magnitude) -> None:
         self.attack = FGSM(eps)
         self.epochs: list[dict[str, float]] = []
+        self._passes, self._spent = [0.0, 0.0], [0.0, 0.0]
+        self._begin = time.perf_counter(), time.process_time()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Count calls of the net's class, so that copies of the net are counted too."""
@@ -82,6 +107,11 @@ class Diary(Callback):
 
         if logits.requires_grad:
             logits.register_hook(count)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on within an epoch: a run that a signal has stopped resumes there."""
+        self._before: dict[str, Any] = {}
+        self._begin = time.perf_counter() - self._spent[0], time.process_time() - self._spent[1]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks, and remember the metrics of earlier epochs, which the trainer keeps."""
@@ -112,7 +142,7 @@ class Diary(Callback):
         """Record the epoch; the monitors come before this callback and have logged their metrics."""
         batches = trainer.num_training_batches
         entry = {"seconds": self._seconds[0], "cpu_seconds": self._seconds[1]}
-        entry |= {"forwards": self._passes[0] / batches, "backwards": self._passes[1] / batches}
+        entry |= {"forwards": self._passes[0] / batches, "backwards": self._passes[1] / batches, "batches": batches}
         entry |= {"val/acc/fgsm": torch.cat(self._fgsm).float().mean().item()}
         for name, value in sorted(trainer.callback_metrics.items()):
             if value is not self._before.get(name) and not name.endswith(("_step", "_epoch")):
@@ -120,12 +150,14 @@ class Diary(Callback):
         self.epochs.append(entry)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epochs so far, so that a resumed run has the complete diary."""
-        return {"epochs": self.epochs}
+        """The epochs so far, and the begun one's seconds and passes, so that a resumed run has the complete diary."""
+        spent = [time.perf_counter() - self._begin[0], time.process_time() - self._begin[1]]
+        return {"epochs": self.epochs, "spent": spent, "passes": list(self._passes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the epochs so far."""
+        """Restore them."""
         self.epochs = state_dict["epochs"]
+        self._spent, self._passes = state_dict.get("spent", self._spent), state_dict.get("passes", self._passes)
 
 
 class Transfer(Attack):

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
@@ -134,9 +134,17 @@ def rounded(epochs: list[dict[str, float]]) -> dict[str, list[float | None]]:
 # The table.
 
 
+def with_range(values: Sequence[float], digits: int = 1) -> str:
+    """The mean and, of several values, the smallest and the largest."""
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
 def reports(diary: Mapping[str, list[float]]) -> str:
-    """The epochs, counted from 1, in which a monitor reported overfitting, and by which rules."""
+    """The epochs, counted from 1, in which a monitor reported overfitting, and by which rules; a dash without one."""
     flag = "train/catastrophic_overfitting"
+    if flag not in diary:
+        return "-"
     rules = {key.removeprefix(f"{flag}/"): flags for key, flags in diary.items() if key.startswith(f"{flag}/")}
     found = []
     for epoch, reported in enumerate(diary[flag]):
@@ -153,12 +161,13 @@ def table(results: Mapping[str, Any]) -> str:
     found = {name: cell[3] for record in rows.values() for name, cell in record["last"].items()}
     known = [name for record in rows.values() for name in record["config"]["model"]["init_args"]["test_attacks"]]
     columns = [name for name in dict.fromkeys(["clean", *known, *found]) if name in found]
-    heads = ["row", *(f"{name} ({found[name]})" for name in columns), "best: pgd40"]
+    first = known[0]
+    heads = ["row", *(f"{name} ({found[name]})" for name in columns), f"best: {first}"]
     heads += ["CPU s per epoch", "CPU s", "forwards", "backwards", "passes", "model", "reported in epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name, record in rows.items():
         diary, last = record["diary"], record["last"]
-        cells = [cell(last.get(column)) for column in columns] + [cell(record["best"].get("pgd40"))]
+        cells = [cell(last.get(column)) for column in columns] + [cell(record["best"].get(first))]
         forwards, backwards = (mean(diary[key]) for key in ("forwards", "backwards"))
         passes = forwards / 3 + 2 * backwards / 3
         cells += [f"{min(diary['cpu_seconds']):.1f}", f"{sum(diary['cpu_seconds']):.0f}"]
@@ -173,10 +182,10 @@ def table(results: Mapping[str, Any]) -> str:
         "model's number. The last column has the epochs in which a CatastrophicOverfittingMonitor reported, and by "
         "which rule."
     )
-    return "\n\n".join([markdown(lines), legend, *over_seeds(rows)])
+    return "\n\n".join([markdown(lines), legend, *over_seeds(rows, first)])
 
 
-def over_seeds(rows: Mapping[str, Any]) -> list[str]:
+def over_seeds(rows: Mapping[str, Any], attack: str = "pgd40") -> list[str]:
     """A table with one line per row that was trained with several seeds, if there are any."""
     groups: dict[str, list[Any]] = {}
     for name, record in rows.items():
@@ -185,11 +194,11 @@ def over_seeds(rows: Mapping[str, Any]) -> list[str]:
             groups.setdefault(row, []).append(record)
     if not groups:
         return []
-    heads = ["row", "seeds", "clean", "pgd40", "final training loss", "CPU s", "adversarial from epoch"]
+    heads = ["row", "seeds", "clean", attack, "final training loss", "CPU s", "adversarial from epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for row, records in groups.items():
         diaries = [record["diary"] for record in records]
-        accuracies = [[record["last"][name][0] for record in records] for name in ("clean", "pgd40")]
+        accuracies = [[record["last"][name][0] for record in records] for name in ("clean", attack)]
         costs = [[diary["train/loss"][-1] for diary in diaries], [sum(diary["cpu_seconds"]) for diary in diaries]]
         starts = [str(diary["train/adversarial"].index(1.0) + 1) for diary in diaries]
         cells = [spread(values, digits) for values, digits in zip(accuracies + costs, (1, 1, 3, 0), strict=True)]

@@ -5,8 +5,8 @@
 The nets are trained on scikit-learn's digits with three seeds: naturally, by FGSM at eps/3 and by PGD. Passes are
 counted image by image, a forward as 1/3 and a backward as 2/3; they do not depend on the machine, as seconds would. The
 default test is PGD-20 on cross-entropy and on the margin and GAMA-PGD with 40 steps, each with its worst point, and
-images that are broken leave the batch; the forwards that every test needs are left out. The alarms' passes are those per probed image, whose number
-does not grow with the test. Results are written to results/default_test_cost.json.
+images that are broken leave the batch; the forwards that every test needs are left out. The alarms' passes are those
+per probed image, whose number does not grow with the test. Results are written to results/default_test_cost.json.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@
     python scripts/readme_results.py --check   # fail if one is not up to date
 
 A block begins with ``<!-- results: NAME -->``, where NAME is a function of ``BLOCKS``, and ends with
-``<!-- end of results -->``.
+``<!-- end of results -->``. Blocks whose file of results is missing stay empty.
 """
 
 import argparse
@@ -17,7 +17,20 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cpu_budget_results import markdown, read
+from cpu_budget import DEFAULT_TEST
+from cpu_budget_results import markdown, read, with_range
+from readme_speed import (
+    attack_speed,
+    autoattack_bf16,
+    autoattack_speed,
+    benchmark,
+    benchmark_full,
+    decoding_speed,
+    default_test_cost,
+    digits_bf16,
+    peak_memory,
+    selection_speed,
+)
 
 HERE = Path(__file__).parent
 README, RESULTS = HERE.parent / "README.md", HERE / "results"
@@ -50,15 +63,20 @@ def accuracies(records: Records, attack: str) -> list[float]:
     return [record["last"][attack][0] for record in records]
 
 
+def half_interval(records: Records, attack: str) -> float:
+    """Half of the 95 % interval over images, in points, as the mean over the seeds."""
+    return mean((high - low) / 2 for _, low, high, _ in (record["last"][attack] for record in records))
+
+
+def measured(records: Records, attack: str) -> str:
+    """The mean, half of its interval over images and, of several seeds, the smallest and the largest."""
+    value, _, spread = with_range(accuracies(records, attack)).partition(" ")
+    return " ".join(filter(None, (value, f"± {half_interval(records, attack):.1f}", spread)))
+
+
 def images(records: Records, attack: str) -> int:
     """The number of images that the attack has seen."""
     return int(records[0]["last"][attack][3])
-
-
-def with_range(values: Sequence[float], digits: int = 1) -> str:
-    """The mean and, of several values, the smallest and the largest."""
-    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
 
 
 def differ(one: Records, other: Records, attack: str) -> bool:
@@ -104,9 +122,13 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     on = f"the first {counts[attacks[0]]} test images" if shown == "all" else f"the first test images ({shown})"
     seeds = sorted({len(of_row) for of_row in rows.values()})
     spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean and range"
+    widest = max(half_interval(of_row, attack) for of_row in rows.values() for attack in attacks)
     machines = ", ".join(sorted({record["hardware"]["processor"] for record in records}))
     md5 = sorted({record["md5"]["test"][:8] for record in records})
-    return f"Accuracy in percent on {on}, {spread}; one thread of {machines}; md5 of the test images {', '.join(md5)}."
+    return (
+        f"Accuracy in percent on {on}, {spread}; half of the 95 % interval over images (±) is at most {widest:.1f}; "
+        f"one thread of {machines}; md5 of the test images {', '.join(md5)}."
+    )
 
 
 def raised(records: Records) -> str:
@@ -116,9 +138,21 @@ def raised(records: Records) -> str:
 
 
 def flattery(record: Mapping[str, Any]) -> float:
-    """How far the default test's PGD-20, the better of its two losses, is above AutoAttack, in points."""
+    """How far the strongest attack of the default test is above AutoAttack, in points."""
     last = record["last"]
-    return float(min(last["pgd20"][0], last["pgd20_margin"][0]) - last["autoattack"][0])
+    return float(min(last[attack][0] for attack in DEFAULT_TEST) - last["autoattack"][0])
+
+
+def judged(rows: Mapping[str, Records]) -> str:
+    """How far the default test is above AutoAttack at most, and how many nets it flatters without an alarm."""
+    records = [record for of_row in rows.values() for record in of_row]
+    far = [record for record in records if flattery(record) > 5]
+    silent = sum(not record["alarms"] for record in far)
+    more = f", by more than 5 on {len(far)}, of which {silent} raise no alarm" if far else ""
+    return (
+        f"The default test is at most {max(map(flattery, records)):.1f} points above AutoAttack on the {len(records)} "
+        f"nets{more}."
+    )
 
 
 # The blocks.
@@ -132,7 +166,7 @@ def single_step() -> str:
     lines = [["row", "rank", "clean", "PGD-40", "AutoAttack", "alarms", "passes per batch", "CPU seconds"]]
     lines.append(["---", *["---:"] * 4, "---", *["---:"] * 2])
     for row, records in rows.items():
-        found = [with_range(accuracies(records, attack)) for attack in attacks]
+        found = [measured(records, attack) for attack in attacks]
         costs = [f"{passes(records):.2f}", f"{mean(seconds(records)):.0f}"]
         lines.append([f"`{row}`", place[row], *found, raised(records), *costs])
     nets = {
@@ -141,28 +175,25 @@ def single_step() -> str:
         for record in records
     }
     collapsed = [label for label, record in nets.items() if any(record["diary"]["train/catastrophic_overfitting"])]
-    flattered = [label for label, record in nets.items() if flattery(record) > 5]
-    silent = [f"{label} by {flattery(nets[label]):.1f}" for label in flattered if not nets[label]["alarms"]]
     return (
         f"{markdown(lines)}\n\n{legend(rows, attacks)} Ranks are by AutoAttack: the places that a row may have, as far "
-        "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. Its "
-        f"PGD-20 is more than 5 points above AutoAttack on {len(flattered)} of {len(nets)} nets, of which "
-        f"{len(flattered) - len(silent)} raised an alarm and {len(silent)} did not: {', '.join(silent)}. "
-        f"Monitors reported catastrophic overfitting in {', '.join(collapsed)}."
+        "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. "
+        f"{judged(rows)} Monitors reported catastrophic overfitting in {', '.join(collapsed)}."
     )
 
 
 def overfitting() -> str:
     """Settings in which single-step methods overfit catastrophically."""
     rows = by_row("overfitting")
-    lines = [["row", "eps", "clean", "PGD-40", "AutoAttack", "epochs", "reported in epoch"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    lines = [["row", "eps", "clean", "PGD-40", "AutoAttack", "epochs", "reported in epoch", "alarms"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 2), "---"])
     for row, records in rows.items():
         (record,) = records
         reported = record["diary"]["train/catastrophic_overfitting"].index(1) + 1
-        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
-        lines.append([f"`{row}`", f"{record['eps']:g}", *found, str(record["epochs"]), str(reported)])
-    return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])}"
+        found = [measured(records, attack) for attack in ("clean", "pgd40", "autoattack")]
+        told = [f"{record['eps']:g}", *found, str(record["epochs"]), str(reported), raised(records)]
+        lines.append([f"`{row}`", *told])
+    return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} {judged(rows)}"
 
 
 def delayed() -> str:
@@ -175,14 +206,34 @@ def delayed() -> str:
     lines = [["row", "eps", "clean", "PGD-40", "AutoAttack", "final training loss", "CPU seconds"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row, records in rows.items():
-        found = [with_range(accuracies(records, attack)) for attack in ("clean", "pgd40", "autoattack")]
+        found = [measured(records, attack) for attack in ("clean", "pgd40", "autoattack")]
         losses = [record["diary"]["train/loss"][-1] for record in records]
         cells = [*found, with_range(losses, 2), with_range(seconds(records), 0)]
         lines.append([f"`{row}`", f"{records[0]['eps']:g}", *cells])
     return (
         f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} DAT, natural for "
         f"{' or '.join(map(str, starts))} epochs, saves {saved:.0f} % of the time of training from the start (eps "
-        f"{rat[0]['eps']:g}), and ends at a training loss of {loss[0]:.2f} against {loss[1]:.2f}."
+        f"{rat[0]['eps']:g}), and ends at a training loss of {loss[0]:.2f} against {loss[1]:.2f}. {judged(rows)}"
+    )
+
+
+def data_size() -> str:
+    """The gap between training and test images, over the number of training images."""
+    rows = by_row("data_size")
+    lines = [["row", "clean", "PGD-40", "AutoAttack", "gap, clean", "gap, PGD-40"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row, records in rows.items():
+        found = [measured(records, attack) for attack in ("clean", "pgd40", "autoattack")]
+        gaps = [
+            with_range([record["train"][attack][0] - record["last"][attack][0] for record in records])
+            for attack in ("clean", "pgd40")
+        ]
+        lines.append([f"`{row}`", *found, *gaps])
+    eps = next(iter(rows.values()))[0]["eps"]
+    return (
+        f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} Eps {eps:g}; a gap is the accuracy on "
+        f"the first {images(next(iter(rows.values())), 'clean')} training images less that on the test images, in "
+        f"points. {judged(rows)}"
     )
 
 
@@ -198,30 +249,10 @@ def trivial() -> str:
         ]
         lines.append([f"`{row}`", *found, *SLIDES.get(row, ("-", "-"))])
     attacks = ["clean", "pgd40", "autoattack"]
-    told = [f"Eps {eps}: {legend(rows, attacks)}" for eps, rows in of_eps.items()]
-    return f"{markdown(lines)}\n\n" + "\n".join(told if len(set(map(_after, told))) > 1 else [_after(told[0])])
-
-
-def _after(text: str) -> str:
-    return text.partition(": ")[2]
-
-
-def default_test_cost() -> str:
-    """The passes of the default test."""
-    results = read(RESULTS / "default_test_cost.json")
-    measured = ["accuracy under the default test, %", "passes per image", "relative to PGD-20", "relative to PGD-100"]
-    lines = [["net", *measured, "alarms"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for name, seeds in results["rows"].items():
-        passes = [of_seed["default"] for of_seed in seeds]
-        ratios = [[of_seed["default"] / of_seed[other] for of_seed in seeds] for other in ("pgd20", "pgd100")]
-        cells = [with_range([of_seed["robust"] for of_seed in seeds]), with_range(passes)]
-        alarms = with_range([of_seed["alarms"] for of_seed in seeds], 0)
-        lines.append([name, *cells, *(with_range(of, 2) for of in ratios), alarms])
-    return (
-        f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range. "
-        "The alarms' passes are per probed image; a test probes its first 200 images, whatever its size."
-    )
+    told = [f"Eps {eps}: {legend(rows, attacks)} {judged(rows)}" for eps, rows in of_eps.items()]
+    alarms = {row: raised([one for rows in of_eps.values() for one in rows[row]]) for row in of_eps["0.3"]}
+    named = ", ".join(f"`{row}` {names}" for row, names in alarms.items() if names != "-")
+    return f"{markdown(lines)}\n\n" + "\n".join([*told, f"Alarms over all eps and seeds: {named}."])
 
 
 def alarm_rates() -> str:
@@ -240,29 +271,6 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
-def decoding_speed() -> str:
-    """How many images a core decodes, crops and resizes."""
-    results = read(RESULTS / "decoding_speed.json")
-    rows = results["images_per_second"]
-    lines = [["JPEGs of", *next(iter(rows.values()))], ["---", *["---:"] * len(next(iter(rows.values())))]]
-    lines += [[size, *map(str, of_size.values())] for size, of_size in rows.items()]
-    return (
-        f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} "
-        f"pixels; {results['processor']}, {results['capability']}."
-    )
-
-
-def autoattack_bf16() -> str:
-    """How many images survive AutoAttack in float32 and in bf16."""
-    results = read(RESULTS / "autoattack_bf16.json")
-    lines = [["net", "float32 leaves", "bf16 leaves", "only bf16 leaves", "only float32 leaves"]]
-    lines.append(["---", *["---:"] * 4])
-    for name, counts in results["nets"].items():
-        lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])
-    where = results["hardware"]["processor"]
-    return f"{markdown(lines)}\n\nHow many of {results['n']} held-out digits survive; one net per row, on an {where}."
-
-
 def free_forgetting() -> str:
     """Free training on batches of one class."""
     results = read(RESULTS / "free_forgetting.json")
@@ -277,70 +285,21 @@ def free_forgetting() -> str:
     )
 
 
-def selection_speed() -> str:
-    """Seconds of a selection."""
-    results = read(RESULTS / "selection_speed.json")
-    lines = [["selection", "images", "seconds", "CPU seconds", "relative error of its gradient"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for name, row in results["selections"].items():
-        error = f"{row['gradient_error']:.4f}" if "gradient_error" in row else "-"
-        lines.append([name, f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", error])
-    peak = max(row.get("peak_gigabytes", 0.0) for row in results["selections"].values())
-    where, md5 = results["hardware"], results["md5"]["train"][:8]
-    return (
-        f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), {where['threads']} "
-        f"threads of {where['processor']}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
-        "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
-        "when its match is exact."
-    )
-
-
-def benchmark() -> str:
-    """Each method's fit step against its floor."""
-    results = read(RESULTS / "benchmark_resnet18_16.json")
-    loops = {"fit": "fit", "fit unfolded": "without folding", "fit bf16": "fit, bf16", "research": "research loop"}
-    lines = [["method", "images/s", *loops.values()], ["---", *["---:"] * (1 + len(loops))]]
-    for name, row in results["rows"].items():
-        ratios = [f"{row[loop]['to_floor']:.2f}" if loop in row else "-" for loop in loops]
-        lines.append([name, f"{row['images_per_second']:.0f}", *ratios])
-    n = min(row[loop]["n"] for row in results["rows"].values() for loop in loops if loop in row)
-    lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
-    bf16 = "with" if results["multiplies_bf16"] else "without"
-    return (
-        f"{markdown(lines)}\n\nMedians of at least {n} batches of {results['batch']} images, as ratios to the floor; "
-        f"ResNet-18 of width {results['width']}, {results['threads']} threads of {results['processor']} "
-        f"({results['capability']}, {bf16} instructions for bfloat16). On a net that costs next to nothing, a step of "
-        f"natural training takes {lightning:,} microseconds more than its floor by Lightning alone, and {ours:,} by a "
-        "method here."
-    )
-
-
-def digits_bf16() -> str:
-    """What training in bfloat16 costs in accuracy."""
-    results = read(RESULTS / "digits_bf16.json")
-    found = {
-        precision: [with_range([row[name] for row in rows]) for name in ("clean", "pgd20")]
-        for precision, rows in results["rows"].items()
-    }
-    (clean, robust), (clean_bf16, robust_bf16) = found["32-true"], found["bf16-mixed"]
-    n = results["rows"]["32-true"][0]["n"]
-    return (
-        f"PGDAT on scikit-learn's digits (the quickstart's net, eps 0.15, n = {n}, mean and range of "
-        f"{len(results['seeds'])} seeds): after training in float32, {clean} % clean and {robust} % under PGD-20; in "
-        f"bf16-mixed, {clean_bf16} % and {robust_bf16} %."
-    )
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         single_step,
         overfitting,
         delayed,
+        data_size,
         trivial,
         free_forgetting,
         selection_speed,
         benchmark,
+        benchmark_full,
+        peak_memory,
+        attack_speed,
+        autoattack_speed,
         digits_bf16,
         default_test_cost,
         alarm_rates,
@@ -361,7 +320,8 @@ def filled(text: str) -> str:
     def write(found: re.Match[str]) -> str:
         if "<!-- results:" in found[2]:
             raise ValueError(f"the block {found[1]} does not end with <!-- end of results -->")
-        return f"<!-- results: {found[1]} -->\n\n{BLOCKS[found[1]]()}\n\n<!-- end of results -->"
+        written = "".join(f"{part}\n\n" for part in (BLOCKS[found[1]](),) if part)
+        return f"<!-- results: {found[1]} -->\n\n{written}<!-- end of results -->"
 
     return re.sub(r"<!-- results: (\w+) -->(.*?)<!-- end of results -->", write, text, flags=re.DOTALL)
 

@@ -117,7 +117,7 @@ def train_briefly(flags, model, data, **arguments):
 
     It is said in one more file: jsonargparse checks everything anew for each flag.
     """
-    sizes = {"batch_size": 4, "eval_batch_size": 4, "val_size": 100 if "100" in data else 10}
+    sizes = {"batch_size": 4, "eval_batch_size": 4, "val_size": 100 if "100" in data else 10, "train_size": None}
     if data.startswith("Image"):
         sizes |= {"image_size": 32, "num_workers": 0}
     if data.startswith("ImageFolder"):

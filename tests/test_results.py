@@ -30,7 +30,7 @@ def results_of(row):
 
 def learns(record):
     """Whether a net predicts more than one class."""
-    return record["last"]["clean"][0] > max(COMMONEST.values())
+    return record["last"]["clean"][0] > COMMONEST
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
@@ -45,8 +45,7 @@ def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(n
     assert record["config"] == said["config"]
     assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
     tested = record["config"]["data"]["init_args"]["test_size"]
-    older = {"autoattack": 500} if tested == 1000 else {}
-    assert all(n == older.get(attack, tested) for attack, (*_, n) in record["last"].items())
+    assert all(n == said["images"].get(attack, tested) for attack, (*_, n) in record["last"].items())
 
 
 @pytest.mark.parametrize("row", RESULTS["single_step"])
@@ -63,11 +62,10 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
         assert "trivial" in RESULTS["single_step"][row]["alarms"]
 
 
-@pytest.mark.parametrize("row", RESULTS["single_step"])
-def test_a_net_that_the_default_test_flatters_by_more_than_10_points_raises_an_alarm(row, readme):
-    """Between 5 and 10 points some do not, which the README counts."""
-    record = RESULTS["single_step"][row]
-    assert readme.flattery(record) <= 10 or record["alarms"]
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_the_default_test_is_within_5_points_of_autoattack_or_raises_an_alarm(name, row, readme):
+    record = RESULTS[name][row]
+    assert "alarms" not in record or record["alarms"] or readme.flattery(record) <= 5
 
 
 def test_the_readmes_results_are_those_of_the_files(readme):
@@ -100,10 +98,22 @@ def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_im
         assert counts["bf16_only"] + counts["float32_only"] <= 0.01 * results["n"]
 
 
-def test_the_default_test_costs_less_than_two_runs_of_pgd_20_and_least_on_a_weak_net():
+def test_training_in_bf16_costs_no_accuracy_beyond_the_noise():
+    """The noise is 1.96 standard errors of the difference over the images of all seeds, as if they were unpaired."""
+    nets = json.loads((SCRIPTS / "results/digits_bf16.json").read_text())["nets"]
+    for net in nets.values():
+        assert len(net["32-true"]) == len(net["bf16-mixed"]) == 3
+        for attack in ("clean", "pgd20"):
+            float32, bf16 = (mean(run[attack] for run in net[precision]) for precision in ("32-true", "bf16-mixed"))
+            n = sum(run["n"] for run in net["32-true"])
+            noise = 1.96 * (2 * float32 * (100 - float32) / n) ** 0.5
+            assert bf16 > float32 - noise
+
+
+def test_the_default_test_costs_less_than_pgd_100_and_least_on_a_weak_net():
     rows = json.loads((SCRIPTS / "results/default_test_cost.json").read_text())["rows"]
     means = [mean(of_seed["default"] for of_seed in rows[net]) for net in ("weak", "middling", "robust")]
-    assert 20 < means[0] < means[1] < means[2] < 41
+    assert 20 < means[0] < means[1] < means[2] < 81
     assert all(len(seeds) == 3 for seeds in rows.values())
 
 
@@ -135,6 +145,12 @@ def seeds(*values, n=500):
 )
 def test_rows_have_different_ranks_only_if_seeds_and_images_do_not_explain_it(readme, rows, places):
     assert readme.ranks(rows, "pgd") == places
+
+
+def test_an_accuracy_has_half_of_its_interval_over_images_and_its_range_over_seeds(readme):
+    records = [{"last": {"pgd": [90.0, 86, 92, 500]}}, {"last": {"pgd": [80.0, 76, 84, 500]}}]
+    assert readme.measured(records, "pgd") == "85.0 ± 3.5 (80.0 to 90.0)"
+    assert readme.measured(records[:1], "pgd") == "90.0 ± 3.0"
 
 
 def test_a_mean_over_seeds_has_its_range(readme):
@@ -172,25 +188,27 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
 # Which methods learn the trivial classifier.
 
 TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
-#: The share of the class that is commonest among the first test images, by their number: what such a net gets right.
-COMMONEST = {1000: 12.6, 500: 13.4}
+#: The share of the class that is commonest among the first 500 test images: what such a net gets right.
+COMMONEST = 13.4
 
 
 def of_seeds(name, row):
-    """Which accuracies of a row are found, and n, for all its seeds."""
+    """The accuracies of a row, without and with attacks, for all its seeds."""
     records = [record for label, record in RESULTS[name].items() if label.partition("@")[0] == row]
-    return [(accuracy, n) for record in records for accuracy, *_, n in record["last"].values()]
+    return [accuracy for record in records for accuracy, *_ in record["last"].values()]
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_pgd_training_learns_the_trivial_classifier_and_with_a_ramp_of_eps_it_does_not(name):
-    assert all(accuracy == COMMONEST[n] for accuracy, n in of_seeds(name, "madry"))
-    assert all(accuracy > COMMONEST[n] + 30 for accuracy, n in of_seeds(name, "madry_with_ramp"))
+    assert set(of_seeds(name, "madry")) == {COMMONEST}
+    assert all("trivial" in record["alarms"] for row, record in RESULTS[name].items() if row.startswith("madry@"))
+    assert min(of_seeds(name, "madry_with_ramp")) > COMMONEST + 30
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name, readme):
-    assert RESULTS[name].keys() == {*readme.SLIDES, "madry_with_ramp"}
+    seeds = range(3 if name == "trivial_0.3" else 1)
+    assert RESULTS[name].keys() == {f"{row}@{seed}" for row in (*readme.SLIDES, "madry_with_ramp") for seed in seeds}
     assert len({tuple(sorted(record["last"])) for record in RESULTS[name].values()}) == 1
 
 
@@ -219,5 +237,21 @@ def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
         sorted(RESULTS["delayed"][f"{row}_at_0.2@{seed}"]["last"]["pgd40"][0] for seed in range(3))
         for row in ("rat", "dat")
     )
-    assert rat[:2] == [COMMONEST[1000]] * 2
+    assert rat[:2] == [COMMONEST] * 2
     assert dat[0] > 50
+
+
+# Natural and robust nets on few images.
+
+
+def gaps_of(row):
+    """Training accuracy less test accuracy under PGD-40 for robust nets, and of clean images for natural ones."""
+    attack = "pgd40" if row.startswith("pgdat") else "clean"
+    records = [RESULTS["data_size"][f"{row}@{seed}"] for seed in range(3)]
+    return [record["train"][attack][0] - record["last"][attack][0] for record in records]
+
+
+@pytest.mark.parametrize("method", ["natural", "pgdat"])
+def test_the_gap_between_training_and_test_images_grows_as_images_get_fewer(method):
+    many, some, few = (mean(gaps_of(f"{method}_{n}")) for n in (20000, 2000, 500))
+    assert many < some < few

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_robust.attacks import PGD
 from lit_robust.defenses import Defense
@@ -239,7 +241,9 @@ def test_what_other_code_has_trained_is_trained_anew_and_never_called_this_codes
     assert [record["code"] for record in trained] == ["this", "this", "other"]
 
 
-def test_a_killed_row_resumes_and_ends_like_an_uninterrupted_one(budget, monkeypatch):
+@pytest.mark.parametrize(("by", "first"), [("exception", 0), ("signal", 2)])
+def test_a_killed_row_resumes_and_ends_like_an_uninterrupted_one(by, first, budget, monkeypatch):
+    """A signal lets the batch end and its checkpoint be written."""
     budget.main(["tiny", "--rows", "freeat"])
     whole = results()["freeat"]
     shutil.rmtree("results")
@@ -248,7 +252,9 @@ def test_a_killed_row_resumes_and_ends_like_an_uninterrupted_one(budget, monkeyp
 
     def killed(diary, trainer, module, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (2, 1):
-            raise InterruptedError
+            if by == "exception":
+                raise InterruptedError
+            signal.raise_signal(signal.SIGTERM)
         start(diary, trainer, module, batch, batch_idx)
 
     def watched(diary, trainer, module, batch, batch_idx):
@@ -256,13 +262,13 @@ def test_a_killed_row_resumes_and_ends_like_an_uninterrupted_one(budget, monkeyp
         start(diary, trainer, module, batch, batch_idx)
 
     monkeypatch.setattr(budget.Diary, "on_train_batch_start", killed)
-    with pytest.raises(InterruptedError):
+    with pytest.raises((InterruptedError, SIGTERMException)):
         budget.main(["tiny", "--rows", "freeat"])
     assert not Path("results").exists()
     monkeypatch.setattr(budget.Diary, "on_train_batch_start", watched)
     budget.main(["tiny", "--rows", "freeat"])
     resumed = results()["freeat"]
-    assert began == [(2, batch) for batch in range(4)]
+    assert began == [(2, batch) for batch in range(first, 4)]
     for name in ("train/loss", "val/acc/robust", "monitor/PGDDrop/acc/pgd", "backwards"):
         assert resumed["diary"][name] == whole["diary"][name]
     assert (resumed["last"], resumed["best"]) == (whole["last"], whole["best"])

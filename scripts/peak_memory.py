@@ -1,0 +1,111 @@
+"""Measure the peak memory of each method's ``trainer.fit`` beside natural training's.
+
+    python scripts/peak_memory.py                      # writes scripts/results/peak_memory.json
+    python scripts/peak_memory.py --accelerator gpu --width 0
+
+Each method runs in a process of its own, so that no other leaves memory behind. Its peak is what it holds at most in a
+fit of a few batches beyond what it held before: on a GPU by ``max_memory_allocated``, on a CPU by the highest resident
+memory (Linux's ``VmHWM``, reset before the fit). There, glibc is told to return freed memory at once, so that what it
+would keep is not counted. A fit on two images comes first, which loads libraries and code; the net's weights, gradients
+and momentum are counted.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark import METHODS, batches, sgd
+from cpu_budget_results import hardware, versions
+from lightning.pytorch import Trainer, seed_everything
+
+from lit_robust import defenses, nets
+
+RESULT = Path(__file__).parent / "results/peak_memory.json"
+#: Batches of a fit; from the second one on, all buffers exist.
+BATCHES = 4
+PROCESS = Path("/proc/self")
+#: Blocks of this size in bytes and larger ones go back to the system when they are freed.
+ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**16)) | {"MALLOC_ARENA_MAX": "1"}
+
+
+def fit(args: argparse.Namespace, name: str, images: int) -> Any:
+    """Train a new net on random images, and return what must live on until memory is read."""
+    seed_everything(0, verbose=False)
+    cls, method = METHODS[name]
+    build = partial(getattr(nets, args.net), num_classes=10, **({"width": args.width} if args.width else {}))
+    module = getattr(defenses, cls)(build(), 10, channels_last=True, optimizer=sgd, **method.arguments)
+    trainer = Trainer(
+        max_epochs=1, accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, precision=args.precision,
+    )  # fmt: skip
+    x, y = torch.rand(images, *args.shape), torch.randint(10, (images,))
+    trainer.fit(module, batches(x, y, BATCHES))
+    return module
+
+
+def resident(peak: bool) -> int:
+    """This process's resident memory in bytes, or its highest since the last reset."""
+    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s*(\d+) kB", (PROCESS / "status").read_text())
+    assert found, "the kernel does not say how much memory is resident"
+    return 1024 * int(found[1])
+
+
+def peak(args: argparse.Namespace, name: str) -> int:
+    """Bytes that a fit holds at most beyond those before it."""
+    fit(args, name, 2)
+    gc.collect()
+    if args.accelerator == "gpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fit(args, name, args.batch)
+        return torch.cuda.max_memory_allocated() - before
+    (PROCESS / "clear_refs").write_text("5")  # the highest becomes the present one
+    before = resident(peak=False)
+    fit(args, name, args.batch)
+    return resident(peak=True) - before
+
+
+def main() -> None:
+    """Run every method in a process of its own, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="resnet18")
+    parser.add_argument("--width", type=int, default=16, help="0 for the net's own")
+    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
+    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--only", help="print the bytes of this method; this is what each process is asked for")
+    args = parser.parse_args()
+    if args.only:
+        print(f"bytes: {peak(args, args.only)}")
+        return
+    rows: dict[str, Any] = {}
+    for name in dict.fromkeys(["Natural", *args.methods]):
+        words = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ALLOCATOR).stdout
+        held = int(told.rpartition("bytes: ")[2])
+        natural = rows["Natural"]["megabytes"] if rows else held / 1e6
+        rows[name] = {"megabytes": round(held / 1e6, 1), "to_natural": round(held / 1e6 / natural, 3)}
+        print(name, rows[name], flush=True)
+    record = {
+        "net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch, "rows": rows,
+        "precision": args.precision, "accelerator": args.accelerator, **hardware(), **versions(),
+    }  # fmt: skip
+    if args.accelerator == "gpu":
+        record["gpu"] = torch.cuda.get_device_name()
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

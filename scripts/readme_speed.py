@@ -1,0 +1,210 @@
+"""The blocks of README.md on speed, costs and memory; ``readme_results.py`` writes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cpu_budget_results import markdown, read, with_range
+
+RESULTS = Path(__file__).parent / "results"
+#: How the README calls the packages.
+NAMES = {"adversarial-robustness-toolbox": "ART"}
+
+
+def default_test_cost() -> str:
+    """The passes of the default test."""
+    results = read(RESULTS / "default_test_cost.json")
+    measured = ["accuracy under the default test, %", "passes per image", "relative to PGD-20", "relative to PGD-100"]
+    lines = [["net", *measured, "alarms"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for name, seeds in results["rows"].items():
+        passes = [of_seed["default"] for of_seed in seeds]
+        ratios = [[of_seed["default"] / of_seed[other] for of_seed in seeds] for other in ("pgd20", "pgd100")]
+        cells = [with_range([of_seed["robust"] for of_seed in seeds]), with_range(passes)]
+        alarms = with_range([of_seed["alarms"] for of_seed in seeds], 0)
+        lines.append([name, *cells, *(with_range(of, 2) for of in ratios), alarms])
+    return (
+        f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range. "
+        "The alarms' passes are per probed image; a test probes its first 200 images, whatever its size."
+    )
+
+
+def decoding_speed() -> str:
+    """How many images a core decodes, crops and resizes."""
+    results = read(RESULTS / "decoding_speed.json")
+    rows = results["images_per_second"]
+    lines = [["JPEGs of", *next(iter(rows.values()))], ["---", *["---:"] * len(next(iter(rows.values())))]]
+    lines += [[size, *map(str, of_size.values())] for size, of_size in rows.items()]
+    return (
+        f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} "
+        f"pixels; {results['processor']}, {results['capability']}."
+    )
+
+
+def selection_speed() -> str:
+    """Seconds of a selection."""
+    results = read(RESULTS / "selection_speed.json")
+    lines = [["selection", "images", "seconds", "CPU seconds", "relative error of its gradient"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for name, row in results["selections"].items():
+        error = f"{row['gradient_error']:.4f}" if "gradient_error" in row else "-"
+        lines.append([name, f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", error])
+    peak = max(row.get("peak_gigabytes", 0.0) for row in results["selections"].values())
+    where, md5 = results["hardware"], results["md5"]["train"][:8]
+    return (
+        f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), {where['threads']} "
+        f"threads of {where['processor']}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
+        "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
+        "when its match is exact."
+    )
+
+
+#: The loops of the benchmark, and how the README calls them.
+LOOPS = {"fit": "fit", "fit unfolded": "without folding", "fit bf16": "fit, bf16", "research": "research loop"}
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A method's images per second, and its loops as ratios to the floor."""
+    ratios = [f"{row[loop]['to_floor']:.2f}" if loop in row else "-" for loop in LOOPS]
+    speed = row["images_per_second"]
+    return [f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}", *ratios]
+
+
+def benchmark_full() -> str:
+    """The same on nets of full width."""
+    found = [read(path) for path in sorted(RESULTS.glob("benchmark_*_full.json"))]
+    if not found:
+        return ""
+    lines = [
+        ["net", "batch", "method", "images/s", *LOOPS.values()],
+        ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))],
+    ]
+    for results in found:
+        for name, row in results["rows"].items():
+            lines.append([results["net"], str(results["batch"]), name, *cells(row)])
+    results = found[0]
+    return (
+        f"The same on nets of full width:\n\n{markdown(lines)}\n\nMedians, as ratios to the floor; "
+        f"{results['threads']} threads of {results['processor']} ({results['capability']})."
+    )
+
+
+def benchmark() -> str:
+    """Each method's fit step against its floor."""
+    results = read(RESULTS / "benchmark_resnet18_16.json")
+    lines = [["method", "images/s", *LOOPS.values()], ["---", *["---:"] * (1 + len(LOOPS))]]
+    lines += [[name, *cells(row)] for name, row in results["rows"].items()]
+    n = min(row[loop]["n"] for row in results["rows"].values() for loop in LOOPS if loop in row)
+    lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
+    bf16 = "with" if results["multiplies_bf16"] else "without"
+    return (
+        f"{markdown(lines)}\n\nMedians of at least {n} batches of {results['batch']} images, as ratios to the floor; "
+        f"ResNet-18 of width {results['width']}, {results['threads']} threads of {results['processor']} "
+        f"({results['capability']}, {bf16} instructions for bfloat16). On a net that costs next to nothing, a step of "
+        f"natural training takes {lightning:,} microseconds more than its floor by Lightning alone, and {ours:,} by a "
+        "method here."
+    )
+
+
+def digits_bf16() -> str:
+    """What training in bfloat16 costs in accuracy."""
+    results = read(RESULTS / "digits_bf16.json")
+    lines = [["net", "epochs", "clean, float32", "bf16-mixed", "PGD-20, float32", "bf16-mixed"]]
+    lines.append(["---", *["---:"] * 5])
+    for name, net in results["nets"].items():
+        cells = [
+            with_range([row[attack] for row in net[precision]])
+            for attack in ("clean", "pgd20")
+            for precision in ("32-true", "bf16-mixed")
+        ]
+        lines.append([name, str(net["epochs"]), *cells])
+    n = net["32-true"][0]["n"]
+    return (
+        f"{markdown(lines)}\n\nPGDAT on scikit-learn's digits, accuracy in percent at eps {results['eps']:g}, n = {n}, "
+        f"mean and range of {len(results['seeds'])} seeds."
+    )
+
+
+def where(results: Mapping[str, Any]) -> str:
+    """The net and the device of a measurement."""
+    width = f" of width {results['width']}" if results["width"] else ""
+    cpu = f"{results['threads']} threads of {results['processor']} ({results['capability']})"
+    return f"{results['net']}{width}, batches of {results['batch']}, float32, {results.get('gpu', cpu)}"
+
+
+def peak_memory() -> str:
+    """Each method's peak memory beside natural training's."""
+    results = read(RESULTS / "peak_memory.json")
+    if not results:
+        return ""
+    lines = [["method", "MB", "natural training = 1"], ["---", "---:", "---:"]]
+    lines += [[name, f"{row['megabytes']:.0f}", f"{row['to_natural']:.2f}"] for name, row in results["rows"].items()]
+    return (
+        "What a fit holds at most beyond what the process held before (`scripts/peak_memory.py`, a process for each "
+        f"method):\n\n{markdown(lines)}\n\n{where(results)}."
+    )
+
+
+def attack_speed() -> str:
+    """The attacks beside those of other packages."""
+    results = read(RESULTS / "attack_speed.json")
+    if not results:
+        return ""
+    head = ["attack", "package", "BatchNorm", "forwards", "package", "package, channels_last", "ours, plain call"]
+    lines = [head, ["---", "---", "---", *["---:"] * 4]]
+    ratios: list[float] = []
+    for attack, peers in results["rows"].items():
+        for peer, modes in peers.items():
+            for mode, row in modes.items():
+                found = [row[f"{loop} / ours"] for loop in ("peer", "peer, channels_last", "alone")]
+                ratios.append(found[0])
+                name = f"{NAMES.get(peer, peer)} {results['peers'][peer]}"
+                forwards = " / ".join(str(row["forwards"][loop]) for loop in ("peer", "ours"))
+                lines.append([attack, name, mode, forwards, *(f"{ratio:.2f}" for ratio in found)])
+    missing = [NAMES.get(name, name) for name in results["missing"]]
+    left_out = f" Not installed, so left out: {', '.join(missing)}." if missing else ""
+    return (
+        "The attacks beside other packages' with the same steps (`scripts/attack_speed.py`). The numbers are seconds "
+        "divided by those of our attack as a training or a test runs it, in the BatchNorm mode of the package: in "
+        "channels_last and, in eval mode, with folded BatchNorms. Forwards are the package's and ours.\n\n"
+        f"{markdown(lines)}\n\nMedians of {results['repeats']} turns; {where(results)}. The packages, "
+        f"each given the net as torch builds it, take {min(ratios):.2f} to {max(ratios):.2f} times as long.{left_out}"
+    )
+
+
+def autoattack_bf16() -> str:
+    """How many images survive AutoAttack in float32 and in bf16."""
+    results = read(RESULTS / "autoattack_bf16.json")
+    lines = [["net", "float32 leaves", "bf16 leaves", "only bf16 leaves", "only float32 leaves"]]
+    lines.append(["---", *["---:"] * 4])
+    for name, counts in results["nets"].items():
+        lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])
+    where = results["hardware"]["processor"]
+    return f"{markdown(lines)}\n\nHow many of {results['n']} held-out digits survive; one net per row, on an {where}."
+
+
+def autoattack_speed() -> str:
+    """AutoAttack as a test runs it beside its package."""
+    results = read(RESULTS / "autoattack_speed.json")
+    if not results:
+        return ""
+    rows = [*results["blocks"].values()]
+    total = {key: sum(row[key] for row in rows) for key in rows[0]}
+    different = total["only_ours_leaves"] + total["only_package_leaves"]
+    ratios = [row["ours"] / row["package"] for row in rows]
+    said = "both break the same images."
+    if different:
+        said = (
+            f"they differ on {different}, of which {total['only_ours_leaves']} are left by ours only. Without folding, "
+            f"ours differs from the package on {total['different_without_folding']}, so that folding's rounding "
+            "explains the others."
+        )
+    return (
+        f"AutoAttack of a test takes {total['ours'] / total['package']:.2f} of the time of its package "
+        f"({results['package']}; {total['ours']:.0f} and {total['package']:.0f} s, median of {len(rows)} blocks "
+        f"{median(ratios):.2f}), both in eval mode, channels_last, frozen and in float32; of {total['n']} images of "
+        f"CIFAR-10 the package leaves {total['left']}, and {said} `scripts/autoattack_speed.py`: ResNet-18 of width "
+        f"{results['width']}, eps 8/255, blocks of {results['block']} images, {results['threads']} threads of "
+        f"{results['processor']} ({results['capability']})."
+    )

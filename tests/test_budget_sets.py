@@ -1,0 +1,267 @@
+"""The sets of scripts/cpu_budget.yaml on coresets and on CIFAR-10, before and while they run; results are in others."""
+
+import csv
+import re
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from lit_robust.batch import Batch
+from lit_robust.cli import main
+from lit_robust.cli.config import load, merged
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+RECIPE = SCRIPTS.parent / "configs/recipes/two_cores/mnist_fast_cnn_composed.yaml"
+SELECTORS = ["craig", "gradmatch", "random_fixed", "random_redrawn"]
+TEXT = load(str(SCRIPTS / "cpu_budget.yaml"))
+
+
+@pytest.fixture
+def budget(monkeypatch, tmp_path):
+    """The script, with its files in a folder of their own."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import cpu_budget
+
+    monkeypatch.setattr(cpu_budget, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(cpu_budget, "RUNS", tmp_path / "runs")
+    yield cpu_budget
+    for name in ("cpu_budget", "cpu_budget_costs", "cpu_budget_parts", "cpu_budget_results"):
+        sys.modules.pop(name, None)
+
+
+def attacks_of(said):
+    """The attacks of a row with their numbers of images."""
+    config = said["config"]
+    everything = config["data"]["init_args"]["test_size"]
+    return {name: said["images"].get(name, everything) for name in config["model"]["init_args"]["test_attacks"]}
+
+
+# Which rows there are.
+
+
+def test_every_selector_is_tried_at_every_fraction_beside_all_images(budget):
+    fractions = [f"pgdat_{selector}_{fraction}" for fraction in (0.1, 0.3, 0.5) for selector in SELECTORS]
+    fast = [f"fastat_{selector}_0.3" for selector in SELECTORS]
+    expected = {
+        "coreset": ["pgdat", *fractions, "fastat", *fast, "composed_0.3"],
+        "coreset_cold": [f"pgdat_{selector}_0.3" for selector in SELECTORS],
+        "coreset_cifar": ["fastat", *fast],
+    }
+    for name, rows in expected.items():
+        found = budget.rows_of(TEXT, name)
+        assert list(found) == [f"{row}@{seed}" for row in rows for seed in range(3)]
+        for label, said in found.items():
+            row, _, seed = label.partition("@")
+            some = [one for one in said["config"]["trainer"]["callbacks"] if one["class_path"] == "CoresetSelection"]
+            assert [one["init_args"]["fraction"] for one in some] == [float(part) for part in re.findall(r"0\.\d", row)]
+            assert all(one["init_args"]["warm"] == (0 if name == "coreset_cold" else 0.5) for one in some)
+            assert all(one["init_args"]["every"] == (None if "fixed" in row else 5) for one in some)
+            attacks = {"pgd50": 500, "gama": 500} if name == "coreset_cifar" else {"pgd40": 500, "autoattack": 500}
+            few = {"autoattack": 200} if (name, seed) == ("coreset_cifar", "0") else {}
+            assert attacks_of(said) == attacks | few
+
+
+def test_the_rows_on_cifar_are_the_methods_of_the_comparison(budget):
+    rows = budget.rows_of(TEXT, "cpu_cifar")
+    methods = ["fastat", "nfgsm", "gradalign", "freeat_4", "rmgm", "gat", "nuat", "nuat_wa", "pgdat", "trades"]
+    assert list(rows) == [f"{row}@{seed}" for row in methods for seed in range(3)]
+    for label, said in rows.items():
+        data = said["config"]["data"]["init_args"]
+        assert (data["train_size"], said["config"]["trainer"]["max_epochs"]) == (10_000, 10)
+        assert attacks_of(said) == {"pgd50": 500, "gama": 500} | ({"autoattack": 200} if label.endswith("@0") else {})
+
+
+def test_at_most_six_candidates_are_compared_on_images_that_are_not_trained_on(budget):
+    candidates = budget.rows_of(TEXT, "cpu_cifar_headline")
+    assert len(candidates) == 6
+    for said in candidates.values():
+        data = said["config"]["data"]["init_args"]
+        assert data["train_size"] + data["next_size"] == 50_000
+    for said in budget.rows_of(TEXT, "cpu_cifar_headline_30").values():
+        assert said["config"]["data"]["init_args"]["train_size"] == 50_000
+    width = max(said["config"]["model"]["init_args"]["net"]["init_args"]["width"] for said in candidates.values())
+    from lit_robust.nets import resnet18
+
+    assert sum(parameter.numel() for parameter in resnet18(width=width).parameters()) < 3_000_000
+
+
+# What they cost.
+
+#: GradAlign's two backwards through a gradient's own graph are a part of its cost, but no calls of the net.
+COUNTED = [row for row in TEXT["sets"]["cpu_cifar"]["rows"] if row != "gradalign"]
+
+
+@pytest.mark.parametrize("row", COUNTED)
+def test_a_row_on_cifar_makes_the_passes_that_it_says(budget, tmp_path, row):
+    said = budget.rows_of(TEXT, "cpu_cifar")[f"{row}@0"]
+    over = {"trainer": {"max_epochs": 1}, "model": {"init_args": {"lr_scheduler": None}}}
+    config = merged(said["config"], over)
+    config["model"]["init_args"]["net"] = {"class_path": "lit_robust.nets.digits_cnn", "init_args": {"width": 8}}
+    sizes = {"train_size": 128, "val_size": 20, "test_size": 20, "batch_size": 32, "split": "random"}
+    config["data"] = {"class_path": "DigitsDataModule", "init_args": sizes}
+    (epoch,) = budget.train(budget.built(config, tmp_path), tmp_path)
+    assert epoch["forwards"] / 3 + 2 * epoch["backwards"] / 3 == pytest.approx(said["passes"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "passes"),
+    [
+        ("coreset", "pgdat", 30 * 11),
+        # A selection attacks all images, at epochs 15, 20 and 25; a random one reads none.
+        ("coreset", "pgdat_craig_0.3", 0.3 * 30 * 11 + 3 * 11),
+        ("coreset", "pgdat_random_redrawn_0.3", 0.3 * 30 * 11),
+        ("coreset_cold", "pgdat_gradmatch_0.3", 0.3 * 30 * 11 + 6 * 11),
+        ("coreset_cifar", "fastat", 15 * 2),
+    ],
+)
+def test_a_coreset_costs_its_fraction_and_its_selections(budget, name, row, passes):
+    from cpu_budget_costs import passes_of
+
+    assert passes_of(budget.rows_of(TEXT, name)[f"{row}@0"]) == pytest.approx(passes)
+
+
+def test_what_is_done_costs_nothing_more(budget):
+    from cpu_budget_costs import SECONDS, hours
+
+    said = budget.rows_of(TEXT, "cpu_cifar")["fastat@0"]
+    whole = hours(said, None)
+    assert all(whole.values())
+    width = said["config"]["model"]["init_args"]["net"]["init_args"]["width"]
+    assert 3600 * whole["training"] == pytest.approx(10_000 * 10 * 2 * SECONDS["resnet18", width])
+    trained = hours(said, {"last": {"pgd50": [30.0, 26.0, 34.0, 500]}})
+    assert trained["training"] == trained["measuring"] == 0
+    assert trained["other attacks"] == pytest.approx(whole["other attacks"] * 100 / 150)
+    assert not any(hours(said, {"last": dict.fromkeys(("pgd50", "gama", "autoattack"))}).values())
+
+
+def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budget, tmp_path, monkeypatch, capsys):
+    rows = merged(
+        TEXT,
+        {
+            "base": {
+                "data": {
+                    "class_path": "DigitsDataModule",
+                    "init_args": {"train_size": 64, "val_size": 20, "test_size": 40, "split": "random"},
+                },
+                "model": {"init_args": {"net": {"class_path": "lit_robust.nets.digits_cnn"}}},
+            }
+        },
+    )
+    attack = {"class_path": "PGD", "init_args": {"eps": "EPS", "steps": 2}}
+    costly = {"class_path": "PGD", "init_args": {"eps": "EPS", "steps": 3}}
+    rows["sets"] = {
+        "tiny": {
+            "eps": 0.1,
+            "epochs": 1,
+            "seeds": [0, 1],
+            "monitors": False,
+            "limits": {"costly": {"images": 8, "seeds": [1]}},
+            "all": {"model": {"init_args": {"test_attacks": {"pgd2": attack, "costly": costly}}}},
+            "rows": {"natural": {"passes": 1}},
+        }
+    }
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(rows))
+    monkeypatch.setattr(budget, "ROWS", tmp_path / "rows.yaml")
+    budget.main(["tiny"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2 rows: about ")
+    assert "best: pgd2" in "\n".join(printed)
+    found = budget.read(tmp_path / "results/cpu_tiny.json")["rows"]
+    counts = {row: {name: numbers[3] for name, numbers in record["last"].items()} for row, record in found.items()}
+    assert counts == {"natural@0": {"pgd2": 40, "clean": 40}, "natural@1": {"pgd2": 40, "clean": 40, "costly": 8}}
+    assert "train/catastrophic_overfitting" not in found["natural@0"]["diary"]
+    budget.main(["tiny"])
+    assert capsys.readouterr().out.startswith("2 rows: about 0.0 hours")
+
+
+# Data of their own.
+
+
+def test_images_are_resized_for_training_alone(budget):
+    from cpu_budget_parts import ResizedCIFAR10
+
+    data = ResizedCIFAR10(train_size=10, next_size=5)
+    batch = Batch(torch.rand(2, 3, 32, 32), *(torch.zeros(2) for _ in Batch._fields[1:]))
+    shapes = {}
+    for training in (True, False):
+        for data.image_size in (24, 32):
+            data.trainer = SimpleNamespace(training=training)
+            x = data.on_after_batch_transfer(batch, 0).x
+            assert 0 <= x.min() <= x.max() <= 1
+            shapes[training, data.image_size] = x.shape[2:]
+    assert shapes == {(True, 24): (24, 24), (True, 32): (32, 32), (False, 24): (32, 32), (False, 32): (32, 32)}
+
+
+@pytest.mark.parametrize(("trained", "validated"), [(40, range(40, 50)), (60, range(50, 60)), (55, range(50, 60))])
+def test_the_last_images_are_validated_on_where_too_few_are_left(budget, mnist, monkeypatch, trained, validated):
+    from cpu_budget_parts import FirstImages
+
+    monkeypatch.setattr(FirstImages, "train_images", 60)
+    data = FirstImages(train_size=trained, next_size=10, root=str(mnist))
+    assert torch.cat([batch.index for batch in data.val_dataloader()]).tolist() == list(validated)
+
+
+# A delayed start, NuAT, GradMatch and averaged weights in one file.
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """MNIST's files with 60 + 20 images of noise, brighter where the label says."""
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for part, n in (("train", 60), ("t10k", 20)):
+        labels = torch.arange(n) % 10
+        images = torch.randint(0, 128, (n, 28, 28), generator=generator, dtype=torch.uint8)
+        images[torch.arange(n), 2 * labels] += 100
+        header = struct.pack(">iiii", 2051, n, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, n) + bytes(labels.tolist()))
+    return tmp_path
+
+
+def test_the_composed_recipe_is_the_row(budget):
+    recipe, row = merged(load(str(RECIPE))), budget.rows_of(TEXT, "coreset")["composed_0.3@0"]["config"]
+    selection, *others = recipe["trainer"]["callbacks"][-4:]
+    of_row, *others_of_row = row["trainer"]["callbacks"][:4]
+    assert others == others_of_row
+    chosen = {"selector": {"class_path": selection["init_args"]["selector"]}}
+    assert selection["init_args"] | chosen == of_row["init_args"]
+    assert recipe["trainer"]["max_epochs"] == row["trainer"]["max_epochs"]
+    assert recipe["data"]["init_args"]["train_size"] == row["data"]["init_args"]["train_size"]
+    assert recipe["data"]["init_args"]["batch_size"] == row["data"]["init_args"]["batch_size"]
+    assert recipe["model"]["class_path"] == row["model"]["class_path"] == "NuAT"
+    said = recipe["model"]["init_args"]
+    assert {name: said[name] for name in row["model"]["init_args"]} == row["model"]["init_args"]
+
+
+def test_the_composed_recipe_delays_selects_ramps_and_averages(mnist, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIT_ROBUST_DATA", str(mnist))
+    sizes = {"train_size": 40, "val_size": 10, "batch_size": 8}
+    brief = {
+        "trainer": {"max_epochs": 16, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+        "data": {"init_args": sizes},
+        "model": {"init_args": {"val_attack": {"init_args": {"steps": 1, "step_size": 0.1}}}},
+    }
+    Path("brief.yaml").write_text(yaml.safe_dump(brief))
+    main(["fit", "-c", str(RECIPE), "-c", "brief.yaml"])
+    (run,) = Path("runs/two_cores_mnist_fast_cnn_composed").glob("version_*")
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+    def logged(name):
+        return {int(row["epoch"]): float(row[name]) for row in rows if row.get(name)}
+
+    # Epochs 0 and 1 are the warm start's; 2 to 7 are skipped.
+    assert logged("train/adversarial") == {0: 0, 1: 0} | dict.fromkeys(range(8, 16), 1)
+    assert logged("train/coreset/size") == dict.fromkeys(range(8, 16), 12)
+    assert logged("train/lam")[15] == pytest.approx(5.7 * 15 / 30)
+    for name in ("best", "last"):
+        checkpoint = torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)
+        averaged, live = checkpoint["state_dict"], checkpoint["current_model_state"]
+        assert any(not torch.equal(averaged[key], live[key]) for key in live)

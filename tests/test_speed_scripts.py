@@ -1,0 +1,239 @@
+"""The scripts that measure speed, memory and bfloat16, and the README's blocks of their results, on tiny nets."""
+
+import importlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lit_robust.attacks import FGSM
+from lit_robust.attacks.autoattack import AutoAttack
+from lit_robust.batch import Batch
+from lit_robust.nets import digits_cnn
+from tests.tiny import TinyNet, images
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Import a script by name, and run its command line with these words and its result in a folder of its own."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.chdir(tmp_path)
+
+    def run(module, *words):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words])
+        module.main()
+
+    return SimpleNamespace(load=importlib.import_module, run=run)
+
+
+@pytest.fixture
+def blocks(script, monkeypatch, tmp_path):
+    """The README's blocks, of the results in this folder."""
+    readme = script.load("readme_speed")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    return readme
+
+
+@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory"])
+def test_a_block_without_results_is_empty(blocks, block):
+    assert getattr(blocks, block)() == ""
+
+
+def test_every_net_of_full_width_has_its_rows(blocks, tmp_path):
+    loop = {"seconds": 1.0, "to_floor": 1.0, "n": 2}
+    results = {"batch": 8, "threads": 2, "processor": "CPU", "capability": "AVX512"}
+    for net in ("vgg16", "resnet18"):
+        rows = {"FastAT": {"images_per_second": 3.21, "floor": loop, "fit": loop | {"to_floor": 0.9}}}
+        (tmp_path / f"benchmark_{net}_full.json").write_text(json.dumps(results | {"net": net, "rows": rows}))
+    (tmp_path / "benchmark_resnet18_16.json").write_text("{}")
+    written = blocks.benchmark_full()
+    assert "| resnet18 | 8 | FastAT | 3.2 | 0.90 | - | - | - |\n| vgg16 | 8 | FastAT | 3.2 |" in written
+
+
+# Attacks beside other packages.
+
+
+class AlwaysEval:
+    """A package that attacks in eval mode, and leaves the net in it."""
+
+    @staticmethod
+    def fgsm(net, x, y):
+        net.eval()(x)
+
+
+class AsGiven:
+    """A package that attacks in the caller's mode."""
+
+    @staticmethod
+    def fgsm(net, x, y):
+        net(x)
+
+
+def test_each_package_is_compared_in_the_modes_in_which_it_attacks(script, blocks, monkeypatch, tmp_path):
+    speed = script.load("attack_speed")
+    found = {"torchattacks": ("1.0", AlwaysEval), "foolbox": ("2.0", AsGiven)}
+    monkeypatch.setattr(speed, "installed", lambda names: {name: found[name] for name in names if name in found})
+    peers = dict.fromkeys(found, lambda package, net, x, y: package.fgsm(net, x, y))
+    monkeypatch.setattr(speed, "PAIRS", {"FGSM": speed.Pair(FGSM(0.1), peers)})
+    words = ["--width", "2", "--batch", "2", "--repeats", "1", "--out", "attack_speed.json"]
+    script.run(speed, *words)
+    results = json.loads((tmp_path / "attack_speed.json").read_text())
+    rows = results["rows"]["FGSM"]
+    assert {name: [*modes] for name, modes in rows.items()} == {"torchattacks": ["eval"], "foolbox": ["eval", "train"]}
+    assert results["missing"] == ["adv-lib", "adversarial-robustness-toolbox"]
+    for modes in rows.values():
+        for row in modes.values():
+            assert row["forwards"] == {"ours": 1, "peer": 1}
+            assert row["seconds"].keys() == {"ours", "alone", "peer", "peer, channels_last"}
+            assert row["peer / ours"] == pytest.approx(row["seconds"]["peer"] / row["seconds"]["ours"], rel=0.05)
+    written = blocks.attack_speed()
+    assert "| FGSM | foolbox 2.0 | train | 1 / 1 | " in written
+    assert "Not installed, so left out: adv-lib, ART." in written
+
+
+def test_a_package_that_is_not_installed_is_named(script, monkeypatch, capsys):
+    speed = script.load("attack_speed")
+    monkeypatch.setitem(speed.MODULES, "no-such-package", "no_such_package")
+    assert speed.installed(["no-such-package"]) == {}
+    assert "no-such-package is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["torchattacks", "foolbox", "adversarial-robustness-toolbox", "adv-lib"])
+@pytest.mark.filterwarnings("ignore")  # the other packages'
+def test_every_attack_of_an_installed_package_runs_and_makes_our_passes(script, name):
+    """A few forwards more are allowed: a package may look at the clean or at the last images."""
+    speed = script.load("attack_speed")
+    modules = speed.installed([name])
+    if not modules:
+        pytest.skip(f"{name} is not installed")
+    x = torch.rand(2, 3, 8, 8)
+    for pair in speed.PAIRS.values():
+        if name not in pair.peers:
+            continue
+        net, made = nn.Sequential(TinyNet(), nn.Linear(4, 10)).eval(), []
+        y = net(x).argmax(1)
+        net[0].register_forward_hook(lambda *_, made=made: made.append(1))  # ART calls the parts of a Sequential
+        speed.ours(pair.ours, net, "train", x, y)()
+        expected = len(made)
+        made.clear()
+        pair.peers[name](modules[name][1], net, x, y)
+        assert expected <= len(made) <= 3 * expected + 3  # ART's Square makes three for each query
+
+
+# AutoAttack beside its package.
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few iterations for every sub-attack."""
+    package = pytest.importorskip("pyautoattack").autoattack
+    for kind, few in (
+        (package.APGDAttack, {"n_iter": 5}),
+        (package.FABAttack_PT, {"n_iter": 3}),
+        (package.SquareAttack, {"n_queries": 10}),
+    ):
+        original = kind.__init__
+
+        def build(self, *args, original=original, few=few, **kwargs):
+            original(self, *args, **kwargs | few)
+
+        monkeypatch.setattr(kind, "__init__", build)
+
+
+def victim(n=12):
+    """A net with 10 classes, images and labels, one of which it does not predict."""
+    net, x = nn.Sequential(TinyNet(), nn.Linear(4, 10)).eval(), images(n).x
+    y = net(x).argmax(1)
+    y[0] = (y[0] + 1) % 10
+    return net, Batch(x, y, torch.arange(n), torch.ones(n))
+
+
+@pytest.mark.usefixtures("quick")
+def test_both_sides_of_autoattack_are_counted_image_by_image(script, monkeypatch):
+    speed = script.load("autoattack_speed")
+    net, batch = victim()
+    row = speed.measure(net, batch, 0)
+    assert row["n"] == 12
+    assert 0 < row["left"] < 12
+    assert row["only_ours_leaves"] == row["only_package_leaves"] == row["different_without_folding"] == 0
+    left = speed.theirs(net, batch)()
+    monkeypatch.setattr(speed, "ours", lambda net, batch, fold: lambda: ~left if fold else left)
+    row = speed.measure(net, batch, 1)
+    assert row["only_ours_leaves"] == 12 - row["left"]
+    assert row["only_package_leaves"] == row["left"]
+    assert row["different_without_folding"] == 0
+
+
+def test_the_wanted_share_of_the_attacked_images_is_robust(script, monkeypatch):
+    speed = script.load("autoattack_speed")
+    net, batch = victim(40)
+    y = torch.where(torch.arange(40) % 2 == 0, batch.y, (batch.y + 1) % 10)
+    monkeypatch.setattr(speed, "EPS", 1e-4)  # what is right stays right
+    found = speed.chosen(net, batch._replace(y=y), 20)
+    assert len(found.y) == len(set(found.index.tolist())) == 20
+    assert (net(found.x).argmax(1) == found.y).sum() == round(speed.ROBUST * 20)
+    with pytest.raises(ValueError, match="only 0 of 40 images are robust"):
+        speed.chosen(net, batch._replace(y=(net(batch.x).argmax(1) + 1) % 10), 20)
+
+
+@pytest.mark.usefixtures("quick")
+def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, real_data):
+    if not (real_data / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"no CIFAR-10 in {real_data}")
+    speed = script.load("autoattack_speed")
+    monkeypatch.setattr(speed, "ROBUST", 0.0)  # a net that is trained this little has none
+    words = ["--root", str(real_data), "--net", "net.pt", "--width", "4", "--epochs", "1", "--train-size", "512"]
+    words += ["--images", "8", "--block", "4", "--out", "autoattack_speed.json"]
+    measured = []
+    original = speed.measure
+    monkeypatch.setattr(speed, "measure", lambda *args: measured.append(args[2]) or original(*args))
+    script.run(speed, *words)
+    path = tmp_path / "autoattack_speed.json"
+    results = json.loads(path.read_text())
+    assert [*results["blocks"]] == ["0", "4"]
+    assert AutoAttack().package == results["package"]
+    del results["blocks"]["4"]
+    path.write_text(json.dumps(results))
+    script.run(speed, *words)
+    assert measured == [0, 1, 1]
+    script.run(speed, *words[:-2], "--out", "autoattack_speed.json", "--block", "8")  # other blocks: all anew
+    assert measured == [0, 1, 1, 0]
+    assert "of the time of its package (pyautoattack" in blocks.autoattack_speed()
+
+
+# Memory and bfloat16.
+
+
+def test_the_peak_of_a_fit_is_measured_in_a_process_of_its_own(script, blocks, tmp_path):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not reset the highest resident memory")
+    memory = script.load("peak_memory")
+    script.run(memory, "--width", "8", "--batch", "64", "--methods", "Natural", "--out", "peak_memory.json")
+    rows = json.loads((tmp_path / "peak_memory.json").read_text())["rows"]
+    assert [*rows] == ["Natural"]
+    assert rows["Natural"]["to_natural"] == 1
+    # A backward needs the inputs of the first stage's 5 convolutions and BatchNorms, 8 x 32 x 32 floats per image.
+    assert 1e-6 * 64 * 10 * 8 * 32 * 32 * 4 < rows["Natural"]["megabytes"] < 120
+    assert "| Natural | " in blocks.peak_memory()
+
+
+def test_each_net_is_trained_in_both_precisions_once(script, blocks, monkeypatch, tmp_path, capsys):
+    bf16 = script.load("digits_bf16")
+    monkeypatch.setattr(bf16, "RESULT", tmp_path / "digits_bf16.json")
+    monkeypatch.setattr(bf16, "NETS", {"tiny": bf16.Row(partial(digits_cnn, width=4), 1)})
+    monkeypatch.setattr(bf16, "SEEDS", (0,))
+    script.run(bf16)
+    assert capsys.readouterr().out.count("tiny") == 2
+    net = json.loads((tmp_path / "digits_bf16.json").read_text())["nets"]["tiny"]
+    assert net.keys() == {"epochs", "32-true", "bf16-mixed"}
+    assert net["32-true"][0].keys() == {"clean", "pgd20", "n", "cpu_seconds"}
+    script.run(bf16)
+    assert capsys.readouterr().out == ""
+    assert "| tiny | 1 | " in blocks.digits_bf16()
