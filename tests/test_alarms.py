@@ -1,5 +1,6 @@
 """Alarms: what each says about a net that masks its gradients, and that honest nets raise none."""
 
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -15,7 +16,7 @@ from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.alarms import Alarms, Count, in_words, of_classes, of_probes, sign_test
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.measures.probes import COUNTS
-from tests.masked import MASKS, NumpyStep, SaturatedSigmoid, Times1000, masked
+from tests.masked import MASKS, BitDepth, NumpyStep, SaturatedSigmoid, Times1000, masked
 from tests.methods import build
 from tests.tiny import TinyNet, images, loader, trainer
 from tests.trained import held_out, trained
@@ -183,6 +184,116 @@ def test_a_transferred_attack_that_does_better_is_told():
     found = alarms(zoo(MASKS["zero_gradient"][0]), sources=[trained("natural")])
     assert "transfer" in found
     assert "transfer" not in alarms(trained("pgd"), sources=[trained("natural")])
+
+
+class Plain(LightningModule):
+    """A module that does not look for alarms itself."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.body = net
+
+    def forward(self, x):
+        return self.body(x)
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+
+def checkpoint(folder) -> str:
+    """A checkpoint of the naturally trained net."""
+    net = trained("natural")
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": weights, "lit_robust": {"net": net.built_by}}, folder / "twin.ckpt")
+    return str(folder / "twin.ckpt")
+
+
+def defense(net, **arguments) -> PGDAT:
+    return build(PGDAT, net=net, num_classes=10, test_attacks=default_test(EPS), **arguments)
+
+
+def masked_twin() -> nn.Module:
+    return masked(BitDepth(), deepcopy(trained("natural"))).eval()
+
+
+@pytest.mark.parametrize("kind", ["net", "checkpoint", "none"])
+@pytest.mark.parametrize("room", ["defense", "callback"])
+def test_the_plain_twin_as_a_source_rings_transfer(room, kind, tmp_path):
+    given = {"net": [trained("natural")], "checkpoint": [checkpoint(tmp_path)], "none": None}[kind]
+    data = loader(batch(100), batch_size=50)
+    if room == "defense":
+        looking = tested = defense(masked_twin(), alarm_sources=given)
+        run = trainer(tmp_path)
+    else:
+        tested, looking = Plain(masked_twin()), RobustAccuracy(default_test(EPS), alarm_sources=given)
+        run = trainer(tmp_path, callbacks=[looking])
+    run.test(tested, data, verbose=False)
+    assert ("transfer" in looking.alarms) == (given is not None)
+    assert "zero_gradient" in looking.alarms
+
+
+def test_a_source_is_a_copy_and_no_part_of_the_module():
+    net = deepcopy(trained("natural")).train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with_source, without = (defense(masked_twin(), alarm_sources=sources) for sources in ([net], None))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert with_source.state_dict().keys() == without.state_dict().keys()
+    names = [[name for name, _ in one.named_modules()] for one in (with_source, without)]
+    assert names[0] == names[1]
+    assert [*with_source.parameters()] != []
+    (source,) = with_source.probed["test"].sources
+    assert not source.training
+    assert not any(parameter is other for parameter in source.parameters() for other in net.parameters())
+
+
+def test_loading_a_source_leaves_the_random_state_as_it_was(tmp_path):
+    path = checkpoint(tmp_path)
+    state = torch.get_rng_state()
+    RobustAccuracy(default_test(EPS), alarm_sources=[path])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class WithoutGraph(nn.Module):
+    def forward(self, x):
+        return x.detach().flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (TinyNet(), r"alarm_sources\[0\] \(TinyNet\) .*give nets for this data set"),
+        (WithoutGraph(), r"alarm_sources\[0\] \(WithoutGraph\) has no graph from pixels to logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), r"alarm_sources\[0\] .* returns \(2, 7\) for 10 classes"),
+    ],
+)
+@pytest.mark.parametrize("room", ["defense", "callback"])
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_attacked(room, source, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(PGD, "__call__", None)
+    measure = [RobustAccuracy(default_test(EPS), alarm_sources=[source])] if room == "callback" else []
+    sources = None if room == "callback" else [source]
+    tested = Plain(masked_twin()) if room == "callback" else defense(masked_twin(), alarm_sources=sources)
+    with pytest.raises(ValueError, match=says):
+        trainer(tmp_path, callbacks=measure).test(tested, loader(batch(20)), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "says"),
+    [
+        ("twin.ckpt", TypeError, "alarm_sources='twin.ckpt' must be of type list or tuple: give a list of checkpoints"),
+        ([3], TypeError, "alarm_sources=3 must be of type"),
+        (["no.ckpt"], FileNotFoundError, "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file."),
+        ([__file__], ValueError, "alarm_sources: .*is not a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize(
+    "make", [lambda **given: defense(TinyNet(), **given), lambda **given: RobustAccuracy(default_test(EPS), **given)]
+)
+def test_sources_that_are_none_are_refused_when_they_are_given(make, sources, error, says):
+    with pytest.raises(error, match=says):
+        make(alarm_sources=sources)
 
 
 # The rules.

@@ -16,19 +16,20 @@ def entries_start_afresh() -> Iterator[None]:
     it takes them from the earlier entry at the same place, if there are equally many. It does so in one function, which
     also parses ``--model.test_attacks.pgd20.eps``, a ``NestedArg``, for which the other arguments must stay.
     """
-    accepted: Any = _typehints.adapt_typehints
+    parser: Any = _typehints  # its names are not exported
+    accepted = parser.adapt_typehints
 
     def adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
-        kind: Any = _typehints.get_typehint_origin(typehint) or typehint
+        kind: Any = parser.get_typehint_origin(typehint) or typehint
         earlier = kwargs.get("prev_val")
-        if isinstance(earlier, dict | list) and not isinstance(val, _typehints.NestedArg) and not kwargs.get("append"):
-            kinds = _typehints.mapping_origin_types if isinstance(earlier, dict) else _typehints.sequence_origin_types
+        if isinstance(earlier, dict | list) and not isinstance(val, parser.NestedArg) and not kwargs.get("append"):
+            kinds = parser.mapping_origin_types if isinstance(earlier, dict) else parser.sequence_origin_types
             if kind in kinds:
                 kwargs["prev_val"] = None
         return accepted(val, typehint, *args, **kwargs)
 
-    _typehints.adapt_typehints = adapt
+    parser.adapt_typehints = adapt
     try:
         yield
     finally:
-        _typehints.adapt_typehints = accepted
+        parser.adapt_typehints = accepted
