@@ -2,20 +2,24 @@
 
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
-from lit_robust.defenses import PGDAT
+from lit_robust.cli import main
+from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.alarms import Alarms, Count, in_words, of_classes, of_probes, sign_test
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.measures.probes import COUNTS
+from tests.front_door import lit, refusal, tiny
 from tests.masked import MASKS, BitDepth, NumpyStep, SaturatedSigmoid, Times1000, masked
 from tests.methods import build
 from tests.tiny import TinyNet, images, loader, trainer
@@ -294,6 +298,54 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_attacked(room,
 def test_sources_that_are_none_are_refused_when_they_are_given(make, sources, error, says):
     with pytest.raises(error, match=says):
         make(alarm_sources=sources)
+
+
+ROUNDED = """
+from torch import nn
+from lit_robust.nets import digits_cnn
+
+def rounded(width: int, num_classes: int) -> nn.Module:
+    net = digits_cnn(width=width, num_classes=num_classes)
+    net.register_forward_pre_hook(lambda net, x: ((7 * x[0]).round() / 7,))
+    return net
+"""
+
+
+def test_the_command_line_takes_checkpoints_as_sources_and_keeps_them_out_of_checkpoints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rounded_net.py").write_text(ROUNDED)
+    long = "--model", "Natural", "--trainer.max_epochs", 5, "--data.train_size", 1000, "--data.batch_size", 64
+    lit("fit", *long)
+    first = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    lit("fit", *long, "--model.alarm_sources", f"[{first}]")
+    again = Path("runs/tiny/version_1/checkpoints/last.ckpt")
+    one, other = (torch.load(path, weights_only=True) for path in (first, again))
+    assert all(torch.equal(one["state_dict"][name], value) for name, value in other["state_dict"].items())
+    assert "alarm_sources" not in other["hyper_parameters"]
+    saved = yaml.safe_load(Path("runs/tiny/version_1/config.yaml").read_text())
+    assert saved["model"]["init_args"]["alarm_sources"] == [str(first)]
+    assert isinstance(Natural.load_from_checkpoint(again), Natural)
+    masked_net = "--model.net", "{class_path: rounded_net.rounded, init_args: {width: 4}}"
+    test = "test", "--ckpt_path", again, *masked_net, "--data.test_size", 150
+    capsys.readouterr()
+    for sources, rings in (([], False), (["--model.alarm_sources", "[runs/tiny]"], True)):
+        lit(*test, *sources)
+        assert ("ALARM transfer: a transferred attack" in capsys.readouterr().out) == rings
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_source_that_is_missing_is_refused_before_the_run_starts(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    says = refusal(capsys, command, "-c", tiny(tmp_path), "--model.alarm_sources", "[no.ckpt]")
+    assert says == "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file."
+    assert not Path("runs").exists()
+
+
+def test_the_configuration_states_that_there_are_no_sources(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["test", "-c", tiny(tmp_path), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["alarm_sources"] is None
 
 
 # The rules.
