@@ -4,7 +4,7 @@ A Defense calls ``check_first_batch``. Callbacks, which also work on a user's ow
 are the same in both cases; the caller supplies the remedy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,6 +115,29 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
             f"the net returns a tensor of shape {tuple(logits.shape)} for {len(few)} images, but "
             f"num_classes={num_classes}: {remedy}."
         )
+
+
+def check_sources(sources: Sequence[nn.Module], x: Tensor, num_classes: int) -> None:
+    """Put nets that craft images for another one where the images are, and refuse those that do not fit.
+
+    Args:
+        sources: The nets, given as ``alarm_sources``.
+        x: The first images ``(N, C, H, W)``.
+        num_classes: The number of classes of the data.
+
+    Raises:
+        ValueError: If one cannot read the images, has another number of classes, or gives no gradient.
+    """
+    remedy = "give nets for this data set"
+    for number, net in enumerate(sources):
+        name = f"alarm_sources[{number}] ({name_of(net)})"
+        with torch.inference_mode(False), torch.enable_grad():  # an inference tensor as a weight would have no gradient
+            few = x[:2].clone().requires_grad_()
+            logits = check_logits(outputs(net.to(x), few, name, remedy), few, name, remedy, "remove that net's softmax")
+            if logits.shape[1:] != (num_classes,):
+                raise ValueError(f"{name} returns {tuple(logits.shape)} for {num_classes} classes: {remedy}.")
+            if not net(few).requires_grad:
+                raise ValueError(f"{name} has no graph from pixels to logits and crafts nothing: {remedy}.")
 
 
 def tell_of_repeated_channels(net: nn.Module, x: Tensor) -> None:

@@ -8,10 +8,22 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from lit_robust import require
 from lit_robust.checkpoint_files import read_checkpoint, read_data
-from lit_robust.nets.rebuild import by_names, check_fit, fill, is_builder, names_for, rebuild
+from lit_robust.guards import own_random_state
+from lit_robust.nets.rebuild import (
+    by_names,
+    check_fit,
+    description_of,
+    fill,
+    is_builder,
+    names_for,
+    rebuild,
+    weights_of_net,
+)
 from lit_robust.torch_internals import names_within, plain_names
 from lit_robust.weight_files import read_weights
 from lit_robust.whole_files import path_of
@@ -82,7 +94,7 @@ def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     """
     path = path_of("path", path, "a file of weights")
     content = None if path.suffix == ".safetensors" else read_data(path, older=True)
-    if is_builder(_description(content)):
+    if is_builder(description_of(content)):
         return load_net(path)
     if net is None:
         raise ValueError(
@@ -92,10 +104,31 @@ def load_any(path: str | Path, net: nn.Module | None = None) -> nn.Module:
     return load_weights(deepcopy(net), path).eval().requires_grad_(False)
 
 
-def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of the module's ``net``, by the net's own names."""
-    state = checkpoint["state_dict"]
-    return plain_names({key.removeprefix("net."): value for key, value in state.items() if str(key).startswith("net.")})
+def load_sources(alarm_sources: Any) -> list[nn.Module]:
+    """Nets in eval mode, from checkpoints or as copies of nets; the random state stays as it was.
+
+    Args:
+        alarm_sources: A list of .ckpt files, folders of runs, whose ``last`` is taken, and nets; None for none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If it is no such list.
+        ValueError: If a file cannot be used, see ``load_net``.
+    """
+    given = [] if alarm_sources is None else alarm_sources
+    require.instance("alarm_sources", given, (list, tuple), "give a list of checkpoints, or of nets")
+    with own_random_state(torch.device("cpu")):  # a net is built with random weights first
+        return [_source(one) for one in given]
+
+
+def _source(one: Any) -> nn.Module:
+    if isinstance(one, nn.Module):
+        return deepcopy(one).eval().requires_grad_(False)
+    path = path_of("alarm_sources", one, "a checkpoint, or a net")
+    try:
+        return load_net(checkpoints_of(path).get("last", path))
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"alarm_sources: {error}") from error
 
 
 def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
@@ -104,17 +137,10 @@ def rebuild_net(checkpoint: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the checkpoint names none, or another.
     """
-    description = _description(checkpoint)
+    description = description_of(checkpoint)
     if description is None:
         raise ValueError("it does not say how its net was built")
     return rebuild(description, weights_of_net(checkpoint))
-
-
-def _description(content: Any) -> Any:
-    """What a file says about how its net was built, or None."""
-    sections = [content.get(name) for name in ("lit_robust", "hyper_parameters")] if isinstance(content, dict) else []
-    descriptions = (section.get("net") for section in sections if isinstance(section, dict))
-    return next((one for one in descriptions if one is not None), None)
 
 
 def checkpoints_of(folder: Path) -> dict[str, Path]:
@@ -168,37 +194,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name, place in places.items() if place not in seen]  # a .ckpt folder is not a run
         seen.update(places.values())
         yield from (Path(root, name) for name in files)
-
-
-def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
-    """Find the checkpoints that ``--ckpt_path`` refers to, by name, without reading them.
-
-    Args:
-        ckpt_path: A file, a folder of runs, or ``best`` or ``last`` for the trainer's newest run.
-        trainer: Its logger says where runs are.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    named = path_of("--ckpt_path", ckpt_path, "a checkpoint")
-    if ckpt_path in ("best", "last"):
-        logger = trainer.logger
-        folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
-        folder = folder.expanduser()
-        found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
-    elif named.is_dir() and named.suffix == ".ckpt":
-        raise IsADirectoryError(
-            f"--ckpt_path {ckpt_path} is a folder and no checkpoint: give a .ckpt file, or the folder of the run."
-        )
-    elif named.is_dir():
-        folder, found = named, checkpoints_of(named)
-    else:
-        folder, found = named.parent, {named.stem: named}
-    if not found:
-        raise FileNotFoundError(
-            f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}; train first, or give a .ckpt file."
-        )
-    return found
 
 
 def read_last(found: Mapping[str, Path]) -> tuple[Path, dict[str, Any]]:

@@ -50,6 +50,15 @@ def code_of(*parts: Any) -> str:
     return hashlib.md5(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
+def is_honest(net: Mapping[str, Any]) -> bool:
+    """Whether a net of alarm_rates.py predicts several classes, and its default test is within 5 points of AutoAttack.
+
+    A record without the number of classes is older; its net predicts one class if the alarm ``trivial`` says so.
+    """
+    several = net["classes"] > 1 if "classes" in net else "trivial" not in net["alarms"]
+    return bool(several and net["default"] - net["autoattack"] <= 5)
+
+
 def versions() -> dict[str, str]:
     """The versions of the packages that affect the numbers."""
     return {

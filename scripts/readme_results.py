@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from cpu_budget import DEFAULT_TEST
-from cpu_budget_results import markdown, read, with_range
+from cpu_budget_results import is_honest, markdown, read, with_range
 from readme_speed import (
     attack_speed,
     autoattack_bf16,
@@ -259,7 +259,7 @@ def alarm_rates() -> str:
     """How many honest nets raise an alarm, and how many others."""
     results = read(RESULTS / "alarm_rates.json")
     nets = results["nets"].values()
-    honest = [net for net in nets if net["default"] - net["autoattack"] <= 5 and "trivial" not in net["alarms"]]
+    honest = [net for net in nets if is_honest(net)]
     others = [net for net in nets if net not in honest]
     false, missed = [net for net in honest if net["alarms"]], [net for net in others if not net["alarms"]]
     gap = max((net["default"] - net["autoattack"] for net in missed), default=0.0)

@@ -22,7 +22,8 @@ from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_robust.attacks import Attack
+from lit_robust.attacks import Attack, AutoAttack
+from lit_robust.attacks.autoattack import VERSIONS
 from lit_robust.callbacks import (
     AttributeRamp,
     CoresetSelection,
@@ -374,6 +375,64 @@ def killed_test(folder: Path) -> Finding:
     return in_blocks(folder, (True, False))
 
 
+class Digits(Data):
+    """24 of scikit-learn's digits, and those that come before them to train on."""
+
+    num_classes, image_shape = 10, (1, 8, 8)
+
+    def _arrays(self, train):
+        from sklearn.datasets import load_digits  # the other scenarios do without it
+
+        digits = load_digits()
+        rows = slice(-24) if train else slice(-24, None)
+        images = torch.tensor(digits.images[rows], dtype=torch.float64).unsqueeze(1)
+        return (255 * images / 16).round().byte(), torch.tensor(digits.target[rows])
+
+
+def nearest_mean() -> nn.Module:
+    """The linear net that chooses the class whose mean image is nearest."""
+    images, y = Digits()._arrays(train=True)
+    x = images.flatten(1).double() / 255
+    means = torch.stack([x[y == digit].mean(dim=0) for digit in range(10)]).float()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        net[1].weight.copy_(means)
+        net[1].bias.copy_(-means.square().sum(dim=1) / 2)
+    return net
+
+
+def autoattack(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
+    """Tests under AutoAttack's first two attacks, in blocks of 2 images; some are killed in the second block."""
+    attacks: dict[str, Attack] = {"autoattack": AutoAttack(eps=0.08, batch_size=2)}
+    place, once, whole = folder / f"autoattack_{len(kills)}", AutoAttack.__call__, dict(VERSIONS["standard"])
+    crafted: dict[bytes, torch.Tensor] = {}
+
+    def crafting(self, net, x, y):
+        if Noise.killed and crafted:
+            raise InterruptedError
+        x_adv = once(self, net, x, y)
+        for image, adversarial in zip(x, x_adv, strict=True):
+            assert image.numpy().tobytes() not in crafted  # no image is attacked twice
+            crafted[image.numpy().tobytes()] = adversarial
+        return x_adv
+
+    VERSIONS["standard"], AutoAttack.__call__ = {"apgd-ce": 1, "apgd-dlr": 1}, crafting
+    try:
+        for Noise.killed in kills:
+            module = build(PerImage, net=nearest_mean(), num_classes=10, test_attacks=attacks, alarm_images=0)
+            module.blocks = Blocks(place)
+            with suppress(InterruptedError):
+                quiet_trainer().test(module, Digits(), verbose=False)
+    finally:
+        VERSIONS["standard"], AutoAttack.__call__ = whole, once
+    results = module.test_results["these weights"]
+    return {"found": vars(module)["found"], "results": results, "crafted": crafted}
+
+
+def killed_autoattack(folder: Path) -> Finding:
+    return autoattack(folder, (True, False))
+
+
 class Chosen(Callback):
     """The coreset of each epoch."""
 
@@ -509,6 +568,8 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "evaluation": evaluation,
     "test": in_blocks,
     "killed test": killed_test,
+    "autoattack": autoattack,
+    "killed autoattack": killed_autoattack,
     "waits": waits,
 }
 

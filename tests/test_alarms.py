@@ -1,21 +1,26 @@
 """Alarms: what each says about a net that masks its gradients, and that honest nets raise none."""
 
+from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
-from lit_robust.defenses import PGDAT
+from lit_robust.cli import main
+from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.alarms import Alarms, Count, in_words, of_classes, of_probes, sign_test
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.measures.probes import COUNTS
-from tests.masked import MASKS, NumpyStep, SaturatedSigmoid, Times1000, masked
+from tests.front_door import lit, refusal, tiny
+from tests.masked import MASKS, BitDepth, NumpyStep, SaturatedSigmoid, Times1000, masked
 from tests.methods import build
 from tests.tiny import TinyNet, images, loader, trainer
 from tests.trained import held_out, trained
@@ -183,6 +188,164 @@ def test_a_transferred_attack_that_does_better_is_told():
     found = alarms(zoo(MASKS["zero_gradient"][0]), sources=[trained("natural")])
     assert "transfer" in found
     assert "transfer" not in alarms(trained("pgd"), sources=[trained("natural")])
+
+
+class Plain(LightningModule):
+    """A module that does not look for alarms itself."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.body = net
+
+    def forward(self, x):
+        return self.body(x)
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+
+def checkpoint(folder) -> str:
+    """A checkpoint of the naturally trained net."""
+    net = trained("natural")
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": weights, "lit_robust": {"net": net.built_by}}, folder / "twin.ckpt")
+    return str(folder / "twin.ckpt")
+
+
+def defense(net, **arguments) -> PGDAT:
+    return build(PGDAT, net=net, num_classes=10, test_attacks=default_test(EPS), **arguments)
+
+
+def masked_twin() -> nn.Module:
+    return masked(BitDepth(), deepcopy(trained("natural"))).eval()
+
+
+@pytest.mark.parametrize("kind", ["net", "checkpoint", "none"])
+@pytest.mark.parametrize("room", ["defense", "callback"])
+def test_the_plain_twin_as_a_source_rings_transfer(room, kind, tmp_path):
+    given = {"net": [trained("natural")], "checkpoint": [checkpoint(tmp_path)], "none": None}[kind]
+    data = loader(batch(100), batch_size=50)
+    if room == "defense":
+        looking = tested = defense(masked_twin(), alarm_sources=given)
+        run = trainer(tmp_path)
+    else:
+        tested, looking = Plain(masked_twin()), RobustAccuracy(default_test(EPS), alarm_sources=given)
+        run = trainer(tmp_path, callbacks=[looking])
+    run.test(tested, data, verbose=False)
+    assert ("transfer" in looking.alarms) == (given is not None)
+    assert "zero_gradient" in looking.alarms
+
+
+def test_a_source_is_a_copy_and_no_part_of_the_module():
+    net = deepcopy(trained("natural")).train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with_source, without = (defense(masked_twin(), alarm_sources=sources) for sources in ([net], None))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert with_source.state_dict().keys() == without.state_dict().keys()
+    names = [[name for name, _ in one.named_modules()] for one in (with_source, without)]
+    assert names[0] == names[1]
+    assert [*with_source.parameters()] != []
+    (source,) = with_source.probed["test"].sources
+    assert not source.training
+    assert not any(parameter is other for parameter in source.parameters() for other in net.parameters())
+
+
+def test_loading_a_source_leaves_the_random_state_as_it_was(tmp_path):
+    path = checkpoint(tmp_path)
+    state = torch.get_rng_state()
+    RobustAccuracy(default_test(EPS), alarm_sources=[path])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class WithoutGraph(nn.Module):
+    def forward(self, x):
+        return x.detach().flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (TinyNet(), r"alarm_sources\[0\] \(TinyNet\) .*give nets for this data set"),
+        (WithoutGraph(), r"alarm_sources\[0\] \(WithoutGraph\) has no graph from pixels to logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), r"alarm_sources\[0\] .* returns \(2, 7\) for 10 classes"),
+    ],
+)
+@pytest.mark.parametrize("room", ["defense", "callback"])
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_attacked(room, source, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(PGD, "__call__", None)
+    measure = [RobustAccuracy(default_test(EPS), alarm_sources=[source])] if room == "callback" else []
+    sources = None if room == "callback" else [source]
+    tested = Plain(masked_twin()) if room == "callback" else defense(masked_twin(), alarm_sources=sources)
+    with pytest.raises(ValueError, match=says):
+        trainer(tmp_path, callbacks=measure).test(tested, loader(batch(20)), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "says"),
+    [
+        ("twin.ckpt", TypeError, "alarm_sources='twin.ckpt' must be of type list or tuple: give a list of checkpoints"),
+        ([3], TypeError, "alarm_sources=3 must be of type"),
+        (["no.ckpt"], FileNotFoundError, "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file."),
+        ([__file__], ValueError, "alarm_sources: .*is not a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize(
+    "make", [lambda **given: defense(TinyNet(), **given), lambda **given: RobustAccuracy(default_test(EPS), **given)]
+)
+def test_sources_that_are_none_are_refused_when_they_are_given(make, sources, error, says):
+    with pytest.raises(error, match=says):
+        make(alarm_sources=sources)
+
+
+ROUNDED = """
+from torch import nn
+from lit_robust.nets import digits_cnn
+
+def rounded(width: int, num_classes: int) -> nn.Module:
+    net = digits_cnn(width=width, num_classes=num_classes)
+    net.register_forward_pre_hook(lambda net, x: ((7 * x[0]).round() / 7,))
+    return net
+"""
+
+
+def test_the_command_line_takes_checkpoints_as_sources_and_keeps_them_out_of_checkpoints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rounded_net.py").write_text(ROUNDED)
+    long = "--model", "Natural", "--trainer.max_epochs", 5, "--data.train_size", 1000, "--data.batch_size", 64
+    lit("fit", *long)
+    first = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    lit("fit", *long, "--model.alarm_sources", f"[{first}]")
+    again = Path("runs/tiny/version_1/checkpoints/last.ckpt")
+    one, other = (torch.load(path, weights_only=True) for path in (first, again))
+    assert all(torch.equal(one["state_dict"][name], value) for name, value in other["state_dict"].items())
+    assert "alarm_sources" not in other["hyper_parameters"]
+    saved = yaml.safe_load(Path("runs/tiny/version_1/config.yaml").read_text())
+    assert saved["model"]["init_args"]["alarm_sources"] == [str(first)]
+    assert isinstance(Natural.load_from_checkpoint(again), Natural)
+    masked_net = "--model.net", "{class_path: rounded_net.rounded, init_args: {width: 4}}"
+    test = "test", "--ckpt_path", again, *masked_net, "--data.test_size", 150
+    capsys.readouterr()
+    for sources, rings in (([], False), (["--model.alarm_sources", "[runs/tiny]"], True)):
+        lit(*test, *sources)
+        assert ("ALARM transfer: a transferred attack" in capsys.readouterr().out) == rings
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_source_that_is_missing_is_refused_before_the_run_starts(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    says = refusal(capsys, command, "-c", tiny(tmp_path), "--model.alarm_sources", "[no.ckpt]")
+    assert says == "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file."
+    assert not Path("runs").exists()
+
+
+def test_the_configuration_states_that_there_are_no_sources(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["test", "-c", tiny(tmp_path), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["alarm_sources"] is None
 
 
 # The rules.

@@ -9,9 +9,11 @@ import torch
 import yaml
 from jsonargparse import _typehints
 
-from lit_robust.cli import main
+from lit_robust.attacks import PGD, Attack
+from lit_robust.cli import main, verbs
 from lit_robust.cli.classes import KEPT, find_class, same_class
 from lit_robust.cli.config import gathered, load, merged
+from lit_robust.magnitudes import magnitude
 from tests.front_door import refusal, tiny
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -61,6 +63,11 @@ def test_test_attacks_are_one_value():
     base = tree("model: {init_args: {test_attacks: {pgd20: {class_path: PGD, init_args: {steps: 20}}}}}")
     over = tree("model: {init_args: {test_attacks: {fgsm: {class_path: FGSM}}}}")
     assert merged(base, over) == over
+
+
+def test_the_attacks_of_a_verb_are_one_value():
+    over = tree("attacks: {fgsm: {class_path: FGSM}}")
+    assert merged(tree("attacks: {pgd20: {class_path: PGD, init_args: {steps: 20}}}"), over) == over
 
 
 def test_merging_leaves_what_is_merged_as_it_is():
@@ -406,3 +413,100 @@ def test_a_value_in_place_of_a_mapping_is_refused_before_a_later_file_hides_it(t
     for name in ("wrong.yaml", "base.yaml"):
         says = refusal(capsys, "fit", "-c", tiny(tmp_path), "-c", name, "-c", "good.yaml")
         assert re.search("must be (a mapping|the name)", says), says
+
+
+# A dictionary or a list that a flag gives anew.
+
+QUICKSTART = ["-c", CONFIGS / "quickstart.yaml"]
+STRONG = "{class_path: PGD, init_args: {eps: 0.15, step_size: 0.02, steps: 20, keep: worst}}"
+OWN = {"eps": 0.15, "steps": 20, "step_size": None, "keep": "last", "loss": "lit_robust.losses.ce"}
+
+
+def attack_in(dictionary, name="pgd20"):
+    """The arguments of an attack, of those in OWN."""
+    arguments = dictionary[name]["init_args"]
+    return {
+        key: magnitude(arguments[key]) if key in ("eps", "step_size") and arguments[key] else arguments[key]
+        for key in OWN
+    }
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model.test_attacks", "{pgd20: {class_path: PGD, init_args: {eps: 0.15, steps: 20}}}"],
+        ["--model.init_args.test_attacks", "{pgd20: {class_path: PGD, init_args: {eps: 0.15, steps: 20}}}"],
+        ["--model.test_attacks={pgd20: {class_path: lit_robust.attacks.PGD, init_args: {eps: 0.15, steps: 20}}}"],
+        ["--model.test_attacks", "{other: FGSM, pgd20: {class_path: PGD, init_args: {eps: 0.15, steps: 20}}}"],
+        ["--model", "{init_args: {test_attacks: {pgd20: {class_path: PGD, init_args: {eps: 0.15, steps: 20}}}}}"],
+        ["--model.test_attacks", "{pgd20: PGD}", "--model.test_attacks.pgd20.eps=0.15",
+         "--model.test_attacks.pgd20.steps=20"],
+    ],
+)  # fmt: skip
+def test_an_attack_in_a_dictionary_given_anew_starts_from_its_own_defaults(flags, capsys):
+    attacks = model(capsys, *QUICKSTART, *flags)["init_args"]["test_attacks"]
+    assert attack_in(attacks) == OWN
+    assert attacks.keys() == ({"other", "pgd20"} if "other" in flags[-1] else {"pgd20"})
+
+
+def test_one_argument_of_an_attack_in_a_dictionary_leaves_the_others(capsys):
+    flags = "--model.test_attacks.pgd20.eps", 0.1, "--model.test_attacks.pgd20.steps", 30
+    attacks = model(capsys, *QUICKSTART, *flags)["init_args"]["test_attacks"]
+    assert list(attacks) == ["pgd20", "pgd20_margin", "autoattack"]
+    assert attack_in(attacks) == OWN | {"eps": 0.1, "steps": 30, "step_size": 0.02, "keep": "worst"}
+
+
+def test_one_entry_of_a_dictionary_given_anew_leaves_the_others_and_merges_as_the_same_class_does(capsys):
+    flags = "--model.test_attacks.pgd20", "{class_path: PGD, init_args: {steps: 30}}"
+    attacks = model(capsys, *QUICKSTART, *flags)["init_args"]["test_attacks"]
+    assert list(attacks) == ["pgd20", "pgd20_margin", "autoattack"]
+    assert attack_in(attacks) == OWN | {"steps": 30, "step_size": 0.02, "keep": "worst"}
+
+
+CALLBACK = f"{{class_path: RobustAccuracy, init_args: {{attacks: {{pgd20: {STRONG}}}, alarm_images: 7}}}}"
+
+
+def test_the_attacks_of_a_callback_given_anew_start_from_their_own_defaults(capsys):
+    write(more=f"trainer: {{callbacks+: [{CALLBACK}]}}")
+    flags = (
+        "-c",
+        "more.yaml",
+        "--trainer.callbacks.attacks",
+        "{pgd20: {class_path: PGD, init_args: {eps: 0.15, steps: 20}}}",
+    )
+    *_, last = yaml.safe_load(printed(capsys, *QUICKSTART, *flags))["trainer"]["callbacks"]
+    assert attack_in(last["init_args"]["attacks"]) == OWN
+    assert last["init_args"]["alarm_images"] == 7
+
+
+def test_a_list_of_callbacks_given_anew_starts_from_their_own_defaults(capsys):
+    write(more=f"trainer: {{callbacks: [{CALLBACK}]}}")
+    (last,) = yaml.safe_load(
+        printed(
+            capsys, "-c", tiny(Path()), "-c", "more.yaml", "--trainer.callbacks",
+            "[{class_path: RobustAccuracy, init_args: {attacks: {pgd20: {class_path: PGD, init_args: {eps: 0.15, "
+            "steps: 20}}}}}]",
+        )
+    )["trainer"]["callbacks"]  # fmt: skip
+    assert attack_in(last["init_args"]["attacks"]) == OWN
+    assert last["init_args"]["alarm_images"] == 200
+
+
+def test_one_argument_of_the_last_callback_leaves_the_others(capsys):
+    write(more=f"trainer: {{callbacks+: [{CALLBACK}]}}")
+    flags = "-c", "more.yaml", "--trainer.callbacks.attacks.pgd20.eps", 0.1
+    *others, last = yaml.safe_load(printed(capsys, *QUICKSTART, *flags))["trainer"]["callbacks"]
+    assert attack_in(last["init_args"]["attacks"]) == OWN | {"eps": 0.1, "step_size": 0.02, "keep": "worst"}
+    assert others
+
+
+def test_the_attacks_of_a_verb_given_anew_start_from_their_own_defaults(monkeypatch):
+    given = {}
+
+    def compare(checkpoints: list[str], attacks: dict[str, Attack] | None = None) -> None:
+        given.update(attacks)
+
+    monkeypatch.setitem(verbs.VERBS, "compare", compare)
+    write(a=f"attacks: {{pgd20: {STRONG}}}")
+    main(["compare", "a.ckpt", "-c", "a.yaml", "--attacks", "{pgd20: {class_path: PGD, init_args: {eps: 0.15}}}"])
+    assert given == {"pgd20": PGD(0.15)}

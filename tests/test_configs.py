@@ -16,11 +16,13 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_robust import defenses, load_net
+from lit_robust.attacks import PGD
 from lit_robust.cli import main
 from lit_robust.cli.config import load, merged
 from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.magnitudes import magnitude
+from lit_robust.measures.default_attacks import default_test
 from tests.recipe_digests import CONFIGS, LIST, RECIPES, digests, name_of
 
 SETTINGS = sorted((CONFIGS / "recipes").rglob("_*.yaml"))
@@ -499,3 +501,43 @@ def test_fractions_survive_the_composition(capsys):
     arguments = parsed(capsys, *composed("cifar10", "resnet18", attack="cifar_l2_pgd10"))["model"]["init_args"]
     assert arguments["attack"]["init_args"]["eps"] == "128/255"
     assert arguments["test_attacks"]["autoattack"]["init_args"]["eps"] == "128/255"
+
+
+# What the rows of a test are called.
+
+
+def rows_in(tree):
+    """Name and class of each part that stands under a name of its own, at any depth."""
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree))
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, dict) and "class_path" in value:
+            yield str(name), value
+        yield from rows_in(value)
+
+
+ALL_FILES = sorted([*CONFIGS.rglob("*.yaml"), *(CONFIGS.parent / "scripts").glob("*.yaml")])
+NAMED_BY_THEIR_POINT = [
+    pytest.param(name, row, id=f"{path.relative_to(CONFIGS.parent)}:{name}")
+    for path in ALL_FILES
+    for name, row in rows_in(yaml.safe_load(path.read_text()))
+    if name in ("pgd20", "pgd20_margin") or name.endswith("_last")
+]
+
+
+@pytest.mark.parametrize(("name", "row"), NAMED_BY_THEIR_POINT)
+def test_a_row_is_named_by_the_point_that_its_attack_keeps(name, row):
+    """One name means one attack: the default test's keep the worst point, the papers' end in _last."""
+    kept = row["init_args"].get("keep", PGD().keep)
+    assert kept == ("last" if name.endswith("_last") else "worst")
+
+
+def test_both_kinds_of_rows_are_found():
+    names = [param.values[0] for param in NAMED_BY_THEIR_POINT]
+    assert names.count("pgd20_last") == 9
+    assert {"pgd20", "pgd20_margin"} <= {*names}
+
+
+def test_the_default_test_names_its_rows_likewise():
+    attacks = default_test(0.1)
+    assert all(attacks[name].keep == "worst" for name in ("pgd20", "pgd20_margin"))

@@ -296,3 +296,23 @@ def test_two_ranks_one_rank_and_a_killed_test_agree_for_every_image(name, findin
     # No block is attacked twice: 3 + 3 + 2 of at most 2 images each.
     assert zero["attacked"] + one["attacked"] == killed["attacked"] == whole["attacked"] == ranks.TEST
     assert {finding["files"] for finding in (one, killed, whole)} == {8}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the package's
+@pytest.mark.parametrize("name", ["autoattack", "killed autoattack"])
+def test_autoattack_on_two_ranks_on_one_rank_and_killed_agrees_for_every_image(name, findings, tmp_path):
+    pytest.importorskip("pyautoattack")
+    zero, one = of(findings, name)
+    whole, killed = ranks.autoattack(tmp_path), ranks.killed_autoattack(tmp_path)
+    assert sorted(whole["found"]) == list(range(24))
+    assert {clean - left for clean, left in whole["found"].values()} == {0, 1}  # else it could not tell
+    assert {left for _, left in whole["found"].values()} == {False, True}
+    assert zero["found"] | one["found"] == killed["found"] == whole["found"]
+    assert not zero["found"].keys() & one["found"].keys()
+    for other in (zero, one, killed):
+        assert other["results"] == whole["results"]
+    for crafted in (zero["crafted"] | one["crafted"], killed["crafted"]):
+        assert crafted.keys() == whole["crafted"].keys()
+        assert all(torch.equal(crafted[image], found) for image, found in whole["crafted"].items())
+    assert not zero["crafted"].keys() & one["crafted"].keys()
+    assert len(whole["crafted"]) == 24

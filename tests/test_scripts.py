@@ -1,5 +1,6 @@
 """The scripts that produce the committed results, on tiny data."""
 
+import copy
 import json
 import shutil
 import signal
@@ -13,7 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_robust.attacks import PGD
+from lit_robust.attacks import FGSM, PGD
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy
 from tests.tiny import TinyNet, images
@@ -451,3 +452,72 @@ def test_a_loop_by_hand_makes_the_passes_that_it_says(monkeypatch):
         benchmark.hand_written(net, method, x, y, research)()
         assert made == [(False, False), (False, True), (False, True), (True, True), (True, True)]
     assert not torch.equal(net.head.weight, before)
+
+
+# False alarms.
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import alarm_rates
+
+    yield alarm_rates
+    for name in ("alarm_rates", "cpu_budget_results", "default_test_cost"):
+        sys.modules.pop(name, None)
+
+
+def test_only_the_weights_prove_that_a_net_is_the_measured_one(rates):
+    one, other = (torch.nn.Linear(2, 2) for _ in range(2))
+    weights = rates.weights_of(one)
+    record = {"default": 50.0, "weights": weights}
+    assert rates.is_same_net(record, weights, 40.0)
+    assert not rates.is_same_net(record, rates.weights_of(other), 50.0)
+    assert rates.weights_of(copy.deepcopy(one)) == weights
+    older = {"default": 50.0}
+    assert rates.is_same_net(older, weights, 50.0)
+    assert not rates.is_same_net(older, weights, 40.0)
+    assert not rates.is_same_net({}, weights, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("net", "honest"),
+    [
+        ({"classes": 2, "alarms": ["trivial"]}, True),  # which is then a false alarm
+        ({"classes": 1, "alarms": []}, False),
+        ({"alarms": ["trivial"]}, False),
+        ({"alarms": []}, True),
+        ({"classes": 10, "alarms": [], "autoattack": 44.0}, False),
+    ],
+)
+def test_a_net_is_honest_by_its_predictions_and_not_by_the_alarms_that_are_judged(rates, net, honest):
+    import cpu_budget_results
+
+    assert cpu_budget_results.is_honest({"default": 50.0, "autoattack": 46.0} | net) == honest
+
+
+def test_predicted_classes_are_counted_on_clean_images(rates):
+    assert rates.classes_predicted(torch.nn.Identity(), torch.eye(3)[[0, 0, 2]]) == 2
+
+
+def test_records_of_alarm_rates_say_which_net_they_are_of(rates, monkeypatch, tmp_path):
+    net, calls = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), []
+    monkeypatch.setattr(rates, "NETS", {"one": (None, 0.1)})
+    monkeypatch.setattr(rates, "RESULTS", tmp_path / "rates.json")
+    monkeypatch.setattr(rates, "train", lambda attack, data, seed: net)
+    monkeypatch.setattr(rates, "AutoAttack", lambda eps: calls.append(eps) or FGSM(eps))
+    monkeypatch.setattr(rates, "default_test", lambda eps: {"a": FGSM(eps), "b": PGD(eps, steps=2)})
+    monkeypatch.setattr(rates.Alarms, "update", lambda *args: None)
+    rates.main()
+    records = json.loads((tmp_path / "rates.json").read_text())["nets"]
+    assert {record["weights"] for record in records.values()} == {rates.weights_of(net)}
+    assert all(record["classes"] > 1 for record in records.values())
+    assert len(calls) == 5
+    monkeypatch.setattr(rates, "CODE", "another")
+    rates.main()
+    assert len(calls) == 5  # the same weights: AutoAttack's figures are kept
+    monkeypatch.setattr(rates, "CODE", "a third")
+    with torch.no_grad():
+        net[1].bias += 1  # which changes no accuracy
+    rates.main()
+    assert len(calls) == 10

@@ -78,6 +78,7 @@ from lit_robust.callbacks.overfitting_rules import (
     LinearityErrorSpike,
 )
 from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.cli.run_folders import find_checkpoints
 from lit_robust.data import (
     CIFAR10DataModule,
     DigitsDataModule,
@@ -116,7 +117,7 @@ from lit_robust.limits import Limits
 from lit_robust.measures.attacked_examples import craft
 from lit_robust.measures.pictures import Examples, draw
 from lit_robust.metrics_files import rows_before
-from lit_robust.runs import find_checkpoints, load_any, load_weights
+from lit_robust.runs import load_any, load_weights
 from lit_robust.schedules import (
     Cosine,
     Cyclic,

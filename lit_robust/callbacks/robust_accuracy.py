@@ -1,6 +1,6 @@
 """Robust accuracy of a module that was written without it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
-from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
+from lit_robust.first_batch import check_sources
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
 from lit_robust.measures.directions import check_directions
 from lit_robust.measures.image_blocks import Blocks
+from lit_robust.runs import load_sources
 from lit_robust.seeds import seed
 
 
@@ -55,6 +56,8 @@ class RobustAccuracy(Callback):
         std: What it then divides them by.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a
             Defense, which looks for them itself, none are.
+        alarm_sources: Checkpoints (in Python also nets, which are copied) whose adversarial images are shown to the net
+            in a test, for the alarm ``transfer``; on a Defense give them to the Defense.
         blocks: A folder where the long attacks of a test keep what they have finished, so that a killed test goes on
             there, see ``measures.image_blocks``.
 
@@ -73,6 +76,7 @@ class RobustAccuracy(Callback):
         mean: Channels | None = None,
         std: Channels | None = None,
         alarm_images: int = IMAGES,
+        alarm_sources: Sequence[str | Path | nn.Module] | None = None,
         blocks: str | Path | None = None,
     ) -> None:
         require.integer("alarm_images", alarm_images, least=0)
@@ -86,7 +90,7 @@ class RobustAccuracy(Callback):
         self.accuracies: dict[str, dict[str, Accuracy]] = {}
         #: The alarms of the last test by name, a sentence each.
         self.alarms: dict[str, str] = {}
-        self.alarm_images = alarm_images
+        self.alarm_images, self.alarm_sources = alarm_images, load_sources(alarm_sources)
         self.blocks = Blocks(blocks)
         self._probed: dict[int, Alarms] = {}
         self._survivors: dict[int, Survivors] = {}
@@ -165,29 +169,25 @@ class RobustAccuracy(Callback):
         batch = self.adapter.labelled(batch)
         with own_random_state(batch.x.device), frozen(net):
             if split == "test":
+                probed = None if _own_rows(module, split) else self._alarms(net, batch.x, loader)
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
                 correct = surviving(net, self.attacks[split], batch, "keep", self.blocks, attacked)
-                if not _own_rows(module, split):
-                    self._probe(net, batch, correct, loader, *place_of(trainer, batch_idx, loader))
+                if probed is not None:
+                    left = torch.stack(list(correct.values())).all(dim=0)
+                    probed.update(net, batch, left, *place_of(trainer, batch_idx, loader))
             else:
                 seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
                 correct = surviving(net, self.attacks[split], batch, attacked=attacked)
         self._survivors[loader].update(correct, batch.weight)
 
-    def _probe(
-        self,
-        net: nn.Module,
-        batch: Batch,
-        correct: Mapping[str, Tensor],
-        loader: int,
-        ranks: int,
-        before: int | None,
-    ) -> None:
+    def _alarms(self, net: nn.Module, x: Tensor, loader: int) -> Alarms:
         if loader not in self._probed:
             with torch.no_grad():
-                classes = net(batch.x[:1]).shape[1]
-            self._probed[loader] = Alarms(self.attacks["test"], classes, self.alarm_images).to(batch.x.device)
-        self._probed[loader].update(net, batch, torch.stack(list(correct.values())).all(dim=0), ranks, before)
+                classes = net(x[:1]).shape[1]
+            check_sources(self.alarm_sources, x, classes)
+            found = Alarms(self.attacks["test"], classes, self.alarm_images, self.alarm_sources)
+            self._probed[loader] = found.to(x.device)
+        return self._probed[loader]
 
     def _check_free(self, key: str, name: str, module: LightningModule) -> None:
         """Refuse a key that the module itself has logged: it is there before we log it for the first time."""

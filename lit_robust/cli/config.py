@@ -1,6 +1,7 @@
 """Merging of configurations: ``extends``, several ``-c``, and classes that replace others.
 
-- Mappings merge key by key. Any other value is replaced by the later one, and so is ``test_attacks`` as a whole.
+- Mappings merge key by key. Any other value is replaced by the later one, and so is a dictionary of attacks
+  (``test_attacks``, ``attacks``) as a whole. A dictionary or list given by a flag replaces the earlier one, too.
 - The same ``class_path`` merges. Another one, compared after import, replaces its node whole, so that the new class
   starts from its own defaults; what belongs to the run rather than to the class stays (``classes.KEPT``).
 - All ``callbacks+`` are appended to the last ``callbacks``, in any order of the files.
@@ -129,7 +130,7 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 def _laid_over(base: Any, over: Any, key: str = "") -> Any:
     base, over = _spelt_out(base, over), _spelt_out(over, base)
-    if not isinstance(base, Mapping) or not isinstance(over, Mapping) or key == "test_attacks":
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping) or key in ("test_attacks", "attacks"):
         return over
     if "class_path" in base and "class_path" in over and not same_class(base["class_path"], over["class_path"]):
         names, arguments = kept_arguments(over["class_path"]), base.get("init_args") or {}

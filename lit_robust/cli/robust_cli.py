@@ -36,12 +36,20 @@ from lit_robust.cli.places import check_flags, check_nulls, check_places, check_
 from lit_robust.cli.plain_yaml import plain_yaml
 from lit_robust.cli.quiet import WARNINGS_OF_EVALUATION, ignore, quiet
 from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig, keep_table, whole_ones
-from lit_robust.cli.run_folders import EarlierRun, evaluate_in, go_on_in, named_files, nothing_left
+from lit_robust.cli.run_folders import (
+    EarlierRun,
+    evaluate_in,
+    find_checkpoints,
+    go_on_in,
+    named_files,
+    nothing_left,
+)
+from lit_robust.cli.whole_values import entries_start_afresh
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_cli_internals import CommandLineInternals
 from lit_robust.lightning_internals import epochs_done
-from lit_robust.runs import find_checkpoints, load_weights, read_last, run_of
+from lit_robust.runs import load_weights, read_last, run_of
 from lit_robust.training.monitors import explain_monitor_errors
 from lit_robust.training.trainer_checks import check_callbacks
 from lit_robust.whole_files import check_writable
@@ -124,7 +132,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
         Parser.flags = [flag.partition("=")[0] for flag in args if flag.startswith("--")]
         try:
             check_flags(args)
-            with plain_yaml(), classes_start_afresh(), short_names_are_found():
+            with plain_yaml(), classes_start_afresh(), entries_start_afresh(), short_names_are_found():
                 self.config = parser.parse_args(gathered(args, self.subcommands()))
             config = self.config_in_use()
             check_places({"trainer": config.trainer})

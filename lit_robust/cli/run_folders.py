@@ -14,8 +14,9 @@ from lit_robust.cli.run_files import FILE_LOGGERS, SaveConfig
 from lit_robust.folder_locks import lock, unlock
 from lit_robust.lightning_cli_internals import begin_metrics_file, go_on_in_folder
 from lit_robust.metrics_files import begin_with, rows_before
-from lit_robust.runs import next_free, run_folder
+from lit_robust.runs import checkpoints_of, next_free, run_folder
 from lit_robust.training.signals import stopped_before_the_first_step
+from lit_robust.whole_files import path_of
 
 #: Files that a run's folder has before anything is trained or measured.
 BEFORE_TRAINING = re.compile(r"config(_\w+)?\.yaml|hparams\.yaml|\.training|events\.out\.tfevents\..*")
@@ -26,6 +27,37 @@ TABLES = {
     "test": ["test_metrics", "test"],
     "predict": ["predict_metrics", "predictions"],
 }
+
+
+def find_checkpoints(ckpt_path: str, trainer: Any) -> dict[str, Path]:
+    """Find the checkpoints that ``--ckpt_path`` refers to, by name, without reading them.
+
+    Args:
+        ckpt_path: A file, a folder of runs, or ``best`` or ``last`` for the trainer's newest run.
+        trainer: Its logger says where runs are.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    named = path_of("--ckpt_path", ckpt_path, "a checkpoint")
+    if ckpt_path in ("best", "last"):
+        logger = trainer.logger
+        folder = Path(logger.save_dir or ".") / str(logger.name) if logger else Path(trainer.default_root_dir)
+        folder = folder.expanduser()
+        found = {name: path for name, path in checkpoints_of(folder).items() if name == ckpt_path}
+    elif named.is_dir() and named.suffix == ".ckpt":
+        raise IsADirectoryError(
+            f"--ckpt_path {ckpt_path} is a folder and no checkpoint: give a .ckpt file, or the folder of the run."
+        )
+    elif named.is_dir():
+        folder, found = named, checkpoints_of(named)
+    else:
+        folder, found = named.parent, {named.stem: named}
+    if not found:
+        raise FileNotFoundError(
+            f"--ckpt_path {ckpt_path}: there is no such checkpoint in {folder}; train first, or give a .ckpt file."
+        )
+    return found
 
 
 def named_files(trainer: Any) -> str:

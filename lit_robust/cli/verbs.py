@@ -12,6 +12,7 @@ from lit_robust.cli.classes import classes_start_afresh, raise_constructor_error
 from lit_robust.cli.config import gathered
 from lit_robust.cli.net_arguments import build_data, fill_class_count
 from lit_robust.cli.parser import Parser
+from lit_robust.cli.whole_values import entries_start_afresh
 
 #: The commands and what they call.
 VERBS: dict[str, Callable[..., Any]] = {name: getattr(analysis, name) for name in analysis.__all__}
@@ -38,7 +39,7 @@ def run(args: Sequence[str]) -> None:
     if words[:1] == ["-c"]:
         tree = {name: value for name, value in yaml.safe_load(words[1]).items() if name in own}
         words[1] = yaml.safe_dump(tree, default_style='"', default_flow_style=True)
-    with classes_start_afresh(), short_names_are_found():
+    with classes_start_afresh(), entries_start_afresh(), short_names_are_found():
         config = parser.parse_args(words)
     config.pop("config")
     with raise_constructor_errors():

@@ -9,13 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import nets
-from lit_robust.torch_internals import names_within, plain_name
+from lit_robust.torch_internals import names_within, plain_name, plain_names
 
 #: The functions that a file may name.
 BUILDERS = {name: getattr(nets, name) for name in nets.__all__ if inspect.isfunction(getattr(nets, name))}
 
 #: The largest allowed argument of a builder: a wider net would have more weights than a file can hold.
 LARGEST = 2**20
+
+
+def description_of(content: Any) -> Any:
+    """What a file says about how its net was built, or None."""
+    sections = [content.get(name) for name in ("lit_robust", "hyper_parameters")] if isinstance(content, dict) else []
+    descriptions = (section.get("net") for section in sections if isinstance(section, dict))
+    return next((one for one in descriptions if one is not None), None)
+
+
+def weights_of_net(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of the module's ``net``, by the net's own names."""
+    state = checkpoint["state_dict"]
+    return plain_names({key.removeprefix("net."): value for key, value in state.items() if str(key).startswith("net.")})
 
 
 def rebuild(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -2,10 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 
 from lit_robust.attacks import Attack
 from lit_robust.guards import BNMode
@@ -39,6 +41,7 @@ class EvaluatedArguments(TypedDict, total=False):
     val_attack: Attack | None
     test_attacks: dict[str, Attack] | None
     alarm_images: int
+    alarm_sources: Sequence[str | Path | nn.Module] | None
     channels_last: bool
     compile: bool
     fold_batchnorm: bool

@@ -6,9 +6,20 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lit_robust.first_batch import a_row_for_each_image, only_logits
 from lit_robust.guards import network_mode
 from lit_robust.nets.folded import FoldedNet
+from lit_robust.torch_internals import is_compiled
 from lit_robust.training.monitors import Monitored
+
+
+def let_give_logits(net: nn.Module) -> None:
+    """Make a net return its logits alone, with a row for each image, once however many modules hold it."""
+    if not getattr(net, "gives_only_logits", False):
+        net.register_forward_hook(only_logits)
+        if not is_compiled(net):
+            net.register_forward_hook(a_row_for_each_image)
+        net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
 
 
 class Attacked(Monitored):

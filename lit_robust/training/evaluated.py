@@ -1,6 +1,8 @@
 """Evaluation of a net: Lightning's validation, test and predict steps."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
-from lit_robust.first_batch import a_row_for_each_image, check_first_batch, check_training, only_logits
+from lit_robust.first_batch import check_first_batch, check_sources, check_training
 from lit_robust.guards import frozen
 from lit_robust.limits import Limits
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
@@ -18,10 +20,11 @@ from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names
 from lit_robust.measures.default_attacks import evaluation_of
 from lit_robust.measures.image_blocks import Blocks
+from lit_robust.runs import load_sources
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
-from lit_robust.training.attacked import Attacked
+from lit_robust.training.attacked import Attacked, let_give_logits
 from lit_robust.training.metrics import REDUCED
 from lit_robust.training.optimizer_checks import check_any_trainable
 from lit_robust.training.summary import leave_out_unknown_flops
@@ -43,6 +46,8 @@ class Evaluated(Attacked):
             keeping the worst point of its run. For a perceptual training attack ``val_attack`` and this are LPA, see
             ``measures.default_attacks``.
         alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
+        alarm_sources: Checkpoints (in Python also nets, which are copied) whose adversarial images are shown to the net
+            in a test, for the alarm ``transfer``.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
         fold_batchnorm: Shows attacks in eval mode the net with BatchNorms folded into its convolutions, which gives the
@@ -63,6 +68,7 @@ class Evaluated(Attacked):
         val_attack: Attack | None = None,
         test_attacks: dict[str, Attack] | None = None,
         alarm_images: int = IMAGES,
+        alarm_sources: Sequence[str | Path | nn.Module] | None = None,
         channels_last: bool = False,
         compile: bool = False,
         fold_batchnorm: bool = True,
@@ -87,11 +93,7 @@ class Evaluated(Attacked):
         if self.compiles:
             self.net.compile()
         self.compiled = any(map(is_compiled, self.net.modules()))
-        if not getattr(self.net, "gives_only_logits", False):  # unless another module has put the hooks on this net
-            self.net.register_forward_hook(only_logits)
-            if not is_compiled(self.net):
-                self.net.register_forward_hook(a_row_for_each_image)
-            self.net.gives_only_logits = True  # type: ignore[assignment]  # a module's attributes may be of any type
+        let_give_logits(self.net)
         self.num_classes = num_classes
         self.attack = attack
         self._built_eps: float | None = getattr(attack, "eps", None)  # kept because a ramp changes attack.eps
@@ -100,7 +102,7 @@ class Evaluated(Attacked):
         self.test_attacks = test_attacks
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.
         self.survivors = {"val": Survivors(rows_of(self.val_attacks)), "test": Survivors(rows_of(self.test_attacks))}
-        self.probed = {"test": Alarms(self.test_attacks, num_classes, alarm_images)}
+        self.probed = {"test": Alarms(self.test_attacks, num_classes, alarm_images, load_sources(alarm_sources))}
         #: Filled by ``test``: alarms by name, a sentence each, see ``measures.alarms``.
         self.alarms: dict[str, str] = {}
         #: Keeps what long attacks of a test have finished; nothing unless it is given a folder, ``Blocks("folder")``.
@@ -194,6 +196,8 @@ class Evaluated(Attacked):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
         batch = self.receive(batch)
+        if not batch_idx:
+            check_sources(self.probed["test"].sources, batch.x, self.num_classes)
         with torch.autocast(self.device.type, enabled=False):
             correct = self._count("test", self.test_attacks, batch)
             left = torch.stack(list(correct.values())).all(dim=0)
@@ -204,11 +208,7 @@ class Evaluated(Attacked):
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
         self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
-        name = (
-            checkpoint.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".ckpt")
-            or self.weights_from
-            or "these weights"
-        )
+        name = Path(checkpoint.replace("\\", "/")).name.removesuffix(".ckpt") or self.weights_from or "these weights"
         accuracies = self.test_results[name] = self._log_accuracies("test")
         for attack, accuracy in accuracies.items():
             bounds = dict(zip((f"test/low/{attack}", f"test/high/{attack}"), accuracy.interval, strict=True))

@@ -73,7 +73,7 @@ class Trained(Metered):
         super().__init__(net, num_classes, attack, **kwargs)
         if built_by_the_command_line():
             # For `load_from_checkpoint`. In Python, arguments are live objects, which no safe checkpoint can hold.
-            self.save_hyperparameters(logger=False)
+            self.save_hyperparameters(ignore="alarm_sources", logger=False)
         if gradient_clip_val is not None:
             require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null means no clipping")
         self.automatic_optimization = False
