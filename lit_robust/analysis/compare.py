@@ -176,7 +176,7 @@ def comparison(
     rows = table(order, list(named_attacks), first if gap else None, reference)
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
     remarks += _of_alarms(study, told, of_test) if alarms else [NOT_SOUGHT]
-    return Comparison(rows, told, remarks, of_test, strongest, about, _unit(rows))
+    return Comparison(rows, told, remarks, of_test, strongest, about, unit_of_cost(rows))
 
 
 def default_attacks(
@@ -212,7 +212,7 @@ def _of_alarms(study: Study, told: Mapping[str, Mapping[str, str]], attacks: Map
     return [f"No alarm for {silent}: {found}"] if silent else []
 
 
-def _unit(rows: Sequence[Mapping[str, Any]]) -> str | None:
+def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The column of the cost that can be compared: where others use the same processor, wall-clock time is noise."""
     if not any(row["passes"] for row in rows):
         return None
