@@ -82,8 +82,8 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
         ValueError: If it is none of them.
     """
     if value not in choices:
-        given = without_addresses(str(value))
-        raise ValueError(f'{name}="{given}" is unknown: choose {", ".join(choices[:-1])} or {choices[-1]}.')
+        known = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+        raise ValueError(f'{name}="{without_addresses(str(value))}" is unknown: choose {known}.')
     return value
 
 

@@ -583,7 +583,7 @@ def test_tables_escape_what_their_language_would_read():
     row = {"rank": None, "method": "a|b_c%$", "seeds": 1, "pgd": 0.5, "pgd low": 0.4, "pgd high": 0.6}
     row |= {"pgd min": 0.5, "pgd max": 0.5, "n": 10}
     assert r"a\|b_c%$" in markdown([row])
-    assert r"-- & a|b\_c\%\$ & 1 & 50.0 \\" in latex([row])
+    assert r"-- & a|b\_c\%\$ & 1 & 50.0 [40.0, 60.0] \\" in latex([row])
 
 
 def test_a_net_that_masks_its_gradients_is_told_and_not_ranked(two, capsys):
@@ -612,7 +612,7 @@ def say_eps(eps: str, path: str = "runs/trained/version_0/checkpoints/last.ckpt"
 
 def test_runs_are_compared_at_the_eps_that_they_were_trained_with(two, capsys):
     say_eps("0.1")
-    compare(two[:1], digits(), gap=False, alarms=False)
+    compare(two[:1], digits(), autoattack=False, gap=False, alarms=False)
     assert "pgd20 is PGD(eps=0.1, " in capsys.readouterr().out
     assert "pgd20 is PGD(eps=0.1, " in Path("analysis/compare.md").read_text()
 
@@ -622,5 +622,5 @@ def test_runs_of_different_or_unknown_eps_are_compared_at_8_of_255(eps, two, cap
     say_eps("0.1")
     if eps is not None:
         say_eps(eps, two[1])
-    compare(two, digits(), gap=False, alarms=False)
+    compare(two, digits(), autoattack=False, gap=False, alarms=False)
     assert "pgd20 is PGD(eps=8/255, " in capsys.readouterr().out

@@ -247,7 +247,7 @@ def verb(name, *args):
         ("transfer", ("--sources", "[theirs=foreign.pth]")),
         ("surface", ("--points", "2", "--eigenvalue", "false")),
         ("diversity", ()),
-        ("compare", ("--gap", "false", "--alarms", "false")),
+        ("compare", ("--autoattack", "false", "--gap", "false", "--alarms", "false")),
     ],
 )
 def test_every_verb_takes_them(name, flags, foreign):

@@ -517,7 +517,7 @@ FLAGS: list[tuple[Callable[..., object], str]] = [
     (partial(build, NuAT, attack=ONE_STEP), "attack_alternate"),
     (partial(build, PerceptualAT), "only_attack_correct"),
     *((net, "pretrained") for net in (nets.torchvision_net, nets.timm_net)),
-    *((partial(comparison, None, None), name) for name in ("gap", "alarms", "surrogate")),
+    *((partial(comparison, None, None), name) for name in ("autoattack", "gap", "alarms", "surrogate")),
     (partial(surface, [], None), "eigenvalue"),
 ]
 

@@ -1,50 +1,31 @@
 """Several runs in one table: accuracies under the same attacks on the same images, ranks, and costs."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
+from lit_robust.analysis.methods import Method, ranked, table
 from lit_robust.analysis.output import write_picture
-from lit_robust.analysis.study import Source, Study
+from lit_robust.analysis.study import CLEAN, Source, Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import latex, markdown, plain_markdown
-from lit_robust.attacks import PGD, Attack
-from lit_robust.costs import Cost, cost_of
+from lit_robust.attacks import Attack, AutoAttack
+from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe, legend, wilson
+from lit_robust.measures.accuracy import describe, legend
+from lit_robust.measures.alarms import IMAGES
 from lit_robust.measures.attack_checks import check_names, is_coarse
-from lit_robust.measures.default_attacks import default_test
+from lit_robust.measures.default_attacks import default_test, threat_of
 from lit_robust.whole_files import write_whole
 
-#: Methods with fewer seeds are not ranked: their spread between runs is unknown.
-SEEDS = 3
-
-
-class Method(NamedTuple):
-    """The results of one method by attack: each image's mean over the seeds, each run's accuracy; alarms and costs."""
-
-    name: str
-    images: dict[str, Tensor]
-    runs: dict[str, list[float]]
-    alarms: Sequence[str] = ()
-    costs: Sequence[Cost | None] = ()
-
-    def mean(self, attack: str) -> float:
-        """The mean accuracy over the seeds."""
-        return sum(self.runs[attack]) / len(self.runs[attack])
-
-    @property
-    def known_costs(self) -> list[Cost]:
-        """The cost of each run; empty if that of any is unknown."""
-        known = [cost for cost in self.costs if cost is not None]
-        return known if len(known) == len(self.costs) else []
+NO_GRAPH = "gradient attacks cannot run, and their columns repeat the clean accuracy: "
+NOT_SOUGHT = "Signs of masked gradients were not looked for (alarms: false)."
 
 
 class Comparison(NamedTuple):
@@ -52,6 +33,7 @@ class Comparison(NamedTuple):
 
     rows: list[dict[str, Any]]
     alarms: dict[str, dict[str, str]]
+    remarks: list[str]  #: Sentences about what was not measured, and that no alarm was found.
     attacks: dict[str, Attack]
     strongest: str
     about: str
@@ -62,6 +44,7 @@ def compare(
     checkpoints: list[str],
     data: ImageDataModule,
     attacks: dict[str, Attack] | None = None,
+    autoattack: bool = True,
     gap: bool = True,
     alarms: bool = True,
     sources: list[str] | None = None,
@@ -88,7 +71,10 @@ def compare(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
-        attacks: Attacks by name; by default those of ``test`` at the eps that all runs were trained with, else 8/255.
+        attacks: Attacks by name; by default those of ``test``, and AutoAttack, at the eps that all runs were trained
+            with, else 8/255. On the command line also the ``test_attacks`` of a file given by ``-c``, such as
+            configs/attack/margins.yaml; not those of a file with ``data``, such as a run's config.yaml.
+        autoattack: Whether the default attacks include AutoAttack, which takes longest.
         gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
             first attack minus that of the test images.
         alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
@@ -112,8 +98,9 @@ def compare(
     if attacks is not None:
         check_names("attacks", attacks)
     study = Study.begin(checkpoints, data, limit, device, out, net)
-    found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
+    found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
+    sentences += found.remarks
     text = "\n".join([markdown(found.rows), legend(found.attacks), "", *map(plain_markdown, sentences)])
     print(text)
     for suffix, content in (("md", text), ("tex", latex(found.rows))):
@@ -130,38 +117,50 @@ def comparison(
     study: Study,
     data: ImageDataModule,
     attacks: Mapping[str, Attack] | None = None,
+    autoattack: bool = True,
     gap: bool = True,
     alarms: bool = True,
     sources: Sequence[str] | None = None,
     surrogate: bool = False,
     reference: str | None = None,
+    net: nn.Module | None = None,
 ) -> Comparison:
     """Measure what ``compare`` shows; its arguments are explained there.
 
     Raises:
-        ValueError: If there is no method ``reference``, or a checkpoint is broken.
+        ImportError: If an attack needs a package that is not installed.
+        ValueError: If there is no method ``reference``, a checkpoint is broken, or a source gives no gradient.
     """
-    require.flags(gap=gap, alarms=alarms, surrogate=surrogate)
+    require.flags(autoattack=autoattack, gap=gap, alarms=alarms, surrogate=surrogate)
     methods_runs = by_method(study.subjects)
     if reference is not None:
         require.one_of("reference", reference, tuple(methods_runs))
-    named_attacks = {"clean": PGD(steps=0, init="zero"), **(attacks or default_test(*trained_threat(study.subjects)))}
-    of_test = {name: attack for name, attack in named_attacks.items() if name != "clean"}
+    remarks: list[str] = []
+    if attacks is None:
+        attacks, remarks = default_attacks(study.subjects, data.num_classes, autoattack)
+    for attack in attacks.values():
+        attack.check_installed()
+    of_test = dict(attacks)
+    named_attacks = {"clean": CLEAN, **of_test}
     first = next(iter(of_test))
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}
     if gap:
         measures["gap"] = named_attacks[first], read_training_images(data, study.images.n, study.device)
-    origins: list[Source] = [*load_subjects(sources, study.device)] if sources else []
+    origins: list[Source] = [*load_subjects(sources, study.device, net)] if sources else []
+    for origin in origins:
+        if why := study.no_gradient(origin.net):
+            raise ValueError(f"sources={sources} cannot be attacked: {why}")
+    told = {run.name: {"no_graph": NO_GRAPH + why} for run in study.subjects if (why := study.no_gradient(run.net))}
+    remarks += [f"{run} has no surrogate, which would have no gradient either." for run in told] * surrogate
     methods: list[Method] = []
-    told: dict[str, dict[str, str]] = {}
     for name, runs in methods_runs.items():
         found = {}
         for measure, (attack, images) in measures.items():
-            bits = [study.survivors(run, attack, images=images) for run in runs]
+            bits = [study.survivors(run, attack, images=images, without_graph="keep") for run in runs]
             found[measure] = torch.tensor([[float(bit) for bit in one] for one in bits], dtype=torch.float64)
         for run in runs if alarms else ():
-            mine = [*origins, surrogate_of(study, run, data)] if surrogate else origins
-            told[run.name] = study.alarms(run, of_test, mine, data.num_classes)
+            mine = [*origins, surrogate_of(study, run, data)] if surrogate and run.name not in told else origins
+            told[run.name] = told.get(run.name, {}) | study.alarms(run, of_test, mine, data.num_classes)
         methods.append(
             Method(
                 name,
@@ -176,8 +175,50 @@ def comparison(
     order = ranked(methods, strongest) if exact else [(None, method) for _, method in ranked(methods, strongest)]
     rows = table(order, list(named_attacks), first if gap else None, reference)
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
-    unit = "passes" if rows[0]["hardware differs"] else "seconds"
-    return Comparison(rows, told, of_test, strongest, about, unit if any(row["passes"] for row in rows) else None)
+    remarks += _of_alarms(study, told, of_test) if alarms else [NOT_SOUGHT]
+    return Comparison(rows, told, remarks, of_test, strongest, about, unit_of_cost(rows))
+
+
+def default_attacks(
+    subjects: Sequence[Subject], classes: int, autoattack: bool = True
+) -> tuple[dict[str, Attack], list[str]]:
+    """The attacks of ``test`` and AutoAttack in the threat set of the training, and what to say of them.
+
+    Raises:
+        ImportError: If AutoAttack is not installed.
+    """
+    eps, norm = trained_threat(subjects)
+    attacks = default_test(eps, norm)
+    if not autoattack:
+        return attacks, []
+    if classes < 3:
+        return attacks, [f"AutoAttack needs at least 3 classes, and the data has {classes}: it is left out."]
+    strong = AutoAttack(eps, norm, version="standard" if classes > 3 else "v1")
+    try:
+        strong.check_installed()
+    except ImportError as error:
+        raise ImportError(f"{error}, or leave it out by autoattack=false.") from error
+    return {**attacks, "autoattack": strong}, []
+
+
+def _of_alarms(study: Study, told: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
+    """That alarms were looked for in the runs that have none, and on how many images."""
+    silent = ", ".join(run for run, of in told.items() if not of)
+    n = min(IMAGES, study.images.n)
+    threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
+    found = f"the first {n} test images show no sign of masked gradients."
+    if not any(threats):
+        found = f"the first {n} test images were probed for a constant prediction only: no attack has an L-p bound."
+    return [f"No alarm for {silent}: {found}"] if silent else []
+
+
+def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The column of the cost that can be compared: where others use the same processor, wall-clock time is noise."""
+    if not any(row["passes"] for row in rows):
+        return None
+    if rows[0]["hardware differs"]:
+        return "passes"
+    return "cpu seconds" if all(row["hardware"].endswith(("thread", "threads")) for row in rows) else "seconds"
 
 
 def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
@@ -186,68 +227,3 @@ def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
     for subject in subjects:
         methods.setdefault(subject.name.partition("@")[0], []).append(subject)
     return methods
-
-
-def differ(one: Method, other: Method, attack: str) -> bool:
-    """Whether two methods differ by more than the spread over seeds and over images."""
-    between = abs(one.mean(attack) - other.mean(attack))
-    seeds = sum(max(method.runs[attack]) - min(method.runs[attack]) for method in (one, other)) / 2
-    paired = one.images[attack] - other.images[attack]
-    images = 1.96 * float(paired.std()) / math.sqrt(len(paired))
-    return between > seeds and between > images
-
-
-def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Method]]:
-    """Sort methods by accuracy. The rank is 1 plus the number of clearly better methods.
-
-    It is None with too few seeds or with an alarm.
-    """
-    enough = [method for method in methods if len(method.runs[attack]) >= SEEDS and not method.alarms]
-    ranks = {
-        method.name: 1
-        + sum(differ(method, other, attack) and other.mean(attack) > method.mean(attack) for other in enough)
-        for method in enough
-    }
-    order = sorted(methods, key=lambda method: -method.mean(attack))
-    return [(ranks.get(method.name), method) for method in order]
-
-
-def table(
-    methods: Sequence[tuple[int | None, Method]],
-    attacks: Sequence[str],
-    gap_under: str | None,
-    reference: str | None = None,
-) -> list[dict[str, Any]]:
-    """The rows: rank, method, number of seeds, accuracies with intervals and ranges, generalisation gap, and cost."""
-    where = {cost.where for _, method in methods for cost in method.costs if cost is not None}
-    differs = len(where) > 1 or any(", then " in one for one in where)
-    rows = []
-    for rank, method in methods:
-        row: dict[str, Any] = {"rank": rank, "method": method.name, "seeds": len(method.runs[attacks[0]])}
-        for attack in attacks:
-            low, high = wilson(method.mean(attack), len(method.images[attack]))
-            row |= {attack: method.mean(attack), f"{attack} low": low, f"{attack} high": high}
-            row |= {f"{attack} min": min(method.runs[attack]), f"{attack} max": max(method.runs[attack])}
-        row["n"] = len(method.images[attacks[0]])
-        if gap_under is not None:
-            row["gap"] = method.mean("gap") - method.mean(gap_under)
-        rows.append({**row, **_cost(method.known_costs), "hardware differs": differs})
-        rows[-1]["alarms"] = " ".join(method.alarms)
-    if reference is not None:
-        unit, column = ("passes", "passes saved") if differs else ("seconds", "time saved")
-        base = next(row[unit] for row in rows if row["method"] == reference)
-        for row in rows:
-            row |= {column: 1 - row[unit] / base if base and row[unit] is not None else None, "reference": reference}
-    return rows
-
-
-def _cost(costs: Sequence[Cost]) -> dict[str, Any]:
-    """The columns of the cost; None where it is unknown."""
-    row: dict[str, Any] = {}
-    for name, column in (("seconds", "seconds"), ("cpu_seconds", "cpu seconds"), ("passes", "passes")):
-        values = [getattr(cost, name) for cost in costs]
-        row[column] = sum(values) / len(values) if values else None
-        row |= {f"{column} {which}": of(values) if values else None for which, of in (("min", min), ("max", max))}
-    row["hardware"] = "; ".join(dict.fromkeys(cost.where for cost in costs))
-    row["precision"] = ", ".join(dict.fromkeys(one for cost in costs for one in cost.precision))
-    return row

@@ -1,9 +1,11 @@
 """The pictures of ``compare``: robust accuracies, and robust accuracy against the cost of the training."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_robust.analysis.output import new_figure, plain_text, wrapped
+from lit_robust.analysis.tables import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,14 +48,15 @@ def draw_costs(rows: Sequence[Row], attack: str, about: str, unit: str) -> "Figu
         rows: Of the table; those without a cost are left out.
         attack: The attack on the vertical axis.
         about: The title.
-        unit: The column on the horizontal axis, ``seconds`` or ``passes``.
+        unit: The column on the horizontal axis, ``seconds``, ``cpu seconds`` or ``passes``.
     """
     known = [row for row in rows if row[unit]]
-    factor, label = 1.0, "passes: images forward and backward through the net"
-    if unit == "seconds":
+    factor, label, number = 1.0, "passes of the training (images forward and backward through the net)", count
+    if unit != "passes":
         longest = max(row[unit] for row in known)
         factor, name = next(((f, n) for f, n in ((3600.0, "h"), (60.0, "min")) if longest >= 2 * f), (1.0, "s"))
-        label = f"training time without validation ({name})"
+        clock = "CPU time of the training, all threads" if unit == "cpu seconds" else "wall-clock time of the training"
+        label, number = f"{clock}, without validation ({name})", "{:g}".format
     figure, (axes,) = new_figure(height=4.4)
     points = []
     for place, row in enumerate(known):
@@ -70,17 +73,38 @@ def draw_costs(rows: Sequence[Row], attack: str, about: str, unit: str) -> "Figu
     axes.set_title(
         wrapped(f"{about}\nbars: 95 % interval over images, range of cost; thick: range over seeds"), fontsize=8
     )
+    _ticks(axes, number)
     _label(figure, axes, points)
     return figure
+
+
+def _ticks(axes: "Axes", number: Callable[[float], str]) -> None:
+    """Label at least four values of a logarithmic axis, because two would not tell what lies between them."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+
+    low, high = axes.get_xlim()
+    if high < 2 * low:
+        low, high = low / 1.4, high * 1.4
+        axes.set_xlim(low, high)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for multiples in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        values = [digit * 10.0**decade for decade in decades for digit in multiples]
+        ticks = [value for value in values if low <= value <= high]
+        if len(ticks) >= 4:
+            break
+    else:
+        ticks = [value for value in MaxNLocator(5).tick_values(low, high) if low <= value <= high]
+    ticks = ticks[:: -(-len(ticks) // 8)]
+    axes.set_xticks(ticks, [number(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label(figure: "Figure", axes: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each name beside its point, where it covers neither a point nor another name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.ticker import LogFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
-    if axes.get_xlim()[1] / axes.get_xlim()[0] < 30:  # else most decades have no number
-        axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
     axes.yaxis.set_minor_locator(NullLocator())
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()

@@ -21,9 +21,11 @@ from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of
 from lit_robust.analysis.tables import count, duration, html, html_table
 from lit_robust.attacks import Attack
+from lit_robust.attacks.base import NoGraphError
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
+from lit_robust.measures.attack_checks import check_names
 from lit_robust.measures.attacked_examples import craft, spread
 from lit_robust.measures.pictures import draw as draw_examples
 from lit_robust.runs import newest_config, run_of
@@ -58,6 +60,7 @@ def report(
     checkpoints: list[str],
     data: ImageDataModule,
     attacks: dict[str, Attack] | None = None,
+    autoattack: bool = True,
     examples: int = 5,
     gap: bool = True,
     alarms: bool = True,
@@ -79,7 +82,8 @@ def report(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
         data: Its test images are attacked.
-        attacks: Attacks by name; by default those of ``test`` at the eps that all runs were trained with, else 8/255.
+        attacks: Attacks by name; by default those of ``compare``.
+        autoattack: Whether the default attacks include AutoAttack, which takes longest.
         examples: The number of adversarial images that are drawn for each run, under the strongest attack; 0 for none.
         gap: Whether to measure the generalisation gap, as in ``compare``.
         alarms: Whether to look for signs of masked gradients, as in ``compare``.
@@ -99,9 +103,11 @@ def report(
         ValueError: If an argument is out of range or a metrics.csv is broken; besides what ``Study.begin`` raises.
     """
     require.integer("examples", examples, least=0)
+    if attacks is not None:
+        check_names("attacks", attacks)
     study = Study.begin(checkpoints, data, limit, device, out, net)
     curves = _curves(study.subjects)
-    found = comparison(study, data, attacks, gap, alarms, sources, surrogate, reference)
+    found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     strongest = found.attacks[found.strongest]
     sections = {
         "Results": [
@@ -109,7 +115,7 @@ def report(
             *_paragraphs(legend(found.attacks)),
             _image(draw(found.rows, found.strongest, found.about), "robust accuracies"),
         ],
-        "Alarms": _alarms(found, study.subjects, alarms),
+        "Alarms": _alarms(found),
         "Training curves": curves,
         "Adversarial images": _examples(study, data, strongest, examples),
         "Trainings": [_trainings(study.subjects)],
@@ -150,16 +156,13 @@ def _image(figure: "Figure", what: str) -> str:
     return f'<img src="{source}" width="{wide}" height="{high}" alt="{escape(what)}">'
 
 
-def _alarms(found: Comparison, runs: Sequence[Subject], sought: bool) -> list[str]:
-    if not sought:
-        return ["<p>Signs of masked gradients were not looked for (alarms: false).</p>"]
+def _alarms(found: Comparison) -> list[str]:
     told = [
         f'<p class="alarm"><b>{escape(run)}: {escape(name)}.</b> {escape(said)}</p>'
         for run, of in found.alarms.items()
         for name, said in of.items()
     ]
-    silent = [run.name for run in runs if not found.alarms[run.name]]
-    return told + [f"<p>No sign of masked gradients: {escape(', '.join(silent))}.</p>"] * bool(silent)
+    return told + [f"<p>{escape(remark)}</p>" for remark in found.remarks]
 
 
 def _curves(runs: Sequence[Subject]) -> list[str]:
@@ -182,7 +185,11 @@ def _examples(study: Study, data: ImageDataModule, attack: Attack, n: int) -> li
     chosen = spread(batch.y, n)
     parts = []
     for run in study.subjects:
-        few = craft(run.net, attack, batch.x[chosen], batch.y[chosen])
+        try:
+            few = craft(run.net, attack, batch.x[chosen], batch.y[chosen])
+        except NoGraphError as error:
+            parts.append(f"<div><h3>{escape(run.name)}</h3><p>No images were drawn: {escape(str(error))}</p></div>")
+            continue
         figure = draw_examples(few, describe(attack), class_names=data.class_names)
         picture = _image(figure, f"adversarial images of {run.name}")
         parts.append(f"<div><h3>{escape(run.name)}</h3>{picture}</div>")

@@ -3,22 +3,36 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import Row, check_plotting, device_of, write
-from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects, read_test_images, survivors
-from lit_robust.attacks import Attack
+from lit_robust.analysis.output import Row, check_plotting, write
+from lit_robust.analysis.subjects import (
+    Images,
+    Subject,
+    adversarial_images,
+    device_of,
+    load_subjects,
+    read_test_images,
+    survivors,
+)
+from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.base import NoGraphError, input_gradient
 from lit_robust.data import ImageDataModule
+from lit_robust.guards import crafting
 from lit_robust.measures.alarms import Alarms
 from lit_robust.measures.image_blocks import Blocks, identity
 from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: Returns the images as they are, also of a net without a gradient.
+CLEAN = PGD(steps=0, init="zero")
 
 
 class Source(Protocol):
@@ -92,15 +106,48 @@ class Study:
         return self.journal.get((what, net.key, self.images.key, identity(attack), str(run_seed()), *more), measure)
 
     def survivors(
-        self, target: Subject, attack: Attack, origin: Subject | None = None, images: Images | None = None
+        self,
+        target: Subject,
+        attack: Attack,
+        origin: Subject | None = None,
+        images: Images | None = None,
+        without_graph: Literal["refuse", "keep"] = "refuse",
     ) -> str:
-        """``subjects.survivors`` of a net under an attack on itself, or on ``origin``; by default on the test set."""
+        """``subjects.survivors`` of a net under an attack.
+
+        Args:
+            target: The net.
+            attack: The attack.
+            origin: The net that is attacked; by default the same one.
+            images: The clean images; by default those of the test.
+            without_graph: What to do where a net gives the attack no gradient: refuse it, or keep the clean images.
+
+        Raises:
+            ValueError: If a net gives no gradient and is refused.
+        """
         origin, seen = origin or target, images or self.images
 
         def measure() -> str:
             return survivors(target.net, self._crafted(origin, attack, seen), seen)
 
-        return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
+        try:
+            return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
+        except NoGraphError as error:
+            if without_graph == "keep":
+                return self.survivors(target, CLEAN, images=images)
+            name = getattr(origin, "name", None)  # a surrogate has none
+            raise ValueError(f"{name or target.name}: {error}") from error
+
+    def no_gradient(self, net: nn.Module) -> str:
+        """Why gradient attacks cannot run on a net; empty if they can."""
+        batch = self.images.batches[0]
+        try:
+            with crafting(batch.x[:1], batch.y[:1]) as (x, _):
+                x.requires_grad_()
+                input_gradient(net(x).sum(dim=1), x)
+        except NoGraphError as error:
+            return str(error)
+        return ""
 
     def alarms(
         self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Source], classes: int
@@ -113,7 +160,7 @@ class Study:
             sources: Nets whose adversarial images are shown to it.
             classes: The number of classes.
         """
-        bits = zip(*(self.survivors(net, attack) for attack in attacks.values()), strict=True)
+        bits = zip(*(self.survivors(net, attack, without_graph="keep") for attack in attacks.values()), strict=True)
         left = torch.tensor([set(bit) == {"1"} for bit in bits], device=self.device)
 
         def measure() -> dict[str, str]:

@@ -47,6 +47,26 @@ class Images:
         return sum(len(batch.y) for batch in self.batches)
 
 
+def device_of(name: str) -> torch.device:
+    """The device of a name; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_gpu else "cpu")
+    try:
+        device = torch.device(name)
+        if not torch.empty(0, device=device).is_meta:  # whose tensors have no values
+            return device
+        reason = None
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises an AssertionError
+        reason = error
+    usable = "auto, cpu or cuda" if has_gpu else "auto or cpu"
+    raise ValueError(f'device="{name}" cannot be used here: choose {usable}.') from reason
+
+
 def load_subjects(checkpoints: Sequence[str], device: torch.device, net: nn.Module | None = None) -> list[Subject]:
     """Load nets.
 

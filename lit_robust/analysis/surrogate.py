@@ -1,13 +1,13 @@
 """A surrogate: a natural net of the attacked net's architecture, trained on its predictions."""
 
+from copy import deepcopy
 from functools import cached_property
 
 import torch
 from torch import nn
 
 from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import Images, Subject, read_training_images
-from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.analysis.subjects import Images, Subject, checkpoint_of, read_training_images
 from lit_robust.data import ImageDataModule
 from lit_robust.guards import own_random_state
 from lit_robust.losses import ce
@@ -25,7 +25,7 @@ class Surrogate:
     gradients hide.
 
     Args:
-        target: The net whose predictions are the labels; its checkpoint says how to build the surrogate.
+        target: The net whose predictions are the labels.
         images: The training images.
     """
 
@@ -40,7 +40,7 @@ class Surrogate:
         x = torch.cat([batch.x for batch in self.images.batches])
         with own_random_state(device), torch.enable_grad():
             seed(device, "surrogate", self.target.key)
-            net = rebuild_net(read_checkpoint(self.target.path)).to(device).train()
+            net = _fresh(self.target).to(device).train()
             optimizer = torch.optim.Adam(net.parameters(), RATE)
             even = len(x) // 2 * 2  # so that no batch is a single image, which BatchNorm cannot take
             for _ in range(EPOCHS):
@@ -57,6 +57,27 @@ class Surrogate:
         with torch.no_grad():
             same = [self.net(b.x).argmax(dim=1) == self.target.net(b.x).argmax(dim=1) for b in seen.batches]
         return torch.cat(same).double().mean().item()
+
+
+def _fresh(target: Subject) -> nn.Module:
+    """A net of the target's architecture with random weights: as its checkpoint says, else a copy that is reset.
+
+    Raises:
+        ValueError: If a layer cannot be reset.
+    """
+    try:
+        return rebuild_net(checkpoint_of(target))
+    except ValueError:  # the checkpoint names no net of lit_robust.nets
+        net = deepcopy(target.net).requires_grad_(True)
+    for layer in net.modules():
+        if callable(reset := getattr(layer, "reset_parameters", None)):
+            reset()
+        elif any(True for _ in layer.parameters(recurse=False)):
+            raise ValueError(
+                f"surrogate=True needs random weights for {target.name}, but its layer {type(layer).__name__} has no "
+                "method reset_parameters: write one, or give nets trained elsewhere as sources."
+            )
+    return net
 
 
 def surrogate_of(study: Study, target: Subject, data: ImageDataModule) -> Surrogate:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lit_robust.analysis.methods import SEEDS
+
 Row = Mapping[str, Any]
 
 
 def cells(rows: Sequence[Row], dash: str) -> list[list[str]]:
-    """Head and body of the printed table: percent, the range over seeds in brackets, a dash for what is not known."""
+    """Head and body of the printed table, as ``notes`` explains it, with a dash for what is not known."""
     attacks = [key.removesuffix(" low") for key in rows[0] if key.endswith(" low")]
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "gap": ("gap", lambda gap: f"{100 * gap:.1f}"),
@@ -24,8 +26,11 @@ def cells(rows: Sequence[Row], dash: str) -> list[list[str]]:
     for row in rows:
         line = [dash if row["rank"] is None else str(row["rank"]), row["method"], str(row["seeds"])]
         for attack in attacks:
-            value, least, most = (100 * row[key] for key in (attack, f"{attack} min", f"{attack} max"))
-            line.append(f"{value:.1f} [{least:.1f}, {most:.1f}]" if row["seeds"] > 1 else f"{value:.1f}")
+            value, low, high, least, most = (
+                100 * row[attack + which] for which in ("", " low", " high", " min", " max")
+            )
+            seeds = f" ({least:.1f} to {most:.1f})" if row["seeds"] > 1 else ""
+            line.append(f"{value:.1f} [{low:.1f}, {high:.1f}]{seeds}")
         line += [dash if row[key] is None else shown[key][1](row[key]) for key in known]
         body.append(line + [row.get("alarms", "")] * told)
     return [["rank", "method", "seeds", *attacks, *(shown[key][0] for key in known), *["alarms"] * told], *body]
@@ -33,13 +38,19 @@ def cells(rows: Sequence[Row], dash: str) -> list[list[str]]:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What stands below the table: what its numbers are, and whether the costs can be compared."""
-    said = [f"Accuracies in % over {rows[0]['n']} test images, mean and [least, most] of the seeds."]
+    several = any(row["seeds"] > 1 for row in rows)
+    said = [
+        f"Accuracies in % over {rows[0]['n']} test images, [95 % interval over images]"
+        + ("; of several seeds the mean (least to most)." if several else ".")
+    ]
+    if reasons := [why for why in map(_unranked, rows) if why]:
+        said.append(f"Rank -: {'; '.join(dict.fromkeys(reasons))}.")
     hardware = {row["method"]: row["hardware"] for row in rows if row.get("hardware")}
     if not hardware:
         return said
     said.append(
-        "Cost of training, mean of the seeds: wall-clock and CPU time without validation; images that went forward and "
-        "backward through the net (passes)."
+        f"Cost of training{', mean of the seeds' * several}: wall-clock and CPU time without validation; images that "
+        "went forward and backward through the net (passes)."
     )
     if reference := next((row["reference"] for row in rows if row.get("reference")), None):
         said.append(f"Saved: against {reference}.")
@@ -52,6 +63,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if len(set(precision.values())) > 1:
         said.append(f"The precision differs. {'; '.join(f'{name}: {which}' for name, which in precision.items())}.")
     return said
+
+
+def _unranked(row: Row) -> str:
+    """Why a method has no rank; empty if it has one."""
+    if row["rank"] is not None:
+        return ""
+    if row["seeds"] < SEEDS:
+        return f"fewer than {SEEDS} seeds"
+    return "an alarm" if row.get("alarms") else "attacks in bfloat16 only"
 
 
 def duration(seconds: float) -> str:
@@ -92,14 +112,15 @@ def plain_markdown(text: str) -> str:
 
 
 def latex(rows: Sequence[Row]) -> str:
-    """The table in LaTeX, for booktabs."""
+    """The table in LaTeX, for booktabs; its notes are comments."""
     escaped = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
     escaped |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     escaped |= {"<": r"\textless{}", ">": r"\textgreater{}"}
     head, *body = [["".join(escaped.get(char, char) for char in cell) for cell in line] for line in cells(rows, "--")]
     lines = [" & ".join(line) + r" \\" for line in body]
     columns = "rl" + "r" * (len(head) - 2)
-    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    begin = [f"% {' '.join(note.split())}" for note in notes(rows)]
+    begin += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     return "\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

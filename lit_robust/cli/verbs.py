@@ -1,6 +1,6 @@
 """The analyses as commands beside Lightning's: ``lit-robust sweep runs/a runs/b -c runs/a/config.yaml``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import signature
 from typing import Any
 
@@ -9,7 +9,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # expor
 
 from lit_robust import __version__, analysis
 from lit_robust.cli.classes import classes_start_afresh, raise_constructor_errors, short_names_are_found
-from lit_robust.cli.config import gathered
+from lit_robust.cli.config import gathered, load
 from lit_robust.cli.net_arguments import build_data, fill_class_count
 from lit_robust.cli.parser import Parser
 from lit_robust.cli.whole_values import entries_start_afresh
@@ -20,6 +20,10 @@ VERBS: dict[str, Callable[..., Any]] = {name: getattr(analysis, name) for name i
 
 def run(args: Sequence[str]) -> None:
     """Run an analysis; of the files given by ``-c``, such as a run's config.yaml, it reads its own arguments only.
+
+    A verb with ``attacks`` also takes the model's ``test_attacks`` of a file without ``data``, such as
+    configs/attack/margins.yaml. Those of a file with ``data``, such as a run's config.yaml, are not used, because they
+    may be weaker than the default attacks; a line says so, as it does for a file of which nothing is used.
 
     Args:
         args: The verb and its arguments.
@@ -35,9 +39,12 @@ def run(args: Sequence[str]) -> None:
         "checkpoints", nargs="+", help=".ckpt files, folders of runs, or files of weights; name=path names a net."
     )
     parser.add_function_arguments(function, skip={"checkpoints"})
+    files = [*_files(words)]
     words = gathered(words, ())
     if words[:1] == ["-c"]:
         tree = {name: value for name, value in yaml.safe_load(words[1]).items() if name in own}
+        given = "attacks" in tree or any(word.startswith("--attacks") for word in words[2:])
+        tree |= _attacks(verb, files, own, given)
         words[1] = yaml.safe_dump(tree, default_style='"', default_flow_style=True)
     with classes_start_afresh(), entries_start_afresh(), short_names_are_found():
         config = parser.parse_args(words)
@@ -48,3 +55,46 @@ def run(args: Sequence[str]) -> None:
             fill_class_count(config.get("net"), config.data.num_classes)
         made = parser.instantiate_classes(config)
     function(**made)
+
+
+def _files(words: Sequence[str]) -> Iterator[str]:
+    """The files given by ``-c``."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, is_given, value = word.partition("=")
+        if option in ("-c", "--config"):
+            yield value if is_given else after
+
+
+def _attacks(verb: str, files: Sequence[str], own: Collection[str], given: bool) -> dict[str, Any]:
+    """The ``attacks`` of the last file that states some, if any; prints which files and attacks are not used.
+
+    Args:
+        verb: The command.
+        files: The files given by ``-c``.
+        own: The verb's arguments.
+        given: Whether ``attacks`` are given otherwise.
+    """
+    attacks: dict[str, Any] = {}
+    unused: list[str] = []
+    for file in files:
+        tree = load(file)
+        stated = _test_attacks(tree) if "attacks" in own and not given else {}
+        if stated and "data" not in tree:
+            attacks = {"attacks": stated}
+        elif stated:
+            unused.append(
+                f"{verb} does not use the test_attacks of {file} ({', '.join(stated)}), because it has data, too: for "
+                "other attacks than the default ones give --attacks, or -c with a file without data."
+            )
+        elif not own & tree.keys():
+            print(f"{verb} uses nothing of -c {file}: see its arguments by lit-robust {verb} --help.")
+    if not attacks:
+        print(*unused, sep="\n", end="\n" * bool(unused))
+    return attacks
+
+
+def _test_attacks(tree: Any) -> dict[str, Any]:
+    """The model's ``test_attacks`` in a configuration; empty if it states none."""
+    for key in ("model", "init_args", "test_attacks"):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}

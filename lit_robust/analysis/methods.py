@@ -1,0 +1,98 @@
+"""The methods of a comparison: their results over seeds and images, their ranks, and the rows of their table."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lit_robust.costs import Cost
+from lit_robust.measures.accuracy import wilson
+
+#: Methods with fewer seeds are not ranked: their spread between runs is unknown.
+SEEDS = 3
+
+
+class Method(NamedTuple):
+    """The results of one method by attack: each image's mean over the seeds, each run's accuracy; alarms and costs."""
+
+    name: str
+    images: dict[str, Tensor]
+    runs: dict[str, list[float]]
+    alarms: Sequence[str] = ()
+    costs: Sequence[Cost | None] = ()
+
+    def mean(self, attack: str) -> float:
+        """The mean accuracy over the seeds."""
+        return sum(self.runs[attack]) / len(self.runs[attack])
+
+    @property
+    def known_costs(self) -> list[Cost]:
+        """The cost of each run; empty if that of any is unknown."""
+        known = [cost for cost in self.costs if cost is not None]
+        return known if len(known) == len(self.costs) else []
+
+
+def differ(one: Method, other: Method, attack: str) -> bool:
+    """Whether two methods differ by more than the spread over seeds and over images."""
+    between = abs(one.mean(attack) - other.mean(attack))
+    seeds = sum(max(method.runs[attack]) - min(method.runs[attack]) for method in (one, other)) / 2
+    paired = one.images[attack] - other.images[attack]
+    images = 1.96 * float(paired.std()) / math.sqrt(len(paired))
+    return between > seeds and between > images
+
+
+def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Method]]:
+    """Sort methods by accuracy. The rank is 1 plus the number of clearly better methods.
+
+    It is None with too few seeds or with an alarm.
+    """
+    enough = [method for method in methods if len(method.runs[attack]) >= SEEDS and not method.alarms]
+    ranks = {
+        method.name: 1
+        + sum(differ(method, other, attack) and other.mean(attack) > method.mean(attack) for other in enough)
+        for method in enough
+    }
+    order = sorted(methods, key=lambda method: -method.mean(attack))
+    return [(ranks.get(method.name), method) for method in order]
+
+
+def table(
+    methods: Sequence[tuple[int | None, Method]],
+    attacks: Sequence[str],
+    gap_under: str | None,
+    reference: str | None = None,
+) -> list[dict[str, Any]]:
+    """The rows: rank, method, number of seeds, accuracies with intervals and ranges, generalisation gap, and cost."""
+    where = {cost.where for _, method in methods for cost in method.costs if cost is not None}
+    differs = len(where) > 1 or any(", then " in one for one in where)
+    rows = []
+    for rank, method in methods:
+        row: dict[str, Any] = {"rank": rank, "method": method.name, "seeds": len(method.runs[attacks[0]])}
+        for attack in attacks:
+            low, high = wilson(method.mean(attack), len(method.images[attack]))
+            row |= {attack: method.mean(attack), f"{attack} low": low, f"{attack} high": high}
+            row |= {f"{attack} min": min(method.runs[attack]), f"{attack} max": max(method.runs[attack])}
+        row["n"] = len(method.images[attacks[0]])
+        if gap_under is not None:
+            row["gap"] = method.mean("gap") - method.mean(gap_under)
+        rows.append({**row, **_cost(method.known_costs), "hardware differs": differs})
+        rows[-1]["alarms"] = " ".join(method.alarms)
+    if reference is not None:
+        unit, column = ("passes", "passes saved") if differs else ("seconds", "time saved")
+        base = next(row[unit] for row in rows if row["method"] == reference)
+        for row in rows:
+            row |= {column: 1 - row[unit] / base if base and row[unit] is not None else None, "reference": reference}
+    return rows
+
+
+def _cost(costs: Sequence[Cost]) -> dict[str, Any]:
+    """The columns of the cost; None where it is unknown."""
+    row: dict[str, Any] = {}
+    for name, column in (("seconds", "seconds"), ("cpu_seconds", "cpu seconds"), ("passes", "passes")):
+        values = [getattr(cost, name) for cost in costs]
+        row[column] = sum(values) / len(values) if values else None
+        row |= {f"{column} {which}": of(values) if values else None for which, of in (("min", min), ("max", max))}
+    row["hardware"] = "; ".join(dict.fromkeys(cost.where for cost in costs))
+    row["precision"] = ", ".join(dict.fromkeys(one for cost in costs for one in cost.precision))
+    return row
