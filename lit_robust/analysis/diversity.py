@@ -109,7 +109,7 @@ def draw(matrices: Mapping[tuple[str, str], Tensor], attacks: Sequence[str], n: 
     """Draw the matrices, a row per net and a column per attack, each row of a matrix as shares of its class."""
     nets, names = (list(dict.fromkeys(key[i] for key in matrices)) for i in (0, 1))
     figure, axes = new_figure(
-        width=1.2 + 3.0 * len(names), height=0.7 + 3.0 * len(nets), columns=len(names), rows=len(nets)
+        width=1.2 + 3.0 * len(names), height=0.9 + 3.6 * len(nets), columns=len(names), rows=len(nets)
     )
     for place, ((net, name), counts) in zip(axes, matrices.items(), strict=True):
         share = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)

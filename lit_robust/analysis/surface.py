@@ -88,7 +88,7 @@ def surface(
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
     study = begin(checkpoints, data, limit, device, out, net)
     attack = attack or default_attack(study.subjects, steps=10)
-    steps = torch.linspace(-radius, radius, points).tolist()
+    steps = [radius * (2 * k / (points - 1) - 1) for k in range(points)]  # 0 is one of an odd number
     rows = []
     for subject in study.subjects:
         plane = (_weights if space == "weights" else _input)(subject.net, attack, study.images, craft)

@@ -108,7 +108,8 @@ def targets(
 def large_attack(subjects: Sequence[Subject]) -> PGD:
     """A targeted PGD with an eps that is large for these nets: a robust one resists up to the eps of its training."""
     eps, norm = trained_threat(subjects)
-    return PGD(eps=TIMES * eps if norm == "l2" else min(TIMES * eps, 1.0), steps=100, norm=norm, targeted=True)
+    large = TIMES * eps if norm == "l2" else min(TIMES * eps, 1.0)
+    return PGD(eps=large, steps=100, norm=norm, init="zero", targeted=True)
 
 
 def _name(label: int, names: Sequence[str]) -> str:
