@@ -119,7 +119,7 @@ def test_curves_of_equal_names_are_told_apart_by_their_paths(two):
 def test_curves_that_name_a_run_twice_or_none_are_refused(given, two):
     for parent in ("runs", "other"):
         metrics(Path(parent, "pgd/version_0"))
-    with pytest.raises(ValueError, match="^checkpoints="):
+    with pytest.raises(ValueError, match=r"^checkpoints="):
         curves(given)
 
 
@@ -236,7 +236,8 @@ def test_no_text_of_the_confusion_matrices_is_cut_off(nets):
     for axes in figure.axes:
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
             box = text.get_window_extent(renderer)
-            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+            assert 0 <= box.x0 <= box.x1 <= width, text
+            assert 0 <= box.y0 <= box.y1 <= height, text
     top = figure._suptitle.get_window_extent(renderer)
     assert all(not top.overlaps(axes.title.get_window_extent(renderer)) for axes in figure.axes if axes.get_title())
 
@@ -305,10 +306,10 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_measured(ve
 
 def test_a_folder_that_holds_no_journal_but_a_folder_of_its_name_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").mkdir()
-    with pytest.raises(ValueError, match="^out="):
+    with pytest.raises(ValueError, match=r"^out="):
         check_folder(tmp_path)
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
-    with pytest.raises(ValueError, match="^out="):
+    with pytest.raises(ValueError, match=r"^out="):
         check_folder(tmp_path / "nowhere")
     check_folder(tmp_path / "new" / "folder")
     assert not (tmp_path / "new").exists()
@@ -396,3 +397,18 @@ def test_the_tables_hold_the_attack_of_the_trained_eps(two):
     assert {row["attack"] for row in read("analysis/sweep_steps.csv")} == {
         f"PGD(eps=0.15, step_size=0.0375, steps={steps})" for steps in (1, 2)
     }
+
+
+def test_the_readmes_pictures_are_copied_from_what_the_verbs_write(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    script = import_module("mnist_pictures")
+
+    def verb(checkpoints, data, device, out):
+        assert [one.partition("=")[2] for one in checkpoints] == ["runs/a@0/checkpoints/last.ckpt"]
+        out.mkdir()
+        (out / "targets.png").write_bytes(b"drawn")
+
+    monkeypatch.setattr(script, "PICTURES", {"targets": ("targets", {"net": "a@0"}, verb)})
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    script.main(["--runs", "runs", "--out", str(tmp_path / "out"), "--only", "targets"])
+    assert (tmp_path / "mnist_targets.png").read_bytes() == b"drawn"

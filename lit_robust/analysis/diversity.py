@@ -109,13 +109,15 @@ def draw(matrices: Mapping[tuple[str, str], Tensor], attacks: Sequence[str], n: 
     """Draw the matrices, a row per net and a column per attack, each row of a matrix as shares of its class."""
     nets, names = (list(dict.fromkeys(key[i] for key in matrices)) for i in (0, 1))
     figure, axes = new_figure(
-        width=1.2 + 3.0 * len(names), height=0.9 + 3.6 * len(nets), columns=len(names), rows=len(nets)
+        width=1.2 + 3.0 * len(names), height=0.8 + 3.2 * len(nets), columns=len(names), rows=len(nets)
     )
     for place, ((net, name), counts) in zip(axes, matrices.items(), strict=True):
         share = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
         shown = place.imshow((100 * share).numpy(), vmin=0, vmax=100, cmap="viridis")
         place.grid(visible=False)
-        spread = f"{name}: entropy {entropy_score(counts):.2f}, {int((counts.sum(dim=0) > 0).sum())} classes predicted"
+        score = entropy_score(counts)
+        entropy = "no errors" if math.isnan(score) else f"entropy {score:.2f}"
+        spread = f"{name}: {entropy}, {int((counts.sum(dim=0) > 0).sum())} classes predicted"
         place.set_title(f"{plain_text(net)}\n{spread}", fontsize=8)
         place.set_xlabel("predicted class", fontsize=8)
         place.set_ylabel("true class", fontsize=8)

@@ -171,19 +171,22 @@ def _loss(net: nn.Module, points: Sequence[Tensor], images: Images) -> float:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure":
-    """Draw the surfaces side by side in one logarithmic colour scale, with contours; the net itself is the cross.
+    """Draw the surfaces three to a line, in one logarithmic colour scale, with contours; the net itself is the cross.
 
     Losses below ``FLOOR`` times the largest one have its colour.
     """
     from matplotlib.colors import LogNorm
 
     nets = list(dict.fromkeys(row["net"] for row in rows))
-    figure, axes = new_figure(1.2 + 3.0 * len(nets), 3.7, columns=len(nets))
+    columns, lines = min(len(nets), 3), math.ceil(len(nets) / 3)
+    figure, axes = new_figure(1.2 + 3.0 * columns, 0.4 + 3.3 * lines, columns=columns, rows=lines)
     largest = max((row["loss"] for row in rows if math.isfinite(row["loss"])), default=0.0) or 1.0
     smallest = min(row["loss"] for row in rows)
     floor = max(smallest, FLOOR * largest) if smallest < largest else FLOOR * largest  # also if one is NaN
     levels = [floor * (largest / floor) ** (k / 12) for k in range(1, 12)]
-    for place, net in zip(axes, nets, strict=True):
+    for place in axes[len(nets) :]:
+        place.remove()
+    for place, net in zip(axes, nets, strict=False):
         mine = [row for row in rows if row["net"] == net]
         a, b = sorted({row["a"] for row in mine}), sorted({row["b"] for row in mine})
         loss = {(row["a"], row["b"]): row["loss"] for row in mine}
@@ -201,7 +204,7 @@ def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure
         weights = space == "weights"
         place.set_xlabel("filter-normalised direction 1" if weights else "sign of the gradient (eps)", fontsize=8)
         place.set_ylabel("filter-normalised direction 2" if weights else "random signs (eps)", fontsize=8)
-    colours = figure.colorbar(shown, ax=axes, extend="min" if floor > smallest else "neither")
+    colours = figure.colorbar(shown, ax=axes[: len(nets)], extend="min" if floor > smallest else "neither")
     colours.set_label(f"{'adversarial ' * (space == 'weights')}cross-entropy, logarithmic")
-    figure.suptitle(wrapped(about, 120), fontsize=8)
+    figure.suptitle(wrapped(about, 40 * columns + 10), fontsize=8)
     return figure
