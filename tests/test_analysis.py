@@ -232,7 +232,7 @@ def test_curves_mark_the_switch_and_the_rates_drop(two):
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
         assert axes.get_xlim() == figure.axes[0].get_xlim()
     marks = {line.get_linestyle(): line.get_xdata()[0] for line in figure.axes[0].lines[1:]}
-    assert marks == {"--": 1, ":": 2}
+    assert marks == {"-.": 1, ":": 2}
     legend = figure.axes[1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["dat, clean validation", "dat, robust validation"]
 

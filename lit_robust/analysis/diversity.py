@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_robust import require
 from lit_robust.analysis.output import new_figure, plain_text
-from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import Images, adversarial_images
+from lit_robust.analysis.start import begin, check_images
+from lit_robust.analysis.subjects import Images, adversarial_images, trained_threat
 from lit_robust.attacks import Attack, FrobeniusNorm, NuclearNorm
+from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
 from lit_robust.magnitudes import Magnitude
 from lit_robust.measures.accuracy import describe
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def diversity(
     checkpoints: list[str],
     data: ImageDataModule,
-    eps: float | str = "8/255",
+    eps: float | str | None = None,
     attacks: dict[str, Attack] | None = None,
     limit: int | None = None,
     device: str = "auto",
@@ -42,7 +44,8 @@ def diversity(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
         data: Its test images are attacked.
-        eps: The bound of the two default attacks.
+        eps: The bound of the two default attacks; by default the L-infinity eps that all nets were trained
+            with, else 8/255.
         attacks: Attacks by name, in place of the default ones.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
@@ -54,11 +57,17 @@ def diversity(
         The rows of the table: a net, an attack, a class, and how often each class was predicted for its images.
 
     Raises:
-        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range; besides what ``start.begin`` raises.
     """
-    bound = Magnitude(eps)
+    if eps is not None:
+        require.pixels("eps", eps)
+    if data.num_classes < 3:
+        raise ValueError(f"data={type(data).__name__} must have at least 3 classes: errors cannot spread over one.")
+    study = begin(checkpoints, data, limit, device, out, net)
+    check_images(study.subjects, study.images, exactly=data.num_classes)
+    trained, norm = trained_threat(study.subjects)
+    bound = Magnitude(eps if eps is not None else trained if norm == "linf" else EPS)
     attacks = attacks or {"nuclear": NuclearNorm(bound, loss=None), "Frobenius": FrobeniusNorm(bound, loss=None)}
-    study = Study.begin(checkpoints, data, limit, device, out, net)
     rows, matrices = [], {}
     for subject in study.subjects:
         for name, attack in attacks.items():
@@ -100,13 +109,15 @@ def draw(matrices: Mapping[tuple[str, str], Tensor], attacks: Sequence[str], n: 
     """Draw the matrices, a row per net and a column per attack, each row of a matrix as shares of its class."""
     nets, names = (list(dict.fromkeys(key[i] for key in matrices)) for i in (0, 1))
     figure, axes = new_figure(
-        width=1.2 + 3.0 * len(names), height=0.7 + 3.0 * len(nets), columns=len(names), rows=len(nets)
+        width=1.2 + 3.0 * len(names), height=0.8 + 3.2 * len(nets), columns=len(names), rows=len(nets)
     )
     for place, ((net, name), counts) in zip(axes, matrices.items(), strict=True):
         share = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
         shown = place.imshow((100 * share).numpy(), vmin=0, vmax=100, cmap="viridis")
         place.grid(visible=False)
-        spread = f"{name}: entropy {entropy_score(counts):.2f}, {int((counts.sum(dim=0) > 0).sum())} classes predicted"
+        score = entropy_score(counts)
+        entropy = "no errors" if math.isnan(score) else f"entropy {score:.2f}"
+        spread = f"{name}: {entropy}, {int((counts.sum(dim=0) > 0).sum())} classes predicted"
         place.set_title(f"{plain_text(net)}\n{spread}", fontsize=8)
         place.set_xlabel("predicted class", fontsize=8)
         place.set_ylabel("true class", fontsize=8)

@@ -10,10 +10,10 @@ from torch import nn
 from lit_robust import require
 from lit_robust.analysis.output import new_figure, plain_text, whole_epochs, wrapped
 from lit_robust.analysis.stale import epochs_of
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects
-from lit_robust.analysis.sweep import LABELS, strengths
-from lit_robust.attacks import PGD, Attack
+from lit_robust.analysis.sweep import LABELS, about, check_values, strengths
+from lit_robust.attacks import Attack
 from lit_robust.attacks.hessian import top_eigenvalue
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
@@ -46,7 +46,7 @@ def eigenvalue(
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net. With
             over=epoch, folders of runs that kept several epochs (-c configs/callback/keep_epochs.yaml).
         data: Its test images are attacked.
-        attack: By default PGD at eps 8/255 with 10 steps of 2/255; take the one of the training.
+        attack: By default PGD at the eps that all nets were trained with, else 8/255, with 10 steps of eps/4.
         over: What is varied: the epoch of the net, or eps, with which the step size is scaled.
         values: With over=eps, its values; by default 0 to 4 times the attack's eps.
         limit: Use only the first ``limit`` test images; an iteration costs about 10 forwards on all of them.
@@ -60,16 +60,17 @@ def eigenvalue(
 
     Raises:
         TypeError: If over=eps and the attack has no eps.
-        ValueError: If an argument is out of range, or a run kept fewer than two epochs; besides what ``Study.begin``
+        ValueError: If an argument is out of range, or a run kept fewer than two epochs; besides what ``start.begin``
             raises.
     """
     require.one_of("over", over, get_args(Over))
     if over == "epoch" and values is not None:
         raise ValueError(f"values={values} are those of eps, and the epochs are those that the run kept: leave it out.")
-    attack = attack or PGD(steps=10)
-    variants = strengths(attack, "eps", values, scaled=True) if over == "eps" else {}
+    check_values("eps", values)
     runs = {run: epochs_of(run) for run in checkpoints} if over == "epoch" else {}
-    study = Study.begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net)
+    attack = attack or default_attack(study.subjects, steps=10)
+    variants = strengths(attack, "eps", values, scaled=True) if over == "eps" else {}
     rows = []
 
     def measure(name: str, value: float, subject: Subject, variant: Attack) -> None:
@@ -119,6 +120,7 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         xlabel="epochs of training" if over == "epoch" else LABELS["eps"].format(norm=norm),
         ylabel="top Hessian eigenvalue of the adversarial loss",
     )
-    axes.set_title(wrapped(f"{describe(attack)}, {rows[0]['n']} test images"), fontsize=8)
+    said = about(attack, "eps", scaled=True) if over == "eps" else describe(attack)
+    axes.set_title(wrapped(f"{said}, {rows[0]['n']} test images"), fontsize=8)
     axes.legend(fontsize=8)
     return figure

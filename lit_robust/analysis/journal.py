@@ -21,10 +21,10 @@ class Journal:
         self.path = path
         self._found: dict[str, Any] = {}
         if path.is_file():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     self._found.update([json.loads(line)])
-                except ValueError:  # cut, or not ours
+                except (ValueError, TypeError):  # cut, or not ours
                     continue
 
     def get(self, key: tuple[str, ...], measure: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """The results of an analysis: a CSV file, a picture, and both in Weights & Biases if that is asked for."""
 
 import csv
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
@@ -28,6 +29,22 @@ def check_plotting() -> None:
         import matplotlib  # noqa: F401  # only tests that it is installed
     except ImportError as error:
         raise ImportError('Pictures need matplotlib: pip install "lit-robust[plot]".') from error
+
+
+def check_folder(out: str | Path) -> None:
+    """Fail before hours of measuring if their results cannot be written.
+
+    Raises:
+        ValueError: If it is no folder, or one that cannot be written.
+    """
+    folder = Path(out).absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f"out={out} must be a folder, and {there} is none: give another --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"out={out} must be a folder that can be written, unlike {there}: give another --out.")
+    if (folder / "journal.jsonl").is_dir():
+        raise ValueError(f"out={out} must hold no folder journal.jsonl: remove it, or give another --out.")
 
 
 def device_of(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """Do the adversarial images of earlier epochs still fool the final net?"""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lit_robust.analysis.output import draw_line, new_figure, whole_epochs, wrapped
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import cells, load_subjects, named
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import Attack
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
@@ -38,7 +39,7 @@ def stale(
     Args:
         checkpoints: Folders of runs, each with several epochs' checkpoints; name=path names a run.
         data: Its test images are attacked.
-        attack: By default PGD at eps 8/255 with 10 steps of 2/255; take the one of the training.
+        attack: By default PGD at the eps that all runs were trained with, else 8/255, with 10 steps of eps/4.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of stale.csv and .png, and of the journal that lets a stopped run continue.
@@ -49,13 +50,13 @@ def stale(
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.
 
     Raises:
-        ValueError: If a run kept fewer than two epochs; besides what ``Study.begin`` raises.
+        ValueError: If a run kept fewer than two epochs; besides what ``start.begin`` raises.
     """
-    attack = attack or PGD(steps=10)
-    runs = {run: epochs_of(run) for run in checkpoints}
-    study = Study.begin(list(runs), data, limit, device, out, net)
+    runs = [epochs_of(run) for run in checkpoints]
+    study = begin(checkpoints, data, limit, device, out, net)
+    attack = attack or default_attack(study.subjects, steps=10)
     rows = []
-    for final, epochs in zip(study.subjects, runs.values(), strict=True):
+    for final, epochs in zip(study.subjects, runs, strict=True):
         for epoch, path in epochs.items():
             (origin,) = load_subjects([str(path)], study.device, net)
             row = {"run": final.name, "epoch": epoch, **cells(study.survivors(final, attack, origin))}
@@ -67,6 +68,8 @@ def stale(
 def epochs_of(run: str) -> dict[int, Path]:
     """The checkpoints of a run by the number of finished epochs, in order; one per epoch.
 
+    ``best.ckpt`` is none of them: its epoch is kept for its accuracy, not as a part of the run's course.
+
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If there are fewer than two epochs.
@@ -76,11 +79,12 @@ def epochs_of(run: str) -> dict[int, Path]:
     if not found:
         raise FileNotFoundError(f"there is no last.ckpt or best.ckpt below {folder}: give the folder of a run.")
     beside = next(iter(found.values())).parent
-    epochs = {int(read_checkpoint(path).get("epoch", -1)) + 1: path for path in sorted(beside.glob("*.ckpt"))}
+    files = [path for path in sorted(beside.glob("*.ckpt")) if not re.fullmatch(r"best(-v\d+)?", path.stem)]
+    epochs = {int(read_checkpoint(path).get("epoch", -1)) + 1: path for path in files}
     if len(epochs) < 2:
         raise ValueError(
-            f"checkpoints={run} kept {len(epochs)} epoch: train with -c configs/callback/keep_epochs.yaml, which keeps "
-            "several."
+            f"checkpoints={run} kept {len(epochs)} epoch besides the best: train with "
+            "-c configs/callback/keep_epochs.yaml, which keeps several."
         )
     return dict(sorted(epochs.items()))
 

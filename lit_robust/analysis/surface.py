@@ -1,6 +1,7 @@
 """How flat is the adversarial loss around a trained net, in its weights and in its images?"""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from lit_robust import losses, require
 from lit_robust.analysis.eigenvalue import sharpness
 from lit_robust.analysis.output import new_figure, plain_text, wrapped
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import Images, adversarial_images
-from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import input_gradient
+from lit_robust.attacks import Attack
+from lit_robust.attacks.base import EPS, input_gradient
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 from lit_robust.seeds import derive_seed, run_seed
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 Space = Literal["weights", "input"]
 Craft = Literal["everywhere", "centre"]
+#: ``(a, all b) -> losses`` of a row of the plane.
+RowOfPlane = Callable[[float, Sequence[float]], list[float]]
+
+CRAFTED = {"everywhere": "anew at each point", "centre": "once, for the net at the cross"}
+#: The smallest loss that is drawn, as a share of the largest one.
+FLOOR = 1e-4
 
 
 def surface(
@@ -47,13 +54,15 @@ def surface(
     In the space of weights the plane is spanned by two random directions that are normalised filter by filter (Li et
     al., NeurIPS 2018, arXiv:1712.09913; biases and BatchNorm stay), and the loss is adversarial. In the space of images
     it is spanned by the sign of the gradient and by random signs, and the loss is that of the shifted images. All nets
-    have the same images, directions by the same seed, and one colour scale; BatchNorm is in eval mode. The SAT slides
-    show such surfaces without saying how they were made: the method is ours.
+    have the same images, directions by the same seed, and one logarithmic colour scale, which shows the shapes of small
+    and large losses; BatchNorm is in eval mode. The SAT slides show such surfaces without saying how they were made:
+    the method is ours.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
         data: Its test images are attacked.
-        attack: By default PGD at eps 8/255 with 10 steps of 2/255; its eps is also the unit of the input space.
+        attack: By default PGD at the eps that all nets were trained with, else 8/255, with 10 steps of eps/4; its eps
+            is also the unit of the input space.
         space: What is varied.
         craft: With space=weights, whether adversarial images are crafted at each point or once at the centre.
         points: The number of points along each direction.
@@ -70,20 +79,21 @@ def surface(
         The rows of the table: a net, a point (a, b) and the mean loss there.
 
     Raises:
-        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range; besides what ``start.begin`` raises.
     """
     require.flags(eigenvalue=eigenvalue)
     require.one_of("space", space, get_args(Space))
     require.one_of("craft", craft, get_args(Craft))
     require.integer("points", points, least=2)
-    attack = attack or PGD(steps=10)
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
-    study = Study.begin(checkpoints, data, limit, device, out, net)
-    steps = torch.linspace(-radius, radius, points).tolist()
+    study = begin(checkpoints, data, limit, device, out, net)
+    attack = attack or default_attack(study.subjects, steps=10)
+    steps = [radius * (2 * k / (points - 1) - 1) for k in range(points)]  # 0 is one of an odd number
     rows = []
     for subject in study.subjects:
-        plane = partial(_weights if space == "weights" else _input, subject.net, attack, study.images, steps, craft)
-        values = study.measured("surface", subject, attack, plane, space, craft, str(steps))
+        plane = (_weights if space == "weights" else _input)(subject.net, attack, study.images, craft)
+        key = (space, craft, str(steps))
+        values = [study.measured("surface", subject, attack, partial(plane, a, steps), *key, str(a)) for a in steps]
         top: dict[str, Any] = {}
         if eigenvalue:
             curvature = partial(sharpness, subject.net, attack, study.images)
@@ -91,8 +101,13 @@ def surface(
             top = {"top eigenvalue": found, "settled": settled}
         for a, line in zip(steps, values, strict=True):
             rows += [{"net": subject.name, "a": a, "b": b, "loss": v, **top} for b, v in zip(steps, line, strict=True)]
-    about = f"{describe(attack)}, {study.images.n} test images"
-    study.write(f"surface_{space}", rows, draw(rows, space, about), wandb_project)
+    about = {
+        "weights": f"Loss of images of {describe(attack)}, crafted {CRAFTED[craft]}",
+        "input": f"Loss of images moved along two directions, no attack; unit eps={unit_of(attack):.3g}",
+    }[space]
+    under = f"; eigenvalue under {describe(attack)}" if eigenvalue and space == "input" else ""
+    figure = draw(rows, space, f"{about}{under}; {study.images.n} test images")
+    study.write(f"surface_{space}", rows, figure, wandb_project)
     return rows
 
 
@@ -106,26 +121,35 @@ def filter_normalised(parameter: Tensor, generator: torch.Generator) -> Tensor:
     return drawn * parameter.square().sum(dim=along, keepdim=True).sqrt() / length
 
 
-@torch.no_grad()
-def _weights(net: nn.Module, attack: Attack, images: Images, steps: Sequence[float], craft: Craft) -> list[list[float]]:
+def unit_of(attack: Attack) -> float:
+    """The unit of the input space: the attack's eps, or 8/255 if it has none."""
+    return float(getattr(attack, "eps", EPS))
+
+
+def _weights(net: nn.Module, attack: Attack, images: Images, craft: Craft) -> RowOfPlane:
+    """The losses of a row of the plane in the space of weights."""
     generator = torch.Generator().manual_seed(derive_seed(run_seed(), "surface"))
     moved, centre = deepcopy(net), dict(net.named_parameters())
     first, second = ({name: filter_normalised(p, generator) for name, p in centre.items()} for _ in range(2))
-    crafted = adversarial_images(net, attack, images)
-    values: list[list[float]] = []
-    for a in steps:
-        values.append([])
+    at_centre: list[Tensor] = []
+
+    @torch.no_grad()
+    def row(a: float, steps: Sequence[float]) -> list[float]:
+        values = []
+        if craft == "centre" and not at_centre:
+            at_centre.extend(adversarial_images(net, attack, images))
         for b in steps:
             for name, parameter in moved.named_parameters():
                 parameter.copy_(centre[name] + a * first[name] + b * second[name])
-            if craft == "everywhere":
-                crafted = adversarial_images(moved, attack, images)
-            values[-1].append(_loss(moved, crafted, images))
-    return values
+            values.append(_loss(moved, at_centre or adversarial_images(moved, attack, images), images))
+        return values
+
+    return row
 
 
-def _input(net: nn.Module, attack: Attack, images: Images, steps: Sequence[float], craft: Craft) -> list[list[float]]:
-    eps: float = getattr(attack, "eps", 8 / 255)
+def _input(net: nn.Module, attack: Attack, images: Images, craft: Craft) -> RowOfPlane:
+    """The losses of a row of the plane in the space of images."""
+    eps = unit_of(attack)
     generator = torch.Generator().manual_seed(derive_seed(run_seed(), "surface"))
     first, second = [], []
     for batch in images.batches:
@@ -133,8 +157,12 @@ def _input(net: nn.Module, attack: Attack, images: Images, steps: Sequence[float
         first.append(eps * input_gradient(losses.ce(net(x), batch.y), x).sign())
         second.append(eps * torch.randn(x.shape, generator=generator).sign().to(x))
     shifted = partial(zip, images.batches, first, second, strict=True)
-    with torch.no_grad():
-        return [[_loss(net, [i.x + a * u + b * v for i, u, v in shifted()], images) for b in steps] for a in steps]
+
+    @torch.no_grad()
+    def row(a: float, steps: Sequence[float]) -> list[float]:
+        return [_loss(net, [i.x + a * u + b * v for i, u, v in shifted()], images) for b in steps]
+
+    return row
 
 
 def _loss(net: nn.Module, points: Sequence[Tensor], images: Images) -> float:
@@ -143,17 +171,28 @@ def _loss(net: nn.Module, points: Sequence[Tensor], images: Images) -> float:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure":
-    """Draw the surfaces side by side in one colour scale, with contours; the net itself is the cross."""
+    """Draw the surfaces three to a line, in one logarithmic colour scale, with contours; the net itself is the cross.
+
+    Losses below ``FLOOR`` times the largest one have its colour.
+    """
+    from matplotlib.colors import LogNorm
+
     nets = list(dict.fromkeys(row["net"] for row in rows))
-    figure, axes = new_figure(1.2 + 3.0 * len(nets), 3.7, columns=len(nets))
-    largest = max(row["loss"] for row in rows)
-    for place, net in zip(axes, nets, strict=True):
+    columns, lines = min(len(nets), 3), math.ceil(len(nets) / 3)
+    figure, axes = new_figure(1.2 + 3.0 * columns, 0.4 + 3.3 * lines, columns=columns, rows=lines)
+    largest = max((row["loss"] for row in rows if math.isfinite(row["loss"])), default=0.0) or 1.0
+    smallest = min(row["loss"] for row in rows)
+    floor = max(smallest, FLOOR * largest) if smallest < largest else FLOOR * largest  # also if one is NaN
+    levels = [floor * (largest / floor) ** (k / 12) for k in range(1, 12)]
+    for place in axes[len(nets) :]:
+        place.remove()
+    for place, net in zip(axes, nets, strict=False):
         mine = [row for row in rows if row["net"] == net]
         a, b = sorted({row["a"] for row in mine}), sorted({row["b"] for row in mine})
         loss = {(row["a"], row["b"]): row["loss"] for row in mine}
-        values = [[loss[one, other] for one in a] for other in b]
-        shown = place.pcolormesh(a, b, values, vmin=0, vmax=largest, cmap="viridis", shading="gouraud")
-        place.contour(a, b, values, levels=[largest * k / 12 for k in range(1, 12)], colors="white", linewidths=0.5)
+        values = [[max(loss[one, other], floor) for one in a] for other in b]
+        shown = place.pcolormesh(a, b, values, norm=LogNorm(floor, largest), cmap="viridis", shading="gouraud")
+        place.contour(a, b, values, levels=levels, colors="white", linewidths=0.5)
         place.plot(0, 0, "+", color="crimson", markersize=10)
         top = mine[0].get("top eigenvalue")
         settled = "" if mine[0].get("settled", True) else " (not settled)"
@@ -165,6 +204,7 @@ def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure
         weights = space == "weights"
         place.set_xlabel("filter-normalised direction 1" if weights else "sign of the gradient (eps)", fontsize=8)
         place.set_ylabel("filter-normalised direction 2" if weights else "random signs (eps)", fontsize=8)
-    figure.colorbar(shown, ax=axes, label="adversarial cross-entropy" if space == "weights" else "cross-entropy")
-    figure.suptitle(wrapped(about, 120), fontsize=8)
+    colours = figure.colorbar(shown, ax=axes[: len(nets)], extend="min" if floor > smallest else "neither")
+    colours.set_label(f"{'adversarial ' * (space == 'weights')}cross-entropy, logarithmic")
+    figure.suptitle(wrapped(about, 40 * columns + 10), fontsize=8)
     return figure

@@ -1,5 +1,7 @@
 """Robust accuracy against the strength of an attack: over eps, over the number of steps, or over restarts."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,9 @@ from torch import nn
 
 from lit_robust import require
 from lit_robust.analysis.output import draw_line, new_figure, wrapped
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import cells
-from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import EPS
+from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 
@@ -55,7 +56,8 @@ def sweep(
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
         data: Its test images are attacked.
-        attack: A PGD or one of its kind; by default PGD at eps 8/255 with 20 steps of 2/255.
+        attack: A PGD or one of its kind; by default PGD at the eps that all nets were trained with, else 8/255, with 20
+            steps of eps/4.
         over: What is varied.
         values: Its values; by default 0 to 4 times the attack's eps, 1 to 100 steps, or 1 to 20 restarts.
         step: With over=eps, whether a step_size that the attack is given stays fixed, as in the slides, or is scaled
@@ -70,18 +72,22 @@ def sweep(
         The rows of the table.
 
     Raises:
-        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range; besides what ``start.begin`` raises.
     """
     require.one_of("over", over, get_args(Over))
-    attack = attack or PGD(step_size=EPS / 4, steps=20)
+    require.one_of("step", step, ("fixed", "scaled"))
+    check_values(over, values)
+    study = begin(checkpoints, data, limit, device, out, net)
+    attack = attack or default_attack(study.subjects, steps=20, fixed_step=True)
     variants = strengths(attack, over, values, scaled=step == "scaled")
-    study = Study.begin(checkpoints, data, limit, device, out, net)
+    if len(variants) == 1:
+        print(f"values={[*variants]} gives one point and no curve: give several.")
     rows = []
     for subject in study.subjects:
         for value, variant in variants.items():
             row = {"net": subject.name, over: value, **cells(study.survivors(subject, variant))}
             rows.append({**row, "crosses": crosses(variant), "attack": describe(variant)})
-    study.write(f"sweep_{over}", rows, draw(rows, over, attack), wandb_project)
+    study.write(f"sweep_{over}", rows, draw(rows, over, attack, about(attack, over, step == "scaled")), wandb_project)
     return rows
 
 
@@ -94,25 +100,50 @@ def strengths(attack: Any, over: Over, values: Sequence[float] | None, scaled: b
     """
     if not hasattr(attack, over):
         raise TypeError(f"over={over!r} needs an attack with {over}, such as PGD, not {type(attack).__name__}.")
-    if values is not None and not values:
-        raise ValueError("values=[] must have at least one value: leave it out for the default ones.")
+    check_values(over, values)
     if over != "eps":
         chosen = GRIDS[over] if values is None else values
-        return {value: replace(attack, **{over: _whole(over, value)}) for value in chosen}
-    grid = [factor * attack.eps for factor in GRIDS[over]] if values is None else values
-    largest = 1.0 if getattr(attack, "norm", "linf") == "linf" else float("inf")
+        return {value: replace(attack, **{over: int(value)}) for value in chosen}
+    largest = 1.0 if getattr(attack, "norm", "linf") == "linf" else math.inf
+    grid = [min(factor * attack.eps, largest) for factor in GRIDS[over]] if values is None else values
     variants = {}
-    for value in dict.fromkeys(min(value, largest) for value in grid):
+    for value in dict.fromkeys(grid):
+        require.number("values", value, most=largest, hint="pixels are in [0, 1]")
         own = getattr(attack, "step_size", None)  # a step that is not given follows eps
         step_size = {"step_size": own * value / attack.eps} if scaled and own is not None and attack.eps else {}
         variants[value] = replace(attack, eps=value, **step_size)
     return variants
 
 
-def _whole(name: str, value: float) -> int:
-    if value != int(value):
-        raise ValueError(f"values={value} of {name} must be a whole number.")
-    return int(value)
+def check_values(over: Over, values: Sequence[float] | None) -> None:
+    """Refuse values that no attack can have.
+
+    Raises:
+        ValueError: If there are none, or one is no number, negative, or must be whole and is not.
+    """
+    if values is not None and not values:
+        raise ValueError("values=[] must have at least one value: leave it out for the default ones.")
+    for value in values or ():
+        require.number("values", value, least=over == "restarts")
+        if over != "eps" and value != int(value):
+            raise ValueError(f"values={value} of {over} must be a whole number.")
+
+
+def about(attack: Any, over: Over, scaled: bool) -> str:
+    """Write an attack without what is varied, and say how its step size goes along."""
+    follows = getattr(attack, "step_size", None) is None
+    hidden: set[str] = {over}
+    step = ""
+    if hasattr(attack, "step_size") and over != "restarts":
+        if follows or (over == "eps" and scaled):
+            hidden.add("step_size")
+            step = ", step size scaled with eps" if over == "eps" else ", step size 2.5 eps / steps"
+        else:
+            step = ", step size fixed"
+    text = describe(attack)
+    for name in hidden:
+        text = re.sub(rf"(?<=[( ]){name}=[^,()]*(, )?", "", text)
+    return text.replace(", )", ")") + step
 
 
 def crosses(attack: Attack) -> bool:
@@ -121,7 +152,7 @@ def crosses(attack: Attack) -> bool:
     return eps is None or step_size is None or steps is None or step_size * steps >= eps * (1 - 1e-6)
 
 
-def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figure":
+def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack, said: str) -> "Figure":
     """Plot a line with its 95 % interval for each net; attacks that cannot cross the ball are hollow."""
     figure, (axes,) = new_figure()
     for number, net in enumerate(dict.fromkeys(row["net"] for row in rows)):
@@ -135,6 +166,6 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         axes.minorticks_off()
     norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
     axes.set(xlabel=LABELS[over].format(norm=norm), ylabel="robust accuracy (%)", ylim=(-2, 102))
-    axes.set_title(wrapped(f"{describe(attack)}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
+    axes.set_title(wrapped(f"{said}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
     axes.legend(fontsize=8)
     return figure

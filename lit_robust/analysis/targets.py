@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import Images, adversarial_images
+from lit_robust.analysis.start import begin
+from lit_robust.analysis.subjects import Images, Subject, adversarial_images, trained_threat
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 from lit_robust.measures.attacked_examples import spread
 from lit_robust.measures.pictures import BLACK, RED, Column, class_name, grid
+
+#: How much larger than the eps of the training the eps of the pictures is.
+TIMES = 3.0
 
 
 def targets(
@@ -34,12 +37,13 @@ def targets(
 
     Such images of a robust net look like the class that they adopt, and those of a natural net look like noise
     (Tsipras et al., ICLR 2019, arXiv:1805.12152, section 3; the Free-vs-Fast report shows it for Free). Give a natural
-    net beside the robust ones. A row of the picture is an image, a column is a net. The eps is ours.
+    net beside the robust ones. A row of the picture is an image, a column is a net. Eps and steps are ours.
 
     Args:
         checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
         data: Its test images are attacked.
-        attack: A targeted one; by default PGD at eps 64/255 with 40 steps of 2.5 eps / 40.
+        attack: A targeted one; by default PGD at 3 times the eps that all nets were trained with, else 24/255, with 100
+            steps of 2.5 eps / 100.
         target: The class to reach, whose own images are left out; by default each label's next one.
         images: The number of images, from as many classes as possible.
         limit: Choose among the first ``limit`` test images.
@@ -52,15 +56,15 @@ def targets(
         The rows of the table: for each net and image the clean and the adversarial prediction, with its confidence.
 
     Raises:
-        ValueError: If an argument is out of range, or the attack is not targeted; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range, or the attack is not targeted; besides what ``start.begin`` raises.
     """
-    attack = attack or PGD(eps=64 / 255, steps=40, targeted=True)
-    if not getattr(attack, "targeted", False):
+    if attack is not None and not getattr(attack, "targeted", False):
         raise ValueError(f"attack={describe(attack)} must be targeted: add targeted: true.")
     require.integer("images", images, least=1)
     if target is not None and not (0 <= require.integer("target", target, least=0) < data.num_classes):
         raise ValueError(f"target={target} must be below {data.num_classes}, the number of the data's classes.")
-    study = Study.begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net)
+    attack = attack or large_attack(study.subjects)
     x, y = (torch.cat([batch[field] for batch in study.images.batches]) for field in (0, 1))
     x, y = (x, y) if target is None else (x[y != target], y[y != target])
     if not len(y):
@@ -99,6 +103,13 @@ def targets(
     figure = grid(describe(attack), below, "class → target", wanted, columns)
     study.write("targets", rows, figure, wandb_project)
     return rows
+
+
+def large_attack(subjects: Sequence[Subject]) -> PGD:
+    """A targeted PGD with an eps that is large for these nets: a robust one resists up to the eps of its training."""
+    eps, norm = trained_threat(subjects)
+    large = TIMES * eps if norm == "l2" else min(TIMES * eps, 1.0)
+    return PGD(eps=large, steps=100, norm=norm, init="zero", targeted=True)
 
 
 def _name(label: int, names: Sequence[str]) -> str:

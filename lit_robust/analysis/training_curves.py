@@ -2,19 +2,21 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_robust.analysis.output import check_plotting, new_figure, plain_text, whole_epochs, write
+from lit_robust.analysis.output import check_folder, check_plotting, new_figure, plain_text, whole_epochs, write
 from lit_robust.analysis.stale import epochs_of
-from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import cells, named
+from lit_robust.analysis.start import begin, default_attack
+from lit_robust.analysis.subjects import cells, load_subjects, named
 from lit_robust.attacks import PGD, Attack
 from lit_robust.data import ImageDataModule
+from lit_robust.runs import run_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,15 +47,17 @@ def curves(
     """Plot the training loss and the accuracy of several runs over their epochs.
 
     As in the DAT slides (CVPRW 2020, arXiv:2002.04237), which show a higher training loss and a higher test accuracy
-    with a delayed start. DAT's switch (dashed) and each epoch whose learning rate is at most half of the previous one's
-    (dotted) are marked. Accuracy is that of the test images where data is given and the run kept checkpoints of its
-    epochs (-c configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which. Runs
-    of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
+    with a delayed start. DAT's switch and each epoch whose learning rate is at most half of the previous one's are
+    marked by vertical lines. Accuracy is that of the test images where data is given and the run kept checkpoints of
+    its epochs (-c configs/callback/keep_epochs.yaml), and of the validation images otherwise; the legend says which.
+    Runs of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
     Args:
-        checkpoints: Folders of runs with a metrics.csv; the files of resumed runs are joined; name=path names a run.
+        checkpoints: Folders with a metrics.csv, or above one, of which the newest is taken; the files of resumed runs
+            are joined; name=path names a run.
         data: Its test images are attacked, if there are checkpoints to test.
-        attack: The attack of that test; by default PGD at eps 8/255 with 20 steps of 1/255.
+        attack: The attack of that test; by default PGD at the eps that all these runs were trained with, else 8/255,
+            with 20 steps of eps/8.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of curves.csv and .png, and of the journal that lets a stopped run continue.
@@ -69,14 +73,13 @@ def curves(
         ValueError: If an argument is out of range, a file is broken, or a checkpoint cannot be used.
     """
     check_plotting()
-    attack = attack or PGD(steps=20)
-    runs = {}
-    for text in checkpoints:
-        name, folder = named(text)
-        runs[name or f"{folder.absolute().parent.name}/{folder.name}"] = text, epochs_of_metrics(folder)
-    tested: dict[str, dict[int, dict[str, Any]]] = {}
-    if data is not None:
-        tested = {name: _test(text, data, attack, limit, device, Path(out), net) for name, (text, _) in runs.items()}
+    check_folder(out)
+    runs = named_runs(checkpoints)
+    metrics = {name: epochs_of_metrics(folder) for name, folder in runs.items()}
+    for name, epochs in metrics.items():
+        if not epochs:
+            raise ValueError(f"{runs[name]}: its metrics.csv has no finished epoch: leave this run out.")
+    tested = _test(runs, data, attack, limit, device, Path(out), net) if data is not None else {}
     rows = [
         {
             "run": name,
@@ -84,7 +87,7 @@ def curves(
             **values,
             **tested.get(name, {}).get(epoch, {"test clean": "", "test robust": ""}),
         }
-        for name, (_, epochs) in runs.items()
+        for name, epochs in metrics.items()
         for epoch, values in epochs.items()
     ]
     write(Path(out), "curves", rows, draw(rows), wandb_project)
@@ -119,32 +122,64 @@ def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
     return dict(sorted(epochs.items()))
 
 
+def named_runs(checkpoints: Sequence[str]) -> dict[str, Path]:
+    """The folders of runs by name, as ``load_subjects`` names nets.
+
+    Raises:
+        ValueError: If there is none, or two have one name.
+    """
+    if isinstance(checkpoints, str) or not checkpoints:
+        raise ValueError(f"checkpoints={checkpoints!r} must be a list of folders of runs: give at least one.")
+    found = [(name, _newest_run(path)) for name, path in map(named, checkpoints)]
+    for short in (True, False):
+        names = [name or (f"{run.absolute().parent.name}/{run.name}" if short else str(run)) for name, run in found]
+        if len(set(names)) == len(names):
+            return dict(zip(names, (run for _, run in found), strict=True))
+    raise ValueError(f"checkpoints={list(checkpoints)} names a run twice: write name=path with different names.")
+
+
+def _newest_run(path: Path) -> Path:
+    """The run of a checkpoint, or the one with the newest metrics at or below a folder."""
+    if path.is_file():
+        return run_of(path.absolute()) or path.parent
+    if any(path.glob("metrics*.csv")):
+        return path
+    return max(path.glob("**/metrics*.csv"), key=lambda file: file.stat().st_mtime_ns, default=path / "none").parent
+
+
 def _test(
-    run: str,
+    runs: Mapping[str, Path],
     data: ImageDataModule,
-    attack: Attack,
+    attack: Attack | None,
     limit: int | None,
     device: str,
     out: Path,
     net: nn.Module | None,
-) -> dict[int, dict[str, Any]]:
-    """Test accuracies of the kept checkpoints by epoch; none if the run kept fewer than two."""
-    try:
-        epochs = epochs_of(run)
-    except (ValueError, FileNotFoundError):  # its validation accuracy is drawn instead
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Test accuracies of the kept checkpoints by run and epoch; none of a run that kept fewer than two."""
+    kept = {}
+    for name, folder in runs.items():
+        with suppress(ValueError, FileNotFoundError):  # its validation accuracy is drawn instead
+            kept[name] = epochs_of(str(folder))
+    if not kept:
         return {}
-    study = Study.begin([f"{epoch}={path}" for epoch, path in epochs.items()], data, limit, device, out, net)
-    attacks = {"test clean": PGD(steps=0, init="zero"), "test robust": attack}
-    return {
-        int(net.name): {name: cells(study.survivors(net, one))["accuracy"] for name, one in attacks.items()}
-        for net in study.subjects
-    }
+    last = [[*epochs.values()][-1] for epochs in kept.values()]
+    study = begin([f"{number}={path}" for number, path in enumerate(last)], data, limit, device, out, net)
+    attacks = {"test clean": PGD(steps=0, init="zero"), "test robust": attack or default_attack(study.subjects, 20)}
+    tested: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, epochs in kept.items():
+        tested[name] = {}
+        for epoch, path in epochs.items():
+            (then,) = load_subjects([str(path)], study.device, net)
+            tested[name][epoch] = {what: cells(study.survivors(then, one))["accuracy"] for what, one in attacks.items()}
+    return tested
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> "Figure":
     """Draw loss above accuracy, and NuAT-H's clean cross-entropy below if a run has one."""
     hybrid = any(row["second steps"] for row in rows)
-    figure, axes = new_figure(height=5.5 + 2 * hybrid, rows=2 + hybrid)
+    figure, axes = new_figure(width=8.0, height=5.5 + 2 * hybrid, rows=2 + hybrid)
+    marks: dict[str, str] = {}
     for number, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
         colour, mine = f"C{number % 10}", [row for row in rows if row["run"] == run]
         _line(axes[0], mine, "loss", color=colour, label=plain_text(run))
@@ -158,15 +193,17 @@ def draw(rows: Sequence[dict[str, Any]]) -> "Figure":
         )
         for before, after in pairwise(mine):
             if before["adversarial"] == 0 and after["adversarial"] == 1:
-                axes[0].axvline(before["epoch"], color=colour, linestyle="--", linewidth=0.8)
+                marks["-."] = "dash-dotted: the attack begins"
+                axes[0].axvline(before["epoch"], color=colour, linestyle="-.", linewidth=0.8)
             if before["rate"] != "" and after["rate"] != "" and after["rate"] <= before["rate"] / 2:
+                marks[":"] = "dotted: the rate drops"
                 axes[0].axvline(before["epoch"], color=colour, linestyle=":", linewidth=0.8)
         if hybrid:
             _line(axes[2], mine, "clean ce", color=colour, marker=".", label=plain_text(run))
             for row in mine:
                 if row["second steps"]:
                     axes[2].axvspan(row["epoch"] - 0.5, row["epoch"] + 0.5, color=colour, alpha=0.15, linewidth=0)
-    axes[0].set(ylabel="training loss", title="dashed: the attack begins; dotted: the rate drops")
+    axes[0].set(ylabel="training loss", title="; ".join(marks[style] for style in sorted(marks)))
     axes[0].title.set_fontsize(8)
     axes[1].set(ylabel="accuracy (%)", ylim=(-2, 102))
     if hybrid:
@@ -177,7 +214,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> "Figure":
         whole_epochs(place)
         place.set_xlim(axes[0].get_xlim())
         if place.lines:  # a run may have had no validation
-            place.legend(fontsize=7)
+            place.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside it: no point is covered
     return figure
 
 

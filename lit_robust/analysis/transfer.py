@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lit_robust.analysis.output import new_figure, plain_text, wrapped
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin, check_images, default_attack
 from lit_robust.analysis.subjects import cells, load_subjects
-from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe
 
@@ -39,7 +39,7 @@ def transfer(
             names a net.
         data: Its test images are attacked.
         sources: The nets to craft on, in the same form; by default the attacked nets.
-        attack: By default PGD at eps 8/255 with 10 steps of 2/255, as in the slides.
+        attack: By default PGD at the eps that all attacked nets were trained with, else 8/255, with 10 steps of eps/4.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of transfer.csv and .png, and of the journal that lets a stopped run continue.
@@ -50,11 +50,12 @@ def transfer(
         The rows of the table; source and target are the same in the rows of the white-box attack.
 
     Raises:
-        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range; besides what ``start.begin`` raises.
     """
-    attack = attack or PGD(steps=10)
-    study = Study.begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net)
+    attack = attack or default_attack(study.subjects, steps=10)
     origins = study.subjects if sources is None else load_subjects(sources, study.device, net)
+    check_images(origins, study.images)
     rows = []
     for origin in origins:
         for target in study.subjects:
