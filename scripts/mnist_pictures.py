@@ -1,9 +1,9 @@
-"""Draw the README's four pictures from checkpoints of ``cpu_budget.py``, on the test images of MNIST.
+"""Make the README's four pictures and its table of six nets from checkpoints of ``cpu_budget.py``, on MNIST's test set.
 
-    python scripts/mnist_pictures.py                           # scripts/results/mnist_*.png
+    python scripts/mnist_pictures.py                           # scripts/results/mnist_*
     python scripts/mnist_pictures.py --only surface targets    # some of them
 
-The tables and the journal, with which a stopped run goes on, are in ``runs/mnist_pictures``.
+All tables and the journal, with which a stopped run goes on, are in ``runs/mnist_pictures``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lit_robust import losses
-from lit_robust.analysis import surface, sweep, targets, transfer
+from lit_robust.analysis import compare, surface, sweep, targets, transfer
 from lit_robust.attacks import PGD
 from lit_robust.data import MNISTDataModule
 
@@ -41,35 +41,36 @@ FLAT = {
 }
 DRAWN = ("natural", "Free-4", "PGD")
 
-#: Each picture: the file that its verb writes, the nets, and the verb.
+#: Each picture, and the table: the file that its verb writes, the nets, and the verb.
 PICTURES: dict[str, tuple[str, Mapping[str, str], Callable[..., Any]]] = {
-    "surface": ("surface_weights", FLAT, partial(surface, attack=PGD(EPS, steps=10), points=9, limit=200)),
+    "surface": ("surface_weights.png", FLAT, partial(surface, attack=PGD(EPS, steps=10), points=9, limit=200)),
     "sweep": (
-        "sweep_eps",
+        "sweep_eps.png",
         SINGLE_STEP,
         partial(sweep, attack=PGD(EPS, EPS / 4, steps=20, loss=losses.margin, keep="worst"), limit=500,
                 values=[0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4]),
     ),
-    "targets": ("targets", {name: SINGLE_STEP[name] for name in DRAWN}, targets),
-    "transfer": ("transfer", SINGLE_STEP, partial(transfer, attack=PGD(EPS, EPS / 4, steps=20), limit=500)),
+    "targets": ("targets.png", {name: SINGLE_STEP[name] for name in DRAWN}, targets),
+    "transfer": ("transfer.png", SINGLE_STEP, partial(transfer, attack=PGD(EPS, EPS / 4, steps=20), limit=500)),
+    "compare": ("compare.md", SINGLE_STEP, partial(compare, limit=500, gap=False)),
 }  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Draw pictures."""
+    """Make pictures and the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/cpu_budget"), help="the folder of cpu_budget.py")
-    parser.add_argument("--only", nargs="+", choices=PICTURES, default=[*PICTURES], help="the pictures; default: all")
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=[*PICTURES], help="some of them; default: all")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/mnist_pictures"), help="the folder of tables and journal"
     )
     given = parser.parse_args(args)
     torch.set_num_threads(1)
     for name in given.only:
-        stem, nets, draw = PICTURES[name]
+        file, nets, make = PICTURES[name]
         checkpoints = [f"{net}={given.runs / row / 'checkpoints/last.ckpt'}" for net, row in nets.items()]
-        draw(checkpoints, MNISTDataModule(eval_batch_size=100), device="cpu", out=given.out)
-        shutil.copyfile(given.out / f"{stem}.png", RESULTS / f"mnist_{name}.png")
+        make(checkpoints, MNISTDataModule(eval_batch_size=100), device="cpu", out=given.out)
+        shutil.copyfile(given.out / file, (RESULTS / f"mnist_{name}").with_suffix(Path(file).suffix))
 
 
 if __name__ == "__main__":

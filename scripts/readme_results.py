@@ -271,6 +271,11 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
+def mnist_compare() -> str:
+    """The table that ``compare`` has made of six nets."""
+    return (RESULTS / "mnist_compare.md").read_text().strip()
+
+
 def free_forgetting() -> str:
     """Free training on batches of one class."""
     results = read(RESULTS / "free_forgetting.json")
@@ -293,6 +298,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         delayed,
         data_size,
         trivial,
+        mnist_compare,
         free_forgetting,
         selection_speed,
         benchmark,

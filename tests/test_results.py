@@ -117,9 +117,9 @@ def test_the_default_test_costs_less_than_pgd_100_and_least_on_a_weak_net():
     assert all(len(seeds) == 3 for seeds in rows.values())
 
 
-def test_no_honest_net_of_at_least_30_raises_an_alarm():
+def test_no_honest_net_of_at_least_30_raises_an_alarm(readme):
     nets = json.loads((SCRIPTS / "results/alarm_rates.json").read_text())["nets"].values()
-    honest = [net for net in nets if net["default"] - net["autoattack"] <= 5 and "trivial" not in net["alarms"]]
+    honest = [net for net in nets if readme.is_honest(net)]
     assert len(honest) >= 30
     assert [net for net in honest if net["alarms"]] == []
 
