@@ -147,6 +147,15 @@ def accuracy(net: torch.nn.Module, name: str, attack: Any, images: Batch) -> dic
     return result
 
 
+def take_attacks(record: dict[str, Any], config: dict[str, Any]) -> None:
+    """Give a trained row the test attacks of a configuration, without the results of those that have changed."""
+    before, now = (one["model"]["init_args"]["test_attacks"] for one in (record["config"], config))
+    record["config"] = config
+    for name in (name for name, attack in before.items() if attack != now.get(name)):
+        for which in ("last", "best"):
+            record[which].pop(name, None)
+
+
 # The work.
 
 
@@ -185,6 +194,8 @@ class Work:
         record = json.loads(json.dumps(record))
         before = read(self.path).get("rows", {}).get(row)
         if before is not None and key_of(before) == key_of(record) and checkpoint(self.folder(row), "last").exists():
+            with opened(self.path) as results:
+                take_attacks(results["rows"][row], record["config"])
             return
         code = code_of(cli.model, cli.datamodule, *cli.trainer.callbacks)
         # Do not resume from a checkpoint of another configuration or other code.

@@ -230,6 +230,19 @@ def test_a_row_with_another_configuration_is_trained_anew(budget):
     assert len(after["diary"]["train/loss"]) == 3
 
 
+def test_a_trained_row_takes_attacks_that_are_new_and_drops_those_that_have_changed(budget):
+    def config(**attacks):
+        return {"model": {"init_args": {"test_attacks": attacks}}}
+
+    record = {
+        "config": config(a=1, b=1, c=1),
+        "last": {"clean": 0, "a": 0, "b": 0, "c": 0},
+        "best": {"clean": 0, "b": 0},
+    }
+    budget.take_attacks(record, config(a=1, b=2, d=1))
+    assert record == {"config": config(a=1, b=2, d=1), "last": {"clean": 0, "a": 0}, "best": {"clean": 0}}
+
+
 def test_what_other_code_has_trained_is_trained_anew_and_never_called_this_codes(budget, monkeypatch):
     trained = []
     for code in ("this", "this", "other"):
