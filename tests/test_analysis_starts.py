@@ -282,7 +282,7 @@ def test_curves_explain_the_marks_that_are_there_and_cover_no_point(two):
 # Bad inputs.
 
 DIGITS = ["--data", "DigitsDataModule", "--data.test_size", "40"]
-VERBS_OF_NETS = ["sweep", "transfer", "surface", "diversity", "targets", "eigenvalue", "stale"]
+VERBS_OF_NETS = ["sweep", "transfer", "surface", "diversity", "targets", "eigenvalue", "stale", "compare", "report"]
 
 
 def begun(verb: str, two) -> list[str]:

@@ -11,6 +11,7 @@ from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.methods import Method, ranked, table
 from lit_robust.analysis.output import write_picture
+from lit_robust.analysis.start import begin, check_images
 from lit_robust.analysis.study import CLEAN, Source, Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
 from lit_robust.analysis.surrogate import surrogate_of
@@ -93,11 +94,11 @@ def compare(
         The rows of the table, the best method first.
 
     Raises:
-        ValueError: If an argument is out of range; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range; besides what ``start.begin`` raises.
     """
     if attacks is not None:
         check_names("attacks", attacks)
-    study = Study.begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net)
     found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
     sentences += found.remarks
@@ -146,7 +147,9 @@ def comparison(
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}
     if gap:
         measures["gap"] = named_attacks[first], read_training_images(data, study.images.n, study.device)
-    origins: list[Source] = [*load_subjects(sources, study.device, net)] if sources else []
+    loaded = load_subjects(sources, study.device, net) if sources else []
+    check_images(loaded, study.images)
+    origins: list[Source] = [*loaded]
     for origin in origins:
         if why := study.no_gradient(origin.net):
             raise ValueError(f"sources={sources} cannot be attacked: {why}")

@@ -8,8 +8,6 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lit_robust.whole_files import csv_cell, write_whole
 
 if TYPE_CHECKING:
@@ -45,21 +43,6 @@ def check_folder(out: str | Path) -> None:
         raise ValueError(f"out={out} must be a folder that can be written, unlike {there}: give another --out.")
     if (folder / "journal.jsonl").is_dir():
         raise ValueError(f"out={out} must hold no folder journal.jsonl: remove it, or give another --out.")
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto`` takes a GPU if there is one.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises an AssertionError
-        raise ValueError(f"device={name!r} cannot be used here: choose auto, cpu or cuda.") from error
 
 
 def new_figure(

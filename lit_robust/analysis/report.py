@@ -17,6 +17,7 @@ from lit_robust.analysis import training_curves
 from lit_robust.analysis.compare import Comparison, comparison
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.output import png
+from lit_robust.analysis.start import begin
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of
 from lit_robust.analysis.tables import count, duration, html, html_table
@@ -100,12 +101,12 @@ def report(
         The file.
 
     Raises:
-        ValueError: If an argument is out of range or a metrics.csv is broken; besides what ``Study.begin`` raises.
+        ValueError: If an argument is out of range or a metrics.csv is broken; besides what ``start.begin`` raises.
     """
     require.integer("examples", examples, least=0)
     if attacks is not None:
         check_names("attacks", attacks)
-    study = Study.begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net)
     curves = _curves(study.subjects)
     found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     strongest = found.attacks[found.strongest]
