@@ -15,11 +15,9 @@ Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` th
 
 import argparse
 import json
-import logging
 import re
 import sys
 import time
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ import torch
 import yaml
 from cpu_budget_costs import hours
 from cpu_budget_parts import Diary, Transfer
-from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, read, rounded, table, versions
+from cpu_budget_results import code_of, commit, hardware, key_of, md5_of, opened, quiet, read, rounded, table, versions
 
 from lit_robust import load_net
 from lit_robust.batch import Batch
@@ -302,11 +300,9 @@ def main(args: list[str] | None = None) -> None:
         torch.set_num_threads(asked.threads)
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
-        logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
         print(work.estimate(chosen), flush=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             for row in chosen:
                 work.train(row)
                 work.test(row, work.attacks(row)[0])

@@ -4,11 +4,13 @@ import fcntl
 import hashlib
 import inspect
 import json
+import logging
 import math
 import os
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,20 @@ import lit_robust
 from lit_robust.data import ImageDataModule
 
 HERE = Path(__file__).parent
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out warnings and Lightning's messages, which repeat for each trainer."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
 
 # Provenance.
 

@@ -8,12 +8,10 @@ results/free_forgetting.json, from which the README has its table. Six minutes o
     python scripts/free_forgetting.py
 """
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
-from cpu_budget_results import commit, hardware, opened, versions
+from cpu_budget_results import commit, hardware, opened, quiet, versions
 from lightning.pytorch import Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -72,8 +70,6 @@ def train(data: Batch, order: str, m: int, seed: int) -> torch.nn.Module:
 
 def main() -> None:
     """Train all nets and store their accuracies."""
-    logging.disable(logging.INFO)  # Lightning's messages, which repeat for each trainer
-    warnings.filterwarnings("ignore")
     data, test = images(train=True), images(train=False)
     attack = PGD(eps=EPS, step_size=0.02, steps=20)
     facts = {"n": len(test.y), "eps": EPS, "epochs": EPOCHS, "seeds": list(SEEDS)}
@@ -83,7 +79,8 @@ def main() -> None:
         for m in REPLAYS:
             row = rows.setdefault(order, {})[f"m = {m}"] = {"clean": [], "pgd20": []}
             for seed in SEEDS:
-                net = train(data, order, m, seed)
+                with quiet():
+                    net = train(data, order, m, seed)
                 torch.manual_seed(0)
                 correct = surviving(net, {"pgd20": attack}, test)
                 for name, accuracies in row.items():

@@ -8,11 +8,9 @@ total time is printed first.
 """
 
 import argparse
-import logging
 import math
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import cpu_budget
 import torch
 from cpu_budget import Work, built
-from cpu_budget_results import read
+from cpu_budget_results import quiet, read
 
 from lit_robust.batch import Batch
 from lit_robust.cli.config import load, merged
@@ -102,9 +100,7 @@ def main(args: list[str] | None = None) -> None:
     if not asked.table:
         torch.set_num_threads(asked.threads)
         torch.set_flush_denormal(True)
-        logging.disable(logging.INFO)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             run(text)
     print(table(read(cpu_budget.RESULTS / f"cpu_{SET}.json").get("rows", {})))
 

@@ -268,8 +268,8 @@ class WithoutGraph(nn.Module):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (TinyNet(), r"alarm_sources\[0\] \(TinyNet\) .*give nets for this data set"),
-        (WithoutGraph(), r"alarm_sources\[0\] \(WithoutGraph\) has no graph from pixels to logits"),
+        (TinyNet(), r"alarm_sources\[0\] \(TinyNet\) .*this data set"),
+        (WithoutGraph(), r"alarm_sources\[0\] \(WithoutGraph\) .*no graph"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), r"alarm_sources\[0\] .* returns \(2, 7\) for 10 classes"),
     ],
 )
@@ -286,9 +286,9 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_attacked(room,
 @pytest.mark.parametrize(
     ("sources", "error", "says"),
     [
-        ("twin.ckpt", TypeError, "alarm_sources='twin.ckpt' must be of type list or tuple: give a list of checkpoints"),
+        ("twin.ckpt", TypeError, "alarm_sources='twin.ckpt' must be"),
         ([3], TypeError, "alarm_sources=3 must be of type"),
-        (["no.ckpt"], FileNotFoundError, "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file."),
+        (["no.ckpt"], FileNotFoundError, "alarm_sources: .*no.ckpt"),
         ([__file__], ValueError, "alarm_sources: .*is not a checkpoint"),
     ],
 )

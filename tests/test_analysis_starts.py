@@ -153,7 +153,7 @@ def test_the_best_epoch_is_not_a_kept_one(verb, name, two):
     keep_epochs(two)
     folder = Path("runs/trained/version_0/checkpoints")
     (folder / "epoch=0.ckpt").rename(folder / f"{name}.ckpt")
-    with pytest.raises(ValueError, match=r"kept 1 epoch besides the best: .*callback/keep_epochs\.yaml"):
+    with pytest.raises(ValueError, match=r"kept 1 epoch .*keep_epochs\.yaml"):
         verb(two[:1], digits(), ATTACK)
 
 
@@ -331,10 +331,10 @@ def test_images_of_another_shape_are_refused_in_one_sentence(verb, two, capsys):
 
 
 def test_labels_beyond_the_nets_classes_are_refused(two):
-    with pytest.raises(ValueError, match="4 classes, and the data 9: give"):
+    with pytest.raises(ValueError, match=r"4 classes, .*data 9"):
         sweep([weights(4)], digits(), ATTACK, net=digits_cnn(4, width=4))
     assert sweep([weights(12)], digits(), ATTACK, values=[0], net=digits_cnn(12, width=4))
-    with pytest.raises(ValueError, match="12 classes, and the data 10: give"):
+    with pytest.raises(ValueError, match=r"12 classes, .*data 10"):
         diversity([weights(12)], digits(), net=digits_cnn(12, width=4))
     with pytest.raises(ValueError, match="4 classes"):
         transfer([weights(4)], digits(), sources=two[:1], net=digits_cnn(4, width=4))

@@ -76,7 +76,7 @@ def test_a_report_shows_the_alarm_of_a_net_without_a_graph(blind):
 
 
 def test_another_verb_names_the_net_without_a_graph(blind):
-    with pytest.raises(ValueError, match=r"^blind: the net's logits have no graph"):
+    with pytest.raises(ValueError, match=r"^blind: .*no graph"):
         sweep(blind, digits(), attack=ATTACK, values=[0.1], net=blind_net())
 
 
@@ -148,7 +148,7 @@ class Own(nn.Module):
 def test_a_layer_that_cannot_be_reset_is_named(foreign):
     net = nn.Sequential(Own(), foreign)
     torch.save(net.state_dict(), "own.pth")
-    with pytest.raises(ValueError, match=r"^surrogate=True .*layer Own has no method reset_parameters"):
+    with pytest.raises(ValueError, match=r"^surrogate=True .*Own .*reset_parameters"):
         compare(["own.pth"], digits(), PGD_ONLY, gap=False, surrogate=True, net=net)
 
 
@@ -231,7 +231,7 @@ def test_without_its_package_it_can_be_left_out(two, monkeypatch):  # noqa: F811
         raise ImportError("AutoAttack is not installed: pip install it")
 
     monkeypatch.setattr(Package, "__init__", missing)
-    with pytest.raises(ImportError, match=r"pip install it, or leave it out by autoattack=false\.$"):
+    with pytest.raises(ImportError, match=r"autoattack=false\.$"):
         compare(two, digits(), gap=False, alarms=False)
     with pytest.raises(ImportError, match="pip install it"):
         compare(two, digits(), {"mine": AutoAttack()})
@@ -325,7 +325,7 @@ def test_a_single_choice_is_named_alone(two, capsys):  # noqa: F811
 def test_only_devices_that_exist_are_offered(has_gpu, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     choices = "auto, cpu or cuda" if has_gpu else "auto or cpu"
-    with pytest.raises(ValueError, match=f'^device="{name}" cannot be used here: choose {choices}\\.$'):
+    with pytest.raises(ValueError, match=f'^device="{name}" .*: choose {choices}\\.$'):
         device_of(name)
 
 

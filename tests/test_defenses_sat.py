@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_robust.attacks import FGSM, PGD, CurriculumFGSM, CurriculumPGD
+from lit_robust.attacks import FGSM, GAMAPGD, PGD, CurriculumFGSM, CurriculumPGD
 from lit_robust.attacks.difficulty import FOSC, LastLayerSharpness, PowerIteration, ProbabilityGap
 from lit_robust.callbacks import AttributeRamp
 from lit_robust.data import DigitsDataModule
@@ -187,7 +187,10 @@ def test_the_weight_of_a_loss_has_no_gradient():
 @methods
 def test_evaluation_attacks_without_a_bound(method):
     defense = build(method, attack=ATTACK)
-    assert {type(attack) for attack in (*defense.val_attacks.values(), *defense.test_attacks.values())} == {PGD}
+    assert {type(attack) for attack in (*defense.val_attacks.values(), *defense.test_attacks.values())} == {
+        PGD,
+        GAMAPGD,
+    }
 
 
 class Headless(torch.nn.Module):

@@ -575,6 +575,14 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         for call, name in FLAGS
     ),
     (lambda: PGD(targeted=0), "targeted=0 must be of type bool: give True or False."),
+    (
+        lambda: RobustAccuracy({"pgd": PGD()}, alarm_sources="twin.ckpt"),
+        "alarm_sources='twin.ckpt' must be of type list or tuple: give a list of checkpoints, or of nets.",
+    ),
+    (
+        lambda: RobustAccuracy({"pgd": PGD()}, alarm_sources=["no.ckpt"]),
+        "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file.",
+    ),
     *(
         (
             partial(call, "pgd"),
