@@ -534,8 +534,7 @@ def test_a_row_is_named_by_the_point_that_its_attack_keeps(name, row):
 
 def test_both_kinds_of_rows_are_found():
     names = [param.values[0] for param in NAMED_BY_THEIR_POINT]
-    assert {"pgd20", "pgd20_margin", "pgd20_last"} <= set(names)
-    assert {"pgd20", "pgd20_margin"} <= {*names}
+    assert {"pgd20", "pgd20_margin", "pgd20_last"} <= {*names}
 
 
 def test_the_default_test_names_its_rows_likewise():
