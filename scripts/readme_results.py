@@ -219,7 +219,7 @@ def delayed() -> str:
         f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} DAT, natural for "
         f"{' or '.join(map(str, starts))} epochs, saves {saved:.0f} % of the time of training from the start (eps "
         f"{rat[0]['eps']:g}), and ends at a training loss of {loss[0]:.2f} against {loss[1]:.2f}. {judged(rows)}"
-    )
+    ).rstrip()
 
 
 def data_size() -> str:
@@ -256,7 +256,7 @@ def trivial() -> str:
         ]
         lines.append([f"`{row}`", *found, *SLIDES.get(row, ("-", "-"))])
     attacks = ["clean", "pgd40", "autoattack"]
-    told = [f"Eps {eps}: {legend(rows, attacks)} {judged(rows)}" for eps, rows in of_eps.items()]
+    told = [f"Eps {eps}: {legend(rows, attacks)} {judged(rows)}".rstrip() for eps, rows in of_eps.items()]
     alarms = {row: raised(records) for row, records in of_eps["0.3"].items()}
     named = ", ".join(f"`{row}` {names}" for row, names in alarms.items() if names != "-")
     return f"{markdown(lines)}\n\n" + "\n".join([*told, f"Alarms at eps 0.3: {named}."])
