@@ -45,9 +45,7 @@ def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(n
     assert record["config"] == said["config"]
     assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
     tested = record["config"]["data"]["init_args"]["test_size"]
-    fewer = said["images"] or (
-        {"autoattack": 500} if tested == 1000 else {}
-    )  # where there are 1000, it is an older one
+    fewer = said["images"] or ({"autoattack": 500} if tested == 1000 else {})  # results on 1000 images are older
     assert all(n == fewer.get(attack, tested) for attack, (*_, n) in record["last"].items())
 
 
