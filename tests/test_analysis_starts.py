@@ -408,7 +408,7 @@ def test_the_readmes_pictures_are_copied_from_what_the_verbs_write(tmp_path, mon
         out.mkdir()
         (out / "targets.png").write_bytes(b"drawn")
 
-    monkeypatch.setattr(script, "PICTURES", {"targets": ("targets", {"net": "a@0"}, verb)})
+    monkeypatch.setattr(script, "PICTURES", {"targets": ("targets.png", {"net": "a@0"}, verb)})
     monkeypatch.setattr(script, "RESULTS", tmp_path)
     script.main(["--runs", "runs", "--out", str(tmp_path / "out"), "--only", "targets"])
     assert (tmp_path / "mnist_targets.png").read_bytes() == b"drawn"
