@@ -103,6 +103,11 @@ def test_a_file_is_short_enough_to_be_read_at_once(file):
     assert len(file.read_text().splitlines()) < (141 if file == PACKAGE / "training/defense.py" else 260)
 
 
+def test_nuat_and_its_hybrid_are_short_enough_together():
+    files = [PACKAGE / "defenses" / name for name in ("nuat.py", "hybrid.py")]
+    assert sum(len(file.read_text().splitlines()) for file in files) < 300
+
+
 def test_the_walk_sees_imports_of_both_forms(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("import lit_robust.cli\ndef f():\n    from lit_robust import defenses\n")

@@ -1,7 +1,7 @@
 """The wording of refusals: the one test file to change with a sentence.
 
-Other tests assert that something is refused, with which exception, and the name of the argument. What the command line
-says is in ``tests/test_bad_inputs.py``.
+Other tests assert that something is refused, with which exception, and the name of the argument: a walk keeps sentences
+out of their ``match`` patterns. What the command line says is in ``tests/test_bad_inputs.py``.
 """
 
 import ast
@@ -2263,7 +2263,7 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.parametrize("file", sorted(TESTS.glob("*.py")), ids=lambda file: file.name)
-def test_other_tests_name_the_argument_and_leave_the_wording_to_the_tables(file):
+def test_the_patterns_of_other_tests_name_the_argument_and_leave_the_wording_to_the_tables(file):
     if file.name not in ("test_wording.py", "test_bad_inputs.py"):
         assert sentences_in(file.read_text()) == []
 

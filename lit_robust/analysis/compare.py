@@ -205,7 +205,7 @@ def default_attacks(
 
 
 def _of_alarms(study: Study, told: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
-    """That alarms were looked for in the runs that have none, and on how many images."""
+    """A sentence that names the runs without an alarm and how many images were probed; none if each run has one."""
     silent = ", ".join(run for run, of in told.items() if not of)
     n = min(IMAGES, study.images.n)
     threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]

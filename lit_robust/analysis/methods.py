@@ -28,7 +28,7 @@ class Method(NamedTuple):
 
     @property
     def known_costs(self) -> list[Cost]:
-        """The cost of each run; empty if that of any is unknown."""
+        """The cost of each run; empty if any run's cost is unknown."""
         known = [cost for cost in self.costs if cost is not None]
         return known if len(known) == len(self.costs) else []
 
@@ -45,7 +45,7 @@ def differ(one: Method, other: Method, attack: str) -> bool:
 def ranked(methods: Sequence[Method], attack: str) -> list[tuple[int | None, Method]]:
     """Sort methods by accuracy. The rank is 1 plus the number of clearly better methods.
 
-    It is None with too few seeds or with an alarm.
+    The rank is None for a method with too few seeds or an alarm.
     """
     enough = [method for method in methods if len(method.runs[attack]) >= SEEDS and not method.alarms]
     ranks = {

@@ -21,7 +21,7 @@ def begin(
     out: Path,
     net: nn.Module | None = None,
 ) -> Study:
-    """``Study.begin``, after a check of the folder and before one of nets and images.
+    """Check the output folder, call ``Study.begin``, then check that each net fits the images.
 
     Raises:
         ValueError: If ``out`` cannot be written, or a net and the images do not fit; besides what ``Study.begin``

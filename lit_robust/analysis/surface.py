@@ -173,7 +173,7 @@ def _loss(net: nn.Module, points: Sequence[Tensor], images: Images) -> float:
 def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure":
     """Draw the surfaces three to a line, in one logarithmic colour scale, with contours; the net itself is the cross.
 
-    Losses below ``FLOOR`` times the largest one have its colour.
+    Losses below ``FLOOR`` times the largest are drawn in the lowest colour.
     """
     from matplotlib.colors import LogNorm
 
@@ -182,7 +182,7 @@ def draw(rows: Sequence[Mapping[str, Any]], space: Space, about: str) -> "Figure
     figure, axes = new_figure(1.2 + 3.0 * columns, 0.4 + 3.3 * lines, columns=columns, rows=lines)
     largest = max((row["loss"] for row in rows if math.isfinite(row["loss"])), default=0.0) or 1.0
     smallest = min(row["loss"] for row in rows)
-    floor = max(smallest, FLOOR * largest) if smallest < largest else FLOOR * largest  # also if one is NaN
+    floor = max(smallest, FLOOR * largest) if smallest < largest else FLOOR * largest  # also if a loss is NaN
     levels = [floor * (largest / floor) ** (k / 12) for k in range(1, 12)]
     for place in axes[len(nets) :]:
         place.remove()

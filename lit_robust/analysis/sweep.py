@@ -130,7 +130,7 @@ def check_values(over: Over, values: Sequence[float] | None) -> None:
 
 
 def about(attack: Any, over: Over, scaled: bool) -> str:
-    """Write an attack without what is varied, and say how its step size goes along."""
+    """Describe an attack without the varied argument, and say whether its step size is fixed or scaled."""
     follows = getattr(attack, "step_size", None) is None
     hidden: set[str] = {over}
     step = ""

@@ -17,7 +17,7 @@ from lit_robust.measures.accuracy import describe
 from lit_robust.measures.attacked_examples import spread
 from lit_robust.measures.pictures import BLACK, RED, Column, class_name, grid
 
-#: How much larger than the eps of the training the eps of the pictures is.
+#: The pictures' eps, as a multiple of the training's.
 TIMES = 3.0
 
 

@@ -53,8 +53,8 @@ def curves(
     Runs of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
     Args:
-        checkpoints: Folders with a metrics.csv, or above one, of which the newest is taken; the files of resumed runs
-            are joined; name=path names a run.
+        checkpoints: Folders of runs, which have a metrics.csv, or folders above them, in which the newest run is
+            taken; the files of resumed runs are joined; name=path names a run.
         data: Its test images are attacked, if there are checkpoints to test.
         attack: The attack of that test; by default PGD at the eps that all these runs were trained with, else 8/255,
             with 20 steps of eps/8.

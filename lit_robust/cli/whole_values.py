@@ -1,4 +1,4 @@
-"""Dictionaries and lists given by a flag replace earlier ones whole, as they do in files."""
+"""Dictionaries and lists given by a flag replace earlier values completely, as in files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -25,7 +25,7 @@ class Memory:
 
     ``tensors`` are this rank's, by name, and empty at first; ``values`` are numbers, lists of numbers, bools or None,
     which the method must keep equal on all ranks. What a checkpoint holds of a tensor is compared with its declared
-    kind, and a value with the one that a fit begins with: a number that begins at 0 or above is never negative.
+    kind, and a value with its initial one: if that is at least 0, the checkpoint's may not be negative.
     """
 
     def __init__(self) -> None:
@@ -55,9 +55,9 @@ class Memory:
         """Declare the values that a fit begins with.
 
         Args:
-            merge: Makes one rank's tensors, all of the method's, from those of all saved ranks, for a run that is
+            merge: Builds one rank's tensors, all that the method has, from those of all saved ranks, for a run that is
                 resumed on another number of ranks. Without it they are forgotten then, with a warning.
-            kinds: Those of the tensors by name.
+            kinds: The dtype and shape of each tensor, by name.
             check: Refuses values that a checkpoint holds and this method cannot use; called with all of them.
             means: The names of numbers for ``leave``, ``collect`` and ``mean``; ``shared_out`` merges their sums.
             **initial: The initial values by name.
