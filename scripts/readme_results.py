@@ -269,10 +269,11 @@ def alarm_rates() -> str:
     honest = [net for net in nets if is_honest(net)]
     others = [net for net in nets if net not in honest]
     false, missed = [net for net in honest if net["alarms"]], [net for net in others if not net["alarms"]]
-    gap = max((net["default"] - net["autoattack"] for net in missed), default=0.0)
+    gaps = [net["default"] - net["autoattack"] for net in missed]
     lines = [
         f"{len(false)} of {len(honest)} honest nets raised one.",
-        f"Of the {len(others)} other nets {len(missed)} raised none, with gaps of up to {gap:.1f} points.",
+        f"Other nets: {len(others)}, of which {len(missed)} raised none"
+        + (f", with gaps of up to {max(gaps):.1f} points." if gaps else "."),
         f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
     ]
     return " ".join(lines)
