@@ -279,12 +279,6 @@ def alarm_rates() -> str:
     return " ".join(lines)
 
 
-def mnist_compare() -> str:
-    """The table that ``compare`` has made of six nets."""
-    path = RESULTS / "mnist_compare.md"
-    return path.read_text().strip() if path.exists() else ""
-
-
 def free_forgetting() -> str:
     """Free training on batches of one class."""
     results = read(RESULTS / "free_forgetting.json")
@@ -307,7 +301,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         delayed,
         data_size,
         trivial,
-        mnist_compare,
         free_forgetting,
         selection_speed,
         benchmark,
