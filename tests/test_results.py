@@ -63,10 +63,12 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
         assert "trivial" in RESULTS["single_step"][row]["alarms"]
 
 
-@pytest.mark.parametrize(("name", "row"), ROWS)
+@pytest.mark.parametrize(
+    ("name", "row"), [one for one in ROWS if one[0] in ("single_step", "overfitting", "trivial_0.3", "data_size")]
+)
 def test_the_default_test_is_within_5_points_of_autoattack_or_raises_an_alarm(name, row, readme):
     record = RESULTS[name][row]
-    assert "alarms" not in record or record["alarms"] or readme.flattery(record) <= 5
+    assert record["alarms"] or readme.flattery(record) <= 5
 
 
 def test_the_readmes_results_are_those_of_the_files(readme):
@@ -177,11 +179,12 @@ def test_the_monitors_report_the_nets_that_overfit_and_no_other(row):
 
 @pytest.mark.parametrize("row", RESULTS["overfitting"])
 def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
-    """It measures PGD-5 on training images, within the eps of a ramp; this test uses PGD-10 on validation images."""
+    """It measures PGD-5 on training images; this test uses PGD-10 on validation images, at the eps of a ramp's end."""
     diary = RESULTS["overfitting"][row]["diary"]
     gaps = [fgsm - pgd for fgsm, pgd in zip(diary["val/acc/fgsm"], diary["val/acc/robust"], strict=True)]
     reported = diary["train/catastrophic_overfitting"].index(1)
-    assert gaps[reported] > 0.95 * max(gaps[: reported + 1])
+    ramp = len(gaps) // 2 if "ramp" in row else 0  # epochs in which training uses a smaller eps
+    assert gaps[reported] == max(gaps[ramp : reported + 1])
     assert gaps[reported] > 0.3
     assert RESULTS["overfitting"][row]["last"]["autoattack"][0] < 30
 
