@@ -1,5 +1,6 @@
 """Sums, means and gathers over ranks."""
 
+import gc
 import signal
 from typing import Any
 
@@ -42,6 +43,16 @@ def gather_over_ranks(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         states = [None] * ranks
         dist.all_gather_object(states, mine)
     return states
+
+
+def leave_group() -> None:
+    """End the process group and gloo's threads: one that still holds a tensor aborts an interpreter that is ending.
+
+    The group waits for its threads only once nothing refers to it, so what remains of a run is collected first.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
 
 
 class StopRequest:

@@ -37,6 +37,7 @@ from lit_robust.callbacks import (
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
 from lit_robust.measures.image_blocks import Blocks
+from lit_robust.ranks import leave_group
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build
@@ -589,3 +590,4 @@ if __name__ == "__main__":
     findings = {name: explained(method, name, place) for name in METHODS}
     findings |= {name: explained(scenario, place) for name, scenario in SCENARIOS.items()}
     torch.save(findings, place / f"{os.environ['RANK']}.pt")
+    leave_group()

@@ -6,13 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.test_ranks import REPOSITORY, free_port
 
 QUICKSTART = str(REPOSITORY / "configs/quickstart.yaml")
+#: Runs the command line, and prints which threads are left when Python ends.
+THREADS = """
+import atexit, sys
+from pathlib import Path
+tasks = Path("/proc/self/task")
+atexit.register(lambda: print("threads:", *(name.read_text().strip() for name in tasks.glob("*/comm"))))
+from lit_robust.cli import main
+main(sys.argv[1:])
+"""
 COMMAND = [
     *("-m", "lit_robust", "fit", "-c", QUICKSTART, "--trainer.limit_train_batches", "4", "--trainer.max_epochs", "1"),
     *("--trainer.log_every_n_steps", "1", "--model.attack.init", "zero", "--trainer.logger.save_dir", "."),
 ]
+ONE_RANK = ["--trainer.strategy", "ddp", "--trainer.devices", "1"]
 NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp", "--data.batch_size", "16"]
 
 
@@ -46,8 +58,18 @@ def test_two_nodes_train_as_one_process_with_the_same_global_batch(tmp_path):
     finally:
         for node in nodes:
             node.kill()
+            node.wait()
     assert len(list(two.rglob("metrics.csv"))) == 1, "rank 0 alone writes"
     assert len(curve(one)) == 4 + 1, "four steps and their mean"
     for (step, loss), (same_step, same_loss) in zip(curve(one), curve(two), strict=True):
         assert step == same_step
         assert abs(loss - same_loss) < 1e-5
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the threads of a process")
+def test_no_thread_of_the_process_group_outlives_the_command(tmp_path):
+    """One that outlives it aborts the process now and then: ``terminate called without an active exception``."""
+    ended(start(tmp_path, "log", "-c", THREADS, *COMMAND[2:], *ONE_RANK), tmp_path / "log")
+    log = (tmp_path / "log").read_text()
+    assert "distributed_backend=gloo" in log
+    assert "gloo" not in log.split("threads:")[1]

@@ -56,6 +56,7 @@ def findings(tmp_path_factory):
     finally:
         for worker in workers:
             worker.kill()
+            worker.wait()
     assert codes == [0, 0], (folder / "0.txt").read_text() + (folder / "1.txt").read_text()
     zero, one = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2))
     return {name: (zero[name], one[name]) for name in zero} | {"folder": folder}

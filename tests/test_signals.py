@@ -188,6 +188,7 @@ def fit_on_two_ranks(*runs: list[str]) -> tuple[list[list[int]], str]:
     finally:
         for process in started:
             process.kill()
+            process.wait()
     said = Path("0.txt").read_text() + Path("1.txt").read_text()
     assert [process.returncode for process in started] == [0, 0], said
     return [json.loads(Path(f"{rank}.json").read_text()) for rank in "01"], said

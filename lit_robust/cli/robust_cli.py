@@ -3,6 +3,7 @@
 The only module that imports all others. Importing a package makes the short names of its classes work in YAML.
 """
 
+import atexit
 import sys
 import warnings
 from contextlib import suppress
@@ -49,6 +50,7 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.lightning_cli_internals import CommandLineInternals
 from lit_robust.lightning_internals import epochs_done
+from lit_robust.ranks import leave_group
 from lit_robust.runs import load_weights, read_last, run_of
 from lit_robust.training.monitors import explain_monitor_errors
 from lit_robust.training.trainer_checks import check_callbacks
@@ -216,6 +218,7 @@ class RobustCLI(CommandLineInternals, LightningCLI):
 
 def run(args: list[str]) -> None:
     """Run a command that exists."""
+    atexit.register(leave_group)
     try:
         with quiet(), importable_folder():
             if args and args[0] in verbs.VERBS:
