@@ -244,6 +244,24 @@ def data_size() -> str:
     )
 
 
+def cyclic_mixed() -> str:
+    """A cyclic rate and mixed precision, with and without, for Fast and for Free."""
+    rows = by_row("cyclic_mixed")
+    if not rows:
+        return ""
+    lines = [["row", "clean", "PGD-50", "GAMA-PGD", "CPU seconds"], ["---", *["---:"] * 4]]
+    for row, records in rows.items():
+        found = [measured(records, attack) for attack in ("clean", "pgd50", "gama")]
+        lines.append([f"`{row}`", *found, with_range(seconds(records), 0)])
+    return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd50', 'gama'])}"
+
+
+def mnist_compare() -> str:
+    """The table of ``compare`` on six nets, as it was written."""
+    file = RESULTS / "mnist_compare.md"
+    return file.read_text().strip() if file.exists() else ""
+
+
 def trivial() -> str:
     """Which methods learn the trivial classifier, over eps."""
     of_eps = {eps: by_row(f"trivial_{eps}") for eps in ("0.2", "0.3", "0.4")}
@@ -300,6 +318,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         overfitting,
         delayed,
         data_size,
+        cyclic_mixed,
+        mnist_compare,
         trivial,
         free_forgetting,
         selection_speed,
