@@ -217,7 +217,7 @@ def test_compare_shows_each_net_the_images_of_its_own_surrogate(masked, monkeypa
     compare(others, digits(), {"pgd": ATTACK}, gap=False, surrogate=True, sources=[masked])
     assert [type(source).__name__ for _, *sources in shown for source in sources] == ["Subject", "Surrogate"] * 2
     assert all(source.target is net for net, _, source in shown)
-    assert "b: its surrogate predicts the same class on " in capsys.readouterr().out
+    assert "b: its surrogate predicts " in capsys.readouterr().out
 
 
 def test_a_finished_comparison_trains_no_surrogate_again(masked, monkeypatch):
