@@ -12,7 +12,7 @@ from lit_robust.analysis import compare, report, sweep
 from lit_robust.analysis.compare import default_attacks, unit_of_cost
 from lit_robust.analysis.compare_pictures import draw_costs
 from lit_robust.analysis.methods import Method, table
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin
 from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import html, latex, markdown
@@ -128,7 +128,7 @@ def test_a_foreign_net_has_a_surrogate(verb, foreign, capsys):
 
 def test_a_foreign_surrogate_starts_from_random_weights_and_learns(foreign, monkeypatch):
     monkeypatch.setattr("lit_robust.analysis.surrogate.EPOCHS", 0)
-    study = Study.begin(["foreign.pth"], digits(), None, "cpu", Path("analysis"), digits_cnn(width=8))
+    study = begin(["foreign.pth"], digits(), None, "cpu", Path("analysis"), digits_cnn(width=8))
     untrained = surrogate_of(study, study.subjects[0], digits())
     assert untrained.agreement(study.images) < 0.5
     monkeypatch.setattr("lit_robust.analysis.surrogate.EPOCHS", 10)

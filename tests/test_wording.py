@@ -82,6 +82,7 @@ from lit_robust.callbacks.overfitting_rules import (
     LinearityErrorSpike,
 )
 from lit_robust.checkpoint_files import read_checkpoint
+from lit_robust.cli.jsonargparse_internals import internal
 from lit_robust.cli.run_folders import find_checkpoints
 from lit_robust.data import (
     CIFAR10DataModule,
@@ -2213,7 +2214,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     *(
         (
             partial(unread, make, shape),
-            f"the net (*) cannot read images of shape {'x'.join(map(str, shape))} (*): {remedy}.",
+            f"the net (*) cannot read images of shape * (*): {remedy}.",
         )
         for make, shape, remedy in (
             (nets.small_cnn, (1, 32, 32), "give the net image_size=32 (--model.net.image_size 32)"),
@@ -2289,6 +2290,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: (Path("a.txt").touch(), check_folder("a.txt")),
         "out=a.txt must be a folder, and */a.txt is none: give another --out.",
+    ),
+    (
+        lambda: internal("_typehints", "gone"),
+        "lit_robust relies on internals of jsonargparse 4.53 that jsonargparse * has changed (_typehints.gone): pip "
+        'install "jsonargparse[signatures]>=4.53,<4.54".',
     ),
 ]
 

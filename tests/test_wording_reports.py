@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from lit_robust.analysis import compare, surrogate, sweep
-from lit_robust.analysis.compare import default_attacks
+from lit_robust.analysis import surrogate, sweep
+from lit_robust.analysis.compare import _without_alarm, default_attacks
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp, DelayedStart, Plateau, StopAfterDrop, coreset_data
 from lit_robust.callbacks.coreset_checks import tell_of_joining
@@ -67,7 +67,7 @@ def weights() -> str:
 
 
 def digits() -> DigitsDataModule:
-    return DigitsDataModule(batch_size=32, train_size=64, test_size=32, num_workers=0)
+    return DigitsDataModule(batch_size=32, train_size=64, test_size=32)
 
 
 def imitated() -> None:
@@ -155,8 +155,8 @@ LINES: list[tuple[Callable[[], object], str]] = [
         "values=[0] gives one point and no curve: give several.",
     ),
     (
-        lambda: compare([f"a={weights()}"], digits(), {"a": ATTACK}, limit=4, gap=False, net=digits_cnn(width=4)),
-        "*No alarm for *: the first 4 test images show no sign of masked gradients.*",
+        lambda: print(*_without_alarm(SimpleNamespace(images=SimpleNamespace(n=4)), {"a": {}}, {"pgd": ATTACK})),
+        "No alarm for a: the first 4 test images show no sign of masked gradients.",
     ),
     (
         lambda: print(*default_attacks([], 2)[1]),
