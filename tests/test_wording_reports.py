@@ -159,7 +159,7 @@ LINES: list[tuple[Callable[[], object], str]] = [
         "No alarm for a: the first 4 test images show no sign of masked gradients.",
     ),
     (
-        lambda: print(*default_attacks([], 2)[1]),
+        lambda: print(*default_attacks([SimpleNamespace()], 2)[1]),
         "AutoAttack needs at least 3 classes, and the data has 2: it is left out.",
     ),
     (imitated, "a: its surrogate predicts the same class on 75.0 % of the test images."),
