@@ -68,7 +68,7 @@ def is_nested(value: Any) -> bool:
 def is_container(typehint: Any, of_names: bool) -> bool:
     """Whether a type is one of dictionaries, or else of lists, whose entries would mix with earlier ones."""
     kind = internal("_typehints", "get_typehint_origin")(typehint) or typehint
-    return kind in internal("_typehints", "mapping_origin_types" if of_names else "sequence_origin_types")
+    return bool(kind in internal("_typehints", "mapping_origin_types" if of_names else "sequence_origin_types"))
 
 
 def yaml_loader() -> Any:
