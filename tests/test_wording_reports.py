@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from lit_robust.analysis import surrogate, sweep
-from lit_robust.analysis.compare import _without_alarm, default_attacks
+from lit_robust.analysis import compare, surrogate, sweep
+from lit_robust.analysis.compare import default_attacks
+from lit_robust.analysis.study import Study
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp, DelayedStart, Plateau, StopAfterDrop, coreset_data
 from lit_robust.callbacks.coreset_checks import tell_of_joining
@@ -36,10 +37,9 @@ def no_error_of_the_gradient() -> None:
 
 def selected_before() -> None:
     """Restore a selection where no callback chooses another."""
-    data = DigitsDataModule(batch_size=32, train_size=64)
-    data.setup()
-    data.trainer = SimpleNamespace(callbacks=[], state=SimpleNamespace(fn="fit"))
-    data._tell(torch.arange(11))
+    data = digits()
+    data.select(data.training_labels()[1][:11], torch.ones(11))
+    digits().load_state_dict(data.state_dict())
 
 
 def plain_tree() -> None:
@@ -74,6 +74,11 @@ def imitated() -> None:
     study = SimpleNamespace(device="cpu", images=SimpleNamespace(key=""), journal=SimpleNamespace(get=lambda *_: 0.75))
     with patch.object(surrogate, "Surrogate"), patch.object(surrogate, "read_training_images"):
         surrogate.surrogate_of(study, SimpleNamespace(name="a"), None)
+
+
+def without_alarms() -> None:
+    with patch.object(Study, "alarms", lambda *_: {}):
+        compare([weights()], digits(), {"pgd": ATTACK}, limit=4, gap=False, net=digits_cnn(width=4))
 
 
 def resumed_with_weights() -> None:
@@ -118,8 +123,9 @@ LINES: list[tuple[Callable[[], object], str]] = [
         "training is adversarial from epoch 1 on: the learning rate drops.",
     ),
     (
-        lambda: fit(Driven(), DelayedStart(Plateau(1, 1.0, 1), latest_epoch=2, monitor="loss")),
-        "training is adversarial from epoch 2 on: *",
+        lambda: fit(Driven(), DelayedStart(Plateau(1, 1.0, 1), latest_epoch=3, monitor="loss"), max_epochs=4),
+        "training is adversarial from epoch 2 on: loss has levelled off at * by Plateau(window=1, drop=1.0, "
+        "min_epochs=1).",
     ),
     (
         lambda: fit(build(Natural, lr_scheduler=MultiStep([1])), StopAfterDrop(1)),
@@ -155,7 +161,7 @@ LINES: list[tuple[Callable[[], object], str]] = [
         "values=[0] gives one point and no curve: give several.",
     ),
     (
-        lambda: print(*_without_alarm(SimpleNamespace(images=SimpleNamespace(n=4)), {"a": {}}, {"pgd": ATTACK})),
+        without_alarms,
         "No alarm for a: the first 4 test images show no sign of masked gradients.",
     ),
     (
