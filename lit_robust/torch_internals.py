@@ -87,6 +87,48 @@ def is_compiled(net: nn.Module) -> bool:
     return net._compiled_call_impl is not None
 
 
+def call_uncompiled_after(net: nn.Module, tell: Callable[[RuntimeError], None]) -> None:
+    """Run a compiled net uncompiled from the compiler's first error on, which ``tell`` gets.
+
+    Without it, a machine without a compiler, or a net that dynamo cannot read, would end a training.
+    """
+    eager: Any = net._call_impl
+    compiled: Any = net._compiled_call_impl
+    run = compiled
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal run
+        try:
+            return run(*args, **kwargs)
+        except RuntimeError as error:  # as all errors of the compiler
+            if run is eager or isinstance(error, torch.OutOfMemoryError):
+                raise
+            failed = error
+        found = eager(*args, **kwargs)
+        run = eager
+        tell(failed)
+        return found
+
+    net._compiled_call_impl = call
+
+
+def on_compilation(begin: Callable[..., None], end: Callable[..., None]) -> Callable[[], None]:
+    """Call functions before and after each compilation of dynamo's; return what undoes it.
+
+    Without it, a first batch of a minute could not be told from a slow one.
+    """
+    from torch._dynamo.callback import callback_handler  # as slow to import as torch
+
+    callback_handler.register_start_callback(begin)
+    callback_handler.register_end_callback(end)
+
+    def leave() -> None:
+        callback_handler.remove_start_callback(begin)
+        callback_handler.remove_end_callback(end)
+
+    return leave
+
+
 def parts_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
     """A module's own sub-modules by name, also those that have two; ``named_children`` leaves the second one out."""
     return module._modules

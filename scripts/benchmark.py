@@ -207,16 +207,22 @@ def overhead(args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    """Run and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A parser for the net, the images and the methods of a measurement."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", default="resnet18")
     parser.add_argument("--width", type=int, default=16, help="0 for the net's own")
     parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32))
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=6, help="timed batches of each loop")
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
+    return parser
+
+
+def main() -> None:
+    """Run and print the table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--batches", type=int, default=6, help="timed batches of each loop")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, batches, sgd
+from benchmark import METHODS, batches, parser_of, sgd
 from cpu_budget_results import hardware, versions
 from lightning.pytorch import Trainer, seed_everything
 
@@ -76,14 +76,8 @@ def peak(args: argparse.Namespace, name: str) -> int:
 
 def main() -> None:
     """Run every method in a process of its own, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet18")
-    parser.add_argument("--width", type=int, default=16, help="0 for the net's own")
-    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32))
-    parser.add_argument("--batch", type=int, default=128)
+    parser = parser_of(__doc__)
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
-    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--only", help="print the bytes of this method; this is what each process is asked for")
     args = parser.parse_args()

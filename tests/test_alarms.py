@@ -338,7 +338,8 @@ def test_the_command_line_takes_checkpoints_as_sources_and_keeps_them_out_of_che
 def test_a_source_that_is_missing_is_refused_before_the_run_starts(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     says = refusal(capsys, command, "-c", tiny(tmp_path), "--model.alarm_sources", "[no.ckpt]")
-    assert says == "alarm_sources: no checkpoint at no.ckpt: give the path of a .ckpt file."
+    assert says.startswith("alarm_sources: ")
+    assert "no.ckpt" in says
     assert not Path("runs").exists()
 
 

@@ -16,7 +16,7 @@ from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.eigenvalue import draw as draw_eigenvalues
 from lit_robust.analysis.journal import Journal
 from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import adversarial_images, load_subjects, read_test_images
+from lit_robust.analysis.subjects import Images, adversarial_images, load_subjects, read_test_images
 from lit_robust.analysis.surface import filter_normalised
 from lit_robust.analysis.sweep import crosses, strengths
 from lit_robust.analysis.tables import latex, markdown
@@ -29,9 +29,10 @@ from lit_robust.defenses import NuAT
 from lit_robust.defenses.hybrid import EvenShare
 from lit_robust.losses import ce, probability_margin
 from lit_robust.nets import digits_cnn
+from lit_robust.nets.folded import unfolded
 from tests.front_door import refusal
 from tests.methods import ONE_STEP, build
-from tests.tiny import images, loader, trainer
+from tests.tiny import TinyNet, images, loader, trainer
 
 CPU = torch.device("cpu")
 ATTACK = PGD(eps=0.1, step_size=0.02, steps=4)
@@ -276,6 +277,21 @@ def test_the_centre_of_both_surfaces_is_the_nets_own_loss(two):
         assert centre == pytest.approx(own, rel=1e-4)
         assert max(row["loss"] for row in rows) > 1.2 * centre
         assert len(read(f"analysis/surface_{space}.csv")) == 9
+
+
+def test_an_analysis_attacks_a_net_with_folded_batchnorms_whose_images_are_the_nets_own():
+    net, batch, seen = TinyNet().eval(), images(8), []
+
+    class Watch(PGD):
+        def __call__(self, attacked, x, y):
+            seen.append(attacked)
+            return super().__call__(attacked, x, y)
+
+    arguments = {"eps": 0.1, "step_size": 0.02, "steps": 4, "init": "zero"}
+    (x_adv,) = adversarial_images(net, Watch(**arguments), Images([batch], "key"))
+    assert seen[0] is not net
+    assert unfolded(seen[0]) is net
+    assert torch.allclose(x_adv, PGD(**arguments)(net, batch.x, batch.y), atol=1e-6)
 
 
 def test_adversarial_images_of_the_centre_are_weaker_elsewhere(two):

@@ -163,6 +163,10 @@ FLAGS = {
         "--model.optimizer.lr -1",
         "Invalid learning rate: -1.0: the lr of model.optimizer must be 0 or above.",
     ),
+    "negative momentum": (
+        "--model.optimizer.momentum -1",
+        "Invalid momentum value: -1.0: the momentum of model.optimizer must be 0 or above.",
+    ),
     "negative clipping": (
         "--model.gradient_clip_val -1",
         "gradient_clip_val=-1.0 must be a finite number, above 0: null means no clipping.",
@@ -385,6 +389,23 @@ FLAGS = {
     "misspelt argument of a part": (
         "--model.attack.epss 0.2",
         "model.attack: lit_robust.attacks.PGD has no argument 'epss': did you mean eps?",
+    ),
+    "a step of no epochs": (
+        "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
+        "lr_scheduler.step_size=0 must be an integer, at least 1: it is a number of the scheduler's steps.",
+    ),
+    "a number for a list": (
+        "--model.lr_scheduler MultiStep --model.lr_scheduler.milestones 3",
+        "model.lr_scheduler.milestones: 3 is not of type list.",
+    ),
+    "a base class as callback": (
+        "--trainer.callbacks+=BaseFinetuning",
+        "trainer.callbacks: BaseFinetuning is a base class that does nothing: name a subclass.",
+    ),
+    "a callback for another module": (
+        "--trainer.callbacks+=BackboneFinetuning",
+        "trainer.callbacks: BackboneFinetuning trains module.backbone, which a PGDAT does not have: write a "
+        "BaseFinetuning that freezes and unfreezes a part of module.net.",
     ),
     "number for a schedule": (
         "--model.momentum 0.9",

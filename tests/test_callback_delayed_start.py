@@ -1,5 +1,6 @@
 import csv
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +187,8 @@ def test_the_switch_comes_where_the_rule_puts_it_by_hand(tmp_path, monkeypatch):
     assert delay.switch_epoch == 5
     assert delay.losses == pytest.approx(losses[:5])
     assert run.callback_metrics["train/switch_epoch"] == 5
-    assert lines == [
-        "training is adversarial from epoch 5 on: loss has levelled off at 0.43 by "
-        "Plateau(window=2, drop=0.05, min_epochs=1)."
-    ]
+    (line,) = lines
+    assert re.search(r" epoch 5 .* loss .* 0\.43 .*Plateau\(window=2, drop=0\.05, min_epochs=1\)\.$", line)
 
 
 def test_the_switch_of_a_defense_follows_from_its_natural_losses(tmp_path):
@@ -239,7 +238,8 @@ def test_the_epoch_that_starts_with_the_dropped_rate_is_adversarial(tmp_path, mo
     )
     assert max(rates[1]) <= 0.011
     assert rates[0][-1] >= 0.1 - 1e-9
-    assert lines == ["training is adversarial from epoch 3 on: the learning rate drops."]
+    (line,) = lines
+    assert re.search(" epoch 3 .* learning rate", line)
 
 
 def test_where_the_rate_drops_before_the_latest_epoch_the_drop_counts(tmp_path):
@@ -297,7 +297,7 @@ def test_a_training_that_ends_before_the_switch_warns(tmp_path, monkeypatch, lim
     lines = said(monkeypatch)
     fit(tmp_path, Classifier(), DelayedStart(at_epoch=8), **limit)
     (line,) = lines
-    assert "was natural throughout: the switch was to come in epoch 8 at the latest." in line
+    assert re.search("natural throughout: .* epoch 8 ", line)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_given_epoch_counts_instead_of_the_drop(tmp_path, monkeypatch, argumen
     fit(tmp_path, module, DelayedStart(monitor="loss", **arguments))
     assert module.adversarial_epochs == list(range(switch, 6))
     assert len(lines) == 1
-    assert lines[0].startswith(f"training is adversarial from epoch {switch} on: ")
+    assert f" adversarial from epoch {switch} " in lines[0]
 
 
 def test_a_fast_dev_run_is_natural_and_needs_no_drop(tmp_path):

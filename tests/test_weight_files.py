@@ -194,9 +194,7 @@ def test_a_checkpoint_beside_them_has_the_last_word(foreign, capsys, caplog):
     caplog.set_level("INFO")
     for command in ("test", "fit"):
         main([command, "-c", str(saved), "--ckpt_path", "last", "--trainer.max_epochs=2"])
-        assert "The weights are those of --ckpt_path last; weights: foreign.pth of the" in "".join(
-            [*capsys.readouterr(), caplog.text]
-        )
+        assert "--ckpt_path last; weights: foreign.pth " in "".join([*capsys.readouterr(), caplog.text])
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -100,7 +100,7 @@ def compare(
         check_names("attacks", attacks)
     study = begin(checkpoints, data, limit, device, out, net)
     found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
-    sentences = [f"{run}: ALARM {name}: {said}" for run, of in found.alarms.items() for name, said in of.items()]
+    sentences = [f"{run}: ALARM {name}: {why}" for run, fired in found.alarms.items() for name, why in fired.items()]
     sentences += found.remarks
     text = "\n".join([markdown(found.rows), legend(found.attacks), "", *map(plain_markdown, sentences)])
     print(text)
@@ -141,9 +141,9 @@ def comparison(
         attacks, remarks = default_attacks(study.subjects, data.num_classes, autoattack)
     for attack in attacks.values():
         attack.check_installed()
-    of_test = dict(attacks)
-    named_attacks = {"clean": CLEAN, **of_test}
-    first = next(iter(of_test))
+    test_attacks = dict(attacks)
+    named_attacks = {"clean": CLEAN, **test_attacks}
+    first = next(iter(test_attacks))
     measures = {name: (attack, study.images) for name, attack in named_attacks.items()}
     if gap:
         measures["gap"] = named_attacks[first], read_training_images(data, study.images.n, study.device)
@@ -153,8 +153,8 @@ def comparison(
     for origin in origins:
         if why := study.no_gradient(origin.net):
             raise ValueError(f"sources={sources} cannot be attacked: {why}")
-    told = {run.name: {"no_graph": NO_GRAPH + why} for run in study.subjects if (why := study.no_gradient(run.net))}
-    remarks += [f"{run} has no surrogate, which would have no gradient either." for run in told] * surrogate
+    fired = {run.name: {"no_graph": NO_GRAPH + why} for run in study.subjects if (why := study.no_gradient(run.net))}
+    remarks += [f"{run} has no surrogate, which would have no gradient either." for run in fired] * surrogate
     methods: list[Method] = []
     for name, runs in methods_runs.items():
         found = {}
@@ -162,24 +162,24 @@ def comparison(
             bits = [study.survivors(run, attack, images=images, without_graph="keep") for run in runs]
             found[measure] = torch.tensor([[float(bit) for bit in one] for one in bits], dtype=torch.float64)
         for run in runs if alarms else ():
-            mine = [*origins, surrogate_of(study, run, data)] if surrogate and run.name not in told else origins
-            told[run.name] = told.get(run.name, {}) | study.alarms(run, of_test, mine, data.num_classes)
+            crafting = [*origins, surrogate_of(study, run, data)] if surrogate and run.name not in fired else origins
+            fired[run.name] = fired.get(run.name, {}) | study.alarms(run, test_attacks, crafting, data.num_classes)
         methods.append(
             Method(
                 name,
                 {measure: values.mean(dim=0) for measure, values in found.items()},
                 {measure: values.mean(dim=1).tolist() for measure, values in found.items()},
-                list(dict.fromkeys(alarm for run in runs for alarm in told.get(run.name, ()))),
+                list(dict.fromkeys(alarm for run in runs for alarm in fired.get(run.name, ()))),
                 [cost_of(checkpoint_of(run)) for run in runs],
             )
         )
-    exact = [name for name, attack in of_test.items() if not is_coarse(attack)]
-    strongest = min(exact or of_test, key=lambda name: sum(method.mean(name) for method in methods))
+    exact = [name for name, attack in test_attacks.items() if not is_coarse(attack)]
+    strongest = min(exact or test_attacks, key=lambda name: sum(method.mean(name) for method in methods))
     order = ranked(methods, strongest) if exact else [(None, method) for _, method in ranked(methods, strongest)]
     rows = table(order, list(named_attacks), first if gap else None, reference)
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
-    remarks += _of_alarms(study, told, of_test) if alarms else [NOT_SOUGHT]
-    return Comparison(rows, told, remarks, of_test, strongest, about, unit_of_cost(rows))
+    remarks += _without_alarm(study, fired, test_attacks) if alarms else [NOT_SOUGHT]
+    return Comparison(rows, fired, remarks, test_attacks, strongest, about, unit_of_cost(rows))
 
 
 def default_attacks(
@@ -204,9 +204,9 @@ def default_attacks(
     return {**attacks, "autoattack": strong}, []
 
 
-def _of_alarms(study: Study, told: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
+def _without_alarm(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
     """A sentence that names the runs without an alarm and how many images were probed; none if each run has one."""
-    silent = ", ".join(run for run, of in told.items() if not of)
+    silent = ", ".join(run for run, alarms in fired.items() if not alarms)
     n = min(IMAGES, study.images.n)
     threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
     found = f"the first {n} test images show no sign of masked gradients."

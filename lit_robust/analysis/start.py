@@ -6,11 +6,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lit_robust.analysis.output import check_folder
+from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.output import check_folder, check_plotting
 from lit_robust.analysis.study import Study
-from lit_robust.analysis.subjects import Images, Subject, trained_threat
+from lit_robust.analysis.subjects import (
+    Images,
+    Subject,
+    device_of,
+    load_subjects,
+    read_test_images,
+    trained_threat,
+)
 from lit_robust.attacks import PGD
 from lit_robust.data import ImageDataModule
+from lit_robust.measures.image_blocks import Blocks
 
 
 def begin(
@@ -21,16 +30,20 @@ def begin(
     out: Path,
     net: nn.Module | None = None,
 ) -> Study:
-    """Check the output folder, call ``Study.begin``, then check that each net fits the images.
+    """Load nets and images, and check beforehand that the results can be written, then that each net fits the images.
 
     Raises:
-        ValueError: If ``out`` cannot be written, or a net and the images do not fit; besides what ``Study.begin``
-            raises.
+        FileNotFoundError: If there is no such checkpoint.
+        ImportError: If matplotlib is missing.
+        ValueError: If ``out`` cannot be written, there is no such device, ``limit`` is below 1, a checkpoint cannot be
+            used, or a net and the images do not fit.
     """
     check_folder(out)
-    study = Study.begin(checkpoints, data, limit, device, out, net)
-    check_images(study.subjects, study.images)
-    return study
+    check_plotting()
+    place, folder = device_of(device), Path(out)
+    subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
+    check_images(subjects, images)
+    return Study(subjects, images, place, folder, Journal(folder / "journal.jsonl"), Blocks(folder / "blocks"))
 
 
 @torch.no_grad()

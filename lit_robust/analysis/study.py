@@ -9,19 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import Row, check_plotting, write
+from lit_robust.analysis.output import Row, write
 from lit_robust.analysis.subjects import (
     Images,
     Subject,
     adversarial_images,
-    device_of,
-    load_subjects,
-    read_test_images,
     survivors,
 )
 from lit_robust.attacks import PGD, Attack
 from lit_robust.attacks.base import NoGraphError, input_gradient
-from lit_robust.data import ImageDataModule
 from lit_robust.guards import crafting
 from lit_robust.measures.alarms import Alarms
 from lit_robust.measures.image_blocks import Blocks, identity
@@ -70,28 +66,6 @@ class Study:
     journal: Journal
     blocks: Blocks
     _last: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
-
-    @classmethod
-    def begin(
-        cls,
-        checkpoints: Sequence[str],
-        data: ImageDataModule,
-        limit: int | None,
-        device: str,
-        out: Path,
-        net: nn.Module | None = None,
-    ) -> "Study":
-        """Load nets and images.
-
-        Raises:
-            FileNotFoundError: If there is no such checkpoint.
-            ImportError: If matplotlib is missing.
-            ValueError: If there is no such device, ``limit`` is below 1, or a checkpoint cannot be used.
-        """
-        check_plotting()
-        place, folder = device_of(device), Path(out)
-        subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
-        return cls(subjects, images, place, folder, Journal(folder / "journal.jsonl"), Blocks(folder / "blocks"))
 
     def measured(self, what: str, net: Subject, attack: Attack, measure: Callable[[], Any], *more: str) -> Any:
         """A measurement of a net under an attack; what was measured before is not repeated.

@@ -19,6 +19,7 @@ from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
 from lit_robust.measures.correct import is_correct
 from lit_robust.measures.image_blocks import Blocks, digest, fingerprint
+from lit_robust.nets.folded import FoldedNet
 from lit_robust.runs import checkpoints_of, load_any, run_of
 from lit_robust.seeds import seed
 from lit_robust.threats import Norm
@@ -192,18 +193,20 @@ def adversarial_images(net: nn.Module, attack: Attack, images: Images, blocks: B
     """Attack all batches; the random draws of a batch are the same for every net and attack.
 
     Args:
-        net: The net.
+        net: The net, in eval mode; attacks see its BatchNorms folded, as in a test.
         attack: The attack.
         images: The clean images.
         blocks: Keeps what a long attack has finished; None for nothing.
     """
-    crafted = []
+    crafted, fold = [], FoldedNet()
     for number, batch in enumerate(images.batches):
+        attacked = fold(net, batch.x)
         with own_random_state(batch.x.device), checked(), smaller_batches():
             seed(batch.x.device, "evaluate", number, 0)
-            long = getattr(attack, "is_long", False)
-            x_adv = (blocks or Blocks()).images(attack, net, batch) if long else attack(net, batch.x, batch.y)
-            crafted.append(x_adv)
+            if getattr(attack, "is_long", False):
+                crafted.append((blocks or Blocks()).images(attack, net, batch, attacked))
+            else:
+                crafted.append(attack(attacked, batch.x, batch.y))
     return crafted
 
 

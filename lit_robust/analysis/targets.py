@@ -97,7 +97,7 @@ def targets(
                     "attack": describe(attack),
                 }
             )
-    ends = [[class_name(label, names) for label in of] for of in (y.tolist(), aims.tolist())]
+    ends = [[class_name(label, names) for label in labels] for labels in (y.tolist(), aims.tolist())]
     wanted = [f"{a} → {b}" if len(a + b) < 10 else f"{a}\n→ {b}" for a, b in zip(*ends, strict=True)]
     below = "below each image: the net's prediction and its confidence; red: the target"
     figure = grid(describe(attack), below, "class → target", wanted, columns)

@@ -9,7 +9,7 @@ from inspect import isclass, isfunction
 from typing import Any, get_origin, get_type_hints
 
 import torch
-from jsonargparse import Namespace, _instantiation, _typehints
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, loggers
 from lightning.pytorch import callbacks as lightning_callbacks
@@ -18,6 +18,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 
 from lit_robust import attacks, callbacks, data, defenses, nets, schedules
+from lit_robust.cli.jsonargparse_internals import arguments_discarded_by, constructors_called_by, names_resolved_by
 from lit_robust.defenses import Defense
 from lit_robust.keywords import keywords_of
 from lit_robust.schedules import Schedule
@@ -163,23 +164,22 @@ def short_names_are_found() -> Iterator[None]:
 
     Torch and Lightning both have a ``ReduceLROnPlateau``; other packages have their own ``Adafactor``.
     """
-    accepted: Any = _typehints.resolve_class_path_by_name
 
-    def resolve(cls: Any, name: str) -> str:
-        try:
-            path: str = accepted(cls, name)
-        except ValueError:
-            part = find_class(name)
-            if not isclass(part):
-                raise
-            path = f"{part.__module__}.{part.__qualname__}"
-        return path
+    def also_ours(accepted: Any) -> Any:
+        def resolve(cls: Any, name: str) -> str:
+            try:
+                path: str = accepted(cls, name)
+            except ValueError:
+                part = find_class(name)
+                if not isclass(part):
+                    raise
+                path = f"{part.__module__}.{part.__qualname__}"
+            return path
 
-    _typehints.resolve_class_path_by_name = resolve
-    try:
+        return resolve
+
+    with names_resolved_by(also_ours):
         yield
-    finally:
-        _typehints.resolve_class_path_by_name = accepted
 
 
 @contextmanager
@@ -189,20 +189,19 @@ def classes_start_afresh() -> Iterator[None]:
     jsonargparse (4.53) decides in one function which arguments to keep. It keeps all that the new class takes:
     ``--model.optimizer Adam`` would keep SGD's lr.
     """
-    accepted: Any = _typehints.discard_init_args_on_class_path_change
 
-    def discard(parser: Any, old: Any, new: Any) -> None:
-        init_args = old.get("init_args") if old else None
-        accepted(parser, old, new)
-        if isinstance(init_args, Namespace) and not same_class(old["class_path"], new["class_path"]):
-            for name in vars(init_args).keys() - kept_arguments(new["class_path"]):
-                init_args.pop(name)
+    def more(accepted: Any) -> Any:
+        def discard(parser: Any, old: Any, new: Any) -> None:
+            init_args = old.get("init_args") if old else None
+            accepted(parser, old, new)
+            if isinstance(init_args, Namespace) and not same_class(old["class_path"], new["class_path"]):
+                for name in vars(init_args).keys() - kept_arguments(new["class_path"]):
+                    init_args.pop(name)
 
-    _typehints.discard_init_args_on_class_path_change = discard
-    try:
+        return discard
+
+    with arguments_discarded_by(more):
         yield
-    finally:
-        _typehints.discard_init_args_on_class_path_change = accepted
 
 
 def expand_homes(configured: Any) -> None:
@@ -228,28 +227,28 @@ def raise_constructor_errors() -> Iterator[None]:
         ValueError: If a constructor fails with an error whose text is not a sentence, such as a KeyError; it names the
             class.
     """
-    call = _instantiation.call_without_instantiate_context
     failed: list[Exception] = []
 
-    def speak(construct: Any, made: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            if not isclass(made):
-                check_maker(made)
-            return call(construct, made, *args, **kwargs)
-        except Exception as error:
-            if not isinstance(error, READABLE_ERRORS):
-                name, what = getattr(made, "__qualname__", made), f"{type(error).__name__}: {error}"
-                failed.append(ValueError(f"{made.__module__}.{name} cannot be built ({what})."))
-                raise failed[-1] from error
-            failed.append(error)
-            raise
+    def remembering(call: Any) -> Any:
+        def speak(construct: Any, made: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                if not isclass(made):
+                    check_maker(made)
+                return call(construct, made, *args, **kwargs)
+            except Exception as error:
+                if not isinstance(error, READABLE_ERRORS):
+                    name, what = getattr(made, "__qualname__", made), f"{type(error).__name__}: {error}"
+                    failed.append(ValueError(f"{made.__module__}.{name} cannot be built ({what})."))
+                    raise failed[-1] from error
+                failed.append(error)
+                raise
 
-    _instantiation.call_without_instantiate_context = speak
+        return speak
+
     try:
-        yield
+        with constructors_called_by(remembering):
+            yield
     except Exception as error:
         if failed and error is not failed[-1]:
             raise failed[-1] from error
         raise
-    finally:
-        _instantiation.call_without_instantiate_context = call

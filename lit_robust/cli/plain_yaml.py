@@ -6,12 +6,15 @@ itself. Recursion also ends Python at a few hundred levels.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
 import yaml
-from jsonargparse import _loaders_dumpers, _paths, get_loader
+from jsonargparse import get_loader
+
+from lit_robust.cli.jsonargparse_internals import yaml_loader, yaml_read_by
 
 #: The longest file, in bytes: the largest configuration of a run has about 20,000.
 LONGEST = 10**6
@@ -36,28 +39,26 @@ class NotPlainError(yaml.YAMLError):  # type: ignore[misc]  # PyYAML has no type
     """The text is YAML, but not a plain tree of values; the message begins with the line."""
 
 
-class _PlainLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[misc]  # a class made by a function
-    """jsonargparse's loader, which composes the same nodes but refuses what is not plain before it builds values."""
+@cache
+def _plain_loader() -> type:
+    """Derive a loader from jsonargparse that refuses what is not plain after composing nodes, before building."""
 
-    def get_single_node(self) -> Any:
-        """Compose the only document, and check it."""
-        root = super().get_single_node()
-        if root is not None:
-            _size(root, (), {})
-        return root
+    class PlainLoader(yaml_loader()):  # type: ignore[misc]  # a class made by a function
+        def get_single_node(self) -> Any:
+            """Compose the only document, and check it."""
+            root = super().get_single_node()
+            if root is not None:
+                _size(root, (), {})
+            return root
+
+    return PlainLoader
 
 
 @contextmanager
 def plain_yaml() -> Iterator[None]:
     """Let jsonargparse (4.53) read and parse all YAML by the functions here while this lasts."""
-    loaders: Any = _loaders_dumpers
-    files: Any = _paths.Path
-    before = loaders.yaml_default_loader, files.read_text
-    loaders.yaml_default_loader, files.read_text = _PlainLoader, _read_and_check
-    try:
+    with yaml_read_by(_plain_loader(), _read_and_check):
         yield
-    finally:
-        loaders.yaml_default_loader, files.read_text = before
 
 
 def read(path: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import _typehints
+from lit_robust.cli.jsonargparse_internals import is_container, is_nested, values_adapted_by
 
 
 @contextmanager
@@ -16,20 +16,16 @@ def entries_start_afresh() -> Iterator[None]:
     it takes them from the earlier entry at the same place, if there are equally many. It does so in one function, which
     also parses ``--model.test_attacks.pgd20.eps``, a ``NestedArg``, for which the other arguments must stay.
     """
-    parser: Any = _typehints  # its names are not exported
-    accepted = parser.adapt_typehints
 
-    def adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
-        kind: Any = parser.get_typehint_origin(typehint) or typehint
-        earlier = kwargs.get("prev_val")
-        if isinstance(earlier, dict | list) and not isinstance(val, parser.NestedArg) and not kwargs.get("append"):
-            kinds = parser.mapping_origin_types if isinstance(earlier, dict) else parser.sequence_origin_types
-            if kind in kinds:
+    def whole(accepted: Any) -> Any:
+        def adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
+            earlier = kwargs.get("prev_val")
+            replaces = isinstance(earlier, dict | list) and not is_nested(val) and not kwargs.get("append")
+            if replaces and is_container(typehint, of_names=isinstance(earlier, dict)):
                 kwargs["prev_val"] = None
-        return accepted(val, typehint, *args, **kwargs)
+            return accepted(val, typehint, *args, **kwargs)
 
-    parser.adapt_typehints = adapt
-    try:
+        return adapt
+
+    with values_adapted_by(whole):
         yield
-    finally:
-        parser.adapt_typehints = accepted

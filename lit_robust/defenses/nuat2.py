@@ -7,6 +7,7 @@ from torch import nn
 from lit_robust import require
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
+from lit_robust.compilation import compile_in_place
 from lit_robust.defenses.nuat import NuAT
 from lit_robust.guards import BNMode, crafting
 from lit_robust.magnitudes import Magnitude
@@ -75,7 +76,7 @@ class NuAT2(NuAT):
         if self.attack_average is not None:
             average = self.average()
             if is_compiled(self.net):
-                average.compile()  # a copy of a compiled net is not compiled
+                compile_in_place(average)  # a copy of a compiled net is not compiled
 
     def average(self) -> nn.Module:
         """The extra average of ``EMAWeights`` that is attacked."""

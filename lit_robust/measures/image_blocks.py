@@ -55,9 +55,9 @@ class Blocks:
         """
         return self._run(attack, net, batch, with_images=False, attacked=attacked)[1]
 
-    def images(self, attack: Attack, net: nn.Module, batch: Batch) -> Tensor:
-        """The adversarial images, like ``batch.x``; those of weight 0 are not attacked."""
-        return self._run(attack, net, batch, with_images=True)[0]
+    def images(self, attack: Attack, net: nn.Module, batch: Batch, attacked: nn.Module | None = None) -> Tensor:
+        """The adversarial images, like ``batch.x``; those of weight 0 are not attacked. See ``survivors``."""
+        return self._run(attack, net, batch, with_images=True, attacked=attacked)[0]
 
     def drop_images(self) -> None:
         """Remove the adversarial images from all files that were written or read, and keep which images survive."""

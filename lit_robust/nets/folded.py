@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_robust.compilation import compile_in_place
 from lit_robust.guards import own_random_state
 from lit_robust.nets.foldable import Pair, candidates, types_fit
 from lit_robust.torch_internals import is_changed, is_compiled, parts_of, shallow_copy, take_over
@@ -117,7 +118,7 @@ class FoldedNet:
         vars(copy.net).update({UNFOLDED: net, REFILL: copy.refill})  # not a sub-module
         self.pairs = pairs
         if self.compiles:
-            copy.net.compile()
+            compile_in_place(copy.net)
         return copy
 
 

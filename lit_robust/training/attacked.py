@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lit_robust.compilation import CompilationClock
 from lit_robust.first_batch import a_row_for_each_image, only_logits
 from lit_robust.guards import network_mode
 from lit_robust.nets.folded import FoldedNet
-from lit_robust.torch_internals import is_compiled
+from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.monitors import Monitored
 
 
@@ -34,15 +36,32 @@ class Attacked(Monitored):
     #: Whether attacks in eval mode see BatchNorms folded, and whether their copy of the net is compiled.
     fold_batchnorm = True
     compiles = False
+    #: Whether the net, or a part of it, is compiled.
+    compiled = False
 
     def __init__(self) -> None:
         super().__init__()
         self._folded: dict[nn.Module, FoldedNet] = {}
 
+    def configure_callbacks(self) -> Any:
+        """Unwrap what was wrapped since the module was built; here, before callbacks copy the net in their setup."""
+        self.net = unwrapped(self.net)
+        self.compiled |= any(map(is_compiled, self.net.modules()))
+        return super().configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Forget the copies of an earlier fit or test."""
         super().setup(stage)
         self._folded.clear()
+        self._clock = CompilationClock() if self.compiled else None
+
+    def teardown(self, stage: str) -> None:
+        """Say how long compilations took."""
+        if self._clock is not None:
+            self._clock.stop()
+            if self._clock.graphs:
+                rank_zero_info(str(self._clock))
+        super().teardown(stage)
 
     def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
         """A net in eval mode as attacks on the images ``x`` see it, with the current weights."""

@@ -12,6 +12,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
+from lit_robust.compilation import compile_in_place
 from lit_robust.first_batch import check_first_batch, check_sources, check_training
 from lit_robust.guards import frozen
 from lit_robust.limits import Limits
@@ -49,7 +50,7 @@ class Evaluated(Attacked):
         alarm_sources: Checkpoints (in Python also nets, which are copied) whose adversarial images are shown to the net
             in a test, for the alarm ``transfer``.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
-        compile: Compiles the net with ``torch.compile``; on if the net comes compiled.
+        compile: Compiles the net with ``torch.compile``, if it can be; on if the net comes compiled.
         fold_batchnorm: Shows attacks in eval mode the net with BatchNorms folded into its convolutions, which gives the
             same logits in less time, see ``nets.folded``.
     """
@@ -91,7 +92,7 @@ class Evaluated(Attacked):
         self.fold_batchnorm = fold_batchnorm
         self.compiles = compile and not is_compiled(self.net)
         if self.compiles:
-            self.net.compile()
+            compile_in_place(self.net)
         self.compiled = any(map(is_compiled, self.net.modules()))
         let_give_logits(self.net)
         self.num_classes = num_classes
@@ -117,12 +118,6 @@ class Evaluated(Attacked):
         self.loaded_at: dict[str, float] = {}
         self._checked_stages: set[Any] = set()
         self.limits = Limits(num_classes)
-
-    def configure_callbacks(self) -> Any:
-        """Unwrap what was wrapped since the module was built; here, before callbacks copy the net in their setup."""
-        self.net = unwrapped(self.net)
-        self.compiled |= any(map(is_compiled, self.net.modules()))
-        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """Check packages and the trainer before the run instead of in the middle of an evaluation.
@@ -224,6 +219,7 @@ class Evaluated(Attacked):
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
             told = in_words(self.alarms, self.probed["test"].n)
             print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n\n{told}\n")
+        super().teardown(stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the epoch and step at which the checkpoint was written."""
