@@ -53,6 +53,13 @@ def test_the_gap_is_explained_below_the_table_with_its_attack_and_its_images():
     assert "generalisation gap" not in markdown(rows_of(one=[cost(1, 2)]))
 
 
+def test_a_page_breaks_alarms_and_ranges_over_seeds_into_lines():
+    one = methods(one=[cost(1, 2), cost(1, 2)])[0]._replace(alarms=["margin", "scaling"])
+    page = html(table([(None, one)], ["clean", "pgd"], None))
+    assert '<td class="words">margin scaling</td>' in page
+    assert "]<br>(50.0 to 50.0)</td>" in page
+
+
 def test_times_and_passes_are_means_over_the_seeds():
     (row,) = rows_of(fast=[cost(10, 100), cost(30, 300)])
     assert (row["seconds"], row["seconds min"], row["seconds max"]) == (20, 10, 30)
