@@ -102,18 +102,20 @@ def smooth(x: Tensor) -> Tensor:
     return x - torch.sin(14 * torch.pi * x) / (28 * torch.pi)
 
 
-def squeezed(art: Any) -> Any:
-    return art.FeatureSqueezing(clip_values=(0, 1), bit_depth=3)
+def squeezed(substitute: bool) -> Callable[[Any], Any]:
+    """ART's bit depth, whose gradient is the identity's or that of ``smooth``."""
 
+    def defence(art: Any) -> Any:
+        class Squeezed(art.FeatureSqueezing):
+            def __call__(self, x, y=None):
+                return super().__call__(x)[0].astype(np.float32), y  # ART returns float64
 
-def squeezed_with_a_substitute(art: Any) -> Any:
-    """The same defence, with the gradient of ``smooth``."""
+            def estimate_gradient(self, x, grad):
+                return grad * (1 - np.cos(14 * np.pi * x) / 2) if substitute else super().estimate_gradient(x, grad)
 
-    class Substituted(art.FeatureSqueezing):
-        def estimate_gradient(self, x, grad):
-            return grad * (1 - np.cos(14 * np.pi * x) / 2)
+        return Squeezed(clip_values=(0, 1), bit_depth=3)
 
-    return Substituted(clip_values=(0, 1), bit_depth=3)
+    return defence
 
 
 def least_likely(ta: Any, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ PEERS: dict[str, Row] = {
     ),
     "BPDA of bit depth, ART": Row(
         "art.attacks.evasion",
-        of_art(defence=squeezed),
+        of_art(defence=squeezed(substitute=False)),
         BPDA(PGD(EPS, STEP, steps=20), "mask"),
         lambda name: trained(name, BitDepth),
     ),
@@ -232,7 +234,7 @@ PEERS: dict[str, Row] = {
     ),
     "BPDA of bit depth with a substitute, ART": Row(
         "art.attacks.evasion",
-        of_art(defence=squeezed_with_a_substitute),
+        of_art(defence=squeezed(substitute=True)),
         BPDA(PGD(EPS, STEP, steps=20), "mask", smooth),
         lambda name: trained(name, BitDepth),
     ),
