@@ -74,6 +74,7 @@ def of_art(norm: float | str = "inf", defence: Callable[[Any], Any] | None = Non
             preprocessing_defences=defence(defences()) if defence else None, device_type="cpu",
         )  # fmt: skip
         eps, step = (EPS, STEP) if norm == "inf" else (EPS_L2, STEP_L2)
+        np.random.seed(0)  # noqa: NPY002  # ART draws its starts there
         found = art.ProjectedGradientDescent(
             estimator, norm, eps, step, max_iter=20, num_random_init=runs, batch_size=len(x), verbose=False
         ).generate(x.numpy(), y=nn.functional.one_hot(y, 10).numpy())
