@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
+from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square, StAdv
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.cli import main
@@ -143,7 +143,55 @@ def test_a_test_without_alarms_says_so(tmp_path, capsys):
     method = build(PGDAT, alarm_images=0)
     (logged,) = trainer(tmp_path).test(method, loader(images(40)), verbose=False)
     assert (method.alarms, logged["test/alarms"]) == ({}, 0)
-    assert "alarm_images=0" in capsys.readouterr().out
+    assert "alarms are off (alarm_images=0)" in capsys.readouterr().out
+
+
+class ThroughNumPy(nn.Module):
+    """A net for 4 classes of 3 x 8 x 8 images whose pixels pass through NumPy."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask, self.body = NumpyStep(), TinyNet()
+
+    def forward(self, x):
+        return self.body(self.mask(x))
+
+
+@pytest.mark.parametrize(
+    ("attacks", "arguments"), [(default_test(0.02), {"alarm_images": 0}), ({"stadv": StAdv(steps=2)}, {})],
+    ids=["alarms off", "no L-p bound"],
+)  # fmt: skip
+def test_a_net_without_a_graph_is_told_where_nothing_else_is_looked_for(attacks, arguments, tmp_path, capsys):
+    """Its rows repeat the clean accuracy."""
+    method = build(PGDAT, net=ThroughNumPy(), test_attacks=attacks, **arguments)
+    (logged,) = trainer(tmp_path).test(method, loader(images(40)), verbose=False)
+    assert {logged[f"test/acc/{name}"] for name in attacks} == {logged["test/acc/clean"]}
+    assert list(method.alarms) == ["no_graph"]
+    assert logged["test/alarms"] == 1
+    shown = capsys.readouterr().out
+    assert "ALARM no_graph: " in shown
+    assert "no sign of masked gradients" not in shown
+    honest = build(PGDAT, test_attacks=attacks, **arguments)
+    trainer(tmp_path).test(honest, loader(images(40)), verbose=False)
+    assert honest.alarms == {}
+
+
+def test_robust_accuracy_tells_of_a_missing_graph_where_its_alarms_are_off(tmp_path, capsys):
+    class Classifier(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.body = ThroughNumPy()
+
+        def forward(self, x):
+            return self.body(x)
+
+        def test_step(self, batch, batch_idx):
+            pass
+
+    callback = RobustAccuracy(default_test(0.02), alarm_images=0)
+    trainer(tmp_path, callbacks=[callback]).test(Classifier(), loader(images(40)), verbose=False)
+    assert list(callback.alarms) == ["no_graph"]
+    assert "ALARM no_graph: " in capsys.readouterr().out
 
 
 def test_robust_accuracy_raises_them_for_a_module_that_does_not_look_itself(tmp_path, capsys):
@@ -417,7 +465,7 @@ def test_only_the_first_images_are_probed_and_padding_is_not():
     assert in_words({}, 30).startswith("no alarm: the first 30 images")
 
 
-def test_nothing_is_probed_where_alarms_are_off():
+def test_one_image_is_looked_at_where_alarms_are_off():
     class Counted(nn.Module):
         calls = 0
 
@@ -427,8 +475,9 @@ def test_nothing_is_probed_where_alarms_are_off():
 
     assert alarms(trained("natural"), images=0) == {}
     found = Alarms(default_test(EPS), 10, images=0)
-    found.update(Counted(), batch(), torch.zeros(200, dtype=torch.bool))
-    assert (found.compute(), Counted.calls) == ({}, 0)
+    for _ in range(2):
+        found.update(Counted(), batch(), torch.zeros(200, dtype=torch.bool))
+    assert (found.compute(), Counted.calls) == ({}, 1)
 
 
 def test_probes_leave_the_random_state_as_it_was():

@@ -13,7 +13,7 @@ from lit_robust.analysis.start import begin
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import named
 from lit_robust.analysis.surrogate import Surrogate, surrogate_of
-from lit_robust.analysis.tables import count, duration, latex, markdown
+from lit_robust.analysis.tables import count, duration, html, latex, markdown
 from lit_robust.attacks import PGD
 from lit_robust.costs import Cost
 from lit_robust.nets import digits_cnn
@@ -42,6 +42,25 @@ def rows_of(reference: str | None = None, **costs: list[Cost | None]) -> list[di
     return table([(None, method) for method in methods(**costs)], ["clean", "pgd"], None, reference)
 
 
+def test_the_gap_is_explained_below_the_table_with_its_attack_and_its_images():
+    (method,) = methods(one=[cost(1, 2)])
+    method.images["gap"], method.runs["gap"] = torch.ones(30), [0.8]
+    (row,) = table([(None, method)], ["clean", "pgd"], "pgd")
+    assert row["gap"] == pytest.approx(0.3)
+    said = (
+        "gap: generalisation gap in points, the accuracy of 30 training images under pgd minus that of the test images."
+    )
+    assert all(said in text for text in (markdown([row]), latex([row]), html([row])))
+    assert "generalisation gap" not in markdown(rows_of(one=[cost(1, 2)]))
+
+
+def test_a_page_breaks_alarms_and_ranges_over_seeds_into_lines():
+    one = methods(one=[cost(1, 2), cost(1, 2)])[0]._replace(alarms=["margin", "scaling"])
+    page = html(table([(None, one)], ["clean", "pgd"], None))
+    assert '<td class="words">margin scaling</td>' in page
+    assert "]<br>(50.0 to 50.0)</td>" in page
+
+
 def test_times_and_passes_are_means_over_the_seeds():
     (row,) = rows_of(fast=[cost(10, 100), cost(30, 300)])
     assert (row["seconds"], row["seconds min"], row["seconds max"]) == (20, 10, 30)
@@ -54,6 +73,7 @@ def test_saved_time_is_relative_to_the_reference():
     assert "passes saved" not in fast
     text = markdown([fast, slow])
     assert "75 %" in text
+    assert "It is wall-clock time, which other programs on the machine lengthen" in text
     assert "Saved: against slow." in text
     assert f"Hardware: {A}." in text
 
@@ -62,6 +82,7 @@ def test_where_the_hardware_differs_passes_are_compared():
     fast, slow = rows_of("slow", fast=[cost(25, 900)], slow=[cost(100, 1000, B)])
     assert (fast["passes saved"], slow["passes saved"]) == (pytest.approx(0.1), 0.0)
     assert "time saved" not in fast
+    assert "wall-clock time, which other" not in markdown([fast, slow])
     assert f"The hardware differs, so compare the passes, not the times. fast: {A}; slow: {B}." in markdown(
         [fast, slow]
     )

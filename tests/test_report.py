@@ -122,8 +122,10 @@ def test_a_page_fits_a_phone(runs):
     page = write(runs)
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.elements
     boxes = [place for place, (tag, of) in enumerate(page.elements) if of.get("class") == "scrolls"]
-    tables = [place for place, (tag, _) in enumerate(page.elements) if tag == "table"]
-    assert [place + 1 for place in boxes] == tables  # each table is in a box that scrolls
+    wide = [place for place, (tag, _) in enumerate(page.elements) if tag in ("table", "img")]
+    assert [place + 1 for place in boxes] == wide  # each is in a box that scrolls
+    for picture in page.pictures():  # narrower, its text would be too small to read
+        assert picture["style"] == f"min-width: {min(int(picture['width']), 480)}px"
     style = Path("analysis/report.html").read_text()
     assert re.search(r"img \{[^}]*max-width: 100%; height: auto", style)
     assert re.search(r"\.scrolls, pre \{[^}]*overflow-x: auto", style)

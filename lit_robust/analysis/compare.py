@@ -82,7 +82,8 @@ def compare(
             the table, and a method with an alarm is not ranked.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
         surrogate: Whether to train a natural net of each net's architecture on its predictions, as one more source.
-        reference: The method against which the saved time, or the saved passes, are stated.
+        reference: The method against which the saved wall-clock time is stated; where the hardware differs, the saved
+            passes.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal that lets

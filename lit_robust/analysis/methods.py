@@ -75,7 +75,8 @@ def table(
             row |= {f"{attack} min": min(method.runs[attack]), f"{attack} max": max(method.runs[attack])}
         row["n"] = len(method.images[attacks[0]])
         if gap_under is not None:
-            row["gap"] = method.mean("gap") - method.mean(gap_under)
+            row |= {"gap": method.mean("gap") - method.mean(gap_under), "gap under": gap_under}
+            row["gap n"] = len(method.images["gap"])
         rows.append({**row, **_cost(method.known_costs), "hardware differs": differs})
         rows[-1]["alarms"] = " ".join(method.alarms)
     if reference is not None:

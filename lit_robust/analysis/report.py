@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 #: Even if a name were not escaped, a browser would run no script and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+#: The least width of a picture, in pixels of the page: at three quarters of its size its text can be read.
+NARROWEST = 480
+
 STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 74rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
   background: #fff; overflow-wrap: anywhere; }
@@ -52,6 +55,7 @@ img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
 .scrolls, pre { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+td.words { white-space: normal; min-width: 9rem; overflow-wrap: normal; }
 pre { padding: 0.6rem; background: #f4f4f4; font-size: 0.8rem; overflow-wrap: normal; }
 .alarm { border-left: 4px solid #b00020; padding-left: 0.6rem; }
 """
@@ -90,7 +94,8 @@ def report(
         alarms: Whether to look for signs of masked gradients, as in ``compare``.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
         surrogate: Whether to train a natural net on each net's predictions, as one more source.
-        reference: The method against which the saved time, or the saved passes, are stated.
+        reference: The method against which the saved wall-clock time is stated; where the hardware differs, the saved
+            passes.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of report.html, and of the journal that lets a stopped run continue.
@@ -151,10 +156,16 @@ def _page(title: str, sections: Mapping[str, Iterable[str]]) -> str:
 
 
 def _image(figure: "Figure", what: str) -> str:
-    """A picture inside the page; ``what`` is text for those who cannot see it."""
+    """A picture inside the page. In a narrow window it scrolls, because its text would become too small to read.
+
+    Args:
+        figure: The picture.
+        what: Its text for screen readers.
+    """
     wide, high = (int(inches * 96) for inches in figure.get_size_inches())
     source = f"data:image/png;base64,{b64encode(png(figure)).decode()}"
-    return f'<img src="{source}" width="{wide}" height="{high}" alt="{escape(what)}">'
+    size = f'width="{wide}" height="{high}" style="min-width: {min(wide, NARROWEST)}px"'
+    return f'<div class="scrolls"><img src="{source}" {size} alt="{escape(what)}"></div>'
 
 
 def _alarms(found: Comparison) -> list[str]:

@@ -17,10 +17,10 @@ from lit_robust.analysis.subjects import (
     survivors,
 )
 from lit_robust.attacks import PGD, Attack
-from lit_robust.attacks.base import NoGraphError, input_gradient
-from lit_robust.guards import crafting
+from lit_robust.attacks.base import NoGraphError
 from lit_robust.measures.alarms import Alarms
 from lit_robust.measures.image_blocks import Blocks, identity
+from lit_robust.measures.probes import why_no_graph
 from lit_robust.seeds import run_seed
 
 if TYPE_CHECKING:
@@ -115,13 +115,7 @@ class Study:
     def no_gradient(self, net: nn.Module) -> str:
         """Why gradient attacks cannot run on a net; empty if they can."""
         batch = self.images.batches[0]
-        try:
-            with crafting(batch.x[:1], batch.y[:1]) as (x, _):
-                x.requires_grad_()
-                input_gradient(net(x).sum(dim=1), x)
-        except NoGraphError as error:
-            return str(error)
-        return ""
+        return why_no_graph(net, batch.x[:1], batch.y[:1])
 
     def alarms(
         self, net: Subject, attacks: Mapping[str, Attack], sources: Sequence[Source], classes: int

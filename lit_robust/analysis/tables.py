@@ -8,6 +8,11 @@ from lit_robust.analysis.methods import SEEDS
 
 Row = Mapping[str, Any]
 
+WALL_CLOCK = (
+    " It is wall-clock time, which other programs on the machine lengthen: where runs shared processors, compare the "
+    "CPU time."
+)
+
 
 def cells(rows: Sequence[Row], dash: str) -> list[list[str]]:
     """Head and body of the printed table, as ``notes`` explains it, with a dash for what is not known."""
@@ -45,6 +50,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     ]
     if reasons := [why for why in map(_unranked, rows) if why]:
         said.append(f"Rank -: {'; '.join(dict.fromkeys(reasons))}.")
+    if "gap" in rows[0]:
+        said.append(
+            f"gap: generalisation gap in points, the accuracy of {rows[0]['gap n']} training images under "
+            f"{rows[0]['gap under']} minus that of the test images."
+        )
     hardware = {row["method"]: row["hardware"] for row in rows if row.get("hardware")}
     if not hardware:
         return said
@@ -53,7 +63,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "went forward and backward through the net (passes)."
     )
     if reference := next((row["reference"] for row in rows if row.get("reference")), None):
-        said.append(f"Saved: against {reference}.")
+        said.append(f"Saved: against {reference}." + WALL_CLOCK * ("time saved" in rows[0]))
     if any(row["hardware differs"] for row in rows):
         of = "; ".join(f"{name}: {where}" for name, where in hardware.items())
         said.append(f"The hardware differs, so compare the passes, not the times. {of}.")
@@ -130,9 +140,13 @@ def html(rows: Sequence[Row]) -> str:
 
 
 def html_table(lines: Sequence[Sequence[str]]) -> str:
-    """Any table in HTML, in a box that scrolls; every cell is escaped."""
+    """Any table in HTML, in a box that scrolls; every cell is escaped; a range over seeds and alarms may take lines."""
+    words = [name == "alarms" for name in lines[0]]
     rows = []
     for number, line in enumerate(lines):
-        tag = "td" if number else "th"
-        rows.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>\n")
+        cells_of_line = []
+        for cell, breaks in zip(line, words, strict=True):
+            begin = "th" if not number else 'td class="words"' if breaks else "td"
+            cells_of_line.append(f"<{begin}>{escape(cell).replace('] (', ']<br>(')}</{begin[:2]}>")
+        rows.append(f"<tr>{''.join(cells_of_line)}</tr>\n")
     return f'<div class="scrolls"><table>\n{"".join(rows)}</table></div>'

@@ -54,8 +54,8 @@ class RobustAccuracy(Callback):
         net: The sub-module from images to logits; None for the module itself or, without ``forward``, its ``net``.
         mean: What the data pipeline subtracts from pixels in [0, 1], if it normalises.
         std: What it then divides them by.
-        alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none. On a
-            Defense, which looks for them itself, none are.
+        alarm_images: How many test images are probed, see ``measures.alarms``; 0 turns all alarms but ``no_graph`` off.
+            On a Defense, which looks for them itself, none are.
         alarm_sources: Checkpoints (in Python also nets, which are copied) whose adversarial images are shown to the net
             in a test, for the alarm ``transfer``; on a Defense give them to the Defense.
         blocks: A folder where the long attacks of a test keep what they have finished, so that a killed test goes on
@@ -155,8 +155,9 @@ class RobustAccuracy(Callback):
         if stage == "test" and trainer.is_global_zero and any(self._columns.values()):
             if trainer.progress_bar_callback:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # its own turn comes after ours
-            probed = sum(of_loader.n for of_loader in self._probed.values())
-            told = f"{in_words(self.alarms, probed)}\n" if self._probed else ""
+            n = sum(probed.n for probed in self._probed.values())
+            bounded = any(probed.threat is not None for probed in self._probed.values())
+            told = f"{in_words(self.alarms, n, bounded)}\n" if self._probed else ""
             print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n\n{told}")
 
     def _measure(

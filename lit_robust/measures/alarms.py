@@ -20,7 +20,7 @@ from lit_robust.data.loaders import EpochLoader
 from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import wilson
 from lit_robust.measures.default_attacks import threat_of
-from lit_robust.measures.probes import COUNTS, GUIDED_RUNS, QUERIES, Probe, large_eps
+from lit_robust.measures.probes import COUNTS, GUIDED_RUNS, QUERIES, Probe, large_eps, why_no_graph
 
 #: How many test images are probed by default, over all ranks, and how many of them by Square Attack at most.
 IMAGES, SQUARE_IMAGES = 200, 100
@@ -62,9 +62,10 @@ class Alarms(Metric):
 
     Args:
         attacks: The attacks of the test; the first one with an eps in an L-p norm gives the threat set of the probes.
-            If none has one, there are no alarms but ``trivial``.
+            If none has one, there are no alarms but ``trivial`` and ``no_graph``.
         num_classes: The number of classes.
-        images: How many images are probed, over all ranks; with 0 there are no alarms.
+        images: How many images are probed, over all ranks; with 0 there is no alarm but ``no_graph``, because without
+            a graph the rows of the test repeat the clean accuracy.
         sources: Nets whose adversarial images are shown to the tested one, for ``transfer``.
     """
 
@@ -83,7 +84,7 @@ class Alarms(Metric):
         super().__init__()
         threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
         self.threat = next((threat for threat in threats if threat is not None), None)
-        self.images, self.sources, self.seen = images, list(sources), 0
+        self.images, self.sources, self.seen, self.looked = images, list(sources), 0, False
         self.n = 0  #: The number of images behind the last result.
         self.add_state("counts", torch.zeros(len(COUNTS), 3, dtype=torch.int64), dist_reduce_fx="sum")
         # How often each class was predicted, and how often it was the label.
@@ -93,7 +94,7 @@ class Alarms(Metric):
     def reset(self) -> None:
         """Start a test."""
         super().reset()
-        self.seen = 0
+        self.seen, self.looked = 0, False
 
     def update(self, net: nn.Module, batch: Batch, left: Tensor, ranks: int = 1, before: int | None = None) -> None:
         """Probe the images of a batch that are among the first of the test.
@@ -107,7 +108,10 @@ class Alarms(Metric):
                 probes equally many images, the first that it gets.
         """
         done, share = (self.seen, ranks) if before is None else (before, 1)
-        rows = (batch.weight > 0).nonzero().squeeze(1)[: max(0, -(-self.images // share) - done)]
+        exist = (batch.weight > 0).nonzero().squeeze(1)
+        rows = exist[: max(0, -(-self.images // share) - done)]
+        if not self.images or self.threat is None:
+            self._look_for_a_graph(net, batch, exist[:1])
         if not len(rows):
             return
         x, y = batch.x[rows], batch.y[rows]
@@ -125,6 +129,15 @@ class Alarms(Metric):
                 self.counts[COUNTS.index(name)] += torch.stack(sums)
             self.large.fill_(large_eps(*self.threat, x[0].numel()))
         self.seen += len(rows)
+
+    def _look_for_a_graph(self, net: nn.Module, batch: Batch, row: Tensor) -> None:
+        """Once in a test, what other probes find on the way."""
+        if self.looked or not len(row):
+            return
+        self.looked = True
+        with own_random_state(batch.x.device), checked():
+            if why_no_graph(net, batch.x[row], batch.y[row]):
+                self.counts[COUNTS.index("no_graph"), 0] += 1
 
     def compute(self) -> dict[str, str]:
         """The alarms by name, each a sentence that says what was found and what to do next."""
@@ -220,9 +233,17 @@ def of_classes(predicted: Sequence[int], labels: Sequence[int]) -> dict[str, str
     }
 
 
-def in_words(alarms: Mapping[str, str], n: int) -> str:
-    """The alarms of ``n`` images for a terminal, one per line."""
-    if not n:
-        return "no image was probed for masked gradients (alarm_images=0)"
+def in_words(alarms: Mapping[str, str], n: int, bounded: bool = True) -> str:
+    """The alarms of ``n`` images for a terminal, one per line, and what was not looked for.
+
+    Args:
+        alarms: The sentences by name.
+        n: How many images were probed.
+        bounded: Whether an attack of the test has an L-p bound, without which most probes do not run.
+    """
     lines = [f"ALARM {name}: {sentence}" for name, sentence in alarms.items()]
+    if not n:
+        lines.append("alarms are off (alarm_images=0): of masked gradients, only a missing graph was looked for")
+    elif not bounded:
+        lines.append(f"the first {n} images were probed for a constant prediction only: no attack has an L-p bound")
     return "\n".join(lines) or f"no alarm: the first {n} images show no sign of masked gradients"

@@ -138,6 +138,18 @@ class Probe:
         return ~is_correct(self.net, attack(of or self.net, x, y), y) if len(x) else y.bool()
 
 
+def why_no_graph(net: nn.Module, x: Tensor, y: Tensor) -> str:
+    """Why gradient attacks cannot run on a net, from one image ``(1, C, H, W)``; empty if they can."""
+    # Graphs that were compiled before are for batches.
+    with torch.compiler.set_stance("force_eager"), crafting(x, y) as (x, _):
+        x.requires_grad_()
+        try:
+            input_gradient(net(x).sum(dim=1), x)
+        except NoGraphError as error:
+            return str(error)
+    return ""
+
+
 class Scaled(nn.Module):
     """A net whose logits are multiplied: the same classes, but another cross-entropy to climb.
 

@@ -46,7 +46,7 @@ class Evaluated(Attacked):
             (``pgd20``) and on the margin of logits (``pgd20_margin``), and 40 steps of GAMA-PGD (``gama40``), each
             keeping the worst point of its run. For a perceptual training attack ``val_attack`` and this are LPA, see
             ``measures.default_attacks``.
-        alarm_images: How many test images are probed for masked gradients, see ``measures.alarms``; 0 for none.
+        alarm_images: How many test images are probed, see ``measures.alarms``; 0 turns all alarms but ``no_graph`` off.
         alarm_sources: Checkpoints (in Python also nets, which are copied) whose adversarial images are shown to the net
             in a test, for the alarm ``transfer``.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
@@ -217,7 +217,7 @@ class Evaluated(Attacked):
     def teardown(self, stage: str) -> None:
         """Print the table of all checkpoints tested so far; here, because progress bars are drawn until then."""
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
-            told = in_words(self.alarms, self.probed["test"].n)
+            told = in_words(self.alarms, (probed := self.probed["test"]).n, probed.threat is not None)
             print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n\n{told}\n")
         super().teardown(stage)
 
