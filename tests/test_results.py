@@ -246,14 +246,19 @@ def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
 # Natural and robust nets on few images.
 
 
-def gaps_of(row):
-    """Training accuracy less test accuracy under PGD-40 for robust nets, and of clean images for natural ones."""
-    attack = "pgd40" if row.startswith("pgdat") else "clean"
+def gaps_of(row, attack):
+    """Training accuracy less test accuracy, for each seed."""
     records = [RESULTS["data_size"][f"{row}@{seed}"] for seed in range(3)]
     return [record["train"][attack][0] - record["last"][attack][0] for record in records]
 
 
-@pytest.mark.parametrize("method", ["natural", "pgdat"])
-def test_the_gap_between_training_and_test_images_grows_as_images_get_fewer(method):
-    many, some, few = (mean(gaps_of(f"{method}_{n}")) for n in (20000, 2000, 500))
+@pytest.mark.parametrize(("method", "attack"), [("natural", "clean"), ("pgdat", "clean"), ("pgdat", "pgd40")])
+def test_the_gap_between_training_and_test_images_grows_as_images_get_fewer(method, attack):
+    many, some, few = (mean(gaps_of(f"{method}_{n}", attack)) for n in (20000, 2000, 500))
     assert many < some < few
+
+
+def test_robust_nets_overfit_less_on_clean_images_and_more_on_attacked_ones_with_every_seed():
+    for n in (2000, 500):
+        assert max(gaps_of(f"pgdat_{n}", "clean")) < min(gaps_of(f"natural_{n}", "clean"))
+        assert min(gaps_of(f"pgdat_{n}", "pgd40")) > max(gaps_of(f"natural_{n}", "pgd40"))
