@@ -46,11 +46,12 @@ def gather_over_ranks(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def leave_group() -> None:
-    """End the process group and gloo's threads: one that still holds a tensor aborts an interpreter that is ending.
+    """End a gloo process group and its threads, before Python ends; Lightning ends one of NCCL.
 
-    The group waits for its threads only once nothing refers to it, so what remains of a run is collected first.
+    A thread that still holds a tensor when Python ends aborts the process. The group waits for its threads only once
+    nothing refers to it, so what is left of a run is collected first.
     """
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         gc.collect()
         dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -93,16 +94,15 @@ def call_uncompiled_after(net: nn.Module, tell: Callable[[RuntimeError], None]) 
     Without it, a machine without a compiler, or a net that dynamo cannot read, would end a training.
     """
     eager: Any = net._call_impl
-    compiled: Any = net._compiled_call_impl
-    run = compiled
+    run: Any = net._compiled_call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal run
         try:
             return run(*args, **kwargs)
-        except RuntimeError as error:  # as all errors of the compiler
-            if run is eager or isinstance(error, torch.OutOfMemoryError):
-                raise
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
+                raise  # not the compiler's
             failed = error
         found = eager(*args, **kwargs)
         run = eager
@@ -112,21 +112,34 @@ def call_uncompiled_after(net: nn.Module, tell: Callable[[RuntimeError], None]) 
     net._compiled_call_impl = call
 
 
-def on_compilation(begin: Callable[..., None], end: Callable[..., None]) -> Callable[[], None]:
-    """Call functions before and after each compilation of dynamo's; return what undoes it.
+class _Compiler:
+    """When dynamo's present compilation began, and the seconds and the number of those that have ended."""
+
+    begun = seconds = 0.0
+    compilations = 0
+
+    def begin(self, *_: Any) -> None:
+        self.begun = time.perf_counter()
+
+    def end(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self.begun
+        self.compilations += 1
+
+
+_compiler = _Compiler()
+
+
+def compilations() -> tuple[float, int]:
+    """The seconds and the number of dynamo's compilations in this process since the first call.
 
     Without it, a first batch of a minute could not be told from a slow one.
     """
     from torch._dynamo.callback import callback_handler  # as slow to import as torch
 
-    callback_handler.register_start_callback(begin)
-    callback_handler.register_end_callback(end)
-
-    def leave() -> None:
-        callback_handler.remove_start_callback(begin)
-        callback_handler.remove_end_callback(end)
-
-    return leave
+    if _compiler.end not in callback_handler.end_callbacks:  # torch._dynamo.reset removes it
+        callback_handler.register_start_callback(_compiler.begin)
+        callback_handler.register_end_callback(_compiler.end)
+    return _compiler.seconds, _compiler.compilations
 
 
 def parts_of(module: nn.Module) -> Mapping[str, nn.Module | None]:

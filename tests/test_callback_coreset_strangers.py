@@ -129,7 +129,7 @@ def test_without_resampling_each_image_comes_once_and_its_weight_can_be_asked_fo
 def test_after_a_fit_the_next_one_trains_on_all_images(tmp_path):
     data = TinyData()
     trainer(tmp_path, max_epochs=1, callbacks=[CoresetSelection(0.5, warm=0)]).fit(build(PGDAT), data)
-    assert len(data._samples().indices) == len(data.training_labels()[1])
+    assert data.state_dict()["selection"] is None
 
 
 def test_draws_are_proportional_to_the_weights_within_one_and_unbiased_over_seeds():

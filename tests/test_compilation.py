@@ -1,16 +1,18 @@
 """``compile=True`` where it works and where it does not: what is said, and that the results are those of the net."""
 
+import pickle
+import re
 import time
+from contextlib import nullcontext
 from functools import partialmethod
-from itertools import count
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from lit_robust.compilation import compile_in_place
 from lit_robust.defenses import PGDAT, TRADES, Natural
-from lit_robust.training import attacked
 from tests.methods import build
 from tests.tiny import TinyNet, assert_equal, images, loader, trainer
 
@@ -30,6 +32,12 @@ def use(monkeypatch, backend):
     """Let ``torch.compile`` have another backend than inductor, which takes a minute."""
     torch._dynamo.reset()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+
+
+def took(caplog):
+    """The seconds and compilations of each line that reports them."""
+    lines = (re.match(r"torch.compile took (\d+) s \((\d+) ", record.getMessage()) for record in caplog.records)
+    return [(int(line[1]), int(line[2])) for line in lines if line]
 
 
 @pytest.mark.parametrize("method", [Natural, PGDAT, TRADES])
@@ -72,17 +80,34 @@ def test_a_compiler_that_has_failed_is_not_asked_again(monkeypatch):
     assert asked == [1]
 
 
-def test_the_seconds_of_the_compiler_are_told_after_the_fit(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(attacked, "rank_zero_info", said.append)
-    seconds = count(0, 3)
-    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
-    use(monkeypatch, "eager")
-    fit(build(Natural, compile=True), tmp_path, limit_val_batches=0)
-    (line,) = said
-    graphs = int(line.partition("for ")[2].split()[0])
-    assert graphs > 0
-    assert f"{3 * graphs} s" in line
-    said.clear()
-    fit(build(Natural), tmp_path)
-    assert said == []
+def test_the_seconds_of_the_compiler_are_told_after_the_fit(tmp_path, monkeypatch, caplog):
+    def slow(graph, inputs):
+        time.sleep(0.6)
+        return graph
+
+    use(monkeypatch, slow)
+    module = build(Natural, compile=True)
+    with caplog.at_level("INFO"):
+        fit(module, tmp_path, limit_val_batches=0)
+        first = took(caplog)
+        fit(module, tmp_path, limit_val_batches=0)  # nothing is compiled again
+        fit(build(Natural), tmp_path)
+    ((seconds, compilations),) = first
+    assert seconds >= int(0.6 * compilations) >= 1
+    assert took(caplog) == first
+
+
+def test_after_a_fit_that_fails_the_next_one_counts_its_own_compilations(tmp_path, monkeypatch, caplog):
+    class Fails(Callback):
+        def on_train_batch_end(self, *args):
+            raise KeyError("stop")
+
+    with caplog.at_level("INFO"):
+        for callbacks in ([], [Fails()], []):
+            use(monkeypatch, "eager")
+            module = build(Natural, compile=True)
+            with pytest.raises(KeyError) if callbacks else nullcontext():
+                fit(module, tmp_path, callbacks=callbacks)
+    (_, alone), (_, afterwards) = took(caplog)
+    assert alone == afterwards > 0
+    assert pickle.loads(pickle.dumps(module)).compiled

@@ -1,12 +1,10 @@
-"""Nothing is written twice: no six consecutive lines of the package are those of another place."""
+"""Nothing is written twice: no six consecutive lines of package, scripts and tests are those of another place."""
 
 import ast
 from collections import defaultdict
 from pathlib import Path
 
-import lit_robust
-
-PACKAGE = Path(lit_robust.__file__).parent
+TREE = Path(__file__).parents[1]
 LENGTH = 6
 
 
@@ -39,8 +37,9 @@ def duplicates(sources: dict[str, str], length: int = LENGTH) -> list[list[str]]
     return [found for found in places.values() if len(found) > 1]
 
 
-def test_no_six_lines_of_the_package_are_written_twice():
-    assert duplicates({str(file.relative_to(PACKAGE)): file.read_text() for file in PACKAGE.rglob("*.py")}) == []
+def test_no_six_lines_are_written_twice():
+    files = [file for folder in ("lit_robust", "scripts", "tests") for file in (TREE / folder).rglob("*.py")]
+    assert duplicates({str(file.relative_to(TREE)): file.read_text() for file in files}) == []
 
 
 BODY = "".join(f"    line_{number}()\n" for number in range(LENGTH))

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 #: Even if a name were not escaped, a browser would run no script and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-#: The least width of a picture, in pixels of the page: at three quarters of its size its text can be read.
-NARROWEST = 480
-
 STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 74rem; font: 16px/1.5 system-ui, sans-serif; color: #222;
   background: #fff; overflow-wrap: anywhere; }
@@ -53,9 +50,11 @@ img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; }
 .pictures { display: flex; flex-wrap: wrap; gap: 0 2rem; }
 .pictures > div { max-width: 100%; }
 .scrolls, pre { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-td.words { white-space: normal; min-width: 9rem; overflow-wrap: normal; }
+.wide { min-width: 480px; } /* three quarters of most pictures, whose text can then be read */
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.95rem; }
+th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+th, td.words { white-space: normal; overflow-wrap: normal; }
+td.words { min-width: 9rem; }
 pre { padding: 0.6rem; background: #f4f4f4; font-size: 0.8rem; overflow-wrap: normal; }
 .alarm { border-left: 4px solid #b00020; padding-left: 0.6rem; }
 """
@@ -164,7 +163,7 @@ def _image(figure: "Figure", what: str) -> str:
     """
     wide, high = (int(inches * 96) for inches in figure.get_size_inches())
     source = f"data:image/png;base64,{b64encode(png(figure)).decode()}"
-    size = f'width="{wide}" height="{high}" style="min-width: {min(wide, NARROWEST)}px"'
+    size = f'width="{wide}" height="{high}"' + ' class="wide"' * (wide > 480)
     return f'<div class="scrolls"><img src="{source}" {size} alt="{escape(what)}"></div>'
 
 

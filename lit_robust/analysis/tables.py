@@ -140,13 +140,14 @@ def html(rows: Sequence[Row]) -> str:
 
 
 def html_table(lines: Sequence[Sequence[str]]) -> str:
-    """Any table in HTML, in a box that scrolls; every cell is escaped; a range over seeds and alarms may take lines."""
+    """Any table in HTML, in a box that scrolls; every cell is escaped; intervals, ranges and alarms take lines."""
     words = [name == "alarms" for name in lines[0]]
     rows = []
     for number, line in enumerate(lines):
         cells_of_line = []
         for cell, breaks in zip(line, words, strict=True):
             begin = "th" if not number else 'td class="words"' if breaks else "td"
-            cells_of_line.append(f"<{begin}>{escape(cell).replace('] (', ']<br>(')}</{begin[:2]}>")
+            said = escape(cell).replace(" [", "<br>[").replace("] (", "]<br>(")
+            cells_of_line.append(f"<{begin}>{said}</{begin[:2]}>")
         rows.append(f"<tr>{''.join(cells_of_line)}</tr>\n")
     return f'<div class="scrolls"><table>\n{"".join(rows)}</table></div>'

@@ -42,6 +42,7 @@ class Attacked(Monitored):
     def __init__(self) -> None:
         super().__init__()
         self._folded: dict[nn.Module, FoldedNet] = {}
+        self._clock: CompilationClock | None = None
 
     def configure_callbacks(self) -> Any:
         """Unwrap what was wrapped since the module was built; here, before callbacks copy the net in their setup."""
@@ -57,10 +58,8 @@ class Attacked(Monitored):
 
     def teardown(self, stage: str) -> None:
         """Say how long compilations took."""
-        if self._clock is not None:
-            self._clock.stop()
-            if self._clock.graphs:
-                rank_zero_info(str(self._clock))
+        if took := str(self._clock or ""):
+            rank_zero_info(took)
         super().teardown(stage)
 
     def folded(self, net: nn.Module, x: Tensor) -> nn.Module:

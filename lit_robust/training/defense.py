@@ -25,7 +25,7 @@ class Defense(Trained):
 
     A method overrides ``adversary``, the attack of its inner maximisation, and ``loss``, one number per sample; or
     ``perturb``, if an attack alone does not describe it. While ``adversarial`` is false, a batch is one step of plain
-    cross-entropy on clean images and calls none of them, so a delayed start works on every method.
+    cross-entropy on clean images and calls neither, so a delayed start works on every method.
 
     Optimization is manual, with one optimizer step per batch (FreeAT takes m). The gradient is that of the weighted
     mean over all ranks.
