@@ -165,7 +165,7 @@ def methods(seeds: int, alarms: tuple[str, ...] = ()) -> list[Method]:
 
 def shown(seeds: int, rank: int | None = None, alarms: tuple[str, ...] = ()) -> list[str]:
     rows = table([(rank, method) for method in methods(seeds, alarms)], ["pgd"], None)
-    return [markdown(rows), latex(rows), html(rows)]
+    return [markdown(rows), latex(rows), html(rows).replace("<br>", " ")]
 
 
 @pytest.mark.parametrize("language", range(3))
