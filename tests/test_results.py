@@ -30,7 +30,7 @@ def results_of(row):
 
 def learns(record):
     """Whether a net predicts more than one class."""
-    return record["last"]["clean"][0] > COMMONEST
+    return record["last"]["clean"][0] > max(COMMONEST.values())
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
@@ -45,7 +45,8 @@ def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(n
     assert record["config"] == said["config"]
     assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
     tested = record["config"]["data"]["init_args"]["test_size"]
-    assert all(n == said["images"].get(attack, tested) for attack, (*_, n) in record["last"].items())
+    fewer = said["images"] or ({"autoattack": 500} if tested == 1000 else {})  # results on 1000 images are older
+    assert all(n == fewer.get(attack, tested) for attack, (*_, n) in record["last"].items())
 
 
 @pytest.mark.parametrize("row", RESULTS["single_step"])
@@ -62,7 +63,7 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
         assert "trivial" in RESULTS["single_step"][row]["alarms"]
 
 
-@pytest.mark.parametrize(("name", "row"), [one for one in ROWS if one[0] != "cyclic_mixed"])
+@pytest.mark.parametrize(("name", "row"), [one for one in ROWS if one[0] not in ("trivial_0.2", "trivial_0.4")])
 def test_the_default_test_is_within_5_points_of_autoattack_or_raises_an_alarm(name, row, readme):
     record = RESULTS[name][row]
     assert record["alarms"] or readme.flattery(record) <= 5
@@ -189,28 +190,28 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
 # Which methods learn the trivial classifier.
 
 TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
-#: The share of the class that is commonest among the first 500 test images: what such a net gets right.
-COMMONEST = 13.4
+#: The share of the class that is commonest among the first test images, by their number: what such a net gets right.
+COMMONEST = {1000: 12.6, 500: 13.4}
 
 
 def of_seeds(name, row):
-    """The accuracies of a row, without and with attacks, for all its seeds."""
+    """The accuracies of a row, without and with attacks, and n, for all its seeds."""
     records = [record for label, record in RESULTS[name].items() if label.partition("@")[0] == row]
-    return [accuracy for record in records for accuracy, *_ in record["last"].values()]
+    return [(accuracy, n) for record in records for accuracy, *_, n in record["last"].values()]
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_pgd_training_learns_the_trivial_classifier_and_with_a_ramp_of_eps_it_does_not(name):
-    assert all(accuracy == COMMONEST for accuracy in of_seeds(name, "madry"))
+    assert all(accuracy == COMMONEST[n] for accuracy, n in of_seeds(name, "madry"))
     assert all("trivial" in record["alarms"] for row, record in RESULTS[name].items() if row.startswith("madry@"))
-    assert all(accuracy > COMMONEST + 30 for accuracy in of_seeds(name, "madry_with_ramp"))
+    assert all(accuracy > COMMONEST[n] + 30 for accuracy, n in of_seeds(name, "madry_with_ramp"))
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name, readme):
     rows = [*readme.SLIDES, "madry_with_ramp"]
-    seeds = range(3) if name == "trivial_0.3" else [0]
-    assert RESULTS[name].keys() == {f"{row}@{seed}" for row in rows for seed in seeds}
+    seeds = [f"@{seed}" for seed in range(3)] if name == "trivial_0.3" else [""]
+    assert RESULTS[name].keys() == {row + seed for row in rows for seed in seeds}
     assert len({tuple(sorted(record["last"])) for record in RESULTS[name].values()}) == 1
 
 
@@ -239,7 +240,7 @@ def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
         sorted(RESULTS["delayed"][f"{row}_at_0.2@{seed}"]["last"]["pgd40"][0] for seed in range(3))
         for row in ("rat", "dat")
     )
-    assert rat[:2] == [COMMONEST] * 2
+    assert rat[:2] == [COMMONEST[500]] * 2
     assert dat[0] > 50
 
 
