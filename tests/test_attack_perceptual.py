@@ -223,7 +223,7 @@ def test_no_steps_no_eps_and_no_images():
 
 def fast_by_hand(net, x, y, start, eps, steps, lam, h):
     """Algorithm 2 in float64."""
-    features = lambda z: flat_features64(net.activations(z))  # noqa: E731
+    features = lambda z: flat_features64(net.activations(z))  # noqa: E731  # as in a formula
     origin, z = features(x).detach(), start
     for k in range(steps):
         z = z.detach().requires_grad_()

@@ -47,7 +47,7 @@ def state_of(module: Defense) -> dict[str, Any]:
         "mode of the attack": module.attack_bn_mode,
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": str(np.random.get_state()),  # noqa: NPY002
+        "numpy": str(np.random.get_state()),  # noqa: NPY002  # the global state is what is compared
     }
     return copy.deepcopy(parts)
 

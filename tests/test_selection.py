@@ -122,9 +122,9 @@ def test_outer_and_dense_select_the_same(select: object) -> None:
     outer = drawn(n=120)
     for budget in (1, 7, 40, 119):
         torch.manual_seed(0)  # for what fills up the budget
-        indices, weights = select(outer, budget)  # type: ignore[operator]
+        indices, weights = select(outer, budget)
         torch.manual_seed(0)
-        same_indices, same_weights = select(expanded(outer), budget)  # type: ignore[operator]
+        same_indices, same_weights = select(expanded(outer), budget)
         assert indices.equal(same_indices)
         torch.testing.assert_close(weights, same_weights)
 
@@ -196,7 +196,7 @@ def test_duplicates_never_get_weight_zero(greedy: str) -> None:
     rows = drawn(n=10)
     doubled = Outer(rows.left.repeat(3, 1), rows.right.repeat(3, 1))
     for budget in (10, 20, 30):
-        indices, weights = facility_location(doubled, budget, greedy=greedy)  # type: ignore[arg-type]
+        indices, weights = facility_location(doubled, budget, greedy=greedy)
         assert len(indices.unique()) == budget
         assert weights.min() >= 1
         assert weights.sum() == 30
@@ -288,7 +288,7 @@ def test_a_pursuit_that_takes_much_memory_states_it(monkeypatch: pytest.MonkeyPa
 def test_what_fills_up_the_budget(fill: str, weight: float | None) -> None:
     rows = expanded(drawn(n=100))
     matched, weights = matching_pursuit(rows, 50, tol=0.1)
-    indices, filled = gradient_match(rows, 50, tol=0.1, fill=fill)  # type: ignore[arg-type]
+    indices, filled = gradient_match(rows, 50, tol=0.1, fill=fill)
     assert len(indices.unique()) == len(indices) == (len(matched) if fill == "none" else 50)
     own = torch.isin(indices, matched)
     torch.testing.assert_close(filled[own], weights)
@@ -299,7 +299,7 @@ def test_what_fills_up_the_budget(fill: str, weight: float | None) -> None:
 @pytest.mark.parametrize("select", [facility_location, gradient_match, random_subset])
 def test_the_whole_set_has_weights_of_one(select: object) -> None:
     outer = drawn()
-    indices, weights = select(outer, len(outer))  # type: ignore[operator]
+    indices, weights = select(outer, len(outer))
     assert indices.equal(torch.arange(len(outer)))
     assert weights.equal(torch.ones_like(weights))
     assert gradient_error(outer, indices, weights) < 1e-12
@@ -308,7 +308,7 @@ def test_the_whole_set_has_weights_of_one(select: object) -> None:
 @pytest.mark.parametrize("select", [facility_location, gradient_match])
 def test_the_gradient_of_a_coreset_is_far_nearer_than_that_of_a_random_one(select: object) -> None:
     outer = drawn(n=200)
-    indices, weights = select(outer, 60)  # type: ignore[operator]
+    indices, weights = select(outer, 60)
     errors = []
     for seed in range(20):
         some, _ = random_subset(outer, 60, generator=torch.Generator().manual_seed(seed))
@@ -362,7 +362,7 @@ def test_how_many_filled_up_is_counted() -> None:
 @pytest.mark.parametrize("budget", [0, -1, 61, 2.5, True, None])
 def test_a_budget_out_of_range_is_refused(select: object, budget: object) -> None:
     with pytest.raises(ValueError, match="budget="):
-        select(drawn(), budget)  # type: ignore[operator]
+        select(drawn(), budget)
 
 
 def test_a_budget_may_be_any_integer() -> None:
@@ -400,7 +400,7 @@ SELECTORS = [CRAIG(), GradMatch(), GradMatch(gradient="own_class"), Random(), CR
 @pytest.mark.parametrize("budget", [0, -1, 61, 2.5, 2.0, True, None, "3", math.nan])
 def test_a_selector_refuses_a_budget_out_of_range(selector: CRAIG, budget: object) -> None:
     with pytest.raises(ValueError, match="budget="):
-        selector(drawn(), torch.arange(60) % 4, budget)  # type: ignore[arg-type]
+        selector(drawn(), torch.arange(60) % 4, budget)
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=str)
@@ -444,8 +444,8 @@ def test_other_functions_refuse_what_they_cannot_use() -> None:
         (ValueError, "^weights", lambda: gradient_error(outer, two, torch.tensor([1.0, math.nan]))),
         (ValueError, "^embeddings", lambda: gradient_error(torch.zeros(3), two, ones)),
         (ValueError, "^batch_size=0", lambda: of_batches(outer, 0)),
-        (ValueError, "^batch_size=1.5", lambda: of_batches(outer, 1.5)),  # type: ignore[arg-type]
-        (TypeError, "^embeddings=", lambda: own_class(dense, torch.arange(60) % 4)),  # type: ignore[arg-type]
+        (ValueError, "^batch_size=1.5", lambda: of_batches(outer, 1.5)),
+        (TypeError, "^embeddings=", lambda: own_class(dense, torch.arange(60) % 4)),
         (ValueError, "^y ", lambda: own_class(outer, torch.arange(60) % 5)),
         (ValueError, "^y ", lambda: own_class(outer, torch.zeros(59, dtype=torch.int64))),
         (ValueError, "^parts", lambda: concatenated([])),
@@ -453,10 +453,10 @@ def test_other_functions_refuse_what_they_cannot_use() -> None:
         (ValueError, "^indices", lambda: resampled(torch.tensor([]), torch.ones(0), 0)),
         (ValueError, "^weights", lambda: resampled(two, torch.ones(3), 0)),
         (ValueError, "^weights", lambda: resampled(two, torch.zeros(2), 0)),
-        (TypeError, "^head=", lambda: last_layer_gradients(nn.Conv2d(1, 1, 1), lambda: ones)),  # type: ignore[arg-type]
+        (TypeError, "^head=", lambda: last_layer_gradients(nn.Conv2d(1, 1, 1), lambda: ones)),
         (ValueError, r"^loss\(\)", lambda: last_layer_gradients(nn.Linear(5, 3), lambda: ones.sum())),
-        (TypeError, r"^loss\(\)", lambda: last_layer_gradients(nn.Linear(5, 3), lambda: 1.0)),  # type: ignore[arg-type]
-        (TypeError, "^left=", lambda: Outer([[1.0]], torch.ones(1, 1))),  # type: ignore[arg-type]
+        (TypeError, r"^loss\(\)", lambda: last_layer_gradients(nn.Linear(5, 3), lambda: 1.0)),
+        (TypeError, "^left=", lambda: Outer([[1.0]], torch.ones(1, 1))),
         (ValueError, "^right", lambda: Outer(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int64))),
     ]
     for error, named, call in refused:
@@ -508,7 +508,7 @@ def test_a_sampler_refuses_weights_that_are_none(weights: Tensor) -> None:
         sampler.select(torch.tensor([0, 3]), weights)
     assert len(sampler) == 10
     with pytest.raises(TypeError, match=r"^in_order="):
-        sampler.select(torch.tensor([0, 3]), None, 1)  # type: ignore[arg-type]
+        sampler.select(torch.tensor([0, 3]), None, 1)
 
 
 def test_a_gradient_that_vanishes_has_no_relative_error() -> None:
@@ -522,22 +522,22 @@ def test_factors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="left="):
         Outer(torch.rand(3, 2), torch.rand(4, 2))
     with pytest.raises(TypeError, match="embeddings"):
-        facility_location([[1.0]], 1)  # type: ignore[arg-type]
+        facility_location([[1.0]], 1)
 
 
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: CRAIG(scope="row"), "scope="),  # type: ignore[arg-type]
-        (lambda: CRAIG(greedy="eager"), "greedy="),  # type: ignore[arg-type]
+        (lambda: CRAIG(scope="row"), "scope="),
+        (lambda: CRAIG(greedy="eager"), "greedy="),
         (lambda: CRAIG(epsilon=0), "epsilon="),
         (lambda: CRAIG(block=0), "block="),
         (lambda: GradMatch(lam=-1), "lam="),
         (lambda: GradMatch(tol=math.nan), "tol="),
-        (lambda: GradMatch(fill="zero"), "fill="),  # type: ignore[arg-type]
+        (lambda: GradMatch(fill="zero"), "fill="),
         (lambda: GradMatch(scope="all", gradient="own_class"), "gradient="),
     ],
 )
 def test_arguments_out_of_range_are_refused(build: object, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        build()  # type: ignore[operator]
+        build()

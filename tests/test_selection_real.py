@@ -44,7 +44,7 @@ def gradients(name):
     parts = []
     for block in torch.arange(N).split(250):
         x_adv = attack(net, x[block], y[block])
-        parts.append(last_layer_gradients(net.head, lambda: losses.ce(net(x_adv), y[block])))  # noqa: B023
+        parts.append(last_layer_gradients(net.head, lambda: losses.ce(net(x_adv), y[block])))  # noqa: B023  # called at once
     return concatenated(parts), y
 
 

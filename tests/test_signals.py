@@ -43,10 +43,11 @@ trainer:
     - class_path: EMAWeights
       init_args: {decay: 0.8}
     - class_path: AttributeRamp
-      init_args: {attribute: attack.eps, schedule: {class_path: lit_robust.schedules.Linear, init_args: {start: 0.1, stop: 0.2, begin: 0, end: 3}}}
+      init_args: {attribute: attack.eps, schedule: {class_path: lit_robust.schedules.Linear,
+        init_args: {start: 0.1, stop: 0.2, begin: 0, end: 3}}}
 data:
   init_args: {train_size: 128, eval_batch_size: 8}
-"""  # noqa: E501
+"""
 
 
 def fit(*args: object) -> None:

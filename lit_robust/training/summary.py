@@ -15,7 +15,7 @@ def leave_out_unknown_flops(trainer: Any) -> None:
     """
     for callback in trainer.callbacks:
         if isinstance(callback, ModelSummary) and "summarize" not in vars(callback):
-            callback.summarize = _only_known_flops(callback.summarize)  # type: ignore[method-assign]
+            callback.summarize = _only_known_flops(callback.summarize)  # type: ignore[method-assign]  # on this object only
 
 
 def _only_known_flops(summarize: Callable[..., None]) -> Callable[..., None]:
