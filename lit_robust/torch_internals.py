@@ -116,14 +116,18 @@ class _Compiler:
     """When dynamo's present compilation began, and the seconds and the number of those that have ended."""
 
     begun = seconds = 0.0
-    compilations = 0
+    compilations = depth = 0  # older versions of torch also tell of compilations within one
 
     def begin(self, *_: Any) -> None:
-        self.begun = time.perf_counter()
+        self.depth += 1
+        if self.depth == 1:
+            self.begun = time.perf_counter()
 
     def end(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self.begun
-        self.compilations += 1
+        self.depth -= 1
+        if self.depth == 0:
+            self.seconds += time.perf_counter() - self.begun
+            self.compilations += 1
 
 
 _compiler = _Compiler()
