@@ -35,7 +35,7 @@ SINGLE_STEP = {
 FLAT = {
     "natural": "single_step/natural@0",
     "Free-8 (eps 0.2)": "single_step/freeat_8@0",
-    "Madry (eps 0.3)": "trivial_0.3/madry_with_ramp@0",
+    "Madry with a ramp (eps 0.3)": "trivial_0.3/madry_with_ramp@0",
     "P-SAT (eps 0.3)": "trivial_0.3/psat@0",
     "H-SAT (eps 0.3)": "trivial_0.3/hsat@0",
 }

@@ -284,6 +284,16 @@ def trivial() -> str:
     return f"{markdown(lines)}\n\n" + "\n".join([*told, f"Alarms at eps 0.3: {named}."])
 
 
+def budget_nets() -> dict[str, Mapping[str, Any]]:
+    """The records of all honest nets of the budget that have been attacked by the default test."""
+    found = {}
+    for path in sorted(RESULTS.glob("cpu_*.json")):
+        for label, record in read(path).get("rows", {}).items():
+            if record["last"].keys() >= DEFAULT_TEST and "trivial" not in record["alarms"] and flattery(record) <= 5:
+                found[f"{path.stem.removeprefix('cpu_')}, {label}"] = record
+    return found
+
+
 def alarm_rates() -> str:
     """How many honest nets raise an alarm, and how many others."""
     results = read(RESULTS / "alarm_rates.json")
@@ -292,11 +302,15 @@ def alarm_rates() -> str:
     others = [net for net in nets if net not in honest]
     false, missed = [net for net in honest if net["alarms"]], [net for net in others if not net["alarms"]]
     gaps = [net["default"] - net["autoattack"] for net in missed]
+    trained = budget_nets()
+    rang = [f"`{label}` ({', '.join(record['alarms'])})" for label, record in trained.items() if record["alarms"]]
     lines = [
         f"{len(false)} of {len(honest)} honest nets raised one.",
         f"Other nets: {len(others)}, of which {len(missed)} raised none"
         + (f", with gaps of up to {max(gaps):.1f} points." if gaps else "."),
         f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
+        f"Of the {len(trained)} honest nets of the tables above (MNIST, n = 500), {len(rang)} raised one: "
+        f"{'; '.join(rang)}.",
     ]
     return " ".join(lines)
 

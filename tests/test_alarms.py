@@ -18,7 +18,7 @@ from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.alarms import Alarms, Count, in_words, of_classes, of_probes, sign_test
 from lit_robust.measures.default_attacks import default_test
-from lit_robust.measures.probes import COUNTS
+from lit_robust.measures.probes import COUNTS, Probe
 from tests.front_door import lit, refusal, tiny
 from tests.masked import MASKS, BitDepth, NumpyStep, SaturatedSigmoid, Times1000, masked
 from tests.methods import build
@@ -91,6 +91,18 @@ def test_bpda_comes_within_5_points_of_the_truth(mask):
     # Cross-entropy and the margin need logits that differ, which a saturated sigmoid's do not.
     attack = MultiTargetedPGD(EPS, steps=20) if mask is SaturatedSigmoid else PGD(EPS, steps=40, keep="worst")
     assert accuracies(zoo(mask), {"bpda": BPDA(attack, "mask")})["bpda"] <= truth(mask) + 0.05
+
+
+@pytest.mark.parametrize("mask", MASKS["random"], ids=lambda mask: mask.__name__)
+def test_a_net_that_draws_is_found_whatever_the_seed(mask):
+    """One that draws once per batch, from few states, may repeat a draw."""
+    x, y = held_out()
+    probe = Probe(zoo(mask), x[:50], y[:50], torch.ones(50, dtype=torch.bool), (EPS, "linf"))
+    found = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        found.append(bool(probe.differs().any()))
+    assert sum(found) >= 39
 
 
 @pytest.mark.parametrize("mask", MASKS["random"], ids=lambda mask: mask.__name__)

@@ -294,6 +294,17 @@ def test_an_analysis_attacks_a_net_with_folded_batchnorms_whose_images_are_the_n
     assert torch.allclose(x_adv, PGD(**arguments)(net, batch.x, batch.y), atol=1e-6)
 
 
+def test_other_nets_are_shown_the_end_of_an_attack_and_the_net_itself_what_it_misclassifies():
+    """Where the net alone judges them, an image leaves the batch before ``keep="worst"`` has found its worst point."""
+    net, batch = TinyNet().eval(), images(24)
+    attack, seen = PGD(eps=0.3, step_size=0.02, steps=20, init="zero", keep="worst"), Images([batch], "key")
+    ((whole,), (shrunk,)) = (adversarial_images(net, attack, seen, judged_by=judge) for judge in (None, net))
+    assert torch.allclose(whole, attack(net, batch.x, batch.y), atol=1e-6)
+    assert ce(net(whole), batch.y).mean() > ce(net(shrunk), batch.y).mean() + 0.1
+    wrong = [net(x).argmax(dim=1) != batch.y for x in (whole, shrunk)]
+    assert torch.equal(*wrong)
+
+
 def test_adversarial_images_of_the_centre_are_weaker_elsewhere(two):
     losses = [
         {

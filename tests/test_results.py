@@ -125,6 +125,12 @@ def test_no_honest_net_of_at_least_30_raises_an_alarm(readme):
     assert [net for net in honest if net["alarms"]] == []
 
 
+def test_at_most_1_of_50_honest_nets_of_the_budget_raises_an_alarm(readme):
+    nets = readme.budget_nets().values()
+    assert len(nets) >= 100
+    assert sum(bool(net["alarms"]) for net in nets) <= len(nets) / 50
+
+
 def seeds(*values, n=500):
     return [{"last": {"pgd": [value, 0, 100, n]}} for value in values]
 

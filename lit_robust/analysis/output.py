@@ -83,8 +83,8 @@ def wrapped(text: str, width: int = 85) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A name as matplotlib shows it literally: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
+    """A name as matplotlib shows it literally: a dollar sign would begin a formula, and an underscore hides a label."""
+    return f"\N{ZERO WIDTH SPACE}{text}".replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
 
 
 def write(out: Path, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:

@@ -92,24 +92,32 @@ class Study:
         Args:
             target: The net.
             attack: The attack.
-            origin: The net that is attacked; by default the same one.
+            origin: The net whose adversarial images are shown to it; by default its own, which no other net is shown.
             images: The clean images; by default those of the test.
             without_graph: What to do where a net gives the attack no gradient: refuse it, or keep the clean images.
 
         Raises:
             ValueError: If a net gives no gradient and is refused.
         """
-        origin, seen = origin or target, images or self.images
+        seen = images or self.images
+        source = origin or target
+
+        def crafted() -> list[Tensor]:
+            if origin is not None:
+                return self._crafted(origin, attack, seen)
+            self.blocks.forget()
+            return adversarial_images(target.net, attack, seen, self.blocks, judged_by=target.net)
 
         def measure() -> str:
-            return survivors(target.net, self._crafted(origin, attack, seen), seen)
+            return survivors(target.net, crafted(), seen)
 
         try:
-            return str(self.measured("survivors", target, attack, measure, origin.key, seen.key))
+            what = "survivors" if origin is None else "survivors of a transfer"
+            return str(self.measured(what, target, attack, measure, source.key, seen.key))
         except NoGraphError as error:
             if without_graph == "keep":
                 return self.survivors(target, CLEAN, images=images)
-            name = getattr(origin, "name", None)  # a surrogate has none
+            name = getattr(source, "name", None)  # a surrogate has none
             raise ValueError(f"{name or target.name}: {error}") from error
 
     def no_gradient(self, net: nn.Module) -> str:

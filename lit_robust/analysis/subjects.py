@@ -1,6 +1,7 @@
 """The nets of an analysis by name, and their common images."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -189,7 +190,9 @@ def _first(loader: Iterable[Batch], limit: int | None, device: torch.device) -> 
     )
 
 
-def adversarial_images(net: nn.Module, attack: Attack, images: Images, blocks: Blocks | None = None) -> list[Tensor]:
+def adversarial_images(
+    net: nn.Module, attack: Attack, images: Images, blocks: Blocks | None = None, judged_by: nn.Module | None = None
+) -> list[Tensor]:
     """Attack all batches; the random draws of a batch are the same for every net and attack.
 
     Args:
@@ -197,11 +200,14 @@ def adversarial_images(net: nn.Module, attack: Attack, images: Images, blocks: B
         attack: The attack.
         images: The clean images.
         blocks: Keeps what a long attack has finished; None for nothing.
+        judged_by: ``net``, if only its own classification of the images is read: an attack may then leave an image as
+            soon as it is misclassified. Other nets, and losses, need the end of the attack.
     """
     crafted, fold = [], FoldedNet()
     for number, batch in enumerate(images.batches):
         attacked = fold(net, batch.x)
-        with own_random_state(batch.x.device), checked(), smaller_batches():
+        leaves = smaller_batches() if judged_by is net else nullcontext()
+        with own_random_state(batch.x.device), checked(), leaves:
             seed(batch.x.device, "evaluate", number, 0)
             if getattr(attack, "is_long", False):
                 crafted.append((blocks or Blocks()).images(attack, net, batch, attacked))

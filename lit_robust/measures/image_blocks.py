@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_data
+from lit_robust.guards import may_shrink
 from lit_robust.measures.correct import is_correct
 from lit_robust.seeds import derive_seed
 from lit_robust.whole_files import path_of, remove_part, write_whole
@@ -29,8 +30,9 @@ from lit_robust.whole_files import path_of, remove_part, write_whole
 class Blocks:
     """The finished blocks of long attacks, a file each: which images survive, and the adversarial images.
 
-    A file is used only for the same weights, net, mode, attack, packages, images and seed, which it names; any other,
-    or one that is broken, is replaced. Files are read as data: they cannot run code.
+    A file is used only for the same weights, net, mode, attack, packages, images and seed, which it names, and if an
+    image may leave the attack as it might then; any other, or a broken one, is replaced. Files are read as data: they
+    cannot run code.
 
     While an attack runs, its files take as much as its images in float32: 12 KB per image of CIFAR-10, so 123 MB for
     its test set, and 600 KB per image of 224 x 224 pixels, so 3 GB for 5,000. Afterwards ``drop_images`` leaves about
@@ -88,6 +90,7 @@ class Blocks:
                 "images": digest({"x": x, "y": y}),
                 "seed": str(of_block),
                 "folded": str(attacked is not None and attacked is not net),
+                "shrinks": str(may_shrink(net)),
             }
             found = self._read(key, x, with_images)
             if found is None:
