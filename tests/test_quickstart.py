@@ -49,9 +49,9 @@ def test_its_test_ends_with_the_table_and_a_picture(folder, monkeypatch, capsys)
     monkeypatch.chdir(folder.parent)
     monkeypatch.setitem(VERSIONS, "standard", {"apgd-ce": 1})  # a quarter of AutoAttack
     main(["test", "-c", str(QUICKSTART), "--ckpt_path", "last"])
-    *_, clean, pgd, margin, autoattack, worst, empty, told = capsys.readouterr().out.rstrip().splitlines()
-    table = [line.split()[0] for line in (clean, pgd, margin, autoattack, worst)]
-    assert table == ["clean", "pgd20", "pgd20_margin", "autoattack", "worst"]
+    *_, clean, pgd, margin, gama, autoattack, worst, empty, told = capsys.readouterr().out.rstrip().splitlines()
+    table = [line.split()[0] for line in (clean, pgd, margin, gama, autoattack, worst)]
+    assert table == ["clean", "pgd20", "pgd20_margin", "gama40", "autoattack", "worst"]
     assert (empty, told.partition(":")[0]) == ("", "no alarm")
     assert list(folder.glob("quickstart/**/test-*.png"))
 

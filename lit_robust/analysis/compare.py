@@ -103,7 +103,8 @@ def compare(
     found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     sentences = [f"{run}: ALARM {name}: {why}" for run, fired in found.alarms.items() for name, why in fired.items()]
     sentences += found.remarks
-    text = "\n".join([markdown(found.rows), legend(found.attacks), "", *map(plain_markdown, sentences)])
+    said = [*legend(found.attacks).splitlines(), *map(plain_markdown, sentences)]
+    text = "\n".join([markdown(found.rows), *(f"- {line}" for line in said)])
     print(text)
     for suffix, content in (("md", text), ("tex", latex(found.rows))):
         write_whole(study.out / f"compare.{suffix}", content.encode())
