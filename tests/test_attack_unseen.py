@@ -196,8 +196,9 @@ def test_pixels_of_one_colour_change_alike_and_a_constant_change_is_added():
     changed = attack.transform(x, nodes)
     torch.testing.assert_close(changed, changed[:, :, :1].expand_as(changed), rtol=0, atol=1e-6)
     same = torch.tensor([0.02, -0.01, 0.015]).view(1, 3, 1, 1, 1).expand(2, 3, 4, 5, 6)
-    expected = cieluv.to_rgb(cieluv.from_rgb(x) + same[:, :, 0, 0, :1, None]).clamp(0, 1)
-    torch.testing.assert_close(attack.transform(x, same.contiguous()), expected, rtol=0, atol=1e-5)
+    grey = 0.4 + 0.2 * x  # stays in sRGB's gamut
+    expected = cieluv.to_rgb(cieluv.from_rgb(grey) + same[:, :, 0, 0, :1, None])
+    torch.testing.assert_close(attack.transform(grey, same.contiguous()), expected, rtol=0, atol=1e-5)
 
 
 def test_a_colour_reads_the_node_at_its_place():
@@ -209,9 +210,11 @@ def test_a_colour_reads_the_node_at_its_place():
     torch.testing.assert_close(cieluv.from_rgb(attack.transform(x, nodes)), 1.1 * colour, rtol=0, atol=1e-3)
 
 
-def test_the_colours_of_a_result_stay_within_the_bound():
-    """Of greyish pixels, which no change takes out of sRGB."""
-    x = 0.4 + 0.2 * torch.rand(6, 3, 8, 8)
+@pytest.mark.parametrize("colours", ["greyish", "all", "saturated"])
+def test_the_colours_of_a_result_stay_within_the_bound(colours):
+    """Also where the change leaves sRGB, and clipping would move a colour further than the bound."""
+    x = {"greyish": 0.4 + 0.2 * torch.rand(6, 3, 8, 8), "all": torch.rand(6, 3, 8, 8)}.get(colours)
+    x = torch.rand(6, 3, 8, 8).round() if x is None else x
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     x_adv = ReColor(0.03, steps=40, lr=0.01, grid=(4, 4, 4))(net, x, torch.arange(6) % 4)
     change = (cieluv.from_rgb(x_adv) - cieluv.from_rgb(x)).abs()

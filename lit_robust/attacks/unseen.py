@@ -17,6 +17,8 @@ _GRID = "give the nodes along L*, u* and v*, such as (16, 32, 32)"
 
 #: The bounds of the CIFAR-10 tables.
 FLOW, COLOUR, QUANTUM = Magnitude("0.05"), Magnitude("0.06"), Magnitude("0.25")
+#: Of a colour that is converted to sRGB and back.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class ReColor(SmoothAttack):
     (L* / 100, (u* + 100) / 200, (v* + 100) / 200), where each of its three numbers is at most ``eps``. All numbers are
     those of the code of perceptual adversarial training (arXiv:2006.12655, ``attacks.py``), 200 steps on ImageNet-100.
 
-    Differs from that code: theirs projects the grid's nodes into sRGB's gamut in each step, ours clips the pixels, see
-    ``cieluv.to_rgb``; the conversion has its exact inverse; the kept point is the worst one seen, see ``StAdv``.
+    Differs from that code: theirs projects the grid's nodes into sRGB's gamut in each step, ours clips the pixels (see
+    ``cieluv.to_rgb``), and moves a saturated colour, which clipping can take up to twice the bound away, only as far as
+    the bound; the conversion has its exact inverse; the kept point is the worst one seen, see ``StAdv``.
 
     Args:
         eps: The bound, in CIELUV scaled to [0, 1].
@@ -114,12 +117,24 @@ class ReColor(SmoothAttack):
         return x.new_zeros(len(x), 3, *self.grid)
 
     def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Change the colours."""
+        """Change the colours; those that sRGB's gamut would move beyond the bound go a part of the way."""
         colours = cieluv.from_rgb(x)
         # grid_sample reads the last axis first, and the ends of each axis are at -1 and 1.
         points = (2 * colours - 1).flip(1).permute(0, 2, 3, 1).unsqueeze(1)
         change = F.grid_sample(parameters, points, padding_mode="border", align_corners=True).squeeze(2)
-        return cieluv.to_rgb(colours + change).clamp(0, 1)
+        changed = cieluv.to_rgb(colours + change).clamp(0, 1)
+        return x.lerp(changed, self._share_within(x, colours, changed)).clamp(0, 1)
+
+    @torch.no_grad()
+    def _share_within(self, x: Tensor, colours: Tensor, changed: Tensor) -> Tensor:
+        """How much of the way from x to its changed colour stays in the bound, by bisection, ``(N, 1, H, W)``."""
+        share, low, high = torch.ones_like(x[:, :1]), torch.zeros_like(x[:, :1]), torch.ones_like(x[:, :1])
+        for _ in range(6):
+            moved = (cieluv.from_rgb(x.lerp(changed, share)) - colours).abs().amax(dim=1, keepdim=True)
+            within = moved <= self.eps + _ROUNDING
+            low, high = torch.where(within, share, low), torch.where(within, high, share)
+            share = (low + high) / 2
+        return low
 
 
 @dataclass(frozen=True)
