@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_robust.selection import (
     CRAIG,
@@ -26,6 +27,7 @@ from lit_robust.selection import (
     random_subset,
     resampled,
 )
+from lit_robust.selection import embeddings as embeddings_module
 from lit_robust.selection.embeddings import bias_of, gram, squared_norms
 from lit_robust.selection.selectors import shares
 
@@ -109,6 +111,32 @@ def test_outer_products_are_never_expanded_and_agree_with_the_expanded_rows(oute
     indices, weights = torch.tensor([0, 3, 5]), torch.tensor([1.0, 2.5, 7.0], dtype=torch.float64)
     assert gradient_error(outer, indices, weights) == pytest.approx(gradient_error(dense, indices, weights))
     torch.testing.assert_close(of_batches(outer, 4), torch.stack([part.mean(0) for part in dense.split(4)]))
+
+
+class Sizes(TorchDispatchMode):
+    """Records how many numbers each operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.found += [out.numel()] if isinstance(out, Tensor) else []
+        return out
+
+
+def test_inner_products_of_several_terms_take_little_more_memory_than_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embeddings_module, "GRAM_BLOCK", 7 * 50)
+    outer = Outer(torch.rand(50, 2, 3).double(), torch.rand(50, 2, 4).double())
+    with Sizes() as sizes:
+        products = gram(outer, outer)
+    torch.testing.assert_close(products, expanded(outer) @ expanded(outer).T)
+    largest = sorted(sizes.found)
+    assert largest[-1] == 50 * 50
+    assert largest[-2] <= 7 * 50
 
 
 def test_own_class_keeps_the_row_of_the_label() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeAlias
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.selection.checks import check_classes, check_floating, check_positions, check_weights
+
+#: How many inner products of ``Outer`` are computed at once: beside the result, no more memory than two such blocks.
+GRAM_BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,15 @@ def rows(embeddings: Embeddings, which: Tensor) -> Embeddings:
 
 
 def gram(a: Embeddings, b: Embeddings) -> Tensor:
-    """All inner products of two sets of embeddings, ``(N_a, N_b)``."""
+    """All inner products of two sets of embeddings, ``(N_a, N_b)``; those of ``Outer`` in blocks of rows."""
     if isinstance(a, Outer) and isinstance(b, Outer):
-        products = [
-            (left_a @ left_b.T).mul_(right_a @ right_b.T) for left_a, right_a in a.terms for left_b, right_b in b.terms
-        ]
-        for other in products[1:]:
-            products[0] += other
-        return products[0]
+        products = a.left.new_zeros(len(a), len(b))
+        per_block = max(1, GRAM_BLOCK // max(1, len(b)))
+        for (left_a, right_a), (left_b, right_b) in product(a.terms, b.terms):
+            parts = (torch.split(whole, per_block) for whole in (products, left_a, right_a))
+            for block, left, right in zip(*parts, strict=True):
+                block.addcmul_(left @ left_b.T, right @ right_b.T)
+        return products
     if isinstance(a, Outer) or isinstance(b, Outer):
         raise TypeError("inner products need two sets of one kind: two tensors, or two Outer.")
     return a @ b.T
