@@ -195,6 +195,7 @@ def test_a_recipe_runs_alone(path, monkeypatch):
 #: The rows of the sources' tables that these methods make, by data and net.
 NUAT = "normal rfgsm_at fbf r_mgm gat nuat nuat_wa pgd_at trades"
 SAT = "madry trades dynamic hsat psat"
+ACS = "full craig gradmatch random"
 TABLES = {
     "dat": {
         "mnist_cnn": "natural rat dat",
@@ -232,6 +233,14 @@ TABLES = {
         "cifar100_wrn34_10": "psat",
         "imagenette16_resnet18": SAT,
         "imagenette24_resnet18": SAT,
+    },
+    "acs": {
+        "cifar10_resnet18_pgd": f"{ACS} random_fixed",
+        "cifar10_resnet18_trades": ACS,
+        "svhn_resnet18_l2": ACS,
+        "cifar10_resnet50_pat": ACS,
+        "cifar10_preact_resnet18_fast": ACS,
+        "cifar10_resnet18_natural": ACS,
     },
 }
 
