@@ -134,6 +134,7 @@ class CoresetSelection(Callback):
         check_alone(trainer, self, CoresetSelection, "two CoresetSelection callbacks overrule each other: keep one.")
         check_net(pl_module, self.adapter.net, "CoresetSelection differentiates")
         coreset_checks.check_data(trainer, self.sampler)
+        coreset_data.settle_draws(pl_module, self.sampler)
         coreset_checks.check_weighted(pl_module, self.sampler, self.normalize)
         require_epochs(trainer, self.plan.warm)
         # Skipped epochs must show in `current_epoch` before other callbacks read it.
@@ -194,9 +195,7 @@ class CoresetSelection(Callback):
         if self.coreset is not None:
             coreset_checks.check_seen_weights(pl_module, self.sampler, self._weighted)
             values = (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error)
-            named = zip(self.logged_keys, values, strict=True)
-            row = {name: float(value) for name, value in named if value is not None}
-            pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
+            coreset_data.log(pl_module, dict(zip(self.logged_keys, values, strict=True)))
         self._look_ahead(trainer, trainer.current_epoch + 1)
 
     def _look_ahead(self, trainer: Trainer, epoch: int) -> None:

@@ -217,8 +217,11 @@ def embed(
                     net = adapter.logits_net(module)
                     head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
-            if sampler is not None:  # its items may have no index, or one of another dataset
-                batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
+            if (
+                sampler is not None
+            ):  # its items may have no index, or another dataset's, and the last selection's weights
+                place_of = place + torch.arange(len(batch.y), device=device)
+                batch = batch._replace(index=place_of, weight=torch.ones(len(batch.y), device=device))
             with untouched(module, net, scratch.memory()):
                 seed(device, "select", epoch, place)
                 part = last_layer_gradients(head, loss_of(module, net, batch, attack))
