@@ -17,6 +17,7 @@ from lit_robust.callbacks.coreset_state import coreset_of, state_of
 from lit_robust.callbacks.epoch_values import LastTurn, as_in_epoch
 from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net, is_trial
+from lit_robust.callbacks.selection_cost import selecting
 from lit_robust.callbacks.skipped_epochs import move_to_front, require_epochs, skip
 from lit_robust.lightning_internals import end_the_epoch, epochs_done, set_current_epoch
 from lit_robust.schedules import Schedule
@@ -116,14 +117,13 @@ class CoresetSelection(Callback):
         self.coreset: Coreset | None = None
         #: The epoch that is trained or comes next, and the seconds of all selections.
         self.epoch, self.seconds = 0, 0.0
-        self._used = 0
         #: The relative error of the coreset's gradient; None if the selector reads none, or if it is not finite.
         self.error: float | None = None
         #: Whether the epoch's coreset is still to be chosen, by ``LastTurn`` at the end of the previous epoch.
         self._pending = False
         #: Epochs finished before resuming a run without a coreset, else None.
         self._joined: int | None = None
-        self._resumed, self._weighted = False, False
+        self._used, self._resumed, self._weighted = 0, False, False
 
     # Timing.
 
@@ -168,7 +168,8 @@ class CoresetSelection(Callback):
             return  # a pending selection is saved as pending
         if self._pending:
             self._pending = False
-            self._select(trainer, module)
+            with selecting(module):
+                self._select(trainer, module)
         if self.coreset is not None:
             how = self.epoch, self.official_order, self.normalize == "subset"
             coreset_data.apply(trainer, module, self.sampler, self.coreset, *how)
