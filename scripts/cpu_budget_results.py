@@ -138,6 +138,14 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def by_row(path: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """The records by row, one for each seed."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for label, record in read(path).get("rows", {}).items():
+        rows.setdefault(label.partition("@")[0], []).append(record)
+    return rows
+
+
 def as_text(tree: Any, depth: int = 3, indent: str = "") -> str:
     """JSON with one line per value at this depth."""
     if depth == 0 or not isinstance(tree, dict) or not tree:
