@@ -47,6 +47,7 @@ def attacks_of(said):
 
 def test_every_selector_is_tried_at_every_fraction_beside_all_images(budget):
     fractions = [f"pgdat_{selector}_{fraction}" for fraction in (0.1, 0.3, 0.5) for selector in SELECTORS]
+    fractions.insert(fractions.index("pgdat_craig_0.5"), "pgdat_random_balanced_0.3")
     fast = [f"fastat_{selector}_0.3" for selector in SELECTORS]
     expected = {
         "coreset": ["pgdat", *fractions, "fastat", *fast, "composed_0.3"],
@@ -116,6 +117,7 @@ def test_a_row_on_cifar_makes_the_passes_that_it_says(budget, tmp_path, row):
         # A selection attacks all images, at epochs 15, 20 and 25; a random one reads none.
         ("coreset", "pgdat_craig_0.3", 0.3 * 30 * 11 + 3 * 11),
         ("coreset", "pgdat_random_redrawn_0.3", 0.3 * 30 * 11),
+        ("coreset", "pgdat_random_balanced_0.3", 0.3 * 30 * 11 + 3 * 11),  # it only reports
         ("coreset_cold", "pgdat_gradmatch_0.3", 0.3 * 30 * 11 + 6 * 11),
         ("coreset_cifar", "fastat", 15 * 2),
     ],

@@ -216,6 +216,7 @@ SELECTED = {"every": 2, "warm": 0}
         (TRADES, {"beta": 6.0}, {}, (ATTACK.steps + 3, ATTACK.steps)),
         (Natural, {}, {}, (1, 0)),
         (PGDAT, {}, {"selector": Random()}, (0, 0)),
+        (PGDAT, {}, {"selector": Random(report_error=True)}, (0, 0)),
     ],
     ids=str,
 )
@@ -228,7 +229,9 @@ def test_selections_are_a_part_of_the_passes(tmp_path, cls, arguments, selection
     cost = saved(run, tmp_path / "a.ckpt")
     number = 22 * (1 if "warm" in selection else 2)
     assert (cost.selection_forwards, cost.selection_backwards) == tuple(number * each for each in passes)
-    assert (cost.forwards, cost.backwards) == (net.counts["forwards"], net.counts["backwards"])
+    reported = 44 * getattr(selection.get("selector"), "report_error", False)  # which is no part of the cost
+    seen = cost.forwards + reported * (ATTACK.steps + 1), cost.backwards + reported * ATTACK.steps
+    assert seen == (net.counts["forwards"], net.counts["backwards"])
 
 
 def test_passes_of_averages_count_in_selections_too(tmp_path):

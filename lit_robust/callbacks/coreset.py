@@ -168,7 +168,7 @@ class CoresetSelection(Callback):
             return  # a pending selection is saved as pending
         if self._pending:
             self._pending = False
-            with selecting(module):
+            with selecting(module, self.selector):
                 self._select(trainer, module)
         if self.coreset is not None:
             how = self.epoch, self.official_order, self.normalize == "subset"
@@ -217,7 +217,7 @@ class CoresetSelection(Callback):
             embedded, natural = embed(trainer, module, *given, 1 if trial else None), is_natural_now(module)
         count = len(embedded.y)
         chosen, error = coreset_data.choose(trainer, self.selector, embedded, self.plan.budget(epoch, count), epoch)
-        self.seconds += (seconds := time.perf_counter() - begun)
+        self.seconds += (seconds := time.perf_counter() - begun) * self.selector.chooses_by_gradients
         rank_zero_info(coreset_data.in_words(chosen, self.selector, count, epoch, seconds, error, natural))
         if trial:
             rank_zero_info("fast_dev_run: the coreset was chosen from one batch as a trial; all images are trained on.")

@@ -3,24 +3,20 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-
-class CountsPasses(Protocol):
-    """What counts forward and backward passes."""
-
-    def counting(self) -> AbstractContextManager[None]:
-        """Count the passes of the body."""
+from lit_robust.selection import Selector
 
 
-class HasPasses(Protocol):
+class Meter(Protocol):
     """What adds up the cost of a training."""
 
-    passes: CountsPasses
+    def counting_selected(self) -> AbstractContextManager[None]:
+        """Count the passes of the body, if it is within a selection."""
 
 
 class Metered(Protocol):
     """A module that adds up what its training costs, such as every Defense."""
 
-    meter: HasPasses
+    meter: Meter
 
     def selecting(self) -> AbstractContextManager[None]:
         """Add the seconds of the body to the cost, and note them and its passes as a selection's."""
@@ -31,13 +27,13 @@ def is_metered(module: object) -> bool:
     return all(hasattr(module, name) for name in ("meter", "selecting"))
 
 
-def selecting(module: Any) -> AbstractContextManager[None]:
-    """Within it, a metered module's clock runs for a selection."""
+def selecting(module: Any, selector: Selector) -> AbstractContextManager[None]:
+    """Within it, a metered module's clock runs for a selection; not for gradients that are only reported."""
     metered: Metered = module
-    return metered.selecting() if is_metered(module) else nullcontext()
+    return metered.selecting() if is_metered(module) and selector.chooses_by_gradients else nullcontext()
 
 
 def counting(module: Any) -> AbstractContextManager[None]:
-    """Within it, a metered module's passes count."""
+    """Within it, a metered module's passes count as a selection's."""
     metered: Metered = module
-    return metered.meter.passes.counting() if is_metered(module) else nullcontext()
+    return metered.meter.counting_selected() if is_metered(module) else nullcontext()

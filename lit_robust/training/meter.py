@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Meter:
         self.earlier: Cost | None = Cost()
         #: What selections have taken of it.
         self.selected: tuple[float, ...] = (0.0, 0.0, 0, 0)
+        self._selects = False
         self._unwatch: list[Callable[[], None]] = []
 
     def watch(self, *nets: nn.Module) -> None:
@@ -86,13 +87,19 @@ class Meter:
         """Run the clock in the body, and note that it and the passes counted meanwhile are a selection's."""
         before, ran = self.spent, self.clock.runs
         self.clock.go()
+        self._selects = True
         try:
             yield
         finally:
+            self._selects = False
             taken = (now - then for now, then in zip(self.spent, before, strict=True))
             self.selected = tuple(map(sum, zip(self.selected, taken, strict=True)))
             if not ran:
                 self.clock.stop()
+
+    def counting_selected(self) -> AbstractContextManager[None]:
+        """Count the passes of the body, if it is within ``selecting``, which holds checks as well."""
+        return self.passes.counting() if self._selects else nullcontext()
 
     def leave(self) -> None:
         """Remove the hooks."""
