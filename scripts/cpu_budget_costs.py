@@ -51,7 +51,8 @@ def passes_of(row: Mapping[str, Any]) -> float:
     for callback in row["config"]["trainer"]["callbacks"]:
         if callback["class_path"] == "CoresetSelection":
             said = callback["init_args"]
-            reads = said["selector"]["class_path"] != "Random"
+            selector = said["selector"]
+            reads = selector["class_path"] != "Random" or selector.get("init_args", {}).get("report_error", False)
             selections = (1 - said["warm"]) * epochs / (said["every"] or epochs) if reads else 0
             epochs = said["fraction"] * epochs + selections
     return float(passes * epochs)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from cpu_budget_coresets import OF_SELECTIONS
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from lit_robust.attacks import FGSM, Attack
 from lit_robust.batch import Batch
+from lit_robust.callbacks import CoresetSelection
 from lit_robust.data import CIFAR10DataModule, ImageDataModule, MNISTDataModule
 from lit_robust.data.loaders import Samples
 from lit_robust.magnitudes import Magnitude
@@ -65,6 +67,9 @@ class Diary(Callback):
 
     Seconds cover the training batches only, without validation, monitor and checkpoint: ``seconds`` is wall-clock time,
     ``cpu_seconds`` the CPU time of all threads of the process, which does not depend on other processes.
+
+    Where coresets are selected, ``selection_seconds``, ``selection_cpu_seconds``, ``selection_forwards`` and
+    ``selection_backwards`` are those of the selection before the epoch, from the module's cost, with passes in images.
 
     Passes are counted on the nets that the method calls (its own and its averages): ``forwards`` and ``backwards`` per
     batch, weighted by samples, so that a pass over half a batch counts as half. A backward is counted whenever a
@@ -143,11 +148,20 @@ class Diary(Callback):
         batches = trainer.num_training_batches
         entry = {"seconds": self._seconds[0], "cpu_seconds": self._seconds[1]}
         entry |= {"forwards": self._passes[0] / batches, "backwards": self._passes[1] / batches, "batches": batches}
+        entry |= self._selected(trainer, pl_module)
         entry |= {"val/acc/fgsm": torch.cat(self._fgsm).float().mean().item()}
         for name, value in sorted(trainer.callback_metrics.items()):
             if value is not self._before.get(name) and not name.endswith(("_step", "_epoch")):
                 entry[name] = float(value)
         self.epochs.append(entry)
+
+    def _selected(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
+        """What selections have taken since the last entry; nothing without coresets."""
+        selects = any(isinstance(callback, CoresetSelection) for callback in trainer.callbacks)
+        cost = pl_module.training_cost() if selects else None
+        if cost is None:
+            return {}
+        return {name: getattr(cost, name) - sum(entry.get(name, 0) for entry in self.epochs) for name in OF_SELECTIONS}
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, and the begun one's seconds and passes, so that a resumed run has the complete diary."""

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
@@ -19,11 +19,19 @@ from typing import Any
 
 import lightning
 import torch
+from cpu_budget_coresets import has_coreset, image_passes, mean_speed_up, times, total
 
 import lit_robust
 from lit_robust.data import ImageDataModule
 
 HERE = Path(__file__).parent
+
+#: What the table of a set with coresets says more of each row.
+OF_CORESETS = ["selection CPU s", "speed-up", "wall-clock speed-up", "image passes (M)"]
+TOLD_OF_CORESETS = (
+    " Selections' CPU seconds are not in those of training, but speed-ups, against the same method and seed on all "
+    "images, and image passes (forwards and backwards, in millions) are of both."
+)
 
 
 @contextmanager
@@ -130,6 +138,14 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def by_row(path: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """The records by row, one for each seed."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for label, record in read(path).get("rows", {}).items():
+        rows.setdefault(label.partition("@")[0], []).append(record)
+    return rows
+
+
 def as_text(tree: Any, depth: int = 3, indent: str = "") -> str:
     """JSON with one line per value at this depth."""
     if depth == 0 or not isinstance(tree, dict) or not tree:
@@ -187,8 +203,9 @@ def table(results: Mapping[str, Any]) -> str:
     known = [name for record in rows.values() for name in record["config"]["model"]["init_args"]["test_attacks"]]
     columns = [name for name in dict.fromkeys(["clean", *known, *found]) if name in found]
     first = known[0]
+    of_coresets = OF_CORESETS if any(map(has_coreset, rows.values())) else []
     heads = ["row", *(f"{name} ({found[name]})" for name in columns), f"best: {first}"]
-    heads += ["CPU s per epoch", "CPU s", "forwards", "backwards", "passes", "model", "reported in epoch"]
+    heads += ["CPU s per epoch", "CPU s", *of_coresets, "forwards", "backwards", "passes", "model", "reported in epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name, record in rows.items():
         diary, last = record["diary"], record["last"]
@@ -196,6 +213,7 @@ def table(results: Mapping[str, Any]) -> str:
         forwards, backwards = (mean(diary[key]) for key in ("forwards", "backwards"))
         passes = forwards / 3 + 2 * backwards / 3
         cells += [f"{min(diary['cpu_seconds']):.1f}", f"{sum(diary['cpu_seconds']):.0f}"]
+        cells += coreset_cells([record], rows.values()) if of_coresets else []
         cells += [f"{forwards:.2f}", f"{backwards:.2f}", f"{passes:.2f}"]
         lines.append([name, *cells, f"{record['passes']:.3g}" if record["passes"] else "", reports(diary)])
     machine = next(iter(rows.values()))["hardware"]
@@ -207,11 +225,12 @@ def table(results: Mapping[str, Any]) -> str:
         "model's number. The last column has the epochs in which a CatastrophicOverfittingMonitor reported, and by "
         "which rule."
     )
-    return "\n\n".join([markdown(lines), legend, *over_seeds(rows, first)])
+    legend += TOLD_OF_CORESETS if of_coresets else ""
+    return "\n\n".join([markdown(lines), legend, *over_seeds(rows, first, of_coresets)])
 
 
-def over_seeds(rows: Mapping[str, Any], attack: str = "pgd40") -> list[str]:
-    """A table with one line per row that was trained with several seeds, if there are any."""
+def over_seeds(rows: Mapping[str, Any], attack: str = "pgd40", of_coresets: Sequence[str] = ()) -> list[str]:
+    """A table with one line per row that was trained with several seeds, if there are any; perhaps ``OF_CORESETS``."""
     groups: dict[str, list[Any]] = {}
     for name, record in rows.items():
         row, _, seed = name.partition("@")
@@ -219,7 +238,7 @@ def over_seeds(rows: Mapping[str, Any], attack: str = "pgd40") -> list[str]:
             groups.setdefault(row, []).append(record)
     if not groups:
         return []
-    heads = ["row", "seeds", "clean", attack, "final training loss", "CPU s", "adversarial from epoch"]
+    heads = ["row", "seeds", "clean", attack, "final training loss", "CPU s", *of_coresets, "adversarial from epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for row, records in groups.items():
         diaries = [record["diary"] for record in records]
@@ -227,8 +246,17 @@ def over_seeds(rows: Mapping[str, Any], attack: str = "pgd40") -> list[str]:
         costs = [[diary["train/loss"][-1] for diary in diaries], [sum(diary["cpu_seconds"]) for diary in diaries]]
         starts = [str(diary["train/adversarial"].index(1.0) + 1) for diary in diaries]
         cells = [spread(values, digits) for values, digits in zip(accuracies + costs, (1, 1, 3, 0), strict=True)]
+        cells += coreset_cells(records, rows.values()) if of_coresets else []
         lines.append([row, str(len(records)), *cells, ", ".join(starts)])
     return [markdown(lines), "Mean over the seeds, with minimum and maximum."]
+
+
+def coreset_cells(records: Sequence[Mapping[str, Any]], among: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns ``OF_CORESETS`` of one row's seeds, as means, where ``among`` are all rows."""
+    among = [*among]
+    selecting = mean(total(record, "selection_cpu_seconds") for record in records)
+    speed_ups = [times(mean_speed_up(records, among, clock)) for clock in ("cpu_seconds", "seconds")]
+    return [f"{selecting:.0f}", *speed_ups, f"{mean(map(image_passes, records)) / 1e6:.2f}"]
 
 
 def spread(values: list[float], digits: int) -> str:

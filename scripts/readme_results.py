@@ -17,8 +17,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import cpu_budget_results
+from coreset_pictures import everything_beside
 from cpu_budget import DEFAULT_TEST
-from cpu_budget_results import is_honest, markdown, read, with_range
+from cpu_budget_results import OF_CORESETS, TOLD_OF_CORESETS, coreset_cells, is_honest, markdown, read, with_range
 from readme_speed import (
     attack_speed,
     autoattack_bf16,
@@ -52,10 +54,7 @@ Records = Sequence[Mapping[str, Any]]
 
 def by_row(name: str) -> dict[str, Records]:
     """The records of a set by row, one for each seed."""
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for label, record in read(RESULTS / f"cpu_{name}.json").get("rows", {}).items():
-        rows.setdefault(label.partition("@")[0], []).append(record)
-    return dict(rows)
+    return dict(cpu_budget_results.by_row(RESULTS / f"cpu_{name}.json"))
 
 
 def accuracies(records: Records, attack: str) -> list[float]:
@@ -260,6 +259,40 @@ def cyclic_mixed() -> str:
     return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd50', 'gama'])}"
 
 
+def of_coresets(name: str, columns: Mapping[str, str]) -> str:
+    """A set of rows on coresets: accuracies, by attack and heading, costs, and its picture if it has been drawn."""
+    rows, among = by_row(name), everything_beside(name)
+    if not rows:
+        return ""
+    records = [record for of_row in rows.values() for record in of_row]
+    known = {attack: head for attack, head in columns.items() if all(attack in one["last"] for one in records)}
+    costs = ["gradient error", "CPU seconds", *OF_CORESETS]
+    lines = [["row", *known.values(), *costs], ["---", *["---:"] * (len(known) + len(costs))]]
+    for row, of_row in rows.items():
+        errors = [error for one in of_row for error in one["diary"].get("train/coreset/error", []) if error is not None]
+        cells = [measured(of_row, attack) for attack in known] + [f"{mean(errors):.3f}" if errors else "-"]
+        cells += [f"{mean(seconds(of_row)):.0f}", *coreset_cells(of_row, among)]
+        lines.append([f"`{row}`", *cells])
+    text = f"{markdown(lines)}\n\n{legend(rows, list(known))}{TOLD_OF_CORESETS}"
+    drawn = f"![Robust error against speed-up, {name}](scripts/results/{name}.png)"
+    return f"{text}\n\n{drawn}" if (RESULTS / f"{name}.png").exists() else text
+
+
+def coreset() -> str:
+    """Fractions and selectors, with a warm start."""
+    return of_coresets("coreset", {"clean": "clean", "pgd40": "PGD-40", "autoattack": "AutoAttack"})
+
+
+def coreset_cold() -> str:
+    """One fraction without a warm start."""
+    return of_coresets("coreset_cold", {"clean": "clean", "pgd40": "PGD-40", "autoattack": "AutoAttack"})
+
+
+def coreset_cifar() -> str:
+    """Selectors on colour images."""
+    return of_coresets("coreset_cifar", {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD"})
+
+
 def mnist_compare() -> str:
     """The table of ``compare`` on six nets, as it was written."""
     file = RESULTS / "mnist_compare.md"
@@ -337,6 +370,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
         delayed,
         data_size,
         cyclic_mixed,
+        coreset,
+        coreset_cold,
+        coreset_cifar,
         mnist_compare,
         trivial,
         free_forgetting,

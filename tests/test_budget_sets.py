@@ -4,6 +4,7 @@ import csv
 import re
 import struct
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ def budget(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu_budget, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(cpu_budget, "RUNS", tmp_path / "runs")
     yield cpu_budget
-    for name in ("cpu_budget", "cpu_budget_costs", "cpu_budget_parts", "cpu_budget_results"):
+    for name in ("cpu_budget", "cpu_budget_coresets", "cpu_budget_costs", "cpu_budget_parts", "cpu_budget_results"):
         sys.modules.pop(name, None)
 
 
@@ -46,6 +47,7 @@ def attacks_of(said):
 
 def test_every_selector_is_tried_at_every_fraction_beside_all_images(budget):
     fractions = [f"pgdat_{selector}_{fraction}" for fraction in (0.1, 0.3, 0.5) for selector in SELECTORS]
+    fractions.insert(fractions.index("pgdat_craig_0.5"), "pgdat_random_balanced_0.3")
     fast = [f"fastat_{selector}_0.3" for selector in SELECTORS]
     expected = {
         "coreset": ["pgdat", *fractions, "fastat", *fast, "composed_0.3"],
@@ -115,6 +117,7 @@ def test_a_row_on_cifar_makes_the_passes_that_it_says(budget, tmp_path, row):
         # A selection attacks all images, at epochs 15, 20 and 25; a random one reads none.
         ("coreset", "pgdat_craig_0.3", 0.3 * 30 * 11 + 3 * 11),
         ("coreset", "pgdat_random_redrawn_0.3", 0.3 * 30 * 11),
+        ("coreset", "pgdat_random_balanced_0.3", 0.3 * 30 * 11 + 3 * 11),  # it only reports
         ("coreset_cold", "pgdat_gradmatch_0.3", 0.3 * 30 * 11 + 6 * 11),
         ("coreset_cifar", "fastat", 15 * 2),
     ],
@@ -177,6 +180,68 @@ def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budge
     assert "train/catastrophic_overfitting" not in found["natural@0"]["diary"]
     budget.main(["tiny"])
     assert capsys.readouterr().out.startswith("2 rows: about 0.0 hours")
+
+
+# What selections take.
+
+
+def test_what_selections_take_stands_apart_and_counts_in_speed_ups(budget, tmp_path, monkeypatch, capsys):
+    """Coresets of half of 64 images for epochs 2 and 3 of 4, after an epoch on all images."""
+    rows = deepcopy(TEXT)
+    sizes = {"train_size": 64, "val_size": 20, "test_size": 40, "split": "random"}
+    rows["base"]["data"] = {"class_path": "DigitsDataModule", "init_args": sizes}
+    rows["base"]["model"]["init_args"]["net"] = {"class_path": "lit_robust.nets.digits_cnn"}
+    attack = {"class_path": "PGD", "init_args": {"eps": "EPS", "step_size": "EPS/2", "steps": 2}}
+    method = {"passes": 3, "model": {"class_path": "PGDAT", "init_args": {"attack": attack}}}
+    plan = {"fraction": 0.5, "every": 1, "warm": 0.5}
+    selections = {
+        name: {"class_path": "CoresetSelection", "init_args": plan | {"selector": {"class_path": name}}}
+        for name in ("CRAIG", "Random")
+    }
+    coresets = {name: method | {"trainer": {"callbacks": [one]}} for name, one in selections.items()}
+    rows["sets"] = {
+        "tiny": {
+            "eps": 0.1,
+            "epochs": 4,
+            "monitors": False,
+            "all": {"model": {"init_args": {"test_attacks": {"pgd2": attack}}}},
+            "rows": {"pgdat": method, **coresets},
+        }
+    }
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(rows))
+    monkeypatch.setattr(budget, "ROWS", tmp_path / "rows.yaml")
+    budget.main(["tiny"])
+    capsys.readouterr()
+    results = budget.read(tmp_path / "results/cpu_tiny.json")
+    records = results["rows"]
+    diary = records["CRAIG"]["diary"]
+    assert diary["selection_forwards"] == [0, 3 * 64, 3 * 64]
+    assert diary["selection_backwards"] == [0, 2 * 64, 2 * 64]
+    assert [seconds > 0 for seconds in diary["selection_cpu_seconds"]] == [False, True, True]
+    assert not any(records["Random"]["diary"]["selection_forwards"])
+    assert "selection_forwards" not in records["pgdat"]["diary"]
+
+    from cpu_budget_coresets import image_passes, speed_up, with_selections
+
+    passes = {"pgdat": 4 * 64 * 6, "CRAIG": (64 + 32 + 32) * 6 + 2 * 64 * 5, "Random": (64 + 32 + 32) * 6}
+    # the check of the first batch looks at two images
+    assert {row: image_passes(record) for row, record in records.items()} == pytest.approx(passes, rel=0.05)
+    every = [*records.values()]
+    taken = [sum(diary[name]) for name in ("cpu_seconds", "selection_cpu_seconds")]
+    assert with_selections(records["CRAIG"]) == pytest.approx(sum(taken))
+    whole = sum(records["pgdat"]["diary"]["cpu_seconds"])
+    assert speed_up(records["CRAIG"], every) == pytest.approx(whole / sum(taken))
+    assert speed_up(records["pgdat"], every) == 1
+    assert speed_up(records["CRAIG"], [records["CRAIG"]]) is None
+
+    budget.main(["tiny", "--table"])
+    printed = capsys.readouterr().out
+    assert "| selection CPU s | speed-up | wall-clock speed-up | image passes (M) |" in printed
+    for name in [name for name in diary if name.startswith("selection_")]:
+        del diary[name]
+    older = budget.table(results)
+    (line,) = (line for line in older.splitlines() if line.startswith("| CRAIG"))
+    assert len(line.split("|")) == len(older.splitlines()[0].split("|"))
 
 
 # Data of their own.

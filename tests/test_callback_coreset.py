@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_robust.batch import Batch
 from lit_robust.callbacks import AttributeRamp, CoresetSelection, DelayedStart, EMAWeights
+from lit_robust.callbacks.coreset_plan import Plan
 from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.schedules import Linear, MultiStep, Staircase
 from lit_robust.selection import CRAIG, GradMatch, Random
@@ -97,6 +98,8 @@ def plan(fraction: Fraction, kappa: Fraction, epochs: int) -> dict[int, int]:
         ("1", "1/2", 4),
         ("3/10", "0", 3),
         ("3/10", "1/10", 3),  # no whole epoch
+        ("1/2", "29/50", 50),  # 29 epochs, although 0.58 * 50 is less in floats
+        ("1/2", "1/3", 9),
     ],
 )
 def test_epochs_on_all_images_then_skipped_ones_then_those_of_the_coreset(tmp_path, fraction, warm, epochs):
@@ -104,6 +107,33 @@ def test_epochs_on_all_images_then_skipped_ones_then_those_of_the_coreset(tmp_pa
     _, seen = fit(tmp_path, selection, epochs=epochs)
     assert seen.sizes == plan(Fraction(fraction), Fraction(warm), epochs)
     assert seen.batches == {epoch: -(-size // 8) for epoch, size in seen.sizes.items()}
+
+
+SHARES = sorted({Fraction(n, of) for of in (3, 7, 8, 100) for n in range(1, of)})
+
+
+def test_a_plan_has_the_epochs_that_exact_arithmetic_gives():
+    """Products of floats do not: 0.29 * 100 < 29, and 0.575 * 200 < 115."""
+    for kappa in [Fraction(0), *SHARES]:
+        for fraction in [Fraction(1, 10), Fraction(3, 10), Fraction(1, 2), Fraction(575, 1000), Fraction(1, 3)]:
+            told = Plan(float(fraction), 5, float(kappa))
+            for epochs in (1, 2, 3, 7, 10, 30, 50, 100, 120, 200):
+                full, first = told.starts(epochs)
+                assert first == int(kappa * epochs)
+                assert full == round(fraction * first)
+                assert 0 <= full <= first < epochs
+                passes = Fraction(full) + fraction * (epochs - first)  # in epochs on all images
+                assert abs(passes - fraction * epochs) <= Fraction(1, 2)
+            assert told.budget(0, 10_000) == round(fraction * 10_000)
+
+
+def test_the_published_example_has_half_of_the_updates():
+    """fraction 0.5 and kappa 0.5 of 120 epochs: 30 on all images, 30 skipped, 60 on half of them."""
+    assert Plan(0.5, 20, 0.5).starts(120) == (30, 60)
+
+
+def test_a_warm_start_leaves_an_epoch_for_the_coreset():
+    assert Plan(0.5, 20, 1 - 1e-12).starts(10) == (4, 9)  # 4.5 is rounded to the even number
 
 
 @pytest.mark.parametrize(
@@ -124,6 +154,20 @@ def test_a_random_subset_that_is_drawn_once_stays_and_grows_with_the_fraction(tm
     growing = CoresetSelection(Staircase([0, 1], [0.3, 0.5]), fixed, every=1, warm=0)
     _, grown = fit(tmp_path, growing, epochs=2)
     assert set(grown.order[0]) == set(seen.order[0]) < set(grown.order[1])
+
+
+@pytest.mark.parametrize("scope", ["all", "class", "batch"])
+def test_a_random_subset_may_report_the_error_of_its_gradient_without_another_draw(tmp_path, scope):
+    found = []
+    for report_error in (False, True):
+        selection = CoresetSelection(0.5, Random(scope=scope, block=4, report_error=report_error), warm=0, every=1)
+        _, seen = fit(tmp_path, selection, epochs=2)
+        found.append((seen.order, selection.error, selection.seconds))
+    (plain, nothing, _), (told, error, seconds) = found
+    assert plain == told
+    assert nothing is None
+    assert 0 < error < 1
+    assert seconds == 0  # its report is not the cost of its choice
 
 
 @pytest.mark.parametrize("scope", ["all", "class"])

@@ -1,6 +1,7 @@
 """CoresetSelection and what a training's loader, limits, schedulers and checkpoints may be: right, or told at once."""
 
 import re
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -226,9 +227,9 @@ class Weighted(list[Any]):
         return Batch(x, y, torch.tensor(i), self.sampler.weight_of(torch.tensor([i]))[0])
 
 
-def weighted() -> tuple[Weighted, CoresetSampler]:
+def weighted(resample: bool | None = False) -> tuple[Weighted, CoresetSampler]:
     items = Weighted(PAIRS)
-    items.sampler = CoresetSampler(items, resample=False)
+    items.sampler = CoresetSampler(items, resample=resample)
     return items, items.sampler
 
 
@@ -259,6 +260,96 @@ def test_a_loader_that_gives_the_weights_trains_as_a_datamodule_does(tmp_path, n
     total = first.weight.sum() if normalize == "batch" else weights.mean() * 4
     assert kept.losses[0] == pytest.approx(float((values * first.weight).sum() / total), rel=1e-4)
     assert module.mean_weight is None
+
+
+class Images(Pairs):
+    """Of a `Batch`, whose weight it does not read."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch.x), batch.y)
+
+
+WEIGHTED = {
+    "weighted, as module and loader allow it": (Natural, None, True),
+    "weighted, as it is told": (Natural, False, True),
+    "drawn, as it is told": (Natural, True, False),
+    "drawn for a module that reads no weights": (Images, None, False),
+}
+
+
+def fit_weighted(folder: Any, make: Any, resample: bool | None, workers: int = 0) -> tuple[Any, CoresetSelection]:
+    """Three epochs, each on a coreset of its own; what each epoch was trained on, by position and weight."""
+    items, sampler = weighted(resample)
+    module, kept = build(make) if make is Natural else make(), ByEpoch()
+    selection = CoresetSelection(0.5, GradMatch(), warm=0, every=1, sampler=sampler, x="x", y="y")
+    loader = DataLoader(items, 4, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+    seed_everything(7, verbose=False)
+    run = trainer(folder, max_epochs=3, callbacks=[selection, kept], limit_val_batches=0)
+    kept.selection = selection
+    run.fit(module, loader)
+    return kept, selection
+
+
+class ByEpoch(Callback):
+    """Positions and weights of each epoch's images, beside those of its coreset."""
+
+    def __init__(self) -> None:
+        self.trained: dict[int, list[tuple[int, float]]] = {}
+        self.chosen: dict[int, list[tuple[int, float]]] = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        indices, weights, _ = self.selection.coreset
+        self.chosen[trainer.current_epoch] = list(zip(indices.tolist(), weights.tolist(), strict=True))
+        pairs = zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
+        self.trained.setdefault(trainer.current_epoch, []).extend(pairs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("case", WEIGHTED)
+def test_a_coreset_is_either_weighted_or_drawn_also_after_a_reselection(tmp_path, embedded, case, workers):
+    """Persistent workers have copies of the sampler, and the first selection's weights are not those of the third."""
+    make, resample, weights = WEIGHTED[case]
+    kept, _ = fit_weighted(tmp_path, make, resample, workers)
+    assert embedded == [N] * 3  # what the last selection has left out can be selected again
+    assert kept.chosen[0] != kept.chosen[1] != kept.chosen[2]
+    assert any(weight != 1 for _, weight in kept.chosen[2])
+    for epoch, pairs in kept.trained.items():
+        if weights:
+            assert sorted(pairs) == kept.chosen[epoch]
+        else:
+            assert {weight for _, weight in pairs} == {1.0}
+            share = sum(weight for _, weight in kept.chosen[epoch]) / len(kept.chosen[epoch])
+            drawn = Counter(place for place, _ in pairs)
+            assert sum(drawn.values()) == len(kept.chosen[epoch])
+            assert all(abs(drawn[place] - weight / share) < 1 for place, weight in kept.chosen[epoch])
+
+
+def test_a_defense_draws_from_a_loader_that_leaves_the_weights_out(tmp_path):
+    """Every batch has the weight 1, so that it would train as on equal weights."""
+    items = [Batch(*row) for row in zip(*images(N), strict=True)]
+    for given in (items, PAIRS):
+        sampler = CoresetSampler(given)
+        fit(tmp_path, module=build(PGDAT), loader=lambda s, on=given: DataLoader(on, 3, sampler=s), sampler=sampler)
+        assert sampler.draws
+
+
+def test_a_sampler_settles_anew_for_each_module(tmp_path):
+    items, sampler = weighted(None)
+    for make, draws in ((Natural, False), (Images, True), (Natural, False)):
+        module = build(make) if make is Natural else make()
+        selection = CoresetSelection(0.5, Random(), warm=0, sampler=sampler, x="x", y="y")
+        trainer(tmp_path, max_epochs=1, callbacks=[selection]).fit(module, DataLoader(items, 4, sampler=sampler))
+        assert sampler.draws is draws
+        assert sampler.weight_of(torch.arange(N)).eq(1).all()
+
+
+def test_weights_for_the_loss_are_one_where_positions_are_drawn_by_them():
+    sampler = CoresetSampler(PAIRS)
+    sampler.select(torch.tensor([1, 4]), torch.tensor([0.5, 3.0]))
+    assert sampler.weight_of(torch.tensor([0, 1, 4])).tolist() == [0, 1, 1]
+    sampler.draw(False)
+    sampler.select(torch.tensor([1, 4]), torch.tensor([0.5, 3.0]))
+    assert sampler.weight_of(torch.tensor([[4], [1], [0]])).tolist() == [[3.0], [0.5], [0.0]]
 
 
 @pytest.mark.parametrize("where", ["a sampler that draws", "a stranger's module", "a stranger's own weights"])

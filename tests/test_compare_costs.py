@@ -14,7 +14,7 @@ from lit_robust.analysis.start import begin
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import named
 from lit_robust.analysis.surrogate import Surrogate, surrogate_of
-from lit_robust.analysis.tables import count, duration, html, latex, markdown
+from lit_robust.analysis.tables import count, duration, html, latex, markdown, with_selections
 from lit_robust.attacks import PGD
 from lit_robust.costs import Cost
 from lit_robust.nets import digits_cnn
@@ -133,6 +133,11 @@ def test_unknown_costs_are_dashes(unknown):
 )
 def test_durations_have_three_digits(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_share_of_selections_is_stated_where_there_is_one():
+    assert with_selections(duration, 90.0, 0.0) == duration(90.0)
+    assert with_selections(count, 4e6, 1e6) == f"{count(4e6)}, of which {count(1e6)} for selections"
 
 
 @pytest.mark.parametrize(("number", "text"), [(7, "7"), (1234, "1.23k"), (45_600_000, "45.6M"), (123e9, "123G")])

@@ -91,6 +91,53 @@ def test_a_block_without_an_end_is_refused(readme):
         readme.filled("<!-- results: single_step -->\n<!-- results: delayed -->\n<!-- end of results -->")
 
 
+def on_coresets(seed, accuracy, seconds, selecting=None):
+    """A record as ``cpu_budget.py`` writes it, on all images or on coresets."""
+    callbacks = [] if selecting is None else [{"class_path": "CoresetSelection"}]
+    model = {"class_path": "PGDAT", "init_args": {"test_attacks": {"pgd40": {}, "autoattack": {}}}}
+    data = {"init_args": {"train_size": 100_000}}
+    diary = {
+        "cpu_seconds": [seconds / 2] * 2,
+        "seconds": [seconds] * 2,
+        "forwards": [11.0] * 2,
+        "backwards": [11.0] * 2,
+    }
+    if selecting is not None:
+        diary |= {"selection_cpu_seconds": [selecting, 0.0], "selection_seconds": [selecting, 0.0]}
+        diary |= {"selection_forwards": [1_100_000, 0], "selection_backwards": [1_000_000, 0]}
+        diary |= {"train/coreset/size": [None, 30_000], "train/coreset/error": [None, 0.25]}
+    tested = {name: [accuracy, accuracy - 1, accuracy + 1, 500] for name in ("clean", "pgd40", "autoattack")}
+    config = {"model": model, "data": data, "trainer": {"callbacks": callbacks}, "seed_everything": seed}
+    found = {"config": config, "diary": diary, "last": tested, "hardware": {"processor": "abacus"}}
+    return found | {"md5": {"test": "0123456789"}}
+
+
+def test_coresets_have_their_costs_and_a_picture_where_there_are_results(readme, monkeypatch, tmp_path):
+    import coreset_pictures
+
+    for script in (readme, coreset_pictures):
+        monkeypatch.setattr(script, "RESULTS", tmp_path)
+    names = ("coreset", "coreset_cold", "coreset_cifar")
+    assert [readme.BLOCKS[name]() for name in names] == [""] * 3
+    assert [coreset_pictures.draw(name) for name in names] == [None] * 3
+    assert not list(tmp_path.iterdir())
+    rows = {f"pgdat@{seed}": on_coresets(seed, 80.0 + seed, 40.0) for seed in (0, 1)}
+    rows |= {f"pgdat_craig_0.3@{seed}": on_coresets(seed, 70.0 + seed, 12.0, selecting=4.0) for seed in (0, 1)}
+    cold = {"pgdat_craig_0.3@0": on_coresets(0, 60.0, 16.0, selecting=4.0)}
+    for name, content in (("coreset", rows), ("coreset_cold", cold)):
+        (tmp_path / f"cpu_{name}.json").write_text(json.dumps({"rows": content}))
+    text = readme.BLOCKS["coreset"]()
+    cells = {line.split(" | ")[0]: line.strip(" |").split(" | ")[-6:] for line in text.splitlines() if "`" in line}
+    # 22 passes of 100,000 images twice; of 100,000 and of 30,000, and 2.1 million of a selection
+    assert cells["| `pgdat`"] == ["-", "40", "0", "1.00x", "1.00x", "4.40"]
+    assert cells["| `pgdat_craig_0.3`"] == ["0.250", "12", "4", "2.50x", "2.86x", "4.96"]
+    assert "2.00x" in readme.BLOCKS["coreset_cold"]()  # against the other set's row on all images
+    assert coreset_pictures.points("coreset")["pgdat_craig_0.3"] == ([2.5, 2.5], [30.0, 29.0])
+    assert coreset_pictures.draw("coreset").read_bytes().startswith(b"\x89PNG")
+    assert "(scripts/results/coreset.png)" in readme.BLOCKS["coreset"]()
+    assert "png" not in text
+
+
 def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():
     results = json.loads((SCRIPTS / "results/autoattack_bf16.json").read_text())
     assert results["n"] == 500

@@ -8,9 +8,10 @@ import torch
 from lightning.pytorch import Callback
 
 from lit_robust.attacks import FGSM, PGD
-from lit_robust.callbacks import EMAWeights
+from lit_robust.callbacks import CoresetSelection, EMAWeights, coreset
 from lit_robust.costs import Cost, cost_of
-from lit_robust.defenses import PGDAT, FreeAT, Natural, NuAT2
+from lit_robust.defenses import PGDAT, TRADES, FreeAT, Natural, NuAT2
+from lit_robust.selection import GradMatch, Random
 from lit_robust.training import meter as module
 from lit_robust.training.meter import hardware_of
 from tests.methods import ATTACK, build
@@ -170,6 +171,110 @@ def test_seconds_are_those_of_training_batches(tmp_path, clock, check):
     assert (cost.seconds, cost.cpu_seconds) == (6, 12)
 
 
+# Selections of coresets.
+
+
+class Counted(torch.autograd.Function):
+    """The identity, which counts the images whose gradient passes it."""
+
+    @staticmethod
+    def forward(ctx, x, counts):
+        ctx.counts = counts
+        counts["forwards"] += len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.counts["backwards"] += len(gradient)
+        return gradient, None
+
+
+class CountingNet(TinyNet):
+    """Counts its own passes in its middle, but those of two images, which are checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"forwards": 0, "backwards": 0}
+
+    def features(self, x):
+        features = super().features(x)
+        return features if len(x) <= 2 else Counted.apply(features, self.counts)
+
+
+#: 22 images: coresets of 11 are chosen for epochs 0 and 2 of 4.
+SELECTED = {"every": 2, "warm": 0}
+
+
+@pytest.mark.parametrize("fold_batchnorm", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "arguments", "selection", "passes"),
+    [
+        (PGDAT, {}, {}, (ATTACK.steps + 1, ATTACK.steps)),
+        (PGDAT, {}, {"selector": GradMatch(), "warm": 0.5}, (ATTACK.steps + 1, ATTACK.steps)),
+        (PGDAT, {}, {"attack": PGD(eps=0.1, step_size=0.05, steps=4)}, (5, 4)),
+        (PGDAT, {"attack_bn_mode": "train"}, {}, (ATTACK.steps + 1, ATTACK.steps)),
+        (TRADES, {"beta": 6.0}, {}, (ATTACK.steps + 3, ATTACK.steps)),
+        (Natural, {}, {}, (1, 0)),
+        (PGDAT, {}, {"selector": Random()}, (0, 0)),
+        (PGDAT, {}, {"selector": Random(report_error=True)}, (0, 0)),
+    ],
+    ids=str,
+)
+def test_selections_are_a_part_of_the_passes(tmp_path, cls, arguments, selection, passes, fold_batchnorm):
+    """The embedding's forward has no backward, because its gradient ends at the last layer."""
+    net = CountingNet()
+    callbacks = [CoresetSelection(0.5, **SELECTED | selection)]
+    run = trainer(tmp_path, max_epochs=4, callbacks=callbacks, limit_val_batches=0)
+    run.fit(build(cls, net=net, fold_batchnorm=fold_batchnorm, **arguments), TinyData())
+    cost = saved(run, tmp_path / "a.ckpt")
+    number = 22 * (1 if "warm" in selection else 2)
+    assert (cost.selection_forwards, cost.selection_backwards) == tuple(number * each for each in passes)
+    reported = 44 * getattr(selection.get("selector"), "report_error", False)  # which is no part of the cost
+    seen = cost.forwards + reported * (ATTACK.steps + 1), cost.backwards + reported * ATTACK.steps
+    assert seen == (net.counts["forwards"], net.counts["backwards"])
+
+
+def test_passes_of_averages_count_in_selections_too(tmp_path):
+    costs = []
+    for name, callbacks in ((None, []), ("fast", [EMAWeights(0.9, extra={"fast": 0.5})])):
+        attached = [CoresetSelection(0.5, **SELECTED), *callbacks]
+        run = trainer(tmp_path, max_epochs=4, callbacks=attached, limit_val_batches=0)
+        run.fit(build(NuAT2, attack=FGSM(eps=0.1), attack_average=name), TinyData())
+        costs.append(saved(run, tmp_path / "a.ckpt"))
+    alone, average = ((cost.selection_forwards, cost.selection_backwards) for cost in costs)
+    assert average == alone
+    assert min(alone) > 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6, 7])
+def test_a_resumed_run_counts_each_selection_once(tmp_path, clock, monkeypatch, step):
+    """A selection takes 50 seconds, and each of the two batches of an epoch one."""
+
+    def embed(*args):
+        clock.now += 50
+        return original(*args)
+
+    original = coreset.embed
+    monkeypatch.setattr(coreset, "embed", embed)
+    path, costs = tmp_path / "stop.ckpt", []
+    for callbacks, ckpt_path in (([SaveAt(step, path)], None), ([], path)):
+        selection = CoresetSelection(0.5, **SELECTED)
+        run = trainer(tmp_path, max_epochs=4, callbacks=[selection, Slow(clock), *callbacks])
+        run.fit(build(PGDAT), TinyData(), ckpt_path=ckpt_path)
+        costs.append(saved(run, tmp_path / "end.ckpt"))
+        clock.now = 12345.0
+    whole, rest = costs
+    assert rest == whole
+    assert (whole.seconds, whole.cpu_seconds) == (8 + 2 * 50, 2 * (8 + 2 * 50))
+    assert (whole.selection_seconds, whole.selection_cpu_seconds) == (100, 200)
+    assert whole.selection_forwards == 2 * 22 * (ATTACK.steps + 1)
+
+
+def test_a_cost_that_does_not_know_of_selections_has_none():
+    old = {name: value for name, value in Cost(1.0, 2.0, 3, 4, ["a"], ["b"])._asdict().items() if "sel" not in name}
+    assert cost_of({"lit_robust": {"cost": old}}) == Cost(1.0, 2.0, 3, 4, ["a"], ["b"])
+
+
 class SaveAt(Callback):
     """Saves after a batch, counted over all epochs."""
 
@@ -221,7 +326,7 @@ def test_the_cost_of_an_older_versions_checkpoint_stays_unknown(tmp_path):
     "change",
     [
         {"seconds": float("nan")}, {"seconds": "1"}, {"forwards": -1}, {"backwards": True}, {"cpu_seconds": None},
-        {"hardware": "a"}, {"precision": [1]},
+        {"hardware": "a"}, {"precision": [1]}, {"selection_seconds": -1.0}, {"selection_forwards": None},
     ],
     ids=str,
 )  # fmt: skip

@@ -538,7 +538,7 @@ FLAGS: list[tuple[Callable[..., object], str]] = [
     (partial(CurriculumPGD, psi=FOSC(), lam=1), "clip_init"),
     (TargetedPGD, "freeze_misclassified"),
     (LastLayerSharpness, "feature_norm"),
-    (Random, "redraw"),
+    *((Random, name) for name in ("redraw", "report_error")),
     (partial(CoresetSampler, [1]), "resample"),
     (partial(CoresetSelection, 0.5), "official_order"),
     *((DigitsDataModule, name) for name in ("augment", "drop_last")),

@@ -20,7 +20,7 @@ from lit_robust.analysis.output import png
 from lit_robust.analysis.start import begin
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of
-from lit_robust.analysis.tables import count, duration, html, html_table
+from lit_robust.analysis.tables import count, duration, html, html_table, with_selections
 from lit_robust.attacks import Attack
 from lit_robust.attacks.base import NoGraphError
 from lit_robust.costs import cost_of
@@ -220,8 +220,10 @@ def _trainings(runs: Sequence[Subject]) -> str:
         cost = cost_of(checkpoint)
         spent = ["-"] * 5
         if cost is not None:
-            spent = [duration(cost.seconds), duration(cost.cpu_seconds), count(cost.passes), cost.where]
-            spent.append(", then ".join(cost.precision))
+            times = (cost.seconds, cost.selection_seconds), (cost.cpu_seconds, cost.selection_cpu_seconds)
+            spent = [with_selections(duration, *time) for time in times]
+            spent.append(with_selections(count, cost.passes, cost.selection_passes))
+            spent += [cost.where, ", then ".join(cost.precision)]
         places = [str(checkpoint.get(key, "-")) for key in ("epoch", "global_step")]
         body.append([run.name, str(run.path), *places, *spent, str(checkpoint.get("pytorch-lightning_version", "-"))])
     return html_table([head, *body])

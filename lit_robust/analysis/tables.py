@@ -92,6 +92,11 @@ def duration(seconds: float) -> str:
     return f"{digits(seconds)} s"
 
 
+def with_selections(shown: Callable[[float], str], whole: float, part: float) -> str:
+    """What a training took, and what selections of coresets took of it, if they took any."""
+    return shown(whole) + (f", of which {shown(part)} for selections" if part else "")
+
+
 def count(number: float) -> str:
     """A large number with three digits: ``12.3M``."""
     for unit, least in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -17,6 +17,7 @@ from lit_robust.callbacks.coreset_state import coreset_of, state_of
 from lit_robust.callbacks.epoch_values import LastTurn, as_in_epoch
 from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net, is_trial
+from lit_robust.callbacks.selection_cost import selecting
 from lit_robust.callbacks.skipped_epochs import move_to_front, require_epochs, skip
 from lit_robust.lightning_internals import end_the_epoch, epochs_done, set_current_epoch
 from lit_robust.schedules import Schedule
@@ -116,14 +117,13 @@ class CoresetSelection(Callback):
         self.coreset: Coreset | None = None
         #: The epoch that is trained or comes next, and the seconds of all selections.
         self.epoch, self.seconds = 0, 0.0
-        self._used = 0
         #: The relative error of the coreset's gradient; None if the selector reads none, or if it is not finite.
         self.error: float | None = None
         #: Whether the epoch's coreset is still to be chosen, by ``LastTurn`` at the end of the previous epoch.
         self._pending = False
         #: Epochs finished before resuming a run without a coreset, else None.
         self._joined: int | None = None
-        self._resumed, self._weighted = False, False
+        self._used, self._resumed, self._weighted = 0, False, False
 
     # Timing.
 
@@ -134,6 +134,7 @@ class CoresetSelection(Callback):
         check_alone(trainer, self, CoresetSelection, "two CoresetSelection callbacks overrule each other: keep one.")
         check_net(pl_module, self.adapter.net, "CoresetSelection differentiates")
         coreset_checks.check_data(trainer, self.sampler)
+        coreset_data.settle_draws(pl_module, self.sampler)
         coreset_checks.check_weighted(pl_module, self.sampler, self.normalize)
         require_epochs(trainer, self.plan.warm)
         # Skipped epochs must show in `current_epoch` before other callbacks read it.
@@ -167,7 +168,8 @@ class CoresetSelection(Callback):
             return  # a pending selection is saved as pending
         if self._pending:
             self._pending = False
-            self._select(trainer, module)
+            with selecting(module, self.selector):
+                self._select(trainer, module)
         if self.coreset is not None:
             how = self.epoch, self.official_order, self.normalize == "subset"
             coreset_data.apply(trainer, module, self.sampler, self.coreset, *how)
@@ -194,9 +196,7 @@ class CoresetSelection(Callback):
         if self.coreset is not None:
             coreset_checks.check_seen_weights(pl_module, self.sampler, self._weighted)
             values = (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error)
-            named = zip(self.logged_keys, values, strict=True)
-            row = {name: float(value) for name, value in named if value is not None}
-            pl_module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
+            coreset_data.log(pl_module, dict(zip(self.logged_keys, values, strict=True)))
         self._look_ahead(trainer, trainer.current_epoch + 1)
 
     def _look_ahead(self, trainer: Trainer, epoch: int) -> None:
@@ -217,7 +217,7 @@ class CoresetSelection(Callback):
             embedded, natural = embed(trainer, module, *given, 1 if trial else None), is_natural_now(module)
         count = len(embedded.y)
         chosen, error = coreset_data.choose(trainer, self.selector, embedded, self.plan.budget(epoch, count), epoch)
-        self.seconds += (seconds := time.perf_counter() - begun)
+        self.seconds += (seconds := time.perf_counter() - begun) * self.selector.chooses_by_gradients
         rank_zero_info(coreset_data.in_words(chosen, self.selector, count, epoch, seconds, error, natural))
         if trial:
             rank_zero_info("fast_dev_run: the coreset was chosen from one batch as a trial; all images are trained on.")

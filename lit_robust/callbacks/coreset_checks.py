@@ -53,7 +53,7 @@ def check_weighted(module: LightningModule, sampler: CoresetSampler | None, norm
     Raises:
         ValueError: If there is one.
     """
-    draws = sampler is not None and sampler.resample
+    draws = sampler is not None and sampler.draws
     if normalize == "subset" and (draws or not weights_its_loss(module)):
         why = f"{type(module).__name__} is not a Defense and has its own loss"
         why = "CoresetSampler draws images by their weights" if draws else why

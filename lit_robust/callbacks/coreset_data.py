@@ -1,14 +1,16 @@
 """The data of a coreset: all training samples to choose from, and the loaders that yield the chosen ones."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lit_robust import require
+from lit_robust.batch import Batch
 from lit_robust.lightning_internals import reload_every_epoch
 from lit_robust.seeds import derive_seed, run_seed, seed
 from lit_robust.selection import Coreset, CoresetSampler, Embeddings, Selector, gradient_error, resampled
@@ -137,7 +139,29 @@ def weights_its_loss(module: object) -> bool:
 
 def leaves_weights(module: object, sampler: CoresetSampler | None) -> bool:
     """Whether a user's loader must put the weights into its batches."""
-    return sampler is not None and not sampler.resample and weights_its_loss(module)
+    return sampler is not None and not sampler.draws and weights_its_loss(module)
+
+
+def settle_draws(module: object, sampler: CoresetSampler | None) -> None:
+    """Let a sampler that leaves it open draw, unless the module reads weights and the loader's batches have them."""
+    if sampler is not None and sampler.resample is None:
+        sampler.draw(not (weights_its_loss(module) and gives_weights(sampler)))
+
+
+def gives_weights(sampler: CoresetSampler) -> bool:
+    """Whether a batch of the sampler's items follows the weights that they are selected with; nothing stays selected.
+
+    Batches that a DataModule's or module's hooks fill in later cannot be seen here.
+    """
+    found = []
+    sampler.draw(False)
+    for weight in (1.0, 2.0):
+        sampler.select(torch.tensor([0]), torch.tensor([weight]))
+        with isolate_rng():
+            found.append(sampler.collate_fn([sampler.items[0]]))
+    sampler.select(None)
+    one, two = (batch.weight if isinstance(batch, Batch) else None for batch in found)
+    return one is not None and two is not None and not torch.equal(one, two)
 
 
 def forget_weights(module: Any) -> None:
@@ -169,6 +193,12 @@ def select_everything(trainer: Trainer, sampler: CoresetSampler | None) -> None:
         sampler.select(None)
     elif hasattr(images_of(trainer), "selection_dataloader"):  # not if the fit was refused because it is absent
         images_of(trainer).select(None)
+
+
+def log(module: LightningModule, values: Mapping[str, float | None]) -> None:
+    """Log what is known of a coreset at an epoch's end."""
+    row = {name: float(value) for name, value in values.items() if value is not None}
+    module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
 
 
 def in_words(

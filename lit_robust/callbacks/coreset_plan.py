@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lit_robust import require
-from lit_robust.callbacks.skipped_epochs import warm_start
+from lit_robust.callbacks.skipped_epochs import times, warm_start
 from lit_robust.schedules import Schedule
 
 
@@ -34,7 +34,7 @@ class Plan:
 
     def budget(self, epoch: int, images: int) -> int:
         """How many of ``images`` a selection chooses."""
-        return max(1, round(self.share(epoch) * images))
+        return max(1, round(times(self.share(epoch), images)))
 
     def starts(self, epochs: int | None) -> tuple[int, int]:
         """The first epoch that is skipped, and the first one that trains on a coreset."""

@@ -19,6 +19,7 @@ from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone, number_of_batches
+from lit_robust.callbacks.selection_cost import counting
 from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
@@ -217,9 +218,12 @@ def embed(
                     net = adapter.logits_net(module)
                     head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
-            if sampler is not None:  # its items may have no index, or one of another dataset
-                batch = batch._replace(index=place + torch.arange(len(batch.y), device=device))
-            with untouched(module, net, scratch.memory()):
+            if (
+                sampler is not None
+            ):  # its items may have no index, or another dataset's, and the last selection's weights
+                place_of = place + torch.arange(len(batch.y), device=device)
+                batch = batch._replace(index=place_of, weight=torch.ones(len(batch.y), device=device))
+            with untouched(module, net, scratch.memory()), counting(module):
                 seed(device, "select", epoch, place)
                 part = last_layer_gradients(head, loss_of(module, net, batch, attack))
             real = batch.weight > 0

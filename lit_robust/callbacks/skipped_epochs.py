@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -32,9 +33,18 @@ def require_epochs(trainer: Trainer, warm: float) -> None:
 
 
 def warm_start(fraction: Callable[[int], float], warm: float, epochs: int) -> tuple[int, int]:
-    """How many epochs train on everything, and the first one that trains on a subset."""
-    first = int(warm * epochs) if warm > 0 else 0
-    return round(fraction(first) * first), first
+    """How many epochs train on everything, and the first one that trains on a subset.
+
+    The product of a share and a count is rounded as if it was exact: 0.29 of 100 epochs are 29, although the product of
+    these floats is below 29.
+    """
+    first = min(int(times(warm, epochs)), max(epochs - 1, 0)) if warm > 0 else 0
+    return round(times(fraction(first), first)), first
+
+
+def times(share: float, count: int) -> Fraction:
+    """A share as it was meant (0.29, or 1/3 with 16 digits) times a count, without a float's rounding error."""
+    return Fraction(share).limit_denominator(10**9) * count
 
 
 def skip(trainer: Trainer, first: int, end: int) -> None:

@@ -12,9 +12,9 @@ from lit_robust.selection.embeddings import (
 from lit_robust.selection.facility_location import facility_location
 from lit_robust.selection.gradients import last_layer_gradients
 from lit_robust.selection.matching_pursuit import gradient_match, matching_pursuit
-from lit_robust.selection.random_subset import random_subset
+from lit_robust.selection.random_subset import Random, random_subset
 from lit_robust.selection.sampler import CoresetSampler, resampled
-from lit_robust.selection.selectors import CRAIG, Coreset, GradMatch, Random, Selector
+from lit_robust.selection.selectors import CRAIG, Coreset, GradMatch, Selector
 
 __all__ = [
     "CRAIG",

@@ -52,7 +52,9 @@ class CoresetSampler(DistributedSampler[int]):
     Args:
         dataset: The training set; the subset is chosen from all of its items.
         resample: Whether each epoch draws in proportion to the weights, for a loss that is the plain mean over a batch.
-            With false every position comes once, and the loss must weight it by ``sampler.weight_of(position)``.
+            With false every position comes once, and the loss must weight it by ``sampler.weight_of(position)``. None
+            leaves it to ``CoresetSelection``: positions come once where the module reads ``Batch.weight`` and the
+            loader's batches have the weights there, and are drawn elsewhere.
         collate_fn: Makes a batch of items while samples are selected; the ``DataLoader``'s own.
 
     Raises:
@@ -63,7 +65,7 @@ class CoresetSampler(DistributedSampler[int]):
     def __init__(
         self,
         dataset: Sequence[Any],
-        resample: bool = True,
+        resample: bool | None = None,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
         by_number = all(hasattr(dataset, name) for name in ("__len__", "__getitem__"))
@@ -74,7 +76,8 @@ class CoresetSampler(DistributedSampler[int]):
             )
         if len(dataset) == 0:
             raise ValueError(f"dataset={shown(dataset)} is empty: give the training set.")
-        require.flags(resample=resample)
+        if resample is not None:
+            require.flags(resample=resample)
         if not callable(collate_fn):
             raise TypeError(f"collate_fn={shown(collate_fn)} must be a function: give that of the DataLoader.")
         super().__init__(dataset, num_replicas=1, rank=0)  # type: ignore[arg-type]  # a Dataset has no length
@@ -83,6 +86,13 @@ class CoresetSampler(DistributedSampler[int]):
         self.collate_fn = collate_fn
         #: How many of the epoch's positions this rank has used before a resume.
         self.used = 0
+        # Shared, so that the workers of a DataLoader, which have copies of the sampler, see each selection.
+        self._table = _shared(torch.ones(len(dataset)))
+        self.draw(resample is not False)
+
+    def draw(self, draws: bool) -> None:
+        """Draw in proportion to the weights from now on, or yield each position once; a selection is forgotten."""
+        self.draws = draws
         self.select(None)
 
     def select(self, indices: Tensor | None, weights: Tensor | None = None, in_order: bool = False) -> None:
@@ -100,6 +110,12 @@ class CoresetSampler(DistributedSampler[int]):
         check_weights(weights, len(indices))
         self.indices, self.weights = indices, weights
         self.in_order = in_order
+        table = torch.zeros(len(self.items))
+        table[indices] = torch.ones(len(indices)) if self.draws else weights.float()
+        if len(table) == len(self._table):
+            self._table.copy_(table)
+        else:  # the items have been exchanged
+            self._table = _shared(table)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; a position to resume from is dropped if the epoch changes."""
@@ -108,22 +124,28 @@ class CoresetSampler(DistributedSampler[int]):
         self.epoch = epoch
 
     def weight_of(self, positions: Tensor) -> Tensor:
-        """The weights of positions ``(N,)``, 0 where one is not selected."""
-        table = torch.zeros(len(self.items))
-        table[self.indices] = self.weights
-        return table.to(positions.device)[positions]
+        """The weights of positions ``(N,)`` in a loss: 0 where one is not selected, and 1 where they are drawn by them.
+
+        It may be asked in the workers of a DataLoader, also in persistent ones.
+        """
+        return self._table.to(positions.device)[positions]
 
     def __len__(self) -> int:
         return math.ceil(len(self.indices) / _rank_and_world()[1])
 
     def __iter__(self) -> Iterator[int]:
         seed = derive_seed(run_seed(), "coreset", self.epoch)
-        positions = resampled(self.indices, self.weights, seed) if self.resample else self.indices
+        positions = resampled(self.indices, self.weights, seed) if self.draws else self.indices
         if not self.in_order:
             positions = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))]
         rank, world = _rank_and_world()
         own = torch.arange(rank, len(self) * world, world) % len(positions)
         yield from positions[own][self.used :].tolist()
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's
+    return shared
 
 
 def _rank_and_world() -> tuple[int, int]:

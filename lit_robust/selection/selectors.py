@@ -14,7 +14,6 @@ from lit_robust.selection.checks import check_classes
 from lit_robust.selection.embeddings import Embeddings, Outer, check_embeddings, of_batches, own_class, rows
 from lit_robust.selection.facility_location import facility_location
 from lit_robust.selection.matching_pursuit import Fill, filled_up, gradient_match
-from lit_robust.selection.random_subset import random_subset
 
 #: Select in each class by itself, from all samples, or whole blocks of consecutive samples by their mean gradient.
 Scope: TypeAlias = Literal["class", "all", "batch"]
@@ -55,7 +54,12 @@ class Selector(ABC):
     @property
     @abstractmethod
     def reads(self) -> Literal["bias", "weight", "nothing"]:
-        """The gradients it compares: of the last layer's bias, of its bias and weight, or none."""
+        """The gradients it compares or reports: of the last layer's bias, of its bias and weight, or none."""
+
+    @property
+    def chooses_by_gradients(self) -> bool:
+        """Whether its choice depends on what it reads, which is then a part of what the selection costs."""
+        return self.reads != "nothing"
 
     @property
     def draws_anew(self) -> bool:
@@ -215,41 +219,3 @@ class GradMatch(Selector):
         if missing:
             indices, weights = filled_up(indices, weights, len(embeddings), budget, self.fill, generator)
         return indices, weights, missing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Random(Selector):
-    """``random_subset``: the baseline, without gradients and with weights 1.
-
-    Args:
-        scope: ``all`` by default; ``class`` keeps the proportions of the classes.
-        block: For ``scope="batch"``: how many consecutive samples are chosen together.
-        redraw: Whether each reselection draws again. The released code draws once (false). If the fraction grows, the
-            samples drawn once stay and others join them.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-
-    scope: Scope = "all"
-    redraw: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require.flags(redraw=self.redraw)
-
-    @property
-    def draws_anew(self) -> bool:
-        """As ``redraw`` says."""
-        return self.redraw
-
-    @property
-    def reads(self) -> Literal["bias", "weight", "nothing"]:
-        """Nothing."""
-        return "nothing"
-
-    def choose(
-        self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, int]:
-        """Samples at random."""
-        return *random_subset(embeddings, budget, generator=generator), 0

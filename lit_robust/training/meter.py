@@ -3,48 +3,19 @@
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_robust.batch import Batch
 from lit_robust.costs import Cost, cost_of
 from lit_robust.ranks import gather_over_ranks, world_size
 from lit_robust.torch_internals import is_compiled, watch_compiled
+from lit_robust.training.passes import PassCounter
 from lit_robust.training.signals import Stoppable
-
-
-class PassCounter:
-    """Counts forward and backward passes, in images.
-
-    A backward pass counts when its gradient reaches the logits; a double backward (GradAlign) reaches them twice. It is
-    a forward hook, which costs a few microseconds and never waits for the device. Passes through parts of a net
-    (``net.features``) and through a gradient's own graph are not counted.
-    """
-
-    def __init__(self) -> None:
-        self.forwards = self.backwards = 0
-        self.counts = False  #: Whether it counts now.
-
-    def __call__(self, net: nn.Module, inputs: Any, logits: Tensor) -> None:
-        """Count a forward, and its backward if one comes."""
-        if not self.counts:
-            return
-        n = len(logits)
-        self.forwards += n
-
-        def see_gradient(gradient: Tensor) -> None:
-            self.backwards += n
-
-        if logits.requires_grad:
-            logits.register_hook(see_gradient)  # type: ignore[no-untyped-call]  # torch's
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
-        """Copies of a net that are made during the training count here, too."""
-        return self
 
 
 class Clock:
@@ -85,6 +56,9 @@ class Meter:
         self.passes, self.clock = PassCounter(), Clock()
         #: The cost before this process; None if it is unknown, because an older version has written the checkpoint.
         self.earlier: Cost | None = Cost()
+        #: What selections have taken of it.
+        self.selected: tuple[float, ...] = (0.0, 0.0, 0, 0)
+        self._selects = False
         self._unwatch: list[Callable[[], None]] = []
 
     def watch(self, *nets: nn.Module) -> None:
@@ -100,11 +74,32 @@ class Meter:
     def counting(self) -> Iterator[None]:
         """Count only passes in the body, not those of checks, callbacks or validations; the clock keeps running."""
         self.clock.go()  # Lightning calls no on_train_epoch_start for the rest of a resumed epoch
-        self.passes.counts = True
+        with self.passes.counting():
+            yield
+
+    @property
+    def spent(self) -> tuple[float, float, int, int]:
+        """Wall-clock and CPU seconds, forwards and backwards of this process."""
+        return (*self.clock.seconds, self.passes.forwards, self.passes.backwards)
+
+    @contextmanager
+    def selecting(self) -> Iterator[None]:
+        """Run the clock in the body, and note that it and the passes counted meanwhile are a selection's."""
+        before, ran = self.spent, self.clock.runs
+        self.clock.go()
+        self._selects = True
         try:
             yield
         finally:
-            self.passes.counts = False
+            self._selects = False
+            taken = (now - then for now, then in zip(self.spent, before, strict=True))
+            self.selected = tuple(map(sum, zip(self.selected, taken, strict=True)))
+            if not ran:
+                self.clock.stop()
+
+    def counting_selected(self) -> AbstractContextManager[None]:
+        """Count the passes of the body, if it is within ``selecting``, which holds checks as well."""
+        return self.passes.counting() if self._selects else nullcontext()
 
     def leave(self) -> None:
         """Remove the hooks."""
@@ -113,26 +108,31 @@ class Meter:
 
     def total(self, hardware: str, precision: str) -> Cost | None:
         """The cost so far, over all ranks; every rank must call it. None if the cost before this process is unknown."""
-        mine = torch.tensor([*self.clock.seconds, self.passes.forwards, self.passes.backwards], dtype=torch.float64)
+        mine = torch.tensor([*self.spent, *self.selected], dtype=torch.float64)
         ranks = torch.stack([state["cost"] for state in gather_over_ranks({"cost": mine})])
         if (before := self.earlier) is None:
             return None
-        _, cpu, forwards, backwards = ranks.sum(dim=0).tolist()
+        (seconds, of_selections), sums = ranks[:, [0, 4]].amax(dim=0).tolist(), ranks.sum(dim=0).tolist()
         return Cost(
-            before.seconds + float(ranks[:, 0].max()),
-            before.cpu_seconds + cpu,
-            before.forwards + int(forwards),
-            before.backwards + int(backwards),
+            before.seconds + seconds,
+            before.cpu_seconds + sums[1],
+            before.forwards + int(sums[2]),
+            before.backwards + int(sums[3]),
             _with(before.hardware, hardware),
             _with(before.precision, precision),
+            before.selection_seconds + of_selections,
+            before.selection_cpu_seconds + sums[5],
+            before.selection_forwards + int(sums[6]),
+            before.selection_backwards + int(sums[7]),
         )
 
 
 class Metered(Stoppable):
     """Adds up the cost of the training, across resumes; every checkpoint holds it, see ``Cost``.
 
-    The clock runs from an epoch's start to the end of its last batch, and stands still in validations. The device is
-    waited for only where a validation begins in mid-epoch, besides what the epoch's metrics and a checkpoint wait for.
+    The clock runs from an epoch's start to the end of its last batch, and in selections; it stands still in
+    validations. The device is waited for only where a validation begins in mid-epoch, besides what the epoch's metrics
+    and a checkpoint wait for.
     """
 
     meter: Meter
@@ -147,8 +147,18 @@ class Metered(Stoppable):
     def on_train_start(self) -> None:
         """Watch the net and its averages, which a method may attack."""
         super().on_train_start()
+        self._watch()
+
+    def _watch(self) -> None:
         averages: dict[str, nn.Module] = getattr(self, "averaged", {})
         self.meter.watch(self.net, *averages.values())
+
+    @contextmanager
+    def selecting(self) -> Iterator[None]:
+        """Add the body's seconds to the cost, and note them and its passes as those of a coreset's selection."""
+        self._watch()  # the first selection comes before the training's start
+        with self.meter.selecting():
+            yield
 
     def on_train_epoch_start(self) -> None:
         """Run the clock."""
