@@ -5,10 +5,10 @@
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
 It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version
-is skipped, and so is each attack that is done. A row that was interrupted resumes from the checkpoint of its last
-complete epoch, in runs/cpu_budget. Results are written atomically after each row and each attack, so several processes
-can work on different rows of a set at once. Every row is first trained and attacked by its first attack; the others
-follow, AutoAttack last.
+is skipped, and so is each attack that is done; only what is left needs the row's checkpoint. A row that was interrupted
+resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written atomically after each row
+and each attack, so several processes can work on different rows of a set at once. Every row is first trained and
+attacked by its first attack; the others follow, AutoAttack last.
 
 Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` the best epoch on validation images.
 """
@@ -19,6 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ class Work:
         record = {"config": said["config"], "md5": md5_of(cli.datamodule), "versions": versions()}
         record = json.loads(json.dumps(record))
         before = read(self.path).get("rows", {}).get(row)
-        if before is not None and key_of(before) == key_of(record) and checkpoint(self.folder(row), "last").exists():
+        trained = before is not None and key_of(before) == key_of(record)
+        if trained and (self.is_done(row, before) or checkpoint(self.folder(row), "last").exists()):
             with opened(self.path) as results:
                 take_attacks(results["rows"][row], record["config"])
             return
@@ -214,15 +216,32 @@ class Work:
             results.setdefault("rows", {})[row] = record
             results["rows"] = {name: results["rows"][name] for name in self.rows if name in results["rows"]}
 
-    def test(self, row: str, names: Collection[str]) -> None:
-        """Run those of these attacks that are not done on a row's checkpoints."""
-        said, done, first = self.rows[row], read(self.path)["rows"][row], self.attacks(row)[0]
-        missing = [
+    def is_done(self, row: str, record: Mapping[str, Any]) -> bool:
+        """Whether nothing is left to do on a row's checkpoints, so that they may be lost."""
+        record = deepcopy(dict(record))
+        take_attacks(record, self.rows[row]["config"])
+        names = [name for group in self.attacks(row) for name in group]
+        probed = "alarms" in record or not record["last"].keys() >= DEFAULT_TEST
+        return probed and not self.missing(row, names, record) and not self.lacks_gap(record)
+
+    def lacks_gap(self, record: Mapping[str, Any]) -> bool:
+        """Whether training images are to be attacked and are not yet."""
+        return self.asks_for_gap and "train" not in record
+
+    def missing(self, row: str, names: Collection[str], record: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Which of these attacks are not done, with the checkpoint that they are for."""
+        first = self.attacks(row)[0]
+        return [
             (which, name)
             for which in ("last", "best")
             for name in names
-            if name not in done[which] and (which == "last" or [name] == first)
+            if name not in record[which] and (which == "last" or [name] == first)
         ]
+
+    def test(self, row: str, names: Collection[str]) -> None:
+        """Run those of these attacks that are not done on a row's checkpoints."""
+        said, first = self.rows[row], self.attacks(row)[0]
+        missing = self.missing(row, names, read(self.path)["rows"][row])
         if not missing:
             return
         cli = built(said["config"], self.folder(row))
@@ -255,8 +274,7 @@ class Work:
 
     def gap(self, row: str) -> None:
         """Attack as many training images as test images, if the set asks for the generalisation gap."""
-        done = read(self.path)["rows"][row]
-        if not self.asks_for_gap or "train" in done:
+        if not self.lacks_gap(read(self.path)["rows"][row]):
             return
         cli = built(self.rows[row]["config"], self.folder(row))
         n = len(read_test_images(cli.datamodule).y)

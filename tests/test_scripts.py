@@ -208,6 +208,20 @@ def test_what_is_done_is_not_done_again(budget, capsys):
     assert Path("results/cpu_tiny.json").read_text() == before
 
 
+def test_a_row_that_is_done_needs_no_checkpoint_and_one_that_is_not_does(budget, capsys):
+    """So results that are kept elsewhere, as in a repository, are gone on with on another machine."""
+    budget.main(["tiny", "--rows", "natural"])
+    shutil.rmtree("runs")
+    capsys.readouterr()
+    budget.main(["tiny", "--rows", "natural"])
+    assert "natural: training" not in capsys.readouterr().out
+    shutil.rmtree("runs")
+    change("      test_attacks:\n", "      test_attacks:\n        fgsm: {class_path: FGSM, init_args: {eps: EPS}}\n")
+    budget.main(["tiny", "--rows", "natural"])
+    assert "natural: training" in capsys.readouterr().out
+    assert results()["natural"]["last"].keys() == {"clean", "fgsm", "pgd40"}
+
+
 def test_an_attack_that_is_added_is_all_that_is_done(budget, capsys):
     budget.main(["tiny", "--rows", "natural"])
     before = results()["natural"]["last"]
