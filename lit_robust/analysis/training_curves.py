@@ -1,6 +1,7 @@
 """Training curves of several runs: loss, accuracy, DAT's switch, rate drops, NuAT-H's second steps."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -95,7 +96,10 @@ def curves(
 
 
 def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
-    """The metrics of a run by the number of finished epochs; where one was repeated after a resume, its last values.
+    """The metrics of a run by the number of finished epochs, joined over its resumes.
+
+    A later file begins where the run was resumed, or repeats the run from its first epoch on. What an earlier file
+    holds from there on was abandoned, and is left out.
 
     Raises:
         FileNotFoundError: If there is no metrics file.
@@ -109,17 +113,26 @@ def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
         )
     epochs: dict[int, dict[str, float | str]] = {}
     for path in files:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if not row.get("epoch", "none"):  # what is logged outside of an epoch's summary
-                    continue
-                try:
-                    epoch = int(row["epoch"]) + 1
-                    values = {name: float(row[key]) for name, key in COLUMNS.items() if row.get(key)}
-                except (KeyError, ValueError, TypeError) as error:
-                    raise ValueError(f"{path} is not a metrics file of a run ({error}): leave it out.") from error
-                epochs.setdefault(epoch, dict.fromkeys(COLUMNS, "")).update(values)
+        later = _epochs_in(path)
+        begin = min(later, default=math.inf)
+        epochs = {epoch: values for epoch, values in epochs.items() if epoch < begin} | later
     return dict(sorted(epochs.items()))
+
+
+def _epochs_in(path: Path) -> dict[int, dict[str, float | str]]:
+    """The last values of each epoch in a metrics file."""
+    epochs: dict[int, dict[str, float | str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if not row.get("epoch", "none"):  # what is logged outside of an epoch's summary
+                continue
+            try:
+                epoch = int(row["epoch"]) + 1
+                values = {name: float(row[key]) for name, key in COLUMNS.items() if row.get(key)}
+            except (KeyError, ValueError, TypeError) as error:
+                raise ValueError(f"{path} is not a metrics file of a run ({error}): leave it out.") from error
+            epochs.setdefault(epoch, dict.fromkeys(COLUMNS, "")).update(values)
+    return epochs
 
 
 def named_runs(checkpoints: Sequence[str]) -> dict[str, Path]:
