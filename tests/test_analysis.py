@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from lit_robust.analysis import compare, curves, diversity, eigenvalue, stale, s
 from lit_robust.analysis.compare import Method, ranked
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.eigenvalue import draw as draw_eigenvalues
-from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.journal import PACKAGE, Journal, code_of
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images, load_subjects, read_test_images
@@ -562,15 +563,53 @@ def test_what_cannot_be_measured_is_refused(two, change, error, names):
 # The journal.
 
 
+def test_a_result_of_another_device_precision_torch_or_code_is_measured_again(tmp_path, monkeypatch):
+    path, measured = tmp_path / "journal.jsonl", []
+
+    def measures(device=CPU) -> bool:
+        before = len(measured)
+        Journal(path, device).get(("key",), lambda: measured.append(1) or 1)
+        return len(measured) > before
+
+    assert measures()
+    assert not measures()
+    assert measures(torch.device("cuda"))
+    assert not measures(torch.device("cuda:1"))
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "get_default_dtype", lambda: torch.float64)
+        assert measures()
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "__version__", "0.1")
+        assert measures()
+    with monkeypatch.context() as changed:
+        changed.setattr("lit_robust.analysis.journal.code_of", lambda package: "other")
+        assert measures()
+    assert not measures()
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [("attacks/pgd.py", True), ("measures/correct.py", True), ("threats.py", True), ("cli/main.py", False)],
+)
+def test_the_code_of_what_measures_decides_and_no_other(file, counts, tmp_path):
+    copies = [tmp_path / name for name in ("one", "other")]
+    for copy in copies:
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copies[1] / file).write_text((copies[1] / file).read_text() + "# Another line.\n")
+    one, other = map(code_of, copies)
+    assert one == code_of(PACKAGE)
+    assert (one != other) is counts
+
+
 def test_a_line_that_a_kill_has_cut_is_measured_again(tmp_path):
     path = tmp_path / "journal.jsonl"
     for value in (1, 2):
-        Journal(path).get((f"key {value}",), lambda value=value: value)
+        Journal(path, CPU).get((f"key {value}",), lambda value=value: value)
     path.write_text(path.read_text()[:-4])
-    journal = Journal(path)
+    journal = Journal(path, CPU)
     assert journal.get(("key 1",), lambda: "anew") == 1
     assert journal.get(("key 2",), lambda: "anew") == "anew"
-    assert Journal(path).get(("key 2",), lambda: "again") == "anew"
+    assert Journal(path, CPU).get(("key 2",), lambda: "again") == "anew"
 
 
 # The command.
