@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,12 @@ def test_a_comparison_says_that_it_found_no_alarm(two, capsys):  # noqa: F811
     assert said in Path("analysis/compare.md").read_text()
     compare(two[:1], digits(), PGD_ONLY, gap=False, alarms=False)
     assert "were not looked for" in capsys.readouterr().out
+
+
+def test_a_comparison_in_l2_says_once_that_square_is_not_run(two, capsys):  # noqa: F811
+    for attack, said in ((replace(ATTACK, norm="l2"), 1), (ATTACK, 0)):
+        compare(two, digits(), {"pgd": attack}, gap=False)
+        assert capsys.readouterr().out.count("Square was not run") == said
 
 
 # The attacks.

@@ -20,9 +20,9 @@ from lit_robust.attacks import Attack, AutoAttack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
-from lit_robust.measures.alarms import IMAGES
+from lit_robust.measures.alarms import IMAGES, NO_SQUARE, Alarms
 from lit_robust.measures.attack_checks import check_names, is_coarse
-from lit_robust.measures.default_attacks import default_test, threat_of
+from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
 
 NO_GRAPH = "gradient attacks cannot run, and their columns repeat the clean accuracy: "
@@ -179,7 +179,7 @@ def comparison(
     order = ranked(methods, strongest) if exact else [(None, method) for _, method in ranked(methods, strongest)]
     rows = table(order, list(named_attacks), first if gap else None, reference)
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
-    remarks += _without_alarm(study, fired, test_attacks) if alarms else [NOT_SOUGHT]
+    remarks += _about_alarms(study, fired, test_attacks) if alarms else [NOT_SOUGHT]
     return Comparison(rows, fired, remarks, test_attacks, strongest, about, unit_of_cost(rows))
 
 
@@ -205,15 +205,15 @@ def default_attacks(
     return {**attacks, "autoattack": strong}, []
 
 
-def _without_alarm(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
-    """A sentence that names the runs without an alarm and how many images were probed; none if each run has one."""
+def _about_alarms(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
+    """Sentences about the runs without an alarm, how many images were probed, and what could not be looked for."""
     silent = ", ".join(run for run, alarms in fired.items() if not alarms)
     n = min(IMAGES, study.images.n)
-    threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
+    norm = Alarms(attacks, 2).norm
     found = f"the first {n} test images show no sign of masked gradients."
-    if not any(threats):
+    if norm is None:
         found = f"the first {n} test images were probed for a constant prediction only: no attack has an L-p bound."
-    return [f"No alarm for {silent}: {found}"] if silent else []
+    return [f"No alarm for {silent}: {found}"] * bool(silent) + [NO_SQUARE] * (norm == "l2")
 
 
 def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -165,8 +165,8 @@ class RobustAccuracy(Callback):
             if trainer.progress_bar_callback:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # its own turn comes after ours
             n = sum(probed.n for probed in self._probed.values())
-            bounded = any(probed.threat is not None for probed in self._probed.values())
-            told = f"{in_words(self.alarms, n, bounded)}\n" if self._probed else ""
+            norm = next((probed.norm for probed in self._probed.values() if probed.norm), None)
+            told = f"{in_words(self.alarms, n, norm)}\n" if self._probed else ""
             print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n\n{told}")
 
     def _measure(

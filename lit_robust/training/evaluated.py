@@ -221,7 +221,7 @@ class Evaluated(Attacked):
     def teardown(self, stage: str) -> None:
         """Print the table of all checkpoints tested so far; here, because progress bars are drawn until then."""
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
-            told = in_words(self.alarms, (probed := self.probed["test"]).n, probed.threat is not None)
+            told = in_words(self.alarms, (probed := self.probed["test"]).n, probed.norm)
             print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n\n{told}\n")
         super().teardown(stage)
 
