@@ -2288,6 +2288,11 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: device(False), 'device="meta" cannot be used here: choose auto or cpu.'),
     (lambda: device(True), 'device="meta" cannot be used here: choose auto, cpu or cuda.'),
     (
+        lambda: hand_on(Findings({"AutoAttack(eps=8/255) | zero_gradient": 3, "AutoAttack(eps=8/255) | attacked": 10})),
+        "AutoAttack(eps=8/255), at 3 of 10 images: the gradient is exactly 0, where APGD cannot move: look for rounding "
+        "or saturation in the net (BPDA), and trust Square's share of the result.",
+    ),
+    (
         lambda: (Path("a.txt").touch(), check_folder("a.txt")),
         "out=a.txt must be a folder, and */a.txt is none: give another --out.",
     ),

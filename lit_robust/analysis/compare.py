@@ -10,7 +10,6 @@ from torch import nn
 from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.methods import Method, ranked, table
-from lit_robust.analysis.output import write_picture
 from lit_robust.analysis.start import begin, check_images
 from lit_robust.analysis.study import CLEAN, Source, Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
@@ -108,10 +107,10 @@ def compare(
     for suffix, content in (("md", text), ("tex", latex(found.rows))):
         write_whole(study.out / f"compare.{suffix}", content.encode())
         print(study.out / f"compare.{suffix}")
-    study.write("compare", found.rows, draw(found.rows, found.strongest, found.about), wandb_project)
+    costs = {}
     if found.unit is not None:
-        costs = draw_costs(found.rows, found.strongest, found.about, found.unit)
-        write_picture(study.out, "compare_cost", costs, wandb_project)
+        costs["compare_cost"] = draw_costs(found.rows, found.strongest, found.about, found.unit)
+    study.write("compare", found.rows, draw(found.rows, found.strongest, found.about), wandb_project, costs)
     return found.rows
 
 

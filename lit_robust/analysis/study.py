@@ -169,9 +169,9 @@ class Study:
         """Split per-image values into the batches of the images."""
         return torch.split(values, [len(batch.y) for batch in self.images.batches])
 
-    def write(self, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:
-        """``output.write`` into the study's folder; blocks are no longer needed then."""
-        write(self.out, stem, rows, figure, wandb_project)
+    def write(self, stem: str, rows: Sequence[Row], figure: "Figure", *more: Any) -> None:
+        """``output.write(out, ...)`` into the study's folder; blocks are no longer needed then."""
+        write(self.out, stem, rows, figure, *more)
         self.blocks.forget()
 
     def _tell(self, net: str, findings: Findings) -> None:
