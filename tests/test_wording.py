@@ -54,6 +54,7 @@ from lit_robust.attacks import (
     StAdv,
     TargetedPGD,
 )
+from lit_robust.attacks.autoattack_findings import Findings, hand_on
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness
 from lit_robust.attacks.lpips import AlexNetStages
 from lit_robust.batch import Batch, as_batch
@@ -2288,9 +2289,9 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (lambda: device(False), 'device="meta" cannot be used here: choose auto or cpu.'),
     (lambda: device(True), 'device="meta" cannot be used here: choose auto, cpu or cuda.'),
     (
-        lambda: hand_on(Findings({"AutoAttack(eps=8/255) | zero_gradient": 3, "AutoAttack(eps=8/255) | attacked": 10})),
-        "AutoAttack(eps=8/255), at 3 of 10 images: the gradient is exactly 0, where APGD cannot move: look for rounding "
-        "or saturation in the net (BPDA), and trust Square's share of the result.",
+        lambda: hand_on(Findings({"AutoAttack | zero_gradient": 3, "AutoAttack | attacked": 10})),
+        "AutoAttack, at 3 of 10 images: the gradient is exactly 0, where APGD cannot move: look for rounding or "
+        "saturation in the net (BPDA), and trust Square's share of the result.",
     ),
     (
         lambda: (Path("a.txt").touch(), check_folder("a.txt")),
