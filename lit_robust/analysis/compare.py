@@ -69,7 +69,8 @@ def compare(
     passes of different nets do not cost the same.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; NAME=PATH names
+            a method, and NAME@SEED=PATH one of its runs.
         data: Its test images are attacked.
         attacks: Attacks by name; by default those of ``test``, and AutoAttack, at the eps that all runs were trained
             with, else 8/255. On the command line also the ``test_attacks`` of a file given by ``-c``, such as
@@ -77,8 +78,8 @@ def compare(
         autoattack: Whether the default attacks include AutoAttack, which takes longest.
         gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
             first attack minus that of the test images.
-        alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
-            the table, and a method with an alarm is not ranked.
+        alarms: Whether to look for signs of masked gradients, see ``lit_robust.measures.alarms``; a sentence each is
+            printed below the table, and a method with an alarm is not ranked.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
         surrogate: Whether to train a natural net of each net's architecture on its predictions, as one more source.
         reference: The method against which the saved wall-clock time is stated; where the hardware differs, the saved
@@ -88,7 +89,8 @@ def compare(
         out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal that lets
             a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and pictures are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table, the best method first.

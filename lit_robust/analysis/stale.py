@@ -44,7 +44,8 @@ def stale(
         device: auto, cpu or cuda.
         out: The folder of stale.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.

@@ -61,7 +61,8 @@ def surface(
     the method is ours.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; name=path names
+            a net.
         data: Its test images are attacked.
         attack: By default PGD at the eps that all nets were trained with, else 8/255, with 10 steps of eps/4; its eps
             is also the unit of the input space.
@@ -75,7 +76,8 @@ def surface(
         device: auto, cpu or cuda.
         out: The folder of surface_<space>.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: a net, a point (a, b) and the mean loss there.

@@ -54,8 +54,8 @@ def curves(
     Runs of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
     Args:
-        checkpoints: Folders of runs, which have a metrics.csv, or folders above them, in which the newest run is
-            taken; the files of resumed runs are joined; name=path names a run.
+        checkpoints: Folders of runs, which have a metrics.csv, folders above them, in which the newest run is taken,
+            or a checkpoint of each run. The files of a resumed run are joined; name=path names a run.
         data: Its test images are attacked, if there are checkpoints to test.
         attack: The attack of that test; by default PGD at the eps that all these runs were trained with, else 8/255,
             with 20 steps of eps/8.
@@ -63,7 +63,8 @@ def curves(
         device: auto, cpu or cuda.
         out: The folder of curves.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table, one per run and epoch.
