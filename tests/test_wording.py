@@ -34,7 +34,7 @@ from lit_robust import load_net, losses, nets, require
 from lit_robust.analysis.compare import comparison
 from lit_robust.analysis.output import check_folder
 from lit_robust.analysis.start import check_images
-from lit_robust.analysis.subjects import device_of
+from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surface import surface
 from lit_robust.analysis.sweep import check_values, strengths
 from lit_robust.attacks import (
@@ -2292,6 +2292,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: hand_on(Findings({"AutoAttack | zero_gradient": 3, "AutoAttack | attacked": 10})),
         "AutoAttack, at 3 of 10 images: the gradient is exactly 0, where APGD cannot move: look for rounding or "
         "saturation in the net (BPDA), and trust Square's share of the result.",
+    ),
+    (
+        lambda: load_subjects(["a=nowhere"], torch.device("cpu")),
+        "there is no nowhere: give a .ckpt file, a file of weights or the folder of a run.",
     ),
     (
         lambda: (Path("a.txt").touch(), check_folder("a.txt")),

@@ -139,6 +139,8 @@ def named(text: str) -> tuple[str, Path]:
 
 
 def _file(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: give a .ckpt file, a file of weights or the folder of a run.")
     if not path.is_dir():
         return path
     found = checkpoints_of(path)
