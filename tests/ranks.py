@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from lit_robust.callbacks import (
 )
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
+from lit_robust.measures.accuracy import Survivors
 from lit_robust.measures.image_blocks import Blocks
 from lit_robust.ranks import leave_group
 from lit_robust.schedules import Linear
@@ -339,16 +340,33 @@ class Noise(Attack):
         return (x + self.eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
 
 
-class PerImage(Natural):
+class PerImage(Survivors):
     """Keeps what a test finds out about each image: index -> clean, long, short, worst."""
 
-    def _count(self, split, attacks, batch):
-        correct = super()._count(split, attacks, batch)
-        rows = zip(
-            batch.index.tolist(), batch.weight.tolist(), zip(*map(list, correct.values()), strict=True), strict=True
-        )
-        vars(self).setdefault("found", {}).update({index: [*map(bool, bits)] for index, weight, bits in rows if weight})
-        return correct
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(names)
+        self.index, self.found = torch.empty(0), {}
+
+    def update(self, correct, weight):
+        super().update(correct, weight)
+        rows = zip(self.index.tolist(), weight.tolist(), zip(*map(list, correct.values()), strict=True), strict=True)
+        self.found.update({index: [*map(bool, bits)] for index, weight, bits in rows if weight})
+
+
+class Indices(Callback):
+    """Tells ``PerImage`` which images come."""
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        pl_module.survivors["test"].index = batch.index
+
+
+def found_per_image(module: Defense, data: Any, folder: Path) -> dict[int, list[bool]]:
+    """What a test in blocks finds out about each image; it may be killed."""
+    module.blocks = Blocks(folder)
+    module.survivors["test"] = kept = PerImage(module.survivors["test"].names)
+    with suppress(InterruptedError):
+        quiet_trainer(callbacks=[Indices()]).test(module, data, verbose=False)
+    return kept.found
 
 
 def in_blocks(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
@@ -358,12 +376,10 @@ def in_blocks(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
     attacks: dict[str, Attack] = {"long": Noise(), "short": replace(ATTACK, eps=0.04, step_size=0.02, init="uniform")}
     Noise.calls.clear()
     for Noise.killed in kills:
-        module = build(PerImage, net=linear(), test_attacks=attacks, alarm_images=6)
-        module.blocks = Blocks(folder / f"blocks_{len(kills)}")
-        with suppress(InterruptedError):
-            quiet_trainer().test(module, Data(), verbose=False)
+        module = build(Natural, net=linear(), test_attacks=attacks, alarm_images=6)
+        found = found_per_image(module, Data(), folder / f"blocks_{len(kills)}")
     return {
-        "found": vars(module)["found"],
+        "found": found,
         "results": module.test_results["these weights"],
         "probed": module.probed["test"].n,
         "alarms": module.alarms,
@@ -402,6 +418,17 @@ def nearest_mean() -> nn.Module:
     return net
 
 
+class Flat(nn.Module):
+    """Gives bright images no gradient, which AutoAttack finds."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(torch.where(x.mean(dim=(1, 2, 3), keepdim=True) < 0.33, x, x.detach()))
+
+
 def autoattack(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
     """Tests under AutoAttack's first two attacks, in blocks of 2 images; some are killed in the second block."""
     attacks: dict[str, Attack] = {"autoattack": AutoAttack(eps=0.08, batch_size=2)}
@@ -419,15 +446,16 @@ def autoattack(folder: Path, kills: tuple[bool, ...] = (False,)) -> Finding:
 
     VERSIONS["standard"], AutoAttack.__call__ = {"apgd-ce": 1, "apgd-dlr": 1}, crafting
     try:
-        for Noise.killed in kills:
-            module = build(PerImage, net=nearest_mean(), num_classes=10, test_attacks=attacks, alarm_images=0)
-            module.blocks = Blocks(place)
-            with suppress(InterruptedError):
-                quiet_trainer().test(module, Digits(), verbose=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for Noise.killed in kills:
+                module = build(Natural, net=Flat(nearest_mean()), num_classes=10, test_attacks=attacks, alarm_images=0)
+                found = found_per_image(module, Digits(), place)
     finally:
         VERSIONS["standard"], AutoAttack.__call__ = whole, once
+    told = [str(warning.message) for warning in caught if "AutoAttack" in str(warning.message)]
     results = module.test_results["these weights"]
-    return {"found": vars(module)["found"], "results": results, "crafted": crafted}
+    return {"found": found, "results": results, "crafted": crafted, "told": told}
 
 
 def killed_autoattack(folder: Path) -> Finding:

@@ -151,6 +151,17 @@ def test_a_test_prints_keeps_and_logs_its_alarms(tmp_path, capsys):
     assert f"ALARM zero_gradient: {method.alarms['zero_gradient']}" in capsys.readouterr().out
 
 
+def test_in_l2_one_step_is_a_rival_too_and_a_test_says_that_square_is_none(tmp_path, capsys):
+    x, y = held_out()
+    found = Probe(trained("natural"), x[:20], y[:20], torch.ones(20, dtype=torch.bool), (1.0, "l2")).run(square=20)
+    assert "fgsm" in found
+    assert "square" not in found
+    for norm, said in (("l2", 1), ("linf", 0)):
+        method = build(PGDAT, test_attacks={"pgd": PGD(0.5, norm=norm, steps=2)})
+        trainer(tmp_path).test(method, loader(images(40)), verbose=False)
+        assert capsys.readouterr().out.count("Square was not run") == said
+
+
 def test_a_test_without_alarms_says_so(tmp_path, capsys):
     method = build(PGDAT, alarm_images=0)
     (logged,) = trainer(tmp_path).test(method, loader(images(40)), verbose=False)

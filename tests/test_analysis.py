@@ -2,6 +2,8 @@
 
 import csv
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from lit_robust.analysis import compare, curves, diversity, eigenvalue, stale, s
 from lit_robust.analysis.compare import Method, ranked
 from lit_robust.analysis.diversity import entropy_score
 from lit_robust.analysis.eigenvalue import draw as draw_eigenvalues
-from lit_robust.analysis.journal import Journal
+from lit_robust.analysis.journal import PACKAGE, Journal, code_of
+from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import Images, adversarial_images, load_subjects, read_test_images
 from lit_robust.analysis.surface import filter_normalised
@@ -195,6 +198,22 @@ def test_the_final_net_meets_the_images_of_earlier_epochs(two):
     assert Path("analysis/stale.png").exists()
 
 
+def test_epochs_that_a_resume_has_abandoned_are_none_of_the_runs(two):
+    """The fourth epoch was kept twice, and the newer file is the first by its name; the tenth is not reached again."""
+    keep_epochs(two)
+    folder = Path("runs/trained/version_0/checkpoints")
+    old = torch.load(folder / "epoch=0.ckpt", weights_only=True)
+    for name, epoch in (("epoch=9", 9), ("epoch=3", 3), ("epoch=3-v1", 3)):
+        torch.save({**old, "epoch": epoch}, folder / f"{name}.ckpt")
+    for written, name in enumerate(("epoch=0", "epoch=3", "epoch=9", "epoch=3-v1", "last")):
+        os.utime(folder / f"{name}.ckpt", (written, written))
+    assert {epoch: path.stem for epoch, path in epochs_of("runs/trained").items()} == {
+        1: "epoch=0",
+        4: "epoch=3-v1",
+        5: "last",
+    }
+
+
 def test_a_run_that_kept_no_epochs_is_refused(two):
     with pytest.raises(ValueError, match="keep_epochs"):
         stale(two[:1], digits(), attack=ATTACK)
@@ -224,6 +243,29 @@ def test_curves_join_the_metrics_of_a_resumed_run(two):
     ]
     assert [row["test robust"] for row in rows] == [""] * 3
     assert len(read("analysis/curves.csv")) == 3
+
+
+def test_curves_leave_out_what_was_abandoned_by_a_resume_from_an_earlier_epoch(two):
+    """The run went on to its fifth epoch, and then from its second one again, to its fourth."""
+    folder = Path("runs/dat/version_0")
+    folder.mkdir(parents=True)
+    (folder / "metrics_0.csv").write_text(HEAD + "".join(f"{e},{e},{9 - e},1,0.1,0.5,0.1\n" for e in range(5)))
+    (folder / "metrics.csv").write_text(HEAD + "2,2,3.0,1,0.1,,\n3,3,2.0,1,0.1,0.6,0.2\n")
+    assert [(row["epoch"], row["loss"], row["val robust"]) for row in curves(["dat=runs/dat/version_0"])] == [
+        (1, 9.0, 0.1),
+        (2, 8.0, 0.1),
+        (3, 3.0, ""),  # 0.1 is of the net that was abandoned
+        (4, 2.0, 0.2),
+    ]
+
+
+def test_curves_of_a_run_that_was_started_again_are_those_of_its_last_start(two):
+    folder = Path("runs/dat/version_0")
+    folder.mkdir(parents=True)
+    (folder / "metrics_0.csv").write_text(HEAD + "0,9,2.0,0,0.1,0.5,0.1\n1,19,1.5,1,0.1,0.6,0.3\n")
+    (folder / "metrics_1.csv").write_text(HEAD)  # stopped before its first row
+    (folder / "metrics.csv").write_text(HEAD + "0,9,4.0,0,0.1,0.4,0.2\n")
+    assert [row["loss"] for row in curves(["dat=runs/dat/version_0"])] == [4.0]
 
 
 def test_curves_mark_the_switch_and_the_rates_drop(two):
@@ -521,15 +563,53 @@ def test_what_cannot_be_measured_is_refused(two, change, error, names):
 # The journal.
 
 
+def test_a_result_of_another_device_precision_torch_or_code_is_measured_again(tmp_path, monkeypatch):
+    path, measured = tmp_path / "journal.jsonl", []
+
+    def measures(device=CPU) -> bool:
+        before = len(measured)
+        Journal(path, device).get(("key",), lambda: measured.append(1) or 1)
+        return len(measured) > before
+
+    assert measures()
+    assert not measures()
+    assert measures(torch.device("cuda"))
+    assert not measures(torch.device("cuda:1"))
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "get_default_dtype", lambda: torch.float64)
+        assert measures()
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "__version__", "0.1")
+        assert measures()
+    with monkeypatch.context() as changed:
+        changed.setattr("lit_robust.analysis.journal.code_of", lambda package: "other")
+        assert measures()
+    assert not measures()
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [("attacks/pgd.py", True), ("measures/correct.py", True), ("threats.py", True), ("cli/main.py", False)],
+)
+def test_the_code_of_what_measures_decides_and_no_other(file, counts, tmp_path):
+    copies = [tmp_path / name for name in ("one", "other")]
+    for copy in copies:
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copies[1] / file).write_text((copies[1] / file).read_text() + "# Another line.\n")
+    one, other = map(code_of, copies)
+    assert one == code_of(PACKAGE)
+    assert (one != other) is counts
+
+
 def test_a_line_that_a_kill_has_cut_is_measured_again(tmp_path):
     path = tmp_path / "journal.jsonl"
     for value in (1, 2):
-        Journal(path).get((f"key {value}",), lambda value=value: value)
+        Journal(path, CPU).get((f"key {value}",), lambda value=value: value)
     path.write_text(path.read_text()[:-4])
-    journal = Journal(path)
+    journal = Journal(path, CPU)
     assert journal.get(("key 1",), lambda: "anew") == 1
     assert journal.get(("key 2",), lambda: "anew") == "anew"
-    assert Journal(path).get(("key 2",), lambda: "again") == "anew"
+    assert Journal(path, CPU).get(("key 2",), lambda: "again") == "anew"
 
 
 # The command.

@@ -9,6 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 
+from lit_robust import losses
 from lit_robust.analysis import curves, diversity, eigenvalue, stale, surface, sweep, targets, training_curves, transfer
 from lit_robust.analysis.diversity import draw as draw_diversity
 from lit_robust.analysis.journal import Journal
@@ -160,25 +161,26 @@ def test_the_best_epoch_is_not_a_kept_one(verb, name, two):
 # Surfaces.
 
 
-@pytest.mark.parametrize("space", ["weights", "input"])
-def test_a_killed_surface_goes_on_in_the_row_where_it_stopped(space, two, monkeypatch):
-    given = {"space": space, "points": 5, "limit": 20, "eigenvalue": False}
+#: The losses of a plane of input space begin with one that gives the direction of the gradient.
+@pytest.mark.parametrize(("space", "before"), [("weights", 0), ("input", 1)])
+def test_a_killed_surface_goes_on_in_the_row_where_it_stopped(space, before, two, monkeypatch):
+    given = {"space": space, "points": 5, "limit": 16, "eigenvalue": False}
     expected = surface(two, digits(), ATTACK, **given, out=Path("whole"))
-    module = import_module("lit_robust.analysis.surface")
-    once, points = module._loss, []
+    once, points = losses.ce, []
+    stop = 2 * before + 33  # in the second row of the second net
 
-    def killed(*args):
-        points.append(args)
-        if len(points) == 33:  # in the second row of the second net
+    def killed(logits, y):
+        points.append(len(y))
+        if len(points) == stop:
             raise KeyboardInterrupt
-        return once(*args)
+        return once(logits, y)
 
-    monkeypatch.setattr(module, "_loss", killed)
+    monkeypatch.setattr(losses, "ce", killed)
     with pytest.raises(KeyboardInterrupt):
         surface(two, digits(), ATTACK, **given)
     assert len(Path("analysis/journal.jsonl").read_text().splitlines()) == 6
     assert surface(two, digits(), ATTACK, **given) == expected
-    assert len(points) == 33 + 20
+    assert len(points) == stop + 2 * before + 20
 
 
 def test_the_net_itself_is_a_point_of_every_plane_with_an_odd_number_of_points(two):
@@ -204,9 +206,9 @@ def test_a_surface_shows_small_losses_beside_large_ones():
     assert "logarithmic" in figure.axes[-1].get_ylabel()
 
 
-@pytest.mark.parametrize("losses", [(0.0, 0.0), (1.0, 1.0), (0.0, 5.0), (float("nan"), 1.0), (float("inf"), 1.0)])
-def test_losses_without_a_logarithm_are_drawn(losses, tmp_path):
-    rows = [{"net": "a", "a": a, "b": b, "loss": losses[a]} for a in (0, 1) for b in (0, 1)]
+@pytest.mark.parametrize("of", [(0.0, 0.0), (1.0, 1.0), (0.0, 5.0), (float("nan"), 1.0), (float("inf"), 1.0)])
+def test_losses_without_a_logarithm_are_drawn(of, tmp_path):
+    rows = [{"net": "a", "a": a, "b": b, "loss": of[a]} for a in (0, 1) for b in (0, 1)]
     draw_surface(rows, "input", "").savefig(tmp_path / "a.png")
 
 
@@ -385,9 +387,9 @@ def test_diversity_of_two_classes_is_refused(two):
 @pytest.mark.parametrize("line", ["5", "null", '[["key"], 1]', "[1, 2]", '"ab"', "\udcff"])
 def test_a_line_that_is_none_of_the_journals_is_passed_over(line, tmp_path):
     path = tmp_path / "journal.jsonl"
-    Journal(path).get(("key",), lambda: 1)
+    Journal(path, CPU).get(("key",), lambda: 1)
     path.write_bytes(line.encode(errors="surrogateescape") + b"\n" + path.read_bytes())
-    assert Journal(path).get(("key",), lambda: "anew") == 1
+    assert Journal(path, CPU).get(("key",), lambda: "anew") == 1
     assert json.loads(path.read_text(errors="replace").splitlines()[-1])[1] == 1
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lit_robust.attacks import PGD, AutoAttack
+from lit_robust.attacks.autoattack_findings import Findings, gathering
 
 pyautoattack = pytest.importorskip("pyautoattack")
 APGDAttack = pyautoattack.autoattack.APGDAttack
@@ -217,6 +218,49 @@ def test_failed_checks_of_the_package_are_warned_of_in_our_words():
     assert "draws random numbers" in warnings_of(randomised, x, y)
     assert "draws random numbers" not in warnings_of(randomised, x, y, version="rand")
     assert "returns probabilities" in warnings_of(nn.Sequential(net, nn.Softmax(dim=1)), x, y)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_evaluation_gathers_findings_over_its_batches_instead_of_warnings(recwarn):
+    net, x, y = make()
+    with gathering(Findings()) as findings:
+        for rows in (slice(0, 4), slice(4, 10)):
+            AutoAttack(0.05)(nn.Sequential(net, nn.Softmax(dim=1)), x[rows], y[rows])
+    (told,) = findings.sentences()
+    assert told.startswith("AutoAttack(eps=0.05), at 10 of 10 images: ")
+    assert "probabilities" in told
+    findings.reset()
+    assert findings.sentences() == []
+    assert not recwarn.list
+
+
+def test_images_without_a_gradient_count_once_for_all_attacks(quick):
+    net, x, y = make()
+    flat = torch.arange(10) % 3 == 1  # 1, 4, 7
+
+    class Flat(nn.Module):
+        def forward(self, inputs):
+            keeps = (inputs.unsqueeze(1) - x).abs().amax(dim=(2, 3, 4)).argmin(dim=1)  # its clean image
+            return net(torch.where(flat[keeps].view(-1, 1, 1, 1), inputs.detach(), inputs))
+
+    with gathering(Findings()) as findings:
+        AutoAttack(0.01)(Flat(), x, y)
+    assert "at 3 of 10 images: the gradient" in " ".join(findings.sentences())
+
+
+def test_what_square_alone_breaks_is_counted_and_told_from_a_share_of_all_images(monkeypatch):
+    net, x, y = make()
+    for kind in (APGDAttack, pyautoattack.autoattack.APGDAttack_targeted, FABAttack_PT):
+        monkeypatch.setattr(kind, "perturb", lambda self, x, y: x)
+    monkeypatch.setattr(SquareAttack, "perturb", lambda self, x, y: -20 * x)
+    with gathering(Findings()) as findings:
+        x_adv = AutoAttack(1.0)(net, x, y)
+    broken = ((net(x_adv).argmax(1) != y) & (net(x).argmax(1) == y)).sum()
+    assert broken > 0
+    (told,) = findings.sentences()
+    assert f" {broken} of 10 images: Square" in told
+    for few, sentences in ((2, 0), (3, 1)):
+        assert len(Findings({"it | square": few, "it | attacked": 1000}).sentences()) == sentences
 
 
 @pytest.mark.usefixtures("quick")

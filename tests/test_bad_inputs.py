@@ -396,7 +396,7 @@ FLAGS = {
     ),
     "a number for a list": (
         "--model.lr_scheduler MultiStep --model.lr_scheduler.milestones 3",
-        "model.lr_scheduler.milestones: 3 is not of type list.",
+        "model.lr_scheduler.milestones: 3 is not of type list: write [3].",
     ),
     "a base class as callback": (
         "--trainer.callbacks+=BaseFinetuning",
@@ -577,6 +577,23 @@ def test_a_missing_package_is_answered_by_what_to_install(extra, tmp_path, capsy
         ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
         (["fiit"], 'there is no command "fiit": did you mean fit?'),
         (["fit"], "the following arguments are required: fit.data, fit.model: give a configuration with -c (...)."),
+        (
+            ["sweep"],
+            "the following arguments are required: checkpoints, data: name the runs to analyse and give a "
+            "configuration with -c (...).",
+        ),
+        (
+            ["sweep", "--data", "DigitsDataModule"],
+            "the following arguments are required: checkpoints: name the runs to analyse.",
+        ),
+        (
+            ["transfer", "a", "--data", "DigitsDataModule", "--sources", "b"],
+            "sources: b is not of type list: write [b].",
+        ),
+        (
+            ["report", "a", "--data", "DigitsDataModule", "--attacks", "PGD"],
+            "attacks: PGD is not of type dict: write {name: PGD}.",
+        ),
         (["fit", "--model", "PGDAT"], "model: lit_robust.defenses.PGDAT needs net, attack below init_args."),
     ],
 )

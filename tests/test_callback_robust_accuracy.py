@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_robust.attacks import BPDA, CWPGD, GAMAFW, GAMAPGD, PGD, Attack, MultiTargetedPGD, TargetedPGD
+from lit_robust.attacks.autoattack_findings import Findings, hand_on
 from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
@@ -68,6 +69,13 @@ class Classifier(LightningModule):
 class Inverts(Attack):
     def __call__(self, net, x, y):
         return 1 - x
+
+
+@dataclass(frozen=True)
+class Finds(Attack):
+    def __call__(self, net, x, y):
+        hand_on(Findings({"it | random": 1, "it | attacked": len(x)}))
+        return x
 
 
 def pixels(batch_size=2, x=PIXELS):
@@ -163,6 +171,15 @@ def test_a_test_may_have_attacks_of_its_own(tmp_path):
     assert of(run, "val").keys() == {"clean", "small"}
     run.test(module, pixels(), verbose=False)
     assert of(run, "test") == pytest.approx({"clean": 4 / 6, "inverted": 1 / 6})  # 0.6 stays bright enough
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_what_attacks_find_in_several_batches_is_told_once(stage, tmp_path):
+    run = trainer(tmp_path, callbacks=[RobustAccuracy({"finds": Finds()})])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="^it, at 3 of 6 images: ") as caught:
+            getattr(run, stage)(Classifier(), pixels(), verbose=False)
+        assert len([one for one in caught if "images" in str(one.message)]) == 1
 
 
 def test_samples_of_weight_0_do_not_count(tmp_path):

@@ -18,6 +18,7 @@ import yaml
 from lit_robust import __version__
 from lit_robust.attacks import PGD
 from lit_robust.cli import main
+from lit_robust.cli.verbs import VERBS
 from tests.front_door import lit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -474,6 +475,19 @@ def test_help_is_there_at_every_level(args, capsys):
         main(args)
     assert stop.value.code == 0
     assert "usage" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_an_analysis_is_read_in_a_minute_and_says_which_checkpoints_it_takes(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) < 160
+    assert "``" not in said
+    takes = " ".join(said.partition("arguments:\n  checkpoints ")[2].partition("options:")[0].split())
+    of_runs = verb in ("stale", "curves", "eigenvalue")
+    assert takes.removeprefix("The nets to attack: ").startswith("Folders of runs" if of_runs else ".ckpt files")
+    assert ("@SEED=" in takes) is (verb in ("compare", "report"))
 
 
 def test_no_advertisement_and_no_warning_reaches_the_user(here, capsys, caplog):

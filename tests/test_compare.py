@@ -1,6 +1,8 @@
 """What ``compare`` and ``report`` make of nets without gradients, foreign weights, and files with attacks."""
 
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import html, latex, markdown
 from lit_robust.attacks import AutoAttack, Square
+from lit_robust.attacks.autoattack_findings import Findings, hand_on
 from lit_robust.attacks.autoattack_package import Package
 from lit_robust.cli import main
 from lit_robust.costs import Cost
@@ -199,6 +202,12 @@ def test_a_comparison_says_that_it_found_no_alarm(two, capsys):  # noqa: F811
     assert "were not looked for" in capsys.readouterr().out
 
 
+def test_a_comparison_in_l2_says_once_that_square_is_not_run(two, capsys):  # noqa: F811
+    for attack, said in ((replace(ATTACK, norm="l2"), 1), (ATTACK, 0)):
+        compare(two, digits(), {"pgd": attack}, gap=False)
+        assert capsys.readouterr().out.count("Square was not run") == said
+
+
 # The attacks.
 
 
@@ -226,6 +235,30 @@ def test_autoattack_follows_the_norm_and_the_number_of_classes(two):  # noqa: F8
     kept["hyper_parameters"] = {"attack": {"class_path": "PGD", "init_args": {"eps": 0.5, "norm": "l2"}}}
     torch.save(kept, subjects[0].path)
     assert default_attacks(subjects, 10)[0]["autoattack"] == AutoAttack(0.5, "l2")
+
+
+def test_what_it_finds_is_told_once_for_each_net_also_when_the_comparison_goes_on(two, monkeypatch):  # noqa: F811
+    nets = []
+
+    def attack(self, net, x, y):
+        nets.append(net)
+        if len(nets) == 5:  # in the second net, whose images come in three batches
+            raise KeyboardInterrupt
+        hand_on(Findings({"it | random": len(x) - 1, "it | attacked": len(x)}))
+        return x
+
+    monkeypatch.setattr(AutoAttack, "__call__", attack)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="trained: it"):
+        compare(two, digits(), {"autoattack": AutoAttack()}, gap=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compare(two, digits(), {"autoattack": AutoAttack()}, gap=False)
+    assert len(nets) == 5 + 2
+    told = [str(one.message) for one in caught]
+    assert [one.split(": the net")[0] for one in told] == [
+        "trained: it, at 37 of 40 images",
+        "fresh/version_0: it, at 37 of 40 images",
+    ]
 
 
 def test_without_its_package_it_can_be_left_out(two, monkeypatch):  # noqa: F811

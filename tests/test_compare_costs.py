@@ -2,7 +2,9 @@
 
 import csv
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,6 +167,32 @@ def runs(tmp_path, monkeypatch) -> list[str]:
     lit("fit", "--trainer.logger.name", "two")
     lit("fit", "--trainer.logger.name", "eight", "--model.attack.steps", "8")
     return ["two=runs/two", "eight=runs/eight"]
+
+
+def test_compare_opens_one_run_of_weights_and_biases_for_table_and_both_pictures(runs, monkeypatch):
+    opened, logged = [], {}
+
+    class Run:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def log(self, values):
+            logged.update(values)
+
+    wandb = SimpleNamespace(
+        Image=lambda path: path, Table=lambda columns, data: data, init=lambda **given: opened.append(given) or Run()
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    rows = compare(runs, digits(), {"pgd": ATTACK}, gap=False, alarms=False, limit=8, wandb_project="robust")
+    assert opened == [{"project": "robust", "job_type": "compare"}]
+    assert logged == {
+        "compare/picture": "analysis/compare.png",
+        "compare_cost/picture": "analysis/compare_cost.png",
+        "compare/table": [[*row.values()] for row in rows],
+    }
 
 
 def test_compare_reads_the_costs_of_runs(runs, capsys):

@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_robust import losses
 from lit_robust.attacks import BPDA, PGD, AutoAttack, MultiTargetedPGD, Square
+from lit_robust.attacks.autoattack_findings import Findings, gathering
 from lit_robust.attacks.base import Attack
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.attack_checks import check_names
@@ -99,6 +100,18 @@ def test_autoattack_in_blocks_is_autoattack_on_each_block(tmp_path):
     assert 0 < expected.sum() < len(expected)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_block_that_is_read_tells_what_its_attack_has_found(tmp_path, recwarn):
+    net, told = nn.Sequential(trained(), nn.Softmax(dim=1)).eval(), []
+    for _ in range(2):
+        with gathering(Findings()) as findings:
+            survivors(AutoAttack(0.18, version="rand", batch_size=4), tmp_path, net, images(6))
+        told.append(findings.sentences())
+    assert told[0] == told[1]
+    assert any(" 6 of 6 images: " in sentence and "probabilities" in sentence for sentence in told[0])
+    assert not recwarn.list
+
+
 def test_only_the_same_net_attack_images_seed_and_mode_are_used_again(tmp_path, monkeypatch):
     net, batch = trained(), images(4)
 
@@ -160,6 +173,8 @@ def changed(path, **parts):
         partial(changed, x_adv=torch.zeros(4, 3, 8, 8, dtype=torch.float64)),
         partial(changed, x_adv=torch.full((4, 3, 8, 8), torch.nan)),
         partial(changed, more=1),
+        partial(changed, findings={"random": "many"}),
+        partial(changed, findings=[]),
     ],
 )
 def test_a_broken_or_foreign_file_is_computed_again_and_never_run(break_file, tmp_path):
@@ -274,7 +289,7 @@ def whole_levels():
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.filterwarnings("ignore:AutoAttack. the gradient is exactly 0")
+@pytest.mark.filterwarnings("ignore:AutoAttack.*the gradient is exactly 0")
 def test_a_break_in_bf16_counts_only_if_float32_confirms_it(caplog):
     net, batch = whole_levels()
     attack = AutoAttack(1e-3, version="rand", precision="bf16")
@@ -289,7 +304,7 @@ def test_a_break_in_bf16_counts_only_if_float32_confirms_it(caplog):
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.filterwarnings("ignore:AutoAttack. the gradient is exactly 0")
+@pytest.mark.filterwarnings("ignore:AutoAttack.*the gradient is exactly 0")
 def test_an_image_that_float32_misclassifies_is_not_attacked_in_bf16():
     net, batch = whole_levels()
     attack = AutoAttack(0.3, version="rand", precision="bf16")

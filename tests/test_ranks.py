@@ -300,7 +300,6 @@ def test_two_ranks_one_rank_and_a_killed_test_agree_for_every_image(name, findin
     assert {finding["files"] for finding in (one, killed, whole)} == {8}
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the package's
 @pytest.mark.parametrize("name", ["autoattack", "killed autoattack"])
 def test_autoattack_on_two_ranks_on_one_rank_and_killed_agrees_for_every_image(name, findings, tmp_path):
     pytest.importorskip("pyautoattack")
@@ -318,3 +317,7 @@ def test_autoattack_on_two_ranks_on_one_rank_and_killed_agrees_for_every_image(n
         assert all(torch.equal(crafted[image], found) for image, found in whole["crafted"].items())
     assert not zero["crafted"].keys() & one["crafted"].keys()
     assert len(whole["crafted"]) == 24
+    # A sentence about all images, which the resumed test read from its blocks in part, by rank 0.
+    assert len(whole["told"]) == 1
+    assert re.search(r" [1-9]\d? of 24 images: .* gradient ", whole["told"][0])
+    assert (zero["told"], one["told"], killed["told"]) == (whole["told"], [], whole["told"])

@@ -315,7 +315,7 @@ def test_a_verb_without_the_net_asks_for_it(file, stranger, capsys):
 
 def test_a_verb_refuses_another_net_in_one_sentence(foreign, capsys):
     assert "another net" in refusal(capsys, "sweep", "foreign.pth", *DATA, *NET[:2])
-    assert "no checkpoint at nowhere.pth" in refusal(capsys, "sweep", "nowhere.pth", *DATA, *NET)
+    assert "there is no nowhere.pth: " in refusal(capsys, "sweep", "nowhere.pth", *DATA, *NET)
     assert "num_classes" in refusal(capsys, "sweep", "foreign.pth", *DATA, *NET, "--net.num_classes", "many")
 
 

@@ -34,7 +34,7 @@ from lit_robust import load_net, losses, nets, require
 from lit_robust.analysis.compare import comparison
 from lit_robust.analysis.output import check_folder
 from lit_robust.analysis.start import check_images
-from lit_robust.analysis.subjects import device_of
+from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surface import surface
 from lit_robust.analysis.sweep import check_values, strengths
 from lit_robust.attacks import (
@@ -54,6 +54,7 @@ from lit_robust.attacks import (
     StAdv,
     TargetedPGD,
 )
+from lit_robust.attacks.autoattack_findings import Findings, hand_on
 from lit_robust.attacks.difficulty import FOSC, Difficulty, LastLayerSharpness
 from lit_robust.attacks.lpips import AlexNetStages
 from lit_robust.batch import Batch, as_batch
@@ -2287,6 +2288,15 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: device(False), 'device="meta" cannot be used here: choose auto or cpu.'),
     (lambda: device(True), 'device="meta" cannot be used here: choose auto, cpu or cuda.'),
+    (
+        lambda: hand_on(Findings({"AutoAttack | zero_gradient": 3, "AutoAttack | attacked": 10})),
+        "AutoAttack, at 3 of 10 images: the gradient is exactly 0, where APGD cannot move: look for rounding or "
+        "saturation in the net (BPDA), and trust Square's share of the result.",
+    ),
+    (
+        lambda: load_subjects(["a=nowhere"], torch.device("cpu")),
+        "there is no nowhere: give a .ckpt file, a file of weights or the folder of a run.",
+    ),
     (
         lambda: (Path("a.txt").touch(), check_folder("a.txt")),
         "out=a.txt must be a folder, and */a.txt is none: give another --out.",

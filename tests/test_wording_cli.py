@@ -241,7 +241,7 @@ GIVES_NOTHING = {
     "-c 'model: {init_args: {test_attacks: {a: PGD, a: FGSM}}}'": "-c, line 1: the key 'a' is repeated: keep one.",
     "--model.attack '{class_path: PGD, init_args: {eps: !!binary 1}}'": ".* line 1: the tag !!binary is .*",
     "--trainer.callbacks+=GradientAccumulationScheduler --trainer.callbacks.scheduling 2": (
-        "trainer.callbacks.scheduling: 2 is not of type dict."
+        "trainer.callbacks.scheduling: 2 is not of type dict: write .*"
     ),
 }
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 
-from lit_robust.analysis import compare, surrogate, sweep
+from lit_robust.analysis import compare, surface, surrogate, sweep
 from lit_robust.analysis.compare import default_attacks
 from lit_robust.analysis.study import Study
 from lit_robust.attacks import PGD
@@ -21,6 +21,7 @@ from lit_robust.callbacks.coreset_checks import tell_of_joining
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule, ImageFolderDataModule
 from lit_robust.defenses import PGDAT, Natural
+from lit_robust.measures.alarms import in_words
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Linear, MultiStep, PerEpoch
 from lit_robust.selection import CRAIG
@@ -159,6 +160,14 @@ LINES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: sweep([weights()], digits(), ATTACK, values=[0], limit=4, net=digits_cnn(width=4)),
         "values=[0] gives one point and no curve: give several.",
+    ),
+    (
+        lambda: surface([weights()], digits(), ATTACK, points=2, eigenvalue=False, limit=4, net=digits_cnn(width=4)),
+        "surface uses 4 test images and may be rough: give limit=200 or more, and data that has as many.",
+    ),
+    (
+        lambda: print(in_words({}, 4, "l2")),
+        "Square was not run, which has no L2 form here: judge by AutoAttack, which brings one.",
     ),
     (
         without_alarms,

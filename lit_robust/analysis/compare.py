@@ -10,7 +10,6 @@ from torch import nn
 from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
 from lit_robust.analysis.methods import Method, ranked, table
-from lit_robust.analysis.output import write_picture
 from lit_robust.analysis.start import begin, check_images
 from lit_robust.analysis.study import CLEAN, Source, Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
@@ -20,9 +19,9 @@ from lit_robust.attacks import Attack, AutoAttack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
-from lit_robust.measures.alarms import IMAGES
+from lit_robust.measures.alarms import IMAGES, NO_SQUARE, Alarms
 from lit_robust.measures.attack_checks import check_names, is_coarse
-from lit_robust.measures.default_attacks import default_test, threat_of
+from lit_robust.measures.default_attacks import default_test
 from lit_robust.whole_files import write_whole
 
 NO_GRAPH = "gradient attacks cannot run, and their columns repeat the clean accuracy: "
@@ -70,7 +69,8 @@ def compare(
     passes of different nets do not cost the same.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; NAME=PATH names
+            a method, and NAME@SEED=PATH one of its runs.
         data: Its test images are attacked.
         attacks: Attacks by name; by default those of ``test``, and AutoAttack, at the eps that all runs were trained
             with, else 8/255. On the command line also the ``test_attacks`` of a file given by ``-c``, such as
@@ -78,8 +78,8 @@ def compare(
         autoattack: Whether the default attacks include AutoAttack, which takes longest.
         gap: Whether to attack equally many training images, too. The generalisation gap is their accuracy under the
             first attack minus that of the test images.
-        alarms: Whether to look for signs of masked gradients, see ``measures.alarms``; a sentence each is printed below
-            the table, and a method with an alarm is not ranked.
+        alarms: Whether to look for signs of masked gradients, see ``lit_robust.measures.alarms``; a sentence each is
+            printed below the table, and a method with an alarm is not ranked.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
         surrogate: Whether to train a natural net of each net's architecture on its predictions, as one more source.
         reference: The method against which the saved wall-clock time is stated; where the hardware differs, the saved
@@ -89,7 +89,8 @@ def compare(
         out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal that lets
             a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and pictures are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table, the best method first.
@@ -109,10 +110,10 @@ def compare(
     for suffix, content in (("md", text), ("tex", latex(found.rows))):
         write_whole(study.out / f"compare.{suffix}", content.encode())
         print(study.out / f"compare.{suffix}")
-    study.write("compare", found.rows, draw(found.rows, found.strongest, found.about), wandb_project)
+    costs = {}
     if found.unit is not None:
-        costs = draw_costs(found.rows, found.strongest, found.about, found.unit)
-        write_picture(study.out, "compare_cost", costs, wandb_project)
+        costs["compare_cost"] = draw_costs(found.rows, found.strongest, found.about, found.unit)
+    study.write("compare", found.rows, draw(found.rows, found.strongest, found.about), wandb_project, costs)
     return found.rows
 
 
@@ -180,7 +181,7 @@ def comparison(
     order = ranked(methods, strongest) if exact else [(None, method) for _, method in ranked(methods, strongest)]
     rows = table(order, list(named_attacks), first if gap else None, reference)
     about = f"{describe(named_attacks[strongest])}, {study.images.n} test images"
-    remarks += _without_alarm(study, fired, test_attacks) if alarms else [NOT_SOUGHT]
+    remarks += _about_alarms(study, fired, test_attacks) if alarms else [NOT_SOUGHT]
     return Comparison(rows, fired, remarks, test_attacks, strongest, about, unit_of_cost(rows))
 
 
@@ -206,15 +207,15 @@ def default_attacks(
     return {**attacks, "autoattack": strong}, []
 
 
-def _without_alarm(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
-    """A sentence that names the runs without an alarm and how many images were probed; none if each run has one."""
+def _about_alarms(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
+    """Sentences about the runs without an alarm, how many images were probed, and what could not be looked for."""
     silent = ", ".join(run for run, alarms in fired.items() if not alarms)
     n = min(IMAGES, study.images.n)
-    threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
+    norm = Alarms(attacks, 2).norm
     found = f"the first {n} test images show no sign of masked gradients."
-    if not any(threats):
+    if norm is None:
         found = f"the first {n} test images were probed for a constant prediction only: no attack has an L-p bound."
-    return [f"No alarm for {silent}: {found}"] if silent else []
+    return [f"No alarm for {silent}: {found}"] * bool(silent) + [NO_SQUARE] * (norm == "l2")
 
 
 def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -42,7 +42,8 @@ def diversity(
     wrong predictions divided by log(C - 1): 1 if errors are spread evenly, 0 if each class has one wrong prediction.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; name=path names
+            a net.
         data: Its test images are attacked.
         eps: The bound of the two default attacks; by default the L-infinity eps that all nets were trained
             with, else 8/255.
@@ -51,7 +52,8 @@ def diversity(
         device: auto, cpu or cuda.
         out: The folder of diversity.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: a net, an attack, a class, and how often each class was predicted for its images.

@@ -43,8 +43,8 @@ def eigenvalue(
     drawn hollow. BatchNorm is in eval mode, and all nets see the same images.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net. With
-            over=epoch, folders of runs that kept several epochs (-c configs/callback/keep_epochs.yaml).
+        checkpoints: Folders of runs that kept several epochs (-c configs/callback/keep_epochs.yaml); with over=eps
+            .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; name=path names a net.
         data: Its test images are attacked.
         attack: By default PGD at the eps that all nets were trained with, else 8/255, with 10 steps of eps/4.
         over: What is varied: the epoch of the net, or eps, with which the step size is scaled.
@@ -53,7 +53,8 @@ def eigenvalue(
         device: auto, cpu or cuda.
         out: The folder of eigenvalue_<over>.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: a net, an epoch or eps, the eigenvalue there, and whether it settled.

@@ -87,7 +87,14 @@ def plain_text(text: str) -> str:
     return f"\N{ZERO WIDTH SPACE}{text}".replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
 
 
-def write(out: Path, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:
+def write(
+    out: Path,
+    stem: str,
+    rows: Sequence[Row],
+    figure: "Figure",
+    wandb_project: str | None = None,
+    others: Mapping[str, "Figure"] | None = None,
+) -> None:
     """Write ``stem.csv`` and ``stem.png``, whole or not at all, and say where they are.
 
     Args:
@@ -95,7 +102,8 @@ def write(out: Path, stem: str, rows: Sequence[Row], figure: "Figure", wandb_pro
         stem: The files' name.
         rows: Their first one names the columns.
         figure: The picture.
-        wandb_project: The project of Weights & Biases that gets both, too.
+        wandb_project: The project of Weights & Biases that gets all of it, in one run.
+        others: More pictures by the name of their file.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -105,22 +113,16 @@ def write(out: Path, stem: str, rows: Sequence[Row], figure: "Figure", wandb_pro
     table.writerows([[*rows[0]], *([csv_cell(value) for value in row.values()] for row in rows)])
     write_whole(out / f"{stem}.csv", text.getvalue().encode())
     print(out / f"{stem}.csv")
-    write_picture(out, stem, figure, wandb_project, rows)
-
-
-def write_picture(
-    out: Path, stem: str, figure: "Figure", wandb_project: str | None = None, rows: Sequence[Row] = ()
-) -> None:
-    """Write ``stem.png``, and log it to Weights & Biases, with a table if there are ``rows``; see ``write``."""
-    write_whole(out / f"{stem}.png", png(figure))
-    print(out / f"{stem}.png")
+    pictures = {stem: figure, **(others or {})}
+    for name, picture in pictures.items():
+        write_whole(out / f"{name}.png", png(picture))
+        print(out / f"{name}.png")
     if wandb_project is not None:
         import wandb
 
-        logged: dict[str, Any] = {f"{stem}/picture": wandb.Image(str(out / f"{stem}.png"))}
-        if rows:
-            columns: list[str | int] = [*rows[0]]
-            logged[f"{stem}/table"] = wandb.Table(columns=columns, data=[[*row.values()] for row in rows])
+        logged: dict[str, Any] = {f"{name}/picture": wandb.Image(str(out / f"{name}.png")) for name in pictures}
+        columns: list[str | int] = [*rows[0]]
+        logged[f"{stem}/table"] = wandb.Table(columns=columns, data=[[*row.values()] for row in rows])
         with wandb.init(project=wandb_project, job_type=stem) as run:
             run.log(logged)
 

@@ -84,7 +84,8 @@ def report(
     curves are drawn where a metrics.csv is beside the checkpoint's folder.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; NAME@SEED=PATH.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; NAME=PATH names
+            a method, and NAME@SEED=PATH one of its runs.
         data: Its test images are attacked.
         attacks: Attacks by name; by default those of ``compare``.
         autoattack: Whether the default attacks include AutoAttack, which takes longest.
@@ -99,7 +100,8 @@ def report(
         device: auto, cpu or cuda.
         out: The folder of report.html, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which the page is also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The file.

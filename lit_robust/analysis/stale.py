@@ -44,7 +44,8 @@ def stale(
         device: auto, cpu or cuda.
         out: The folder of stale.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: for each kept epoch the final net's accuracy on that epoch's adversarial images.
@@ -68,7 +69,8 @@ def stale(
 def epochs_of(run: str) -> dict[int, Path]:
     """The checkpoints of a run by the number of finished epochs, in order; one per epoch.
 
-    ``best.ckpt`` is none of them: its epoch is kept for its accuracy, not as a part of the run's course.
+    ``best.ckpt`` is none of them: its epoch is kept for its accuracy, not as a part of the run's course. Where a run
+    was resumed from an earlier epoch, the newest file of an epoch counts, and none beyond the last checkpoint.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -78,15 +80,20 @@ def epochs_of(run: str) -> dict[int, Path]:
     found = checkpoints_of(folder)
     if not found:
         raise FileNotFoundError(f"there is no last.ckpt or best.ckpt below {folder}: give the folder of a run.")
-    beside = next(iter(found.values())).parent
-    files = [path for path in sorted(beside.glob("*.ckpt")) if not re.fullmatch(r"best(-v\d+)?", path.stem)]
-    epochs = {int(read_checkpoint(path).get("epoch", -1)) + 1: path for path in files}
+    last = next(iter(found.values()))
+    files = sorted(last.parent.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    epochs = {_epoch_of(path): path for path in files if not re.fullmatch(r"best(-v\d+)?", path.stem)}
+    epochs = {epoch: path for epoch, path in epochs.items() if epoch <= _epoch_of(last)}
     if len(epochs) < 2:
         raise ValueError(
             f"checkpoints={run} kept {len(epochs)} epoch besides the best: train with "
             "-c configs/callback/keep_epochs.yaml, which keeps several."
         )
     return dict(sorted(epochs.items()))
+
+
+def _epoch_of(path: Path) -> int:
+    return int(read_checkpoint(path).get("epoch", -1)) + 1
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> "Figure":

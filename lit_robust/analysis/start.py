@@ -43,7 +43,8 @@ def begin(
     place, folder = device_of(device), Path(out)
     subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
     check_images(subjects, images)
-    return Study(subjects, images, place, folder, Journal(folder / "journal.jsonl"), Blocks(folder / "blocks"))
+    journal = Journal(folder / "journal.jsonl", place)
+    return Study(subjects, images, place, folder, journal, Blocks(folder / "blocks"))
 
 
 @torch.no_grad()

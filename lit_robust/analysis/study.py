@@ -1,5 +1,6 @@
 """The inputs of an analysis: nets, images, the journal of finished measurements, and the folder of the results."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from lit_robust.analysis.subjects import (
     survivors,
 )
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.autoattack_findings import Findings, gathering
 from lit_robust.attacks.base import NoGraphError
 from lit_robust.measures.alarms import Alarms
 from lit_robust.measures.image_blocks import Blocks, identity
@@ -66,6 +68,7 @@ class Study:
     journal: Journal
     blocks: Blocks
     _last: dict[tuple[str, str, str], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _told: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False)
 
     def measured(self, what: str, net: Subject, attack: Attack, measure: Callable[[], Any], *more: str) -> Any:
         """A measurement of a net under an attack; what was measured before is not repeated.
@@ -108,12 +111,16 @@ class Study:
             self.blocks.forget()
             return adversarial_images(target.net, attack, seen, self.blocks, judged_by=target.net)
 
-        def measure() -> str:
-            return survivors(target.net, crafted(), seen)
+        def measure() -> dict[str, Any]:
+            with gathering(Findings()) as findings:
+                x_adv = crafted()
+            return {"survived": survivors(target.net, x_adv, seen), "findings": findings.counts}
 
         try:
             what = "survivors" if origin is None else "survivors of a transfer"
-            return str(self.measured(what, target, attack, measure, source.key, seen.key))
+            found = self.measured(what, target, attack, measure, source.key, seen.key)
+            self._tell(getattr(source, "name", target.name), Findings(found["findings"]))
+            return str(found["survived"])
         except NoGraphError as error:
             if without_graph == "keep":
                 return self.survivors(target, CLEAN, images=images)
@@ -162,10 +169,17 @@ class Study:
         """Split per-image values into the batches of the images."""
         return torch.split(values, [len(batch.y) for batch in self.images.batches])
 
-    def write(self, stem: str, rows: Sequence[Row], figure: "Figure", wandb_project: str | None = None) -> None:
-        """``output.write`` into the study's folder; blocks are no longer needed then."""
-        write(self.out, stem, rows, figure, wandb_project)
+    def write(self, stem: str, rows: Sequence[Row], figure: "Figure", *more: Any) -> None:
+        """``output.write(out, ...)`` into the study's folder; blocks are no longer needed then."""
+        write(self.out, stem, rows, figure, *more)
         self.blocks.forget()
+
+    def _tell(self, net: str, findings: Findings) -> None:
+        """Warn once of what an attack on a net has found, now or before the analysis was stopped."""
+        for sentence in findings.sentences():
+            if (net, sentence) not in self._told:
+                self._told.add((net, sentence))
+                warnings.warn(f"{net}: {sentence}", stacklevel=2)
 
     def _crafted(self, origin: Subject, attack: Attack, images: Images) -> list[Tensor]:
         """The adversarial images of a net; the last ones are kept, because a transfer shows them to several nets."""

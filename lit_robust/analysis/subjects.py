@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_robust import attacks, require
 from lit_robust.attacks import Attack
+from lit_robust.attacks.autoattack_findings import Findings, gathering, hand_on
 from lit_robust.attacks.base import EPS
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_checkpoint
@@ -138,6 +139,8 @@ def named(text: str) -> tuple[str, Path]:
 
 
 def _file(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: give a .ckpt file, a file of weights or the folder of a run.")
     if not path.is_dir():
         return path
     found = checkpoints_of(path)
@@ -204,15 +207,17 @@ def adversarial_images(
             soon as it is misclassified. Other nets, and losses, need the end of the attack.
     """
     crafted, fold = [], FoldedNet()
-    for number, batch in enumerate(images.batches):
-        attacked = fold(net, batch.x)
-        leaves = smaller_batches() if judged_by is net else nullcontext()
-        with own_random_state(batch.x.device), checked(), leaves:
-            seed(batch.x.device, "evaluate", number, 0)
-            if getattr(attack, "is_long", False):
-                crafted.append((blocks or Blocks()).images(attack, net, batch, attacked))
-            else:
-                crafted.append(attack(attacked, batch.x, batch.y))
+    with gathering(Findings()) as findings:
+        for number, batch in enumerate(images.batches):
+            attacked = fold(net, batch.x)
+            leaves = smaller_batches() if judged_by is net else nullcontext()
+            with own_random_state(batch.x.device), checked(), leaves:
+                seed(batch.x.device, "evaluate", number, 0)
+                if getattr(attack, "is_long", False):
+                    crafted.append((blocks or Blocks()).images(attack, net, batch, attacked))
+                else:
+                    crafted.append(attack(attacked, batch.x, batch.y))
+    hand_on(findings)
     return crafted
 
 

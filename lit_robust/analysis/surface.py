@@ -30,6 +30,8 @@ Craft = Literal["everywhere", "centre"]
 RowOfPlane = Callable[[float, Sequence[float]], list[float]]
 
 CRAFTED = {"everywhere": "anew at each point", "centre": "once, for the net at the cross"}
+#: How many images the surface needs to be smooth (ours).
+SMOOTH = 200
 #: The smallest loss that is drawn, as a share of the largest one.
 FLOOR = 1e-4
 
@@ -43,7 +45,7 @@ def surface(
     points: int = 15,
     radius: float | None = None,
     eigenvalue: bool = True,
-    limit: int = 200,
+    limit: int = SMOOTH,
     device: str = "auto",
     out: Path = Path("analysis"),
     wandb_project: str | None = None,
@@ -59,7 +61,8 @@ def surface(
     the method is ours.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; name=path names
+            a net.
         data: Its test images are attacked.
         attack: By default PGD at the eps that all nets were trained with, else 8/255, with 10 steps of eps/4; its eps
             is also the unit of the input space.
@@ -69,11 +72,12 @@ def surface(
         radius: Half of the plane's side: in units of the weights' own norm (0.5 by default), or of eps (2 by default).
         eigenvalue: Whether to compute the largest eigenvalue of the adversarial loss's Hessian in the weights, too, by
             power iteration to 1 % or at most 50 iterations.
-        limit: Use only the first ``limit`` test images; at least 200 are needed for a smooth picture.
+        limit: Use only the first ``limit`` test images; below 200 the picture is rough, and a line says so.
         device: auto, cpu or cuda.
         out: The folder of surface_<space>.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: a net, a point (a, b) and the mean loss there.
@@ -88,6 +92,9 @@ def surface(
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
     study = begin(checkpoints, data, limit, device, out, net)
     attack = attack or default_attack(study.subjects, steps=10)
+    if study.images.n < SMOOTH:
+        n = study.images.n
+        print(f"surface uses {n} test images and may be rough: give limit={SMOOTH} or more, and data that has as many.")
     steps = [radius * (2 * k / (points - 1) - 1) for k in range(points)]  # 0 is one of an odd number
     rows = []
     for subject in study.subjects:

@@ -54,10 +54,11 @@ def sweep(
     ball and its accuracy says little: such points are drawn hollow. At a large eps the accuracy of an honest net is 0.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; name=path names
+            a net.
         data: Its test images are attacked.
-        attack: A PGD or one of its kind; by default PGD at the eps that all nets were trained with, else 8/255, with 20
-            steps of eps/4.
+        attack: One with the argument that is varied; by default PGD at the eps that all nets were trained with, else
+            8/255, with 20 steps of eps/4.
         over: What is varied.
         values: Its values; by default 0 to 4 times the attack's eps, 1 to 100 steps, or 1 to 20 restarts.
         step: With over=eps, whether a step_size that the attack is given stays fixed, as in the slides, or is scaled
@@ -66,7 +67,8 @@ def sweep(
         device: auto, cpu or cuda.
         out: The folder of sweep_<over>.csv and .png, and of the journal that lets a stopped sweep continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table.

@@ -40,17 +40,19 @@ def targets(
     net beside the robust ones. A row of the picture is an image, a column is a net. Eps and steps are ours.
 
     Args:
-        checkpoints: .ckpt files or folders of runs, whose last checkpoint is taken; name=path names a net.
+        checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; name=path names
+            a net.
         data: Its test images are attacked.
         attack: A targeted one; by default PGD at 3 times the eps that all nets were trained with, else 24/255, with 100
             steps of 2.5 eps / 100.
-        target: The class to reach, whose own images are left out; by default each label's next one.
+        target: The class to reach, whose own images are left out; by default the class after each image's own.
         images: The number of images, from as many classes as possible.
         limit: Choose among the first ``limit`` test images.
         device: auto, cpu or cuda.
         out: The folder of targets.csv and .png.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table: for each net and image the clean and the adversarial prediction, with its confidence.

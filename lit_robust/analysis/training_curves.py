@@ -1,6 +1,7 @@
 """Training curves of several runs: loss, accuracy, DAT's switch, rate drops, NuAT-H's second steps."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -53,8 +54,8 @@ def curves(
     Runs of NuAT-H add their clean cross-entropy, with the epochs that got second steps shaded, as in the NuAT slides.
 
     Args:
-        checkpoints: Folders of runs, which have a metrics.csv, or folders above them, in which the newest run is
-            taken; the files of resumed runs are joined; name=path names a run.
+        checkpoints: Folders of runs, which have a metrics.csv, folders above them, in which the newest run is taken,
+            or a checkpoint of each run. The files of a resumed run are joined; name=path names a run.
         data: Its test images are attacked, if there are checkpoints to test.
         attack: The attack of that test; by default PGD at the eps that all these runs were trained with, else 8/255,
             with 20 steps of eps/8.
@@ -62,7 +63,8 @@ def curves(
         device: auto, cpu or cuda.
         out: The folder of curves.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table, one per run and epoch.
@@ -95,7 +97,10 @@ def curves(
 
 
 def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
-    """The metrics of a run by the number of finished epochs; where one was repeated after a resume, its last values.
+    """The metrics of a run by the number of finished epochs, joined over its resumes.
+
+    A later file begins where the run was resumed, or repeats the run from its first epoch on. What an earlier file
+    holds from there on was abandoned, and is left out.
 
     Raises:
         FileNotFoundError: If there is no metrics file.
@@ -109,17 +114,26 @@ def epochs_of_metrics(folder: Path) -> dict[int, dict[str, float | str]]:
         )
     epochs: dict[int, dict[str, float | str]] = {}
     for path in files:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if not row.get("epoch", "none"):  # what is logged outside of an epoch's summary
-                    continue
-                try:
-                    epoch = int(row["epoch"]) + 1
-                    values = {name: float(row[key]) for name, key in COLUMNS.items() if row.get(key)}
-                except (KeyError, ValueError, TypeError) as error:
-                    raise ValueError(f"{path} is not a metrics file of a run ({error}): leave it out.") from error
-                epochs.setdefault(epoch, dict.fromkeys(COLUMNS, "")).update(values)
+        later = _epochs_in(path)
+        begin = min(later, default=math.inf)
+        epochs = {epoch: values for epoch, values in epochs.items() if epoch < begin} | later
     return dict(sorted(epochs.items()))
+
+
+def _epochs_in(path: Path) -> dict[int, dict[str, float | str]]:
+    """The last values of each epoch in a metrics file."""
+    epochs: dict[int, dict[str, float | str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if not row.get("epoch", "none"):  # what is logged outside of an epoch's summary
+                continue
+            try:
+                epoch = int(row["epoch"]) + 1
+                values = {name: float(row[key]) for name, key in COLUMNS.items() if row.get(key)}
+            except (KeyError, ValueError, TypeError) as error:
+                raise ValueError(f"{path} is not a metrics file of a run ({error}): leave it out.") from error
+            epochs.setdefault(epoch, dict.fromkeys(COLUMNS, "")).update(values)
+    return epochs
 
 
 def named_runs(checkpoints: Sequence[str]) -> dict[str, Path]:

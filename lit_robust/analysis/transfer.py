@@ -35,8 +35,8 @@ def transfer(
     accuracy of a net more than its own do, it masks its gradients.
 
     Args:
-        checkpoints: The nets to attack: .ckpt files or folders of runs, whose last checkpoint is taken; name=path
-            names a net.
+        checkpoints: The nets to attack: .ckpt files, folders of runs, whose last checkpoint is taken, or files of
+            weights; name=path names a net.
         data: Its test images are attacked.
         sources: The nets to craft on, in the same form; by default the attacked nets.
         attack: By default PGD at the eps that all attacked nets were trained with, else 8/255, with 10 steps of eps/4.
@@ -44,7 +44,8 @@ def transfer(
         device: auto, cpu or cuda.
         out: The folder of transfer.csv and .png, and of the journal that lets a stopped run continue.
         wandb_project: The project of Weights & Biases to which table and picture are also logged.
-        net: The net of files that are not checkpoints of lit_robust.nets, such as a plain state_dict.
+        net: The net of files that do not name one of lit_robust.nets, such as a plain state_dict; on the command line
+            its path, such as torchvision.models.resnet18.
 
     Returns:
         The rows of the table; source and target are the same in the rows of the white-box attack.

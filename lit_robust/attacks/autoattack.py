@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.attacks.autoattack_package import Package, in_our_words, own_random_states
+from lit_robust.attacks.autoattack_findings import watched
+from lit_robust.attacks.autoattack_package import Package, own_random_states
 from lit_robust.attacks.base import EPS, Attack
 from lit_robust.guards import crafting, frozen
 from lit_robust.magnitudes import Magnitude
@@ -53,9 +54,9 @@ class AutoAttack(Attack):
 
     The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
     If a net has fewer than 10 classes, the targeted attacks target all wrong ones. What the package's own checks find
-    (``autoattack_package.FINDINGS``: a randomised net, outputs that are probabilities, zero gradients, ...) is warned
-    of. A terminal shows a bar with the time left; the logger ``lit_robust`` gets a line per attack at level INFO. The
-    net should be in eval mode.
+    (``autoattack_findings.FINDINGS``: a randomised net, outputs that are probabilities, zero gradients, ...) is warned
+    of, with the number of images; in an evaluation once, at its end. A terminal shows a bar with the time left; the
+    logger ``lit_robust`` gets a line per attack at level INFO. The net should be in eval mode.
 
     Args:
         eps: The bound, in units of [0, 1].
@@ -131,13 +132,19 @@ class AutoAttack(Attack):
             return logits.float()
 
         # FAB calls `backward`: on a net that is not frozen it would leave gradients on the parameters.
-        with bar, crafting(x, y) as (x, y), frozen(net), torch.no_grad(), own_random_states(), in_our_words():
+        with (
+            bar,
+            crafting(x, y) as (x, y),
+            frozen(net),
+            torch.no_grad(),
+            own_random_states(),
+            watched(self._title, len(x)) as found,
+        ):
             x_adv, x = x.clone(), x.contiguous()  # the package reads images through `view`
             classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
             unbroken = torch.cat([exact(images).argmax(dim=1) == labels for images, labels in parts])
-            accuracy, begin = {"clean": unbroken.float().mean().item()}, time.perf_counter()
-            left = dict(VERSIONS[self.version])
+            begin, left = time.perf_counter(), dict(VERSIONS[self.version])
             for name, restarts in VERSIONS[self.version].items():
                 if not unbroken.any():
                     break
@@ -146,15 +153,23 @@ class AutoAttack(Attack):
                 del left[name]
                 attack = self._build(package, name, restarts, predict, classes)
                 for rows in torch.split(unbroken.nonzero().squeeze(1), self.batch_size):
-                    found = attack.perturb(x[rows], y[rows])
-                    broken = exact(found).argmax(dim=1) != y[rows]
-                    x_adv[rows[broken]] = found[broken]
+                    points = attack.perturb(x[rows], y[rows])
+                    broken = exact(points).argmax(dim=1) != y[rows]
+                    x_adv[rows[broken]] = points[broken]
                     unbroken[rows[broken]] = False
-                accuracy[name] = unbroken.float().mean().item()
-                seconds = time.perf_counter() - begin
-                log.info("AutoAttack: %.2f %% robust after %s (%.1f s)", 100 * accuracy[name], name, seconds)
-            package.checks.check_square_sr(accuracy)
+                    if name == "square":
+                        found[name] += int(broken.sum())
+                share, seconds = 100 * unbroken.float().mean().item(), time.perf_counter() - begin
+                log.info("AutoAttack: %.2f %% robust after %s (%.1f s)", share, name, seconds)
         return x_adv
+
+    @property
+    def _title(self) -> str:
+        """The attack as its findings name it: by what two attacks of a test most often differ in."""
+        eps = self.eps if getattr(self.eps, "written", None) else f"{self.eps:.4g}"
+        usual = {"norm": "linf", "version": "standard", "precision": "float32"}
+        others = [f", {name}={getattr(self, name)}" for name, one in usual.items() if getattr(self, name) != one]
+        return f"AutoAttack(eps={eps}{''.join(others)})"
 
     def _build(
         self, package: Package, name: str, restarts: int, predict: Callable[[Tensor], Tensor], classes: int

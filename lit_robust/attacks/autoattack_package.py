@@ -1,7 +1,6 @@
-"""The package that runs AutoAttack's attacks: which one is installed, and what is kept from it or put in our words."""
+"""The package that runs AutoAttack's attacks: which one is installed, and what is kept from it."""
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -10,23 +9,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-
-from lit_robust.attacks.base import NoGraphError
-
-#: What the package's checks may find, by words of its messages, and how we say it.
-FINDINGS = {
-    "randomized defense": 'the net draws random numbers, which misleads AutoAttack: choose version="rand".',
-    "probability distribution": "the net returns probabilities, whose gradients vanish: let it return logits.",
-    "zero gradient": (
-        "the gradient is exactly 0 at some images, where APGD cannot move: look for rounding or saturation in the net "
-        "(BPDA), and trust Square's share of the result."
-    ),
-    "Square Attack has decreased": (
-        "Square broke images that all gradient attacks left, so the net masks its gradients: see the alarms of test."
-    ),
-    "dynamic defense": "the net optimises while it predicts, which AutoAttack does not take into account.",
-    "dynamic defenses is not": "whether the net optimises while it predicts could not be checked.",
-}
 
 
 class Package:
@@ -72,22 +54,6 @@ class Package:
             self.checks.check_dynamic(predict, x)
         finally:
             sys.settrace(trace)
-
-
-@contextmanager
-def in_our_words() -> Iterator[None]:
-    """Warn of what the package finds in the words of ``FINDINGS``, once; and of a net without a graph by our error."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    except RuntimeError as error:
-        if "does not require grad" in str(error):
-            raise NoGraphError from None
-        raise
-    for message, category in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
-        ours = next((f"AutoAttack: {said}" for theirs, said in FINDINGS.items() if theirs in message), None)
-        warnings.warn(ours or message, UserWarning if ours else category, stacklevel=4)
 
 
 @contextmanager

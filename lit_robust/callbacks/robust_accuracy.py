@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.attacks.autoattack_findings import Findings, gathering
 from lit_robust.attacks.base import Attack, check_attack
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
@@ -17,7 +18,12 @@ from lit_robust.first_batch import check_sources
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
-from lit_robust.measures.attack_checks import check_different, check_names, tell_of_short_steps
+from lit_robust.measures.attack_checks import (
+    check_different,
+    check_names,
+    tell_of_findings,
+    tell_of_short_steps,
+)
 from lit_robust.measures.directions import check_directions
 from lit_robust.measures.image_blocks import Blocks
 from lit_robust.runs import load_sources
@@ -92,6 +98,7 @@ class RobustAccuracy(Callback):
         self.alarms: dict[str, str] = {}
         self.alarm_images, self.alarm_sources = alarm_images, load_sources(alarm_sources)
         self.blocks = Blocks(blocks)
+        self._findings = Findings()
         self._probed: dict[int, Alarms] = {}
         self._survivors: dict[int, Survivors] = {}
         self._logged: set[str] = set()
@@ -119,6 +126,7 @@ class RobustAccuracy(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         self._survivors = {}
+        self._findings.reset()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -133,6 +141,7 @@ class RobustAccuracy(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         self._survivors, self._probed = {}, {}
+        self._findings.reset()
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -156,8 +165,8 @@ class RobustAccuracy(Callback):
             if trainer.progress_bar_callback:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # its own turn comes after ours
             n = sum(probed.n for probed in self._probed.values())
-            bounded = any(probed.threat is not None for probed in self._probed.values())
-            told = f"{in_words(self.alarms, n, bounded)}\n" if self._probed else ""
+            norm = next((probed.norm for probed in self._probed.values() if probed.norm), None)
+            told = f"{in_words(self.alarms, n, norm)}\n" if self._probed else ""
             print(f"\n{legend(self.attacks['test'])}\n\n{table(self._columns)}\n\n{told}")
 
     def _measure(
@@ -168,7 +177,7 @@ class RobustAccuracy(Callback):
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
         net, attacked = self.adapter.logits_net(module), self.adapter.attacked_net(module, batch)
         batch = self.adapter.labelled(batch)
-        with own_random_state(batch.x.device), frozen(net):
+        with own_random_state(batch.x.device), frozen(net), gathering(self._findings):
             if split == "test":
                 probed = None if _own_rows(module, split) else self._alarms(net, batch.x, loader)
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
@@ -198,6 +207,7 @@ class RobustAccuracy(Callback):
 
     def _report(self, split: str, module: LightningModule) -> dict[str, dict[str, Accuracy]]:
         """Log what was counted; returns the accuracies of each loader, by the suffix that Lightning gives it."""
+        tell_of_findings(self._findings)
         several = len(self._survivors) > 1
         columns = {
             f"/dataloader_idx_{loader}" if several else "": survivors.accuracies()

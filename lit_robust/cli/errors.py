@@ -19,7 +19,7 @@ from typing import Any
 
 from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places, of_another_type
-from lit_robust.cli.wordings import WORDS
+from lit_robust.cli.wordings import BRACKETS, WORDS
 from lit_robust.keywords import keywords_of
 from lit_robust.lightning_internals import fails_while_restoring
 from lit_robust.shown import without_addresses
@@ -223,9 +223,9 @@ def _expected(mistake: _Mistake) -> str:
     reasons = "\n".join(mistake.reasons)
     if choices := re.findall(r"^Expected a (?:typing\.)?Literal\[(.*)\]", reasons, re.MULTILINE):
         return f"is unknown: choose one of {', '.join(choices)}"
-    types = re.findall(r"^Expected a <class '(.*)'>", reasons, re.MULTILINE)
-    names = [{"collections.abc.Sequence": "list"}.get(name, name) for name in types]
-    return f"is not of type {' or '.join(names)}" if names else ""
+    types = " or ".join(re.findall(r"^Expected a <class '(.*)'>", reasons, re.MULTILINE))
+    types = types.replace("collections.abc.Sequence", "list")
+    return f"is not of type {types}{BRACKETS.get(types, '').format(mistake.value)}" if types else ""
 
 
 def _near(name: str, names: Iterable[str]) -> _Near:

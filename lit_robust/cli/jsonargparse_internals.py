@@ -60,6 +60,11 @@ def constructors_called_by(wrap: Wrap) -> AbstractContextManager[None]:
     return _replaced("_instantiation", "call_without_instantiate_context", wrap)
 
 
+def subclasses_listed_by(wrap: Wrap) -> AbstractContextManager[None]:
+    """Replace which classes a help lists. Without it, that of ``--net`` would name every module of torch."""
+    return _replaced("_typehints", "get_all_subclass_paths", wrap)
+
+
 def is_nested(value: Any) -> bool:
     """Whether a value is one argument inside an earlier value, for which the other arguments stay."""
     return isinstance(value, internal("_typehints", "NestedArg"))

@@ -4,6 +4,7 @@ import json
 import re
 from argparse import ArgumentError
 from ast import literal_eval
+from collections.abc import Callable
 from contextlib import suppress
 from difflib import get_close_matches
 from enum import Enum
@@ -16,12 +17,17 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_robust.cli.classes import NAMES
 from lit_robust.cli.errors import in_full, sentence
 from lit_robust.cli.exits import exit_with
+from lit_robust.cli.jsonargparse_internals import subclasses_listed_by
 from lit_robust.cli.net_arguments import hides_class_count, makes_net
 from lit_robust.cli.places import SECTIONS
 from lit_robust.defenses import Defense
 
 #: The values that may follow an option although they begin with a minus.
 _NEGATIVE = r"-\d+|-\d*\.\d+"
+
+
+#: The longest list of classes in a help; there are about forty methods, and hundreds of modules of torch.
+MOST_LISTED = 100
 
 
 class Parser(LightningArgumentParser):
@@ -69,6 +75,20 @@ class Parser(LightningArgumentParser):
         added: list[str] = super().add_function_arguments(*args, **kwargs)
         return added
 
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help without lists of hundreds of classes, and without the backticks of docstrings."""
+
+        def listing_few(listed: Callable[..., list[str]]) -> Callable[..., list[str]]:
+            def few(*of: Any, **options: Any) -> list[str]:
+                paths = listed(*of, **options)
+                return paths if len(paths) <= MOST_LISTED else []
+
+            return few
+
+        with subclasses_listed_by(listing_few):
+            text: str = super().format_help(*args, **kwargs)
+        return text.replace("``", "")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and where to find help, and exit with 2."""
         if not self.exit_on_error:  # an inner parser, one of several that jsonargparse tries
@@ -80,8 +100,10 @@ class Parser(LightningArgumentParser):
             message = self._unknown(found[1], message) if found[1] else self._unknown_in_a_file(found[2], message)
         if without := re.match(r"argument (--\S+): expected one argument", message):
             message = message.replace(without[1], self._without_a_value(without[1]), 1)
-        if "arguments are required" in message:
-            message += ": give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)."
+        if missing := re.search(r"arguments are required: (.*)", message):
+            runs = ["name the runs to analyse"] if "checkpoints" in missing[1] else []
+            file = "give a configuration with -c (a run saves its own, config.yaml, beside its checkpoints)"
+            message += f": {' and '.join(runs + [file] * (missing[1] != 'checkpoints'))}."
         command = " ".join(["lit-robust", *self.prog.replace("[options]", "").split()[1:]])
         exit_with(sentence(message, NAMES), f"{command} --help lists all options", code=2)
 

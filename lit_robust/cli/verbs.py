@@ -1,5 +1,6 @@
 """The analyses as commands beside Lightning's: ``lit-robust sweep runs/a runs/b -c runs/a/config.yaml``."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import signature
 from typing import Any
@@ -35,9 +36,7 @@ def run(args: Sequence[str]) -> None:
         prog=f"lit-robust {verb}", description=(function.__doc__ or "").split("Args:")[0], version=__version__
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A file with data: and other arguments.")
-    parser.add_argument(
-        "checkpoints", nargs="+", help=".ckpt files, folders of runs, or files of weights; name=path names a net."
-    )
+    parser.add_argument("checkpoints", nargs="+", help=_about("checkpoints", function))
     parser.add_function_arguments(function, skip={"checkpoints"})
     files = [*_files(words)]
     words = gathered(words, ())
@@ -57,9 +56,15 @@ def run(args: Sequence[str]) -> None:
     function(**made)
 
 
+def _about(argument: str, function: Callable[..., Any]) -> str:
+    """What a docstring says of an argument."""
+    said = re.search(rf"(?s)\n +{argument}: (.*?)\n +\w+: ", function.__doc__ or "")
+    return " ".join(said[1].split()) if said else ""
+
+
 def _files(words: Sequence[str]) -> Iterator[str]:
     """The files given by ``-c``."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         option, is_given, value = word.partition("=")
         if option in ("-c", "--config"):
             yield value if is_given else after

@@ -1,5 +1,8 @@
 """What jsonargparse says of a value that it cannot use, and how we say it."""
 
+#: How a single value of these types is written.
+BRACKETS = {"list": ": write [{}]", "dict": ": write {{name: {}}}"}
+
 #: jsonargparse's reasons, and our sentences for them; numbers in braces are the pattern's groups.
 WORDS = {
     r"Not of type Magnitude: magnitude='?None'? is": (

@@ -21,19 +21,22 @@ from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import wilson
 from lit_robust.measures.default_attacks import threat_of
 from lit_robust.measures.probes import COUNTS, GUIDED_RUNS, QUERIES, Probe, large_eps, why_no_graph
+from lit_robust.threats import Norm
 
 #: How many test images are probed by default, over all ranks, and how many of them by Square Attack at most.
 IMAGES, SQUARE_IMAGES = 200, 100
 #: A comparison counts from these differences on, if it also passes a sign test at this level.
 LEAST_SHARE, LEAST_IMAGES, SIGNIFICANCE = 0.02, 3, 0.01
 #: Attacks of another kind, whose images they break that it had left, and by what share of the images each must beat it.
-#: The first two are compared with PGD-20 on cross-entropy, which they beat by up to 5 points on honest nets, the third
-#: one with all attacks of the test and with PGD-20 on both losses.
+#: The first two are compared with PGD-20 on cross-entropy, the third one with all attacks of the test and with PGD-20
+#: on both losses. ``scripts/alarm_rates.py`` counts how often an honest net passes these shares.
 RIVALS = {
     "fgsm": ("one step", "PGD-20", 0.1),
     "margin": ("the margin loss", "PGD-20", 0.1),
     "guided": (f"GAMA-PGD in {GUIDED_RUNS} runs", "the test", 0.05),
 }
+#: What is told where the threat set is an L2 ball.
+NO_SQUARE = "Square was not run, which has no L2 form here: judge by AutoAttack, which brings one."
 #: The share of images in one class from which a classifier counts as constant, if the labels are not so.
 CONSTANT = 0.95
 
@@ -84,6 +87,7 @@ class Alarms(Metric):
         super().__init__()
         threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
         self.threat = next((threat for threat in threats if threat is not None), None)
+        self.norm: Norm | None = self.threat[1] if self.threat else None
         self.images, self.sources, self.seen, self.looked = images, list(sources), 0, False
         self.n = 0  #: The number of images behind the last result.
         self.add_state("counts", torch.zeros(len(COUNTS), 3, dtype=torch.int64), dist_reduce_fx="sum")
@@ -233,17 +237,20 @@ def of_classes(predicted: Sequence[int], labels: Sequence[int]) -> dict[str, str
     }
 
 
-def in_words(alarms: Mapping[str, str], n: int, bounded: bool = True) -> str:
+def in_words(alarms: Mapping[str, str], n: int, norm: Norm | None = "linf") -> str:
     """The alarms of ``n`` images for a terminal, one per line, and what was not looked for.
 
     Args:
         alarms: The sentences by name.
         n: How many images were probed.
-        bounded: Whether an attack of the test has an L-p bound, without which most probes do not run.
+        norm: That of the threat set; None if no attack of the test has an L-p bound, without which most probes do not
+            run.
     """
     lines = [f"ALARM {name}: {sentence}" for name, sentence in alarms.items()]
     if not n:
         lines.append("alarms are off (alarm_images=0): of masked gradients, only a missing graph was looked for")
-    elif not bounded:
+    elif norm is None:
         lines.append(f"the first {n} images were probed for a constant prediction only: no attack has an L-p bound")
-    return "\n".join(lines) or f"no alarm: the first {n} images show no sign of masked gradients"
+    elif not lines:
+        lines.append(f"no alarm: the first {n} images show no sign of masked gradients")
+    return "\n".join([*lines, *[NO_SQUARE] * (bool(n) and norm == "l2")])

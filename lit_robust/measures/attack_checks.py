@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_robust import require
 from lit_robust.attacks import FGSM, RFGSM
+from lit_robust.attacks.autoattack_findings import Findings
 from lit_robust.attacks.base import Attack, arguments_of, check_attack
 from lit_robust.measures.accuracy import CLEAN, WORST
 from lit_robust.shown import shown
@@ -77,6 +78,13 @@ def short_steps(name: str, attack: Any) -> str | None:
         f"step_size={size:.4g} of {name} is too short to cross the ball of eps={eps:.4g} in {steps} steps: leave "
         f"step_size out (it is then {usual:.4g}), or take more steps."
     )
+
+
+def tell_of_findings(findings: Findings) -> None:
+    """Warn of what attacks have found on all ranks, a sentence each, and begin anew; every rank must call it."""
+    for sentence in findings.over_ranks().sentences():
+        rank_zero_warn(sentence)
+    findings.reset()
 
 
 class Ramp(Protocol):

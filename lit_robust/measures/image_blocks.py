@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_robust.attacks.autoattack_findings import Findings, gathering, hand_on, is_valid
 from lit_robust.attacks.base import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_data
@@ -28,7 +29,7 @@ from lit_robust.whole_files import path_of, remove_part, write_whole
 
 
 class Blocks:
-    """The finished blocks of long attacks, a file each: which images survive, and the adversarial images.
+    """The finished blocks of long attacks, a file each: which images survive, the adversarial images, and findings.
 
     A file is used only for the same weights, net, mode, attack, packages, images and seed, which it names, and if an
     image may leave the attack as it might then; any other, or a broken one, is replaced. Files are read as data: they
@@ -95,9 +96,12 @@ class Blocks:
             found = self._read(key, x, with_images)
             if found is None:
                 torch.manual_seed(of_block)
-                crafted = attack(attacked or net, x, y)
+                with gathering(Findings()) as findings:
+                    crafted = attack(attacked or net, x, y)
                 found = {"key": key, "survived": is_correct(net, crafted, y).cpu(), "x_adv": crafted.cpu()}
+                found["findings"] = dict(findings.counts)
                 self._keep(found)
+            hand_on(Findings(found["findings"]))
             if found["x_adv"] is not None:
                 x_adv[part] = found["x_adv"].to(x.device)
             survived[part] = found["survived"].to(x.device)
@@ -122,7 +126,10 @@ class Blocks:
             content = read_data(path)
         except (OSError, ValueError):
             return None
-        if not (isinstance(content, dict) and content.keys() == {"key", "survived", "x_adv"} and content["key"] == key):
+        names = {"key", "survived", "x_adv", "findings"}
+        if not (isinstance(content, dict) and content.keys() == names and content["key"] == key):
+            return None
+        if not is_valid(content["findings"]):
             return None
         survived, x_adv = content["survived"], content["x_adv"]
         if not (isinstance(survived, Tensor) and survived.dtype == torch.bool and survived.shape == x.shape[:1]):

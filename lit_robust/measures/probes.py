@@ -92,12 +92,11 @@ class Probe:
         """What should not beat 20 steps on cross-entropy: one step, another loss, the same loss of scaled logits."""
         ce = self.broken(self.pgd)
         found = {
+            "fgsm": self.broken(FGSM(self.eps, self.norm)),
             "margin": self.broken(replace(self.pgd, loss=losses.margin)),
             "scaled_down": self.broken(self.pgd, of=Scaled(self.net, 0.01)),
             "scaled_up": self.broken(self.pgd, of=Scaled(self.net, 100.0)),
         }
-        if self.norm == "linf":
-            found["fgsm"] = self.broken(FGSM(self.eps))
         return {name: (broken, ce) for name, broken in found.items()}
 
     def at_large_eps(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
+from lit_robust.attacks.autoattack_findings import Findings, gathering
 from lit_robust.attacks.base import check_attack
 from lit_robust.batch import Batch, as_batch
 from lit_robust.compilation import compile_in_place
@@ -18,7 +19,7 @@ from lit_robust.guards import frozen
 from lit_robust.limits import Limits
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
-from lit_robust.measures.attack_checks import check_attacks, check_names
+from lit_robust.measures.attack_checks import check_attacks, check_names, tell_of_findings
 from lit_robust.measures.default_attacks import evaluation_of
 from lit_robust.measures.image_blocks import Blocks
 from lit_robust.runs import load_sources
@@ -104,6 +105,8 @@ class Evaluated(Attacked):
         #: The counts of validation and test. In a dict, because sub-modules are listed in the summary of the model.
         self.survivors = {"val": Survivors(rows_of(self.val_attacks)), "test": Survivors(rows_of(self.test_attacks))}
         self.probed = {"test": Alarms(self.test_attacks, num_classes, alarm_images, load_sources(alarm_sources))}
+        #: What attacks have found besides survivors, see ``attacks.autoattack_findings``; told at the end.
+        self.findings = {"val": Findings(), "test": Findings()}
         #: Filled by ``test``: alarms by name, a sentence each, see ``measures.alarms``.
         self.alarms: dict[str, str] = {}
         #: Keeps what long attacks of a test have finished; nothing unless it is given a folder, ``Blocks("folder")``.
@@ -162,6 +165,7 @@ class Evaluated(Attacked):
     def on_validation_epoch_start(self) -> None:
         """Reset the counters; an interrupted validation may have left some."""
         self.survivors["val"].reset()
+        self.findings["val"].reset()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every epoch."""
@@ -181,8 +185,8 @@ class Evaluated(Attacked):
 
     def on_test_epoch_start(self) -> None:
         """Reset the counters; an interrupted test may have left some."""
-        self.survivors["test"].reset()
-        self.probed["test"].reset()
+        for counted in (self.survivors["test"], self.probed["test"], self.findings["test"]):
+            counted.reset()
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Draw the same random starts in every test, on any number of ranks that take batches in turn."""
@@ -217,7 +221,7 @@ class Evaluated(Attacked):
     def teardown(self, stage: str) -> None:
         """Print the table of all checkpoints tested so far; here, because progress bars are drawn until then."""
         if stage == "test" and self.trainer.is_global_zero and self.test_results:
-            told = in_words(self.alarms, (probed := self.probed["test"]).n, probed.threat is not None)
+            told = in_words(self.alarms, (probed := self.probed["test"]).n, probed.norm)
             print(f"\n{legend(self.test_attacks)}\n\n{table(self.test_results)}\n\n{told}\n")
         super().teardown(stage)
 
@@ -236,11 +240,10 @@ class Evaluated(Attacked):
         return probabilities
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
-        with self.limits.naming_causes(), frozen(self.net) if self.compiled else nullcontext():
-            without_graph: Any = "keep" if split == "test" else "refuse"
-            blocks = self.blocks if split == "test" else None
-            attacked = self.folded(self.net, batch.x)
-            correct = surviving(self.net, attacks, batch, without_graph, blocks, attacked)
+        freezing = frozen(self.net) if self.compiled else nullcontext()
+        with self.limits.naming_causes(), freezing, gathering(self.findings[split]):
+            of_test: dict[str, Any] = {"without_graph": "keep", "blocks": self.blocks} if split == "test" else {}
+            correct = surviving(self.net, attacks, batch, **of_test, attacked=self.folded(self.net, batch.x))
         self.survivors[split].to(self.device).update(correct, batch.weight)
         return correct
 
@@ -250,6 +253,7 @@ class Evaluated(Attacked):
     def _log_accuracies(self, split: Literal["val", "test"]) -> dict[str, Accuracy]:
         accuracies = self.survivors[split].accuracies()
         self.survivors[split].reset()
+        tell_of_findings(self.findings[split])
         for name, accuracy in accuracies.items():
             self.log(f"{split}/acc/{name}", accuracy.value, prog_bar=split == "val", **REDUCED, batch_size=1)
         return accuracies
