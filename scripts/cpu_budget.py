@@ -6,8 +6,8 @@
 
 It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version
 is skipped, and so is each attack that is done; only what is left needs the row's checkpoint. A row that was interrupted
-resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written atomically after each row
-and each attack, so several processes can work on different rows of a set at once. Every row is first trained and
+resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written atomically after each
+row and each attack, so several processes can work on different rows of a set at once. Every row is first trained and
 attacked by its first attack; the others follow, AutoAttack last.
 
 Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` the best epoch on validation images.
