@@ -43,7 +43,7 @@ DRAWN = ("natural", "Free-4", "PGD")
 
 #: Each picture, and the table: the file that its verb writes, the nets, and the verb.
 PICTURES: dict[str, tuple[str, Mapping[str, str], Callable[..., Any]]] = {
-    "surface": ("surface_weights.png", FLAT, partial(surface, attack=PGD(EPS, steps=10), points=9, limit=200)),
+    "surface": ("surface_weights.png", FLAT, partial(surface, attack=PGD(EPS, steps=10), points=15, limit=200)),
     "sweep": (
         "sweep_eps.png",
         SINGLE_STEP,
