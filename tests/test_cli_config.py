@@ -408,14 +408,14 @@ def test_an_attack_in_a_dictionary_given_anew_starts_from_its_own_defaults(flags
 def test_one_argument_of_an_attack_in_a_dictionary_leaves_the_others(capsys):
     flags = "--model.test_attacks.pgd20.eps", 0.1, "--model.test_attacks.pgd20.steps", 30
     attacks = model(capsys, *QUICKSTART, *flags)["init_args"]["test_attacks"]
-    assert list(attacks) == ["pgd20", "pgd20_margin", "autoattack"]
+    assert list(attacks) == ["pgd20", "pgd20_margin", "gama40", "autoattack"]
     assert attack_in(attacks) == OWN | {"eps": 0.1, "steps": 30, "step_size": 0.02, "keep": "worst"}
 
 
 def test_one_entry_of_a_dictionary_given_anew_leaves_the_others_and_merges_as_the_same_class_does(capsys):
     flags = "--model.test_attacks.pgd20", "{class_path: PGD, init_args: {steps: 30}}"
     attacks = model(capsys, *QUICKSTART, *flags)["init_args"]["test_attacks"]
-    assert list(attacks) == ["pgd20", "pgd20_margin", "autoattack"]
+    assert list(attacks) == ["pgd20", "pgd20_margin", "gama40", "autoattack"]
     assert attack_in(attacks) == OWN | {"steps": 30, "step_size": 0.02, "keep": "worst"}
 
 
