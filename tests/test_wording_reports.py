@@ -171,7 +171,7 @@ LINES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         without_alarms,
-        "No alarm for a: the first 4 test images show no sign of masked gradients.",
+        "- No alarm for a: the first 4 test images show no sign of masked gradients.",
     ),
     (
         lambda: print(*default_attacks([SimpleNamespace()], 2)[1]),
