@@ -22,7 +22,8 @@ def trained_threat(
 ) -> tuple[float, Norm]:
     """The bound and the norm that all these nets were trained with, as their checkpoints say.
 
-    Where they differ, one does not say, or the norm is none of ``norms``, it is 8/255 in L-infinity, and a sentence says so.
+    Where they differ, one does not say, or the norm is none of ``norms``, it is 8/255 in L-infinity, and a sentence
+    says so.
 
     Args:
         subjects: The nets.
