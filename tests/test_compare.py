@@ -172,7 +172,7 @@ def test_methods_of_two_classes_do_not_share_a_name(verb, two, monkeypatch):  # 
         file = f"runs/{path}/version_0/checkpoints/last.ckpt"
         torch.save(torch.load(file) | {"hyper_parameters": {"_class_path": f"lit_robust.defenses.{name}"}}, file)
     monkeypatch.setattr(PGD, "__call__", None)
-    with pytest.raises(ValueError, match=r"f@1 .*TRADES.*f@0 .*PGDAT"):
+    with pytest.raises(ValueError, match=r"^f@0 .*PGDAT.* f@1 .*TRADES"):
         verb(["f@0=runs/trained", "f@1=runs/fresh"], digits(), PGD_ONLY)
 
 

@@ -2326,7 +2326,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         two_classes,
-        "a@1 was trained by TRADES, a@0 by PGDAT, and they are not two seeds of a: give each method a name of its own.",
+        "a@0 was trained by PGDAT, a@1 by TRADES, and they are not two seeds of a: give each method a name of its own.",
     ),
     (
         lambda: internal("_typehints", "gone"),

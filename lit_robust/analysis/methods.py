@@ -53,9 +53,9 @@ def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
                 )
         classes = {class_path: run for run in reversed(runs) if (class_path := _class_of(run))}
         if len(classes) > 1:
-            (first, one), (second, other) = [*classes.items()][-2:]
+            (second, other), (first, one) = [*classes.items()][-2:]
             raise ValueError(
-                f"{other.name} was trained by {second}, {one.name} by {first}, and they are not two seeds of {name}: "
+                f"{one.name} was trained by {first}, {other.name} by {second}, and they are not two seeds of {name}: "
                 "give each method a name of its own."
             )
     return methods
