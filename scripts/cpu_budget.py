@@ -269,7 +269,7 @@ class Work:
             alarms.update(net, part, surviving(net, attacks, part)["worst"])
         found = sorted(alarms.compute())
         with opened(self.path) as results:
-            results["rows"][row]["alarms"] = found
+            results["rows"][row] |= {"alarms": found, "alarms_commit": commit()}
         print(f"{row}: alarms {found}", flush=True)
 
     def gap(self, row: str) -> None:

@@ -52,7 +52,7 @@ PICTURES: dict[str, tuple[str, Mapping[str, str], Callable[..., Any]]] = {
     ),
     "targets": ("targets.png", {name: SINGLE_STEP[name] for name in DRAWN}, targets),
     "transfer": ("transfer.png", SINGLE_STEP, partial(transfer, attack=PGD(EPS, EPS / 4, steps=20), limit=500)),
-    "compare": ("compare.md", SINGLE_STEP, partial(compare, limit=500, gap=False)),
+    "compare": ("compare.md", SINGLE_STEP, partial(compare, limit=500, reference="PGD")),
 }  # fmt: skip
 
 

@@ -31,8 +31,11 @@ from readme_speed import (
     default_test_cost,
     digits_bf16,
     peak_memory,
+    selection_error,
     selection_speed,
 )
+
+from lit_robust.measures.accuracy import Accuracy
 
 HERE = Path(__file__).parent
 README, RESULTS = HERE.parent / "README.md", HERE / "results"
@@ -62,15 +65,17 @@ def accuracies(records: Records, attack: str) -> list[float]:
     return [record["last"][attack][0] for record in records]
 
 
-def half_interval(records: Records, attack: str) -> float:
-    """Half of the 95 % interval over images, in points, as the mean over the seeds."""
-    return mean((high - low) / 2 for _, low, high, _ in (record["last"][attack] for record in records))
+def interval(records: Records, attack: str) -> tuple[float, float]:
+    """The 95 % interval over images of the seeds' mean, in percent, as ``compare`` has it."""
+    low, high = Accuracy(mean(accuracies(records, attack)) / 100, images(records, attack)).interval
+    return 100 * low, 100 * high
 
 
 def measured(records: Records, attack: str) -> str:
-    """The mean, half of its interval over images and, of several seeds, the smallest and the largest."""
+    """The mean, its interval over images and, of several seeds, the smallest and the largest."""
     value, _, spread = with_range(accuracies(records, attack)).partition(" ")
-    return " ".join(filter(None, (value, f"± {half_interval(records, attack):.1f}", spread)))
+    low, high = interval(records, attack)
+    return " ".join(filter(None, (value, f"[{low:.1f}, {high:.1f}]", spread)))
 
 
 def images(records: Records, attack: str) -> int:
@@ -90,8 +95,11 @@ def differ(one: Records, other: Records, attack: str) -> bool:
 
 
 def ranks(rows: Mapping[str, Records], attack: str) -> dict[str, str]:
-    """The places that a row may have, given which rows differ by more than seeds and images explain, or a dash."""
-    enough = {row: records for row, records in rows.items() if len(records) >= SEEDS}
+    """The places that a row may have, given which rows differ by more than seeds and images explain, or a dash.
+
+    As in ``compare``, rows with an alarm have no place, nor those with too few seeds.
+    """
+    enough = {row: records for row, records in rows.items() if len(records) >= SEEDS and raised(records) == "-"}
     found = dict.fromkeys(rows, "-")
     for row, records in enough.items():
         others = [other for other in enough.values() if differ(records, other, attack)]
@@ -120,12 +128,13 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     shown = "all" if len(set(counts.values())) == 1 else ", ".join(f"{name} {n}" for name, n in counts.items())
     on = f"the first {counts[attacks[0]]} test images" if shown == "all" else f"the first test images ({shown})"
     seeds = sorted({len(of_row) for of_row in rows.values()})
-    spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean and range"
-    widest = max(half_interval(of_row, attack) for of_row in rows.values() for attack in attacks)
+    spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean (range)"
+    widths = [high - low for of_row in rows.values() for low, high in (interval(of_row, attack) for attack in attacks)]
     machines = ", ".join(sorted({record["hardware"]["processor"] for record in records}))
     md5 = sorted({record["md5"]["test"][:8] for record in records})
     return (
-        f"Accuracy in percent on {on}, {spread}; half of the 95 % interval over images (±) is at most {widest:.1f}; "
+        f"Accuracy in percent on {on}, {spread}; 95 % intervals over images, [low, high], span at most "
+        f"{max(widths):.1f} points; "
         f"one thread of {machines}; md5 of the test images {', '.join(md5)}."
     )
 
@@ -140,6 +149,12 @@ def flattery(record: Mapping[str, Any]) -> float:
     """How far the strongest attack of the default test is above AutoAttack, in points."""
     last = record["last"]
     return float(min(last[attack][0] for attack in DEFAULT_TEST) - last["autoattack"][0])
+
+
+def alarms_of(rows: Mapping[str, Records]) -> str:
+    """A sentence that names the rows whose nets raise an alarm; empty if there is none."""
+    named = ", ".join(f"`{row}` {raised(records)}" for row, records in rows.items() if raised(records) != "-")
+    return f"Alarms: {named}." if named else ""
 
 
 def judged(rows: Mapping[str, Records]) -> str:
@@ -181,7 +196,8 @@ def single_step() -> str:
     collapsed = [label for label, record in nets.items() if any(record["diary"]["train/catastrophic_overfitting"])]
     return (
         f"{markdown(lines)}\n\n{legend(rows, attacks)} Ranks are by AutoAttack: the places that a row may have, as far "
-        "as it differs from others by more than seeds and images explain. Alarms are those of the library's test. "
+        "as it differs from others by more than seeds and images explain; rows with an alarm of the library's test "
+        "have none. "
         f"{judged(rows)} Monitors reported catastrophic overfitting in {', '.join(collapsed)}."
     )
 
@@ -217,7 +233,8 @@ def delayed() -> str:
     return (
         f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} DAT, natural for "
         f"{' or '.join(map(str, starts))} epochs, saves {saved:.0f} % of the time of training from the start (eps "
-        f"{rat[0]['eps']:g}), and ends at a training loss of {loss[0]:.2f} against {loss[1]:.2f}. {judged(rows)}"
+        f"{rat[0]['eps']:g}), and ends at a training loss of {loss[0]:.2f} against {loss[1]:.2f}. "
+        f"{judged(rows)} {alarms_of(rows)}"
     ).rstrip()
 
 
@@ -243,8 +260,8 @@ def data_size() -> str:
         f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd40', 'autoattack'])} Eps {first[0]['eps']:g}; a gap is the "
         f"accuracy on the first {images(first, 'clean')} training images less that on the test images, in points. With "
         f"500 training images, PGD training has a clean gap of {robust[0]:.1f} points against {natural[0]:.1f} after "
-        f"natural training, and {robust[1]:.1f} against {natural[1]:.1f} under PGD-40. {judged(rows)}"
-    )
+        f"natural training, and {robust[1]:.1f} against {natural[1]:.1f} under PGD-40. {judged(rows)} {alarms_of(rows)}"
+    ).rstrip()
 
 
 def cyclic_mixed() -> str:
@@ -311,14 +328,15 @@ def trivial() -> str:
         ]
         lines.append([f"`{row}`", *found, *SLIDES.get(row, ("-", "-"))])
     attacks = ["clean", "pgd40", "autoattack"]
-    told = [f"Eps {eps}: {legend(rows, attacks)} {judged(rows)}".rstrip() for eps, rows in of_eps.items()]
-    alarms = {row: raised(records) for row, records in of_eps["0.3"].items()}
-    named = ", ".join(f"`{row}` {names}" for row, names in alarms.items() if names != "-")
-    return f"{markdown(lines)}\n\n" + "\n".join([*told, f"Alarms at eps 0.3: {named}."])
+    told = [
+        f"- Eps {eps}: {legend(rows, attacks)} {judged(rows)} {alarms_of(rows)}".rstrip()
+        for eps, rows in of_eps.items()
+    ]
+    return f"{markdown(lines)}\n\n" + "\n".join(told)
 
 
 def budget_nets() -> dict[str, Mapping[str, Any]]:
-    """The records of all honest nets of the budget that have been attacked by the default test."""
+    """The records of the budget's nets that are honest, but for their number of classes, which is not kept."""
     found = {}
     for path in sorted(RESULTS.glob("cpu_*.json")):
         for label, record in read(path).get("rows", {}).items():
@@ -342,8 +360,8 @@ def alarm_rates() -> str:
         f"Other nets: {len(others)}, of which {len(missed)} raised none"
         + (f", with gaps of up to {max(gaps):.1f} points." if gaps else "."),
         f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
-        f"Of the {len(trained)} honest nets of the tables above (MNIST, n = 500), {len(rang)} raised one: "
-        f"{'; '.join(rang)}.",
+        f"Of the {len(trained)} nets of the tables above (MNIST, n = 500) that are within 5 points and do not raise "
+        f"`trivial`, {len(rang)} raised one: {'; '.join(rang)}.",
     ]
     return " ".join(lines)
 
@@ -377,6 +395,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         trivial,
         free_forgetting,
         selection_speed,
+        selection_error,
         benchmark,
         benchmark_full,
         peak_memory,

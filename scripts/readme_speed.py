@@ -15,18 +15,22 @@ NAMES = {"adversarial-robustness-toolbox": "ART"}
 def default_test_cost() -> str:
     """The passes of the default test."""
     results = read(RESULTS / "default_test_cost.json")
+    probed, many = 200, 10_000
     measured = ["accuracy under the default test, %", "passes per image", "relative to PGD-20", "relative to PGD-100"]
-    lines = [["net", *measured, "alarms"]]
+    lines = [["net", *measured, f"with alarms, n = {many:,}, relative to PGD-100", "alarms' passes"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for name, seeds in results["rows"].items():
         passes = [of_seed["default"] for of_seed in seeds]
+        all_passes = [of_seed["default"] + probed / many * of_seed["alarms"] for of_seed in seeds]
         ratios = [[of_seed["default"] / of_seed[other] for of_seed in seeds] for other in ("pgd20", "pgd100")]
+        ratios.append([all_of_seed / of_seed["pgd100"] for all_of_seed, of_seed in zip(all_passes, seeds, strict=True)])
         cells = [with_range([of_seed["robust"] for of_seed in seeds]), with_range(passes)]
         alarms = with_range([of_seed["alarms"] for of_seed in seeds], 0)
         lines.append([name, *cells, *(with_range(of, 2) for of in ratios), alarms])
     return (
         f"{markdown(lines)}\n\nDigits, n = {results['n']}, eps {results['eps']:g}, {len(seeds)} seeds: mean and range. "
-        "The alarms' passes are per probed image; a test probes its first 200 images, whatever its size."
+        f"The alarms' passes are per probed image; a test probes its first {probed} images, whatever its size, so on "
+        "few images they cost more than the attacks."
     )
 
 
@@ -58,6 +62,37 @@ def selection_speed() -> str:
         "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
         "when its match is exact."
     )
+
+
+def selection_error() -> str:
+    """The error of a coreset's gradient, at once and after more training."""
+    results = read(RESULTS / "selection_error.json")
+    if not results:
+        return ""
+    settings = results["settings"]
+    ages = (0, 1, 5)
+    lines = [["selection", *(f"{name}, {_age(age)}" for name in settings for age in ages), "filled up"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row in next(iter(settings.values()))[0]:
+        errors = [
+            with_range([100 * of_seed[row]["errors"][age] for of_seed in seeds], 1)
+            for seeds in settings.values()
+            for age in ages
+        ]
+        chosen, filled = (
+            sum(of_seed[row][key] for seeds in settings.values() for of_seed in seeds) for key in ("chosen", "filled")
+        )
+        lines.append([row, *errors, f"{filled / chosen:.0%}"])
+    seeds = len(next(iter(settings.values())))
+    return (
+        f"{markdown(lines)}\n\nRelative error in percent of the last layer's adversarial gradient, of "
+        f"{results['fraction']:.0%} of {results['images']:,} images, {seeds} seeds: mean and range. The nets train on "
+        "with all images after the selection, for as many epochs as the columns say."
+    )
+
+
+def _age(epochs: int) -> str:
+    return "at once" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)} later"
 
 
 #: The loops of the benchmark, and how the README calls them.

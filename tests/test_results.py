@@ -30,7 +30,7 @@ def results_of(row):
 
 def learns(record):
     """Whether a net predicts more than one class."""
-    return record["last"]["clean"][0] > max(COMMONEST.values())
+    return record["last"]["clean"][0] > COMMONEST
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
@@ -45,8 +45,7 @@ def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(n
     assert record["config"] == said["config"]
     assert record["config"]["seed_everything"] == int(row.partition("@")[2] or 0)
     tested = record["config"]["data"]["init_args"]["test_size"]
-    fewer = said["images"] or ({"autoattack": 500} if tested == 1000 else {})  # results on 1000 images are older
-    assert all(n == fewer.get(attack, tested) for attack, (*_, n) in record["last"].items())
+    assert all(n == said["images"].get(attack, tested) for attack, (*_, n) in record["last"].items())
 
 
 @pytest.mark.parametrize("row", RESULTS["single_step"])
@@ -63,7 +62,7 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
         assert "trivial" in RESULTS["single_step"][row]["alarms"]
 
 
-@pytest.mark.parametrize(("name", "row"), [one for one in ROWS if one[0] not in ("trivial_0.2", "trivial_0.4")])
+@pytest.mark.parametrize(("name", "row"), [one for one in ROWS if one[0] != "cyclic_mixed"])
 def test_the_default_test_is_within_5_points_of_autoattack_or_raises_an_alarm(name, row, readme):
     record = RESULTS[name][row]
     assert record["alarms"] or readme.flattery(record) <= 5
@@ -170,6 +169,7 @@ def test_no_honest_net_of_at_least_30_raises_an_alarm(readme):
     honest = [net for net in nets if readme.is_honest(net)]
     assert len(honest) >= 30
     assert [net for net in honest if net["alarms"]] == []
+    assert [net for net in nets if net not in honest and not net["alarms"]] == []
 
 
 def test_at_most_1_of_50_honest_nets_of_the_budget_raises_an_alarm(readme):
@@ -180,6 +180,10 @@ def test_at_most_1_of_50_honest_nets_of_the_budget_raises_an_alarm(readme):
 
 def seeds(*values, n=500):
     return [{"last": {"pgd": [value, 0, 100, n]}} for value in values]
+
+
+def raising(alarm, value):
+    return [seeds(value)[0] | {"alarms": [alarm]}]
 
 
 @pytest.mark.parametrize(
@@ -195,16 +199,24 @@ def seeds(*values, n=500):
             {"a": "1 to 2", "b": "1 to 3", "c": "2 to 3"},
         ),
         ({"a": seeds(90, 90), "b": seeds(50, 50, 50)}, {"a": "-", "b": "1"}),
+        ({"a": seeds(90, 90) + raising("margin", 90), "b": seeds(50, 50, 50)}, {"a": "-", "b": "1"}),
     ],
 )
 def test_rows_have_different_ranks_only_if_seeds_and_images_do_not_explain_it(readme, rows, places):
     assert readme.ranks(rows, "pgd") == places
 
 
-def test_an_accuracy_has_half_of_its_interval_over_images_and_its_range_over_seeds(readme):
-    records = [{"last": {"pgd": [90.0, 86, 92, 500]}}, {"last": {"pgd": [80.0, 76, 84, 500]}}]
-    assert readme.measured(records, "pgd") == "85.0 ± 3.5 (80.0 to 90.0)"
-    assert readme.measured(records[:1], "pgd") == "90.0 ± 3.0"
+def test_an_accuracy_has_its_interval_over_images_and_its_range_over_seeds(readme):
+    """Wilson's of the mean, which never leaves 0 to 100."""
+    assert readme.measured(seeds(90.0, 80.0), "pgd") == "85.0 [81.6, 87.9] (80.0 to 90.0)"
+    assert readme.measured(seeds(90.0), "pgd") == "90.0 [87.1, 92.3]"
+    assert readme.measured(seeds(0.0), "pgd") == "0.0 [0.0, 0.8]"
+
+
+def test_alarms_are_named_with_their_number_of_seeds(readme):
+    rows = {"a": seeds(90) + raising("trivial", 13) + raising("trivial", 13), "b": seeds(50)}
+    assert readme.alarms_of(rows) == "Alarms: `a` `trivial` (2 of 3)."
+    assert readme.alarms_of({"b": seeds(50)}) == ""
 
 
 def test_a_mean_over_seeds_has_its_range(readme):
@@ -243,28 +255,28 @@ def test_a_monitor_reports_the_epoch_in_which_fgsm_and_pgd_diverge(row):
 # Which methods learn the trivial classifier.
 
 TRIVIAL = ("trivial_0.2", "trivial_0.3", "trivial_0.4")
-#: The share of the class that is commonest among the first test images, by their number: what such a net gets right.
-COMMONEST = {1000: 12.6, 500: 13.4}
+#: The share of the class that is commonest among the first 500 test images: what such a net gets right.
+COMMONEST = 13.4
 
 
 def of_seeds(name, row):
-    """The accuracies of a row, without and with attacks, and n, for all its seeds."""
+    """The accuracies of a row, without and with attacks, for all its seeds."""
     records = [record for label, record in RESULTS[name].items() if label.partition("@")[0] == row]
-    return [(accuracy, n) for record in records for accuracy, *_, n in record["last"].values()]
+    return [accuracy for record in records for accuracy, *_ in record["last"].values()]
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_pgd_training_learns_the_trivial_classifier_and_with_a_ramp_of_eps_it_does_not(name):
-    assert all(accuracy == COMMONEST[n] for accuracy, n in of_seeds(name, "madry"))
+    assert all(accuracy == COMMONEST for accuracy in of_seeds(name, "madry"))
     assert all("trivial" in record["alarms"] for row, record in RESULTS[name].items() if row.startswith("madry@"))
-    assert all(accuracy > COMMONEST[n] + 30 for accuracy, n in of_seeds(name, "madry_with_ramp"))
+    assert all(accuracy > COMMONEST + 30 for accuracy in of_seeds(name, "madry_with_ramp"))
 
 
 @pytest.mark.parametrize("name", TRIVIAL)
 def test_all_rows_of_the_slides_are_there_and_attacked_in_the_same_way(name, readme):
     rows = [*readme.SLIDES, "madry_with_ramp"]
-    seeds = [f"@{seed}" for seed in range(3)] if name == "trivial_0.3" else [""]
-    assert RESULTS[name].keys() == {row + seed for row in rows for seed in seeds}
+    seeds = range(3) if name == "trivial_0.3" else [0]
+    assert RESULTS[name].keys() == {f"{row}@{seed}" for row in rows for seed in seeds}
     assert len({tuple(sorted(record["last"])) for record in RESULTS[name].values()}) == 1
 
 
@@ -293,7 +305,7 @@ def test_at_a_larger_eps_only_the_delayed_runs_learn_with_every_seed():
         sorted(RESULTS["delayed"][f"{row}_at_0.2@{seed}"]["last"]["pgd40"][0] for seed in range(3))
         for row in ("rat", "dat")
     )
-    assert rat[:2] == [COMMONEST[500]] * 2
+    assert rat[:2] == [COMMONEST] * 2
     assert dat[0] > 50
 
 
