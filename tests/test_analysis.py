@@ -670,13 +670,23 @@ def test_compare_agrees_with_the_sweep_and_writes_four_files(two):
     assert written == {".csv", ".md", ".tex", ".png"}
 
 
+def seeds(name: str, path: str) -> list[str]:
+    """Three runs of a method: a net whose weights differ by next to nothing."""
+    source = path if path.endswith(".ckpt") else f"{path}/version_0/checkpoints/last.ckpt"
+    for seed in range(3):
+        kept = torch.load(source)
+        kept["state_dict"]["net.head.bias"] = kept["state_dict"]["net.head.bias"] + 1e-6 * seed
+        torch.save(kept, f"{name}_{seed}.ckpt")
+    return [f"{name}@{seed}={name}_{seed}.ckpt" for seed in range(3)]
+
+
 def test_compare_never_ranks_by_an_attack_in_bf16(two, monkeypatch):
     """It would be the strongest one here."""
     monkeypatch.setattr(AutoAttack, "__call__", lambda self, net, x, y: PGD(0.5, steps=5)(net, x, y))
     coarse = AutoAttack(precision="bf16")
     with pytest.raises(ValueError, match="autoattack_bf16"):
         compare(two, digits(), {"autoattack": coarse})
-    names = [f"{name}@{seed}=runs/{name}" for name in ("trained", "fresh") for seed in range(3)]
+    names = seeds("trained", two[0].partition("=")[2]) + seeds("fresh", "runs/fresh")
     small = {"gap": False, "alarms": False}
     rows = compare(names, digits(), {"pgd": PGD(0.02, steps=2), "autoattack_bf16": coarse}, **small)
     assert rows[0]["method"] == "trained"
@@ -701,7 +711,7 @@ def test_a_net_that_masks_its_gradients_is_told_and_not_ranked(two, capsys):
     for name in ("net.head.weight", "net.head.bias"):
         kept["state_dict"][name] = 1000 * kept["state_dict"][name]
     torch.save(kept, masked)
-    names = [f"honest@{seed}=runs/trained" for seed in range(3)] + [f"masked@{seed}={masked}" for seed in range(3)]
+    names = seeds("honest", "runs/trained") + seeds("masked", str(masked))
     rows = {row["method"]: row for row in compare(names, digits(), attacks={"pgd": ATTACK}, gap=False)}
     assert (rows["honest"]["rank"], rows["honest"]["alarms"]) == (1, "")
     assert rows["masked"]["rank"] is None

@@ -1,6 +1,7 @@
 """What the analyses take by default, what they refuse before they measure, and what their pictures say."""
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -74,6 +75,29 @@ def test_the_default_eps_is_that_of_the_training_if_all_nets_name_one(verb, thei
     expected = {"targets": {3 * eps}, "sweep": {k * eps for k in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 4)}}
     expected["eigenvalue"] = expected["sweep"]
     assert sorted(used) == pytest.approx(sorted(expected.get(verb, {eps})))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_another_eps_than_that_of_the_training_is_told_once(verb, two, drawn, monkeypatch, capsys):
+    monkeypatch.setattr(import_module("lit_robust.analysis.eigenvalue"), "top_eigenvalue", lambda *of: (1.0, True))
+    say_eps("0.15")
+    VERBS[verb](two[:1])
+    assert "eps=0.15 in" not in capsys.readouterr().out
+    VERBS[verb](two)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("eps=8/255 ")]
+    assert len(said) == 1
+    assert "trained: eps=0.15 " in said[0]
+    assert ("--eps" if verb == "diversity" else "--attack") in said[0]
+
+
+def test_the_attacks_own_eps_is_marked_among_the_values(two, drawn, monkeypatch):
+    monkeypatch.setattr(import_module("lit_robust.analysis.eigenvalue"), "top_eigenvalue", lambda *of: (1.0, True))
+    for values, marked in (([0, 0.2], True), ([0, 0.05], False)):
+        sweep(two[:1], digits(), ATTACK, values=values, limit=4)
+        eigenvalue(two[:1], digits(), ATTACK, over="eps", values=values, limit=4)
+        for figure in drawn[-2:]:
+            labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+            assert any("eps=0.1" in label for label in labels) == marked
 
 
 def titled(verb: str, nets, drawn) -> str:
@@ -304,6 +328,16 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_measured(ve
         said = refusal(capsys, *words, *DIGITS, "--out", out)
         assert f"out={out} " in said
         assert "--out" in said
+
+
+@pytest.mark.parametrize("verb", [*VERBS_OF_NETS, "curves"])
+def test_without_wandb_its_project_is_refused_before_anything_is_measured(verb, two, capsys, monkeypatch):
+    words = begun(verb, two)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(PGD, "__call__", None)
+    data = [] if verb == "curves" else DIGITS
+    assert "wandb_project=mine " in refusal(capsys, *words, *data, "--wandb_project", "mine")
+    assert not Path("analysis").exists()
 
 
 def test_a_folder_that_holds_no_journal_but_a_folder_of_its_name_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from lit_robust.analysis.start import begin
 from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import html, latex, markdown
-from lit_robust.attacks import AutoAttack, Square
+from lit_robust.attacks import PGD, AutoAttack, Square
 from lit_robust.attacks.autoattack_findings import Findings, hand_on
 from lit_robust.attacks.autoattack_package import Package
 from lit_robust.cli import main
@@ -156,6 +156,26 @@ def test_a_layer_that_cannot_be_reset_is_named(foreign):
         compare(["own.pth"], digits(), PGD_ONLY, gap=False, surrogate=True, net=net)
 
 
+# Seeds of one method.
+
+
+@pytest.mark.parametrize("verb", [compare, report])
+def test_one_checkpoint_is_not_counted_as_several_seeds(verb, two, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(PGD, "__call__", None)  # an attack would fail
+    with pytest.raises(ValueError, match=r"^f@0=.* f@2="):
+        verb(["f@0=runs/trained", "f@1=runs/fresh", "f@2=runs/trained"], digits(), PGD_ONLY)
+
+
+@pytest.mark.parametrize("verb", [compare, report])
+def test_methods_of_two_classes_do_not_share_a_name(verb, two, monkeypatch):  # noqa: F811
+    for name, path in zip(("PGDAT", "TRADES"), ("trained", "fresh"), strict=True):
+        file = f"runs/{path}/version_0/checkpoints/last.ckpt"
+        torch.save(torch.load(file) | {"hyper_parameters": {"_class_path": f"lit_robust.defenses.{name}"}}, file)
+    monkeypatch.setattr(PGD, "__call__", None)
+    with pytest.raises(ValueError, match=r"^f@0 .*PGDAT.* f@1 .*TRADES"):
+        verb(["f@0=runs/trained", "f@1=runs/fresh"], digits(), PGD_ONLY)
+
+
 # The table.
 
 
@@ -229,7 +249,7 @@ def test_autoattack_follows_the_norm_and_the_number_of_classes(two):  # noqa: F8
     assert default_attacks(subjects, 3)[0]["autoattack"] == AutoAttack(version="v1")
     attacks, said = default_attacks(subjects, 2)
     assert "autoattack" not in attacks
-    (line,) = said
+    (_, line) = said  # after the one about eps
     assert re.search("^AutoAttack .* 3 classes, .* has 2:", line)
     kept = torch.load(subjects[0].path)
     kept["hyper_parameters"] = {"attack": {"class_path": "PGD", "init_args": {"eps": 0.5, "norm": "l2"}}}

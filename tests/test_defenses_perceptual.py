@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_robust.analysis.subjects import Subject, trained_threat
+from lit_robust.analysis.subjects import Subject
+from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import BPDA, LPA, PGD, FastLPA, StAdv
 from lit_robust.attacks.base import EPS
 from lit_robust.attacks.lpips import lpips

@@ -245,6 +245,8 @@ def verb(name, *args):
         ("transfer", ("--sources", "[theirs=foreign.pth]")),
         ("surface", ("--points", "2", "--eigenvalue", "false")),
         ("diversity", ()),
+        ("targets", ("--images", "1")),
+        ("eigenvalue", ("--over", "eps", "--values", "[0.1]", "--limit", "4")),
         ("compare", ("--autoattack", "false", "--gap", "false", "--alarms", "false")),
     ],
 )

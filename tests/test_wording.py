@@ -32,9 +32,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lit_robust import load_net, losses, nets, require
 from lit_robust.analysis.compare import comparison
-from lit_robust.analysis.output import check_folder
+from lit_robust.analysis.methods import by_method
+from lit_robust.analysis.output import check_folder, check_packages
 from lit_robust.analysis.start import check_images
-from lit_robust.analysis.subjects import device_of, load_subjects
+from lit_robust.analysis.subjects import Subject, device_of, load_subjects
 from lit_robust.analysis.surface import surface
 from lit_robust.analysis.sweep import check_values, strengths
 from lit_robust.attacks import (
@@ -525,6 +526,20 @@ def strange(shape: tuple[int, ...]) -> None:
     """Begin an analysis with images of another shape."""
     images = SimpleNamespace(batches=[Batch(torch.rand(4, *shape), torch.arange(4), torch.arange(4), torch.ones(4))])
     check_images([SimpleNamespace(path="weights.pth", net=nets.digits_cnn(width=4))], images)
+
+
+def without_wandb() -> None:
+    with patch.dict("sys.modules", {"wandb": None}):
+        check_packages("mine")
+
+
+def two_classes() -> None:
+    runs = []
+    for number, name in enumerate(("PGDAT", "TRADES")):
+        saved = {"state_dict": {}, "hyper_parameters": {"_class_path": f"lit_robust.defenses.{name}"}}
+        torch.save(saved, f"{number}.ckpt")
+        runs.append(Subject(f"a@{number}", Path(f"{number}.ckpt"), nn.Flatten(), name))
+    by_method(runs)
 
 
 def device(has_gpu: bool) -> None:
@@ -2300,6 +2315,18 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: (Path("a.txt").touch(), check_folder("a.txt")),
         "out=a.txt must be a folder, and */a.txt is none: give another --out.",
+    ),
+    (
+        without_wandb,
+        "wandb_project=mine needs wandb: pip install wandb, or leave wandb_project out.",
+    ),
+    (
+        lambda: by_method([Subject(f"a@{i}", Path(f"{i}.pt"), nn.Flatten(), "same") for i in range(2)]),
+        "a@0=0.pt and a@1=1.pt have the same weights and are not two seeds of a: give a checkpoint of each seed.",
+    ),
+    (
+        two_classes,
+        "a@0 was trained by PGDAT, a@1 by TRADES, and they are not two seeds of a: give each method a name of its own.",
     ),
     (
         lambda: internal("_typehints", "gone"),

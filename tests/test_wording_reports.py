@@ -14,7 +14,9 @@ from PIL import Image
 
 from lit_robust.analysis import compare, surface, surrogate, sweep
 from lit_robust.analysis.compare import default_attacks
+from lit_robust.analysis.start import default_attack
 from lit_robust.analysis.study import Study
+from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import PGD
 from lit_robust.callbacks import AttributeRamp, DelayedStart, Plateau, StopAfterDrop, coreset_data
 from lit_robust.callbacks.coreset_checks import tell_of_joining
@@ -174,8 +176,18 @@ LINES: list[tuple[Callable[[], object], str]] = [
         "- No alarm for a: the first 4 test images show no sign of masked gradients.",
     ),
     (
-        lambda: print(*default_attacks([SimpleNamespace()], 2)[1]),
+        lambda: print(*default_attacks([SimpleNamespace(name="a")], 2)[1], sep="\n"),
         "AutoAttack needs at least 3 classes, and the data has 2: it is left out.",
+    ),
+    (
+        lambda: default_attack([SimpleNamespace(name="a")], steps=1),
+        "eps=8/255 in L-infinity is taken for that of the training, because the checkpoints state no common one (a: "
+        "none): give another by --attack.",
+    ),
+    (
+        lambda: trained_threat([SimpleNamespace(name="a")], "--eps", norms=("linf",)),
+        "eps=8/255 in L-infinity is taken for that of the training, because the checkpoints state no common one in "
+        "L-infinity (a: none): give another by --eps.",
     ),
     (imitated, "a: its surrogate predicts the same class on 75.0 % of the test images."),
     (

@@ -9,12 +9,13 @@ from torch import nn
 
 from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
-from lit_robust.analysis.methods import Method, ranked, table
+from lit_robust.analysis.methods import Method, by_method, ranked, table
 from lit_robust.analysis.start import begin, check_images
 from lit_robust.analysis.study import CLEAN, Source, Study
-from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images, trained_threat
+from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import latex, markdown, plain_markdown
+from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import Attack, AutoAttack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
@@ -100,7 +101,7 @@ def compare(
     """
     if attacks is not None:
         check_names("attacks", attacks)
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     sentences = [f"{run}: ALARM {name}: {why}" for run, fired in found.alarms.items() for name, why in fired.items()]
     sentences += found.remarks
@@ -133,7 +134,8 @@ def comparison(
 
     Raises:
         ImportError: If an attack needs a package that is not installed.
-        ValueError: If there is no method ``reference``, a checkpoint is broken, or a source gives no gradient.
+        ValueError: If there is no method ``reference``, a checkpoint is broken, a source gives no gradient, or runs of
+            one name are no seeds of one method.
     """
     require.flags(autoattack=autoattack, gap=gap, alarms=alarms, surrogate=surrogate)
     methods_runs = by_method(study.subjects)
@@ -193,18 +195,20 @@ def default_attacks(
     Raises:
         ImportError: If AutoAttack is not installed.
     """
-    eps, norm = trained_threat(subjects)
+    remarks: list[str] = []
+    eps, norm = trained_threat(subjects, "--attacks", remarks.append)
     attacks = default_test(eps, norm)
     if not autoattack:
-        return attacks, []
+        return attacks, remarks
     if classes < 3:
-        return attacks, [f"AutoAttack needs at least 3 classes, and the data has {classes}: it is left out."]
+        remarks.append(f"AutoAttack needs at least 3 classes, and the data has {classes}: it is left out.")
+        return attacks, remarks
     strong = AutoAttack(eps, norm, version="standard" if classes > 3 else "v1")
     try:
         strong.check_installed()
     except ImportError as error:
         raise ImportError(f"{error}, or leave it out by autoattack=false.") from error
-    return {**attacks, "autoattack": strong}, []
+    return {**attacks, "autoattack": strong}, remarks
 
 
 def _about_alarms(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
@@ -225,11 +229,3 @@ def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if rows[0]["hardware differs"]:
         return "passes"
     return "cpu seconds" if all(row["hardware"].endswith(("thread", "threads")) for row in rows) else "seconds"
-
-
-def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
-    """Group runs by the part of their name before ``@``."""
-    methods: dict[str, list[Subject]] = {}
-    for subject in subjects:
-        methods.setdefault(subject.name.partition("@")[0], []).append(subject)
-    return methods

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.analysis.output import new_figure, plain_text
 from lit_robust.analysis.start import begin, check_images
-from lit_robust.analysis.subjects import Images, adversarial_images, trained_threat
+from lit_robust.analysis.subjects import Images, Subject, adversarial_images
+from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import Attack, FrobeniusNorm, NuclearNorm
-from lit_robust.attacks.base import EPS
 from lit_robust.data import ImageDataModule
 from lit_robust.magnitudes import Magnitude
 from lit_robust.measures.accuracy import describe
@@ -65,11 +65,9 @@ def diversity(
         require.pixels("eps", eps)
     if data.num_classes < 3:
         raise ValueError(f"data={type(data).__name__} must have at least 3 classes: errors cannot spread over one.")
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     check_images(study.subjects, study.images, exactly=data.num_classes)
-    trained, norm = trained_threat(study.subjects)
-    bound = Magnitude(eps if eps is not None else trained if norm == "linf" else EPS)
-    attacks = attacks or {"nuclear": NuclearNorm(bound, loss=None), "Frobenius": FrobeniusNorm(bound, loss=None)}
+    attacks = attacks or default_attacks(study.subjects, eps)
     rows, matrices = [], {}
     for subject in study.subjects:
         for name, attack in attacks.items():
@@ -81,6 +79,12 @@ def diversity(
     figure = draw(matrices, [describe(attack) for attack in attacks.values()], study.images.n)
     study.write("diversity", rows, figure, wandb_project)
     return rows
+
+
+def default_attacks(subjects: Sequence[Subject], eps: float | str | None) -> dict[str, Attack]:
+    """The two norms alone, in the bound ``eps``, or in that of the training."""
+    bound = Magnitude(trained_threat(subjects, "--eps", norms=("linf",))[0] if eps is None else eps)
+    return {"nuclear": NuclearNorm(bound, loss=None), "Frobenius": FrobeniusNorm(bound, loss=None)}
 
 
 def _confusion(net: nn.Module, attack: Attack, images: Images, classes: int) -> list[list[int]]:

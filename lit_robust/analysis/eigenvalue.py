@@ -12,7 +12,8 @@ from lit_robust.analysis.output import new_figure, plain_text, whole_epochs, wra
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import Images, Subject, adversarial_images, load_subjects
-from lit_robust.analysis.sweep import LABELS, about, check_values, strengths
+from lit_robust.analysis.sweep import LABELS, about, check_values, mark_eps, strengths
+from lit_robust.analysis.trained_threat import NORMS
 from lit_robust.attacks import Attack
 from lit_robust.attacks.hessian import top_eigenvalue
 from lit_robust.data import ImageDataModule
@@ -69,7 +70,7 @@ def eigenvalue(
         raise ValueError(f"values={values} are those of eps, and the epochs are those that the run kept: leave it out.")
     check_values("eps", values)
     runs = {run: epochs_of(run) for run in checkpoints} if over == "epoch" else {}
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     attack = attack or default_attack(study.subjects, steps=10)
     variants = strengths(attack, "eps", values, scaled=True) if over == "eps" else {}
     rows = []
@@ -116,7 +117,9 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack) -> "Figu
         axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # labels within a decade only
     if over == "epoch":
         whole_epochs(axes)
-    norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
+    else:
+        mark_eps(axes, attack, [row[over] for row in rows])
+    norm = NORMS.get(getattr(attack, "norm", "linf"), "")
     axes.set(
         xlabel="epochs of training" if over == "epoch" else LABELS["eps"].format(norm=norm),
         ylabel="top Hessian eigenvalue of the adversarial loss",

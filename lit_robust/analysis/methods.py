@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lit_robust.analysis.subjects import Subject, checkpoint_of
 from lit_robust.costs import Cost
 from lit_robust.measures.accuracy import wilson
 
@@ -31,6 +33,38 @@ class Method(NamedTuple):
         """The cost of each run; empty if any run's cost is unknown."""
         known = [cost for cost in self.costs if cost is not None]
         return known if len(known) == len(self.costs) else []
+
+
+def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
+    """Group runs by the part of their name before ``@``; those of a group count as seeds of one method.
+
+    Raises:
+        ValueError: If two of a group have the same weights, or their checkpoints name different classes.
+    """
+    methods: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        methods.setdefault(subject.name.partition("@")[0], []).append(subject)
+    for name, runs in methods.items():
+        for one, other in combinations(runs, 2):
+            if one.key == other.key:
+                raise ValueError(
+                    f"{one.name}={one.path} and {other.name}={other.path} have the same weights and are not two seeds "
+                    f"of {name}: give a checkpoint of each seed."
+                )
+        classes = {class_path: run for run in reversed(runs) if (class_path := _class_of(run))}
+        if len(classes) > 1:
+            (second, other), (first, one) = [*classes.items()][-2:]
+            raise ValueError(
+                f"{one.name} was trained by {first}, {other.name} by {second}, and they are not two seeds of {name}: "
+                "give each method a name of its own."
+            )
+    return methods
+
+
+def _class_of(run: Subject) -> str | None:
+    """The name of the class that a checkpoint says it was trained by; its module may have moved since."""
+    said = checkpoint_of(run).get("hyper_parameters", {}).get("_class_path")
+    return said.rpartition(".")[2] if isinstance(said, str) else None
 
 
 def differ(one: Method, other: Method, attack: str) -> bool:

@@ -17,16 +17,24 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def check_plotting() -> None:
-    """Fail before hours of measuring if pictures cannot be drawn.
+def check_packages(wandb_project: str | None) -> None:
+    """Fail before hours of measuring if pictures cannot be drawn, or not be logged where that is asked for.
 
     Raises:
-        ImportError: If matplotlib is missing.
+        ImportError: If matplotlib or wandb is missing.
     """
     try:
         import matplotlib  # noqa: F401  # only tests that it is installed
     except ImportError as error:
         raise ImportError('Pictures need matplotlib: pip install "lit-robust[plot]".') from error
+    if wandb_project is None:
+        return
+    try:
+        from wandb import init  # noqa: F401  # a folder wandb of earlier runs could be imported, but has none
+    except ImportError as error:
+        raise ImportError(
+            f"wandb_project={wandb_project} needs wandb: pip install wandb, or leave wandb_project out."
+        ) from error
 
 
 def check_folder(out: str | Path) -> None:

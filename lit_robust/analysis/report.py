@@ -112,7 +112,7 @@ def report(
     require.integer("examples", examples, least=0)
     if attacks is not None:
         check_names("attacks", attacks)
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     curves = _curves(study.subjects)
     found = comparison(study, data, attacks, autoattack, gap, alarms, sources, surrogate, reference, net)
     strongest = found.attacks[found.strongest]

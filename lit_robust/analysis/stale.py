@@ -54,7 +54,7 @@ def stale(
         ValueError: If a run kept fewer than two epochs; besides what ``start.begin`` raises.
     """
     runs = [epochs_of(run) for run in checkpoints]
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     attack = attack or default_attack(study.subjects, steps=10)
     rows = []
     for final, epochs in zip(study.subjects, runs, strict=True):

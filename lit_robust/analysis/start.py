@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_robust.analysis.journal import Journal
-from lit_robust.analysis.output import check_folder, check_plotting
+from lit_robust.analysis.output import check_folder, check_packages
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.subjects import (
     Images,
@@ -15,8 +15,8 @@ from lit_robust.analysis.subjects import (
     device_of,
     load_subjects,
     read_test_images,
-    trained_threat,
 )
+from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import PGD
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.image_blocks import Blocks
@@ -29,17 +29,18 @@ def begin(
     device: str,
     out: Path,
     net: nn.Module | None = None,
+    wandb_project: str | None = None,
 ) -> Study:
     """Load nets and images, and check beforehand that the results can be written, then that each net fits the images.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ImportError: If matplotlib is missing.
+        ImportError: If matplotlib is missing, or wandb where the results are to be logged.
         ValueError: If ``out`` cannot be written, there is no such device, ``limit`` is below 1, a checkpoint cannot be
             used, or a net and the images do not fit.
     """
     check_folder(out)
-    check_plotting()
+    check_packages(wandb_project)
     place, folder = device_of(device), Path(out)
     subjects, images = load_subjects(checkpoints, place, net), read_test_images(data, limit, place)
     check_images(subjects, images)
@@ -76,7 +77,7 @@ def check_images(subjects: Sequence[Subject], images: Images, exactly: int | Non
 
 
 def default_attack(subjects: Sequence[Subject], steps: int, fixed_step: bool = False) -> PGD:
-    """PGD with the bound and norm that all these nets were trained with, else at 8/255 in L-infinity.
+    """PGD with the bound and norm that all these nets were trained with, else at 8/255 in L-infinity; then it says so.
 
     Args:
         subjects: The nets.

@@ -4,27 +4,24 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_robust import attacks, require
+from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.autoattack_findings import Findings, gathering, hand_on
-from lit_robust.attacks.base import EPS
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
 from lit_robust.guards import checked, own_random_state, smaller_batches
-from lit_robust.magnitudes import magnitude
 from lit_robust.measures.accuracy import Accuracy
 from lit_robust.measures.correct import is_correct
 from lit_robust.measures.image_blocks import Blocks, digest, fingerprint
 from lit_robust.nets.folded import FoldedNet
 from lit_robust.runs import checkpoints_of, load_any, run_of
 from lit_robust.seeds import seed
-from lit_robust.threats import Norm
 
 
 @dataclass(frozen=True)
@@ -106,28 +103,6 @@ def checkpoint_of(subject: Subject) -> dict[str, Any]:
         return read_checkpoint(subject.path)
     except ValueError:  # the file was read before, so it is not broken
         return {}
-
-
-def trained_threat(subjects: Iterable[Subject]) -> tuple[float, Norm]:
-    """The bound and the norm that all these nets were trained with, as their checkpoints say.
-
-    Where they differ, or one does not say, it is 8/255 in L-infinity.
-    """
-    found: set[tuple[float, Norm] | None] = set()
-    for subject in subjects:
-        try:
-            attack = checkpoint_of(subject)["hyper_parameters"]["attack"]
-            arguments = attack["init_args"]
-            found.add((magnitude(arguments["eps"]), arguments.get("norm") or _norm_of(attack["class_path"])))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            found.add(None)
-    (one, *others) = found
-    return (EPS, "linf") if one is None or others or one[1] not in get_args(Norm) else one
-
-
-def _norm_of(class_path: str) -> Any:
-    """The norm of a class of attacks that has only one; ``linf`` where it names none."""
-    return getattr(getattr(attacks, class_path.rpartition(".")[2], None), "norm", "linf")
 
 
 def named(text: str) -> tuple[str, Path]:

@@ -90,7 +90,7 @@ def surface(
     require.one_of("craft", craft, get_args(Craft))
     require.integer("points", points, least=2)
     radius = require.number("radius", radius if radius is not None else {"weights": 0.5, "input": 2.0}[space], above=0)
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     attack = attack or default_attack(study.subjects, steps=10)
     if study.images.n < SMOOTH:
         n = study.images.n

@@ -13,11 +13,13 @@ from lit_robust import require
 from lit_robust.analysis.output import draw_line, new_figure, wrapped
 from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import cells
+from lit_robust.analysis.trained_threat import NORMS
 from lit_robust.attacks import Attack
 from lit_robust.data import ImageDataModule
-from lit_robust.measures.accuracy import describe
+from lit_robust.measures.accuracy import describe, eps_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Over = Literal["eps", "steps", "restarts"]
@@ -79,7 +81,7 @@ def sweep(
     require.one_of("over", over, get_args(Over))
     require.one_of("step", step, ("fixed", "scaled"))
     check_values(over, values)
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     attack = attack or default_attack(study.subjects, steps=20, fixed_step=True)
     variants = strengths(attack, over, values, scaled=step == "scaled")
     if len(variants) == 1:
@@ -154,6 +156,13 @@ def crosses(attack: Attack) -> bool:
     return eps is None or step_size is None or steps is None or step_size * steps >= eps * (1 - 1e-6)
 
 
+def mark_eps(axes: "Axes", attack: Any, values: Sequence[float]) -> None:
+    """Mark the attack's own eps, of which the default values are multiples, if it lies among the values."""
+    if min(values) <= attack.eps <= max(values):
+        label = f"the attack's eps={eps_text(attack.eps)}"
+        axes.axvline(attack.eps, color="gray", linestyle=":", linewidth=1, label=label)
+
+
 def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack, said: str) -> "Figure":
     """Plot a line with its 95 % interval for each net; attacks that cannot cross the ball are hollow."""
     figure, (axes,) = new_figure()
@@ -166,7 +175,9 @@ def draw(rows: Sequence[Mapping[str, Any]], over: Over, attack: Attack, said: st
         axes.set_xticks(sorted({row[over] for row in rows}), minor=False)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    norm = {"linf": "L-infinity", "l2": "L2"}.get(getattr(attack, "norm", "linf"), "")
+    if over == "eps":
+        mark_eps(axes, attack, [row[over] for row in rows])
+    norm = NORMS.get(getattr(attack, "norm", "linf"), "")
     axes.set(xlabel=LABELS[over].format(norm=norm), ylabel="robust accuracy (%)", ylim=(-2, 102))
     axes.set_title(wrapped(f"{said}, {rows[0]['n']} test images, band: 95 % interval"), fontsize=8)
     axes.legend(fontsize=8)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.analysis.start import begin
-from lit_robust.analysis.subjects import Images, Subject, adversarial_images, trained_threat
+from lit_robust.analysis.subjects import Images, Subject, adversarial_images
+from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import PGD, Attack
 from lit_robust.batch import Batch
 from lit_robust.data import ImageDataModule
@@ -65,7 +66,7 @@ def targets(
     require.integer("images", images, least=1)
     if target is not None and not (0 <= require.integer("target", target, least=0) < data.num_classes):
         raise ValueError(f"target={target} must be below {data.num_classes}, the number of the data's classes.")
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     attack = attack or large_attack(study.subjects)
     x, y = (torch.cat([batch[field] for batch in study.images.batches]) for field in (0, 1))
     x, y = (x, y) if target is None else (x[y != target], y[y != target])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_robust.analysis.output import check_folder, check_plotting, new_figure, plain_text, whole_epochs, write
+from lit_robust.analysis.output import check_folder, check_packages, new_figure, plain_text, whole_epochs, write
 from lit_robust.analysis.stale import epochs_of
 from lit_robust.analysis.start import begin, default_attack
 from lit_robust.analysis.subjects import cells, load_subjects, named
@@ -71,10 +71,10 @@ def curves(
 
     Raises:
         FileNotFoundError: If a folder has no metrics.
-        ImportError: If matplotlib is missing.
+        ImportError: If matplotlib is missing, or wandb where the results are to be logged.
         ValueError: If an argument is out of range, a file is broken, or a checkpoint cannot be used.
     """
-    check_plotting()
+    check_packages(wandb_project)
     check_folder(out)
     runs = named_runs(checkpoints)
     metrics = {name: epochs_of_metrics(folder) for name, folder in runs.items()}

@@ -53,7 +53,7 @@ def transfer(
     Raises:
         ValueError: If an argument is out of range; besides what ``start.begin`` raises.
     """
-    study = begin(checkpoints, data, limit, device, out, net)
+    study = begin(checkpoints, data, limit, device, out, net, wandb_project)
     attack = attack or default_attack(study.subjects, steps=10)
     origins = study.subjects if sources is None else load_subjects(sources, study.device, net)
     check_images(origins, study.images)

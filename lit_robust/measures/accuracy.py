@@ -148,8 +148,15 @@ def describe(attack: Attack) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, Attack):
         return describe(value)
-    if not isinstance(value, float) or getattr(value, "written", None):
+    if not isinstance(value, float):
         return getattr(value, "__name__", None) or str(value)
+    return eps_text(value)
+
+
+def eps_text(value: float) -> str:
+    """Write a distance between images as it was given, as grey levels such as ``8/255``, or with three digits."""
+    if getattr(value, "written", None):
+        return str(value)
     levels = round(value * 255)
     if float(f"{value:.3g}") != value and levels / 255 == value:
         return f"{levels}/255"
