@@ -181,12 +181,12 @@ LINES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: default_attack([SimpleNamespace(name="a")], steps=1),
-        "eps=8/255 in L-infinity is taken for that of the training, because the checkpoints state no common one (a: "
+        "The default attacks have eps=8/255 in L-infinity, because the checkpoints state no common bound (a: "
         "none): give another by --attack.",
     ),
     (
         lambda: trained_threat([SimpleNamespace(name="a")], "--eps", norms=("linf",)),
-        "eps=8/255 in L-infinity is taken for that of the training, because the checkpoints state no common one in "
+        "The default attacks have eps=8/255 in L-infinity, because the checkpoints state no common bound in "
         "L-infinity (a: none): give another by --eps.",
     ),
     (imitated, "a: its surrogate predicts the same class on 75.0 % of the test images."),

@@ -39,7 +39,7 @@ def trained_threat(
         return one
     said = "; ".join(f"{', '.join(names)}: {_in_words(threat)}" for threat, names in found.items())
     tell(
-        f"{_in_words((EPS, 'linf'))} is taken for that of the training, because the checkpoints state no common one"
+        f"The default attacks have {_in_words((EPS, 'linf'))}, because the checkpoints state no common bound"
         f"{f' in {NORMS[norms[0]]}' if len(norms) == 1 else ''} ({said}): give another by {flag}."
     )
     return EPS, "linf"

@@ -218,9 +218,7 @@ def embed(
                     net = adapter.logits_net(module)
                     head = head_of(net, adapter.pixels(converted)[:2])
             batch = adapter.labelled(converted)
-            if (
-                sampler is not None
-            ):  # its items may have no index, or another dataset's, and the last selection's weights
+            if sampler is not None:  # indices may be missing or another dataset's, weights the last selection's
                 place_of = place + torch.arange(len(batch.y), device=device)
                 batch = batch._replace(index=place_of, weight=torch.ones(len(batch.y), device=device))
             with untouched(module, net, scratch.memory()), counting(module):
