@@ -84,7 +84,7 @@ def test_another_eps_than_that_of_the_training_is_told_once(verb, two, drawn, mo
     VERBS[verb](two[:1])
     assert "eps=0.15 in" not in capsys.readouterr().out
     VERBS[verb](two)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("eps=8/255 ")]
+    said = [line for line in capsys.readouterr().out.splitlines() if " have eps=8/255 " in line]
     assert len(said) == 1
     assert "trained: eps=0.15 " in said[0]
     assert ("--eps" if verb == "diversity" else "--attack") in said[0]
