@@ -22,7 +22,12 @@ LONG = ("real_data", "configs", "real_pictures", "ranks", "quickstart", "resume"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first, and keep the order within each file."""
+    """Put the long files first, and keep the order within each file.
+
+    A name with an address, as ``ids=str`` gives it to a function, would differ between the workers.
+    """
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    assert not addresses, addresses
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

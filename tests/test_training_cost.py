@@ -218,7 +218,7 @@ SELECTED = {"every": 2, "warm": 0}
         (PGDAT, {}, {"selector": Random()}, (0, 0)),
         (PGDAT, {}, {"selector": Random(report_error=True)}, (0, 0)),
     ],
-    ids=str,
+    ids=["pgdat", "warm GradMatch", "another attack", "train mode", "trades", "natural", "random", "reported"],
 )
 def test_selections_are_a_part_of_the_passes(tmp_path, cls, arguments, selection, passes, fold_batchnorm):
     """The embedding's forward has no backward, because its gradient ends at the last layer."""
