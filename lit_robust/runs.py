@@ -172,7 +172,7 @@ def _last_in(folder: Path) -> Path | None:
     if last not in files:
         others = [path for path in files if path.stem != "best"]
         return next(iter(others or (files if last.is_dir() else [])), None)  # a folder hides no whole checkpoint
-    later = [path for path in files if _written(path) > _written(last)]
+    later = [path for path in files if _written(path)[0] > _written(last)[0]]
     with suppress(ValueError):  # a broken last.ckpt is reported by `read_last`
         step = read_checkpoint(last).get("global_step") if later else None
         for path in later:
@@ -182,8 +182,9 @@ def _last_in(folder: Path) -> Path | None:
     return last
 
 
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns
+def _written(path: Path) -> tuple[int, int, str]:
+    """When a file was written; of two within one tick of the clock, ``epoch=10`` comes after ``epoch=9``."""
+    return path.stat().st_mtime_ns, len(path.name), path.name
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

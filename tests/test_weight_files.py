@@ -1,6 +1,7 @@
 """Weights from elsewhere, in Python and on the command line."""
 
 import csv
+import os
 import re
 import sys
 from pathlib import Path
@@ -228,6 +229,7 @@ def stranger(foreign):
     for epoch in (0, 1):
         state = prefixed("model.", foreign.state_dict())
         torch.save({"state_dict": state, "epoch": epoch}, folder / f"epoch={epoch}.ckpt")
+        os.utime(folder / f"epoch={epoch}.ckpt", (0, 0))  # as two that are written within one tick of the clock
     (folder.parent / "metrics.csv").write_text("epoch,step,train/loss\n0,1,2.0\n1,2,1.0\n")
     return "theirs/version_0"
 
