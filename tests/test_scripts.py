@@ -222,6 +222,22 @@ def test_a_row_that_is_done_needs_no_checkpoint_and_one_that_is_not_does(budget,
     assert results()["natural"]["last"].keys() == {"clean", "fgsm", "pgd40"}
 
 
+def test_alarms_are_looked_for_after_the_default_test_and_once(budget, monkeypatch):
+    said = "{{class_path: PGD, init_args: {{eps: EPS, steps: {}}}}}"
+    names = sorted(budget.DEFAULT_TEST)
+    attacks = "".join(f"        {name}: {said.format(steps)}\n" for steps, name in enumerate(names, start=1))
+    change("      test_attacks:\n", f"      test_attacks:\n{attacks}")
+    monkeypatch.setattr(budget, "commit", lambda: "now")
+    budget.main(["tiny", "--rows", "natural"])
+    row = results()["natural"]
+    assert isinstance(row["alarms"], list)
+    assert row["alarms_commit"] == "now"
+    monkeypatch.setattr(budget, "commit", lambda: "later")
+    shutil.rmtree("runs")
+    budget.main(["tiny", "--rows", "natural"])
+    assert results()["natural"] == row
+
+
 def test_an_attack_that_is_added_is_all_that_is_done(budget, capsys):
     budget.main(["tiny", "--rows", "natural"])
     before = results()["natural"]["last"]

@@ -30,7 +30,7 @@ def check_packages(wandb_project: str | None) -> None:
     if wandb_project is None:
         return
     try:
-        from wandb import init  # noqa: F401  # a folder wandb of earlier runs could be imported, but has none
+        from wandb import init  # noqa: F401  # without the package, a folder wandb/ would import
     except ImportError as error:
         raise ImportError(
             f"wandb_project={wandb_project} needs wandb: pip install wandb, or leave wandb_project out."
