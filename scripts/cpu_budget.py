@@ -264,13 +264,15 @@ class Work:
         images, net = read_test_images(cli.datamodule), load_net(checkpoint(self.folder(row), "last"))
         attacks = {name: attack for name, attack in cli.model.test_attacks.items() if name in DEFAULT_TEST}
         torch.manual_seed(derive_seed("cpu_budget", "alarms"))
-        alarms = Alarms(attacks, num_classes=10)
+        alarms, withstood = Alarms(attacks, num_classes=10), 0
         for part in (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True)):
-            alarms.update(net, part, surviving(net, attacks, part)["worst"])
-        found = sorted(alarms.compute())
+            left = surviving(net, attacks, part)["worst"]
+            alarms.update(net, part, left)
+            withstood += int(left.sum())
+        found, worst = sorted(alarms.compute()), round(100 * withstood / len(images.y), 2)
         with opened(self.path) as results:
-            results["rows"][row] |= {"alarms": found, "alarms_commit": commit()}
-        print(f"{row}: alarms {found}", flush=True)
+            results["rows"][row] |= {"alarms": found, "alarms_commit": commit(), "worst": worst}
+        print(f"{row}: worst {worst}, alarms {found}", flush=True)
 
     def gap(self, row: str) -> None:
         """Attack as many training images as test images, if the set asks for the generalisation gap."""

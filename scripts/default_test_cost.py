@@ -82,7 +82,7 @@ def costs(net: nn.Module, images: Batch) -> dict[str, Any]:
             found["robust"] = round(100 * survivors["worst"].float().mean().item(), 2)
             counted.passes = 0.0
             Alarms(attacks, num_classes=10).update(counted, images, survivors["worst"])
-            found["alarms"] = round(counted.passes / IMAGES, 3)
+            found["alarms"] = round(counted.passes / min(IMAGES, len(images.y)), 3)
     return found
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from cpu_budget_results import markdown, read, with_range
 
+from lit_robust.measures.alarms import IMAGES
+
 RESULTS = Path(__file__).parent / "results"
 #: How the README calls the packages.
 NAMES = {"adversarial-robustness-toolbox": "ART"}
@@ -15,7 +17,7 @@ NAMES = {"adversarial-robustness-toolbox": "ART"}
 def default_test_cost() -> str:
     """The passes of the default test."""
     results = read(RESULTS / "default_test_cost.json")
-    probed, many = 200, 10_000
+    probed, many = IMAGES, 10_000
     measured = ["accuracy under the default test, %", "passes per image", "relative to PGD-20", "relative to PGD-100"]
     lines = [["net", *measured, f"with alarms, n = {many:,}, relative to PGD-100", "alarms' passes"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])

@@ -153,7 +153,7 @@ def test_a_test_prints_keeps_and_logs_its_alarms(tmp_path, capsys):
 
 def test_in_l2_one_step_is_a_rival_too_and_a_test_says_that_square_is_none(tmp_path, capsys):
     x, y = held_out()
-    found = Probe(trained("natural"), x[:20], y[:20], torch.ones(20, dtype=torch.bool), (1.0, "l2")).run(square=20)
+    found = Probe(trained("natural"), x[:20], y[:20], torch.ones(20, dtype=torch.bool), (1.0, "l2")).run()
     assert "fgsm" in found
     assert "square" not in found
     for norm, said in (("l2", 1), ("linf", 0)):

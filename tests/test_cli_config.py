@@ -445,7 +445,7 @@ def test_a_list_of_callbacks_given_anew_starts_from_their_own_defaults(capsys):
         )
     )["trainer"]["callbacks"]  # fmt: skip
     assert attack_in(last["init_args"]["attacks"]) == OWN
-    assert last["init_args"]["alarm_images"] == 200
+    assert last["init_args"]["alarm_images"] == 400
 
 
 def test_one_argument_of_the_last_callback_leaves_the_others(capsys):

@@ -62,22 +62,19 @@ def test_every_single_step_method_has_been_attacked_in_every_way(row):
         assert "trivial" in RESULTS["single_step"][row]["alarms"]
 
 
-#: Rows at eps 0.4 where AutoAttack's thousands of passes per image find 6 to 9 points more than the default test, and
-#: no alarm rings: on 200 images its probes find too few of them for the sign test.
-FLATTERED = [f"{row}@0" for row in ("dynamic", "hsat", "psat", "madry_with_ramp")]
-JUDGED = [
-    pytest.param(name, row, marks=pytest.mark.xfail(strict=True, reason="FLATTERED says why"))
-    if name == "trivial_0.4" and row in FLATTERED
-    else (name, row)
-    for name, row in ROWS
-    if name != "cyclic_mixed"
-]
+JUDGED = [(name, row) for name, row in ROWS if name != "cyclic_mixed"]
 
 
 @pytest.mark.parametrize(("name", "row"), JUDGED)
 def test_the_default_test_is_within_5_points_of_autoattack_or_raises_an_alarm(name, row, readme):
     record = RESULTS[name][row]
     assert record["alarms"] or readme.flattery(record) <= 5
+
+
+def test_the_gap_is_taken_from_what_withstands_all_attacks_of_the_default_test(readme):
+    record = {"last": {name: [50 + i, 0, 0, 500] for i, name in enumerate((*readme.DEFAULT_TEST, "autoattack"))}}
+    assert readme.flattery(record) == 50 - 53
+    assert readme.flattery(record | {"worst": 47.0}) == 47 - 53
 
 
 def test_the_readmes_results_are_those_of_the_files(readme):

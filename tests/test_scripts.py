@@ -232,6 +232,7 @@ def test_alarms_are_looked_for_after_the_default_test_and_once(budget, monkeypat
     row = results()["natural"]
     assert isinstance(row["alarms"], list)
     assert row["alarms_commit"] == "now"
+    assert 0 <= row["worst"] <= row["last"]["clean"][0]
     monkeypatch.setattr(budget, "commit", lambda: "later")
     shutil.rmtree("runs")
     budget.main(["tiny", "--rows", "natural"])

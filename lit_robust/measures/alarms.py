@@ -23,8 +23,8 @@ from lit_robust.measures.default_attacks import threat_of
 from lit_robust.measures.probes import COUNTS, GUIDED_RUNS, QUERIES, Probe, large_eps, why_no_graph
 from lit_robust.threats import Norm
 
-#: How many test images are probed by default, over all ranks, and how many of them by Square Attack at most.
-IMAGES, SQUARE_IMAGES = 200, 100
+#: How many test images are probed by default, over all ranks: enough that 2 % of them pass the sign test.
+IMAGES = 400
 #: A comparison counts from these differences on, if it also passes a sign test at this level.
 LEAST_SHARE, LEAST_IMAGES, SIGNIFICANCE = 0.02, 3, 0.01
 #: Attacks of another kind, whose images they break that it had left, and by what share of the images each must beat it.
@@ -127,7 +127,7 @@ class Alarms(Metric):
             with own_random_state(x.device), checked(), smaller_batches():
                 torch.manual_seed(torch.initial_seed())
                 probe = Probe(net, x, y, left[rows], self.threat, self.sources)
-                found = probe.run(square=-(-SQUARE_IMAGES // share) - done)
+                found = probe.run()
             for name, (more, fewer) in found.items():
                 sums = (more & ~fewer).sum(), (fewer & ~more).sum(), torch.tensor(len(more), device=y.device)
                 self.counts[COUNTS.index(name)] += torch.stack(sums)

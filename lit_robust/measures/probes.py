@@ -18,8 +18,9 @@ COUNTS = (
     "no_graph", "zero_gradient", "random", "fgsm", "margin", "guided", "scaled_down", "scaled_up", "large_eps",
     "square", "transfer",
 )  # fmt: skip
-#: The queries of Square Attack.
-QUERIES = 500
+#: The queries of Square Attack. Of 500 MNIST images under the net that H-SAT trained at eps 0.4, 500 queries break 4 that
+#: the test left, as many as PGD when it runs again; 2000 queries break 25, and 5000 break 34.
+QUERIES = 2000
 #: The runs of GAMA-PGD: on nets that overfit to a single step, each start finds other images.
 GUIDED_RUNS = 3
 #: Repeated forwards of a net that draws nothing agree to this, relative to the largest logit.
@@ -58,22 +59,22 @@ class Probe:
         self.pgd = PGD(self.eps, self.eps / 4, 20, self.norm, keep="worst")
         self.all, self.none = torch.ones_like(self.left), torch.zeros_like(self.left)
 
-    def run(self, square: int) -> dict[str, Pair]:
-        """All pairs, by name; Square attacks at most ``square`` images."""
+    def run(self) -> dict[str, Pair]:
+        """All pairs, by name."""
         if not len(self.x):
             return {}
         found = {"random": (self.differs(), self.none)}
         try:
             zero = self.zero_gradient()
         except NoGraphError:
-            return found | {"no_graph": (self.all, self.none)} | self.black_box(self.none, square)
+            return found | {"no_graph": (self.all, self.none)} | self.black_box(self.none)
         found |= {"zero_gradient": (zero, self.none)} | self.rivals()
         found["large_eps"] = self.at_large_eps(), self.none
         again, guided = self.none.clone(), self.none.clone()
         again[self.left] = self.white_box(self.pgd, self.left)
         gama = GAMAPGD(self.eps, norm=self.norm, keep="worst", restarts=GUIDED_RUNS, freeze_misclassified=True)
         guided[self.left] = self.broken(gama, where=self.left)
-        return found | {"guided": (guided, again)} | self.black_box(again, square)
+        return found | {"guided": (guided, again)} | self.black_box(again)
 
     @torch.no_grad()
     def differs(self) -> Tensor:
@@ -109,17 +110,15 @@ class Probe:
         """Whether an image is misclassified under PGD on cross-entropy or on the margin."""
         return self.broken(pgd, where=where) | self.broken(replace(pgd, loss=losses.margin), where=where)
 
-    def black_box(self, again: Tensor, square: int) -> dict[str, Pair]:
+    def black_box(self, again: Tensor) -> dict[str, Pair]:
         """Attacks without this net's gradient on the images that are left, against the white-box ones run again.
 
         Args:
             again: Which images break when the white-box attacks run once more.
-            square: The number of images for Square.
         """
         found = {}
-        if self.norm == "linf" and square > 0:
-            rows = self.left.nonzero().squeeze(1)[:square]
-            found["square"] = self.broken(Square(self.eps, QUERIES), where=rows), again[rows]
+        if self.norm == "linf":
+            found["square"] = self.broken(Square(self.eps, QUERIES), where=self.left), again[self.left]
         if self.sources:
             crafted = [
                 self.broken(PGD(self.eps, steps=20, norm=self.norm), source, self.left) for source in self.sources
@@ -133,7 +132,7 @@ class Probe:
         Args:
             attack: The attack.
             of: The net whose gradients it uses.
-            where: Which images: indices, or ``(N,)`` bool.
+            where: Which images, ``(N,)`` bool.
         """
         x, y = (self.x, self.y) if where is None else (self.x[where], self.y[where])
         return ~is_correct(self.net, attack(of or self.net, x, y), y) if len(x) else y.bool()
