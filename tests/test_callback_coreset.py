@@ -303,6 +303,17 @@ def test_averages_that_start_in_a_skipped_epoch_start_with_the_next_one(tmp_path
     assert not torch.equal(averaged.net.head.weight, plain.net.head.weight)
 
 
+def test_the_weights_and_not_their_average_select(tmp_path):
+    """The average is in the net while an epoch is validated, and the training goes on without it."""
+    chosen = []
+    for average in ([], [EMAWeights(0.99)]):
+        selection = CoresetSelection(0.5, GradMatch(), every=1, warm=0)
+        fit(tmp_path, selection, *average, epochs=4)
+        chosen.append(selection.coreset)
+    assert torch.equal(chosen[0].indices, chosen[1].indices)
+    assert torch.equal(chosen[0].weights, chosen[1].weights)
+
+
 def test_validations_keep_their_epochs(tmp_path):
     validated: list[int] = []
 

@@ -1,7 +1,9 @@
 """CoresetSelection on a module, loaders and nets that were written without it."""
 
+import os
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +11,11 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_robust.callbacks import AdversarialTraining, AttributeRamp, CoresetSelection
 from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.coreset_data import BATCH_SIZE, batches_of
 from lit_robust.callbacks.last_layer import embed
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.schedules import Linear, Staircase
@@ -86,7 +89,9 @@ def test_a_strangers_module_is_trained_on_a_resampled_coreset_and_resumed_within
     growing = Staircase([0, 2, 3], [1.0, 0.5, 0.8])
     kept = Kept(tmp_path / "a.ckpt")
     ramp = AttributeRamp("attack.eps", Linear(0, 0.08, begin=0, end=4))
-    module, selection = fit(tmp_path, Digits(workers), kept, ramp, fraction=growing)
+    data = Digits(workers)
+    module, selection = fit(tmp_path, data, kept, ramp, fraction=growing)
+    assert data.sampler.num_workers == workers
     assert {epoch: len(places) for epoch, places in kept.places.items()} == {0: 96, 1: 96, 2: 48, 3: 77}
     assert kept.batches == {0: 6, 1: 6, 2: 3, 3: 5}
     times = [epoch + batch / kept.batches[epoch] for epoch in range(4) for batch in range(kept.batches[epoch])]
@@ -105,6 +110,31 @@ def test_a_strangers_module_is_trained_on_a_resampled_coreset_and_resumed_within
     )
     assert again.places == {2: kept.places[2][32:], 3: kept.places[3]}
     assert differences(resumed.state_dict(), module.state_dict()) == []
+
+
+class Noisy(Dataset):
+    """Items with random augmentation, which tell the process that read them."""
+
+    def __len__(self):
+        return 2 * BATCH_SIZE + 5
+
+    def __getitem__(self, i):
+        return i + torch.rand(()), os.getpid()
+
+
+def test_images_to_select_from_are_read_by_the_loaders_workers_and_come_out_the_same():
+    rank = SimpleNamespace(global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    found, readers = {}, {}
+    for workers in (0, 2):
+        sampler = CoresetSampler(Noisy())
+        sampler.num_workers = workers
+        places, batches = zip(*batches_of(rank, sampler, epoch=3), strict=True)
+        assert places == (0, BATCH_SIZE, 2 * BATCH_SIZE)
+        found[workers] = torch.cat([values for values, _ in batches])
+        readers[workers] = {int(reader) for _, read in batches for reader in read}
+    assert torch.equal(found[0], found[2])
+    assert readers[0] == {os.getpid()}
+    assert len(readers[2] - readers[0]) == 2
 
 
 def test_without_resampling_each_image_comes_once_and_its_weight_can_be_asked_for(tmp_path):

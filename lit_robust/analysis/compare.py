@@ -20,9 +20,9 @@ from lit_robust.attacks import Attack, AutoAttack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
-from lit_robust.measures.alarms import IMAGES, NO_SQUARE, Alarms
+from lit_robust.measures.alarms import IMAGES, NO_SQUARE
 from lit_robust.measures.attack_checks import check_names, is_coarse
-from lit_robust.measures.default_attacks import default_test
+from lit_robust.measures.default_attacks import default_test, threat_of_test
 from lit_robust.whole_files import write_whole
 
 NO_GRAPH = "gradient attacks cannot run, and their columns repeat the clean accuracy: "
@@ -215,11 +215,11 @@ def _about_alarms(study: Study, fired: Mapping[str, Mapping[str, str]], attacks:
     """Sentences about the runs without an alarm, how many images were probed, and what could not be looked for."""
     silent = ", ".join(run for run, alarms in fired.items() if not alarms)
     n = min(IMAGES, study.images.n)
-    norm = Alarms(attacks, 2).norm
+    threat = threat_of_test(attacks)
     found = f"the first {n} test images show no sign of masked gradients."
-    if norm is None:
+    if threat is None:
         found = f"the first {n} test images were probed for a constant prediction only: no attack has an L-p bound."
-    return [f"No alarm for {silent}: {found}"] * bool(silent) + [NO_SQUARE] * (norm == "l2")
+    return [f"No alarm for {silent}: {found}"] * bool(silent) + [NO_SQUARE] * (threat is not None and threat[1] == "l2")
 
 
 def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:

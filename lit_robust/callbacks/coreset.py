@@ -50,9 +50,9 @@ class CoresetSelection(Callback):
     as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
-    of ``every``; attack and gradients see the same augmented image, with BatchNorm in eval mode; TRADES' beta counts
-    once; batches are shuffled. Theirs come in order, and the weights of whole chosen batches cancel, as they do with
-    ``official_order=True, selector=CRAIG(scope="batch")``.
+    of ``every``; a coreset's size is rounded, not cut off; attack and gradients see the same augmented image, with
+    BatchNorm in eval mode; TRADES' beta counts once; batches are shuffled. Theirs come in order, and the weights of
+    whole chosen batches cancel, as they do with ``official_order=True, selector=CRAIG(scope="batch")``.
 
     Args:
         fraction: The share of the training images; a Schedule, a function of the epoch, lets it grow.

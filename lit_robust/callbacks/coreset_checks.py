@@ -84,7 +84,7 @@ def unweighted(found: str) -> ValueError:
 
 
 def epochs_of(trainer: Any, sampler: CoresetSampler | None) -> Epochs:
-    """How the training's loader makes batches, if a coreset can be trained on by it.
+    """How the training's loader makes batches, if a coreset can be trained on by it; the sampler gets its workers.
 
     Raises:
         TypeError: If there are several loaders.
@@ -96,6 +96,7 @@ def epochs_of(trainer: Any, sampler: CoresetSampler | None) -> Epochs:
         _, positions = images_of(trainer).training_labels()
         return Epochs(loader.batch_size, loader.drop_last, len(positions))
     check_loader(loader, sampler)
+    sampler.num_workers = getattr(loader, "num_workers", 0)
     return Epochs(loader.batch_size, loader.drop_last, len(sampler.items))
 
 

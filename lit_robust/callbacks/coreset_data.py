@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lit_robust import require
 from lit_robust.batch import Batch
@@ -64,10 +65,34 @@ def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> 
         for number, batch in enumerate(loader):
             yield loader.images_before(number), batch
         return
-    items = sampler.items
-    for first in range(trainer.global_rank * BATCH_SIZE, len(items), trainer.world_size * BATCH_SIZE):
-        seed(trainer.strategy.root_device, "selected data", epoch, first)  # for the items' random augmentation
-        yield first, sampler.collate_fn([items[i] for i in range(first, min(first + BATCH_SIZE, len(items)))])
+    # A process that reads items has no GPU.
+    device = torch.device("cpu") if sampler.num_workers else trainer.strategy.root_device
+    places = range(trainer.global_rank * BATCH_SIZE, len(sampler.items), trainer.world_size * BATCH_SIZE)
+    yield from DataLoader(
+        BatchesByPlace(sampler, epoch, device),
+        batch_size=None,
+        sampler=places,
+        num_workers=sampler.num_workers,
+        collate_fn=_as_it_is,
+    )
+
+
+class BatchesByPlace(Dataset[tuple[int, Any]]):
+    """Batches of a sampler's items, augmented in the same way in whatever process they are read."""
+
+    def __init__(self, sampler: CoresetSampler, epoch: int, device: torch.device) -> None:
+        self.items, self.collate_fn = sampler.items, sampler.collate_fn
+        self.epoch, self.device = epoch, device
+
+    def __getitem__(self, first: int) -> tuple[int, Any]:
+        """The batch that begins with this item, and the item's number."""
+        seed(self.device, "selected data", self.epoch, first)
+        return first, self.collate_fn([self.items[i] for i in range(first, min(first + BATCH_SIZE, len(self.items)))])
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Keep torch from converting what the user's ``collate_fn`` has made."""
+    return batch
 
 
 def number_of_batches(trainer: Trainer, sampler: CoresetSampler | None) -> int:

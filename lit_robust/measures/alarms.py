@@ -19,7 +19,7 @@ from lit_robust.batch import Batch
 from lit_robust.data.loaders import EpochLoader
 from lit_robust.guards import checked, own_random_state, smaller_batches
 from lit_robust.measures.accuracy import wilson
-from lit_robust.measures.default_attacks import threat_of
+from lit_robust.measures.default_attacks import threat_of_test
 from lit_robust.measures.probes import COUNTS, GUIDED_RUNS, QUERIES, Probe, large_eps, why_no_graph
 from lit_robust.threats import Norm
 
@@ -85,15 +85,18 @@ class Alarms(Metric):
         sources: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
-        threats = [threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None)]
-        self.threat = next((threat for threat in threats if threat is not None), None)
-        self.norm: Norm | None = self.threat[1] if self.threat else None
+        self.threat = threat_of_test(attacks)
         self.images, self.sources, self.seen, self.looked = images, list(sources), 0, False
         self.n = 0  #: The number of images behind the last result.
         self.add_state("counts", torch.zeros(len(COUNTS), 3, dtype=torch.int64), dist_reduce_fx="sum")
         # How often each class was predicted, and how often it was the label.
         self.add_state("classes", torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("large", torch.zeros(()), dist_reduce_fx="max")  # the large eps
+
+    @property
+    def norm(self) -> Norm | None:
+        """That of the threat set."""
+        return self.threat[1] if self.threat else None
 
     def reset(self) -> None:
         """Start a test."""

@@ -1,5 +1,6 @@
 """The attacks of a validation and a test for which none are given."""
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from lit_robust import losses
@@ -49,3 +50,9 @@ def threat_of(attack: Any) -> tuple[float, Norm] | None:
     eps: float | None = getattr(attack, "eps", None)
     norm: Any = getattr(attack, "norm", "linf")
     return (eps, norm) if eps is not None and norm in get_args(Norm) else None
+
+
+def threat_of_test(attacks: Mapping[str, Attack]) -> tuple[float, Norm] | None:
+    """The bound and the norm of a test's first attack that has a positive bound in an L-p norm; None if none has."""
+    threats = (threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None))
+    return next((threat for threat in threats if threat is not None), None)

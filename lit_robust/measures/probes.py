@@ -18,7 +18,7 @@ COUNTS = (
     "no_graph", "zero_gradient", "random", "fgsm", "margin", "guided", "scaled_down", "scaled_up", "large_eps",
     "square", "transfer",
 )  # fmt: skip
-#: The queries of Square Attack. Of 500 MNIST images under the net that H-SAT trained at eps 0.4, 500 queries break 4 that
+#: The queries of Square Attack. Of 500 MNIST images under a net that H-SAT trained at eps 0.4, 500 queries break 4 that
 #: the test left, as many as PGD when it runs again; 2000 queries break 25, and 5000 break 34.
 QUERIES = 2000
 #: The runs of GAMA-PGD: on nets that overfit to a single step, each start finds other images.
