@@ -79,6 +79,8 @@ FLAGS = {
     "unknown attack": ("--model.attack Foo", 'model.attack: there is no class "Foo" (others need a dotted path).'),
     "misspelt attack": ("--model.attack PDG", 'model.attack: there is no class "PDG" (did you mean PGD?).'),
     "misspelt method": ("--model PGDTA", 'model: there is no class "PGDTA" (did you mean PGDAT?).'),
+    "method in small letters": ("--model pgdat", 'model: there is no class "pgdat" (did you mean PGDAT?).'),
+    "data cut short": ("--data Digits", 'data: there is no class "Digits" (did you mean DigitsDataModule?).'),
     "misspelt net": (
         "--model.net lit_robust.nets.resnet19",
         "model.net: there is no lit_robust.nets.resnet19 (did you mean lit_robust.nets.resnet18?).",

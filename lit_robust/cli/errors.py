@@ -230,7 +230,9 @@ def _expected(mistake: _Mistake) -> str:
 
 def _near(name: str, names: Iterable[str]) -> _Near:
     full = {one.rpartition(".")[2]: one for one in names if one != name}  # two classes may share a short name
-    return _Near("".join(full[one] for one in get_close_matches(name, list(full), n=1, cutoff=0.6)))
+    cased = [one for one in full if one.lower() == name.lower()]
+    near = cased or [one for one in full if name and one.startswith(name)] or get_close_matches(name, list(full))
+    return _Near("".join(full[one] for one in near[:1]))
 
 
 @contextmanager
@@ -252,8 +254,5 @@ def naming(path: str | None) -> Iterator[None]:
 def fails_to_restore(error: BaseException) -> bool:
     """Whether an error comes from where Lightning restores checkpoints, and was not raised by this package."""
     *_, (frame, _) = walk_tb(error.__traceback__)
-    return fails_while_restoring(error) and not _is_ours(frame.f_code.co_filename)
-
-
-def _is_ours(file: str) -> bool:
-    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parents[1])
+    ours = Path(frame.f_code.co_filename).resolve().is_relative_to(Path(__file__).resolve().parents[1])
+    return fails_while_restoring(error) and not ours
