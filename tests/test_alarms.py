@@ -503,6 +503,24 @@ def test_one_image_is_looked_at_where_alarms_are_off():
     assert (found.compute(), Counted.calls) == ({}, 1)
 
 
+def test_a_comparison_counts_all_images_that_are_right_and_attacks_those_that_are_left(monkeypatch):
+    """So 2 % is a difference of two points in accuracy, on weak nets, too."""
+    shown = {}
+
+    class Breaks(Square):
+        def __call__(self, net, x, y):
+            shown["square"] = len(x)
+            return torch.zeros_like(x)
+
+    monkeypatch.setattr("lit_robust.measures.probes.Square", Breaks)
+    net, x = trained("natural"), held_out()[0][:40]
+    left = torch.arange(40) < 10
+    pairs = Probe(net, x, net(x).argmax(dim=1), left, (EPS, "linf")).black_box(torch.zeros(40, dtype=torch.bool))
+    assert {name: len(more) for name, (more, _) in pairs.items()} == {"square": 40}
+    assert shown == {"square": 10}
+    assert not pairs["square"][0][10:].any()
+
+
 def test_probes_leave_the_random_state_as_it_was():
     torch.manual_seed(3)
     state = torch.get_rng_state()

@@ -187,12 +187,12 @@ def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float
         ),
         "scaling": (
             scaled.rings(),
-            f"with logits scaled by 1/100 or 100 PGD-20 breaks {_of(scaled)} that it left before: cross-entropy is "
+            f"with logits scaled by 1/100 or 100 PGD-20 breaks {_of(scaled, 'it')}: cross-entropy is "
             "saturated; judge by the margin (loss=lit_robust.losses.margin) or by AutoAttack.",
         ),
         "margin": (
             bool(rivals),
-            " and ".join(f"{of} breaks {_of(count)} that {than} left" for of, than, count in rivals)
+            " and ".join(f"{of} breaks {_of(count, than)}" for of, than, count in rivals)
             + ": cross-entropy or a single start misleads PGD on this net; judge by AutoAttack.",
         ),
         "not_below_clean": (
@@ -207,11 +207,11 @@ def of_probes(counts: Mapping[str, Count], classes: int, images: int, eps: float
         ),
         "square": (
             counts["square"].rings(),
-            f"Square ({QUERIES} queries), {beyond_gradients} {_of(counts['square'])} that the test left: {next_test}",
+            f"Square ({QUERIES} queries), {beyond_gradients} {_of(counts['square'], 'the test')}: {next_test}",
         ),
         "transfer": (
             counts["transfer"].rings(),
-            f"a transferred attack, {beyond_gradients} {_of(counts['transfer'])} that the test left: {next_test}",
+            f"a transferred attack, {beyond_gradients} {_of(counts['transfer'], 'the test')}: {next_test}",
         ),
     }
     return {name: sentence for name, (rings, sentence) in rules.items() if rings}
@@ -225,8 +225,8 @@ def place_of(trainer: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[int
     return trainer.world_size, before
 
 
-def _of(count: Count) -> str:
-    return f"{count.more} of {count.n} images"
+def _of(count: Count, than: str = "") -> str:
+    return f"{count.more} images that {than} left, of {count.n}" if than else f"{count.more} of {count.n} images"
 
 
 def of_classes(predicted: Sequence[int], labels: Sequence[int]) -> dict[str, str]:

@@ -70,11 +70,9 @@ class Probe:
             return found | {"no_graph": (self.all, self.none)} | self.black_box(self.none)
         found |= {"zero_gradient": (zero, self.none)} | self.rivals()
         found["large_eps"] = self.at_large_eps(), self.none
-        again, guided = self.none.clone(), self.none.clone()
-        again[self.left] = self.white_box(self.pgd, self.left)
+        again = self.white_box(self.pgd, self.left)
         gama = GAMAPGD(self.eps, norm=self.norm, keep="worst", restarts=GUIDED_RUNS, freeze_misclassified=True)
-        guided[self.left] = self.broken(gama, where=self.left)
-        return found | {"guided": (guided, again)} | self.black_box(again)
+        return found | {"guided": (self.broken(gama, where=self.left), again)} | self.black_box(again)
 
     @torch.no_grad()
     def differs(self) -> Tensor:
@@ -118,24 +116,26 @@ class Probe:
         """
         found = {}
         if self.norm == "linf":
-            found["square"] = self.broken(Square(self.eps, QUERIES), where=self.left), again[self.left]
+            found["square"] = self.broken(Square(self.eps, QUERIES), where=self.left), again
         if self.sources:
-            crafted = [
-                self.broken(PGD(self.eps, steps=20, norm=self.norm), source, self.left) for source in self.sources
-            ]
-            found["transfer"] = torch.stack(crafted).any(dim=0), again[self.left]
+            pgd = PGD(self.eps, steps=20, norm=self.norm)
+            crafted = [self.broken(pgd, source, self.left) for source in self.sources]
+            found["transfer"] = torch.stack(crafted).any(dim=0), again
         return found
 
     def broken(self, attack: Attack, of: nn.Module | None = None, where: Tensor | None = None) -> Tensor:
-        """Whether an image is misclassified under an attack on this net, or on another one, ``(K,)`` bool.
+        """Whether an image is misclassified under an attack on this net, or on another one, ``(N,)`` bool.
 
         Args:
             attack: The attack.
             of: The net whose gradients it uses.
-            where: Which images, ``(N,)`` bool.
+            where: Which images are attacked, ``(N,)`` bool; the others count as not broken.
         """
-        x, y = (self.x, self.y) if where is None else (self.x[where], self.y[where])
-        return ~is_correct(self.net, attack(of or self.net, x, y), y) if len(x) else y.bool()
+        where = self.all if where is None else where
+        broken, x, y = self.none.clone(), self.x[where], self.y[where]
+        if len(x):
+            broken[where] = ~is_correct(self.net, attack(of or self.net, x, y), y)
+        return broken
 
 
 def why_no_graph(net: nn.Module, x: Tensor, y: Tensor) -> str:
