@@ -84,7 +84,7 @@ def main() -> None:
             net = train(attack, data, seed)
             survivors = surviving(net, default_test(eps), images)
             probed = Alarms(default_test(eps), num_classes=10)
-            probed.update(net, images, survivors["worst"])
+            probed.update(net, images, survivors)
             default, weights = percent(survivors["worst"]), weights_of(net)
             if is_same_net(known, weights, default):
                 autoattack = known["autoattack"]

@@ -150,9 +150,13 @@ def take_attacks(record: dict[str, Any], config: dict[str, Any]) -> None:
     """Give a trained row the test attacks of a configuration, without the results of those that have changed."""
     before, now = (one["model"]["init_args"]["test_attacks"] for one in (record["config"], config))
     record["config"] = config
-    for name in (name for name, attack in before.items() if attack != now.get(name)):
+    changed = {name for name, attack in before.items() if attack != now.get(name)}
+    for name in changed:
         for which in ("last", "best"):
             record[which].pop(name, None)
+    if changed & DEFAULT_TEST:
+        for found in ("alarms", "alarms_commit", "worst"):
+            record.pop(found, None)
 
 
 # The work.
@@ -266,9 +270,9 @@ class Work:
         torch.manual_seed(derive_seed("cpu_budget", "alarms"))
         alarms, withstood = Alarms(attacks, num_classes=10), 0
         for part in (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True)):
-            left = surviving(net, attacks, part)["worst"]
-            alarms.update(net, part, left)
-            withstood += int(left.sum())
+            correct = surviving(net, attacks, part)
+            alarms.update(net, part, correct)
+            withstood += int(correct["worst"].sum())
         found, worst = sorted(alarms.compute()), round(100 * withstood / len(images.y), 2)
         with opened(self.path) as results:
             results["rows"][row] |= {"alarms": found, "alarms_commit": commit(), "worst": worst}

@@ -81,7 +81,7 @@ def costs(net: nn.Module, images: Batch) -> dict[str, Any]:
         if name == "default":
             found["robust"] = round(100 * survivors["worst"].float().mean().item(), 2)
             counted.passes = 0.0
-            Alarms(attacks, num_classes=10).update(counted, images, survivors["worst"])
+            Alarms(attacks, num_classes=10).update(counted, images, survivors)
             found["alarms"] = round(counted.passes / min(IMAGES, len(images.y)), 3)
     return found
 

@@ -16,7 +16,8 @@ from lit_robust.callbacks import RobustAccuracy
 from lit_robust.cli import main
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
-from lit_robust.measures.alarms import Alarms, Count, in_words, of_classes, of_probes, sign_test
+from lit_robust.measures.alarm_rules import Count, in_words, of_classes, of_probes, sign_test
+from lit_robust.measures.alarms import Alarms
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.measures.probes import COUNTS, Probe
 from tests.front_door import lit, refusal, tiny
@@ -47,9 +48,8 @@ def accuracies(net: nn.Module, attacks, n: int = 100) -> dict[str, float]:
 
 def alarms(net: nn.Module, n: int = 200, **arguments) -> dict[str, str]:
     attacks = default_test(EPS)
-    left = surviving(net, attacks, batch(n), "keep")["worst"]
     found = Alarms(attacks, num_classes=10, **arguments)
-    found.update(net, batch(n), left)
+    found.update(net, batch(n), surviving(net, attacks, batch(n), "keep"))
     return found.compute()
 
 
@@ -482,10 +482,10 @@ def test_only_the_first_images_are_probed_and_padding_is_not():
     found = Alarms(default_test(EPS), num_classes=10, images=30)
     first = batch(20)._replace(weight=torch.tensor([1.0, 0.0]).repeat(10))
     for part in (first, batch(50)):
-        found.update(trained("natural"), part, torch.zeros(len(part.y), dtype=torch.bool))
+        found.update(trained("natural"), part, dict.fromkeys(default_test(EPS), torch.zeros(len(part.y)).bool()))
     assert found.compute() == {}
     assert found.n == 30
-    assert in_words({}, 30).startswith("no alarm: the first 30 images")
+    assert in_words({}, 30).startswith("no alarm: the first 30 test images")
 
 
 def test_one_image_is_looked_at_where_alarms_are_off():
@@ -499,7 +499,7 @@ def test_one_image_is_looked_at_where_alarms_are_off():
     assert alarms(trained("natural"), images=0) == {}
     found = Alarms(default_test(EPS), 10, images=0)
     for _ in range(2):
-        found.update(Counted(), batch(), torch.zeros(200, dtype=torch.bool))
+        found.update(Counted(), batch(), {})
     assert (found.compute(), Counted.calls) == ({}, 1)
 
 
@@ -519,6 +519,33 @@ def test_a_comparison_counts_all_images_that_are_right_and_attacks_those_that_ar
     assert {name: len(more) for name, (more, _) in pairs.items()} == {"square": 40}
     assert shown == {"square": 10}
     assert not pairs["square"][0][10:].any()
+
+
+@pytest.mark.parametrize(
+    "more", [{"far": PGD(0.5, steps=20)}, {"l2": PGD(50.0, norm="l2", steps=20)}, {"near": PGD(0.01, steps=1)}, {}]
+)
+def test_what_an_attack_beyond_the_threat_set_breaks_is_left_to_the_probes(more, monkeypatch):
+    """A test at a large eps breaks all images, and would leave nothing to Square."""
+    shown = []
+
+    class Counting(Square):
+        def __call__(self, net, x, y):
+            shown.append(len(x))
+            return x
+
+    monkeypatch.setattr("lit_robust.measures.probes.Square", Counting)
+    net, attacks = trained("pgd"), {"pgd": PGD(EPS, steps=5), **more}
+    correct = surviving(net, attacks, batch(60))
+    Alarms(attacks, 10).update(net, batch(60), correct)
+    within = correct["pgd"] & correct["near"] if "near" in more else correct["pgd"]
+    assert shown == [within.sum()]
+    assert shown[0] > 20
+
+
+def test_few_images_are_called_few():
+    """With fewer than 7 no comparison passes the sign test."""
+    assert "too few" in in_words({}, 6)
+    assert "too few" not in in_words({}, 7)
 
 
 def test_probes_leave_the_random_state_as_it_was():

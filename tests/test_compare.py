@@ -11,9 +11,9 @@ from torch import nn
 
 from lit_robust import require
 from lit_robust.analysis import compare, report, sweep
-from lit_robust.analysis.compare import default_attacks, unit_of_cost
+from lit_robust.analysis.compare import default_attacks
 from lit_robust.analysis.compare_pictures import draw_costs
-from lit_robust.analysis.methods import Method, table
+from lit_robust.analysis.methods import Method, table, unit_of_cost
 from lit_robust.analysis.start import begin
 from lit_robust.analysis.subjects import device_of, load_subjects
 from lit_robust.analysis.surrogate import surrogate_of

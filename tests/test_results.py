@@ -182,7 +182,7 @@ def test_no_honest_net_of_at_least_30_raises_an_alarm(readme):
 
 
 def test_at_most_1_of_40_honest_nets_of_the_budget_raises_an_alarm(readme):
-    """Those at eps 0.4 mask their gradients, though the default test is not quite 5 points above AutoAttack."""
+    """At eps 0.4 Square finds more than the default test, which is 4 to 5 points above AutoAttack on two nets there."""
     nets = readme.budget_nets()
     assert len(nets) >= 100
     assert len([net for net in nets.values() if net["alarms"]]) <= len(nets) / 40

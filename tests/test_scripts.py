@@ -234,7 +234,13 @@ def test_alarms_are_looked_for_after_the_default_test_and_once(budget, monkeypat
     assert row["alarms_commit"] == "now"
     assert 0 <= row["worst"] <= row["last"]["clean"][0]
     monkeypatch.setattr(budget, "commit", lambda: "later")
+    budget.main(["tiny", "--rows", "natural"])
+    assert results()["natural"] == row
+    change("steps: 1}", "steps: 4}")  # of the default test
+    budget.main(["tiny", "--rows", "natural"])
+    assert results()["natural"]["alarms_commit"] == "later"
     shutil.rmtree("runs")
+    row = results()["natural"]
     budget.main(["tiny", "--rows", "natural"])
     assert results()["natural"] == row
 

@@ -23,7 +23,7 @@ from lit_robust.callbacks.coreset_checks import tell_of_joining
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule, ImageFolderDataModule
 from lit_robust.defenses import PGDAT, Natural
-from lit_robust.measures.alarms import in_words
+from lit_robust.measures.alarm_rules import in_words
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Linear, MultiStep, PerEpoch
 from lit_robust.selection import CRAIG
@@ -173,7 +173,7 @@ LINES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         without_alarms,
-        "- No alarm for a: the first 4 test images show no sign of masked gradients.",
+        "- No alarm for a: 4 test images were probed, too few for most alarms, which need 7.",
     ),
     (
         lambda: print(*default_attacks([SimpleNamespace(name="a")], 2)[1], sep="\n"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from lit_robust import require
 from lit_robust.analysis.compare_pictures import draw, draw_costs
-from lit_robust.analysis.methods import Method, by_method, ranked, table
+from lit_robust.analysis.methods import Method, by_method, ranked, table, unit_of_cost
 from lit_robust.analysis.start import begin, check_images
 from lit_robust.analysis.study import CLEAN, Source, Study
 from lit_robust.analysis.subjects import Subject, checkpoint_of, load_subjects, read_training_images
@@ -20,7 +20,8 @@ from lit_robust.attacks import Attack, AutoAttack
 from lit_robust.costs import cost_of
 from lit_robust.data import ImageDataModule
 from lit_robust.measures.accuracy import describe, legend
-from lit_robust.measures.alarms import IMAGES, NO_SQUARE
+from lit_robust.measures.alarm_rules import NO_SQUARE, without_alarm
+from lit_robust.measures.alarms import IMAGES
 from lit_robust.measures.attack_checks import check_names, is_coarse
 from lit_robust.measures.default_attacks import default_test, threat_of_test
 from lit_robust.whole_files import write_whole
@@ -83,8 +84,8 @@ def compare(
             printed below the table, and a method with an alarm is not ranked.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
         surrogate: Whether to train a natural net of each net's architecture on its predictions, as one more source.
-        reference: The method against which the saved wall-clock time is stated; where the hardware differs, the saved
-            passes.
+        reference: The method against which the saved time is stated: wall-clock time, on processors CPU time; where the
+            hardware differs, the saved passes.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder for compare.csv, .md, .tex and .png, for compare_cost.png, and for the journal that lets
@@ -214,18 +215,7 @@ def default_attacks(
 def _about_alarms(study: Study, fired: Mapping[str, Mapping[str, str]], attacks: Mapping[str, Attack]) -> list[str]:
     """Sentences about the runs without an alarm, how many images were probed, and what could not be looked for."""
     silent = ", ".join(run for run, alarms in fired.items() if not alarms)
-    n = min(IMAGES, study.images.n)
     threat = threat_of_test(attacks)
-    found = f"the first {n} test images show no sign of masked gradients."
-    if threat is None:
-        found = f"the first {n} test images were probed for a constant prediction only: no attack has an L-p bound."
-    return [f"No alarm for {silent}: {found}"] * bool(silent) + [NO_SQUARE] * (threat is not None and threat[1] == "l2")
-
-
-def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The column of the cost that can be compared: where others use the same processor, wall-clock time is noise."""
-    if not any(row["passes"] for row in rows):
-        return None
-    if rows[0]["hardware differs"]:
-        return "passes"
-    return "cpu seconds" if all(row["hardware"].endswith(("thread", "threads")) for row in rows) else "seconds"
+    norm = threat[1] if threat else None
+    said = [f"No alarm for {silent}: {without_alarm(min(IMAGES, study.images.n), norm)}."] * bool(silent)
+    return said + [NO_SQUARE] * (norm == "l2")

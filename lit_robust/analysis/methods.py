@@ -1,7 +1,7 @@
 """The methods of a comparison: their results over seeds and images, their ranks, and the rows of their table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -114,7 +114,8 @@ def table(
         rows.append({**row, **_cost(method.known_costs), "hardware differs": differs})
         rows[-1]["alarms"] = " ".join(method.alarms)
     if reference is not None:
-        unit, column = ("passes", "passes saved") if differs else ("seconds", "time saved")
+        unit = unit_of_cost(rows) or "seconds"
+        column = {"seconds": "time saved", "cpu seconds": "CPU time saved", "passes": "passes saved"}[unit]
         base = next(row[unit] for row in rows if row["method"] == reference)
         for row in rows:
             row |= {column: 1 - row[unit] / base if base and row[unit] is not None else None, "reference": reference}
@@ -131,3 +132,13 @@ def _cost(costs: Sequence[Cost]) -> dict[str, Any]:
     row["hardware"] = "; ".join(dict.fromkeys(cost.where for cost in costs))
     row["precision"] = ", ".join(dict.fromkeys(one for cost in costs for one in cost.precision))
     return row
+
+
+def unit_of_cost(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The column of the cost that can be compared: where others use the same processor, wall-clock time is noise."""
+    if not any(row["passes"] for row in rows):
+        return None
+    if rows[0]["hardware differs"]:
+        return "passes"
+    known = [row["hardware"] for row in rows if row["hardware"]]
+    return "cpu seconds" if all(one.endswith(("thread", "threads")) for one in known) else "seconds"

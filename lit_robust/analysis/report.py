@@ -94,8 +94,8 @@ def report(
         alarms: Whether to look for signs of masked gradients, as in ``compare``.
         sources: Checkpoints whose adversarial images are shown to each net, for the alarm ``transfer``.
         surrogate: Whether to train a natural net on each net's predictions, as one more source.
-        reference: The method against which the saved wall-clock time is stated; where the hardware differs, the saved
-            passes.
+        reference: The method against which the saved time is stated: wall-clock time, on processors CPU time; where the
+            hardware differs, the saved passes.
         limit: Use only the first ``limit`` test images; by default all.
         device: auto, cpu or cuda.
         out: The folder of report.html, and of the journal that lets a stopped run continue.

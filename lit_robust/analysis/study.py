@@ -143,13 +143,13 @@ class Study:
             sources: Nets whose adversarial images are shown to it.
             classes: The number of classes.
         """
-        bits = zip(*(self.survivors(net, attack, without_graph="keep") for attack in attacks.values()), strict=True)
-        left = torch.tensor([set(bit) == {"1"} for bit in bits], device=self.device)
+        bits = {name: self.survivors(net, attack, without_graph="keep") for name, attack in attacks.items()}
+        left = torch.tensor([[bit == "1" for bit in of] for of in bits.values()], device=self.device).T
 
         def measure() -> dict[str, str]:
             probed = Alarms(attacks, classes, sources=[source.net for source in sources]).to(self.device)
             for batch, of_batch in zip(self.images.batches, self.per_batch(left), strict=True):
-                probed.update(net.net, batch, of_batch)
+                probed.update(net.net, batch, dict(zip(bits, of_batch.T, strict=True)))
             return probed.compute()
 
         found: dict[str, str] = self.journal.get(

@@ -17,7 +17,8 @@ from lit_robust.callbacks.needs import check_alone
 from lit_robust.first_batch import check_sources
 from lit_robust.guards import frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
+from lit_robust.measures.alarm_rules import in_words
+from lit_robust.measures.alarms import IMAGES, Alarms, place_of
 from lit_robust.measures.attack_checks import (
     check_different,
     check_names,
@@ -183,8 +184,7 @@ class RobustAccuracy(Callback):
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)
                 correct = surviving(net, self.attacks[split], batch, "keep", self.blocks, attacked)
                 if probed is not None:
-                    left = torch.stack(list(correct.values())).all(dim=0)
-                    probed.update(net, batch, left, *place_of(trainer, batch_idx, loader))
+                    probed.update(net, batch, correct, *place_of(trainer, batch_idx, loader))
             else:
                 seed(batch.x.device, "evaluate", batch_idx, trainer.global_rank)
                 correct = surviving(net, self.attacks[split], batch, attacked=attacked)

@@ -56,3 +56,10 @@ def threat_of_test(attacks: Mapping[str, Attack]) -> tuple[float, Norm] | None:
     """The bound and the norm of a test's first attack that has a positive bound in an L-p norm; None if none has."""
     threats = (threat_of(attack) for attack in attacks.values() if getattr(attack, "eps", None))
     return next((threat for threat in threats if threat is not None), None)
+
+
+def within(threat: tuple[float, Norm], attacks: Mapping[str, Attack]) -> list[str]:
+    """The names of the attacks that stay in a threat set: in its norm, with at most its eps."""
+    eps, norm = threat
+    found = {name: threat_of(attack) for name, attack in attacks.items()}
+    return [name for name, of in found.items() if of and of[1] == norm and of[0] <= eps]

@@ -39,7 +39,7 @@ class Probe:
         net: Returns logits; it is attacked in its present mode.
         x: Images ``(N, C, H, W)`` in [0, 1].
         y: Their labels ``(N,)``.
-        left: Which images all attacks of the test have left, ``(N,)`` bool.
+        left: Which images all attacks of the test in this threat set have left, ``(N,)`` bool.
         threat: Bound and norm.
         sources: Nets that craft transferred images.
     """

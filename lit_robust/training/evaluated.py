@@ -18,7 +18,8 @@ from lit_robust.first_batch import check_first_batch, check_sources, check_train
 from lit_robust.guards import frozen
 from lit_robust.limits import Limits
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
-from lit_robust.measures.alarms import IMAGES, Alarms, in_words, place_of
+from lit_robust.measures.alarm_rules import in_words
+from lit_robust.measures.alarms import IMAGES, Alarms, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names, tell_of_findings
 from lit_robust.measures.default_attacks import evaluation_of
 from lit_robust.measures.image_blocks import Blocks
@@ -199,9 +200,8 @@ class Evaluated(Attacked):
             check_sources(self.probed["test"].sources, batch.x, self.num_classes)
         with torch.autocast(self.device.type, enabled=False):
             correct = self._count("test", self.test_attacks, batch)
-            left = torch.stack(list(correct.values())).all(dim=0)
             with frozen(self.net) if self.compiled else nullcontext():
-                self.probed["test"].to(self.device).update(self.net, batch, left, *place_of(self.trainer, batch_idx))
+                self.probed["test"].to(self.device).update(self.net, batch, correct, *place_of(self.trainer, batch_idx))
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
