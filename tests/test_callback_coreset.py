@@ -3,6 +3,7 @@
 import csv
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from lit_robust.batch import Batch
 from lit_robust.callbacks import AttributeRamp, CoresetSelection, DelayedStart, EMAWeights
+from lit_robust.callbacks.coreset_data import Embedded, choose
 from lit_robust.callbacks.coreset_plan import Plan
 from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.schedules import Linear, MultiStep, Staircase
@@ -166,8 +168,18 @@ def test_a_random_subset_may_report_the_error_of_its_gradient_without_another_dr
     (plain, nothing, _), (told, error, seconds) = found
     assert plain == told
     assert nothing is None
-    assert 0 < error < 1
+    assert error > 0
     assert seconds == 0  # its report is not the cost of its choice
+
+
+def test_equal_weights_are_compared_at_the_sum_that_the_loss_divides_by():
+    """Half of equal gradients is all of them at twice the weight, although a random subset's weights are 1."""
+    alone = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(broadcast=lambda found: found))
+    embedded = Embedded(torch.ones(N, 3), torch.arange(N) % 2, torch.arange(N))
+    for selector in (Random(report_error=True), Random(scope="class", report_error=True), CRAIG()):
+        chosen, error = choose(alone, selector, embedded, N // 2, 0)
+        assert len(chosen.indices) == N // 2
+        assert error == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scope", ["all", "class"])

@@ -123,7 +123,9 @@ def choose(
         compared = bias_of(embedded.embeddings) if selector.reads == "bias" else embedded.embeddings
         positions, weights, filled = selector(compared, embedded.y, budget, generator)
         if selector.reads != "nothing":
-            error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), weights)
+            # Weights of 1 stand for equal ones: the loss divides by their sum.
+            scale = 1.0 if selector.chooses_by_gradients else len(embedded.y) / len(positions)
+            error = gradient_error(embedded.embeddings, positions.to(embedded.y.device), scale * weights)
         chosen = Coreset(embedded.index[positions.to(embedded.index.device)].cpu(), weights, filled)
     chosen, error = trainer.strategy.broadcast((chosen, error))
     assert chosen is not None
