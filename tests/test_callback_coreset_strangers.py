@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_robust.callbacks import AdversarialTraining, AttributeRamp, CoresetSelection
 from lit_robust.callbacks.adapter import Adapter
+from lit_robust.callbacks.coreset_checks import workers_of
 from lit_robust.callbacks.coreset_data import BATCH_SIZE, batches_of
 from lit_robust.callbacks.last_layer import embed
 from lit_robust.defenses import PGDAT, Natural
@@ -91,7 +92,7 @@ def test_a_strangers_module_is_trained_on_a_resampled_coreset_and_resumed_within
     ramp = AttributeRamp("attack.eps", Linear(0, 0.08, begin=0, end=4))
     data = Digits(workers)
     module, selection = fit(tmp_path, data, kept, ramp, fraction=growing)
-    assert data.sampler.num_workers == workers
+    assert data.sampler.workers.get("num_workers", 0) == workers
     assert {epoch: len(places) for epoch, places in kept.places.items()} == {0: 96, 1: 96, 2: 48, 3: 77}
     assert kept.batches == {0: 6, 1: 6, 2: 3, 3: 5}
     times = [epoch + batch / kept.batches[epoch] for epoch in range(4) for batch in range(kept.batches[epoch])]
@@ -127,7 +128,7 @@ def test_images_to_select_from_are_read_by_the_loaders_workers_and_come_out_the_
     found, readers = {}, {}
     for workers in (0, 2):
         sampler = CoresetSampler(Noisy())
-        sampler.num_workers = workers
+        sampler.workers = workers_of(DataLoader(Noisy(), num_workers=workers))
         places, batches = zip(*batches_of(rank, sampler, epoch=3), strict=True)
         assert places == (0, BATCH_SIZE, 2 * BATCH_SIZE)
         found[workers] = torch.cat([values for values, _ in batches])
@@ -135,6 +136,7 @@ def test_images_to_select_from_are_read_by_the_loaders_workers_and_come_out_the_
     assert torch.equal(found[0], found[2])
     assert readers[0] == {os.getpid()}
     assert len(readers[2] - readers[0]) == 2
+    assert workers_of(DataLoader(Noisy(), num_workers=2, worker_init_fn=lambda number: None)) == {}
 
 
 def test_without_resampling_each_image_comes_once_and_its_weight_can_be_asked_for(tmp_path):

@@ -96,8 +96,15 @@ def epochs_of(trainer: Any, sampler: CoresetSampler | None) -> Epochs:
         _, positions = images_of(trainer).training_labels()
         return Epochs(loader.batch_size, loader.drop_last, len(positions))
     check_loader(loader, sampler)
-    sampler.num_workers = getattr(loader, "num_workers", 0)
+    sampler.workers = workers_of(loader)
     return Epochs(loader.batch_size, loader.drop_last, len(sampler.items))
+
+
+def workers_of(loader: Any) -> dict[str, Any]:
+    """A DataLoader's arguments about its processes; none if it prepares them for a dataset of its own."""
+    if not getattr(loader, "num_workers", 0) or getattr(loader, "worker_init_fn", None) is not None:
+        return {}
+    return {"num_workers": loader.num_workers, "multiprocessing_context": loader.multiprocessing_context}
 
 
 def check_loader(loader: Any, sampler: CoresetSampler) -> None:

@@ -66,15 +66,10 @@ def batches_of(trainer: Trainer, sampler: CoresetSampler | None, epoch: int) -> 
             yield loader.images_before(number), batch
         return
     # A process that reads items has no GPU.
-    device = torch.device("cpu") if sampler.num_workers else trainer.strategy.root_device
+    device = torch.device("cpu") if sampler.workers else trainer.strategy.root_device
     places = range(trainer.global_rank * BATCH_SIZE, len(sampler.items), trainer.world_size * BATCH_SIZE)
-    yield from DataLoader(
-        BatchesByPlace(sampler, epoch, device),
-        batch_size=None,
-        sampler=places,
-        num_workers=sampler.num_workers,
-        collate_fn=_as_it_is,
-    )
+    batches = BatchesByPlace(sampler, epoch, device)
+    yield from DataLoader(batches, batch_size=None, sampler=places, collate_fn=_as_it_is, **sampler.workers)
 
 
 class BatchesByPlace(Dataset[tuple[int, Any]]):

@@ -84,8 +84,8 @@ class CoresetSampler(DistributedSampler[int]):
         self.items = dataset
         self.resample = resample
         self.collate_fn = collate_fn
-        #: How many processes read the items while samples are selected; ``CoresetSelection`` takes the DataLoader's.
-        self.num_workers = 0
+        #: What a DataLoader needs to read items in other processes while samples are selected; empty for this one.
+        self.workers: dict[str, Any] = {}
         #: How many of the epoch's positions this rank has used before a resume.
         self.used = 0
         # Shared, so that the workers of a DataLoader, which have copies of the sampler, see each selection.
