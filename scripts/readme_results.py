@@ -18,6 +18,7 @@ from statistics import mean
 from typing import Any
 
 import cpu_budget_results
+import yaml
 from coreset_pictures import everything_beside
 from cpu_budget import DEFAULT_TEST
 from cpu_budget_results import OF_CORESETS, TOLD_OF_CORESETS, coreset_cells, is_honest, markdown, read, with_range
@@ -280,6 +281,11 @@ def cyclic_mixed() -> str:
     return f"{markdown(lines)}\n\n{legend(rows, ['clean', 'pgd50', 'gama'])}"
 
 
+def rows_said(name: str) -> list[str]:
+    """The rows of a set in ``cpu_budget.yaml``."""
+    return list(yaml.safe_load((HERE / "cpu_budget.yaml").read_text())["sets"][name]["rows"])
+
+
 def of_coresets(name: str, columns: Mapping[str, str]) -> str:
     """A set of rows on coresets: accuracies, by attack and heading, costs, and its picture if it has been drawn."""
     rows, among = by_row(name), everything_beside(name)
@@ -295,6 +301,8 @@ def of_coresets(name: str, columns: Mapping[str, str]) -> str:
         cells += [f"{mean(seconds(of_row)):.0f}", *coreset_cells(of_row, among)]
         lines.append([f"`{row}`", *cells])
     text = f"{markdown(lines)}\n\n{legend(rows, list(known))}{TOLD_OF_CORESETS}"
+    if missing := [f"`{row}`" for row in rows_said(name) if row not in rows]:
+        text += f" Without results so far: {', '.join(missing)}."
     drawn = f"![Robust error against speed-up, {name}](scripts/results/{name}.png)"
     return f"{text}\n\n{drawn}" if (RESULTS / f"{name}.png").exists() else text
 
