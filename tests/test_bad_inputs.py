@@ -80,7 +80,7 @@ FLAGS = {
     "misspelt attack": ("--model.attack PDG", 'model.attack: there is no class "PDG" (did you mean PGD?).'),
     "misspelt method": ("--model PGDTA", 'model: there is no class "PGDTA" (did you mean PGDAT?).'),
     "method in small letters": ("--model pgdat", 'model: there is no class "pgdat" (did you mean PGDAT?).'),
-    "data cut short": ("--data Digits", 'data: there is no class "Digits" (did you mean DigitsDataModule?).'),
+    "data cut short": ("--data CIFAR10", 'data: there is no class "CIFAR10" (did you mean CIFAR10DataModule?).'),
     "misspelt net": (
         "--model.net lit_robust.nets.resnet19",
         "model.net: there is no lit_robust.nets.resnet19 (did you mean lit_robust.nets.resnet18?).",

@@ -231,8 +231,8 @@ def _expected(mistake: _Mistake) -> str:
 def _near(name: str, names: Iterable[str]) -> _Near:
     full = {one.rpartition(".")[2]: one for one in names if one != name}  # two classes may share a short name
     cased = [one for one in full if one.lower() == name.lower()]
-    near = cased or [one for one in full if name and one.startswith(name)] or get_close_matches(name, list(full))
-    return _Near("".join(full[one] for one in near[:1]))
+    longer = sorted((one for one in full if name and one.startswith(name)), key=len)
+    return _Near("".join(full[one] for one in (cased or longer or get_close_matches(name, list(full)))[:1]))
 
 
 @contextmanager
