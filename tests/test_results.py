@@ -187,13 +187,17 @@ def test_no_honest_net_of_at_least_30_raises_an_alarm(readme):
     assert [net for net in nets if net not in honest and not net["alarms"]] == []
 
 
-def test_at_most_1_of_40_honest_nets_of_the_budget_raises_an_alarm(readme):
-    """At eps 0.4 Square finds more than the default test, which is 4 to 5 points above AutoAttack on two nets there."""
+def test_at_most_1_of_50_honest_nets_of_the_budget_raises_an_alarm(readme):
+    """Honest by the strongest attack of the default test, which all records have.
+
+    By what withstands its attacks together, which only newer ones have, two nets at eps 0.4 are honest as well, 4 to 5
+    points above AutoAttack, and Square breaks images of theirs that the test left.
+    """
     nets = readme.budget_nets()
-    assert len(nets) >= 100
-    assert len([net for net in nets.values() if net["alarms"]]) <= len(nets) / 40
-    square = [name for name, net in nets.items() if net["alarms"] == ["square"]]
-    assert {name.partition(",")[0] for name in square} <= {"trivial_0.4"}
+    alike = {name: net for name, net in nets.items() if readme.flattery({"last": net["last"]}) <= 5}
+    assert len(alike) >= 100
+    assert len([net for net in alike.values() if net["alarms"]]) <= len(alike) / 50
+    assert {name.partition(",")[0] for name in nets.keys() - alike.keys()} <= {"trivial_0.4"}
 
 
 def seeds(*values, n=500):
