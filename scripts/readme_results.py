@@ -34,6 +34,7 @@ from readme_speed import (
     peak_memory,
     selection_error,
     selection_speed,
+    step_profile,
 )
 
 from lit_robust.measures.accuracy import Accuracy
@@ -412,6 +413,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         selection_error,
         benchmark,
         benchmark_full,
+        step_profile,
         peak_memory,
         attack_speed,
         autoattack_speed,

@@ -127,6 +127,24 @@ def benchmark_full() -> str:
     )
 
 
+def step_profile() -> str:
+    """Where the time of a step goes, before and after."""
+    results = read(RESULTS / "step_profile.json")
+    if not results:
+        return ""
+    tables = []
+    for method, loops in results["rows"].items():
+        kinds = {kind: [of[kind] for of in loops.values()] for kind in next(iter(loops.values()))}
+        kinds["sum"] = [sum(of.values()) for of in loops.values()]
+        lines = [[method, *loops], ["---", *["---:"] * len(loops)]]
+        tables.append(markdown(lines + [[kind, *(f"{of:.0f}" for of in times)] for kind, times in kinds.items()]))
+    both = "\n\n".join(tables)
+    return (
+        f"Where the time of a step goes, in milliseconds per batch (`scripts/step_profile.py`):\n\n{both}\n\n"
+        f"Means of {results['batches']} batches under torch's profiler; {where(results)}."
+    )
+
+
 def benchmark() -> str:
     """Each method's fit step against its floor."""
     results = read(RESULTS / "benchmark_resnet18_16.json")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
 from lit_robust.attacks import FGSM
 from lit_robust.attacks.autoattack import AutoAttack
@@ -41,7 +42,7 @@ def blocks(script, monkeypatch, tmp_path):
     return readme
 
 
-@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory"])
+@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory", "step_profile"])
 def test_a_block_without_results_is_empty(blocks, block):
     assert getattr(blocks, block)() == ""
 
@@ -55,6 +56,46 @@ def test_every_net_of_full_width_has_its_rows(blocks, tmp_path):
     (tmp_path / "benchmark_resnet18_16.json").write_text("{}")
     written = blocks.benchmark_full()
     assert "| resnet18 | 8 | FastAT | 3.2 | 0.90 | - | - | - |\n| vgg16 | 8 | FastAT | 3.2 |" in written
+
+
+def test_a_profile_sums_operators_by_what_they_are_for(script):
+    """On a GPU it is the kernels' time, once."""
+    step_profile = script.load("step_profile")
+
+    def event(key, cpu, gpu=0, kind=DeviceType.CPU):
+        return SimpleNamespace(key=key, self_cpu_time_total=cpu, self_device_time_total=gpu, device_type=kind)
+
+    names = {
+        "aten::mkldnn_convolution": "convolutions, forward",
+        "aten::convolution_backward": "convolutions, backward",
+        "aten::native_batch_norm_backward": "BatchNorm",
+        "aten::threshold_backward": "ReLU",
+        "Optimizer.step#SGD.step": "optimizer",
+        "aten::copy_": "copies and conversions",
+        "aten::addmm": "others",
+    }
+    events = [event(key, 2000) for key in names] + [event("aten::batch_norm", 1000)]
+    found = step_profile.by_kind(SimpleNamespace(key_averages=lambda: events), 2)
+    assert found == dict.fromkeys(names.values(), 1.0) | {"BatchNorm": 1.5}
+    events += [event("aten::cudnn_convolution", 10, gpu=4000), event("implicit_gemm", 0, 4000, DeviceType.CUDA)]
+    found = step_profile.by_kind(SimpleNamespace(key_averages=lambda: events), 2)
+    assert found == dict.fromkeys(names.values(), 0.0) | {"convolutions, forward": 2.0}
+
+
+def test_a_profile_has_every_loop_and_kind(script, blocks, tmp_path):
+    step_profile = script.load("step_profile")
+    words = ["--width", "2", "--batch", "2", "--batches", "1", "--out", "step_profile.json"]
+    script.run(step_profile, *words)
+    rows = json.loads((tmp_path / "step_profile.json").read_text())["rows"]
+    unfolded = {"research loop", "fit", "fit, bf16"}
+    assert {name: {*loops} for name, loops in rows.items()} == {
+        "PGDAT, eval": unfolded | {"without folding"},
+        "FastAT": unfolded,
+    }
+    assert all(of.keys() == step_profile.KINDS.keys() for loops in rows.values() for of in loops.values())
+    written = blocks.step_profile()
+    assert "| PGDAT, eval | research loop | without folding | fit | fit, bf16 |" in written
+    assert written.count("| sum |") == 2
 
 
 # Attacks beside other packages.
