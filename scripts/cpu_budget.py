@@ -18,7 +18,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy, surviving
 from lit_robust.measures.alarms import Alarms
+from lit_robust.measures.image_blocks import Blocks
+from lit_robust.nets.folded import FoldedNet
 from lit_robust.seeds import derive_seed
 
 HERE = Path(__file__).parent
@@ -128,16 +130,34 @@ def checkpoint(folder: Path, name: str) -> Path:
     return folder / "checkpoints" / f"{name}.ckpt"
 
 
-def read_test_images(data: ImageDataModule) -> Batch:
-    """All test images, as one batch."""
-    return Batch(*(torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)))
+def read_net(path: Path) -> torch.nn.Module:
+    """The net of a checkpoint, in the memory format that is faster on a CPU."""
+    return load_net(path).to(memory_format=torch.channels_last)
 
 
-def accuracy(net: torch.nn.Module, name: str, attack: Any, images: Batch) -> dict[str, list[float]]:
-    """Accuracy in percent without and with an attack, with the bounds of the 95 % Wilson interval and n."""
+def in_one(batches: Iterable[Batch]) -> Batch:
+    """All images as one batch, in the net's memory format."""
+    batch = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
+
+
+def in_parts(images: Batch) -> Iterator[Batch]:
+    """Batches of 250 images."""
+    return (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True))
+
+
+def accuracy(
+    net: torch.nn.Module, name: str, attack: Any, images: Batch, blocks: Path | None = None
+) -> dict[str, list[float]]:
+    """Accuracy in percent without and with an attack, with the bounds of the 95 % Wilson interval and n.
+
+    As in a test, the attack sees the net with folded BatchNorms, and a long one keeps its ``blocks`` in this folder.
+    """
     torch.manual_seed(derive_seed("cpu_budget", name))
-    parts = (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True))
-    found = [surviving(net, {name: attack}, part) for part in parts]
+    folded, kept = FoldedNet(), Blocks(blocks)
+    found = [
+        surviving(net, {name: attack}, part, blocks=kept, attacked=folded(net, part.x)) for part in in_parts(images)
+    ]
     result = {}
     for which in found[0]:
         survivors = torch.cat([part[which] for part in found])
@@ -249,12 +269,13 @@ class Work:
         if not missing:
             return
         cli = built(said["config"], self.folder(row))
-        images, attacks = read_test_images(cli.datamodule), dict(cli.model.test_attacks)
-        attacks[TRANSFER] = Transfer(attacks[first[0]], [load_net(path) for path in self.sources(row)])
+        images, attacks = in_one(cli.datamodule.test_dataloader()), dict(cli.model.test_attacks)
+        attacks[TRANSFER] = Transfer(attacks[first[0]], [read_net(path) for path in self.sources(row)])
         for which, name in missing:
             limit = said["images"].get(name)
             seen = Batch(*(part[:limit] for part in images))
-            found = accuracy(load_net(checkpoint(self.folder(row), which)), name, attacks[name], seen)
+            net = read_net(checkpoint(self.folder(row), which))
+            found = accuracy(net, name, attacks[name], seen, self.folder(row) / "blocks")
             with opened(self.path) as results:
                 results["rows"][row][which] |= {name: found[name]} | ({} if limit else {"clean": found["clean"]})
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
@@ -265,11 +286,11 @@ class Work:
         if "alarms" in done or not done["last"].keys() >= DEFAULT_TEST:
             return
         cli = built(self.rows[row]["config"], self.folder(row))
-        images, net = read_test_images(cli.datamodule), load_net(checkpoint(self.folder(row), "last"))
+        images, net = in_one(cli.datamodule.test_dataloader()), read_net(checkpoint(self.folder(row), "last"))
         attacks = {name: attack for name, attack in cli.model.test_attacks.items() if name in DEFAULT_TEST}
         torch.manual_seed(derive_seed("cpu_budget", "alarms"))
         alarms, withstood = Alarms(attacks, num_classes=10), 0
-        for part in (Batch(*columns) for columns in zip(*(column.split(250) for column in images), strict=True)):
+        for part in in_parts(images):
             correct = surviving(net, attacks, part)
             alarms.update(net, part, correct)
             withstood += int(correct["worst"].sum())
@@ -283,10 +304,9 @@ class Work:
         if not self.lacks_gap(read(self.path)["rows"][row]):
             return
         cli = built(self.rows[row]["config"], self.folder(row))
-        n = len(read_test_images(cli.datamodule).y)
-        columns = zip(*cli.datamodule.plain_train_dataloader(), strict=True)
-        images = Batch(*(torch.cat(parts)[:n] for parts in columns))
-        net = load_net(checkpoint(self.folder(row), "last"))
+        n = len(in_one(cli.datamodule.test_dataloader()).y)
+        images = Batch(*(column[:n] for column in in_one(cli.datamodule.plain_train_dataloader())))
+        net = read_net(checkpoint(self.folder(row), "last"))
         (first,) = self.attacks(row)[0]
         found = accuracy(net, first, cli.model.test_attacks[first], images)
         with opened(self.path) as results:
@@ -313,7 +333,7 @@ def main(args: list[str] | None = None) -> None:
     text = load(str(ROWS))
     parser.add_argument("set", choices=list(text["sets"]))
     parser.add_argument("--rows", nargs="+", help="only these; default: all")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; CPU seconds compare best with 1")
+    parser.add_argument("--threads", type=int, help="of torch, instead of the set's, which is 1 unless it says another")
     parser.add_argument("--table", action="store_true", help="only print the results so far")
     asked = parser.parse_args(args)
     work = Work(asked.set, text)
@@ -321,7 +341,7 @@ def main(args: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(work.rows)}")
     if not asked.table:
-        torch.set_num_threads(asked.threads)
+        torch.set_num_threads(asked.threads or text["sets"][asked.set].get("threads", 1))
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])

@@ -7,12 +7,12 @@ from typing import Any
 SECONDS = {
     ("fast_cnn", None): 1.0e-4,
     ("resnet18", 8): 0.8e-3,
-    ("resnet18", 12): 1.5e-3,
-    ("resnet18", 16): 2.1e-3,
-    ("resnet18", 24): 4.5e-3,
+    ("resnet18", 12): 1.2e-3,
+    ("resnet18", 16): 1.7e-3,
+    ("resnet18", 24): 2.9e-3,
 }
 #: The time of a training in bf16-mixed, relative to one in float32, on processors with AVX512-BF16.
-BF16 = 0.7
+BF16 = 0.57
 #: AutoAttack's passes per image; broken images cost little, so the nets of MNIST, which are more robust, take more.
 AUTOATTACK = {"fast_cnn": 2500, "resnet18": 1000}
 #: The monitors' images per epoch, and the passes of all three.

@@ -205,12 +205,13 @@ def table(results: Mapping[str, Any]) -> str:
     columns = [name for name in dict.fromkeys(["clean", *known, *found]) if name in found]
     first = known[0]
     of_coresets = OF_CORESETS if any(map(has_coreset, rows.values())) else []
-    heads = ["row", *(f"{name} ({found[name]})" for name in columns), f"best: {first}"]
+    heads = ["row", *(f"{name} ({found[name]})" for name in columns), f"best: {first}", "PGD on validation images"]
     heads += ["CPU s per epoch", "CPU s", *of_coresets, "forwards", "backwards", "passes", "model", "reported in epoch"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name, record in rows.items():
         diary, last = record["diary"], record["last"]
         cells = [cell(last.get(column)) for column in columns] + [cell(record["best"].get(first))]
+        cells.append(f"{100 * diary['val/acc/robust'][-1]:.1f}")
         forwards, backwards = (mean(diary[key]) for key in ("forwards", "backwards"))
         passes = forwards / 3 + 2 * backwards / 3
         cells += [f"{min(diary['cpu_seconds']):.1f}", f"{sum(diary['cpu_seconds']):.0f}"]
@@ -220,8 +221,9 @@ def table(results: Mapping[str, Any]) -> str:
     machine = next(iter(rows.values()))["hardware"]
     legend = (
         "Accuracy in percent on the first n test images (n in parentheses), with 95 % Wilson intervals, of the last "
-        "checkpoint and of the best on validation images. CPU seconds cover the training batches of the fastest epoch "
-        f"and of all epochs ({machine['threads']} thread, {machine['processor']}); wall-clock time would depend on "
+        "checkpoint and of the best on validation images. PGD on validation images is what rows are chosen by, not on "
+        "test images. CPU seconds cover the training batches of the fastest epoch "
+        f"and of all epochs (threads: {machine['threads']}, {machine['processor']}); wall-clock time would depend on "
         "other processes. Passes per batch are counted, a forward as 1/3 and a backward as 2/3; model is the cost "
         "model's number. The last column has the epochs in which a CatastrophicOverfittingMonitor reported, and by "
         "which rule."

@@ -62,9 +62,14 @@ def by_row(name: str) -> dict[str, Records]:
     return dict(cpu_budget_results.by_row(RESULTS / f"cpu_{name}.json"))
 
 
+def attacked(records: Records, attack: str) -> Records:
+    """The seeds that this attack has seen: costly ones are not run on all."""
+    return [record for record in records if attack in record["last"]]
+
+
 def accuracies(records: Records, attack: str) -> list[float]:
     """The accuracy in percent of each seed."""
-    return [record["last"][attack][0] for record in records]
+    return [record["last"][attack][0] for record in attacked(records, attack)]
 
 
 def interval(records: Records, attack: str) -> tuple[float, float]:
@@ -82,7 +87,7 @@ def measured(records: Records, attack: str) -> str:
 
 def images(records: Records, attack: str) -> int:
     """The number of images that the attack has seen."""
-    return int(records[0]["last"][attack][3])
+    return int(attacked(records, attack)[0]["last"][attack][3])
 
 
 def differ(one: Records, other: Records, attack: str) -> bool:
@@ -126,19 +131,32 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     """What a table's numbers are: seeds, images, hardware, data."""
     records = [record for of_row in rows.values() for record in of_row]
     first = next(iter(rows.values()))
-    counts = {attack: images(first, attack) for attack in attacks}
+    counts = {attack: f"{images(first, attack)}{only_seeds(first, attack)}" for attack in attacks}
     shown = "all" if len(set(counts.values())) == 1 else ", ".join(f"{name} {n}" for name, n in counts.items())
     on = f"the first {counts[attacks[0]]} test images" if shown == "all" else f"the first test images ({shown})"
     seeds = sorted({len(of_row) for of_row in rows.values()})
     spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean (range)"
     widths = [high - low for of_row in rows.values() for low, high in (interval(of_row, attack) for attack in attacks)]
-    machines = ", ".join(sorted({record["hardware"]["processor"] for record in records}))
     md5 = sorted({record["md5"]["test"][:8] for record in records})
     return (
         f"Accuracy in percent on {on}, {spread}; 95 % intervals over images, [low, high], span at most "
-        f"{max(widths):.1f} points; "
-        f"one thread of {machines}; md5 of the test images {', '.join(md5)}."
+        f"{max(widths):.1f} points; {machines(records)}; md5 of the test images {', '.join(md5)}."
     )
+
+
+def only_seeds(records: Records, attack: str) -> str:
+    """Which seeds the attack has seen, if not all have."""
+    seen = attacked(records, attack)
+    told = ", ".join(str(record["config"]["seed_everything"]) for record in seen)
+    return "" if len(seen) == len(records) else f" of seed{'s' * (len(seen) > 1)} {told}"
+
+
+def machines(records: Records) -> str:
+    """The processors and their threads, and the precision if it is not float32."""
+    found = sorted({(record["hardware"]["threads"], record["hardware"]["processor"]) for record in records})
+    told = [f"{'one thread' if threads == 1 else f'{threads} threads'} of {name}" for threads, name in found]
+    precisions = {record["config"]["trainer"].get("precision") for record in records}
+    return ", ".join(told + [str(one) for one in precisions if one and len(precisions) == 1])
 
 
 def raised(records: Records) -> str:
@@ -323,6 +341,57 @@ def coreset_cifar() -> str:
     return of_coresets("coreset_cifar", {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD"})
 
 
+def cpu_cifar() -> str:
+    """Methods on colour images."""
+    rows = by_row("cpu_cifar")
+    if not rows:
+        return ""
+    columns = {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD", "autoattack": "AutoAttack"}
+    place = ranks(rows, "gama")
+    lines = [["row", "rank", *columns.values(), "passes per batch", "CPU seconds"], ["---", *["---:"] * 7]]
+    for row, records in rows.items():
+        found = [measured(records, attack) for attack in columns]
+        lines.append([f"`{row}`", place[row], *found, f"{passes(records):.2f}", with_range(seconds(records), 0)])
+    epochs = " or ".join(sorted({str(record["epochs"]) for records in rows.values() for record in records}))
+    text = f"{markdown(lines)}\n\n{legend(rows, list(columns))} {epochs} epochs; ranks are by GAMA-PGD."
+    missing = [f"`{row}`" for row in rows_said("cpu_cifar") if row not in rows]
+    return text + (f" Without results so far: {', '.join(missing)}." if missing else "")
+
+
+def cpu_cifar_headline() -> str:
+    """The candidates by held-out images, and what the winner reaches."""
+    candidates, winner = by_row("cpu_cifar_headline"), by_row("cpu_cifar_headline_30")
+    if not candidates:
+        return ""
+    held_out = {row: records[0]["diary"]["val/acc/robust"][-1] for row, records in candidates.items()}
+    lines = [["candidate", "epochs", "minutes", "PGD-10 on held-out images"], ["---", *["---:"] * 3]]
+    for row, (record,) in candidates.items():
+        name = f"**`{row}`**" if held_out[row] == max(held_out.values()) else f"`{row}`"
+        lines.append([name, str(record["epochs"]), f"{minutes(record):.1f}", f"{100 * held_out[row]:.1f}"])
+    chosen = f"{markdown(lines)}\n\nOne seed; {machines([of for records in candidates.values() for of in records])}."
+    if not winner:
+        return chosen
+    ((_, records),) = winner.items()
+    columns = {
+        "clean": "clean",
+        "pgd20_last": "PGD-20",
+        "pgd50_10": "PGD-50-10",
+        "pgd50_margin": "PGD-50, margin",
+        "autoattack": "AutoAttack",
+        "autoattack_1000": "AutoAttack, 1,000 images",
+    }
+    known = {attack: head for attack, head in columns.items() if attacked(records, attack)}
+    lines = [["epochs", "minutes", *known.values()], ["---:"] * (2 + len(known))]
+    spent = with_range([minutes(record) for record in records])
+    lines.append([str(records[0]["epochs"]), spent, *(measured(records, attack) for attack in known)])
+    return f"{chosen}\n\n{markdown(lines)}\n\n{legend(winner, list(known))}"
+
+
+def minutes(record: Mapping[str, Any]) -> float:
+    """The minutes of training by the clock."""
+    return float(sum(record["diary"]["seconds"]) / 60)
+
+
 def mnist_compare() -> str:
     """The table of ``compare`` on six nets, as it was written."""
     file = RESULTS / "mnist_compare.md"
@@ -406,6 +475,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         coreset,
         coreset_cold,
         coreset_cifar,
+        cpu_cifar,
+        cpu_cifar_headline,
         mnist_compare,
         trivial,
         free_forgetting,

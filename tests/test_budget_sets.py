@@ -163,6 +163,7 @@ def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budge
             "epochs": 1,
             "seeds": [0, 1],
             "monitors": False,
+            "threads": 2,
             "limits": {"costly": {"images": 8, "seeds": [1]}},
             "all": {"model": {"init_args": {"test_attacks": {"pgd2": attack, "costly": costly}}}},
             "rows": {"natural": {"passes": 1}},
@@ -170,7 +171,10 @@ def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budge
     }
     (tmp_path / "rows.yaml").write_text(yaml.safe_dump(rows))
     monkeypatch.setattr(budget, "ROWS", tmp_path / "rows.yaml")
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     budget.main(["tiny"])
+    assert threads == [2]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("2 rows: about ")
     assert "best: pgd2" in "\n".join(printed)
@@ -178,7 +182,8 @@ def test_the_estimate_is_printed_first_and_costly_attacks_see_fewer_images(budge
     counts = {row: {name: numbers[3] for name, numbers in record["last"].items()} for row, record in found.items()}
     assert counts == {"natural@0": {"pgd2": 40, "clean": 40}, "natural@1": {"pgd2": 40, "clean": 40, "costly": 8}}
     assert "train/catastrophic_overfitting" not in found["natural@0"]["diary"]
-    budget.main(["tiny"])
+    budget.main(["tiny", "--threads", "1"])
+    assert threads == [2, 1]
     assert capsys.readouterr().out.startswith("2 rows: about 0.0 hours")
 
 

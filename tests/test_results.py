@@ -121,7 +121,7 @@ def on_coresets(seed, accuracy, seconds, selecting=None):
         diary |= {"train/coreset/size": [None, 30_000], "train/coreset/error": [None, 0.25]}
     tested = {name: [accuracy, accuracy - 1, accuracy + 1, 500] for name in ("clean", "pgd40", "autoattack")}
     config = {"model": model, "data": data, "trainer": {"callbacks": callbacks}, "seed_everything": seed}
-    found = {"config": config, "diary": diary, "last": tested, "hardware": {"processor": "abacus"}}
+    found = {"config": config, "diary": diary, "last": tested, "hardware": {"processor": "abacus", "threads": 1}}
     return found | {"md5": {"test": "0123456789"}}
 
 
@@ -150,6 +150,53 @@ def test_coresets_have_their_costs_and_a_picture_where_there_are_results(readme,
     assert coreset_pictures.draw("coreset").read_bytes().startswith(b"\x89PNG")
     assert "(scripts/results/coreset.png)" in readme.BLOCKS["coreset"]()
     assert "png" not in text
+
+
+def on_cifar(seed, accuracy, **changed):
+    """A record on CIFAR-10: two threads, bf16, AutoAttack on 200 images of seed 0."""
+    record = on_coresets(seed, accuracy, 60.0)
+    record["config"]["trainer"]["precision"] = "bf16-mixed"
+    record["hardware"]["threads"] = 2
+    record["diary"]["val/acc/robust"] = [0.2, accuracy / 100]
+    names = ("clean", "pgd50", "gama", "pgd20_last", "pgd50_10", "pgd50_margin")
+    record["last"] = {name: [accuracy, accuracy - 1, accuracy + 1, 500] for name in names}
+    if seed == 0:
+        record["last"]["autoattack"] = [accuracy - 2, accuracy - 9, accuracy + 5, 200]
+    return record | {"epochs": 10} | changed
+
+
+def test_on_cifar_processor_threads_precision_and_epochs_are_named(readme, monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    names = ("cpu_cifar", "cpu_cifar_headline")
+    assert [readme.BLOCKS[name]() for name in names] == [""] * 2
+    rows = {f"fastat@{seed}": on_cifar(seed, 20.0 + seed) for seed in range(3)}
+    rows |= {f"pgdat@{seed}": on_cifar(seed, 40.0 + seed) for seed in range(3)}
+    (tmp_path / "cpu_cpu_cifar.json").write_text(json.dumps({"rows": rows}))
+    text = readme.BLOCKS["cpu_cifar"]()
+    cells = {line.split(" | ")[0]: line.strip(" |").split(" | ")[1:] for line in text.splitlines() if "`" in line}
+    assert [cells[f"| `{row}`"][0] for row in ("fastat", "pgdat")] == ["2", "1"]
+    assert cells["| `fastat`"][4].startswith("18.0 [")
+    assert "autoattack 200 of seed 0" in text
+    assert "2 threads of abacus, bf16-mixed; " in text
+    assert " 10 epochs;" in text
+    assert "Without results so far: `nfgsm`, " in text
+
+
+def test_the_candidate_that_does_best_on_held_out_images_is_the_winner(readme, monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    candidates = {"nfgsm": on_cifar(0, 30.0), "nuat_wa": on_cifar(0, 29.0)}
+    candidates["nuat_wa"]["diary"]["val/acc/robust"] = [0.9, 0.31]
+    (tmp_path / "cpu_cpu_cifar_headline.json").write_text(json.dumps({"rows": candidates}))
+    chosen = readme.BLOCKS["cpu_cifar_headline"]()
+    assert "| `nfgsm` | 10 | 2.0 | 30.0 |\n| **`nuat_wa`** | 10 | 2.0 | 31.0 |" in chosen
+    assert "2 threads of abacus, bf16-mixed" in chosen
+    rows = {f"winner@{seed}": on_cifar(seed, 40.0 + seed, epochs=20) for seed in range(3)}
+    rows["winner@1"]["last"]["autoattack_1000"] = [39.0, 38.0, 40.0, 1000]
+    (tmp_path / "cpu_cpu_cifar_headline_30.json").write_text(json.dumps({"rows": rows}))
+    text = readme.BLOCKS["cpu_cifar_headline"]()
+    assert text.startswith(chosen)
+    assert "autoattack 200 of seed 0, autoattack_1000 1000 of seed 1" in text
+    assert "| 20 | 2.0 (2.0 to 2.0) | 41.0 " in text
 
 
 def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():
