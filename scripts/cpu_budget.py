@@ -264,13 +264,12 @@ class Work:
 
     def test(self, row: str, names: Collection[str]) -> None:
         """Run those of these attacks that are not done on a row's checkpoints."""
-        said, first = self.rows[row], self.attacks(row)[0]
+        said = self.rows[row]
         missing = self.missing(row, names, read(self.path)["rows"][row])
         if not missing:
             return
         cli = built(said["config"], self.folder(row))
-        images, attacks = in_one(cli.datamodule.test_dataloader()), dict(cli.model.test_attacks)
-        attacks[TRANSFER] = Transfer(attacks[first[0]], [read_net(path) for path in self.sources(row)])
+        images, attacks = in_one(cli.datamodule.test_dataloader()), self.completed(row, cli.model.test_attacks)
         for which, name in missing:
             limit = said["images"].get(name)
             seen = Batch(*(part[:limit] for part in images))
@@ -279,6 +278,11 @@ class Work:
             with opened(self.path) as results:
                 results["rows"][row][which] |= {name: found[name]} | ({} if limit else {"clean": found["clean"]})
             print(f"{row}: {which}, {name} {found[name][0]}", flush=True)
+
+    def completed(self, row: str, attacks: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's attacks, with those that need other rows' nets."""
+        first = attacks[self.attacks(row)[0][0]]
+        return {**attacks, TRANSFER: Transfer(first, [read_net(path) for path in self.sources(row)])}
 
     def probe(self, row: str) -> None:
         """Look for alarms on a row's last checkpoint, after the default test's attacks."""

@@ -7,6 +7,9 @@ from typing import Any
 #: What a diary has of the selections before each epoch, with the fields of a checkpoint's cost.
 OF_SELECTIONS = ("selection_seconds", "selection_cpu_seconds", "selection_forwards", "selection_backwards")
 
+#: Of a training with the processor to itself, wall-clock time is less than this times its CPU time.
+WAITED = 1.2
+
 Record = Mapping[str, Any]
 
 
@@ -45,9 +48,19 @@ def on_all_images(record: Record, among: Iterable[Record]) -> Record | None:
 
 
 def speed_up(record: Record, among: Iterable[Record], clock: str = "cpu_seconds") -> float | None:
-    """How many times as long training on all images takes; None without such a row."""
+    """How many times as long training on all images takes; None without such a row.
+
+    By the wall clock (``seconds``) also None where one of both has waited for the processor.
+    """
     whole, own = on_all_images(record, among), with_selections(record, clock)
-    return None if whole is None or own == 0 else with_selections(whole, clock) / own
+    if whole is None or own == 0 or (clock == "seconds" and (has_waited(whole) or has_waited(record))):
+        return None
+    return with_selections(whole, clock) / own
+
+
+def has_waited(record: Record) -> bool:
+    """Whether training took much longer than its CPU time, so that its wall-clock time tells nothing."""
+    return with_selections(record, "seconds") > WAITED * with_selections(record) / record["hardware"]["threads"]
 
 
 def mean_speed_up(records: Iterable[Record], among: Iterable[Record], clock: str = "cpu_seconds") -> float | None:

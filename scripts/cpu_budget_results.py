@@ -30,8 +30,8 @@ HERE = Path(__file__).parent
 OF_CORESETS = ["selection CPU s", "speed-up", "wall-clock speed-up", "image passes (M)"]
 TOLD_OF_CORESETS = (
     " Selections' CPU seconds are not in those of training, but speed-ups, against the same method and seed on all "
-    "images, and image passes (forwards and backwards, in millions) are of both. Other programs on the machine "
-    "lengthen wall-clock times, so compare CPU seconds."
+    "images, and image passes (forwards and backwards, in millions) are of both. Wall-clock speed-ups are given where "
+    "the trainings had the processor to themselves."
 )
 
 

@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_robust.attacks import Attack, AutoAttack
+from lit_robust.attacks import FGSM, Attack, AutoAttack
 from lit_robust.attacks.autoattack import VERSIONS
 from lit_robust.callbacks import (
     AttributeRamp,
@@ -35,7 +35,20 @@ from lit_robust.callbacks import (
     SwitchRule,
 )
 from lit_robust.data.resident import ResidentDataModule
-from lit_robust.defenses import AWP, PGDAT, TRADES, CustomizedAT, Defense, Natural
+from lit_robust.defenses import (
+    AWP,
+    FGSMAT,
+    GAT,
+    HSAT,
+    MART,
+    PGDAT,
+    TRADES,
+    CustomizedAT,
+    Defense,
+    DynamicAT,
+    FastAT,
+    Natural,
+)
 from lit_robust.measures.accuracy import Survivors
 from lit_robust.measures.image_blocks import Blocks
 from lit_robust.ranks import leave_group
@@ -219,10 +232,47 @@ def averages(folder: Path) -> Finding:
     return {"weights": whole, "resumed": run(ckpt_path=folder / "averages.ckpt")}
 
 
-def unequal_weights(folder: Path, **arguments: Any) -> Finding:
-    module = build(PGDAT, net=linear(), attack=EXACT, **arguments)
-    trainer = fit(module, weighted(batch_size=8 // int(os.environ.get("WORLD_SIZE", "1"))))
-    return {"weights": module.state_dict(), "loss": float(trainer.callback_metrics["train/loss"])}
+class LossCurve(Callback):
+    """The loss of each epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def unequal_weights(folder: Path, cls: type[Defense] = PGDAT, **arguments: Any) -> Finding:
+    module, curve = build(cls, **{"net": linear(), "attack": EXACT} | arguments), LossCurve()
+    fit(module, weighted(batch_size=8 // int(os.environ.get("WORLD_SIZE", "1"))), curve, max_epochs=3)
+    return {"weights": module.state_dict(), "losses": curve.losses}
+
+
+def from_the_image(cls: type[Defense]) -> type[Defense]:
+    """A method whose attack starts at the image itself, and follows the cross-entropy, which has a gradient there."""
+
+    class FromTheImage(cls):
+        def adversary(self):
+            return EXACT
+
+    return FromTheImage
+
+
+#: Methods whose adversary is the same in every process, and whose loss is a mean over images.
+IMAGE_BY_IMAGE: dict[str, tuple[type[Defense], dict[str, Any]]] = {
+    "Natural": (Natural, {}),
+    "FGSMAT": (FGSMAT, {"attack": FGSM(EXACT.eps)}),
+    "TRADES": (from_the_image(TRADES), {}),
+    "MART": (from_the_image(MART), {}),
+    "FastAT": (from_the_image(FastAT), {"attack": FGSM(EXACT.eps)}),
+    "GAT": (from_the_image(GAT), {"attack": FGSM(EXACT.eps)}),
+    "HSAT": (HSAT, {"lam": 0.55}),
+    "DynamicAT": (DynamicAT, {"c": 0.1}),
+}
+
+
+def image_by_image(folder: Path) -> Finding:
+    return {name: unequal_weights(folder, cls, **said) for name, (cls, said) in IMAGE_BY_IMAGE.items()}
 
 
 def perturbed_weights(folder: Path) -> Finding:
@@ -586,6 +636,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "averages": averages,
     "unequal weights": unequal_weights,
     "perturbed weights": perturbed_weights,
+    "image by image": image_by_image,
     "metrics": metrics,
     "metrics after a stop": metrics_after_a_stop,
     "delayed start": delayed_start,

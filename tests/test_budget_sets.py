@@ -50,7 +50,7 @@ def test_every_selector_is_tried_at_every_fraction_beside_all_images(budget):
     fractions.insert(fractions.index("pgdat_craig_0.5"), "pgdat_random_balanced_0.3")
     fast = [f"fastat_{selector}_0.3" for selector in SELECTORS]
     expected = {
-        "coreset": ["pgdat", *fractions, "fastat", *fast, "composed_0.3"],
+        "coreset": ["pgdat", *fractions, "fastat", *fast, "composed", "composed_0.3"],
         "coreset_cold": [f"pgdat_{selector}_0.3" for selector in SELECTORS],
         "coreset_cifar": ["fastat", *fast],
     }

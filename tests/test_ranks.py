@@ -165,7 +165,16 @@ def test_two_ranks_with_half_a_batch_each_train_as_one_process_with_the_whole_ba
     alone = ranks.SCENARIOS[name](tmp_path)
     for finding in of(findings, name):
         torch.testing.assert_close(finding["weights"], alone["weights"], rtol=0, atol=1e-6)
-        assert finding["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert finding["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+
+
+def test_the_loss_curve_of_two_ranks_is_that_of_one_process_with_the_whole_batches(findings, tmp_path):
+    alone = ranks.image_by_image(tmp_path)
+    for finding in of(findings, "image by image"):
+        assert finding.keys() == alone.keys()
+        for name, run in alone.items():
+            assert finding[name]["losses"] == pytest.approx(run["losses"], rel=1e-5), name
+            torch.testing.assert_close(finding[name]["weights"], run["weights"], rtol=0, atol=1e-5, msg=name)
 
 
 def test_training_metrics_are_means_over_both_ranks(findings):
