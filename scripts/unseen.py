@@ -28,6 +28,8 @@ from lit_robust.cli.config import load, merged
 
 ROWS = Path(__file__).with_suffix(".yaml")
 SET = "unseen"
+#: Attacks within a perceptual distance, and the rows whose nets measure it.
+PERCEPTUAL, NETS = {"lpa40"}, ("pat", "pgdat")
 #: Images on which the time of a training step and of the attacks is measured.
 SAMPLE = 20
 
@@ -58,22 +60,31 @@ def estimate(work: Work) -> float:
     begin = time.perf_counter()
     first, cheap, _ = work.attacks("pat")
     for name in first + cheap:
-        model.test_attacks[name](model.net.eval(), x, y)
+        model.test_attacks[name.partition("_of_")[0]](model.net.eval(), x, y)
     attacking = (time.perf_counter() - begin) / SAMPLE * data.test_size
     return 2 * (training + attacking + 3600 * hours(said, None)["AutoAttack"])
 
 
 class Unseen(Work):
-    """The rows, attacked also within perceptual distances that are the same for all: those of the trained nets."""
+    """The rows, attacked also within perceptual distances that are the same for both: those of the trained nets.
+
+    ``lpa40`` takes its distance from the net that it attacks, ``lpa40_of_pat`` from that of the row ``pat``.
+    """
+
+    def attacks(self, row: str) -> list[list[str]]:
+        """The names of a row's attacks in groups, see ``Work``."""
+        first, cheap, costly = super().attacks(row)
+        return [first, [*cheap, *(f"{name}_of_{net}" for name in cheap if name in PERCEPTUAL for net in NETS)], costly]
 
     def completed(self, row: str, attacks: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's attacks, where ``NAME_of_ROW`` takes its distance from the net of that row."""
-        found = super().completed(row, attacks)
-        for name, attack in attacks.items():
-            _, of, other = name.partition("_of_")
-            if of:
-                found[name] = replace(attack, lpips_net=read_net(checkpoint(self.folder(other), "last")))
-        return found
+        """A row's attacks, with those that need other rows' nets."""
+        nets = {net: read_net(checkpoint(self.folder(net), "last")) for net in NETS}
+        within = {
+            f"{name}_of_{net}": replace(attacks[name], lpips_net=nets[net])
+            for name in PERCEPTUAL & attacks.keys()
+            for net in NETS
+        }
+        return super().completed(row, attacks) | within
 
 
 def table(records: Mapping[str, Any]) -> str:
