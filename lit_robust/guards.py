@@ -151,18 +151,18 @@ def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
     It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
     """
     kept = [
-        (module, name, buffer, buffer.clone())
-        for module in net.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        (part, name, buffer, buffer.clone())
+        for part in net.modules()
+        for name, buffer in part.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
     with torch.no_grad(), all_random_states(device):
         try:
             yield
         finally:
-            for module, name, buffer, before in kept:
-                if getattr(module, name) is not buffer:
-                    setattr(module, name, buffer)
+            for part, name, buffer, before in kept:
+                if getattr(part, name) is not buffer:
+                    setattr(part, name, buffer)
                 if not buffer.is_inference():  # which nothing could write to
                     buffer.copy_(before)
 
