@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.batch import Batch
-from lit_robust.guards import network_mode, own_random_state
+from lit_robust.guards import network_mode, unaffected
 from lit_robust.logits import REMEDY, NoLogitsError, check_numbers, has_rows, logits_of, no_logits
 from lit_robust.nets import image_shapes
 from lit_robust.nets.image_shapes import name_of
@@ -77,10 +77,9 @@ def check_training(net: nn.Module, x: Tensor) -> None:
     """
     setattr(net, _UNCHECKED, True)
     if is_compiled(net):
-        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
         eager = torch.compiler.set_stance("force_eager")
-        with network_mode(net, "train"), torch.no_grad(), own_random_state(x.device), naming_drop_last(), eager:
-            torch.func.functional_call(net, buffers, (x[:2],))
+        with network_mode(net, "train"), unaffected(net, x.device), naming_drop_last(), eager:
+            net(x[:2])
 
 
 def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
@@ -188,7 +187,8 @@ def outputs(net: nn.Module, x: Tensor, name: str, remedy: str) -> Any:
             ``lit_robust.nets``, it names the argument to change instead of ``remedy``.
     """
     try:
-        with network_mode(net, "eval"), torch.no_grad():
+        # What the net draws or counts would make a resumed run, which begins with this check, another one.
+        with network_mode(net, "eval"), unaffected(net, x.device):
             return net(x)
     except (torch.OutOfMemoryError, NoLogitsError):
         raise

@@ -1,16 +1,19 @@
 """Context managers that restore what they change: modes, ``requires_grad``, random states, gradient mode."""
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lit_robust import require
 from lit_robust.batch import class_labels
-from lit_robust.torch_internals import is_compiled
+from lit_robust.torch_internals import copied_attributes, is_compiled
 
 BNMode = Literal["eval", "train"]
 
@@ -125,3 +128,65 @@ def own_random_state(device: torch.device) -> Iterator[None]:
     """Restore the random states of the CPU and of this device afterwards, so that the body may seed and draw."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
+
+
+@contextmanager
+def all_random_states(device: torch.device) -> Iterator[None]:
+    """Restore Python's and NumPy's random states as well; a user's net may draw from any of them."""
+    numpy: Any = sys.modules.get("numpy")
+    of_python, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with own_random_state(device):
+            yield
+    finally:
+        random.setstate(of_python)
+        if of_numpy is not None:
+            numpy.random.set_state(of_numpy)
+
+
+@contextmanager
+def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let the body run a net without gradients, and restore its buffers and all random states afterwards.
+
+    It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
+    """
+    kept = [
+        (part, name, buffer, buffer.clone())
+        for part in net.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if not is_lazy(buffer)
+    ]
+    with torch.no_grad(), all_random_states(device):
+        try:
+            yield
+        finally:
+            for part, name, buffer, before in kept:
+                if getattr(part, name) is not buffer:
+                    setattr(part, name, buffer)
+                if not buffer.is_inference():  # which nothing could write to
+                    buffer.copy_(before)
+
+
+@contextmanager
+def on_trial(net: nn.Module, device: torch.device) -> Iterator[bool]:
+    """Let the body run any code of a net without an effect: it has copies of its buffers and attributes meanwhile.
+
+    Parameters, sub-modules and hooks are its own. Random states are restored.
+
+    Yields:
+        Whether everything could be copied; otherwise the net has what it had, and should not run.
+    """
+    kept = [(vars(module), dict(vars(module))) for module in net.modules()]
+    with all_random_states(device):
+        try:
+            copies = copied_attributes(net)
+        except Exception:  # any error of any attribute's code
+            copies = []
+        try:
+            for (attributes, _), copied in zip(kept, copies, strict=False):
+                attributes.update(copied)
+            yield bool(copies)
+        finally:
+            for attributes, before in kept:
+                attributes.clear()
+                attributes.update(before)

@@ -5,11 +5,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def compile_alike(net: nn.Module, compiled: Any) -> None:
@@ -165,6 +167,34 @@ def take_over(copy: nn.Module, module: nn.Module, **replaced: Mapping[str, Any])
     """
     attributes = {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
     vars(copy).update(attributes | {f"_{name}": dict(values) for name, values in replaced.items()})
+
+
+#: What every module has besides its tensors and sub-modules, such as hooks, which may belong to a trainer.
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"} | {"_compiled_call_impl"}
+
+
+class _CopiesOfGraphs(TorchFunctionMode):
+    """Copies tensors with a graph, such as activations that a net has kept, without it; torch refuses them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), tensor.detach().clone())
+
+
+def copied_attributes(net: nn.Module) -> list[dict[str, Any]]:
+    """Copies of the attributes and buffers of each of a net's ``modules()``, with their own parameters and parts.
+
+    Without it, a check that runs a net would count in its buffers, or leave traced values in its lists.
+    """
+    modules = [*net.modules()]
+    memo = {id(own): own for own in (*modules, *net.parameters())}
+    with _CopiesOfGraphs():
+        return [
+            {name: deepcopy(value, memo) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+            for module in modules
+        ]
 
 
 def is_changed(module: nn.Module) -> bool:

@@ -1,23 +1,28 @@
 """Attacks in eval mode see a copy of the net whose BatchNorms are folded into the convolutions before them."""
 
 import copy
+import random
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader
 
 from lit_robust import nets
-from lit_robust.attacks import BPDA, FGSM, PGD
-from lit_robust.callbacks import AdversarialTraining, RobustAccuracy
+from lit_robust.attacks import BPDA, FGSM, PGD, Attack
+from lit_robust.attacks.difficulty import PowerIteration
+from lit_robust.attacks.lpips import lpips
+from lit_robust.callbacks import AdversarialTraining, EMAWeights, RobustAccuracy
 from lit_robust.defenses import GAT, PGDAT
 from lit_robust.guards import network_mode
-from lit_robust.nets.folded import FoldedNet, unfolded
+from lit_robust.nets.folded import FoldedNet, refill, unfolded
 from tests.methods import METHODS, build
-from tests.tiny import TinyNet, images, indexed, trainer
+from tests.tiny import TinyNet, assert_equal, images, indexed, loader, trainer, two_ranks
 
 #: BatchNorms that follow a convolution, and all others, of our nets.
 COUNTS = {
@@ -242,6 +247,59 @@ def test_layers_in_train_mode_stay_and_are_folded_when_that_ends():
     assert fold(net, X) is net
 
 
+class SecondReader(nn.Module):
+    """Adds what the BatchNorm reads, under a condition."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.body, self.aux, self.condition = nn.Sequential(conv(), nn.BatchNorm2d(4)), False, condition
+
+    def forward(self, x):
+        found = self.body(x)
+        return (found + self.body[0](x) if self.condition(self, x) else found).mean(dim=(2, 3))
+
+
+def test_a_reader_of_larger_images_is_found_where_they_come():
+    net, fold = trained(SecondReader(lambda net, x: x.shape[-1] >= 12)), FoldedNet()
+    assert fold(net, X) is not net
+    larger = torch.cat([X, X], dim=-1)
+    assert fold(net, larger) is net
+    assert fold(net, X) is net, "dropped for good"
+    assert fold.pairs == []
+
+
+def test_a_reader_that_is_switched_on_is_found_in_the_next_epoch():
+    net, fold = trained(SecondReader(lambda net, x: net.aux)), FoldedNet()
+    assert fold(net, X, 0) is not net
+    net.aux = True
+    assert fold(net, X, 1) is net
+
+
+def test_a_reader_of_some_images_is_found_when_they_are_an_epochs_first():
+    net, fold = trained(SecondReader(lambda net, x: bool(x.mean() > 0.9 or x.mean() < 0.1))), FoldedNet()
+    assert fold(net, X, 0) is not net
+    assert fold(net, X / 10, 1) is net
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("padding", (1, 1)), ("stride", (2, 2)), ("dilation", (2, 2)), ("padding", "same")]
+)
+def test_the_copy_has_the_convolutions_attributes_of_now(name, value):
+    net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet()
+    fold(net, X)
+    setattr(net[0], name, value)
+    assert fold.pairs
+    assert_the_same(net, fold(net, X), X)
+
+
+def test_folded_weights_follow_the_memory_format():
+    net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet()
+    fold(net, X)
+    net.to(memory_format=torch.channels_last)
+    assert fold(net, X)[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert_the_same(net, fold(net, X), X)
+
+
 def test_a_hook_that_comes_later_is_called():
     net, fold, seen = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet(), []
     assert fold(net, X) is not net
@@ -252,23 +310,68 @@ def test_a_hook_that_comes_later_is_called():
 
 
 class LeavesTraces(nn.Module):
-    """Assigns to its attributes."""
+    """Counts its forwards in buffers and attributes, keeps activations, and draws from every generator."""
 
     def __init__(self):
         super().__init__()
-        self.body, self.last, self.calls = nn.Sequential(conv(), nn.BatchNorm2d(4)), None, 0
+        self.body, self.last, self.calls, self.kept = nn.Sequential(conv(), nn.BatchNorm2d(4)), None, 0, {"all": []}
+        self.register_buffer("added", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
 
     def forward(self, x):
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
         self.last, self.calls = self.body(x).flatten(1), self.calls + 1
+        self.kept["all"].append(self.last)
+        self.added.add_(1)
+        self.replaced = self.replaced + 1
         return self.last
 
 
-def test_tracing_leaves_no_attribute_behind():
-    net = trained(LeavesTraces())
-    fold = FoldedNet()
-    fold(net, X)
+def random_states():
+    _, of_numpy, *place = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), of_numpy.tolist(), place, torch.get_rng_state().tolist()
+
+
+def test_building_and_checking_a_copy_leave_no_trace():
+    net, fold = trained(LeavesTraces()), FoldedNet()
+    net(X)  # keeps a tensor with a graph
+    kept, last, added = net.kept["all"], net.last, net.added
+    states = random_states()
+    for epoch in range(2):
+        fold(net, X, epoch)
     assert fold.pairs
-    assert net.last is None or isinstance(net.last, torch.Tensor)
+    assert net.last is last
+    assert net.kept["all"] is kept
+    assert [*map(id, kept)] == [id(last)]
+    assert net.added is added
+    assert (net.calls, float(net.added), float(net.replaced)) == (1, 1, 1)
+    assert random_states() == states
+
+
+def test_the_hooks_of_others_are_not_copied():
+    class Owner:
+        def look(self, module, inputs, output):
+            pass
+
+        def __deepcopy__(self, memo):
+            raise AssertionError
+
+    net = trained(TinyNet())
+    net.register_forward_hook(Owner().look)
+    assert FoldedNet()(net, X) is not net
+
+
+def test_the_copy_counts_in_the_buffers_of_the_net():
+    net = trained(LeavesTraces())
+    FoldedNet()(net, X)(X)
+    assert (float(net.added), float(net.replaced)) == (1, 1)
+
+
+def test_a_net_that_cannot_be_copied_is_never_run(tmp_path):
+    net = trained(LeavesTraces())
+    with (tmp_path / "log").open("w") as net.log:
+        assert FoldedNet()(net, X) is net
+    assert net.calls == 0
 
 
 def test_a_copy_that_was_built_in_inference_mode_gives_gradients():
@@ -316,12 +419,13 @@ class Count:
 
 def attacks_in_eval_mode(name):
     module = build(METHODS[name].cls, **METHODS[name].arguments)
-    return module.attack_bn_mode == "eval" and module.adversarial
+    in_weights = isinstance(getattr(module, "psi", None), PowerIteration)
+    return module.attack_bn_mode == "eval" and module.adversarial and not in_weights
 
 
 @pytest.mark.parametrize("name", [*filter(attacks_in_eval_mode, METHODS)])
 def test_a_method_that_attacks_in_eval_mode_meets_no_batch_norm(name, tmp_path, monkeypatch):
-    """Except GAT and NuAT, whose clean logits are in train mode by the authors' code."""
+    """Except GAT and NuAT, whose clean logits are in train mode by the authors' code, and curvatures in the weights."""
     method = METHODS[name]
     module = build(method.cls, **method.arguments)
     trainer(tmp_path, max_epochs=1, limit_train_batches=1, callbacks=method.callbacks()).fit(module, indexed(images()))
@@ -428,8 +532,155 @@ def test_bpda_finds_the_layer_of_the_net_itself():
         seen.append(x)
         return F.batch_norm(x, net[1].running_mean, net[1].running_var, net[1].weight, net[1].bias)
 
-    attack = BPDA(PGD(steps=1), forward="1", substitute=substitute)
+    attack = BPDA(PGD(steps=1, init="zero"), forward="1", substitute=substitute)
     folded = FoldedNet()(net, X)
     attack(folded, X, torch.zeros(4, dtype=torch.int64))
-    assert seen
-    torch.testing.assert_close(seen[-1].shape, net[0](X).shape)
+    torch.testing.assert_close(seen[0], net[0](X))
+
+
+class Wrapper(nn.Module):
+    """The pixels' normalisation before a net, as of callbacks."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(2 * x - 1)
+
+
+def test_a_wrapper_around_the_copy_is_unfolded_and_refilled_too():
+    net = trained(TinyNet())
+    wrapper = Wrapper(FoldedNet()(net, X))
+    assert unfolded(wrapper).net is net
+    assert_the_same(Wrapper(net), unfolded(wrapper), X)
+    net.body[1].running_mean.add_(1)
+    refill(wrapper)
+    assert_the_same(Wrapper(net), wrapper, X)
+
+
+# What reads layers or weights.
+
+
+class Staged(nn.Module):
+    """Convolution, BatchNorm and a head, whose layers an attack reads."""
+
+    def __init__(self, stages):
+        super().__init__()
+        self.block, self.bn = (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), conv(4)),
+            nn.BatchNorm2d(4),
+        )
+        self.head = nn.Linear(64, 4)
+        if stages:
+            self.stages = stages
+
+    def forward(self, x):
+        return self.head(self.bn(self.block(x)).relu().flatten(1))
+
+    def activations(self, x):
+        return [self.block[0](x), self.block(x)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "left"),
+    [
+        (("block.0",), ["bn"]),
+        (("block",), ["block.1"]),
+        (("block.0", "block"), []),
+        (("block.1", "block.2", "bn"), ["block.1", "bn"]),
+        ((), ["block.1", "bn"]),
+    ],
+    ids=str,
+)
+def test_lpips_of_the_copy_is_that_of_the_net(stages, left):
+    net, fold = trained(Staged(stages)), FoldedNet()
+    copied = Wrapper(fold(Wrapper(net), X)) if stages else fold(net, X)
+    assert [pair.norm.removeprefix("net.") for pair in fold.pairs] == left
+    original = Wrapper(Wrapper(net)) if stages else net
+    torch.testing.assert_close(lpips(copied, X, 1 - X), lpips(original, X, 1 - X))
+
+
+def test_power_iteration_measures_the_curvature_in_the_nets_own_weights():
+    net, y = trained(TinyNet()), torch.arange(4)
+    found = [PowerIteration().begin(PGD(), attacked, X, y)(X, net(X), X) for attacked in (net, FoldedNet()(net, X))]
+    torch.testing.assert_close(*found)
+
+
+# What copies or shares a module.
+
+
+def test_averages_know_nothing_of_it(tmp_path):
+    def averages(fold):
+        module = build(PGDAT, attack_bn_mode="eval", fold_batchnorm=fold)
+        averaging = EMAWeights(0.8, {"fast": 0.5})
+        trainer(tmp_path, max_epochs=2, callbacks=[averaging]).fit(module, indexed(images()))
+        return module.averaged["fast"].state_dict()
+
+    ours, its = averages(True), averages(False)
+    assert ours.keys() == its.keys() == TinyNet().state_dict().keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, its[name], rtol=1e-3, atol=1e-4)
+
+
+class OnTwoRanks(PGDAT):
+    """Saves each rank's net."""
+
+    def on_fit_end(self):
+        super().on_fit_end()
+        floats = {name: one for name, one in self.net.state_dict().items() if one.is_floating_point()}
+        torch.save((floats, len(self._folded[self.net].pairs)), f"{self.global_rank}.pt")
+
+
+def test_two_ranks_that_attack_the_folded_net_end_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two_ranks(tmp_path, max_epochs=2).fit(build(OnTwoRanks, attack_bn_mode="eval"), indexed(images()))
+    (mine, pairs), (theirs, its_pairs) = (torch.load(f"{rank}.pt") for rank in range(2))
+    assert pairs == its_pairs == 1
+    assert not torch.equal(mine["head.weight"], TinyNet().head.weight)
+    assert_equal(mine, theirs)
+
+
+class SwitchOn(Callback):
+    """Switches the second reader on after an epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.net.aux = trainer.current_epoch > 0
+
+
+@dataclass(frozen=True)
+class Recorder(Attack):
+    """Notes whether it is shown a copy."""
+
+    seen: list[bool]
+
+    def __call__(self, net, x, y):
+        self.seen.append(unfolded(net) is not net)
+        return x
+
+
+@pytest.mark.parametrize("by", ["method", "callback"])
+def test_an_epochs_first_batch_checks_the_copy(by, tmp_path):
+    seen, net = [], SecondReader(lambda net, x: net.aux)
+    attack, callbacks = Recorder(seen), [SwitchOn()]
+    if by == "method":
+        attacks = {"attack": attack, "val_attack": attack, "test_attacks": {"a": attack}}
+        module = build(PGDAT, net=net, attack_bn_mode="eval", **attacks)
+    else:
+        module = Stranger()
+        module.net = net
+        callbacks.append(AdversarialTraining(attack, attack_bn_mode="eval", net="net"))
+    data = indexed(images()) if by == "method" else loader(images())
+    trainer(tmp_path, max_epochs=2, callbacks=callbacks).fit(module, data)
+    assert seen == [True] * 3 + [False] * 3
+
+
+def test_a_callback_checks_the_copy_in_each_test(tmp_path):
+    seen, module = [], Stranger()
+    module.net, module.test_step = SecondReader(lambda net, x: net.aux), lambda batch, batch_idx: None
+    callback = RobustAccuracy({"a": Recorder(seen)}, net="net", alarm_images=0)
+    run = trainer(tmp_path, callbacks=[callback])
+    for _ in range(2):
+        run.test(module, loader(images(8)), verbose=False)
+        module.net.aux = True
+    assert seen == [True, False]

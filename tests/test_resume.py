@@ -114,6 +114,28 @@ class Setup:
     method: Callable[..., Defense] = PGDAT
     arguments: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Callback]] = list
+    net: Callable[..., TinyNet] = TinyNet
+
+
+class Counting(TinyNet):
+    """Counts its forwards, by whomever."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self.register_buffer("added", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("replaced", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.added.add_(1)
+        self.replaced = self.replaced + 1
+        return super().forward(x)
+
+
+class Drawing(TinyNet):
+    """Draws random numbers in eval mode as well."""
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.rand_like(x))
 
 
 def decay(optimizer):
@@ -136,6 +158,8 @@ PART_SETUPS = {
     "Adam and clipping": Setup(arguments={"optimizer": torch.optim.Adam, "gradient_clip_val": 0.1}),
     "averages": Setup(callbacks=lambda: [EMAWeights(0.9, extra={"fast": 0.5})]),
     "a coreset": Setup(callbacks=lambda: [SelectTwoThirds()]),
+    "a net that counts": Setup(arguments={"attack_bn_mode": "eval"}, net=Counting),
+    "a random net": Setup(arguments={"attack_bn_mode": "eval"}, net=Drawing),
 }
 EVERYTHING = {
     "averages, ramps and a coreset": Setup(
@@ -172,7 +196,7 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
         log_every_n_steps=1,
         enable_checkpointing=fresh,
     )
-    module = build(setup.method, **(setup.arguments | {"net": TinyNet(seed=0 if fresh else 5)}))
+    module = build(setup.method, **(setup.arguments | {"net": setup.net(seed=0 if fresh else 5)}))
     run.fit(module, TinyData(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
     run.save_checkpoint(folder / "end.ckpt")
     end = torch.load(folder / "end.ckpt", weights_only=True)

@@ -19,6 +19,7 @@ from lit_robust.attacks.hessian import (
 )
 from lit_robust.attacks.pgd import PGD
 from lit_robust.keywords import answer_keywords
+from lit_robust.nets.folded import unfolded
 from lit_robust.threats import Norm
 
 #: ``(x_adv, logits of x_adv, gradient of the objective) -> (N,)``, the difficulty of a run's current points.
@@ -199,6 +200,7 @@ class PowerIteration(Sharpness):
 
     def begin(self, attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Measure:
         """Find the direction at the start, and measure along it."""
+        net = unfolded(net)  # folded weights are others
         share, direction = _share_of_start(), Weights()
 
         def measure(x_adv: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:

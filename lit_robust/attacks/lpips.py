@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust.nets.activations import watching
+from lit_robust.nets.folded import unfolded
 from lit_robust.nets.model_zoos import torchvision_net
 
 #: The net whose activations are compared: the attacked one, torchvision's AlexNet, or another one.
@@ -100,7 +101,8 @@ def _net_for(lpips_net: LPIPSNet, attacked: nn.Module) -> nn.Module:
 def _watched(net: nn.Module) -> Iterator[LogitsAndFeatures]:
     """The functions of a net that measures its own distances."""
     holders: list[Any] = [part for part in net.modules() if getattr(part, "stages", ())]
-    activations: Any = None if hasattr(net, "stages") else getattr(net, "activations", None)
+    # Folding leaves the outputs of stages as they are, but a method may read any layer.
+    activations: Any = None if hasattr(net, "stages") else getattr(unfolded(net), "activations", None)
     if activations is not None:
 
         def features(x: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Adapter:
         """``logits_net`` as attacks see it, for a net in eval mode: with its BatchNorms folded, see ``FoldedNet``."""
         net = self.users_net(module)
         if not isinstance(net, LightningModule):  # which is more than a net
-            net = self._folded(net, tensor_at(batch, self.x, "x"))
+            net = self._folded(net, tensor_at(batch, self.x, "x"), module.current_epoch)
         return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
     def within_classes(self, y: Tensor) -> Tensor:
@@ -161,6 +161,7 @@ class Adapter:
         found = outputs(self.users_net(module), self._normalise(few), name, remedy)
         logits = logits_of(found)
         self._unpack, self._unchecked_in_training = logits is not found, True
+        self._folded.checked.clear()
         logits = check_logits(logits, few, name, remedy, "set net to the sub-module before the softmax")
         classes = logits.shape[1]
         # Soft labels and the targets of a user's own loss are not checked.

@@ -1,13 +1,13 @@
 """Finds the BatchNorms that directly follow a convolution, by tracing."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
-from lit_robust.guards import own_random_state
+from lit_robust.guards import on_trial
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -25,16 +25,31 @@ def types_fit(conv: nn.Module, norm: nn.Module) -> bool:
     return type(conv) in CONVOLUTIONS and type(norm) in NORMALIZATIONS
 
 
-def candidates(net: nn.Module) -> list[Pair]:
-    """The pairs of a convolution and the BatchNorm that alone reads its output, in the order of the net."""
-    attributes = [(module, dict(vars(module))) for module in net.modules()]
-    with own_random_state(torch.device("cpu")), torch.no_grad():
-        found = list(_traced(net))
-    for module, before in attributes:  # which code of the user's may have assigned traced values
-        vars(module).clear()
-        vars(module).update(before)
+def candidates(net: nn.Module, device: torch.device) -> list[Pair]:
+    """The pairs of a convolution and the BatchNorm that alone reads its output, in the order of the net.
+
+    None where a net cannot be traced without leaving traced values in it, because an attribute cannot be copied; and
+    none that would change the output of one of its ``stages``, which perceptual attacks read.
+    """
+    with on_trial(net, device) as can_run, torch.no_grad():
+        found = list(_traced(net)) if can_run else []
     names = Counter(module for _, module in net.named_modules(remove_duplicate=False))
-    return [pair for pair in found if all(names[net.get_submodule(name)] == 1 for name in pair)]
+    stages = [f"{name}.{stage}".lstrip(".") for name, part in net.named_modules() for stage in _stages(part)]
+    return [
+        pair
+        for pair in found
+        if all(names[net.get_submodule(name)] == 1 for name in pair)
+        and not any(_within(pair.conv, stage) and not _within(pair.norm, stage) for stage in stages)
+    ]
+
+
+def _stages(part: nn.Module) -> list[str]:
+    found = getattr(part, "stages", ())  # of other nets, possibly a module
+    return [stage for stage in found if isinstance(stage, str)] if isinstance(found, Sequence) else []
+
+
+def _within(name: str, layer: str) -> bool:
+    return f"{name}.".startswith(f"{layer}.")
 
 
 def _traced(module: nn.Module, prefix: str = "") -> Iterator[Pair]:

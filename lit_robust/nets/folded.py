@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust.compilation import compile_in_place
-from lit_robust.guards import own_random_state
+from lit_robust.guards import on_trial
 from lit_robust.nets.foldable import Pair, candidates, types_fit
 from lit_robust.torch_internals import is_changed, is_compiled, parts_of, shallow_copy, take_over
 
@@ -23,6 +23,8 @@ PRECISIONS = (torch.float32, torch.float64)
 #: The largest difference of logits, in units of the largest logit; rounding makes about 1e-5.
 TOLERANCE = 1e-3
 
+#: The images of a check.
+FEW = 8
 
 #: Convolutions with their BatchNorms.
 Layers = Sequence[tuple[nn.Module, nn.Module]]
@@ -34,27 +36,31 @@ UNFOLDED, REFILL = "_unfolded", "_refill"
 def unfolded(net: nn.Module) -> nn.Module:
     """The net that a copy with folded BatchNorms was made of; any other net is returned as it is.
 
-    An attack that runs the net in train mode, or reads single layers, needs this.
+    An attack that runs the net in train mode, or reads single layers or weights, needs this. A wrapper around a copy
+    is replaced by one around its net.
     """
-    found: nn.Module = vars(net).get(UNFOLDED, net)
-    return found
+    copies = {part: vars(part)[UNFOLDED] for part in net.modules() if UNFOLDED in vars(part)}
+    return _Copy(net, copies).net if copies else net
 
 
 def refill(net: nn.Module) -> None:
     """Let a copy follow its net, whose statistics a forward in train mode has moved; no other net changes."""
-    vars(net).get(REFILL, lambda: None)()
+    for part in net.modules():
+        vars(part).get(REFILL, lambda: None)()
 
 
 class FoldedNet:
     """Gives attacks a copy of a net whose BatchNorms are folded, and whose other layers and tensors are the net's own.
 
-    The copy is built once, and again where the net has changed; each call refills its folded weights in place. The
-    pairs are found by tracing the net with ``torch.fx``, or those of its parts that can be traced. The copy runs the
-    net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and if
-    folding keeps the logits on two batches for any values of the BatchNorms.
+    The copy is built once, and again where a layer that is folded has changed; each call refills its folded weights in
+    place. The pairs are found by tracing the net with ``torch.fx``, or those of its parts that can be traced. The copy
+    runs the net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and
+    if folding keeps the logits on two small batches for any values of the BatchNorms. This is checked again in each
+    epoch and for each shape of images; a copy that fails is not used again until one of its layers is another.
 
     A pair stays as it is while either layer has a hook or a parametrisation, and while the BatchNorm is in train mode
-    or has no running statistics.
+    or has no running statistics. A net that keeps what cannot be copied, such as an open file, stays as it is, because
+    checks run it on copies of its attributes and buffers.
 
     Args:
         compiles: Whether to compile the copy. Otherwise a compiled net is not folded, because the options that it was
@@ -73,6 +79,8 @@ class FoldedNet:
         self._copy: _Copy | None = None
         #: The pairs that are folded now.
         self.pairs: list[Pair] = []
+        #: The epochs and shapes for which the copy has given the net's logits; empty it to have the copy checked again.
+        self.checked: set[Any] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, such as that of a module for an average, builds its own."""
@@ -83,12 +91,13 @@ class FoldedNet:
         self.compiles = state["compiles"]
         self.forget()
 
-    def __call__(self, net: nn.Module, x: Tensor) -> nn.Module:
+    def __call__(self, net: nn.Module, x: Tensor, epoch: int = 0) -> nn.Module:
         """Return the copy with the net's present weights, or the net itself where nothing can be folded.
 
         Args:
             net: In the mode in which it is to be attacked.
-            x: Images; two of them are used when a copy is built.
+            x: Images; the first few are used when the copy is checked.
+            epoch: The epoch, in each of which the copy is checked.
         """
         if len(x) == 0:  # a copy could not be compared with its net
             return net
@@ -96,30 +105,33 @@ class FoldedNet:
             self.forget()
             self._net = net
             if self.compiles or not any(map(is_compiled, net.modules())):
-                self._candidates = candidates(net)
+                self._candidates = candidates(net, x.device)
         state = [_foldable(net, pair) for pair in self._candidates]
         if state != self._state:
-            self._state, self.pairs = state, []
-            self._copy = self._built(net, x)
+            self._state, self._copy = state, None
+            self.checked.clear()
+            self.pairs = [pair for pair, found in zip(self._candidates, state, strict=True) if found]
+        if self.pairs and (epoch, x.shape[1:]) not in self.checked:
+            self.checked.add((epoch, x.shape[1:]))
+            self._check(net, x)
         if self._copy is None:
             return net
         self._copy.refill()
         return self._copy.net
 
-    def _built(self, net: nn.Module, x: Tensor) -> "_Copy | None":
-        pairs = [pair for pair, found in zip(self._candidates, self._state, strict=True) if found]
-        if not pairs:
-            return None
-        layers = [(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in pairs]
-        with torch.inference_mode(False), torch.no_grad(), own_random_state(x.device):
-            if not _may_fold(net, layers, x[:2].clone()):
-                return None
-            copy = _folded(net, layers)
-        vars(copy.net).update({UNFOLDED: net, REFILL: copy.refill})  # not a sub-module
-        self.pairs = pairs
-        if self.compiles:
-            compile_in_place(copy.net)
-        return copy
+    def _check(self, net: nn.Module, x: Tensor) -> None:
+        """Build the copy if there is none, and drop it for good if it does not give the net's logits."""
+        layers = [(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in self.pairs]
+        with torch.inference_mode(False), torch.no_grad():
+            with on_trial(net, x.device) as can_run:
+                if not (can_run and _may_fold(net, layers, x[:FEW].clone())):
+                    self._copy, self.pairs = None, []
+                    return
+            if self._copy is None:
+                self._copy = copy = _folded(net, layers)
+                vars(copy.net).update({UNFOLDED: net, REFILL: copy.refill})  # not a sub-module
+                if self.compiles:
+                    compile_in_place(copy.net)
 
 
 class _Copy:
@@ -198,7 +210,8 @@ def _foldable(net: nn.Module, pair: Pair) -> tuple[Any, ...] | None:
     weight: Any = conv.weight
     if norm.training or norm.running_var is None or weight.dtype not in PRECISIONS:
         return None
-    return conv, norm, weight.shape, weight.dtype, weight.device
+    of_conv: Any = (getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode"))
+    return conv, norm, weight.shape, weight.stride(), weight.dtype, weight.device, *of_conv
 
 
 def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:

@@ -68,7 +68,7 @@ class Attacked(Monitored):
             return net
         if net not in self._folded:
             self._folded[net] = FoldedNet(self.compiles)
-        return self._folded[net](net, x)
+        return self._folded[net](net, x, self.current_epoch)
 
     @contextmanager
     def attacked(self, x: Tensor) -> Iterator[nn.Module]:
