@@ -26,7 +26,7 @@ from lit_robust.lightning_internals import batch_size_searched, flushes_every
 from lit_robust.measures.attack_checks import tell_of_idle_attack
 from lit_robust.torch_internals import bf16_instructions
 
-#: Parameters from which bfloat16 is recommended. On an AVX512-BF16 processor a net of 6 thousand (digits_cnn of width 8)
+#: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8)
 #: took 1.16 of float32's time, one of 0.7 million (ResNet-18 of width 16) 0.61 to 0.77. Where between them it begins to
 #: pay is not measured (scripts/benchmark.py --net fast_cnn would), so this is their middle in powers of ten.
 PAYS_FROM = 100_000
