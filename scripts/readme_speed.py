@@ -123,14 +123,14 @@ def spread(*found: Mapping[str, Any]) -> str:
     """How many fits the medians are of, and how far the ratios of single fits are from them."""
     loops = [loop for of in found for row in of["rows"].values() for loop in row.values() if isinstance(loop, dict)]
     n, fits = min(loop["n"] for loop in loops), min(of.get("repeats", 1) for of in found)
-    text = f"Medians of at least {n} batches in {fits} fit{'s' * (fits > 1)}, as ratios to loops of the same fit"
+    text = f"Medians of at least {n} batches in {fits} fit{'s' * (fits > 1)}, as ratios to the floor or as told"
     away = [
         abs(end - loop[f"to_{to}"])
         for loop in loops
         for to in ("floor", "train")
         for end in loop.get(f"to_{to}_range", ())
     ]
-    return text + (f"; those of single fits are at most {max(away):.2f} away" if away else "")
+    return text + (f", of the same fit; those of single fits are at most {max(away):.2f} away" if away else "")
 
 
 def benchmark_full() -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_every_net_and_device_has_its_rows_and_its_hardware(blocks, tmp_path):
     assert names == ["resnet18", gpus, "vgg16"]
     assert "| vgg16 | 8 | FastAT | 3.2 | 0.90 | - | - | - | - | - |" in written
     assert written.endswith(
-        "at least 2 batches in 3 fits, as ratios to loops of the same fit; those of single fits are at most 0.25 away; "
+        "in 3 fits, as ratios to the floor or as told, of the same fit; those of single fits are at most 0.25 away; "
         f"resnet18 and vgg16 on 2 threads of CPU (AVX512, AMX); {gpus} on NVIDIA H200."
     )
 
@@ -364,14 +365,27 @@ def test_the_wanted_share_of_the_attacked_images_is_robust(script, monkeypatch):
         speed.chosen(net, batch._replace(y=(net(batch.x).argmax(1) + 1) % 10), 20)
 
 
+def test_an_estimate_counts_the_passes_of_both_sides(script, monkeypatch):
+    speed = script.load("autoattack_speed")
+    monkeypatch.setattr(speed, "seconds_per_image", lambda net, x: (1.0, 3.0))
+    assert speed.estimated(TinyNet(), images(4).x, trained=10, attacked=0) == 3 * 3 * 10
+    robust, others = speed.ROBUST * (1900 * 3 + 5900), (1 - speed.ROBUST) * 50 * 3
+    assert speed.estimated(TinyNet(), images(4).x, trained=0, attacked=200) == pytest.approx(
+        2 * 200 * (robust + others)
+    )
+
+
 @pytest.mark.usefixtures("quick")
-def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, real_data):
+def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, real_data, capsys):
     if not (real_data / "cifar-10-batches-py").is_dir():
         pytest.skip(f"no CIFAR-10 in {real_data}")
     speed = script.load("autoattack_speed")
     monkeypatch.setattr(speed, "ROBUST", 0.0)  # a net that is trained this little has none
     words = ["--root", str(real_data), "--net", "net.pt", "--width", "4", "--epochs", "1", "--train-size", "512"]
     words += ["--images", "8", "--block", "4", "--out", "autoattack_speed.json"]
+    script.run(speed, *words, "--estimate")
+    assert re.fullmatch(r"about \d+ minutes to train on 512 images and to attack 8\n", capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
     measured = []
     original = speed.measure
     monkeypatch.setattr(speed, "measure", lambda *args: measured.append(args[2]) or original(*args))
@@ -382,8 +396,10 @@ def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, r
     assert AutoAttack().package == results["package"]
     del results["blocks"]["4"]
     path.write_text(json.dumps(results))
+    capsys.readouterr()
     script.run(speed, *words)
     assert measured == [0, 1, 1]
+    assert "to train on 0 images and to attack 4\n" in capsys.readouterr().out
     script.run(speed, *words[:-2], "--out", "autoattack_speed.json", "--block", "8")  # other blocks: all anew
     assert measured == [0, 1, 1, 0]
     assert "of the time of its package (pyautoattack" in blocks.autoattack_speed()
