@@ -267,6 +267,21 @@ def attack_speed() -> str:
     )
 
 
+def start_up_speed() -> str:
+    """How long commands and imports take."""
+    results = read(RESULTS / "start_up_speed.json")
+    if not results:
+        return ""
+    lines = [["", "seconds", "CPU seconds", "ratio"], ["---", "---:", "---:", "---"]]
+    for name, row in results["rows"].items():
+        ratio = f"{row['ratio']:.2f} to {row['beside']}" if "ratio" in row else "-"
+        lines.append([name, f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", ratio])
+    return (
+        f"What a new process waits for (`scripts/start_up_speed.py`):\n\n{markdown(lines)}\n\nMedians of "
+        f"{results['turns']} turns; {device(results)}."
+    )
+
+
 def autoattack_bf16() -> str:
     """How many images survive AutoAttack in float32 and in bf16."""
     results = read(RESULTS / "autoattack_bf16.json")

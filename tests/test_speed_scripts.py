@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,9 @@ def blocks(script, monkeypatch, tmp_path):
     return readme
 
 
-@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory", "step_profile"])
+@pytest.mark.parametrize(
+    "block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory", "start_up_speed", "step_profile"]
+)
 def test_a_block_without_results_is_empty(blocks, block):
     assert getattr(blocks, block)() == ""
 
@@ -405,7 +408,24 @@ def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, r
     assert "of the time of its package (pyautoattack" in blocks.autoattack_speed()
 
 
-# Memory and bfloat16.
+# Start-up, memory and bfloat16.
+
+
+def test_every_start_is_timed_beside_another_one(script, blocks, monkeypatch, tmp_path):
+    start_up = script.load("start_up_speed")
+    assert all(row.beside in (None, *start_up.ROWS) for row in start_up.ROWS.values())
+    slow = start_up.Row(["-c", "import time; time.sleep(0.1)"], "a bare interpreter")
+    monkeypatch.setattr(start_up, "ROWS", {"a bare interpreter": start_up.ROWS["a bare interpreter"], "slow": slow})
+    script.run(start_up, "--turns", "2", "--out", "start_up_speed.json")
+    rows = json.loads((tmp_path / "start_up_speed.json").read_text())["rows"]
+    assert rows["slow"]["seconds"] > 0.1 > rows["slow"]["cpu_seconds"]
+    assert rows["slow"]["ratio"] > 1
+    assert " to a bare interpreter |" in blocks.start_up_speed()
+
+
+def test_a_start_that_fails_is_not_timed(script):
+    with pytest.raises(subprocess.CalledProcessError):
+        script.load("start_up_speed").seconds_of(["-c", "raise ValueError"])
 
 
 def test_the_peak_of_a_fit_is_measured_in_a_process_of_its_own(script, blocks, tmp_path):
