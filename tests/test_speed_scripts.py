@@ -21,7 +21,7 @@ from lit_robust.batch import Batch
 from lit_robust.nets import digits_cnn
 from lit_robust.torch_internals import bf16_instructions
 from lit_robust.training.passes import PassCounter
-from tests.tiny import TinyNet, images, trainer
+from tests.tiny import CLASSES, SHAPE, TinyNet, images, trainer
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -454,3 +454,70 @@ def test_each_net_is_trained_in_both_precisions_once(script, blocks, monkeypatch
     script.run(bf16)
     assert capsys.readouterr().out == ""
     assert "| tiny | 1 | " in blocks.digits_bf16()
+
+
+# What only a GPU can show.
+
+
+@pytest.fixture
+def check(script, monkeypatch):
+    """The script, and the modes of synchronisation that it has set."""
+    module, modes = script.load("gpu_check"), []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    return module, modes
+
+
+@pytest.mark.parametrize("name", ["PGDAT", "TRADES", "FastAT"])
+def test_the_host_may_not_wait_within_a_step_of_the_fused_training(check, name):
+    module, modes = check
+    assert module.first_wait(name, TinyNet(), "cpu", SHAPE, CLASSES) is None
+    assert modes[: module.WARM] == ["default"] * module.WARM
+    assert modes[module.WARM :] == ["error", "default"] * module.WATCHED
+
+
+def test_a_wait_is_told_with_its_place(check):
+    module, modes = check
+
+    class Waits(TinyNet):
+        def forward(self, x):
+            if modes[-1:] == ["error"]:
+                raise RuntimeError("called a synchronizing CUDA operation")
+            return super().forward(x)
+
+    found = module.first_wait("FastAT", Waits(), "cpu", SHAPE, CLASSES)
+    assert found.startswith("called a synchronizing CUDA operation (")
+    assert "test_speed_scripts.py:" in found
+    assert modes[-1] == "default"
+
+
+def test_another_error_is_no_wait(check):
+    class Fails(TinyNet):
+        def forward(self, x):
+            if self.training:
+                raise RuntimeError("of the net")
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="of the net"):
+        check[0].first_wait("FastAT", Fails(), "cpu", SHAPE, CLASSES)
+
+
+def test_without_a_gpu_nothing_is_measured(check, script, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU"):
+        script.run(check[0], "--out", "results")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_parts_take_at_most_10_minutes_and_are_written_down_one_by_one(check, script, monkeypatch, tmp_path):
+    module, _ = check
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert len(module.parts(tmp_path, tmp_path / "elsewhere")) == 3
+    assert sum(limit for _, limit in module.parts(tmp_path, tmp_path).values()) < 600
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module, "about", lambda device: {})
+    parts = {"fails": (["-c", "raise SystemExit(3)"], 60), "hangs": (["-c", "while True: pass"], 1)}
+    monkeypatch.setattr(module, "parts", lambda out, root: parts)
+    script.run(module, "--out", "out")
+    found = json.loads((tmp_path / "out/gpu_check.json").read_text())["parts"]
+    assert [part["status"] for part in found.values()] == [3, -9]
+    assert 1 <= found["hangs"]["seconds"] < 20
