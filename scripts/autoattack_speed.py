@@ -149,8 +149,8 @@ def missing(about: Mapping[str, Any], blocks: Mapping[str, Any]) -> list[int]:
     return [start for start in range(0, about["images"], about["block"]) if str(start) not in blocks]
 
 
-def main() -> None:
-    """Measure what is missing."""
+def parser_of() -> argparse.ArgumentParser:
+    """The options; the defaults are the net and the images of the criterion."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
     parser.add_argument("--net", type=Path, help="where the trained net is kept; a temporary file by default")
@@ -161,7 +161,12 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=100)
     parser.add_argument("--estimate", action="store_true", help="only print the minutes")
     parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure what is missing."""
+    args = parser_of().parse_args()
     name = f"lit_robust_autoattack_speed_{args.width}_{args.epochs}.pt"
     path = args.net or Path(tempfile.gettempdir()) / name
     data = CIFAR10DataModule(

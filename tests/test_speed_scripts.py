@@ -368,6 +368,11 @@ def test_the_wanted_share_of_the_attacked_images_is_robust(script, monkeypatch):
         speed.chosen(net, batch._replace(y=(net(batch.x).argmax(1) + 1) % 10), 20)
 
 
+def test_by_default_200_images_are_attacked_on_a_net_of_width_16(script):
+    args = script.load("autoattack_speed").parser_of().parse_args([])
+    assert (args.width, args.images) == (16, 200)
+
+
 def test_an_estimate_counts_the_passes_of_both_sides(script, monkeypatch):
     speed = script.load("autoattack_speed")
     monkeypatch.setattr(speed, "seconds_per_image", lambda net, x: (1.0, 3.0))
