@@ -219,12 +219,13 @@ def watch_compiled(net: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) 
     return partial(setattr, net, "_compiled_call_impl", compiled)
 
 
-def multiplies_bf16() -> bool | None:
-    """Whether the CPU has instructions for bfloat16 (AMX or AVX512-BF16); None if that is not known.
+def bf16_instructions() -> list[str] | None:
+    """The CPU's instructions that multiply bfloat16, of AMX and AVX512-BF16; None if that is not known.
 
-    Without it, we could not warn that ``bf16-mixed`` is twice as fast on some CPUs and many times slower on others.
+    Without it, we could not warn that ``bf16-mixed`` is faster on some CPUs and many times slower on others.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
-    asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
-    return None if None in asked else any(ask() for ask in asked if ask)
+    names = {"AMX": "amx_tile", "AVX512-BF16": "avx512_bf16"}
+    asked = {name: getattr(torch.cpu, f"_is_{flag}_supported", None) for name, flag in names.items()}
+    return None if None in asked.values() else [name for name, ask in asked.items() if ask and ask()]

@@ -13,7 +13,6 @@ small that it breaks no image, so all make the same number of queries.
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -25,13 +24,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from cpu_budget_results import hardware, versions
+from measured import about, as_attacked, builder, in_turns
 from torch import Tensor, nn
 
-from lit_robust import nets
 from lit_robust.attacks import FGSM, PGD, Attack, Square
-from lit_robust.guards import BNMode, checked, network_mode, smaller_batches
-from lit_robust.nets.folded import FoldedNet
+from lit_robust.guards import BNMode
 
 RESULT = Path(__file__).parent / "results/attack_speed.json"
 EPS, STEP, STEPS, QUERIES, SQUARE_EPS = 8 / 255, 2 / 255, 10, 100, 1e-6
@@ -136,36 +133,9 @@ def observed(run: Callable[[], Any], net: nn.Module) -> tuple[BNMode, int]:
     return "train" if training else "eval", len(seen)
 
 
-def ours(attack: Attack, net: nn.Module, mode: BNMode, x: Tensor, y: Tensor) -> Callable[[], Any]:
-    """The attack as a training or a test runs it."""
-    x, folded = x.contiguous(memory_format=torch.channels_last), FoldedNet()
-
-    def run() -> None:
-        with network_mode(net, mode), checked(), smaller_batches():
-            attack(folded(net, x) if mode == "eval" else net, x, y)
-
-    return run
-
-
 def alone(attack: Attack, net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
     """A plain call."""
     return lambda: attack(net, x, y)
-
-
-def seconds(loops: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """The median of each, which take turns; the first turn, which allocates and folds, is not timed."""
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for repeat in range(repeats + 1):
-        for name, run in loops.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            begun = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if repeat:
-                times[name].append(time.perf_counter() - begun)
-    return {name: median(values) for name, values in times.items()}
 
 
 def compare(pair: Pair, name: str, module: Any, net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> dict[str, Any]:
@@ -185,12 +155,12 @@ def compare(pair: Pair, name: str, module: Any, net: nn.Module, x: Tensor, y: Te
         plain = deepcopy(net).train(mode == "train")
         _, ours_forwards = observed(partial(pair.ours, plain, x[:2], y[:2]), plain)
         loops: dict[str, Callable[[], Any]] = {
-            "ours": ours(pair.ours, deepcopy(last), mode, x, y),
+            "ours": as_attacked(pair.ours, deepcopy(last), mode, x, y),
             "alone": alone(pair.ours, plain, x, y),
             "peer": partial(run, contiguous, x, y),
             "peer, channels_last": partial(run, last, x_last, y),
         }
-        found = seconds(loops, repeats, x.device)
+        found = {loop: median(times) for loop, times in in_turns(loops, repeats, x.device).items()}
         ratios = {f"{loop} / ours": round(value / found["ours"], 3) for loop, value in found.items() if loop != "ours"}
         rows[mode] = {"seconds": {loop: round(value, 5) for loop, value in found.items()}, **ratios}
         rows[mode]["forwards"] = {"ours": ours_forwards, "peer": forwards}
@@ -211,8 +181,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.manual_seed(0)
-    build: Callable[..., nn.Module] = getattr(nets, args.net)
-    net = build(num_classes=10, **({"width": args.width} if args.width else {})).to(args.device)
+    net = builder(args.net, args.width)().to(args.device)
     x = torch.rand(args.batch, 3, 32, 32, device=args.device)
     with torch.no_grad():
         net(x)  # moves the statistics of BatchNorms away from their start
@@ -221,10 +190,8 @@ def main() -> None:
     record: dict[str, Any] = {
         "net": args.net, "width": args.width, "batch": args.batch, "repeats": args.repeats, "device": args.device,
         "peers": {name: number for name, (number, _) in modules.items()},
-        "missing": sorted(set(args.peers) - modules.keys()), "rows": {}, **hardware(), **versions(),
+        "missing": sorted(set(args.peers) - modules.keys()), "rows": {}, **about(x.device),
     }  # fmt: skip
-    if torch.device(args.device).type == "cuda":
-        record["gpu"] = torch.cuda.get_device_name()
     for attack in args.attacks:
         pair = PAIRS[attack]
         print(f"{attack}:", flush=True)

@@ -1,20 +1,21 @@
 """Time AutoAttack as a test runs it against its package on the same net and images, and count where they differ.
 
     python scripts/autoattack_speed.py --root data     # writes scripts/results/autoattack_speed.json
+    python scripts/autoattack_speed.py --root data --estimate     # prints the minutes that this takes, and ends
 
-The net is trained once by N-FGSM at eps 8/255 on CIFAR-10 and kept in ``--net``. Attacked at this eps are the first
-test images that withstand PGD-20 on the margin and the first ones that do not, so many of each that about 40 % are
-robust. Both sides get the net in eval mode, in channels_last, with frozen parameters and in float32; ours is attacked
-with folded BatchNorms, as in ``trainer.test``, and judged by the net itself. The images come in blocks; both sides take
-turns in each, and the one that begins alternates. Blocks that are in the file are not measured again. Where the two
-break different images, ours runs once more without folding: it must then break exactly the package's images, so the
-difference is one of rounding.
+The minutes that are left are estimated and printed first. The net is trained once by N-FGSM at eps 8/255 on CIFAR-10
+and kept in ``--net``. Attacked at this eps are the first test images that withstand PGD-20 on the margin and the first
+ones that do not, so many of each that about 40 % are robust. Both sides get the net in eval mode, in channels_last,
+with frozen parameters and in float32; ours is attacked with folded BatchNorms, as in ``trainer.test``, and judged by
+the net itself. The images come in blocks; both sides take turns in each, and the one that begins alternates. Blocks
+that are in the file are not measured again. Where the two break different images, ours runs once more without folding:
+it must then break exactly the package's images, so the difference is one of rounding.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from cpu_budget_results import code_of, commit, hardware, md5_of, opened, read, versions
 from lightning.pytorch import Trainer, seed_everything
+from measured import in_turns
 from torch import Tensor, nn
 
 from lit_robust import losses
@@ -34,6 +36,7 @@ from lit_robust.measures.accuracy import surviving
 from lit_robust.nets import resnet18
 from lit_robust.nets.folded import FoldedNet
 from lit_robust.schedules import Cyclic
+from lit_robust.torch_internals import bf16_instructions
 
 RESULT = Path(__file__).parent / "results/autoattack_speed.json"
 EPS = 8 / 255
@@ -113,18 +116,59 @@ def measure(net: nn.Module, batch: Batch, number: int) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    """Measure what is missing."""
+def seconds_per_image(net: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Of a forward, and of one with the gradient of the images."""
+
+    def gradient() -> Tensor:
+        images = x.clone().requires_grad_()
+        return torch.autograd.grad(net(images).sum(), images)[0]
+
+    with torch.no_grad():
+        forward = median(in_turns({"forward": lambda: net(x)}, 3, x.device)["forward"])
+    return forward / len(x), median(in_turns({"gradient": gradient}, 3, x.device)["gradient"]) / len(x)
+
+
+def estimated(net: nn.Module, x: Tensor, trained: int, attacked: int) -> float:
+    """Seconds of training on so many images in all, and of both sides' attack on so many.
+
+    An image that withstands sees 100 steps of APGD-CE, 9 x 100 of APGD-T and of FAB-T and 5,000 queries of Square; a
+    broken one about half of APGD-CE. A step of FAB-T has two passes. N-FGSM takes three gradients' time per image.
+    """
+    forward, gradient = seconds_per_image(net, x)
+    withstands = (100 + 900 + 900) * gradient + (900 + 5000) * forward
+    return 3 * gradient * trained + 2 * attacked * (ROBUST * withstands + (1 - ROBUST) * 50 * gradient)
+
+
+def kept(before: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks of a record, by their first images, if it is one of the same measurement."""
+    return before["blocks"] if all(before.get(key) == value for key, value in about.items()) else {}
+
+
+def missing(about: Mapping[str, Any], blocks: Mapping[str, Any]) -> list[int]:
+    """The first images of the blocks that are not there."""
+    return [start for start in range(0, about["images"], about["block"]) if str(start) not in blocks]
+
+
+def parser_of() -> argparse.ArgumentParser:
+    """The options; the defaults are the net and the images of the criterion."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
-    parser.add_argument("--net", type=Path, default=Path(tempfile.gettempdir()) / "lit_robust_autoattack_speed.pt")
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--net", type=Path, help="where the trained net is kept; a temporary file by default")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--train-size", type=int, default=None, help="train on the first images only")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--block", type=int, default=100)
+    parser.add_argument("--estimate", action="store_true", help="only print the minutes")
     parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure what is missing."""
+    args = parser_of().parse_args()
+    name = f"lit_robust_autoattack_speed_{args.width}_{args.epochs}.pt"
+    path = args.net or Path(tempfile.gettempdir()) / name
     data = CIFAR10DataModule(
         args.root,
         batch_size=128,
@@ -134,27 +178,31 @@ def main() -> None:
     )
     data.prepare_data()
     data.setup()
-    net = resnet18(num_classes=10, width=args.width)
-    if not args.net.exists():
-        torch.save(train(data, args.width, args.epochs).state_dict(), args.net)
-    net.load_state_dict(torch.load(args.net, weights_only=True))
-    net = net.eval().to(memory_format=torch.channels_last)
-    (batch,) = data.test_dataloader()
-    batch = chosen(net, batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last)), args.images)
+    net = resnet18(num_classes=10, width=args.width).eval().to(memory_format=torch.channels_last)
     about = {
         "net": "resnet18", "width": args.width, "epochs": args.epochs, "images": args.images, "block": args.block,
         "code": code_of(AutoAttack(), net), **versions(),
-        **hardware(), "package": AutoAttack().package, "weights": str(sum(p.double().sum() for p in net.parameters())),
+        **hardware(), "bf16": bf16_instructions(), "package": AutoAttack().package,
     }  # fmt: skip
+    (batch,) = data.test_dataloader()
+    batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
     before = read(args.out)
-    known = all(before.get(key) == value for key, value in about.items())
-    blocks = before["blocks"] if known else {}
+    trained = 0 if path.exists() else args.epochs * sum(len(of.y) for of in data.plain_train_dataloader())
+    attacked = sum(min(args.block, args.images - start) for start in missing(about, kept(before, about)))
+    minutes = estimated(net, batch.x[:128], trained, attacked) / 60
+    print(f"about {minutes:.0f} minutes to train on {trained} images and to attack {attacked}", flush=True)
+    if args.estimate:
+        return
+    if trained:
+        torch.save(train(data, args.width, args.epochs).state_dict(), path)
+    net.load_state_dict(torch.load(path, weights_only=True))
+    batch = chosen(net, batch, args.images)
+    about["weights"] = str(sum(p.double().sum() for p in net.parameters()))
+    blocks = kept(before, about)
     with frozen(net):
-        for number, start in enumerate(range(0, len(batch.y), args.block)):
-            if str(start) in blocks:
-                continue
+        for start in missing(about, blocks):
             part = Batch(*(one[start : start + args.block] for one in batch))
-            blocks[str(start)] = measure(net, part, number)
+            blocks[str(start)] = measure(net, part, start // args.block)
             with opened(args.out) as results:
                 results.clear()
                 results |= about | {"commit": commit(), "md5": md5_of(data)["test"]}

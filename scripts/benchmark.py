@@ -1,41 +1,49 @@
 """Time the whole ``trainer.fit`` loop of each method against its floor and against the usual research loop.
 
-    python scripts/benchmark.py                                  # writes scripts/results/benchmark_PROCESSOR.json
+    python scripts/benchmark.py                     # writes scripts/results/benchmark_resnet18_16.json
     python scripts/benchmark.py --net resnet18 --width 0 --batch 8 --batches 2 --methods "PGDAT, eval" TRADES
+    python scripts/benchmark.py --accelerator gpu --compile     # writes benchmark_resnet18_16_gpu_compiled.json
+    python scripts/benchmark.py --net fast_cnn --width 0 --shape 1 28 28
 
 The floor is a loop written by hand with the passes that a method cannot do without, in float32 and channels_last,
 without gradients of parameters in the attack and with nothing else; it attacks in the method's own BatchNorm mode. The
-research loop makes the same passes in the contiguous layout, with ``loss.backward()`` in the attack. A fit is run with
-and without folded BatchNorms, in float32 and in bf16. All take turns batch by batch in one process, so what else the
-machine does falls on all of them alike. Reported are medians of seconds per batch, and ratios of medians.
+train-mode loop is the floor of the same method with the attack in train mode. The research loop makes the floor's
+passes in the contiguous layout, with ``loss.backward()`` in the attack. A fit is run with and without folded
+BatchNorms, in float32 and in bf16.
 
-The last row is a tiny net, whose fit step is nearly all overhead: of Lightning alone, and of a method here.
+In each fit, all loops take turns batch by batch, so what else the machine does falls on all of them alike, and a fit's
+ratio is to the loops of its own turns. All methods are measured, and then all again (``--repeats``); reported are
+medians of seconds over all repeats, and for each ratio the median and the range of those of single repeats.
+
+Left out are methods whose passes depend on the net or the images, so that no floor is exact: CurriculumAT, CustomizedAT
+and SATR1 (which attacks parts of a batch), NuAT2 (whose average a callback keeps) and PerceptualAT (its attack reads a
+second net). Methods that stop single images are measured where they stop none, which is when they cost most.
+
+``attack_step`` has one step of PGD, a tenth of an attack as a training or a test runs it, beside one of the train-mode
+loop. The overhead is that of a tiny net, whose fit step is nearly all overhead: of Lightning alone, and of a method.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from cpu_budget_results import hardware, versions
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from measured import Times, about, as_attacked, builder, in_turns, ratio, synchronized
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lit_robust import defenses, nets
+from lit_robust import defenses
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch
 from lit_robust.defenses import Defense
-from lit_robust.torch_internals import multiplies_bf16
 
 RESULTS = Path(__file__).parent / "results"
-EPS, ALPHA = 8 / 255, 2 / 255
+EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
 #: Timed batches of the tiny net.
 TINY_BATCHES = 200
 
@@ -44,40 +52,51 @@ class Method(NamedTuple):
     """A method's arguments, and the passes of its floor."""
 
     arguments: dict[str, Any]
-    #: Forwards with the gradient of the images, in this mode of the net, and clean forwards that the attack needs.
+    #: Forwards with the gradient of the images, in this mode of the net, and the modes of the attack's clean forwards.
     steps: int
     mode: str
-    references: int = 0
+    references: tuple[str, ...] = ()
     #: How many batches of images the update reads, and how often a batch is replayed.
     update: int = 1
     replays: int = 1
+    #: How many batches of images the attack and the update read at once.
+    copies: int = 1
+    #: Whether the update has GradAlign's second derivative.
+    aligned: bool = False
 
 
-PGD10 = PGD(EPS, ALPHA, steps=10)
+PGD10 = PGD(EPS, ALPHA, steps=STEPS)
+OF_PGD, OF_FGSM = {"attack": PGD10}, {"attack": FGSM(EPS)}
+GUIDED = OF_FGSM | {"attack_alternate": False}  # in every batch
 METHODS = {
-    "Natural": ("Natural", Method({"attack": PGD10}, 0, "train")),
-    "PGDAT": ("PGDAT", Method({"attack": PGD10}, 10, "train")),
-    "PGDAT, eval": ("PGDAT", Method({"attack": PGD10, "attack_bn_mode": "eval"}, 10, "eval")),
-    "TRADES": ("TRADES", Method({"attack": PGD10}, 10, "eval", references=1, update=2)),
-    "FastAT": ("FastAT", Method({"attack": FGSM(EPS)}, 1, "train")),
-    "NFGSM": ("NFGSM", Method({"attack": FGSM(EPS)}, 1, "train")),
-    "FreeAT-4": ("FreeAT", Method({"attack": FGSM(EPS), "m": 4}, 0, "train", replays=4)),
-    "GAT": ("GAT", Method({"attack": FGSM(EPS)}, 1, "eval", references=1, update=2)),
-    "NuAT": ("NuAT", Method({"attack": FGSM(EPS)}, 1, "eval", references=1, update=2)),
-    "PSAT": ("PSAT", Method({"attack": PGD10}, 10, "eval")),
+    "Natural": ("Natural", Method(OF_PGD, 0, "train")),
+    "PGDAT": ("PGDAT", Method(OF_PGD, STEPS, "train")),
+    "PGDAT, eval": ("PGDAT", Method(OF_PGD | {"attack_bn_mode": "eval"}, STEPS, "eval")),
+    "TRADES": ("TRADES", Method(OF_PGD, STEPS, "eval", references=("eval",), update=2)),
+    "MART": ("MART", Method(OF_PGD, STEPS, "eval", update=2)),
+    "FriendlyAT": ("FriendlyAT", Method(OF_PGD | {"tau": STEPS}, STEPS, "eval")),
+    "DynamicAT": ("DynamicAT", Method(OF_PGD | {"c": 0.0}, STEPS, "eval")),
+    "PSAT": ("PSAT", Method(OF_PGD | {"lam": 1.0}, STEPS, "eval")),
+    "HSAT": ("HSAT", Method(OF_PGD | {"lam": 1.0}, STEPS, "eval")),
+    "FastAT": ("FastAT", Method(OF_FGSM, 1, "train")),
+    "NFGSM": ("NFGSM", Method(OF_FGSM, 1, "train")),
+    "ZeroGrad": ("ZeroGrad", Method(OF_FGSM, 1, "train")),
+    "AAER": ("AAER", Method(OF_FGSM, 1, "train")),
+    "GradAlign": ("GradAlign", Method(OF_FGSM, 1, "train", aligned=True)),
+    "ELLEA": ("ELLEA", Method(OF_FGSM, 1, "train", update=4)),
+    "FreeAT-4": ("FreeAT", Method(OF_FGSM | {"m": 4}, 0, "train", replays=4)),
+    "RMGM": ("RMGM", Method(OF_FGSM, 1, "eval", copies=2)),
+    "SATR3": ("SATR3", Method(OF_FGSM, 1, "eval", update=2)),
+    "GAT": ("GAT", Method(GUIDED, 1, "eval", references=("train",), update=2)),
+    "NuAT": ("NuAT", Method(GUIDED, 1, "eval", references=("train",), update=2)),
 }
-
-
-def synchronized(device: torch.device) -> float:
-    """The time, after the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def hand_written(net: nn.Module, method: Method, x: Tensor, y: Tensor, research: bool = False) -> Callable[[], None]:
     """One batch of a loop with the method's passes and nothing else."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+    layout = torch.contiguous_format if research else torch.channels_last
+    x, y = torch.cat([x] * method.copies).contiguous(memory_format=layout), torch.cat([y] * method.copies)
 
     def gradient(images: Tensor) -> Tensor:
         loss = F.cross_entropy(net(images), y)
@@ -88,22 +107,31 @@ def hand_written(net: nn.Module, method: Method, x: Tensor, y: Tensor, research:
         assert images.grad is not None
         return images.grad
 
+    def misaligned(direction: Tensor) -> Tensor:
+        beside = (x + EPS * (2 * torch.rand_like(x) - 1)).requires_grad_()
+        other = torch.autograd.grad(F.cross_entropy(net(beside), y), beside, create_graph=True)[0]
+        return 1 - F.cosine_similarity(other.flatten(1), direction.flatten(1)).mean()
+
     def step() -> None:
-        net.train(method.mode == "train")
-        with torch.no_grad():
-            for _ in range(method.references):
+        for mode in method.references:
+            net.train(mode == "train")
+            with torch.no_grad():
                 net(x)
-        x_adv = x
+        net.train(method.mode == "train")
+        x_adv = direction = x
         for _ in range(method.steps):
             x_adv = x_adv.detach().requires_grad_()
-            moved = x_adv.detach() + ALPHA * gradient(x_adv).sign()
+            direction = gradient(x_adv)
+            moved = x_adv.detach() + ALPHA * direction.sign()
             x_adv = torch.clamp(torch.min(torch.max(moved, x - EPS), x + EPS), 0, 1)
         net.train()
         for _ in range(method.replays):
             images = x_adv.detach().requires_grad_(method.replays > 1)
             loss = F.cross_entropy(net(images), y)
-            if method.update == 2:
+            for _ in range(method.update - 1):
                 loss = loss + F.cross_entropy(net(x), y)
+            if method.aligned:
+                loss = loss + misaligned(direction)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -163,28 +191,70 @@ def fit(
     ).fit(module, batches(x, y, args.batches + 2))  # fmt: skip
 
 
-def compare(args: argparse.Namespace, cls: str, method: Method) -> dict[str, list[float]]:
-    """Seconds per batch of each loop by its name."""
-    device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
-    build = partial(getattr(nets, args.net), num_classes=10, **({"width": args.width} if args.width else {}))
+def device_of(args: argparse.Namespace) -> torch.device:
+    """Where it is measured."""
+    return torch.device("cuda" if args.accelerator == "gpu" else "cpu")
+
+
+def compare(args: argparse.Namespace, cls: str, method: Method) -> dict[str, Times]:
+    """Of each kind of fit, the seconds per batch of the fit and of the loops that took turns with it."""
+    device, build = device_of(args), builder(args.net, args.width, args.shape[0])
     seed_everything(0, verbose=False)
     x, y = torch.rand(args.batch, *args.shape), torch.randint(10, (args.batch,))
-    last = {"memory_format": torch.channels_last}
-    placed, labels = x.to(device), y.to(device)
-    others = {
-        "floor": hand_written(build().to(device, **last), method, placed.contiguous(**last), labels),
-        "research": hand_written(build().to(device), method, placed, labels, research=True),
-    }
-    times: dict[str, list[float]] = {}
-    kinds = [("fit", {}, "32-true"), ("fit bf16", {}, "bf16-mixed")]
+
+    def by_hand(loop: Method, research: bool = False) -> Callable[[], None]:
+        net = build() if research else build().to(memory_format=torch.channels_last)
+        return hand_written(net.to(device), loop, x.to(device), y.to(device), research)
+
+    others = {"floor": by_hand(method)}
+    kinds: list[tuple[str, dict[str, Any], str]] = [("fit", {}, "32-true"), ("fit bf16", {}, "bf16-mixed")]
     if method.mode == "eval":
+        others["train"] = by_hand(method._replace(mode="train"))
         kinds.insert(1, ("fit unfolded", {"fold_batchnorm": False}, "32-true"))
+    found: dict[str, Times] = {}
     for name, arguments, precision in kinds:
         module: Defense = getattr(defenses, cls)(
             build(), 10, channels_last=True, compile=args.compile, optimizer=sgd, **method.arguments, **arguments
         )
-        fit(module, TakingTurns(name, others, times), args, x, y, precision=precision)
-    return times
+        loops = others | ({"research": by_hand(method, research=True)} if name == "fit" else {})
+        times: dict[str, list[float]] = {}
+        fit(module, TakingTurns(name, loops, times), args, x, y, precision=precision)
+        found[name] = times
+    return found
+
+
+def row(args: argparse.Namespace, repeats: Sequence[dict[str, Times]]) -> dict[str, Any]:
+    """A method's loops: medians of seconds, and ratios to the loops that took turns with them."""
+    kinds = {kind: [repeat[kind] for repeat in repeats] for kind in repeats[0]}
+    loops = {loop: kinds.get(loop, kinds["fit"]) for loop in (*kinds["fit"][0], *kinds)}
+    found: dict[str, Any] = {}
+    for loop, fits in loops.items():
+        seconds = [one for times in fits for one in times[loop]]
+        found[loop] = {"seconds": round(median(seconds), 5), "n": len(seconds)}
+        for to in ("floor", "train"):
+            found[loop] |= ratio(fits, loop, to) if to in fits[0] else {}
+    return {"images_per_second": round(args.batch / found["fit"]["seconds"], 1)} | found
+
+
+def attack_step(args: argparse.Namespace) -> Times:
+    """Seconds of one step, a tenth of an attack: by hand in train mode, and ours in eval mode."""
+    device, build = device_of(args), builder(args.net, args.width, args.shape[0])
+    x, y = torch.rand(args.batch, *args.shape, device=device), torch.randint(10, (args.batch,), device=device)
+
+    def net() -> nn.Module:
+        return build().to(device, memory_format=torch.channels_last)
+
+    def ours(**how: bool) -> Callable[[], None]:
+        return as_attacked(PGD10, net().eval(), "eval", x, y, **how)
+
+    loops = {
+        "train": hand_written(net(), Method({}, STEPS, "train", replays=0), x, y),
+        "eval, not folded": ours(fold=False),
+        "eval": ours(),
+        "eval, bf16, not folded": ours(fold=False, bf16=True),
+        "eval, bf16": ours(bf16=True),
+    }
+    return {name: [one / STEPS for one in seconds] for name, seconds in in_turns(loops, args.batches, device).items()}
 
 
 def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -195,12 +265,12 @@ def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
 def overhead(args: argparse.Namespace) -> dict[str, float]:
     """Microseconds per batch beyond the floor on a net that costs next to nothing."""
     x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
-    build: Callable[[], nn.Module] = partial(nets.digits_cnn, width=4)
+    build = builder("digits_cnn", width=4)
     found = {}
     modules = {"Lightning alone": Alone(build()), "Natural": defenses.Natural(build(), 10, PGD10, optimizer=sgd)}
     for name, module in modules.items():
         times: dict[str, list[float]] = {}
-        others = {"floor": hand_written(build(), METHODS["Natural"][1], x, y)}
+        others = {"floor": hand_written(build(), METHODS["Natural"][1], x, y, research=True)}
         few = argparse.Namespace(**vars(args) | {"batches": TINY_BATCHES, "accelerator": "cpu"})
         fit(module, TakingTurns("fit", others, times), few, x, y, log_every_n_steps=50)
         found[name] = 1e6 * (median(times["fit"]) - median(times["floor"]))
@@ -219,30 +289,40 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def file_of(args: argparse.Namespace) -> Path:
+    """The file of results of this net, device and compilation."""
+    how = "_gpu" * (args.accelerator == "gpu") + "_compiled" * args.compile
+    return RESULTS / f"benchmark_{args.net}_{args.width or 'full'}{how}.json"
+
+
 def main() -> None:
     """Run and print the table."""
     parser = parser_of(__doc__)
-    parser.add_argument("--batches", type=int, default=6, help="timed batches of each loop")
+    parser.set_defaults(batch=64)
+    parser.add_argument("--batches", type=int, default=4, help="timed batches of each loop in each fit")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
-    where = hardware() | {"multiplies_bf16": multiplies_bf16()}
-    rows: dict[str, Any] = {}
-    out = args.out or RESULTS / f"benchmark_{args.net}_{args.width or 'full'}.json"
-    for name in args.methods:
-        times = compare(args, *METHODS[name])
-        floor = median(times["floor"])
-        rows[name] = {"images_per_second": round(args.batch / median(times["fit"]), 1)} | {
-            loop: {"seconds": round(median(values), 5), "to_floor": round(median(values) / floor, 3), "n": len(values)}
-            for loop, values in times.items()
-        }
-        print(f"{name}: " + ", ".join(f"{loop} {rows[name][loop]['to_floor']:.2f}" for loop in times), flush=True)
-        record = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
-        record |= {"compile": args.compile, "rows": rows, **where, **versions()}
+    out = args.out or file_of(args)
+    record: dict[str, Any] = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
+    record |= {"compile": args.compile, "repeats": 0, "rows": {}, **about(device_of(args))}
+    measured: dict[str, list[dict[str, Times]]] = {name: [] for name in args.methods}
+    steps: list[Times] = []
+    for repeat in range(1, args.repeats + 1):
+        for name in args.methods:
+            measured[name].append(compare(args, *METHODS[name]))
+            record["rows"][name] = found = row(args, measured[name])
+            ratios = ", ".join(f"{loop} {of['to_floor']:.2f}" for loop, of in found.items() if isinstance(of, dict))
+            print(f"{repeat}. {name}: {ratios}", flush=True)
+            out.write_text(json.dumps(record, indent=1) + "\n")
+        steps.append(attack_step(args))
+        record["attack_step"] = {loop: ratio(steps, loop, "train") for loop in steps[0]}
+        record["repeats"] = repeat
         out.write_text(json.dumps(record, indent=1) + "\n")
     record["overhead_in_microseconds"] = {name: round(value) for name, value in overhead(args).items()}
     out.write_text(json.dumps(record, indent=1) + "\n")
-    print(record["overhead_in_microseconds"])
+    print(record["attack_step"], record["overhead_in_microseconds"])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from cpu_budget_results import hardware, opened, read, versions
+from cpu_budget_results import opened, read
 from lightning.pytorch import Trainer, seed_everything
+from measured import about
 from torch import nn
 
 from lit_robust.attacks import PGD
@@ -23,7 +24,6 @@ from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT
 from lit_robust.nets import digits_cnn, resnet18
 from lit_robust.schedules import Cyclic
-from lit_robust.torch_internals import multiplies_bf16
 
 RESULT = Path(__file__).parent / "results/digits_bf16.json"
 SEEDS, EPS = (0, 1, 2), 0.15
@@ -71,9 +71,8 @@ def main() -> None:
         if name in read(RESULT).get("nets", {}):
             continue
         found = {precision: [train(row, precision, seed) for seed in SEEDS] for precision in ("32-true", "bf16-mixed")}
-        about: dict[str, Any] = {"seeds": SEEDS, "eps": EPS, "multiplies_bf16": multiplies_bf16()}
         with opened(RESULT) as results:
-            results |= about | hardware() | versions()
+            results |= {"seeds": SEEDS, "eps": EPS, **about(torch.device("cpu"))}
             results.setdefault("nets", {})[name] = {"epochs": row.epochs, **found}
         for precision, runs in found.items():
             print(name, precision, {key: round(mean(run[key] for run in runs), 2) for key in runs[0]}, flush=True)

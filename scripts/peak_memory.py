@@ -17,16 +17,15 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, batches, parser_of, sgd
-from cpu_budget_results import hardware, versions
+from benchmark import METHODS, batches, device_of, parser_of, sgd
 from lightning.pytorch import Trainer, seed_everything
+from measured import about, builder
 
-from lit_robust import defenses, nets
+from lit_robust import defenses
 
 RESULT = Path(__file__).parent / "results/peak_memory.json"
 #: Batches of a fit; from the second one on, all buffers exist.
@@ -40,8 +39,8 @@ def fit(args: argparse.Namespace, name: str, images: int) -> Any:
     """Train a new net on random images, and return what must live on until memory is read."""
     seed_everything(0, verbose=False)
     cls, method = METHODS[name]
-    build = partial(getattr(nets, args.net), num_classes=10, **({"width": args.width} if args.width else {}))
-    module = getattr(defenses, cls)(build(), 10, channels_last=True, optimizer=sgd, **method.arguments)
+    net = builder(args.net, args.width, args.shape[0])()
+    module = getattr(defenses, cls)(net, 10, channels_last=True, optimizer=sgd, **method.arguments)
     trainer = Trainer(
         max_epochs=1, accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, precision=args.precision,
@@ -94,10 +93,8 @@ def main() -> None:
         print(name, rows[name], flush=True)
     record = {
         "net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch, "rows": rows,
-        "precision": args.precision, "accelerator": args.accelerator, **hardware(), **versions(),
+        "precision": args.precision, "accelerator": args.accelerator, **about(device_of(args)),
     }  # fmt: skip
-    if args.accelerator == "gpu":
-        record["gpu"] = torch.cuda.get_device_name()
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

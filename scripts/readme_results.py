@@ -34,6 +34,7 @@ from readme_speed import (
     peak_memory,
     selection_error,
     selection_speed,
+    start_up_speed,
     step_profile,
 )
 
@@ -493,6 +494,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         alarm_rates,
         autoattack_bf16,
         decoding_speed,
+        start_up_speed,
     )
 }
 

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from cpu_budget_results import markdown, read, with_range
+from digits_bf16 import NETS
 
 from lit_robust.measures.alarms import IMAGES
 
@@ -44,7 +45,7 @@ def decoding_speed() -> str:
     lines += [[size, *map(str, of_size.values())] for size, of_size in rows.items()]
     return (
         f"{markdown(lines)}\n\nImages per second and core, decoded and cropped at random to {results['image_size']} "
-        f"pixels; {results['processor']}, {results['capability']}."
+        f"pixels; {device(results)}."
     )
 
 
@@ -57,10 +58,10 @@ def selection_speed() -> str:
         error = f"{row['gradient_error']:.4f}" if "gradient_error" in row else "-"
         lines.append([name, f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", error])
     peak = max(row.get("peak_gigabytes", 0.0) for row in results["selections"].values())
-    where, md5 = results["hardware"], results["md5"]["train"][:8]
+    md5 = results["md5"]["train"][:8]
     return (
-        f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), {where['threads']} "
-        f"threads of {where['processor']}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
+        f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), "
+        f"{device(results['hardware'])}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
         "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
         "when its match is exact."
     )
@@ -97,34 +98,56 @@ def _age(epochs: int) -> str:
     return "at once" if epochs == 0 else f"{epochs} epoch{'s' * (epochs > 1)} later"
 
 
-#: The loops of the benchmark, and how the README calls them.
-LOOPS = {"fit": "fit", "fit unfolded": "without folding", "fit bf16": "fit, bf16", "research": "research loop"}
+#: The columns of the benchmark: which loop is divided by which.
+LOOPS = {
+    "fit": ("fit", "floor"),
+    "without folding": ("fit unfolded", "floor"),
+    "fit, bf16": ("fit bf16", "floor"),
+    "research loop": ("research", "floor"),
+    "fit, to the train-mode loop": ("fit", "train"),
+    "bf16, to the train-mode loop": ("fit bf16", "train"),
+}
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A method's images per second, and its loops as ratios to the floor."""
-    ratios = [f"{row[loop]['to_floor']:.2f}" if loop in row else "-" for loop in LOOPS]
+    """A method's images per second, and the ratios of its loops."""
+    ratios = [row.get(loop, {}).get(f"to_{other}") for loop, other in LOOPS.values()]
     speed = row["images_per_second"]
-    return [f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}", *ratios]
+    return [
+        f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}",
+        *("-" if one is None else f"{one:.2f}" for one in ratios),
+    ]
+
+
+def spread(*found: Mapping[str, Any]) -> str:
+    """How many fits the medians are of, and how far the ratios of single fits are from them."""
+    loops = [loop for of in found for row in of["rows"].values() for loop in row.values() if isinstance(loop, dict)]
+    n, fits = min(loop["n"] for loop in loops), min(of.get("repeats", 1) for of in found)
+    text = f"Medians of at least {n} batches in {fits} fit{'s' * (fits > 1)}, as ratios to the floor or as told"
+    away = [
+        abs(end - loop[f"to_{to}"])
+        for loop in loops
+        for to in ("floor", "train")
+        for end in loop.get(f"to_{to}_range", ())
+    ]
+    return text + (f", of the same fit; those of single fits are at most {max(away):.2f} away" if away else "")
 
 
 def benchmark_full() -> str:
-    """The same on nets of full width."""
-    found = [read(path) for path in sorted(RESULTS.glob("benchmark_*_full.json"))]
+    """The same on other nets, on GPUs and compiled."""
+    paths = sorted(path for path in RESULTS.glob("benchmark_*.json") if path.stem != "benchmark_resnet18_16")
+    found = [read(path) for path in paths]
     if not found:
         return ""
-    lines = [
-        ["net", "batch", "method", "images/s", *LOOPS.values()],
-        ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))],
-    ]
+    lines = [["net", "batch", "method", "images/s", *LOOPS], ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))]]
+    devices: dict[str, list[str]] = {}
     for results in found:
-        for name, row in results["rows"].items():
-            lines.append([results["net"], str(results["batch"]), name, *cells(row)])
-    results = found[0]
-    return (
-        f"The same on nets of full width:\n\n{markdown(lines)}\n\nMedians, as ratios to the floor; "
-        f"{results['threads']} threads of {results['processor']} ({results['capability']})."
-    )
+        name = net_of(results) + ", compiled" * results["compile"] + ", GPU" * ("gpu" in results)
+        devices.setdefault(device(results), []).append(name)
+        for method, row in results["rows"].items():
+            lines.append([name, str(results["batch"]), method, *cells(row)])
+    told = "; ".join(f"{' and '.join(names)} on {on}" for on, names in devices.items())
+    return f"The same on other nets and devices:\n\n{markdown(lines)}\n\n{spread(*found)}; {told}."
 
 
 def step_profile() -> str:
@@ -146,20 +169,23 @@ def step_profile() -> str:
 
 
 def benchmark() -> str:
-    """Each method's fit step against its floor."""
+    """Each method's fit step against its floor, and one step of an attack."""
     results = read(RESULTS / "benchmark_resnet18_16.json")
-    lines = [["method", "images/s", *LOOPS.values()], ["---", *["---:"] * (1 + len(LOOPS))]]
+    lines = [["method", "images/s", *LOOPS], ["---", *["---:"] * (1 + len(LOOPS))]]
     lines += [[name, *cells(row)] for name, row in results["rows"].items()]
-    n = min(row[loop]["n"] for row in results["rows"].values() for loop in LOOPS if loop in row)
     lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
-    bf16 = "with" if results["multiplies_bf16"] else "without"
     return (
-        f"{markdown(lines)}\n\nMedians of at least {n} batches of {results['batch']} images, as ratios to the floor; "
-        f"ResNet-18 of width {results['width']}, {results['threads']} threads of {results['processor']} "
-        f"({results['capability']}, {bf16} instructions for bfloat16). On a net that costs next to nothing, a step of "
+        f"{markdown(lines)}\n\n{spread(results)}; {where(results)}. On a net that costs next to nothing, a step of "
         f"natural training takes {lightning:,} microseconds more than its floor by Lightning alone, and {ours:,} by a "
-        "method here."
+        f"method here.{attack_step(results)}"
     )
+
+
+def attack_step(results: Mapping[str, Any]) -> str:
+    """One step of PGD in eval mode as a ratio to one of the train-mode loop; empty for older results."""
+    ratios = [(loop, of["to_train"], of["to_train_range"]) for loop, of in results.get("attack_step", {}).items()]
+    told = [f"{loop} {middle:.2f} ({low:.2f} to {high:.2f})" for loop, middle, (low, high) in ratios if loop != "train"]
+    return f" One step of PGD, as a ratio to one of the train-mode loop in float32: {', '.join(told)}." if told else ""
 
 
 def digits_bf16() -> str:
@@ -175,17 +201,30 @@ def digits_bf16() -> str:
         ]
         lines.append([name, str(net["epochs"]), *cells])
     n = net["32-true"][0]["n"]
+    missing = [name for name in NETS if name not in results["nets"]]
+    so_far = f" Without results so far: {', '.join(missing)}." if missing else ""
     return (
         f"{markdown(lines)}\n\nPGDAT on scikit-learn's digits, accuracy in percent at eps {results['eps']:g}, n = {n}, "
-        f"mean and range of {len(results['seeds'])} seeds."
+        f"mean and range of {len(results['seeds'])} seeds.{so_far}"
     )
 
 
+def net_of(results: Mapping[str, Any]) -> str:
+    """The net of a measurement."""
+    return results["net"] + (f" of width {results['width']}" if results["width"] else "")
+
+
+def device(results: Mapping[str, Any]) -> str:
+    """The GPU of a measurement, or its processor."""
+    if "gpu" in results:
+        return str(results["gpu"])
+    capability = ", ".join([results["capability"], *(results.get("bf16") or [])])
+    return f"{results['threads']} thread{'s' * (results['threads'] > 1)} of {results['processor']} ({capability})"
+
+
 def where(results: Mapping[str, Any]) -> str:
-    """The net and the device of a measurement."""
-    width = f" of width {results['width']}" if results["width"] else ""
-    cpu = f"{results['threads']} threads of {results['processor']} ({results['capability']})"
-    return f"{results['net']}{width}, batches of {results['batch']}, float32, {results.get('gpu', cpu)}"
+    """The net, the batch and the device of a measurement."""
+    return f"{net_of(results)}, batches of {results['batch']}, {device(results)}"
 
 
 def peak_memory() -> str:
@@ -197,7 +236,7 @@ def peak_memory() -> str:
     lines += [[name, f"{row['megabytes']:.0f}", f"{row['to_natural']:.2f}"] for name, row in results["rows"].items()]
     return (
         "What a fit holds at most beyond what the process held before (`scripts/peak_memory.py`, a process for each "
-        f"method):\n\n{markdown(lines)}\n\n{where(results)}."
+        f"method):\n\n{markdown(lines)}\n\n{where(results)}, precision {results['precision']}."
     )
 
 
@@ -223,8 +262,23 @@ def attack_speed() -> str:
         "The attacks beside other packages' with the same steps (`scripts/attack_speed.py`). The numbers are seconds "
         "divided by those of our attack as a training or a test runs it, in the BatchNorm mode of the package: in "
         "channels_last and, in eval mode, with folded BatchNorms. Forwards are the package's and ours.\n\n"
-        f"{markdown(lines)}\n\nMedians of {results['repeats']} turns; {where(results)}. The packages, "
+        f"{markdown(lines)}\n\nMedians of {results['repeats']} turns; {where(results)}, float32. The packages, "
         f"each given the net as torch builds it, take {min(ratios):.2f} to {max(ratios):.2f} times as long.{left_out}"
+    )
+
+
+def start_up_speed() -> str:
+    """How long commands and imports take."""
+    results = read(RESULTS / "start_up_speed.json")
+    if not results:
+        return ""
+    lines = [["", "seconds", "CPU seconds", "ratio"], ["---", "---:", "---:", "---"]]
+    for name, row in results["rows"].items():
+        ratio = f"{row['ratio']:.2f} to {row['beside']}" if "ratio" in row else "-"
+        lines.append([name, f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", ratio])
+    return (
+        f"What a new process waits for (`scripts/start_up_speed.py`):\n\n{markdown(lines)}\n\nMedians of "
+        f"{results['turns']} turns; {device(results)}."
     )
 
 
@@ -235,8 +289,8 @@ def autoattack_bf16() -> str:
     lines.append(["---", *["---:"] * 4])
     for name, counts in results["nets"].items():
         lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])
-    where = results["hardware"]["processor"]
-    return f"{markdown(lines)}\n\nHow many of {results['n']} held-out digits survive; one net per row, on an {where}."
+    on = device(results["hardware"])
+    return f"{markdown(lines)}\n\nHow many of {results['n']} held-out digits survive; one net per row, {on}."
 
 
 def autoattack_speed() -> str:
@@ -260,6 +314,5 @@ def autoattack_speed() -> str:
         f"({results['package']}; {total['ours']:.0f} and {total['package']:.0f} s, median of {len(rows)} blocks "
         f"{median(ratios):.2f}), both in eval mode, channels_last, frozen and in float32; of {total['n']} images of "
         f"CIFAR-10 the package leaves {total['left']}, and {said} `scripts/autoattack_speed.py`: ResNet-18 of width "
-        f"{results['width']}, eps 8/255, blocks of {results['block']} images, {results['threads']} threads of "
-        f"{results['processor']} ({results['capability']})."
+        f"{results['width']}, eps 8/255, blocks of {results['block']} images, {device(results)}."
     )

@@ -12,19 +12,18 @@ import argparse
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, Method, batches, hand_written, parser_of, sgd
-from cpu_budget_results import hardware, versions
+from benchmark import METHODS, Method, batches, device_of, hand_written, parser_of, sgd
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from measured import about, builder
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from lit_robust import defenses, nets
+from lit_robust import defenses
 
 RESULT = Path(__file__).parent / "results/step_profile.json"
 #: What operators are for, by their names; the first that matches counts.
@@ -70,9 +69,8 @@ class Profiled(Callback):
 
 def profiles(args: argparse.Namespace, cls: str, method: Method) -> dict[str, dict[str, float]]:
     """Milliseconds per batch by loop and kind of operator."""
-    device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
+    device, build = device_of(args), builder(args.net, args.width, args.shape[0])
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    build = partial(getattr(nets, args.net), num_classes=10, **({"width": args.width} if args.width else {}))
     seed_everything(0, verbose=False)
     x, y = torch.rand(args.batch, *args.shape), torch.randint(10, (args.batch,))
 
@@ -115,7 +113,7 @@ def main() -> None:
         rows[name] = profiles(args, *METHODS[name])
         print(name, json.dumps(rows[name], indent=1), flush=True)
     record = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
-    record |= {"batches": args.batches, "rows": rows, **hardware(), **versions()}
+    record |= {"batches": args.batches, "rows": rows, **about(device_of(args))}
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -212,6 +212,16 @@ def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_im
         assert counts["bf16_only"] + counts["float32_only"] <= 0.01 * results["n"]
 
 
+def test_every_net_trained_in_bf16_is_shown_or_named_as_without_results(readme):
+    from digits_bf16 import NETS
+
+    shown = json.loads((SCRIPTS / "results/digits_bf16.json").read_text())["nets"]
+    block = readme.BLOCKS["digits_bf16"]()
+    missing = block.partition("Without results so far: ")[2].rstrip(".").split(", ") if "Without" in block else []
+    assert [*shown, *missing] == [*NETS]
+    assert all(f"| {name} | " in block for name in shown)
+
+
 def test_training_in_bf16_costs_no_accuracy_beyond_the_noise():
     """The noise is 1.96 standard errors of the difference over the images of all seeds, as if they were unpaired."""
     nets = json.loads((SCRIPTS / "results/digits_bf16.json").read_text())["nets"]

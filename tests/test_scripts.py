@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy
-from tests.tiny import TinyNet, assert_equal, images
+from tests.tiny import assert_equal
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -484,39 +484,6 @@ def test_a_perceptual_distance_of_a_row_is_that_of_its_net_for_all(unseen):
     assert found["lpa40"].lpips_net == "self"
     pat = unseen.read_net(unseen.checkpoint(work.folder("pat"), "last"))
     assert_equal(found["lpa40_of_pat"].lpips_net.state_dict(), pat.state_dict())
-
-
-def test_the_benchmark_compares_each_loop_with_the_floor(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    benchmark = pytest.importorskip("benchmark")
-    out = tmp_path / "benchmark.json"
-    words = ["--width", "2", "--batch", "2", "--batches", "2", "--out", str(out)]
-    monkeypatch.setattr(benchmark, "TINY_BATCHES", 3)
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, "--methods", "FreeAT-4", "TRADES"])
-    benchmark.main()
-    found = json.loads(out.read_text())
-    assert found["rows"].keys() == {"FreeAT-4", "TRADES"}
-    assert found["rows"]["TRADES"].keys() - {"images_per_second"} == {
-        *("floor", "research", "fit", "fit unfolded", "fit bf16")
-    }
-    assert found["rows"]["TRADES"]["fit"]["n"] == 2
-    assert found["rows"]["TRADES"]["floor"] == found["rows"]["TRADES"]["floor"] | {"to_floor": 1.0}
-    assert found["overhead_in_microseconds"].keys() == {"Lightning alone", "Natural"}
-
-
-def test_a_loop_by_hand_makes_the_passes_that_it_says(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    benchmark = pytest.importorskip("benchmark")
-    net, made = TinyNet(), []
-    net.register_forward_hook(lambda net, inputs, logits: made.append((net.training, logits.requires_grad)))
-    x, y, *_ = images(4)
-    before = net.head.weight.clone()
-    for research in (False, True):
-        made.clear()
-        method = benchmark.Method({}, steps=2, mode="eval", references=1, update=2)
-        benchmark.hand_written(net, method, x, y, research)()
-        assert made == [(False, False), (False, True), (False, True), (True, True), (True, True)]
-    assert not torch.equal(net.head.weight, before)
 
 
 # False alarms.

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,14 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
+from lit_robust import defenses
 from lit_robust.attacks import FGSM
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.batch import Batch
 from lit_robust.nets import digits_cnn
-from tests.tiny import TinyNet, images
+from lit_robust.torch_internals import bf16_instructions
+from lit_robust.training.passes import PassCounter
+from tests.tiny import CLASSES, SHAPE, TinyNet, images, trainer
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -42,20 +47,159 @@ def blocks(script, monkeypatch, tmp_path):
     return readme
 
 
-@pytest.mark.parametrize("block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory", "step_profile"])
+@pytest.mark.parametrize(
+    "block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory", "start_up_speed", "step_profile"]
+)
 def test_a_block_without_results_is_empty(blocks, block):
     assert getattr(blocks, block)() == ""
 
 
-def test_every_net_of_full_width_has_its_rows(blocks, tmp_path):
-    loop = {"seconds": 1.0, "to_floor": 1.0, "n": 2}
-    results = {"batch": 8, "threads": 2, "processor": "CPU", "capability": "AVX512"}
-    for net in ("vgg16", "resnet18"):
-        rows = {"FastAT": {"images_per_second": 3.21, "floor": loop, "fit": loop | {"to_floor": 0.9}}}
-        (tmp_path / f"benchmark_{net}_full.json").write_text(json.dumps(results | {"net": net, "rows": rows}))
+# The benchmark.
+
+CPU = {"threads": 2, "processor": "CPU", "capability": "AVX512", "bf16": ["AMX"]}
+
+
+def test_every_net_and_device_has_its_rows_and_its_hardware(blocks, tmp_path):
+    loop = {"seconds": 1.0, "to_floor": 1.0, "to_floor_range": [0.75, 1.0], "n": 2}
+    rows = {"FastAT": {"images_per_second": 3.21, "floor": loop, "fit": loop | {"to_floor": 0.9}}}
+    results = {"batch": 8, "repeats": 3, "rows": rows, "compile": False, "width": 0, **CPU}
+    gpu = {"net": "resnet18", "gpu": "NVIDIA H200", "compile": True}
+    kinds = {"vgg16_full": {"net": "vgg16"}, "resnet18_full": {"net": "resnet18"}, "resnet18_full_gpu_compiled": gpu}
+    for name, about in kinds.items():
+        (tmp_path / f"benchmark_{name}.json").write_text(json.dumps(results | about))
     (tmp_path / "benchmark_resnet18_16.json").write_text("{}")
     written = blocks.benchmark_full()
-    assert "| resnet18 | 8 | FastAT | 3.2 | 0.90 | - | - | - |\n| vgg16 | 8 | FastAT | 3.2 |" in written
+    gpus = "resnet18, compiled, GPU"
+    names = [line.split(" | ")[0][2:] for line in written.splitlines() if "FastAT" in line]
+    assert names == ["resnet18", gpus, "vgg16"]
+    assert "| vgg16 | 8 | FastAT | 3.2 | 0.90 | - | - | - | - | - |" in written
+    assert written.endswith(
+        "in 3 fits, as ratios to the floor or as told, of the same fit; those of single fits are at most 0.25 away; "
+        f"resnet18 and vgg16 on 2 threads of CPU (AVX512, AMX); {gpus} on NVIDIA H200."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "benchmark_resnet18_16.json"),
+        (["--width", "0", "--accelerator", "gpu"], "benchmark_resnet18_full_gpu.json"),
+        (["--net", "vgg16", "--width", "0", "--compile"], "benchmark_vgg16_full_compiled.json"),
+    ],
+)
+def test_each_net_device_and_compilation_has_a_file_of_its_own(script, words, name):
+    benchmark = script.load("benchmark")
+    parser = benchmark.parser_of("")
+    parser.add_argument("--compile", action="store_true")
+    assert benchmark.file_of(parser.parse_args(words)).name == name
+
+
+def test_a_record_names_the_gpu_the_instructions_and_the_commit(script, monkeypatch):
+    measured = script.load("measured")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device.index}")
+    monkeypatch.setattr(measured, "bf16_instructions", lambda: ["AMX"])
+    monkeypatch.setattr(measured, "commit", lambda: "0123")
+    found = measured.about(torch.device("cuda", 1))
+    assert [found[key] for key in ("gpu", "bf16", "commit")] == ["the GPU 1", ["AMX"], "0123"]
+    assert "gpu" not in measured.about(torch.device("cpu"))
+
+
+def test_the_benchmark_compares_each_loop_with_those_of_its_own_turns(script, blocks, monkeypatch, tmp_path):
+    benchmark = script.load("benchmark")
+    monkeypatch.setattr(benchmark, "TINY_BATCHES", 3)
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(blocks, "read", lambda path: found)
+    script.run(
+        benchmark,
+        *("--width", "2", "--batch", "2", "--batches", "2", "--repeats", "2"),
+        "--methods",
+        "FreeAT-4",
+        "MART",
+    )
+    found = json.loads((tmp_path / "benchmark_resnet18_2.json").read_text())
+    loops = {name: row.keys() - {"images_per_second"} for name, row in found["rows"].items()}
+    assert loops == {
+        "FreeAT-4": {"floor", "research", "fit", "fit bf16"},
+        "MART": {"floor", "train", "research", "fit", "fit unfolded", "fit bf16"},
+    }
+    of = found["rows"]["MART"]
+    assert [of[loop]["n"] for loop in ("fit", "floor")] == [2 * 2, 2 * 3]
+    assert of["floor"]["to_floor"] == of["train"]["to_train"] == 1
+    assert of["fit"]["to_train_range"][0] <= of["fit"]["to_train"] <= of["fit"]["to_train_range"][1]
+    assert "to_train" not in found["rows"]["FreeAT-4"]["fit"]
+    assert found["attack_step"]["train"]["to_train"] == 1
+    assert len(found["attack_step"]) == 5
+    assert (found["repeats"], found["bf16"]) == (2, bf16_instructions())
+    assert len(found["commit"]) >= 7
+    assert found["overhead_in_microseconds"].keys() == {"Lightning alone", "Natural"}
+    written = blocks.benchmark()
+    assert "| MART | " in written
+    assert "eval, bf16, not folded " in written
+
+
+def test_a_ratio_is_the_median_of_those_of_single_repeats(script):
+    slow_then_fast = [{"fit": [8.0], "floor": [4.0]}, {"fit": [1.0], "floor": [1.0]}, {"fit": [3.0], "floor": [2.0]}]
+    found = script.load("measured").ratio(slow_then_fast, "fit", "floor")
+    assert found == {"to_floor": 1.5, "to_floor_range": [1.0, 2.0]}
+
+
+def passes_of(run, *nets):
+    """Images in forwards and backwards while these nets are run."""
+    counter = PassCounter()
+    hooks = [net.register_forward_hook(counter) for net in nets]
+    with counter.counting():
+        run()
+    for hook in hooks:
+        hook.remove()
+    return counter.forwards, counter.backwards
+
+
+def test_every_methods_floor_makes_the_passes_of_its_fit(script, tmp_path):
+    """In their number; what a pass computes beside is the method's."""
+    benchmark, (x, y, *_) = script.load("benchmark"), images(4)
+    for name, (cls, method) in benchmark.METHODS.items():
+        module = getattr(defenses, cls)(TinyNet(), 4, **method.arguments)
+        trainer(tmp_path, max_epochs=1).fit(module, benchmark.batches(x, y, 2))
+        net = TinyNet()
+        floor = passes_of(benchmark.hand_written(net, method, x, y), net)
+        of_fit = module.meter.passes.forwards / 2, module.meter.passes.backwards / 2
+        assert of_fit == floor, name
+
+
+def test_a_loop_by_hand_makes_the_passes_that_it_says(script):
+    benchmark = script.load("benchmark")
+    net, made = TinyNet(), []
+    net.register_forward_hook(lambda net, inputs, logits: made.append((net.training, logits.requires_grad)))
+    x, y, *_ = images(4)
+    before = net.head.weight.clone()
+    for research in (False, True):
+        made.clear()
+        method = benchmark.Method({}, steps=2, mode="eval", references=("eval", "train"), update=2)
+        benchmark.hand_written(net, method, x, y, research)()
+        assert made == [(False, False), (True, False), (False, True), (False, True), (True, True), (True, True)]
+    assert not torch.equal(net.head.weight, before)
+    made.clear()
+    benchmark.hand_written(net, benchmark.Method({}, steps=2, mode="train", replays=0), x, y)()
+    assert made == [(True, True)] * 2
+
+
+@pytest.mark.parametrize(("fold", "bf16"), [(True, False), (False, False), (True, True)])
+def test_an_attack_is_folded_and_cast_as_it_is_asked_for(script, fold, bf16):
+    given = []
+
+    class Spy(FGSM):
+        def __call__(self, net, x, y):
+            given.append((net, net(x).dtype))
+            return x
+
+    net, (x, y, *_) = TinyNet().eval(), images(4)
+    script.load("measured").as_attacked(Spy(0.1), net, "eval", x, y, fold, bf16)()
+    ((attacked, dtype),) = given
+    assert (attacked is not net) == fold
+    assert dtype == (torch.bfloat16 if bf16 else torch.float32)
+
+
+# The profile.
 
 
 def test_a_profile_sums_operators_by_what_they_are_for(script):
@@ -224,14 +368,32 @@ def test_the_wanted_share_of_the_attacked_images_is_robust(script, monkeypatch):
         speed.chosen(net, batch._replace(y=(net(batch.x).argmax(1) + 1) % 10), 20)
 
 
+def test_by_default_200_images_are_attacked_on_a_net_of_width_16(script):
+    args = script.load("autoattack_speed").parser_of().parse_args([])
+    assert (args.width, args.images) == (16, 200)
+
+
+def test_an_estimate_counts_the_passes_of_both_sides(script, monkeypatch):
+    speed = script.load("autoattack_speed")
+    monkeypatch.setattr(speed, "seconds_per_image", lambda net, x: (1.0, 3.0))
+    assert speed.estimated(TinyNet(), images(4).x, trained=10, attacked=0) == 3 * 3 * 10
+    robust, others = speed.ROBUST * (1900 * 3 + 5900), (1 - speed.ROBUST) * 50 * 3
+    assert speed.estimated(TinyNet(), images(4).x, trained=0, attacked=200) == pytest.approx(
+        2 * 200 * (robust + others)
+    )
+
+
 @pytest.mark.usefixtures("quick")
-def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, real_data):
+def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, real_data, capsys):
     if not (real_data / "cifar-10-batches-py").is_dir():
         pytest.skip(f"no CIFAR-10 in {real_data}")
     speed = script.load("autoattack_speed")
     monkeypatch.setattr(speed, "ROBUST", 0.0)  # a net that is trained this little has none
     words = ["--root", str(real_data), "--net", "net.pt", "--width", "4", "--epochs", "1", "--train-size", "512"]
     words += ["--images", "8", "--block", "4", "--out", "autoattack_speed.json"]
+    script.run(speed, *words, "--estimate")
+    assert re.fullmatch(r"about \d+ minutes to train on 512 images and to attack 8\n", capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
     measured = []
     original = speed.measure
     monkeypatch.setattr(speed, "measure", lambda *args: measured.append(args[2]) or original(*args))
@@ -242,14 +404,33 @@ def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, r
     assert AutoAttack().package == results["package"]
     del results["blocks"]["4"]
     path.write_text(json.dumps(results))
+    capsys.readouterr()
     script.run(speed, *words)
     assert measured == [0, 1, 1]
+    assert "to train on 0 images and to attack 4\n" in capsys.readouterr().out
     script.run(speed, *words[:-2], "--out", "autoattack_speed.json", "--block", "8")  # other blocks: all anew
     assert measured == [0, 1, 1, 0]
     assert "of the time of its package (pyautoattack" in blocks.autoattack_speed()
 
 
-# Memory and bfloat16.
+# Start-up, memory and bfloat16.
+
+
+def test_every_start_is_timed_beside_another_one(script, blocks, monkeypatch, tmp_path):
+    start_up = script.load("start_up_speed")
+    assert all(row.beside in (None, *start_up.ROWS) for row in start_up.ROWS.values())
+    slow = start_up.Row(["-c", "import time; time.sleep(0.1)"], "a bare interpreter")
+    monkeypatch.setattr(start_up, "ROWS", {"a bare interpreter": start_up.ROWS["a bare interpreter"], "slow": slow})
+    script.run(start_up, "--turns", "2", "--out", "start_up_speed.json")
+    rows = json.loads((tmp_path / "start_up_speed.json").read_text())["rows"]
+    assert rows["slow"]["seconds"] > 0.1 > rows["slow"]["cpu_seconds"]
+    assert rows["slow"]["ratio"] > 1
+    assert " to a bare interpreter |" in blocks.start_up_speed()
+
+
+def test_a_start_that_fails_is_not_timed(script):
+    with pytest.raises(subprocess.CalledProcessError):
+        script.load("start_up_speed").seconds_of(["-c", "raise ValueError"])
 
 
 def test_the_peak_of_a_fit_is_measured_in_a_process_of_its_own(script, blocks, tmp_path):
@@ -278,3 +459,70 @@ def test_each_net_is_trained_in_both_precisions_once(script, blocks, monkeypatch
     script.run(bf16)
     assert capsys.readouterr().out == ""
     assert "| tiny | 1 | " in blocks.digits_bf16()
+
+
+# What only a GPU can show.
+
+
+@pytest.fixture
+def check(script, monkeypatch):
+    """The script, and the modes of synchronisation that it has set."""
+    module, modes = script.load("gpu_check"), []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    return module, modes
+
+
+@pytest.mark.parametrize("name", ["PGDAT", "TRADES", "FastAT"])
+def test_the_host_may_not_wait_within_a_step_of_the_fused_training(check, name):
+    module, modes = check
+    assert module.first_wait(name, TinyNet(), "cpu", SHAPE, CLASSES) is None
+    assert modes[: module.WARM] == ["default"] * module.WARM
+    assert modes[module.WARM :] == ["error", "default"] * module.WATCHED
+
+
+def test_a_wait_is_told_with_its_place(check):
+    module, modes = check
+
+    class Waits(TinyNet):
+        def forward(self, x):
+            if modes[-1:] == ["error"]:
+                raise RuntimeError("called a synchronizing CUDA operation")
+            return super().forward(x)
+
+    found = module.first_wait("FastAT", Waits(), "cpu", SHAPE, CLASSES)
+    assert found.startswith("called a synchronizing CUDA operation (")
+    assert "test_speed_scripts.py:" in found
+    assert modes[-1] == "default"
+
+
+def test_another_error_is_no_wait(check):
+    class Fails(TinyNet):
+        def forward(self, x):
+            if self.training:
+                raise RuntimeError("of the net")
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="of the net"):
+        check[0].first_wait("FastAT", Fails(), "cpu", SHAPE, CLASSES)
+
+
+def test_without_a_gpu_nothing_is_measured(check, script, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU"):
+        script.run(check[0], "--out", "results")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_parts_take_at_most_10_minutes_and_are_written_down_one_by_one(check, script, monkeypatch, tmp_path):
+    module, _ = check
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert len(module.parts(tmp_path, tmp_path / "elsewhere")) == 3
+    assert sum(limit for _, limit in module.parts(tmp_path, tmp_path).values()) < 600
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module, "about", lambda device: {})
+    parts = {"fails": (["-c", "raise SystemExit(3)"], 60), "hangs": (["-c", "while True: pass"], 1)}
+    monkeypatch.setattr(module, "parts", lambda out, root: parts)
+    script.run(module, "--out", "out")
+    found = json.loads((tmp_path / "out/gpu_check.json").read_text())["parts"]
+    assert [part["status"] for part in found.values()] == [3, -9]
+    assert 1 <= found["hangs"]["seconds"] < 20

@@ -27,6 +27,26 @@ def test_attacks_import_nothing_that_is_expensive_besides_torch():
     assert not new & HEAVY
 
 
+def modules(code):
+    found = python(f"{code}; import sys; print(*sys.modules)")
+    assert found.returncode == 0, found.stderr
+    return set(found.stdout.split())
+
+
+def test_the_command_line_imports_little_more_than_lightnings():
+    """At most 10 % more modules, of which only torchvision's data sets are not ours; seconds: start_up_speed.py."""
+    lightning = modules("import jsonargparse; from lightning.pytorch.cli import LightningCLI")
+    new = modules("import lit_robust.cli.robust_cli") - lightning
+    assert len(new) <= 0.1 * len(lightning)
+    assert {name.partition(".")[0] for name in new} <= {"lit_robust", "torchvision", "PIL"}
+    assert len([name for name in new if not name.startswith("lit_robust")]) <= 50
+
+
+def test_attacks_import_at_most_a_tenth_more_modules_than_torch():
+    torch_alone = modules("import torch")
+    assert len(modules("import lit_robust.attacks") - torch_alone) <= 0.1 * len(torch_alone)
+
+
 @pytest.mark.parametrize(
     ("word", "code", "answer"), [("--version", 0, "lit-robust 0.1.0"), ("fitt", 2, "did you mean fit?")]
 )

@@ -2,6 +2,8 @@
 
 import math
 import platform
+import re
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -16,8 +18,9 @@ from lit_robust.attacks import PGD
 from lit_robust.data import DigitsDataModule
 from lit_robust.defenses import PGDAT, FreeAT
 from lit_robust.nets import digits_cnn
-from lit_robust.torch_internals import multiplies_bf16
+from lit_robust.torch_internals import bf16_instructions
 from lit_robust.training import trainer_checks
+from tests.front_door import lit
 from tests.methods import ONE_STEP, build
 from tests.tiny import TinyNet, images, indexed, trainer
 
@@ -258,21 +261,23 @@ def test_spike_detection_works(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fast", "precision", "width", "told"),
+    ("instructions", "precision", "width", "told"),
     [
-        (True, "32-true", 1200, "multiplies bfloat16: precision=bf16-mixed"),
-        (True, "32-true", 8, None),
-        (True, "bf16-mixed", 1200, None),
-        (False, "bf16-mixed", 8, "emulates bfloat16"),
-        (False, "32-true", 1200, None),
+        (["AVX512-BF16"], "32-true", 1200, "multiplies bfloat16 (AVX512-BF16): precision=bf16-mixed"),
+        (["AMX", "AVX512-BF16"], "32-true", 8, None),
+        (["AMX"], "bf16-mixed", 1200, None),
+        ([], "bf16-mixed", 8, "emulates bfloat16"),
+        ([], "32-true", 1200, None),
         (None, "32-true", 1200, None),
         (None, "bf16-mixed", 1200, None),
     ],
 )
 @pytest.mark.filterwarnings("default")
-def test_bf16_is_recommended_or_warned_of_as_the_processor_is(fast, precision, width, told, tmp_path, monkeypatch):
+def test_bf16_is_recommended_or_warned_of_as_the_processor_is(
+    instructions, precision, width, told, tmp_path, monkeypatch
+):
     lines = []
-    monkeypatch.setattr(trainer_checks, "multiplies_bf16", lambda: fast)
+    monkeypatch.setattr(trainer_checks, "bf16_instructions", lambda: instructions)
     for level in ("rank_zero_info", "rank_zero_warn"):
         monkeypatch.setattr(trainer_checks, level, lines.append)
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, precision=precision)
@@ -281,5 +286,28 @@ def test_bf16_is_recommended_or_warned_of_as_the_processor_is(fast, precision, w
     assert [told in line for line in found] == ([True] if told else [])
 
 
-def test_what_the_processor_can_do_is_known_on_these():
-    assert multiplies_bf16() in ((True, False) if platform.machine() == "x86_64" else (True, False, None))
+def test_the_processors_instructions_are_those_that_the_system_names():
+    processor = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not processor.exists():
+        pytest.skip("no list of this processor's instructions to compare with")
+    flags = set(re.search(r"^flags\s*:(.*)$", processor.read_text(), re.MULTILINE)[1].split())
+    known = {"AMX": "amx_bf16", "AVX512-BF16": "avx512_bf16"}
+    assert bf16_instructions() == [name for name, flag in known.items() if flag in flags]
+
+
+def test_of_other_processors_the_instructions_are_unknown(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert bf16_instructions() is None
+
+
+def test_a_fused_optimizer_of_a_configuration_trains_like_the_other_one(tmp_path, monkeypatch):
+    saved = {}
+    for fused in ("true", "false"):
+        (folder := tmp_path / fused).mkdir()
+        monkeypatch.chdir(folder)
+        lit("fit", "--model.optimizer.init_args.fused", fused)
+        saved[fused] = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
+    groups = [one["optimizer_states"][0]["param_groups"][0] for one in saved.values()]
+    assert [group["fused"] for group in groups] == [True, False]
+    both = [one["state_dict"].values() for one in saved.values()]
+    assert all(torch.allclose(*values, rtol=1e-4, atol=1e-6) for values in zip(*both, strict=True))
