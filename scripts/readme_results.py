@@ -306,20 +306,25 @@ def rows_said(name: str) -> list[str]:
     return list(yaml.safe_load((HERE / "cpu_budget.yaml").read_text())["sets"][name]["rows"])
 
 
-def of_coresets(name: str, columns: Mapping[str, str]) -> str:
-    """A set of rows on coresets: accuracies, by attack and heading, costs, and its picture if it has been drawn."""
+def of_coresets(name: str, columns: Mapping[str, str], best: str = "") -> str:
+    """A set of rows on coresets: accuracies, by attack and heading, costs, and its picture if it has been drawn.
+
+    ``best`` is an attack whose accuracy in the best epoch is shown, too.
+    """
     rows, among = by_row(name), everything_beside(name)
     if not rows:
         return ""
-    records = [record for of_row in rows.values() for record in of_row]
-    known = {attack: head for attack, head in columns.items() if all(attack in one["last"] for one in records)}
+    known = {name: head for name, head in columns.items() if all(attacked(of_row, name) for of_row in rows.values())}
     costs = ["gradient error", "CPU seconds", *OF_CORESETS]
+    if best:
+        costs.insert(0, f"best epoch: {columns[best]}")
     lines = [["row", *known.values(), *costs], ["---", *["---:"] * (len(known) + len(costs))]]
     for row, of_row in rows.items():
+        cells = [measured(of_row, attack) for attack in known]
+        cells += [with_range([one["best"][best][0] for one in of_row])] if best else []
         errors = [error for one in of_row for error in one["diary"].get("train/coreset/error", []) if error is not None]
-        cells = [measured(of_row, attack) for attack in known] + [f"{mean(errors):.3f}" if errors else "-"]
-        cells += [f"{mean(seconds(of_row)):.0f}", *coreset_cells(of_row, among)]
-        lines.append([f"`{row}`", *cells])
+        cells += [f"{mean(errors):.3f}" if errors else "-", f"{mean(seconds(of_row)):.0f}"]
+        lines.append([f"`{row}`", *cells, *coreset_cells(of_row, among)])
     text = f"{markdown(lines)}\n\n{legend(rows, list(known))}{TOLD_OF_CORESETS}"
     if missing := [f"`{row}`" for row in rows_said(name) if row not in rows]:
         text += f" Without results so far: {', '.join(missing)}."
@@ -339,7 +344,27 @@ def coreset_cold() -> str:
 
 def coreset_cifar() -> str:
     """Selectors on colour images."""
-    return of_coresets("coreset_cifar", {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD"})
+    columns = {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD", "autoattack": "AutoAttack"}
+    return of_coresets("coreset_cifar", columns, best="pgd50")
+
+
+def unseen() -> str:
+    """PAT and PGD training of equal seconds under attacks that neither has seen."""
+    rows = by_row("unseen")
+    tested = {row: records for row, records in rows.items() if any(record["last"] for record in records)}
+    if not tested:
+        return ""
+    names = [name for name in next(iter(tested.values()))[0]["last"] if name != "clean"]
+    columns = {"clean": "clean", **{name: f"`{name}`" for name in names}}
+    lines = [["row", "epochs", "CPU seconds", *columns.values()], ["---", *["---:"] * (2 + len(columns))]]
+    for row, records in tested.items():
+        cells = [str(records[0]["epochs"]), with_range(seconds(records), 0)]
+        lines.append([f"`{row}`", *cells, *(measured(records, name) for name in columns)])
+    return (
+        f"{markdown(lines)}\n\n{legend(tested, list(columns))} `lpa40` takes its distance from the net that it "
+        "attacks, so its rows cannot be compared; `lpa40_of_pat` and `lpa40_of_pgdat` take it from that row's net for "
+        "both."
+    )
 
 
 def cpu_cifar() -> str:
@@ -476,6 +501,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         coreset,
         coreset_cold,
         coreset_cifar,
+        unseen,
         cpu_cifar,
         cpu_cifar_headline,
         mnist_compare,

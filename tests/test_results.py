@@ -170,6 +170,29 @@ def on_cifar(seed, accuracy, **changed):
     return record | {"epochs": 10} | changed
 
 
+def test_coresets_on_cifar_show_the_best_epoch_and_autoattack_of_one_seed(readme, monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    rows = {f"fastat@{seed}": on_cifar(seed, 20.0, best={"pgd50": [30.0 + seed, 29.0, 35.0, 500]}) for seed in range(3)}
+    (tmp_path / "cpu_coreset_cifar.json").write_text(json.dumps({"rows": rows}))
+    text = readme.BLOCKS["coreset_cifar"]()
+    head, _, line, *_ = text.splitlines()
+    cells = dict(zip(head.strip("| ").split(" | "), line.strip(" |").split(" | "), strict=True))
+    assert cells["best epoch: PGD-50"] == "31.0 (30.0 to 32.0)"
+    assert cells["AutoAttack"].startswith("18.0 [")
+    assert "autoattack 200 of seed 0" in text
+
+
+def test_under_unseen_attacks_it_is_said_whose_distance_is_meant(readme, monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.BLOCKS["unseen"]() == ""
+    rows = {row: on_cifar(0, 20.0) for row in ("pat", "pgdat_pilot", "pgdat")}
+    rows["pgdat_pilot"]["last"] = {}
+    (tmp_path / "cpu_unseen.json").write_text(json.dumps({"rows": rows}))
+    text = readme.BLOCKS["unseen"]()
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")] == ["| `pat`", "| `pgdat`"]
+    assert "`lpa40_of_pat`" in text
+
+
 def test_on_cifar_processor_threads_precision_and_epochs_are_named(readme, monkeypatch, tmp_path):
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     names = ("cpu_cifar", "cpu_cifar_headline")
