@@ -11,7 +11,8 @@ def compile_in_place(net: nn.Module) -> None:
     """Compile a net with ``torch.compile``; one that cannot be compiled runs as it is, after a warning that says why.
 
     The first forward compiles. If the compiler fails, the forward is repeated uncompiled; where a part of the net has
-    already run, which takes a break of the graph, its BatchNorms see this batch twice.
+    already run, which takes a break of the graph, its BatchNorms see this batch twice. torch compiles the backward of
+    images of a second shape only when it runs; an error there is raised as it is.
     """
     net.compile()
 
