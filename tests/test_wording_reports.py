@@ -27,7 +27,7 @@ from lit_robust.measures.alarm_rules import in_words
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Linear, MultiStep, PerEpoch
 from lit_robust.selection import CRAIG
-from lit_robust.selection.selectors import Coreset
+from lit_robust.selection.selector import Coreset
 from tests.front_door import lit, tiny
 from tests.methods import ATTACK, build
 from tests.test_wording import Driven, fit, pictures, selects
