@@ -148,6 +148,22 @@ def test_a_coreset_is_chosen_at_the_end_of_the_warm_start_and_every_few_epochs_a
     assert [epoch for epoch in range(5, 10) if chosen[epoch] != chosen[epoch - 1]] == changes
 
 
+@pytest.mark.parametrize("selector", [CRAIG(), Random()])
+def test_classes_that_are_left_out_for_want_of_images_are_counted_once(tmp_path, selector):
+    with pytest.warns(UserWarning, match=r"^fraction=0\.1 .* of 4 classes") as warned:
+        fit(tmp_path, CoresetSelection(0.1, selector, every=1, warm=0), epochs=3)
+    (said,) = [str(one.message) for one in warned if "classes" in str(one.message)]
+    assert isinstance(selector, Random) or "leaves 2 of 22 images, so 2 of 4 classes" in said
+
+
+def test_skipped_epochs_are_announced_once(tmp_path, caplog):
+    caplog.set_level("INFO", "lightning.pytorch")
+    for warm, said in ((0.5, ["epochs 2 to 3 are"]), (0.34, ["epoch 1 is"]), (0, [])):
+        caplog.clear()
+        fit(tmp_path, CoresetSelection(0.5, warm=warm, every=1))
+        assert [message.partition(" skipped: ")[0] for message in caplog.messages if "skipped" in message] == said
+
+
 def test_a_random_subset_that_is_drawn_once_stays_and_grows_with_the_fraction(tmp_path):
     fixed = Random(redraw=False)
     _, seen = fit(tmp_path, CoresetSelection(0.3, fixed, every=1, warm=0), epochs=3)

@@ -411,12 +411,6 @@ def test_samples_that_are_drawn_once_stay_while_the_budget_grows(selector: Rando
             before = set(coreset.indices.tolist())
 
 
-def test_classes_that_get_no_sample_are_counted_in_a_warning() -> None:
-    with pytest.warns(UserWarning, match=r"^budget=3 .* 1 of 4 classes"):
-        coreset = CRAIG()(drawn(), torch.arange(60) % 4, 3)
-    assert len(coreset.indices) == 3
-
-
 def test_a_coreset_without_a_sample_is_refused() -> None:
     y = torch.arange(60) % 4
     vanish = (0 * expanded(drawn()), torch.tensor([[1.0], [-1.0]]).repeat(30, 1))

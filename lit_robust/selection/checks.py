@@ -62,9 +62,9 @@ def check_weights(weights: Tensor, samples: int, positive: bool = True, name: st
         TypeError: If it is not a tensor.
         ValueError: If it is of another shape or type, or a weight is not allowed.
     """
-    require.instance(name, weights, Tensor, f"give a tensor of {name} (S,)")
+    require.instance(name, weights, Tensor, f"give a tensor of {name}, one for each sample")
     if weights.shape != (samples,):
-        raise ValueError(f"{name} of shape {tuple(weights.shape)} must be ({samples},): give one for each index.")
+        raise ValueError(f"{name} of shape {tuple(weights.shape)} must be ({samples},): give one for each sample.")
     if weights.dtype == torch.bool or weights.is_complex():
         raise ValueError(f"{name} of {weights.dtype} must be numbers: convert them.")
     allowed = weights.isfinite() & (weights > 0) if positive else weights.isfinite()

@@ -1,6 +1,5 @@
 """What all selectors share: in which part of the data they choose, and how much."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +35,8 @@ class Selector(ABC):
     """Chooses a weighted subset of samples by their gradients.
 
     Args:
-        scope: In which part of the data to choose; ``class`` shares the budget out in proportion to the classes' sizes.
+        scope: In which part of the data to choose; ``class`` shares the budget out in proportion to the classes' sizes,
+            and leaves out the smallest if the budget is smaller than their number.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
 
     Raises:
@@ -142,15 +142,7 @@ class Selector(ABC):
         if self.scope == "all":
             yield torch.arange(len(y), device=y.device), embeddings, budget
             return
-        sizes = torch.bincount(y)
-        given = shares(sizes, budget)
-        if budget < (present := int((sizes > 0).sum())):
-            warnings.warn(
-                f"budget={budget} is smaller than the number of classes, so {present - budget} of {present} classes "
-                'have no sample in the coreset: raise the budget or its fraction, or set scope="all".',
-                stacklevel=3,
-            )
-        for label, share in enumerate(given):
+        for label, share in enumerate(shares(torch.bincount(y), budget)):
             if share:
                 members = (y == label).nonzero()[:, 0]
                 yield members, self.within_class(rows(embeddings, members), y[members]), share
