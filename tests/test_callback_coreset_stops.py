@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def test_a_signal_to_rank_1_stops_both_in_a_selection(tmp_path, monkeypatch):
         [*coreset, "--trainer.logger.name=whole"], [*coreset, *send], [*coreset, "--ckpt_path=runs/tiny"]
     )
     assert codes == [[0, 143, 0]] * 2, said
-    assert ("SIGTERM stopped the training in epoch 1" in said, "Traceback" in said) == (True, False)
+    assert re.search("SIGTERM stopped .* epoch 1, after", said)
+    assert "Traceback" not in said
     mine, theirs = (
         torch.load(Path(run, "checkpoints/last.ckpt"), weights_only=True) for run in (RUN, "runs/whole/version_0")
     )
