@@ -1,6 +1,5 @@
 """A signal during a coreset's selection: the finished epoch is saved, and the resumed run selects."""
 
-import json
 import os
 import re
 import signal
@@ -9,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_robust.callbacks import AttributeRamp, CoresetSelection, EMAWeights
+from lit_robust.callbacks import AttributeRamp, CoresetSelection, EMAWeights, coreset
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG
@@ -99,16 +98,37 @@ def test_an_epoch_is_saved_before_the_selection_that_follows_it(tmp_path, whole)
     assert found == [[]] * 3 + [["epoch=0.ckpt"]] * 3
 
 
-def test_a_signal_to_rank_1_stops_both_in_a_selection(tmp_path, monkeypatch):
+class Holds(Callback):
+    """Writes how many embedded images this rank holds."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.original = coreset.embed
+
+        def embed(*arguments):
+            embedded = self.original(*arguments)
+            Path(f"held{trainer.global_rank}.txt").write_text(f"{len(embedded.y)} {len(embedded.embeddings)}")
+            return embedded
+
+        coreset.embed = embed
+
+    def teardown(self, trainer, pl_module, stage):
+        coreset.embed = self.original
+
+
+def test_a_signal_to_rank_1_stops_both_in_a_selection_for_which_the_first_rank_holds_the_gradients(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    coreset = ["--trainer.callbacks+=CoresetSelection", "--trainer.callbacks.fraction=0.5"]
-    coreset += ["--trainer.callbacks.warm=0", "--trainer.callbacks.every=1"]
+    selects = ["--trainer.callbacks+=CoresetSelection", "--trainer.callbacks.fraction=0.5"]
+    selects += ["--trainer.callbacks.warm=0", "--trainer.callbacks.every=1"]
+    holds = "--trainer.callbacks+=tests.test_callback_coreset_stops.Holds"
     send = ["--trainer.callbacks+=tests.sender.Send", "--trainer.callbacks.hook=on_train_epoch_end"]
     send += ["--trainer.callbacks.rank=1"]
     codes, said = fit_on_two_ranks(
-        [*coreset, "--trainer.logger.name=whole"], [*coreset, *send], [*coreset, "--ckpt_path=runs/tiny"]
+        [*selects, holds, "--trainer.logger.name=whole"], [*selects, *send], [*selects, "--ckpt_path=runs/tiny"]
     )
     assert codes == [[0, 143, 0]] * 2, said
+    assert [Path(f"held{rank}.txt").read_text() for rank in range(2)] == ["128 128", "0 0"]
     assert re.search("SIGTERM stopped .* epoch 1, after", said)
     assert "Traceback" not in said
     mine, theirs = (
@@ -116,5 +136,5 @@ def test_a_signal_to_rank_1_stops_both_in_a_selection(tmp_path, monkeypatch):
     )
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "global_step"):
         assert differences(mine[part], theirs[part]) == []
-    indices = [one["callbacks"]["CoresetSelection"]["indices"].tolist() for one in (mine, theirs)]
-    assert json.dumps(indices[0]) == json.dumps(indices[1])
+    chosen, expected = (one["callbacks"]["CoresetSelection"]["indices"] for one in (mine, theirs))
+    assert chosen.equal(expected)
