@@ -29,6 +29,9 @@ from tests.tiny import TinyNet, assert_equal, trainer
 N = 22
 
 
+FEWER_THAN_CLASSES = pytest.mark.filterwarnings("ignore:fraction=.* classes:UserWarning")
+
+
 class Seen(Callback):
     """The number, weights and rate of each epoch's images."""
 
@@ -88,6 +91,7 @@ def plan(fraction: Fraction, kappa: Fraction, epochs: int) -> dict[int, int]:
     return dict.fromkeys(range(full), N) | dict.fromkeys(range(warm, epochs), round(fraction * N))
 
 
+@FEWER_THAN_CLASSES
 @pytest.mark.parametrize(
     ("fraction", "warm", "epochs"),
     [
@@ -286,6 +290,7 @@ def test_a_scheduler_that_lightning_steps_every_third_epoch_does_so_in_skipped_o
     assert seen.rates == pytest.approx({0: 0.1, 1: 0.1, 4: 0.01, 5: 0.01, 6: 0.01, 7: 0.01})
 
 
+@FEWER_THAN_CLASSES
 @pytest.mark.parametrize("make", [defense, Automatic])
 def test_a_torch_scheduler_passes_over_epochs_skipped_before_the_first(tmp_path, make):
     _, seen = fit(tmp_path, CoresetSelection(0.1, Random(), warm=0.5), module=make(), epochs=6)
