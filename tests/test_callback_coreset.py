@@ -29,6 +29,9 @@ from tests.tiny import TinyNet, assert_equal, trainer
 N = 22
 
 
+FEWER_THAN_CLASSES = pytest.mark.filterwarnings("ignore:fraction=.* classes:UserWarning")
+
+
 class Seen(Callback):
     """The number, weights and rate of each epoch's images."""
 
@@ -88,6 +91,7 @@ def plan(fraction: Fraction, kappa: Fraction, epochs: int) -> dict[int, int]:
     return dict.fromkeys(range(full), N) | dict.fromkeys(range(warm, epochs), round(fraction * N))
 
 
+@FEWER_THAN_CLASSES
 @pytest.mark.parametrize(
     ("fraction", "warm", "epochs"),
     [
@@ -146,6 +150,22 @@ def test_a_coreset_is_chosen_at_the_end_of_the_warm_start_and_every_few_epochs_a
     chosen = {epoch: {index for index, _ in images} for epoch, images in seen.images.items()}
     assert list(chosen) == [0, 4, 5, 6, 7, 8, 9]
     assert [epoch for epoch in range(5, 10) if chosen[epoch] != chosen[epoch - 1]] == changes
+
+
+@pytest.mark.parametrize("selector", [CRAIG(), Random()])
+def test_classes_that_are_left_out_for_want_of_images_are_counted_once(tmp_path, selector):
+    with pytest.warns(UserWarning, match=r"^fraction=0\.1 .* of 4 classes") as warned:
+        fit(tmp_path, CoresetSelection(0.1, selector, every=1, warm=0), epochs=3)
+    (said,) = [str(one.message) for one in warned if "classes" in str(one.message)]
+    assert isinstance(selector, Random) or "leaves 2 of 22 images, so 2 of 4 classes" in said
+
+
+def test_skipped_epochs_are_announced_once(tmp_path, caplog):
+    caplog.set_level("INFO", "lightning.pytorch")
+    for warm, said in ((0.5, ["epochs 2 to 3 are"]), (0.34, ["epoch 1 is"]), (0, [])):
+        caplog.clear()
+        fit(tmp_path, CoresetSelection(0.5, warm=warm, every=1))
+        assert [message.partition(" skipped: ")[0] for message in caplog.messages if "skipped" in message] == said
 
 
 def test_a_random_subset_that_is_drawn_once_stays_and_grows_with_the_fraction(tmp_path):
@@ -270,6 +290,7 @@ def test_a_scheduler_that_lightning_steps_every_third_epoch_does_so_in_skipped_o
     assert seen.rates == pytest.approx({0: 0.1, 1: 0.1, 4: 0.01, 5: 0.01, 6: 0.01, 7: 0.01})
 
 
+@FEWER_THAN_CLASSES
 @pytest.mark.parametrize("make", [defense, Automatic])
 def test_a_torch_scheduler_passes_over_epochs_skipped_before_the_first(tmp_path, make):
     _, seen = fit(tmp_path, CoresetSelection(0.1, Random(), warm=0.5), module=make(), epochs=6)

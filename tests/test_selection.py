@@ -28,8 +28,8 @@ from lit_robust.selection import (
     resampled,
 )
 from lit_robust.selection import embeddings as embeddings_module
+from lit_robust.selection.budgets import shares
 from lit_robust.selection.embeddings import bias_of, gram, squared_norms
-from lit_robust.selection.selectors import shares
 
 CE = nn.CrossEntropyLoss(reduction="none")
 
@@ -52,6 +52,16 @@ def objective(rows: Tensor, chosen: list[int]) -> float:
     """F(S) of CRAIG, from its definition."""
     distances = torch.cdist(rows, rows).square()
     return float((distances.max() - distances[:, chosen].min(dim=1).values).sum())
+
+
+def distance(rows: Tensor, chosen: Tensor) -> float:
+    """The part of F that depends on S: the sum of all samples' squared distances to their nearest chosen one."""
+    return float(torch.cdist(rows, rows[chosen]).square().min(dim=1).values.sum())
+
+
+def of_all_subsets(rows: Tensor, budget: int) -> dict[tuple[int, ...], float]:
+    """F(S) of each subset of this size."""
+    return {chosen: objective(rows, list(chosen)) for chosen in itertools.combinations(range(len(rows)), budget)}
 
 
 # Embeddings.
@@ -110,7 +120,7 @@ def test_outer_products_are_never_expanded_and_agree_with_the_expanded_rows(oute
     torch.testing.assert_close(squared_norms(outer), dense.square().sum(1))
     indices, weights = torch.tensor([0, 3, 5]), torch.tensor([1.0, 2.5, 7.0], dtype=torch.float64)
     assert gradient_error(outer, indices, weights) == pytest.approx(gradient_error(dense, indices, weights))
-    torch.testing.assert_close(of_batches(outer, 4), torch.stack([part.mean(0) for part in dense.split(4)]))
+    torch.testing.assert_close(of_batches(outer, 4), torch.stack([part.sum(0) / 4 for part in dense.split(4)]))
 
 
 class Sizes(TorchDispatchMode):
@@ -161,23 +171,45 @@ def test_outer_and_dense_select_the_same(select: object) -> None:
 
 
 def test_on_separated_clusters_greedy_is_the_optimum_of_brute_force() -> None:
-    centres = torch.tensor([[0.0, 0], [10, 0], [0, 10], [10, 10]], dtype=torch.float64)
-    rows = (centres[:, None] + torch.rand(4, 4, 2, dtype=torch.float64)).flatten(0, 1)
-    indices, weights = facility_location(rows, 4)
-    best = max(itertools.combinations(range(16), 4), key=lambda chosen: objective(rows, list(chosen)))
-    assert objective(rows, indices.tolist()) == pytest.approx(objective(rows, list(best)), rel=0.01)
-    assert weights.tolist() == [4, 4, 4, 4]
+    """Each cluster has a sample in its middle, and one cluster is in the middle of all: greedy finds these."""
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0], [10, 10], [-10, 10], [10, -10], [-10, -10]], dtype=torch.float64)
+    aside = torch.rand(5, 1, 2, dtype=torch.float64) * torch.tensor([1.0, -1.0]).double()[:, None]
+    rows = (centres[:, None] + torch.cat([aside[:, :1] * 0, aside], dim=1)).flatten(0, 1)
+    for budget in (1, 5):
+        indices, weights = facility_location(rows, budget)
+        values = of_all_subsets(rows, budget)
+        assert tuple(indices.tolist()) == max(values, key=lambda chosen: values[chosen])
+        assert objective(rows, indices.tolist()) == pytest.approx(max(values.values()), rel=1e-9)
+    assert indices.tolist() == [0, 3, 6, 9, 12]
+    assert weights.tolist() == [3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_greedy_reaches_its_bound_of_the_optimum(seed: int) -> None:
+    """F is near its maximum for any subset, so what counts is how far greedy is from the worst one."""
     rows = torch.rand(12, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for budget in (1, 2, 3, 4):
         indices, _ = facility_location(rows, budget)
-        best = max(objective(rows, list(chosen)) for chosen in itertools.combinations(range(12), budget))
-        assert objective(rows, indices.tolist()) >= (1 - 1 / math.e) * best
+        values = of_all_subsets(rows, budget).values()
+        best, worst = max(values), min(values)
+        reached = objective(rows, indices.tolist())
+        assert reached >= (1 - 1 / math.e) * best
+        assert reached - worst >= 0.9 * (best - worst)
+        assert sum(value - worst >= 0.9 * (best - worst) for value in values) <= len(values) / 3
         if budget == 1:
-            assert objective(rows, indices.tolist()) == pytest.approx(best)
+            assert reached == pytest.approx(best, rel=1e-9)
+
+
+def test_rows_of_several_samples_count_as_so_many() -> None:
+    rows = torch.rand(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sizes = torch.tensor([1, 5, 1, 1, 3, 1, 1, 1, 4, 1, 1, 1])
+    for budget in (1, 2, 3, 4):
+        copied = facility_location(rows.repeat_interleave(sizes, dim=0), budget)
+        indices, weights = facility_location(rows, budget, sizes=sizes.double())
+        first = sizes.cumsum(0) - sizes
+        assert copied[0].tolist() == first[indices].tolist()
+        assert weights.equal(copied[1])
 
 
 @pytest.mark.parametrize("n", [30, 150])  # within one block of candidates, and several
@@ -208,7 +240,9 @@ def test_stochastic_greedy_is_nearly_as_good_and_repeatable() -> None:
     assert chosen[0][0].equal(chosen[1][0])
     assert len(chosen[0][0].unique()) == 60
     lazy, _ = facility_location(rows, 60)
-    assert objective(rows, chosen[0][0].tolist()) >= 0.99 * objective(rows, lazy.tolist())
+    assert distance(rows, chosen[0][0]) < 1.2 * distance(rows, lazy)
+    at_random = [random_subset(rows, 60, generator=torch.Generator().manual_seed(seed))[0] for seed in range(5)]
+    assert min(distance(rows, some) for some in at_random) > 1.4 * distance(rows, lazy)
 
 
 def test_every_sample_counts_once_to_its_nearest() -> None:
@@ -351,6 +385,43 @@ def test_classes_share_the_budget_exactly_and_in_proportion() -> None:
     assert shares(torch.tensor([50, 30, 0, 20]), 10) == [5, 3, 0, 2]
     assert shares(torch.tensor([5, 5, 5]), 7) == [3, 2, 2]
     assert sum(shares(torch.tensor([17, 3, 91, 40]), 63)) == 63
+    assert shares(torch.tensor([1, 9, 90]), 2) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("sizes", [[43, 91, 17, 49], [1, 1, 98], [7, 0, 5, 30], [1, 2, 3, 4, 200], [10] * 10])
+def test_a_larger_budget_takes_from_no_class_and_none_gives_more_than_it_has(sizes: list[int]) -> None:
+    before = [0] * len(sizes)
+    for budget in range(1, sum(sizes) + 1):
+        given = shares(torch.tensor(sizes), budget)
+        assert sum(given) == budget
+        assert all(less <= more <= size for less, more, size in zip(before, given, sizes, strict=True))
+        assert budget < sum(size > 0 for size in sizes) or all(given[i] for i, size in enumerate(sizes) if size)
+        before = given
+    assert before == sizes
+
+
+@pytest.mark.parametrize("selector", [Random(scope=scope, block=7) for scope in ("all", "class", "batch")])
+def test_samples_that_are_drawn_once_stay_while_the_budget_grows(selector: Random) -> None:
+    y = torch.tensor([0] * 43 + [1] * 40 + [2] * 17)
+    for seed in range(4):
+        before: set[int] = set()
+        for budget in range(3, 101):
+            coreset = selector(torch.rand(100, 2), y, budget, torch.Generator().manual_seed(seed))
+            assert before <= set(coreset.indices.tolist())
+            before = set(coreset.indices.tolist())
+
+
+def test_a_coreset_without_a_sample_is_refused() -> None:
+    y = torch.arange(60) % 4
+    vanish = (0 * expanded(drawn()), torch.tensor([[1.0], [-1.0]]).repeat(30, 1))
+    for rows in vanish:
+        for scope in ("class", "all", "batch"):
+            with pytest.raises(ValueError, match="fill="):
+                GradMatch(fill="none", scope=scope, block=10)(rows, 0 * y, 20)
+            assert GradMatch(scope=scope, block=10)(rows, 0 * y, 20).filled == 20
+    one = torch.zeros(60, 3)
+    one[:, 0] = (y == 2).float()
+    assert set(y[GradMatch(fill="none")(one, y, 20).indices].tolist()) == {2}
 
 
 @pytest.mark.parametrize("selector", [CRAIG(), GradMatch(), GradMatch(gradient="own_class"), Random(scope="class")])
@@ -375,6 +446,52 @@ def test_batches_are_chosen_whole_with_one_weight_each(selector: CRAIG | GradMat
     for block, weights in zip(coreset.indices.split(8), coreset.weights.split(8), strict=True):
         assert block.equal(torch.arange(int(block[0]), int(block[0]) + 8))
         assert len(weights.unique()) == 1
+
+
+def test_the_last_block_counts_as_the_samples_it_has() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, y = torch.randn(100, 3, generator=generator, dtype=torch.float64) + 0.5, torch.zeros(100, dtype=torch.int64)
+    for budget in range(1, 101):
+        for selector in (GradMatch(scope="batch", block=24), CRAIG(scope="batch", block=24)):
+            coreset = selector(rows, y, budget, torch.Generator().manual_seed(1))
+            assert budget <= len(coreset.indices) < budget + 24 + 4
+            if isinstance(selector, CRAIG):
+                assert float(coreset.weights.sum()) == pytest.approx(100)
+            else:
+                blocks = of_batches(rows, 24)
+                weights = torch.zeros(5, dtype=torch.float64)
+                weights[coreset.indices // 24] = coreset.weights.double()
+                of_images, of_blocks = coreset.weights.double() @ rows[coreset.indices], weights @ blocks
+                torch.testing.assert_close(of_images, 24 * of_blocks)
+            if budget == 100:
+                assert coreset.weights.equal(torch.ones(100))
+
+
+@pytest.mark.parametrize("tail", [0.1, 20.0])
+def test_whole_blocks_match_the_gradient_although_the_last_one_is_short(tail: float) -> None:
+    """As well as without the last block: what is matched is the gradient of all samples."""
+    generator = torch.Generator().manual_seed(0)
+    rows, y = torch.randn(100, 3, generator=generator) + 0.5, torch.zeros(100, dtype=torch.int64)
+    rows[96:] *= tail
+    selector = GradMatch(scope="batch", block=24, lam=0, fill="none")
+    for budget in (72, 96):
+        coreset = selector(rows, y, budget)
+        blocks, target = rows.split(24), rows.sum(0)
+        sums = torch.stack([blocks[j].sum(0) for j in (coreset.indices // 24).unique().tolist()])
+        least = (target - torch.linalg.lstsq(sums.T, target[:, None]).solution[:, 0] @ sums).norm() / target.norm()
+        assert gradient_error(rows, coreset.indices, coreset.weights) == pytest.approx(float(least), abs=1e-4)
+
+
+def test_blocks_that_fill_up_the_budget_are_counted_in_samples() -> None:
+    rows, y = torch.rand(100, 3).double(), torch.zeros(100, dtype=torch.int64)
+    last = set()
+    for seed in range(10):
+        selector = GradMatch(scope="batch", block=24, tol=0.99)  # one block is near enough
+        coreset = selector(rows, y, 60, torch.Generator().manual_seed(seed))
+        alone = GradMatch(scope="batch", block=24, tol=0.99, fill="none")(rows, y, 60)
+        assert coreset.filled == len(coreset.indices) - len(alone.indices)
+        last.add(bool((coreset.indices >= 96).any()))
+    assert last == {True, False}
 
 
 def test_how_many_filled_up_is_counted() -> None:

@@ -1717,6 +1717,19 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         "y=[0, 1, 1] must be of type Tensor: give a tensor of classes (N,).",
     ),
     (
+        lambda: GradMatch(fill="none")(0 * ROWS, torch.tensor([0, 1, 1]), 1),
+        'GradMatch chose no sample, because the gradients that it compares add up to 0: set fill="one", which fills '
+        "the budget at random.",
+    ),
+    (
+        lambda: facility_location(ROWS, 1, sizes=torch.ones(2)),
+        "sizes of shape (2,) must be (3,): give one for each sample.",
+    ),
+    (
+        lambda: facility_location(ROWS, 1, sizes=torch.tensor([1.0, 0.0, 1.0])),
+        "sizes must be finite and above 0, but 0 is among them: leave such samples out.",
+    ),
+    (
         lambda: CRAIG()(ROWS, TWO, 1),
         "y of shape (2,) must be (3,): give one class for each sample.",
     ),
@@ -1755,7 +1768,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: gradient_error(ROWS, TWO, torch.ones(3)),
-        "weights of shape (3,) must be (2,): give one for each index.",
+        "weights of shape (3,) must be (2,): give one for each sample.",
     ),
     (
         lambda: gradient_error(ROWS, TWO, torch.ones(2) / 0),
@@ -1841,6 +1854,10 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
         lambda: selects(options={"val_check_interval": 3, "limit_val_batches": 1.0}),
         "fraction=0.5 of 8 images leaves 4, so an epoch trains on 2 batches, but val_check_interval=3 waits for more: "
         "set it to at most that, or to 1.0, or count over epochs by check_val_every_n_epoch=None.",
+    ),
+    (
+        lambda: selects(fraction=0.25),
+        "fraction=0.25 leaves 2 of 8 images, so 2 of 4 classes have none in the coreset: raise the fraction.",
     ),
     (
         lambda: selects(module=Stepwise(), warm=0.5),

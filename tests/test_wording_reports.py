@@ -18,8 +18,9 @@ from lit_robust.analysis.start import default_attack
 from lit_robust.analysis.study import Study
 from lit_robust.analysis.trained_threat import trained_threat
 from lit_robust.attacks import PGD
-from lit_robust.callbacks import AttributeRamp, DelayedStart, Plateau, StopAfterDrop, coreset_data
-from lit_robust.callbacks.coreset_checks import tell_of_joining
+from lit_robust.callbacks import AttributeRamp, DelayedStart, Plateau, StopAfterDrop, coreset_reports
+from lit_robust.callbacks.coreset_plan import Plan
+from lit_robust.callbacks.coreset_reports import tell_of_joining, tell_of_skips
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule, ImageFolderDataModule
 from lit_robust.defenses import PGDAT, Natural
@@ -27,7 +28,7 @@ from lit_robust.measures.alarm_rules import in_words
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Linear, MultiStep, PerEpoch
 from lit_robust.selection import CRAIG
-from lit_robust.selection.selectors import Coreset
+from lit_robust.selection.selector import Coreset
 from tests.front_door import lit, tiny
 from tests.methods import ATTACK, build
 from tests.test_wording import Driven, fit, pictures, selects
@@ -35,7 +36,7 @@ from tests.test_wording import Driven, fit, pictures, selects
 
 def no_error_of_the_gradient() -> None:
     chosen = Coreset(torch.arange(2), torch.ones(2), 0)
-    print(coreset_data.in_words(chosen, CRAIG(), 4, 3, 0.5, float("nan"), False))
+    print(coreset_reports.in_words(chosen, CRAIG(), 4, 3, 0.5, float("nan"), False))
 
 
 def selected_before() -> None:
@@ -106,6 +107,11 @@ LINES: list[tuple[Callable[[], object], str]] = [
         lambda: tell_of_joining(2),
         "the checkpoint has no coreset: epoch 2 is trained on all images, and CoresetSelection begins with the next "
         "one.",
+    ),
+    (
+        lambda: tell_of_skips(Plan(0.3, 5, 0.5), 3, 10),
+        "epochs 3 to 9 are skipped: the warm start trains on all images for 3 of 10 epochs, as many as fraction=0.3 "
+        "pays for, and schedules advance over the others.",
     ),
     (
         no_error_of_the_gradient,

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_robust import require
 from lit_robust.attacks.base import Attack, check_attack
-from lit_robust.callbacks import coreset_checks, coreset_data
+from lit_robust.callbacks import coreset_checks, coreset_data, coreset_reports
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.coreset_plan import Plan
@@ -18,6 +18,7 @@ from lit_robust.callbacks.epoch_values import LastTurn, as_in_epoch
 from lit_robust.callbacks.last_layer import embed, is_natural_now
 from lit_robust.callbacks.needs import check_alone, check_net, is_trial
 from lit_robust.callbacks.selection_cost import selecting
+from lit_robust.callbacks.selection_stops import saved_if_stopped
 from lit_robust.callbacks.skipped_epochs import move_to_front, require_epochs, skip
 from lit_robust.lightning_internals import end_the_epoch, epochs_done, set_current_epoch
 from lit_robust.schedules import Schedule
@@ -47,7 +48,8 @@ class CoresetSelection(Callback):
     ``AdversarialTraining`` lends it, and cross-entropy), with the current weights, not their average, and with what a
     delayed start, ramps and other callbacks with ``values_at`` set for the epoch to come. Net, memory and random state
     are restored. A ``fast_dev_run`` tries the selection on one batch and trains on all images. Weights reach the loss
-    as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them.
+    as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them. It logs the coreset's
+    size, how many of it filled the budget, its gradient's relative error, and the seconds of all selections so far.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
     of ``every``; a coreset's size is rounded, not cut off; attack and gradients see the same augmented image, with
@@ -103,11 +105,8 @@ class CoresetSelection(Callback):
         require.flags(official_order=official_order)
         coreset_data.check_sampler(sampler, selector)
         self.fraction, self.every, self.warm = fraction, every, warm
-        self.selector = selector
-        self.attack = attack
-        self.normalize = normalize
-        self.official_order = official_order
-        self.sampler = sampler
+        self.selector, self.attack, self.sampler = selector, attack, sampler
+        self.normalize, self.official_order = normalize, official_order
         self.adapter = Adapter(x, y, net, mean, std)
         self._last_turn = LastTurn(self._begin, self._go_on)
         self._forget()
@@ -119,7 +118,7 @@ class CoresetSelection(Callback):
         self.epoch, self.seconds = 0, 0.0
         #: The relative error of the coreset's gradient; None if the selector reads none, or if it is not finite.
         self.error: float | None = None
-        #: Whether the epoch's coreset is still to be chosen, by ``LastTurn`` at the end of the previous epoch.
+        #: Whether the epoch's coreset is still to be chosen, by ``LastTurn`` after the previous epoch or a resume.
         self._pending = False
         #: Epochs finished before resuming a run without a coreset, else None.
         self._joined: int | None = None
@@ -148,7 +147,7 @@ class CoresetSelection(Callback):
         coreset_checks.check_schedulers(trainer, *self.plan.starts(trainer.max_epochs))
         if self._joined is not None:
             self.epoch = self._joined
-            coreset_checks.tell_of_joining(self.epoch)
+            coreset_reports.tell_of_joining(self.epoch)
         elif not self._resumed:
             self._look_ahead(trainer, 0)
 
@@ -156,7 +155,7 @@ class CoresetSelection(Callback):
         """Check the loader, when other callbacks have begun, and select for the first epoch."""
         self._epochs = coreset_checks.epochs_of(trainer, self.sampler)
         coreset_checks.check_plan(trainer, self.plan, self._epochs)
-        coreset_checks.tell_of_limits(trainer, self.selector, self._epochs)
+        coreset_reports.tell_of_limits(trainer, self.selector, self._epochs)
         self._go_on(trainer, module)
         if self.sampler is not None:  # workers ask it for positions before any hook of the epoch
             self.sampler.set_epoch(self.epoch)
@@ -167,9 +166,9 @@ class CoresetSelection(Callback):
         if coreset_checks.is_over(trainer, self.epoch):
             return  # a pending selection is saved as pending
         if self._pending:
-            self._pending = False
-            with selecting(module, self.selector):
+            with saved_if_stopped(module), selecting(module, self.selector):
                 self._select(trainer, module)
+            self._pending = False
         if self.coreset is not None:
             how = self.epoch, self.official_order, self.normalize == "subset"
             coreset_data.apply(trainer, module, self.sampler, self.coreset, *how)
@@ -204,11 +203,10 @@ class CoresetSelection(Callback):
         full, warm = self.plan.starts(trainer.max_epochs)
         if full <= epoch < warm:
             skip(trainer, epoch, warm)
+            coreset_reports.tell_of_skips(self.plan, epoch, warm)
             epoch = warm
         self.epoch = epoch
         self._pending = epoch >= warm and (self.coreset is None or self.plan.is_due(epoch, trainer.max_epochs))
-
-    # Selection.
 
     def _select(self, trainer: Trainer, module: LightningModule) -> None:
         begun, epoch, trial = time.perf_counter(), self.epoch, is_trial(trainer)
@@ -218,12 +216,14 @@ class CoresetSelection(Callback):
         count = len(embedded.y)
         chosen, error = coreset_data.choose(trainer, self.selector, embedded, self.plan.budget(epoch, count), epoch)
         self.seconds += (seconds := time.perf_counter() - begun) * self.selector.chooses_by_gradients
-        rank_zero_info(coreset_data.in_words(chosen, self.selector, count, epoch, seconds, error, natural))
+        rank_zero_info(coreset_reports.in_words(chosen, self.selector, count, epoch, seconds, error, natural))
         if trial:
             rank_zero_info("fast_dev_run: the coreset was chosen from one batch as a trial; all images are trained on.")
             return
         name = f"the selection by {type(self.selector).__name__} for epoch {epoch}"
         coreset_checks.check_batches(trainer, self._epochs, len(chosen.indices), name)
+        if self.coreset is None:
+            coreset_reports.tell_of_absent_classes(self.plan, epoch, embedded, chosen)
         self.coreset, self.error = chosen, error if error is None or math.isfinite(error) else None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

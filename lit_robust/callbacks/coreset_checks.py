@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -14,9 +14,8 @@ from torch.utils.data import IterableDataset
 from lit_robust.batch import Batch
 from lit_robust.callbacks.coreset_data import images_of, leaves_weights, weights_its_loss
 from lit_robust.callbacks.coreset_plan import Plan
-from lit_robust.callbacks.needs import is_trial
 from lit_robust.lightning_internals import loader_maker
-from lit_robust.selection import CoresetSampler, Selector
+from lit_robust.selection import CoresetSampler
 
 
 class Epochs(NamedTuple):
@@ -213,26 +212,6 @@ def is_over(trainer: Any, epoch: int) -> bool:
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     reached = 0 < epochs <= epoch or 0 <= steps <= trainer.global_step
     return bool(reached or trainer.should_stop or trainer.limit_train_batches == 0)
-
-
-def tell_of_joining(epoch: int) -> None:
-    """Say when coresets begin in a run that is resumed from a checkpoint without one."""
-    rank_zero_info(
-        f"the checkpoint has no coreset: epoch {epoch} is trained on all images, and CoresetSelection begins with the "
-        "next one."
-    )
-
-
-def tell_of_limits(trainer: Any, selector: Selector, epochs: Epochs) -> None:
-    """Say that a selection looks at all images where a limit leaves training fewer steps than they have batches."""
-    number = math.ceil(epochs.images / trainer.world_size / epochs.batch_size)
-    given = {"limit_train_batches": trainer.limit_train_batches, "max_steps": trainer.max_steps}
-    short = [f"{name}={n}" for name, n in given.items() if isinstance(n, int) and 0 < n < number]
-    if short and selector.reads != "nothing" and not is_trial(trainer):
-        rank_zero_info(
-            f"each selection looks at all {epochs.images} images, {number} batches, although training is limited to "
-            f"{' and '.join(short)}: for a short trial give the data fewer images, or set fast_dev_run."
-        )
 
 
 def check_schedulers(trainer: Any, first: int, end: int) -> None:

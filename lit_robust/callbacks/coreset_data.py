@@ -1,6 +1,5 @@
 """The data of a coreset: all training samples to choose from, and the loaders that yield the chosen ones."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -221,22 +220,3 @@ def log(module: LightningModule, values: Mapping[str, float | None]) -> None:
     """Log what is known of a coreset at an epoch's end."""
     row = {name: float(value) for name, value in values.items() if value is not None}
     module.log_dict(row, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)
-
-
-def in_words(
-    coreset: Coreset, selector: Selector, of: int, epoch: int, seconds: float, error: float | None, natural: bool
-) -> str:
-    """A sentence on a selection from ``of`` samples, which were not attacked if training was ``natural``."""
-    low, high = (float(value) for value in coreset.weights.aminmax())
-    filled = f"; {coreset.filled} of them drawn at random to fill the budget" if coreset.filled else ""
-    if error is None:
-        gradient = ""
-    elif math.isfinite(error):
-        gradient = f"; their gradient is off by {error:.2%}"
-    else:
-        gradient = f"; their gradient cannot be compared ({error}), as that of all images is 0 or too large"
-    attacked = ", not attacked," if natural else ""
-    return (
-        f"epoch {epoch}: {type(selector).__name__} chose {len(coreset.indices)} of {of} images{attacked} in "
-        f"{seconds:.1f} s, with weights from {low:.3g} to {high:.3g}{filled}{gradient}."
-    )

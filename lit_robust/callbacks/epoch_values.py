@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_robust.lightning_internals import set_current_epoch
 
@@ -64,10 +64,12 @@ def assign(owner: Any, path: Sequence[str], value: Any) -> Any:
 
 
 class LastTurn(EarlyStopping):
-    """Calls functions when all other callbacks, but those that write checkpoints, have had their turn.
+    """Calls functions when all other callbacks have had their turn, those that write checkpoints as well.
 
-    At an epoch's end it also runs after the module's own hook. It subclasses ``EarlyStopping``, because Lightning runs
-    only checkpoint callbacks and ``EarlyStopping`` after that hook, and checkpoints must hold what is done here.
+    So a finished epoch is saved before what is done here, which may take long; a run that is resumed from there does it
+    when it begins. At an epoch's end it also runs after the module's own hook. It subclasses ``EarlyStopping``, because
+    Lightning runs only that and checkpoint callbacks after this hook. While it is in the list, which is during a fit,
+    ``trainer.early_stopping_callback`` returns it if there is no other; it never stops a training.
 
     Args:
         begin: Called in ``on_fit_start``.
@@ -107,9 +109,7 @@ class LastTurn(EarlyStopping):
     def put_last(self, trainer: Any) -> None:
         """Enter the list of callbacks: a new one, because the trainer may be iterating over the old one."""
         self.leave(trainer)
-        savers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
-        others = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
-        trainer.callbacks = [*others, self, *savers]
+        trainer.callbacks = [*trainer.callbacks, self]
 
     def leave(self, trainer: Any) -> None:
         """Leave the list again."""

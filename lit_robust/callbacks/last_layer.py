@@ -1,6 +1,5 @@
 """The gradients from which a coreset is chosen, at the adversarial images of the whole training set."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
@@ -20,6 +19,7 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone, number_of_batches
 from lit_robust.callbacks.selection_cost import counting
+from lit_robust.callbacks.selection_stops import until_asked
 from lit_robust.guards import checked, frozen, network_mode
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
@@ -185,8 +185,9 @@ def embed(
     epoch: int,
     limit: int | None = None,
 ) -> Embedded:
-    """Embed this rank's batches and gather those of all ranks in the training set's order.
+    """Embed this rank's batches and gather those of all ranks in the training set's order, on the first rank.
 
+    The first rank chooses, so the others return no samples. It must hold the embeddings of all images, on its device.
     A batch's random numbers are seeded by the epoch and its place, so the result is the same on any number of ranks.
     Each image is augmented once; the attack and the embedding see the same version.
 
@@ -199,18 +200,23 @@ def embed(
         attack: The selection's adversary; None for the training's own.
         epoch: The epoch that the selection is for.
         limit: How many batches each rank embeds; None for all.
+
+    Raises:
+        Interrupted: If a signal asks to stop.
     """
     if selector.reads == "nothing":
         return labels_alone(trainer, sampler)
-    total = min(number_of_batches(trainer, sampler), math.inf if limit is None else limit)
+    total = number_of_batches(trainer, sampler)
+    total = total if limit is None else min(total, limit)
     batches = islice(batches_of(trainer, sampler, epoch), limit)
     device: torch.device = trainer.strategy.root_device
     quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
     parts: list[tuple[int, Embedded]] = []
     net = head = None
     scratch = Scratch(module, device)
-    with isolate_rng(), trainer.precision_plugin.train_step_context():
-        for place, raw in progress_bar("Selecting", iterable=batches, total=total, disable=quiet):
+    bar = progress_bar("Selecting", iterable=batches, total=total, disable=quiet)
+    with isolate_rng(), trainer.precision_plugin.train_step_context(), bar:
+        for place, raw in until_asked(module, bar, total, device):
             converted = move_data_to_device(trainer.precision_plugin.convert_input(raw), device)
             if net is None or head is None:
                 with untouched(module, adapter.users_net(module)):
@@ -226,16 +232,19 @@ def embed(
                 part = last_layer_gradients(head, loss_of(module, net, batch, attack))
             real = batch.weight > 0
             parts.append((place, Embedded(rows(part, real), batch.y[real], batch.index[real])))
-    every = parts if trainer.world_size == 1 else _of_all_ranks(parts, trainer.world_size, device)
+    every = parts if trainer.world_size == 1 else _on_first_rank(parts, trainer.world_size, device)
     in_order = [part for _, part in sorted(every, key=lambda one: one[0]) if len(part.y)]
+    if not in_order:
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return Embedded(torch.empty(0, 0, device=device), nothing, nothing)
     embeddings, y, index = zip(*in_order, strict=True)
     return Embedded(concatenated(list(embeddings)), torch.cat(y), torch.cat(index))
 
 
-def _of_all_ranks(mine: list[tuple[int, Embedded]], world: int, device: torch.device) -> list[tuple[int, Embedded]]:
-    ranks: list[Any] = [None] * world
-    dist.all_gather_object(ranks, [(place, _to(part, torch.device("cpu"))) for place, part in mine])
-    return [(place, _to(part, device)) for rank in ranks for place, part in rank]
+def _on_first_rank(mine: list[tuple[int, Embedded]], world: int, device: torch.device) -> list[tuple[int, Embedded]]:
+    ranks: list[Any] | None = [None] * world if dist.get_rank() == 0 else None
+    dist.gather_object([(place, _to(part, torch.device("cpu"))) for place, part in mine], ranks)
+    return [(place, _to(part, device)) for rank in ranks or () for place, part in rank]
 
 
 def _to(part: Embedded, device: torch.device) -> Embedded:

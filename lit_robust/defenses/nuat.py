@@ -29,7 +29,7 @@ class NuAT(GAT):
 
     The norm grows like sqrt(N), the sum of cross-entropies like N: for batch sizes other than 64, scale ``lam`` like
     sqrt(N) (our estimate). With several ranks N is the batch of one rank. Under sample weights, a row of weight w
-    counts as w / (the batch's mean weight) copies of itself.
+    counts in the loss as w / (the batch's mean weight) copies of itself; the attack's norm is unweighted.
 
     Args:
         lam: The paper's lambda; the code's maximum is 4.5, that of NuAT-WA 4.

@@ -14,7 +14,8 @@ from lit_robust.selection.gradients import last_layer_gradients
 from lit_robust.selection.matching_pursuit import gradient_match, matching_pursuit
 from lit_robust.selection.random_subset import Random, random_subset
 from lit_robust.selection.sampler import CoresetSampler, resampled
-from lit_robust.selection.selectors import CRAIG, Coreset, GradMatch, Selector
+from lit_robust.selection.selector import Coreset, Selector
+from lit_robust.selection.selectors import CRAIG, GradMatch
 
 __all__ = [
     "CRAIG",

@@ -1,19 +1,20 @@
 """How classes share the budget of a selection."""
 
+import torch
 from torch import Tensor
 
 
 def shares(sizes: Tensor, budget: int) -> list[int]:
-    """The budget in proportion to the sizes, in whole numbers that add up to it: the largest remainders round up.
+    """The budget in proportion to the sizes, in whole numbers that add up to it, by the divisors 1, 3, 5, ...
 
-    Where the budget allows it, each class that has samples gets one. (The authors' code rounds each share up.)
+    Each class that has samples gets one first, the largest classes if there are not enough; then the next one goes to
+    the class with the largest size over (2 share + 1), so a larger budget takes from none. (The authors' code rounds
+    each share up.)
     """
-    exact = sizes.double() * budget / sizes.sum()
-    whole = exact.floor().long()
-    most = (exact - whole).argsort(descending=True, stable=True)[: budget - int(whole.sum())]
-    whole[most] += 1
-    for absent in ((whole == 0) & (sizes > 0)).nonzero()[:, 0].tolist():
-        if whole.max() > 1:  # no class vanishes while another one has several
-            whole[whole.argmax()] -= 1
-            whole[absent] = 1
-    return whole.tolist()
+    owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    share = torch.arange(len(owner), device=sizes.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    of = sizes.double()[owner]
+    claims = torch.where(share == 0, of + of.max(), of / (2 * share + 1))
+    served = owner[claims.argsort(descending=True, stable=True)[:budget]]
+    given: list[int] = torch.bincount(served, minlength=len(sizes)).tolist()
+    return given

@@ -49,27 +49,28 @@ def check_classes(y: Tensor, samples: int, classes: int | None = None) -> None:
     _check_integers("y", y, classes, "give the numbers of the classes")
 
 
-def check_weights(weights: Tensor, samples: int, positive: bool = True) -> None:
+def check_weights(weights: Tensor, samples: int, positive: bool = True, name: str = "weights") -> None:
     """Refuse what is not one weight for each sample.
 
     Args:
         weights: The weights, ``(S,)``.
         samples: S.
         positive: Whether they must be above 0; else any finite number is allowed.
+        name: What messages call them.
 
     Raises:
         TypeError: If it is not a tensor.
         ValueError: If it is of another shape or type, or a weight is not allowed.
     """
-    require.instance("weights", weights, Tensor, "give a tensor of weights (S,)")
+    require.instance(name, weights, Tensor, f"give a tensor of {name}, one for each sample")
     if weights.shape != (samples,):
-        raise ValueError(f"weights of shape {tuple(weights.shape)} must be ({samples},): give one for each index.")
+        raise ValueError(f"{name} of shape {tuple(weights.shape)} must be ({samples},): give one for each sample.")
     if weights.dtype == torch.bool or weights.is_complex():
-        raise ValueError(f"weights of {weights.dtype} must be numbers: convert them.")
+        raise ValueError(f"{name} of {weights.dtype} must be numbers: convert them.")
     allowed = weights.isfinite() & (weights > 0) if positive else weights.isfinite()
     if not bool(allowed.all()):
         found, needed = float(weights[~allowed][0]), "finite and above 0" if positive else "finite"
-        raise ValueError(f"weights must be {needed}, but {found:g} is among them: leave such samples out.")
+        raise ValueError(f"{name} must be {needed}, but {found:g} is among them: leave such samples out.")
 
 
 def _check_integers(name: str, numbers: Tensor, below: int | None, remedy: str) -> None:

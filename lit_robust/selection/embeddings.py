@@ -171,7 +171,9 @@ def relative_error(embeddings: Embeddings, indices: Tensor, weights: Tensor) -> 
 
 
 def of_batches(embeddings: Embeddings, batch_size: int) -> Tensor:
-    """The mean embedding of each block of ``batch_size`` consecutive samples, dense: ``(N / batch_size, D)``.
+    """The sum of each block of ``batch_size`` consecutive samples, over ``batch_size``: dense, ``(N / batch_size, D)``.
+
+    These are means, but for a shorter last block, which counts in proportion to its samples.
 
     Raises:
         TypeError: If the embeddings are neither a tensor nor ``Outer``.
@@ -181,7 +183,7 @@ def of_batches(embeddings: Embeddings, batch_size: int) -> Tensor:
     require.integer("batch_size", batch_size, least=1)
     blocks = torch.split(torch.arange(len(embeddings), device=device_of(embeddings)), batch_size)
     parts = [rows(embeddings, block) for block in blocks]
-    return torch.stack([weighted_sum(part, ones_for(part) / len(part)).flatten() for part in parts])
+    return torch.stack([weighted_sum(part, ones_for(part) / batch_size).flatten() for part in parts])
 
 
 def own_class(embeddings: Outer, y: Tensor) -> Tensor:

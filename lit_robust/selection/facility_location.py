@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_robust import require
+from lit_robust.selection.checks import check_weights
 from lit_robust.selection.embeddings import Embeddings, check_embeddings, gram, rows, squared_norms
 
 #: Candidates whose gains are computed together.
@@ -25,10 +26,11 @@ def facility_location(
     greedy: Literal["lazy", "stochastic"] = "lazy",
     epsilon: float = 0.01,
     generator: torch.Generator | None = None,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Greedily choose the samples that most reduce the sum of all samples' distances to their nearest chosen one.
 
-        F(S) = sum_i ( max D - min_{j in S} D_ij ),     D_ij = |g_i - g_j|^2
+        F(S) = sum_i size_i ( max D - min_{j in S} D_ij ),     D_ij = |g_i - g_j|^2
 
     F is submodular, so greedy reaches at least 1 - 1/e of the optimum. The authors' code squares the distance, too,
     and takes the maximum over all pairs. ``lazy`` (Minoux) makes the same choices as plain greedy and computes only the
@@ -41,19 +43,23 @@ def facility_location(
         greedy: How each step finds its candidate.
         epsilon: For ``stochastic``: its expected value is at least ``1 - 1/e - epsilon`` of the optimum.
         generator: For ``stochastic``: where it draws candidates from; a CPU generator.
+        sizes: How much each row counts, such as the number of samples whose mean it is: ``(N,)``, above 0. None is 1.
 
     Returns:
-        Indices ``(budget,)``, ascending, and for each the number of samples that are nearest to it: float32, on the
-        embeddings' device, with sum ``N``. A chosen sample counts towards itself, even if it has a duplicate.
+        Indices ``(budget,)``, ascending, and for each the number of samples that are nearest to it, or the sum of their
+        sizes: float32, on the embeddings' device, with sum ``N``. A chosen sample counts towards itself, even if it has
+        a duplicate: with weight 0 it would take a place of the budget, but no part in the training.
 
     Raises:
-        TypeError: If the embeddings are neither a tensor nor ``Outer``.
+        TypeError: If the embeddings are neither a tensor nor ``Outer``, or the sizes are no tensor.
         ValueError: If an argument is out of range.
     """
     budget = check_embeddings(embeddings, budget)
     require.one_of("greedy", greedy, ("lazy", "stochastic"))
     require.number("epsilon", epsilon, above=0, below=1)
-    distances = _Distances(embeddings)
+    if sizes is not None:
+        check_weights(sizes, len(embeddings), name="sizes")
+    distances = _Distances(embeddings, sizes)
     steps = _lazy(distances, budget) if greedy == "lazy" else _stochastic(distances, budget, epsilon, generator)
     indices = steps.sort().values
     return indices, _cluster_sizes(distances, indices)
@@ -62,8 +68,8 @@ def facility_location(
 class _Distances:
     """Squared distances between all rows; kept if they fit in ``KEPT_BYTES``, which a class of 10,000 does."""
 
-    def __init__(self, embeddings: Embeddings) -> None:
-        self.embeddings = embeddings
+    def __init__(self, embeddings: Embeddings, sizes: Tensor | None) -> None:
+        self.embeddings, self.sizes = embeddings, sizes
         self.norms = squared_norms(embeddings)
         self.size = len(self.norms)
         self._kept: Tensor | None = None
@@ -89,7 +95,8 @@ class _Distances:
 
 def _gains(distances: _Distances, which: Tensor, nearest: Tensor) -> Tensor:
     """How much F grows with each candidate, if ``nearest`` is each sample's distance to the chosen ones."""
-    return (nearest - distances[which]).clamp_(min=0).sum(dim=1)
+    gains = (nearest - distances[which]).clamp_(min=0)
+    return (gains if distances.sizes is None else gains * distances.sizes).sum(dim=1)
 
 
 def _lazy(distances: _Distances, budget: int) -> Tensor:
@@ -131,8 +138,8 @@ def _stochastic(distances: _Distances, budget: int, epsilon: float, generator: t
 
 
 def _cluster_sizes(distances: _Distances, indices: Tensor) -> Tensor:
-    """For each chosen sample the number of samples nearest to it, itself included."""
+    """For each chosen sample the number of samples nearest to it, itself included, or the sum of their sizes."""
     to_chosen = [distances[block][:, indices].argmin(dim=1) for block in distances.blocks()]
     owner = torch.cat(to_chosen)
     owner[indices] = torch.arange(len(indices), device=owner.device)
-    return torch.bincount(owner, minlength=len(indices)).float()
+    return torch.bincount(owner, distances.sizes, minlength=len(indices)).float()

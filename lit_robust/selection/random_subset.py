@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.selection.embeddings import Embeddings, check_embeddings, device_of
-from lit_robust.selection.selectors import Scope, Selector
+from lit_robust.selection.selector import Scope, Selector
 
 
 def random_subset(
@@ -41,7 +41,7 @@ class Random(Selector):
         scope: ``all`` by default; ``class`` keeps the proportions of the classes.
         block: For ``scope="batch"``: how many consecutive samples are chosen together.
         redraw: Whether each reselection draws again. The released code draws once (false). If the fraction grows, the
-            samples drawn once stay and others join them.
+            samples drawn once stay and others join them (by class, from one sample per class on).
         report_error: Whether the gradients of all samples are computed at each selection, only to report how far those
             drawn are from them, as other selectors do. It takes as long as theirs, and is no part of the cost.
 
@@ -74,6 +74,7 @@ class Random(Selector):
 
     def choose(
         self, embeddings: Embeddings, budget: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, int]:
-        """Samples at random."""
-        return *random_subset(embeddings, budget, generator=generator), 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples at random, none of which fills up what was chosen otherwise."""
+        indices, weights = random_subset(embeddings, budget, generator=generator)
+        return indices, weights, indices[:0]

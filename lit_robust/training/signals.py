@@ -74,7 +74,7 @@ class Stoppable(Evaluated):
         """Stop here, where a ModelCheckpoint saves, too."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if signum := stop_request.of_any_rank():
-            self._stop(signum)
+            self.stop_for(signum)
 
     def on_validation_model_eval(self) -> None:
         """Remember the modes, which a validation that is stopped restores."""
@@ -93,11 +93,9 @@ class Stoppable(Evaluated):
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Stop in a validation; the resumed run begins it again."""
         super().on_validation_batch_end(outputs, batch, batch_idx, dataloader_idx)
-        if self.trainer.state.fn == "fit" and self._validates_in_step:
-            alone = world_size() == 1
-            if signum := stop_request.signal if alone else stop_request.of_any_rank_now(self.device):
-                self._leave_validation()
-                self._stop(signum)
+        if self.trainer.state.fn == "fit" and self._validates_in_step and (signum := self.stop_asked()):
+            self._leave_validation()
+            self.stop_for(signum)
 
     def teardown(self, stage: str) -> None:
         """Release the folder; pass on a signal that came after the last batch."""
@@ -108,7 +106,12 @@ class Stoppable(Evaluated):
                 stop_request.reset()
                 raise Stopped(signum)
 
-    def _stop(self, signum: int) -> None:
+    def stop_asked(self) -> int:
+        """The signal by which any rank was asked to stop, 0 if none; all ranks must call it equally often."""
+        return stop_request.signal if world_size() == 1 else stop_request.of_any_rank_now(self.device)
+
+    def stop_for(self, signum: int) -> None:
+        """Save ``last.ckpt`` and say how to resume, where a ModelCheckpoint could save; then raise ``Stopped``."""
         trainer: Any = self.trainer
         place = ""
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run and not trainer.sanity_checking:
