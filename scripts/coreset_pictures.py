@@ -3,6 +3,7 @@
 python scripts/coreset_pictures.py   # scripts/results/coreset*.png, of the sets that have results
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -49,19 +50,31 @@ def points(name: str) -> dict[str, tuple[list[float], list[float]]]:
     return found
 
 
+def curves(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows that differ in their fraction only, under their common name, by fraction; empty for all images."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for row, point in found.items():
+        name, fraction = re.fullmatch(r"(.*?)(?:_(0\.\d+))?", row).groups()  # type: ignore[union-attr]  # it matches
+        by_name.setdefault(name, {})[fraction or ""] = point
+    return by_name
+
+
 def draw(name: str) -> Path | None:
     """Draw a set, with bars from the smallest to the largest of its seeds; returns the file, None without results."""
     found = points(name)
     if not found:
         return None
     figure, (axes,) = new_figure(width=7.5, height=4.4)
-    for place, (row, (speed_ups, errors)) in enumerate(found.items()):
-        x, y = mean(speed_ups), mean(errors)
-        bars = {"xerr": [[x - min(speed_ups)], [max(speed_ups) - x]], "yerr": [[y - min(errors)], [max(errors) - y]]}
-        marker = "os^vDPX"[place % 7]
-        axes.errorbar(x, y, **bars, fmt=marker, capsize=3, linewidth=1, color=f"C{place % 10}", label=row)
+    for place, (label, rows) in enumerate(curves(found).items()):
+        look = {"color": f"C{place % 10}", "marker": "os^vDPX*<>"[(place + place // 10) % 10]}
+        means = [(mean(speed_ups), mean(errors)) for speed_ups, errors in rows.values()]
+        axes.plot(*zip(*means, strict=True), **look, linewidth=1, markersize=5, label=label)
+        for (fraction, (speed_ups, errors)), (x, y) in zip(rows.items(), means, strict=True):
+            axes.plot([min(speed_ups), max(speed_ups)], [y, y], color=look["color"], linewidth=0.8)
+            axes.plot([x, x], [min(errors), max(errors)], color=look["color"], linewidth=0.8)
+            axes.annotate(fraction, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6, color=look["color"])
     axes.set(xlabel="speed-up in CPU time, with selections", ylabel=f"error under {SETS[name][0]} (%)")
-    axes.set_title(f"{name}: mean over seeds; bars: their range", fontsize=8)
+    axes.set_title(f"{name}: mean over seeds, by fraction; bars: their range", fontsize=8)
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     file = RESULTS / f"{name}.png"
     figure.savefig(file, metadata={"Software": None})

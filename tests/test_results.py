@@ -146,6 +146,12 @@ def test_coresets_have_their_costs_and_a_picture_where_there_are_results(readme,
     assert cells["| `pgdat_craig_0.3`"] == ["0.250", "12", "4", "2.50x", "2.56x", "4.96"]
     assert "Without results so far: `pgdat_craig_0.1`, " in text
     assert "2.00x" in readme.BLOCKS["coreset_cold"]()  # against the other set's row on all images
+    names = ["pgdat", "pgdat_craig_0.1", "pgdat_craig_0.5", "pgdat_random_fixed_0.3"]
+    assert coreset_pictures.curves(dict.fromkeys(names, 1)) == {
+        "pgdat": {"": 1},
+        "pgdat_craig": {"0.1": 1, "0.5": 1},
+        "pgdat_random_fixed": {"0.3": 1},
+    }
     assert coreset_pictures.points("coreset")["pgdat_craig_0.3"] == ([2.5, 2.5], [30.0, 29.0])
     rows["pgdat_craig_0.3@1"]["diary"]["seconds"] = [60.0, 60.0]  # has waited for the processor
     rows["pgdat@0"]["diary"]["seconds"] = [60.0, 60.0]
