@@ -3,7 +3,6 @@
 python scripts/coreset_pictures.py   # scripts/results/coreset*.png, of the sets that have results
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -54,8 +53,8 @@ def curves(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows that differ in their fraction only, under their common name, by fraction; empty for all images."""
     by_name: dict[str, dict[str, Any]] = {}
     for row, point in found.items():
-        name, fraction = re.fullmatch(r"(.*?)(?:_(0\.\d+))?", row).groups()  # type: ignore[union-attr]  # it matches
-        by_name.setdefault(name, {})[fraction or ""] = point
+        name, zero, digits = row.partition("_0.")
+        by_name.setdefault(name, {})[zero[1:] + digits] = point
     return by_name
 
 
