@@ -309,12 +309,14 @@ def rows_said(name: str) -> list[str]:
 def of_coresets(name: str, columns: Mapping[str, str], best: str = "") -> str:
     """A set of rows on coresets: accuracies, by attack and heading, costs, and its picture if it has been drawn.
 
-    ``best`` is an attack whose accuracy in the best epoch is shown, too.
+    ``best`` is an attack whose accuracy in the best epoch is shown, too. Selections are compared by the last attack
+    that all seeds have seen.
     """
     rows, among = by_row(name), everything_beside(name)
     if not rows:
         return ""
     known = {name: head for name, head in columns.items() if all(attacked(of_row, name) for of_row in rows.values())}
+    judge = [(attack, columns[attack]) for attack in columns if not only_seeds(next(iter(rows.values())), attack)][-1]
     costs = ["gradient error", "CPU seconds", *OF_CORESETS]
     if best:
         costs.insert(0, f"best epoch: {columns[best]}")
@@ -326,10 +328,32 @@ def of_coresets(name: str, columns: Mapping[str, str], best: str = "") -> str:
         cells += [f"{mean(errors):.3f}" if errors else "-", f"{mean(seconds(of_row)):.0f}"]
         lines.append([f"`{row}`", *cells, *coreset_cells(of_row, among)])
     text = f"{markdown(lines)}\n\n{legend(rows, list(known))}{TOLD_OF_CORESETS}"
+    text += beside_redrawn(rows, *judge)
     if missing := [f"`{row}`" for row in rows_said(name) if row not in rows]:
         text += f" Without results so far: {', '.join(missing)}."
     drawn = f"![Robust error against speed-up, {name}](scripts/results/{name}.png)"
     return f"{text}\n\n{drawn}" if (RESULTS / f"{name}.png").exists() else text
+
+
+def beside_redrawn(rows: Mapping[str, Records], attack: str, name: str) -> str:
+    """How much more robust selections are than images redrawn at random, over pairs that differ in nothing else.
+
+    Empty without such pairs. A pair begins with the same net, so it shows smaller differences than the ranges of rows.
+    """
+    found: dict[str, list[float]] = {}
+    for row, records in rows.items():
+        selection = next((one for one in ("craig", "gradmatch", "random_fixed", "random_balanced") if one in row), None)
+        if selection:
+            drawn = rows.get(row.replace(selection, "random_redrawn"), ())
+            of_seed = {record["config"]["seed_everything"]: record["last"].get(attack) for record in drawn}
+            pairs = [(one["last"].get(attack), of_seed.get(one["config"]["seed_everything"])) for one in records]
+            found.setdefault(selection, []).extend(one[0] - other[0] for one, other in pairs if one and other)
+    told = [
+        f"`{selection}` {mean(points):+.1f} ({min(points):+.1f} to {max(points):+.1f}, {len(points)} pairs)"
+        for selection, points in found.items()
+        if points
+    ]
+    return f" {name}, less that of images redrawn with the same seed: {', '.join(told)}." if told else ""
 
 
 def coreset() -> str:

@@ -146,6 +146,10 @@ def test_coresets_have_their_costs_and_a_picture_where_there_are_results(readme,
     assert cells["| `pgdat_craig_0.3`"] == ["0.250", "12", "4", "2.50x", "2.56x", "4.96"]
     assert "Without results so far: `pgdat_craig_0.1`, " in text
     assert "2.00x" in readme.BLOCKS["coreset_cold"]()  # against the other set's row on all images
+    assert "redrawn with the same seed" not in text
+    drawn = {f"pgdat_random_redrawn_0.3@{seed}": on_coresets(seed, 72.0 - seed, 12.0) for seed in (0, 1)}
+    (tmp_path / "cpu_coreset.json").write_text(json.dumps({"rows": rows | drawn}))
+    assert "the same seed: `craig` -1.0 (-2.0 to +0.0, 2 pairs)." in readme.BLOCKS["coreset"]()
     names = ["pgdat", "pgdat_craig_0.1", "pgdat_craig_0.5", "pgdat_random_fixed_0.3"]
     assert coreset_pictures.curves(dict.fromkeys(names, 1)) == {
         "pgdat": {"": 1},
@@ -448,6 +452,27 @@ def test_robust_nets_overfit_less_on_clean_images_and_more_on_attacked_ones_with
 
 def error_of(of_seed, row, age):
     return of_seed[row]["errors"][age]
+
+
+def autoattack_by_seed(name, row):
+    """AutoAttack's accuracy for each seed."""
+    records = json.loads((SCRIPTS / f"results/cpu_{name}.json").read_text())["rows"]
+    return [records[f"{row}@{seed}"]["last"]["autoattack"][0] for seed in range(3)]
+
+
+@pytest.mark.parametrize("row", ["pgdat_{}_0.1", "pgdat_{}_0.3", "fastat_{}_0.3"])
+def test_after_a_warm_start_gradmatch_beats_redrawn_images_with_every_seed_and_craig_does_not(row):
+    drawn = autoattack_by_seed("coreset", row.format("random_redrawn"))
+    for selector, better in (("gradmatch", True), ("craig", False)):
+        chosen = autoattack_by_seed("coreset", row.format(selector))
+        assert all(one > other for one, other in zip(chosen, drawn, strict=True)) == better
+
+
+@pytest.mark.parametrize("selector", ["gradmatch", "craig"])
+def test_skipping_the_epochs_of_the_largest_learning_rate_costs_robustness_with_every_seed(selector):
+    row = f"pgdat_{selector}_0.3"
+    pairs = zip(autoattack_by_seed("coreset_cold", row), autoattack_by_seed("coreset", row), strict=True)
+    assert all(cold > warm + 2 for cold, warm in pairs)
 
 
 def test_selections_are_nearer_to_the_gradient_than_random_images_at_once_and_five_epochs_later():
