@@ -37,10 +37,15 @@ def everything_beside(name: str) -> Records:
 
 
 def points(name: str) -> dict[str, tuple[list[float], list[float]]]:
-    """The speed-up and the robust error in percent of each seed, by row, where both are known."""
-    attack, among = SETS[name][0], everything_beside(name)
+    """The speed-up and the robust error in percent of each seed, by row, where both are known.
+
+    Rows on all images are among them, even those of another set.
+    """
+    (attack, other), among, own = SETS[name], everything_beside(name), records_of(name)
+    methods = {row.partition("_")[0] for row in own}
+    on_all_images = {row: records for row, records in records_of(other).items() if row in methods}
     found = {}
-    for row, records in records_of(name).items():
+    for row, records in (on_all_images | own).items():
         pairs = [(speed_up(one, among), one["last"].get(attack)) for one in records]
         known = [(faster, 100 - tested[0]) for faster, tested in pairs if faster is not None and tested is not None]
         if known:

@@ -162,6 +162,7 @@ def test_coresets_have_their_costs_and_a_picture_where_there_are_results(readme,
     (tmp_path / "cpu_coreset.json").write_text(json.dumps({"rows": rows}))
     line = next(line for line in readme.BLOCKS["coreset"]().splitlines() if "`pgdat_craig_0.3`" in line)
     assert line.strip(" |").split(" | ")[-3:] == ["2.50x", "", "4.96"]
+    assert set(coreset_pictures.points("coreset_cold")) == {"pgdat", "pgdat_craig_0.3"}
     assert coreset_pictures.draw("coreset").read_bytes().startswith(b"\x89PNG")
     assert "(scripts/results/coreset.png)" in readme.BLOCKS["coreset"]()
     assert "png" not in text
