@@ -466,6 +466,7 @@ def autoattack_by_seed(name, row):
     [
         ("coreset", "pgdat_{}_0.1", False),
         ("coreset", "pgdat_{}_0.3", False),
+        ("coreset", "pgdat_{}_0.5", False),
         ("coreset", "fastat_{}_0.3", False),
         ("coreset_cold", "pgdat_{}_0.3", True),
     ],
