@@ -102,16 +102,10 @@ def parts(out: Path, root: Path) -> dict[str, tuple[list[str], int]]:
         run = ["-c", str(RECIPE), "--data.init_args.root", str(root), "--trainer.logger.save_dir", f"{out}/runs"]
         run += ["--trainer.logger.name", "fastat", "--trainer.enable_progress_bar", "false"]
         gpu = ["-c", str(HERE.parent / "configs/trainer/gpu.yaml")]
-        test = [
-            "--data.init_args.test_size",
-            "1000",
-            "--trainer.precision",
-            "32-true",
-            "--ckpt_path",
-            f"{out}/runs/fastat",
-        ]
+        test = ["--data.init_args.test_size", "1000", "--trainer.precision", "32-true", "--trainer.accelerator", "gpu"]
+        test += ["--ckpt_path", f"{out}/runs/fastat"]
         found["FastAT, training"] = (["-m", "lit_robust", "fit", *run, *gpu], 130)
-        found["FastAT, test"] = (["-m", "lit_robust", "test", *run, *test, "--trainer.accelerator", "gpu"], 190)
+        found["FastAT, test"] = (["-m", "lit_robust", "test", *run, *test], 190)
     return found
 
 
