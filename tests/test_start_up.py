@@ -34,12 +34,11 @@ def modules(code):
 
 
 def test_the_command_line_imports_little_more_than_lightnings():
-    """At most 10 % more modules, of which only torchvision's data sets are not ours; seconds: start_up_speed.py."""
+    """At most 10 % more modules, ours and Pillow's; seconds: start_up_speed.py."""
     lightning = modules("import jsonargparse; from lightning.pytorch.cli import LightningCLI")
     new = modules("import lit_robust.cli.robust_cli") - lightning
     assert len(new) <= 0.1 * len(lightning)
-    assert {name.partition(".")[0] for name in new} <= {"lit_robust", "torchvision", "PIL"}
-    assert len([name for name in new if not name.startswith("lit_robust")]) <= 50
+    assert {name.partition(".")[0] for name in new} <= {"lit_robust", "PIL"}
 
 
 def test_attacks_import_at_most_a_tenth_more_modules_than_torch():

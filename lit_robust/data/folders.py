@@ -1,16 +1,16 @@
 """Data sets too big for the device: one folder per class, decoded and augmented by worker processes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import suggested_max_num_workers
 from lightning.pytorch.utilities import rank_zero_info
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from lit_robust import require
 from lit_robust.batch import Batch
@@ -39,7 +39,7 @@ class FolderImages(Dataset[Batch]):
         OSError: If an image cannot be decoded; it names the file.
     """
 
-    def __init__(self, files: list[tuple[str, int]], transform: v2.Transform) -> None:
+    def __init__(self, files: list[tuple[str, int]], transform: Callable[[Image], Tensor]) -> None:
         self.files = files
         self.transform = transform
 
@@ -236,9 +236,12 @@ class FolderDataModule(ImageDataModule):
         return FolderLoader(samples, workers, device=self._device, **epoch)
 
 
-def _transform(size: int, augment: bool) -> v2.Transform:
+def _transform(size: int, augment: bool) -> Callable[[Image], Tensor]:
+    from torchvision.transforms import v2  # late, for the command line's start
+
     if augment:
         steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
     else:
         steps = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
-    return v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
+    composed: Callable[[Image], Tensor] = v2.Compose([*steps, v2.ToImage(), v2.ToPureTensor()])
+    return composed

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchvision.datasets import Imagenette
 
 from lit_robust import require
 from lit_robust.data.folder_lists import list_images
@@ -191,6 +190,8 @@ class ImagenetteDataModule(FolderDataModule):
     def prepare_data(self) -> None:
         """Download what is missing, if allowed; Lightning calls it in one process."""
         if self.download and not self.base.is_dir():
+            from torchvision.datasets import Imagenette  # late, for the command line's start
+
             Imagenette(self.root, size=self.size, download=True)
 
     def _classes(self) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from lit_robust import require
 from lit_robust.data.resident import ResidentDataModule
@@ -75,6 +74,8 @@ class MNISTDataModule(TorchvisionDataModule):
     train_images = 60_000
 
     def _open(self, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+        from torchvision import datasets  # late, for the command line's start
+
         data = datasets.MNIST(self.root, train=train, download=download)
         return data.data.unsqueeze(1), data.targets
 
@@ -97,7 +98,9 @@ class CIFAR10DataModule(TorchvisionDataModule):
         super().__init__(root, augment=augment, **kwargs)
 
     def _open(self, train: bool, download: bool) -> tuple[Tensor, Tensor]:
-        data = self._source(self.root, train=train, download=download)
+        from torchvision import datasets
+
+        data = getattr(datasets, self._source)(self.root, train=train, download=download)
         self._names: list[str] = data.classes
         return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
 
@@ -107,14 +110,14 @@ class CIFAR10DataModule(TorchvisionDataModule):
         self.setup()
         return self._names
 
-    _source = datasets.CIFAR10
+    _source = "CIFAR10"
 
 
 class CIFAR100DataModule(CIFAR10DataModule):
     """CIFAR-100: as CIFAR-10, with 100 (fine) classes."""
 
     num_classes = 100
-    _source = datasets.CIFAR100
+    _source = "CIFAR100"
 
 
 class SVHNDataModule(TorchvisionDataModule):
@@ -128,5 +131,7 @@ class SVHNDataModule(TorchvisionDataModule):
     train_images = 73_257
 
     def _open(self, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+        from torchvision import datasets
+
         data = datasets.SVHN(self.root, split="train" if train else "test", download=download)
         return torch.from_numpy(data.data), torch.from_numpy(data.labels)
