@@ -1,9 +1,13 @@
 """What the measurements of speed share: loops in turns, an attack as a training runs it, and where a number is from."""
 
+import ctypes
+import gc
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +23,7 @@ from lit_robust.torch_internals import bf16_instructions
 
 #: Seconds of each loop by its name.
 Times = Mapping[str, Sequence[float]]
+PROCESS = Path("/proc/self")
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -31,6 +36,21 @@ def builder(name: str, width: int, channels: int = 3) -> Callable[[], nn.Module]
     """Builds a net for 10 classes; a width of 0 is its own."""
     arguments = ({"width": width} if width else {}) | ({"in_channels": channels} if channels != 3 else {})
     return partial(getattr(nets, name), num_classes=10, **arguments)
+
+
+def resident(peak: bool) -> int:
+    """This process's resident memory in bytes, or its highest since the last reset."""
+    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s*(\d+) kB", (PROCESS / "status").read_text())
+    assert found, "the kernel does not say how much memory is resident"
+    return 1024 * int(found[1])
+
+
+def reset_peak() -> int:
+    """Free what is not used, let the highest resident memory begin anew at the present one, and return that."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    (PROCESS / "clear_refs").write_text("5")
+    return resident(peak=False)
 
 
 def synchronized(device: torch.device) -> float:

@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +22,13 @@ from typing import Any
 import torch
 from benchmark import METHODS, batches, device_of, parser_of, sgd
 from lightning.pytorch import Trainer, seed_everything
-from measured import about, builder
+from measured import about, builder, reset_peak, resident
 
 from lit_robust import defenses
 
 RESULT = Path(__file__).parent / "results/peak_memory.json"
 #: Batches of a fit; from the second one on, all buffers exist.
 BATCHES = 4
-PROCESS = Path("/proc/self")
 #: Blocks of this size in bytes and larger ones go back to the system when they are freed.
 ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**16)) | {"MALLOC_ARENA_MAX": "1"}
 
@@ -50,13 +48,6 @@ def fit(args: argparse.Namespace, name: str, images: int) -> Any:
     return module
 
 
-def resident(peak: bool) -> int:
-    """This process's resident memory in bytes, or its highest since the last reset."""
-    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s*(\d+) kB", (PROCESS / "status").read_text())
-    assert found, "the kernel does not say how much memory is resident"
-    return 1024 * int(found[1])
-
-
 def peak(args: argparse.Namespace, name: str) -> int:
     """Bytes that a fit holds at most beyond those before it."""
     fit(args, name, 2)
@@ -67,8 +58,7 @@ def peak(args: argparse.Namespace, name: str) -> int:
         before = torch.cuda.memory_allocated()
         fit(args, name, args.batch)
         return torch.cuda.max_memory_allocated() - before
-    (PROCESS / "clear_refs").write_text("5")  # the highest becomes the present one
-    before = resident(peak=False)
+    before = reset_peak()
     fit(args, name, args.batch)
     return resident(peak=True) - before
 

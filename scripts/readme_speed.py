@@ -52,16 +52,16 @@ def decoding_speed() -> str:
 def selection_speed() -> str:
     """Seconds of a selection."""
     results = read(RESULTS / "selection_speed.json")
-    lines = [["selection", "images", "seconds", "CPU seconds", "relative error of its gradient"]]
+    lines = [["selection", "images", "seconds", "CPU seconds", "GB", "relative error of its gradient"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for name, row in results["selections"].items():
         error = f"{row['gradient_error']:.4f}" if "gradient_error" in row else "-"
-        lines.append([name, f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", error])
-    peak = max(row.get("peak_gigabytes", 0.0) for row in results["selections"].values())
+        costs = (f"{row[cost]:.1f}" for cost in ("seconds", "cpu_seconds", "gigabytes"))
+        lines.append([name, f"{row['images']:,}", *costs, error])
     md5 = results["md5"]["train"][:8]
     return (
         f"{markdown(lines)}\n\n{results['fraction']:.0%} of CIFAR-10's training images (md5 {md5}), "
-        f"{device(results['hardware'])}, one run; at most {peak:.1f} GB, with images and gradients. CRAIG's error is "
+        f"{device(results)}, one run; GB: the highest memory beyond that of images and gradients. CRAIG's error is "
         "that of the bias's gradient, the others' that of the whole layer's. scikit-learn's pursuit ends "
         "when its match is exact."
     )

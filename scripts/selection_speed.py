@@ -11,14 +11,14 @@ the match is exact.
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_budget_results import hardware, md5_of, versions
+from cpu_budget_results import md5_of
+from measured import about, reset_peak, resident
 from torch import Tensor, nn
 
 from lit_robust import losses
@@ -90,12 +90,14 @@ def sklearn_pursuit(rows: Tensor, budget: int) -> Tensor:
 
 
 def timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Wall-clock and CPU seconds of a call, and its result."""
+    """Seconds, CPU seconds and the highest memory, beyond what was held, of a call, and its result."""
+    held = reset_peak()
     begun = time.perf_counter(), time.process_time()
     result = run()
     now = time.perf_counter(), time.process_time()
     seconds, cpu_seconds = (round(after - before, 2) for before, after in zip(begun, now, strict=True))
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds}, result
+    gigabytes = round((resident(peak=True) - held) / 1e9, 2)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "gigabytes": gigabytes}, result
 
 
 def main() -> None:
@@ -117,7 +119,6 @@ def main() -> None:
             "filled": coreset.filled,
             "largest_weight": round(float(coreset.weights.max()), 2),
             "gradient_error": round(gradient_error(embeddings, coreset.indices, coreset.weights), 5),
-            "peak_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         }
         print(name, found[name], flush=True)
     members = (y == 0).nonzero()[:, 0]
@@ -133,7 +134,7 @@ def main() -> None:
         cost, _ = timed(run)
         found[name] = cost | {"images": len(members)}
         print(name, found[name], flush=True)
-    facts = {"fraction": FRACTION, "md5": md5_of(data), "versions": versions(), "hardware": hardware()}
+    facts = {"fraction": FRACTION, "md5": md5_of(data), **about(torch.device("cpu"))}
     RESULT.write_text(json.dumps(facts | {"selections": found}, indent=1) + "\n")
 
 
