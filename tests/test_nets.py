@@ -2,6 +2,7 @@ import copy
 import inspect
 import re
 import typing
+from functools import partial
 
 import pytest
 import torch
@@ -121,15 +122,16 @@ def test_full_width_nets_read_cifar_images(name):
 
 
 @pytest.mark.parametrize(
-    ("ours", "block", "depths"),
+    ("ours", "block", "depths", "stride"),
     [
-        (nets.resnet18, resnet.BasicBlock, [2, 2, 2, 2]),
-        (nets.resnet50, resnet.Bottleneck, [3, 4, 6, 3]),
+        (nets.resnet18, resnet.BasicBlock, [2, 2, 2, 2], 1),
+        (partial(nets.resnet18, stem_stride=2), resnet.BasicBlock, [2, 2, 2, 2], 2),
+        (nets.resnet50, resnet.Bottleneck, [3, 4, 6, 3], 1),
     ],
 )
-def test_cifar_resnets_are_torchvisions_with_a_small_stem(ours, block, depths):
+def test_cifar_resnets_are_torchvisions_with_a_small_stem(ours, block, depths, stride):
     theirs = resnet.ResNet(block, depths, num_classes=10)
-    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, stride, padding=1, bias=False), nn.Identity()
     x = torch.rand(2, 3, 8, 8)
     net = ours(mean=None, std=None).eval()
     torch.testing.assert_close(net(x), copy_weights(net, theirs)(x))
@@ -365,6 +367,7 @@ def test_a_recipe_holds_all_arguments_as_plain_values():
             "width": 4,
             "mean": [0.4914, 0.4822, 0.4465],
             "std": [0.2471, 0.2435, 0.2616],
+            "stem_stride": 1,
         },
     }
 

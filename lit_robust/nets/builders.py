@@ -18,6 +18,7 @@ ARGUMENTS = {
     "in_channels": "The images' channels.",
     "image_size": "The images' height and width.",
     "width": "The channels of the first stage; those of later ones grow with them.",
+    "stem_stride": "By what factor the first convolution shrinks height and width.",
     "mean": "See ``Net``.",
     "std": "See ``Net``.",
 }

@@ -18,13 +18,15 @@ def resnet18(
     width: int = 64,
     mean: PerChannel = CIFAR10_MEAN,
     std: PerChannel = CIFAR10_STD,
+    stem_stride: int = 1,
 ) -> Net:
     """ResNet-18 (He et al., arXiv:1512.03385) in its CIFAR form, as in kuangliu/pytorch-cifar.
 
     11,173,962 parameters for 10 classes. Weights have torch's default initialisation. NuAT and GAT do not normalise:
-    ``mean=None, std=None``. The first stage has ``width`` channels; each later stage doubles them.
+    ``mean=None, std=None``. The first stage has ``width`` channels; each later stage doubles them. With
+    ``stem_stride=2`` all stages see half of height and width, so that twice the width costs about as much as before.
     """
-    return _resnet(BasicBlock, width, 1, (2, 2, 2, 2), num_classes, in_channels, mean, std)
+    return _resnet(BasicBlock, width, 1, (2, 2, 2, 2), num_classes, in_channels, mean, std, stem_stride)
 
 
 @recorded
@@ -81,11 +83,12 @@ def _resnet(
     in_channels: int,
     mean: PerChannel,
     std: PerChannel,
+    stem_stride: int = 1,
 ) -> Net:
     widths = [expansion * width * 2**stage for stage in range(4)]
     body = nn.Sequential(
         OrderedDict(
-            stem=nn.Sequential(conv3x3(in_channels, width), nn.BatchNorm2d(width), nn.ReLU()),
+            stem=nn.Sequential(conv3x3(in_channels, width, stem_stride), nn.BatchNorm2d(width), nn.ReLU()),
             **stages(block, width, widths, depths),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
