@@ -31,8 +31,8 @@ OF_CORESETS = ["selection CPU s", "speed-up", "wall-clock speed-up", "image pass
 TOLD_OF_CORESETS = (
     " Selections' CPU seconds are not in those of training, but speed-ups, against the same method and seed on all "
     "images, and image passes (forwards and backwards, in millions) are of both. Wall-clock speed-ups are given where "
-    "the trainings had the processor to themselves. The gradient error is that of the last layer's weighted gradient "
-    "over the coreset, relative to all images', when it is selected."
+    "the trainings had the processor to themselves. The gradient error is that of the weighted sum of the last layer's "
+    "gradients over the coreset, relative to all images', when it is selected."
 )
 
 

@@ -75,6 +75,7 @@ def selection_error() -> str:
     settings = results["settings"]
     ages = (0, 1, 5)
     lines = [["selection", *(f"{name}, {_age(age)}" for name in settings for age in ages), "filled up"]]
+    lines[0] += [f"weights, {name}" for name in settings]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row in next(iter(settings.values()))[0]:
         errors = [
@@ -85,12 +86,14 @@ def selection_error() -> str:
         chosen, filled = (
             sum(of_seed[row][key] for seeds in settings.values() for of_seed in seeds) for key in ("chosen", "filled")
         )
-        lines.append([row, *errors, f"{filled / chosen:.0%}"])
+        weights = (with_range([of_seed[row]["weight"] for of_seed in seeds], 2) for seeds in settings.values())
+        lines.append([row, *errors, f"{filled / chosen:.0%}", *weights])
     seeds = len(next(iter(settings.values())))
     return (
-        f"{markdown(lines)}\n\nRelative error in percent of the last layer's adversarial gradient, of "
-        f"{results['fraction']:.0%} of {results['images']:,} images, {seeds} seeds: mean and range. The nets train on "
-        "with all images after the selection, for as many epochs as the columns say."
+        f"{markdown(lines)}\n\nRelative error in percent of the weighted sum of the last layer's adversarial "
+        f"gradients, of {results['fraction']:.0%} of {results['images']:,} images, {seeds} seeds: mean and range. The "
+        "nets train on with all images after the selection, for as many epochs as the columns say. Weights: their sum "
+        "over the number of images. The loss divides by it, so with 0.5 an update is twice as long as what was matched."
     )
 
 

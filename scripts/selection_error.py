@@ -5,8 +5,9 @@
 Nets are trained on the first 2,000 images for 5 epochs, adversarially: ``fast_cnn`` by PGD-10 on MNIST, a ResNet-18 of
 width 8 by FGSM on CIFAR-10. Then 30 % are selected by the last layer's gradients at adversarial images, and the nets
 train on, on all images, so that no row changes what another one is compared with. After each epoch the same weighted
-images are compared with all: the difference of the last layer's gradients, relative to that of all images. Each row is
-selected from the same gradients; 3 seeds of nets and draws.
+images are compared with all: the difference of the weighted sum of the last layer's gradients, relative to that of all
+images. ``weight`` is the sum of the weights over the number of images; the loss divides by it. Each row is selected
+from the same gradients; 3 seeds of nets and draws.
 
 A pursuit without a ridge (``lam`` 0, as in the released code) is exact and ends once it has as many images as there are
 dimensions; the rest of the budget is filled up at random, with weight 1 (as there), with the mean weight, or not.
@@ -92,14 +93,20 @@ def measured(setting: Setting, x: Tensor, y: Tensor, seed: int) -> dict[str, dic
         embeddings = outer.left if selector.reads == "bias" else outer
         coresets[name] = selector(embeddings, y, round(FRACTION * len(y)), torch.Generator().manual_seed(seed))
     found: dict[str, dict[str, Any]] = {
-        name: {"errors": [], "chosen": len(one.indices), "filled": one.filled} for name, one in coresets.items()
+        name: {
+            "errors": [],
+            "chosen": len(one.indices),
+            "filled": one.filled,
+            # Random weights of 1 stand for equal ones.
+            "weight": 1.0 if isinstance(SELECTORS[name], Random) else round(float(one.weights.sum()) / len(y), 3),
+        }
+        for name, one in coresets.items()
     }
     for epoch in range(AFTER + 1):
         if epoch:
             train_epoch(net, setting.attack, optimizer, x, y)
             outer = gradients(net, setting.attack, x, y)
         for name, (indices, weights, _) in coresets.items():
-            # Random weights are 1; the loss divides by their sum.
             scale = len(y) / len(indices) if isinstance(SELECTORS[name], Random) else 1
             found[name]["errors"].append(round(gradient_error(outer, indices, scale * weights), 5))
     return found

@@ -7,6 +7,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_robust.attacks import BPDA, LPA, PPGD, FastLPA
 from lit_robust.attacks import lpips as lpips_file
@@ -275,6 +276,42 @@ def test_fast_lpa_equals_a_float64_loop(steps):
     expected = fast_by_hand(net.double(), batch.x.double(), batch.y, start.double(), 0.05, steps, 3.0, 0.07)
     torch.testing.assert_close(x_adv.double(), expected, rtol=0, atol=1e-4)
     assert (x_adv - batch.x).abs().max() > 0.02
+
+
+def conjugate_gradients(matrix, target, iterations):
+    """Approximately solve ``matrix @ v = target`` (Hestenes and Stiefel)."""
+    v, residual = torch.zeros_like(target), target
+    direction = residual
+    for _ in range(iterations):
+        length = (residual @ residual) / (direction @ matrix @ direction)
+        v, after = v + length * direction, residual - length * matrix @ direction
+        direction, residual = after + (after @ after) / (residual @ residual) * direction, after
+    return v
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 6])
+def test_a_step_of_ppgd_is_conjugate_gradients_on_the_whole_jacobian(iterations):
+    """Not steepest descent, from which it differs from the second iteration on."""
+    net, x, y = Smooth(), 0.3 + 0.4 * images(3).x, images(3).y
+    torch.manual_seed(7)
+    start = x + 0.01 * torch.randn_like(x)
+    torch.manual_seed(7)
+    step_size = 0.01
+    x_adv = PPGD(1.0, step_size, steps=1, cg_steps=iterations, projection="none")(net, x, y)
+    net.double()
+    shaped = lambda v: v.view(1, 3, 8, 8)  # noqa: E731  # as in a formula
+    features = lambda v: flat_features64(net.activations(shaped(v)))[0]  # noqa: E731
+    for i in range(3):
+        z = start[i].double().flatten().requires_grad_()
+        logits = net(shaped(z))[0]
+        others = logits[torch.arange(4) != y[i]].amax()
+        slope = torch.autograd.grad((others - logits[y[i]]).clamp(max=1), z)[0]
+        jacobian = torch.autograd.functional.jacobian(features, z.detach())
+        v = conjugate_gradients(jacobian.T @ jacobian, slope, iterations)
+        expected = step_size * v / (jacobian @ v).norm()
+        found = (x_adv[i] - start[i]).double().flatten()
+        assert F.cosine_similarity(found, expected, dim=0) > 0.999
+        assert found.norm() == pytest.approx(expected.norm().item(), rel=0.02)
 
 
 @pytest.mark.parametrize(

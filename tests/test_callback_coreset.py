@@ -17,6 +17,7 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks import AttributeRamp, CoresetSelection, DelayedStart, EMAWeights
 from lit_robust.callbacks.coreset_data import Embedded, choose
 from lit_robust.callbacks.coreset_plan import Plan
+from lit_robust.callbacks.coreset_reports import in_words
 from lit_robust.defenses import PGDAT, TRADES, Natural
 from lit_robust.schedules import Linear, MultiStep, Staircase
 from lit_robust.selection import CRAIG, GradMatch, Random
@@ -200,6 +201,20 @@ def test_equal_weights_are_compared_at_the_sum_that_the_loss_divides_by():
         chosen, error = choose(alone, selector, embedded, N // 2, 0)
         assert len(chosen.indices) == N // 2
         assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_matched_weights_are_compared_as_they_are_and_said_not_to_add_up_to_all():
+    alone = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(broadcast=lambda found: found))
+    rows = torch.rand(N, 3) - 0.2
+    chosen, error = choose(alone, GradMatch(lam=0.5), Embedded(rows, torch.arange(N) % 2, torch.arange(N)), N // 2, 0)
+    indices, weights, _ = chosen
+    assert weights.sum() < 0.9 * N
+    assert error == pytest.approx(float((weights @ rows[indices] - rows.sum(0)).norm() / rows.sum(0).norm()), rel=1e-4)
+    words = in_words(chosen, GradMatch(), N, 0, 1.0, error, False)
+    assert f"{N / float(weights.sum()):.2f}" in words
+    assert "divides" not in in_words(
+        chosen._replace(weights=weights * N / weights.sum()), GradMatch(), N, 0, 1, 0.1, False
+    )
 
 
 @pytest.mark.parametrize("scope", ["all", "class"])

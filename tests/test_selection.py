@@ -292,6 +292,41 @@ def test_weights_solve_the_ridge_problem_on_the_chosen_samples(lam: float) -> No
     assert weights.min() > 0
 
 
+def naive_pursuit(rows: Tensor, budget: int, lam: float) -> tuple[Tensor, Tensor, int]:
+    """All weights solved anew in every step; also in how many steps several weights were negative at once."""
+    ridge = lam * rows.square().sum(1).mean()
+    target, chosen, several = rows.sum(0), torch.empty(0, dtype=torch.int64), 0
+    weights = rows.new_empty(0)
+    while len(chosen) < budget:
+        products = rows @ (target - weights @ rows[chosen])
+        products[chosen] = -torch.inf
+        if products.max() <= 0:
+            break
+        chosen = torch.cat([chosen, products.argmax()[None]])
+        for first in itertools.count():
+            gram = rows[chosen] @ rows[chosen].T + ridge * torch.eye(len(chosen), dtype=rows.dtype)
+            weights = torch.linalg.solve(gram, rows[chosen] @ target)
+            if weights.min() >= 0:
+                break
+            several += first == 0 and int((weights < 0).sum() > 1)
+            keep = torch.arange(len(chosen)) != weights.argmin()
+            chosen, weights = chosen[keep], weights[keep]
+    chosen, order = chosen.sort()
+    return chosen, weights[order], several
+
+
+def test_negative_weights_leave_one_by_one_the_most_negative_first() -> None:
+    met = 0
+    for seed in range(40):
+        rows = torch.randn(40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.1
+        expected, their_weights, several = naive_pursuit(rows, 12, 0.01)
+        indices, weights = matching_pursuit(rows, 12, lam=0.01)
+        assert indices.equal(expected)
+        torch.testing.assert_close(weights, their_weights)
+        met += several
+    assert met > 5
+
+
 def test_more_samples_than_dimensions_stay_regular_by_the_ridge_and_spread_the_weights() -> None:
     rows = expanded(drawn(n=100, classes=3, features=2))  # 6 dimensions
     exact, _ = matching_pursuit(rows, 50, lam=0)
@@ -607,6 +642,19 @@ def test_other_functions_refuse_what_they_cannot_use() -> None:
     for error, named, call in refused:
         with pytest.raises(error, match=named):
             call()
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_a_sampler_draws_and_orders_anew_in_each_epoch_and_the_same_in_the_same_one(resample: bool) -> None:
+    sampler = CoresetSampler(range(30), resample=resample)
+    sampler.draw(resample)
+    sampler.select(torch.arange(0, 30, 2), torch.linspace(0.3, 3, 15))
+    epochs = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert (sorted(epochs[0]) == sorted(epochs[1])) is not resample
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,16 @@ from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.alarm_rules import in_words
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Linear, MultiStep, PerEpoch
-from lit_robust.selection import CRAIG
+from lit_robust.selection import CRAIG, GradMatch
 from lit_robust.selection.selector import Coreset
 from tests.front_door import lit, tiny
 from tests.methods import ATTACK, build
 from tests.test_wording import Driven, fit, pictures, selects
+
+
+def a_sum_of_weights_below_the_number_of_images() -> None:
+    chosen = Coreset(torch.arange(2), torch.tensor([1.0, 2.0]), 0)
+    print(coreset_reports.in_words(chosen, GradMatch(), 4, 3, 0.5, 0.02, False))
 
 
 def no_error_of_the_gradient() -> None:
@@ -112,6 +117,11 @@ LINES: list[tuple[Callable[[], object], str]] = [
         lambda: tell_of_skips(Plan(0.3, 5, 0.5), 3, 10),
         "epochs 3 to 9 are skipped: the warm start trains on all images for 3 of 10 epochs, as many as fraction=0.3 "
         "pays for, and schedules advance over the others.",
+    ),
+    (
+        a_sum_of_weights_below_the_number_of_images,
+        "epoch 3: GradMatch chose 2 of 4 images in 0.5 s, with weights from 1 to 2; their weighted gradient is off by "
+        "2.00% before the loss divides by the sum of weights, which multiplies its length by 1.33.",
     ),
     (
         no_error_of_the_gradient,

@@ -69,7 +69,8 @@ class LPA(PerceptualAttack):
     that is misclassified inside the ball stays where it is. The margin is clipped at 1. A step costs a pass and a
     forward, so it takes up to ``runs * steps`` of them; in an evaluation finished images leave the batch after a run.
 
-    Differs from the authors' code: theirs takes one more step once an image is misclassified inside the ball.
+    Differs from the authors' code: theirs takes one more step once an image is misclassified inside the ball, and adds
+    1e-8, not ``FastLPA``'s 1e-4, to the change that a step's length is divided by.
 
     Args:
         step_size: The length of the first step of a run; eps by default.

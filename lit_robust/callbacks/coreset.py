@@ -49,7 +49,7 @@ class CoresetSelection(Callback):
     delayed start, ramps and other callbacks with ``values_at`` set for the epoch to come. Net, memory and random state
     are restored. A ``fast_dev_run`` tries the selection on one batch and trains on all images. Weights reach the loss
     as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them. It logs the coreset's
-    size, how many of it filled the budget, its gradient's relative error, and the seconds of all selections so far.
+    size, how many filled the budget, all seconds so far, the relative error of the weighted sum, and the mean weight.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
     of ``every``; a coreset's size is rounded, not cut off; attack and gradients see the same augmented image, with
@@ -63,8 +63,8 @@ class CoresetSelection(Callback):
         warm: The kappa of the paper: the share of the epochs before the first selection. 0 selects before training.
         attack: The selection's adversary, with cross-entropy; None for the training's own adversary and loss.
         normalize: What divides a batch's weighted loss: the ``batch``'s own sum of weights, as in the authors' code,
-            or the weights' mean over the whole ``subset`` times the number of images. ``subset`` is unbiased;
-            ``batch`` keeps an update a convex combination of gradients and is the default.
+            or the weights' mean over the whole ``subset`` times the number of images. ``subset`` is unbiased for the
+            coreset's weighted mean; ``batch`` keeps an update a convex combination of gradients and is the default.
         official_order: Whether batches come in the order of the training set, without shuffling.
         sampler: For loaders that are not of ``lit_robust.data``: the ``CoresetSampler`` of the training's DataLoader.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
@@ -79,7 +79,7 @@ class CoresetSelection(Callback):
         ValueError: If an argument is out of range, ``max_epochs`` is missing, or pixels, labels or net do not fit.
     """
 
-    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "seconds", "error"))
+    logged_keys = tuple(f"train/coreset/{name}" for name in ("size", "filled", "seconds", "error", "weight"))
 
     def __init__(
         self,
@@ -192,9 +192,9 @@ class CoresetSelection(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the coreset that was trained on, and plan the next epoch, before other callbacks look at it."""
         self._used = 0
-        if self.coreset is not None:
+        if (coreset := self.coreset) is not None:
             coreset_checks.check_seen_weights(pl_module, self.sampler, self._weighted)
-            values = (len(self.coreset.indices), self.coreset.filled, self.seconds, self.error)
+            values = (len(coreset.indices), coreset.filled, self.seconds, self.error, float(coreset.weights.mean()))
             coreset_data.log(pl_module, dict(zip(self.logged_keys, values, strict=True)))
         self._look_ahead(trainer, trainer.current_epoch + 1)
 

@@ -109,7 +109,7 @@ def labels_alone(trainer: Trainer, sampler: CoresetSampler | None) -> Embedded:
 def choose(
     trainer: Trainer, selector: Selector, embedded: Embedded, budget: int, epoch: int
 ) -> tuple[Coreset, float | None]:
-    """Choose on the first rank, for all; also the relative error of the coreset's gradient, if any is read."""
+    """Choose on the first rank, for all; also the relative error of the weighted gradients' sum, if any are read."""
     chosen, error = None, None
     if trainer.is_global_zero:
         draw = derive_seed(run_seed(), "coreset", epoch if selector.draws_anew else 0)

@@ -63,7 +63,10 @@ def in_words(
     if error is None:
         gradient = ""
     elif math.isfinite(error):
-        gradient = f"; their gradient is off by {error:.2%}"
+        gradient = f"; their weighted gradient is off by {error:.2%}"
+        length = of / float(coreset.weights.sum())
+        if selector.chooses_by_gradients and abs(length - 1) > 0.01:
+            gradient += f" before the loss divides by the sum of weights, which multiplies its length by {length:.2f}"
     else:
         gradient = f"; their gradient cannot be compared ({error}), as that of all images is 0 or too large"
     attacked = ", not attacked," if natural else ""
