@@ -387,8 +387,19 @@ def unseen() -> str:
     return (
         f"{markdown(lines)}\n\n{legend(tested, list(columns))} `lpa40` takes its distance from the net that it "
         "attacks, so its rows cannot be compared; `lpa40_of_pat` and `lpa40_of_pgdat` take it from that row's net for "
-        "both."
+        f"both.{of_adversaries(tested)}"
     )
+
+
+def of_adversaries(rows: Mapping[str, Records]) -> str:
+    """How large training's adversarial examples are, where that is measured."""
+    found = {row: records[0]["adversary"] for row, records in rows.items() if "adversary" in records[0]}
+    told = [
+        f"those of `{row}` change an image by {one['l2']:.2f} (L2) and its most changed pixel by {one['linf']:.3f}, on "
+        f"average, and {one['accuracy']:.1f} % withstand them"
+        for row, one in found.items()
+    ]
+    return f" The adversarial examples of training, made for the same images: {'; '.join(told)}." if told else ""
 
 
 def cpu_cifar() -> str:

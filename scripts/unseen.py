@@ -19,12 +19,13 @@ from typing import Any
 
 import cpu_budget
 import torch
-from cpu_budget import Work, built, checkpoint, read_net
+from cpu_budget import Work, built, checkpoint, in_one, read_net
 from cpu_budget_costs import hours
-from cpu_budget_results import quiet, read
+from cpu_budget_results import opened, quiet, read
 
 from lit_robust.batch import Batch
 from lit_robust.cli.config import load, merged
+from lit_robust.seeds import derive_seed
 
 ROWS = Path(__file__).with_suffix(".yaml")
 SET = "unseen"
@@ -32,6 +33,8 @@ SET = "unseen"
 PERCEPTUAL, NETS = {"lpa40"}, ("pat", "pgdat")
 #: Images on which the time of a training step and of the attacks is measured.
 SAMPLE = 20
+#: Where a record keeps what is measured of the training's adversarial examples.
+ADVERSARY = "adversary"
 
 
 def seconds_of(record: Mapping[str, Any]) -> float:
@@ -86,6 +89,24 @@ class Unseen(Work):
         }
         return super().completed(row, attacks) | within
 
+    def measure(self, row: str) -> None:
+        """Store how large the adversarial examples of a row's training are on test images, and what withstands them."""
+        if ADVERSARY in read(self.path)["rows"][row]:
+            return
+        cli = built(self.rows[row]["config"], self.folder(row))
+        x, y, *_ = in_one(cli.datamodule.test_dataloader())
+        net = read_net(checkpoint(self.folder(row), "last"))
+        torch.manual_seed(derive_seed("unseen", ADVERSARY))
+        x_adv = torch.cat([cli.model.attack(net, *part) for part in zip(x.split(100), y.split(100), strict=True)])
+        change = (x_adv - x).flatten(1)
+        found = {
+            "l2": change.norm(dim=1).mean(),
+            "linf": change.abs().amax(dim=1).mean(),
+            "accuracy": 100 * (net(x_adv).argmax(dim=1) == y).float().mean(),
+        }
+        with opened(self.path) as results:
+            results["rows"][row][ADVERSARY] = {name: round(float(value), 4) for name, value in found.items()}
+
 
 def table(records: Mapping[str, Any]) -> str:
     """Markdown: epochs, CPU seconds, and accuracies in percent with their 95 % intervals; one seed."""
@@ -111,6 +132,8 @@ def run(text: Mapping[str, Any]) -> None:
     for turn in (0, 1, 2):
         for row in ("pat", "pgdat"):
             work.test(row, work.attacks(row)[turn])
+    for row in ("pat", "pgdat"):
+        work.measure(row)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -202,6 +202,10 @@ def test_under_unseen_attacks_it_is_said_whose_distance_is_meant(readme, monkeyp
     text = readme.BLOCKS["unseen"]()
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")] == ["| `pat`", "| `pgdat`"]
     assert "`lpa40_of_pat`" in text
+    assert "examples of training" not in text
+    rows["pat"]["adversary"] = {"l2": 2.7122, "linf": 0.2563, "accuracy": 16.0}
+    (tmp_path / "cpu_unseen.json").write_text(json.dumps({"rows": rows}))
+    assert "`pat` change an image by 2.71 (L2) and its most changed pixel by 0.256" in readme.BLOCKS["unseen"]()
 
 
 def test_on_cifar_processor_threads_precision_and_epochs_are_named(readme, monkeypatch, tmp_path):

@@ -457,6 +457,8 @@ def test_pgd_gets_the_seconds_of_perceptual_training_and_both_are_attacked_alike
     assert rows["pgdat"]["config"]["trainer"]["max_epochs"] == rows["pgdat"]["epochs"]
     assert set(rows["pat"]["last"]) == set(rows["pgdat"]["last"]) == {"clean", "pgd40", "stadv", *WITHIN}
     assert rows["pgdat_pilot"]["last"] == {}
+    for name in ("pat", "pgdat"):
+        assert 0 < rows[name]["adversary"]["linf"] <= rows[name]["adversary"]["l2"]
     assert printed.splitlines()[-4].startswith("| one seed | epochs | CPU seconds | ")
     unseen.main(["--set", "few.yaml"])
     again = capsys.readouterr().out
