@@ -2,6 +2,7 @@
 
     python scripts/cpu_budget.py single_step                     # all rows of a set that are not done
     python scripts/cpu_budget.py single_step --rows gat@0 nuat@0 # some of them
+    python scripts/cpu_budget.py single_step --time-again        # train once more, only for the seconds
     python scripts/cpu_budget.py single_step --table             # print scripts/results/cpu_single_step.json
 
 It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version
@@ -10,12 +11,16 @@ resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Resu
 row and each attack, so several processes can work on different rows of a set at once. Every row is first trained and
 attacked by its first attack; the others follow, AutoAttack last.
 
+Seconds of a training beside other work say little. ``--time-again`` trains rows that are done once more, with nothing
+beside them, and replaces their seconds; all other numbers of the training must come out as before.
+
 Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` the best epoch on validation images.
 """
 
 import argparse
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -240,6 +245,18 @@ class Work:
             results.setdefault("rows", {})[row] = record
             results["rows"] = {name: results["rows"][name] for name in self.rows if name in results["rows"]}
 
+    def time_again(self, row: str) -> None:
+        """Train a row that is done once more, and replace its seconds, if all other numbers come out the same."""
+        before, folder = read(self.path)["rows"][row]["diary"], self.folder(row) / "again"
+        shutil.rmtree(folder, ignore_errors=True)
+        now = rounded(train(built(self.rows[row]["config"], folder), folder))
+        changed = [name for name in before if "seconds" not in name and now.get(name) != before[name]]
+        if changed:
+            raise SystemExit(f"{row}: {', '.join(changed)} differ from those of the training before: train it anew.")
+        with opened(self.path) as results:
+            results["rows"][row] |= {"diary": now, "hardware": hardware(), "seconds_commit": commit()}
+        print(f"{row}: {sum(now['seconds']):.1f} s of training, {sum(now['cpu_seconds']):.1f} s of CPU", flush=True)
+
     def is_done(self, row: str, record: Mapping[str, Any]) -> bool:
         """Whether nothing is left to do on a row's checkpoints, so that they may be lost."""
         record = deepcopy(dict(record))
@@ -338,6 +355,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("set", choices=list(text["sets"]))
     parser.add_argument("--rows", nargs="+", help="only these; default: all")
     parser.add_argument("--threads", type=int, help="of torch, instead of the set's, which is 1 unless it says another")
+    parser.add_argument("--time-again", action="store_true", help="only measure the seconds of rows that are done anew")
     parser.add_argument("--table", action="store_true", help="only print the results so far")
     asked = parser.parse_args(args)
     work = Work(asked.set, text)
@@ -349,6 +367,11 @@ def main(args: list[str] | None = None) -> None:
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
+        if asked.time_again:
+            with quiet():
+                for row in chosen:
+                    work.time_again(row)
+            return
         print(work.estimate(chosen), flush=True)
         with quiet():
             for row in chosen:

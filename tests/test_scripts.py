@@ -208,6 +208,23 @@ def test_what_is_done_is_not_done_again(budget, capsys):
     assert Path("results/cpu_tiny.json").read_text() == before
 
 
+def test_seconds_are_measured_again_only_where_all_else_comes_out_the_same(budget):
+    budget.main(["costs", "--rows", "fgsmat"])
+    path = Path("results/cpu_costs.json")
+    content = json.loads(path.read_text())
+    content["rows"]["fgsmat"]["diary"]["seconds"] = [1000.0]
+    path.write_text(json.dumps(content))
+    budget.main(["costs", "--rows", "fgsmat", "--time-again"])
+    again = results("costs")["fgsmat"]
+    assert sum(again["diary"]["seconds"]) < 1000
+    assert again["last"] == content["rows"]["fgsmat"]["last"]
+    content["rows"]["fgsmat"]["diary"]["train/loss"] = [9.0]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"fgsmat: train/loss differ"):
+        budget.main(["costs", "--rows", "fgsmat", "--time-again"])
+    assert results("costs") == content["rows"]
+
+
 def test_a_row_that_is_done_needs_no_checkpoint_and_one_that_is_not_does(budget, capsys):
     """So results that are kept elsewhere, as in a repository, are gone on with on another machine."""
     budget.main(["tiny", "--rows", "natural"])
