@@ -30,9 +30,9 @@ HERE = Path(__file__).parent
 OF_CORESETS = ["selection CPU s", "speed-up", "wall-clock speed-up", "image passes (M)"]
 TOLD_OF_CORESETS = (
     " Selections' CPU seconds are not in those of training, but speed-ups, against the same method and seed on all "
-    "images, and image passes (forwards and backwards, in millions) are of both. Wall-clock speed-ups are given where "
-    "the trainings had the processor to themselves. The gradient error is that of the weighted sum of the last layer's "
-    "gradients over the coreset, relative to all images', when it is selected."
+    "images, and image passes (forwards and backwards, in millions) are of both. Wall-clock speed-ups are those "
+    "of the seeds whose trainings did not wait for the processor. The gradient error is that of the weighted sum of "
+    "the last layer's gradients over the coreset, relative to all images', when it is selected."
 )
 
 
