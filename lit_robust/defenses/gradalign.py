@@ -28,7 +28,7 @@ class GradAlign(SingleStep):
     where 82 % of the pixels are 0 or 1, the gradient by 0.16.
 
     A compiled graph has no second derivative, so with ``compile`` the gradient at ``x + eta`` is computed by the
-    uncompiled net.
+    uncompiled net. On a CPU second derivatives of convolutions take longer with ``channels_last``; leave it off.
 
     Args:
         lam: Weight of the alignment. The scripts for CIFAR-10 use 0.02 * 10 ** (255 eps / 8): 0.2 at 8/255, 2.0 at
