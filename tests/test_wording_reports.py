@@ -23,7 +23,7 @@ from lit_robust.callbacks.coreset_plan import Plan
 from lit_robust.callbacks.coreset_reports import tell_of_joining, tell_of_skips
 from lit_robust.cli import main
 from lit_robust.data import DigitsDataModule, ImageFolderDataModule
-from lit_robust.defenses import PGDAT, Natural
+from lit_robust.defenses import PGDAT, Natural, PerceptualAT
 from lit_robust.measures.alarm_rules import in_words
 from lit_robust.nets import digits_cnn
 from lit_robust.schedules import Linear, MultiStep, PerEpoch
@@ -127,6 +127,10 @@ LINES: list[tuple[Callable[[], object], str]] = [
         no_error_of_the_gradient,
         "epoch 3: CRAIG chose 2 of 4 images in 0.5 s, with weights from 1 to 1; their gradient cannot be compared "
         "(nan), as that of all images is 0 or too large.",
+    ),
+    (
+        lambda: fit(build(PerceptualAT, attack=PGD(0.1, steps=1))),
+        "attack=PGD is bounded in linf, so PerceptualAT trains like PGDAT: give FastLPA for a perceptual bound.",
     ),
     (
         selected_before,

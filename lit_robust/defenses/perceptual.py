@@ -3,12 +3,14 @@
 from typing import Any, Unpack
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.attacks.passes import like_images
 from lit_robust.batch import Batch
+from lit_robust.measures.default_attacks import threat_of
 from lit_robust.training.arguments import DefenseArguments
 from lit_robust.training.defense import Defense
 
@@ -53,6 +55,15 @@ class PerceptualAT(Defense):
         if largest_gradient is not None:
             require.number("largest_gradient", largest_gradient, above=0, hint="null means no clipping")
         self.only_attack_correct, self.largest_gradient = only_attack_correct, largest_gradient
+
+    def setup(self, stage: str) -> None:
+        """Say so, if what trains is not perceptual."""
+        super().setup(stage)
+        if stage == "fit" and (threat := threat_of(self.attack)):
+            rank_zero_info(
+                f"attack={type(self.attack).__name__} is bounded in {threat[1]}, so PerceptualAT trains like PGDAT: "
+                "give FastLPA for a perceptual bound."
+            )
 
     def perturb(self, batch: Batch) -> Tensor:
         """Attack the images that the net classifies correctly."""
