@@ -300,7 +300,7 @@ def test_a_step_of_ppgd_is_conjugate_gradients_on_the_whole_jacobian(iterations)
     x_adv = PPGD(1.0, step_size, steps=1, cg_steps=iterations, projection="none")(net, x, y)
     net.double()
     shaped = lambda v: v.view(1, 3, 8, 8)  # noqa: E731  # as in a formula
-    features = lambda v: flat_features64(net.activations(shaped(v)))[0]  # noqa: E731
+    features = lambda v: flat_features64(net.activations(shaped(v)))[0]  # noqa: E731  # as in a formula
     for i in range(3):
         z = start[i].double().flatten().requires_grad_()
         logits = net(shaped(z))[0]
