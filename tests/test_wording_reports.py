@@ -130,7 +130,7 @@ LINES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(build(PerceptualAT, attack=PGD(0.1, steps=1))),
-        "attack=PGD is bounded in linf, so PerceptualAT trains like PGDAT: give FastLPA for a perceptual bound.",
+        "attack=PGD is bounded in linf, so this training is not perceptual: give FastLPA, unless that is meant.",
     ),
     (
         selected_before,

@@ -49,7 +49,7 @@ class CoresetSelection(Callback):
     delayed start, ramps and other callbacks with ``values_at`` set for the epoch to come. Net, memory and random state
     are restored. A ``fast_dev_run`` tries the selection on one batch and trains on all images. Weights reach the loss
     as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them. It logs the coreset's
-    size, how many filled the budget, all seconds so far, the relative error of the weighted sum, and the mean weight.
+    size, how many filled the budget, the selections' seconds, the weighted gradients' error, and the mean weight.
 
     Differs from the authors' code (``hmdolatabadi/ACS``): the first selection is at ``E_warm``, not the next multiple
     of ``every``; a coreset's size is rounded, not cut off; attack and gradients see the same augmented image, with

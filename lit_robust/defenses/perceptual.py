@@ -61,8 +61,8 @@ class PerceptualAT(Defense):
         super().setup(stage)
         if stage == "fit" and (threat := threat_of(self.attack)):
             rank_zero_info(
-                f"attack={type(self.attack).__name__} is bounded in {threat[1]}, so PerceptualAT trains like PGDAT: "
-                "give FastLPA for a perceptual bound."
+                f"attack={type(self.attack).__name__} is bounded in {threat[1]}, so this training is not perceptual: "
+                "give FastLPA, unless that is meant."
             )
 
     def perturb(self, batch: Batch) -> Tensor:

@@ -89,8 +89,8 @@ def matching_pursuit(
 
     Each step adds the sample whose gradient has the largest inner product with the residual, solves for the weights of
     all chosen, and removes negative weights one by one, the most negative first, as the authors' code does. It stops
-    early if no sample has a positive inner product, or if the samples are linearly dependent. Those chosen
-    already are not compared; the authors' code stops when one of them has the largest product.
+    early if no sample has a positive inner product, or if the samples are linearly dependent. A sample
+    that is already chosen is left out; the authors' code stops when such a one has the largest product.
 
     Without a ridge the match is exact after D + 1 samples and singular from there on. The authors' ``lam`` is 0. The
     default of 0.01 was chosen on adversarial gradients of MNIST (30 % of a class of 816, 101 features): the whole
