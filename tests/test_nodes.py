@@ -1,4 +1,4 @@
-"""A training on two nodes, started as users do: one torchrun per node, here both on this machine."""
+"""A training on two nodes, started as users do, by torchrun or by SLURM's srun, here both on this machine."""
 
 import csv
 import os
@@ -28,8 +28,20 @@ ONE_RANK = ["--trainer.strategy", "ddp", "--trainer.devices", "1"]
 NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp", "--data.batch_size", "16"]
 
 
-def start(folder: Path, log: str, *words: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+def by_torchrun(node: str, port: int) -> tuple[list[str], dict[str, str]]:
+    words = ["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", node, "--nproc_per_node", "1"]
+    return [*words, "--master_addr", "127.0.0.1", "--master_port", str(port)], {}
+
+
+def by_srun(node: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """What srun tells the tasks that it starts, for a job of two nodes with one task each."""
+    job = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1"}
+    task = {"SLURM_NODEID": node, "SLURM_PROCID": node, "SLURM_LOCALID": "0"}
+    return [], {**job, **task, "SLURM_JOB_NAME": "fit", "MASTER_PORT": str(port)}
+
+
+def start(folder: Path, log: str, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | variables
     with (folder / log).open("w") as file:
         return subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file)
 
@@ -44,14 +56,15 @@ def curve(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(float(row[key]) for key in ("step", "train/loss")) for row in rows if row["train/loss"]]
 
 
-def test_two_nodes_train_as_one_process_with_the_same_global_batch(tmp_path):
+@pytest.mark.parametrize("launcher", [by_torchrun, by_srun])
+def test_two_nodes_train_as_one_process_with_the_same_global_batch(launcher, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
     ended(start(one, "log", *COMMAND), one / "log")
-    agents = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    agents += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    nodes = [start(two, rank, *agents, "--node_rank", rank, *COMMAND, *NODES) for rank in ("0", "1")]
+    port = free_port()
+    launches = [(node, *launcher(node, port)) for node in ("0", "1")]
+    nodes = [start(two, node, *words, *COMMAND, *NODES, **variables) for node, words, variables in launches]
     try:
         for rank, node in enumerate(nodes):
             ended(node, two / str(rank))
