@@ -16,7 +16,7 @@ GROUND = {
     "threats", "losses", "magnitudes", "keywords", "shown", "batch", "seeds", "require", "guards", "terminal",
     "logits", "lightning_internals", "lightning_cli_internals", "torch_internals", "whole_files", "checkpoint_files",
     "folder_locks", "metrics_files", "weight_files", "checkpoint_sections", "checkpoint_states", "costs", "ranks",
-    "limits", "compilation",
+    "limits", "compilation", "host_memory",
 }  # fmt: skip
 BELOW_ATTACKS = GROUND | {"schedules", "nets"}
 BELOW_MEASURES = BELOW_ATTACKS | {"attacks", "data", "selection"}

@@ -48,7 +48,11 @@ def blocks(script, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "block", ["attack_speed", "autoattack_speed", "benchmark_full", "peak_memory", "start_up_speed", "step_profile"]
+    "block",
+    [
+        *("attack_speed", "autoattack_speed", "benchmark_full", "kept_memory", "peak_memory", "start_up_speed"),
+        "step_profile",
+    ],
 )
 def test_a_block_without_results_is_empty(blocks, block):
     assert getattr(blocks, block)() == ""
@@ -444,6 +448,32 @@ def test_the_peak_of_a_fit_is_measured_in_a_process_of_its_own(script, blocks, t
     # A backward needs the inputs of the first stage's 5 convolutions and BatchNorms, 8 x 32 x 32 floats per image.
     assert 1e-6 * 64 * 10 * 8 * 32 * 32 * 4 < rows["Natural"]["megabytes"] < 120
     assert "| Natural | " in blocks.peak_memory()
+
+
+def test_a_fit_whose_freed_memory_is_kept_takes_turns_with_one_as_it_is(script, blocks, monkeypatch, tmp_path):
+    kept, runs = script.load("kept_memory"), []
+
+    def measured(words, **_):
+        runs.append("--kept" in words)
+        found = {"seconds": [0.1] if "--kept" in words else [0.1, 0.3], "bytes": 10**6 * len(runs)}
+        return SimpleNamespace(stdout=f"a banner\nmeasured: {json.dumps(found)}\n")
+
+    monkeypatch.setattr(kept.subprocess, "run", measured)
+    script.run(kept, "--methods", "NFGSM", "--turns", "3", "--out", "kept_memory.json")
+    assert runs == [False, True] * 3 * len(kept.PRECISIONS)
+    row = json.loads((tmp_path / "kept_memory.json").read_text())["rows"]["NFGSM, 32-true"]
+    assert row["to_returned"] == 0.5
+    assert row["kept"] == {"seconds": 0.1, "megabytes": 4}
+    assert "| NFGSM, 32-true | 200 | 100 | 0.50 (0.50 to 0.50) | 3 | 4 |" in blocks.kept_memory()
+
+
+def test_the_fit_of_kept_memory_is_that_of_the_method_in_its_precision(script, capsys):
+    kept = script.load("kept_memory")
+    words = ("--width", "2", "--batch", "2", "--batches", "3", "--methods", "TRADES", "--only", "bf16-mixed")
+    script.run(kept, *words)
+    found = json.loads(capsys.readouterr().out.rpartition("measured: ")[2])
+    assert len(found["seconds"]) == 3
+    assert found["bytes"] > 50e6, "at least torch itself"
 
 
 def test_each_net_is_trained_in_both_precisions_once(script, blocks, monkeypatch, tmp_path, capsys):

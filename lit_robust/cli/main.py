@@ -21,6 +21,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The arguments, those of the process by default.
     """
+    own_process = args is None
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["--version"]:
         print(f"lit-robust {__version__}")
@@ -28,7 +29,10 @@ def main(args: Sequence[str] | None = None) -> None:
     check_command(args)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     from lit_robust.cli.robust_cli import run
+    from lit_robust.host_memory import keep_freed_memory
 
+    if own_process:
+        keep_freed_memory()
     run(args)
 
 

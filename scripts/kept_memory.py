@@ -1,0 +1,88 @@
+"""Time ``trainer.fit`` on a CPU where glibc keeps freed memory, as in the command, beside a fit where it does not.
+
+    python scripts/kept_memory.py     # writes scripts/results/kept_memory.json
+
+By default glibc returns memory that a batch frees to the system, which clears it for the next batch. Each method and
+precision is trained on a few batches in two processes, one as it is and one that calls ``keep_freed_memory``, in turns.
+Reported are the median of all batches, the median and the range of the ratios of single turns, and the highest resident
+memory of the whole process.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from benchmark import METHODS, TakingTurns, fit, parser_of, sgd
+from lightning.pytorch import seed_everything
+from measured import about, builder, ratio, resident
+
+from lit_robust import defenses
+from lit_robust.host_memory import keep_freed_memory
+
+RESULT = Path(__file__).parent / "results/kept_memory.json"
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def trained(args: argparse.Namespace, name: str, precision: str) -> dict[str, Any]:
+    """Seconds of each batch of a fit, and the highest resident memory of this process in bytes."""
+    seed_everything(0, verbose=False)
+    cls, method = METHODS[name]
+    net = builder(args.net, args.width, args.shape[0])()
+    module = getattr(defenses, cls)(net, 10, channels_last=True, optimizer=sgd, **method.arguments)
+    x, y = torch.rand(args.batch, *args.shape), torch.randint(10, (args.batch,))
+    times: dict[str, list[float]] = {}
+    fit(module, TakingTurns("fit", {}, times), args, x, y, precision=precision)
+    return {"seconds": times["fit"], "bytes": resident(peak=True)}
+
+
+def process(*words: str) -> dict[str, Any]:
+    """What a process of its own measures."""
+    told = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(told.rpartition("measured: ")[2])
+
+
+def row(turns: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """A method's seconds and memory, as it is and kept."""
+    times = [{how: found["seconds"] for how, found in turn.items()} for turn in turns]
+    return ratio(times, "kept", "returned") | {
+        how: {
+            "seconds": round(median(one for turn in times for one in turn[how]), 4),
+            "megabytes": round(median(turn[how]["bytes"] for turn in turns) / 1e6),
+        }
+        for how in turns[0]
+    }
+
+
+def main() -> None:
+    """Run every method in both ways, and write the table."""
+    parser = parser_of(__doc__)
+    parser.set_defaults(methods=["NFGSM", "PGDAT, eval", "TRADES"])
+    parser.add_argument("--batches", type=int, default=8, help="timed batches of each process")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--only", choices=PRECISIONS, help="train in this precision; what each process is asked for")
+    parser.add_argument("--kept", action="store_true", help="and keep freed memory")
+    args = parser.parse_args()
+    if args.only:
+        if args.kept and not keep_freed_memory():
+            sys.exit("glibc cannot be told to keep memory here, or has been told otherwise: unset MALLOC_ variables.")
+        print("measured:", json.dumps(trained(args, *args.methods, args.only)))
+        return
+    rows: dict[str, Any] = {}
+    for name in args.methods:
+        for precision in PRECISIONS:
+            words = [*sys.argv[1:], "--methods", name, "--only", precision]
+            turns = [{"returned": process(*words), "kept": process(*words, "--kept")} for _ in range(args.turns)]
+            rows[f"{name}, {precision}"] = row(turns)
+            print(name, precision, row(turns), flush=True)
+    record = {"net": args.net, "width": args.width, "batch": args.batch, "turns": args.turns, "rows": rows}
+    args.out.write_text(json.dumps(record | about(torch.device("cpu")), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""glibc keeps freed memory in the command's process, and in no other."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lit_robust import host_memory
+from lit_robust.cli import main, robust_cli
+
+BLOCKS = """
+import re
+from lit_robust.host_memory import keep_freed_memory
+
+def megabytes():
+    return int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1000
+
+kept = keep_freed_memory()
+before = megabytes()
+blocks = [bytearray(b"x" * 2**23) for _ in range(16)]
+between = bytearray(b"x")
+del blocks
+print(kept, round(megabytes() - before))
+"""
+
+
+def kept(**variables):
+    """Whether memory is said to be kept, and the megabytes that a process holds after it has freed 134."""
+    environment = {name: value for name, value in os.environ.items() if name not in host_memory.PARAMETERS}
+    words = [sys.executable, "-c", BLOCKS]
+    told = subprocess.run(words, env=environment | variables, capture_output=True, text=True, check=True).stdout
+    said, held = told.split()
+    return said == "True", int(held)
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="no glibc")
+def test_freed_memory_is_kept_unless_the_user_says_how_it_is_freed():
+    said, held = kept()
+    assert said
+    assert held > 130
+    for variable in host_memory.PARAMETERS:
+        assert not kept(**{variable: "131072"})[0], variable
+    said, held = kept(GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")
+    assert not said
+    assert held < 30
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    for variable in host_memory.PARAMETERS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: object())
+    assert host_memory.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(("args", "times"), [(None, 1), (["fit"], 0)])
+def test_only_the_commands_own_process_keeps_its_memory(monkeypatch, args, times):
+    calls = []
+    monkeypatch.setattr(sys, "argv", ["lit-robust", "fit"])
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(robust_cli, "run", lambda args: calls.append(args))
+    main(args)
+    assert calls == ["kept"] * times + [["fit"]]
