@@ -9,10 +9,12 @@ from torch import nn
 from lit_robust.attacks import FGSM
 from lit_robust.callbacks import ProgressiveResizing
 from lit_robust.data import ImageFolderDataModule
+from lit_robust.data.augment import resized
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear, Staircase
+from tests.stranger import DigitsData
 from tests.test_resume import TinyData, differences
-from tests.tiny import SaveAfter, trainer
+from tests.tiny import CLASSES, SaveAfter, trainer
 
 PLAN = (Staircase([0, 1, 3], [8, 12, 16]), Staircase([0, 1, 3], [8, 4, 3]))
 #: Images and pixels of the batches of four epochs, with 16 images to train on.
@@ -52,11 +54,13 @@ def photos_in(root, **kwargs):
     return ImageFolderDataModule(str(root), **given)
 
 
-def method():
+def method(classes=2):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2))
-    return PGDAT(net, 2, FGSM(0.02), alarm_images=0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes)
+        )
+    return PGDAT(net, classes, FGSM(0.02), alarm_images=0)
 
 
 def fit(folder, data, *callbacks, plan=PLAN, ckpt_path=None, module=None, **kwargs):
@@ -123,9 +127,47 @@ def test_sizes_that_no_batch_can_have_are_refused_before_training(tmp_path, phot
         fit(tmp_path, photos_in(photos), plan=plan)
 
 
+def test_small_data_sets_are_resized_for_training_only(tmp_path):
+    seen, module, run = fit(
+        tmp_path, TinyData(), plan=(Staircase([0, 1], [4, 6]),), module=method(CLASSES), max_epochs=2
+    )
+    assert {size for _, size in seen.trained[:3]} == {4}
+    assert {size for _, size in seen.trained[3:]} == {6}
+    run.test(module, TinyData(), verbose=False)
+    assert {size for _, size in seen.validated} == {*seen.tested} == {8}
+
+
+def test_resized_images_are_those_of_the_whole_size_seen_from_further_away():
+    data, smaller = TinyData(), TinyData()
+    smaller.image_size = 4
+    for loader in ("train_dataloader", "selection_dataloader"):
+        for whole, small in zip(getattr(data, loader)(), getattr(smaller, loader)(), strict=True):
+            assert torch.equal(whole.index, small.index)
+            assert small.x.shape[-2:] == (4, 4)
+            assert torch.allclose(whole.x.mean((2, 3)), small.x.mean((2, 3)), atol=0.05), (
+                "also their crops are the same"
+            )
+    assert torch.equal(next(iter(data.val_dataloader())).x, next(iter(smaller.val_dataloader())).x)
+
+
+@pytest.mark.parametrize("batches", [2, 3, 4], ids=lambda batches: f"after {batches} batches")
+def test_small_data_sets_resume_bit_for_bit_too(tmp_path, batches):
+    plan, path = (Staircase([0, 1], [4, 6]),), tmp_path / "stop.ckpt"
+    whole = fit(tmp_path, TinyData(), SaveAfter(batches, path), plan=plan, module=method(CLASSES), max_epochs=2)[1]
+    seen, rest, _ = fit(tmp_path, TinyData(), plan=plan, module=method(CLASSES), max_epochs=2, ckpt_path=path)
+    assert differences(rest.state_dict(), whole.state_dict()) == []
+    assert {size for _, size in seen.trained} == ({4, 6} if batches < 3 else {6})
+
+
+def test_images_of_two_sides_keep_their_proportion():
+    x = torch.rand(2, 3, 8, 16)
+    assert resized(x, 4).shape == (2, 3, 4, 8)
+    assert resized(x, 8) is x
+
+
 def test_data_of_one_size_are_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"image_size .* TinyData"):
-        fit(tmp_path, TinyData())
+    with pytest.raises(TypeError, match=r"image_size .* DigitsData"):
+        fit(tmp_path, DigitsData())
 
 
 def test_two_of_them_are_refused(tmp_path, photos):

@@ -12,10 +12,10 @@ from lit_robust.schedules import Schedule
 
 
 class Sized(Protocol):
-    """What is needed of the trainer's data module, as every ``FolderDataModule`` has it; its loaders must follow."""
+    """What is needed of the trainer's data module, as all of ``lit_robust.data`` have it; its loaders must follow."""
 
-    #: Height and width of the images in a batch.
-    image_size: int
+    #: Height and width of the images in a batch of training.
+    image_size: int | None
     #: The number of images in a batch of a rank.
     batch_size: int
 
@@ -28,10 +28,11 @@ class ProgressiveResizing(Callback):
 
         ProgressiveResizing(Staircase([0, 6, 12], [128, 224, 288]), Staircase([0, 6, 12], [512, 224, 128]))
 
-    The sizes depend only on the epoch, so there is no state to resume; the loaders are made again for every epoch. Each
-    epoch's validation has that epoch's size, so its accuracies are comparable within a size only. A test or prediction
-    has the size of the last epoch. The net must take images of any size, as those of torchvision and of
-    ``lit_robust.nets`` for ImageNet do. Learning rates that belong to a size are a matter of ``lr_scheduler``.
+    The sizes depend only on the epoch, so there is no state to resume; the loaders are made again for every epoch. With
+    a ``FolderDataModule``, each epoch's validation has that epoch's size, so its accuracies are comparable within a
+    size only, and a test or prediction has the size of the last epoch. Small data sets that stay on the device, such as
+    CIFAR-10, are resized for training only. The net must take images of any size, as ResNets do. Learning rates that
+    belong to a size are a matter of ``lr_scheduler``.
 
     Args:
         image_size: The height and width at each epoch, rounded.
@@ -58,7 +59,7 @@ class ProgressiveResizing(Callback):
         if missing := [name for name in self.schedules if not hasattr(data, name)]:
             raise TypeError(
                 f"ProgressiveResizing sets {missing[0]} of the data module, but {type(data).__name__} has none: give "
-                "the trainer a FolderDataModule, such as ImageFolderDataModule, or another one with this attribute."
+                "the trainer a data module of lit_robust.data, or another one with this attribute."
             )
         for epoch in range(_epochs(trainer)):
             for name, size in self.sizes(epoch).items():

@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch, each image with its own draw."""
+"""Random crops and flips of a whole batch, each image with its own draw, and another size of all images."""
 
 import torch
 import torch.nn.functional as F
@@ -34,3 +34,14 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int | None = N
     rows = top + along(2, height)
     columns = left + torch.where(mirrored == 1, width - 1 - along(3, width), along(3, width))
     return F.pad(x, [padding] * 4)[along(0, n), along(1, channels), rows, columns]
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Resize images so that their shorter side has ``size`` pixels, bilinearly with antialiasing.
+
+    Shape:
+        x: ``(N, C, H, W)`` float;  returned: ``(N, C, size, size)`` for square images.
+    """
+    height, width = x.shape[-2:]
+    to = [round(side * size / min(height, width)) for side in (height, width)]
+    return x if to == [height, width] else F.interpolate(x, to, mode="bilinear", antialias=True).clamp(0, 1)

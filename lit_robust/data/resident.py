@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_robust import require
 from lit_robust.batch import Batch, class_labels
-from lit_robust.data.augment import crop_and_flip
+from lit_robust.data.augment import crop_and_flip, resized
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.loaders import EpochLoader, Samples
 
@@ -28,6 +28,9 @@ class ResidentLoader(EpochLoader):
     Shape:
         images: ``(N, C, H, W)`` uint8;  labels: ``(N,)`` int64.
     """
+
+    #: The shorter side of a batch's images; None leaves them as they are.
+    image_size: int | None = None
 
     def __init__(
         self,
@@ -55,7 +58,9 @@ class ResidentLoader(EpochLoader):
             if self.augment:
                 generator.manual_seed(self.draw_seed(number))
                 x = crop_and_flip(x, generator)
-            yield Batch(x.to(torch.float32) / self.white, self.labels[index], index, weight)
+            x = x.to(torch.float32) / self.white
+            x = x if self.image_size is None else resized(x, self.image_size)
+            yield Batch(x, self.labels[index], index, weight)
 
 
 class ResidentDataModule(ImageDataModule):
@@ -63,6 +68,10 @@ class ResidentDataModule(ImageDataModule):
 
     #: The stored value of a pixel of 1.0.
     white: ClassVar[int] = 255
+
+    #: The shorter side of the images of training, which ``ProgressiveResizing`` sets; None leaves them as they are. The
+    #: images of validation and test always have ``image_shape``.
+    image_size: int | None = None
 
     @abstractmethod
     def _arrays(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -98,6 +107,18 @@ class ResidentDataModule(ImageDataModule):
                 f"num_classes={self.num_classes}: number the classes from 0 on."
             )
         return images, labels
+
+    def train_dataloader(self) -> EpochLoader:
+        """The selected training images, shuffled, augmented and resized; with ``overfit_batches`` in order."""
+        return self._of_training(super().train_dataloader())
+
+    def selection_dataloader(self) -> EpochLoader:
+        """All training images in order, augmented and resized as in training, for coresets."""
+        return self._of_training(super().selection_dataloader())
+
+    def _of_training(self, loader: EpochLoader) -> EpochLoader:
+        vars(loader)["image_size"] = self.image_size
+        return loader
 
     def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
         images, labels = self._sets[train]
