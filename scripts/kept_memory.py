@@ -61,9 +61,9 @@ def row(turns: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 def main() -> None:
     """Run every method in both ways, and write the table."""
     parser = parser_of(__doc__)
-    parser.set_defaults(methods=["NFGSM", "PGDAT, eval", "TRADES"])
+    parser.set_defaults(methods=["NFGSM", "PGDAT, eval"])
     parser.add_argument("--batches", type=int, default=8, help="timed batches of each process")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--only", choices=PRECISIONS, help="train in this precision; what each process is asked for")
     parser.add_argument("--kept", action="store_true", help="and keep freed memory")
