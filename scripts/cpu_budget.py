@@ -41,6 +41,7 @@ from lit_robust.cli.parser import Parser
 from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.data import ImageDataModule
 from lit_robust.defenses import Defense
+from lit_robust.host_memory import keep_freed_memory
 from lit_robust.measures.accuracy import Accuracy, surviving
 from lit_robust.measures.alarms import Alarms
 from lit_robust.measures.image_blocks import Blocks
@@ -366,6 +367,7 @@ def main(args: list[str] | None = None) -> None:
         torch.set_num_threads(asked.threads or text["sets"][asked.set].get("threads", 1))
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
+        keep_freed_memory()  # as the command does
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
         if asked.time_again:
             with quiet():

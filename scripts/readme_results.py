@@ -429,8 +429,13 @@ def cpu_cifar_headline() -> str:
     lines = [["candidate", "epochs", "minutes", "PGD-10 on held-out images"], ["---", *["---:"] * 3]]
     for row, (record,) in candidates.items():
         name = f"**`{row}`**" if held_out[row] == max(held_out.values()) else f"`{row}`"
-        lines.append([name, str(record["epochs"]), f"{minutes(record):.1f}", f"{100 * held_out[row]:.1f}"])
-    chosen = f"{markdown(lines)}\n\nOne seed; {machines([of for records in candidates.values() for of in records])}."
+        n = record["config"]["data"]["init_args"]["next_size"]
+        low, high = Accuracy(held_out[row], n).interval
+        found = f"{100 * held_out[row]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        lines.append([name, str(record["epochs"]), f"{minutes(record):.1f}", found])
+    about = f"{n:,} held-out images, 95 % intervals over images"
+    trained = [record for records in candidates.values() for record in records]
+    chosen = f"{markdown(lines)}\n\nOne seed; {about}; {machines(trained)}."
     if not winner:
         return chosen
     ((_, records),) = winner.items()

@@ -1,10 +1,13 @@
 """The sets of scripts/cpu_budget.yaml on coresets and on CIFAR-10, before and while they run; results are in others."""
 
 import csv
+import json
 import re
 import struct
 import sys
 from copy import deepcopy
+from fractions import Fraction
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +18,11 @@ import yaml
 from lit_robust.batch import Batch
 from lit_robust.cli import main
 from lit_robust.cli.config import load, merged
+from lit_robust.defenses import NFGSM
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-RECIPE = SCRIPTS.parent / "configs/recipes/two_cores/mnist_fast_cnn_composed.yaml"
+RECIPES = SCRIPTS.parent / "configs/recipes/two_cores"
+RECIPE = RECIPES / "mnist_fast_cnn_composed.yaml"
 SELECTORS = ["craig", "gradmatch", "random_fixed", "random_redrawn"]
 TEXT = load(str(SCRIPTS / "cpu_budget.yaml"))
 
@@ -90,6 +95,17 @@ def test_at_most_six_candidates_are_compared_on_images_that_are_not_trained_on(b
     from lit_robust.nets import resnet18
 
     assert sum(parameter.numel() for parameter in resnet18(width=width).parameters()) < 3_000_000
+
+
+HALF_AN_HOUR = "cpu_cifar_headline_30"
+
+
+def test_the_winner_is_the_candidate_that_does_best_with_more_images_and_epochs(budget):
+    winner = budget.rows_of(TEXT, HALF_AN_HOUR)["winner@0"]["config"]["model"]["init_args"]
+    rows = json.loads((SCRIPTS / "results/cpu_cpu_cifar_headline.json").read_text())["rows"]
+    best = max(rows.values(), key=lambda record: record["diary"]["val/acc/robust"][-1])["config"]["model"]["init_args"]
+    same = best.keys() - {"lr_scheduler", "test_attacks"}
+    assert {name: winner[name] for name in same} == {name: best[name] for name in same}
 
 
 # What they cost.
@@ -308,6 +324,25 @@ def test_the_composed_recipe_is_the_row(budget):
     assert recipe["model"]["class_path"] == row["model"]["class_path"] == "NuAT"
     said = recipe["model"]["init_args"]
     assert {name: said[name] for name in row["model"]["init_args"]} == row["model"]["init_args"]
+
+
+def test_the_recipe_of_half_an_hour_is_the_winner(budget):
+    recipe = merged(load(str(RECIPES / "cifar10_resnet18_16_nfgsm.yaml")))
+    row = budget.rows_of(TEXT, HALF_AN_HOUR)["winner@0"]["config"]
+    assert recipe["trainer"]["callbacks"][-2:] == row["trainer"]["callbacks"][:2]
+    for name in ("max_epochs", "precision"):
+        assert recipe["trainer"][name] == row["trainer"][name]
+    assert recipe["data"]["init_args"]["batch_size"] == row["data"]["init_args"]["batch_size"]
+    assert recipe["model"]["class_path"] == row["model"]["class_path"] == "NFGSM"
+    said, of_row = recipe["model"]["init_args"], row["model"]["init_args"]
+    assert said["k"] == signature(NFGSM).parameters["k"].default, "the row does not say it"
+    for name in ("net", "optimizer", "channels_last", "attack_bn_mode"):
+        assert said[name] == of_row[name]
+    for part, numbers in (("lr_scheduler", ("up", "down")), ("attack", ("eps",)), ("val_attack", ("eps", "step_size"))):
+        assert said[part]["class_path"] == of_row[part]["class_path"]
+        for name in numbers:
+            expected = pytest.approx(of_row[part]["init_args"][name], rel=1e-3)
+            assert float(Fraction(str(said[part]["init_args"][name]))) == expected
 
 
 def test_the_composed_recipe_delays_selects_ramps_and_averages(mnist, tmp_path, monkeypatch):

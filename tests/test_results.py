@@ -177,6 +177,7 @@ def on_cifar(seed, accuracy, **changed):
     """A record on CIFAR-10: two threads, bf16, AutoAttack on 200 images of seed 0."""
     record = on_coresets(seed, accuracy, 60.0)
     record["config"]["trainer"]["precision"] = "bf16-mixed"
+    record["config"]["data"]["init_args"]["next_size"] = 1000
     record["hardware"]["threads"] = 2
     record["diary"]["val/acc/robust"] = [0.2, accuracy / 100]
     names = ("clean", "pgd50", "gama", "pgd20_last", "pgd50_10", "pgd50_margin")
@@ -236,7 +237,8 @@ def test_the_candidate_that_does_best_on_held_out_images_is_the_winner(readme, m
     candidates["nuat_wa"]["diary"]["val/acc/robust"] = [0.9, 0.31]
     (tmp_path / "cpu_cpu_cifar_headline.json").write_text(json.dumps({"rows": candidates}))
     chosen = readme.BLOCKS["cpu_cifar_headline"]()
-    assert "| `nfgsm` | 10 | 1.1 | 30.0 |\n| **`nuat_wa`** | 10 | 1.1 | 31.0 |" in chosen
+    assert "| `nfgsm` | 10 | 1.1 | 30.0 [27.2, 32.9] |\n| **`nuat_wa`** | 10 | 1.1 | 31.0 [28.2, 33.9] |" in chosen
+    assert "One seed; 1,000 held-out images, " in chosen
     assert "2 threads of abacus, bf16-mixed" in chosen
     rows = {f"winner@{seed}": on_cifar(seed, 40.0 + seed, epochs=20) for seed in range(3)}
     rows["winner@1"]["last"]["autoattack_1000"] = [39.0, 38.0, 40.0, 1000]
