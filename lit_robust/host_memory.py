@@ -15,15 +15,19 @@ PARAMETERS = {
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory until this process ends; the command does so, see "What a step costs" in README.md.
 
-    By default glibc returns it after each batch, and the kernel clears it for the next one. A training on a CPU is
-    faster without, and its peak of memory the same.
+    By default glibc returns it after each batch, and the kernel clears it for the next one. Without that, a training on
+    a CPU is usually faster where the activations of a batch are tensors below 32 MB, and needs no more memory. So do
+    processes that are forked later, such as the workers of a loader.
 
     Returns:
-        Whether it is kept: not where the C library is another one, nor where an environment variable already sets what
-        glibc does (``MALLOC_TRIM_THRESHOLD_`` and the like, or ``GLIBC_TUNABLES``).
+        Whether glibc accepts it: not where the C library is another one, nor where an environment variable already says
+        what glibc does (``MALLOC_TRIM_THRESHOLD_`` and the like, or ``GLIBC_TUNABLES``).
     """
-    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or not PARAMETERS.keys().isdisjoint(os.environ)
+    tuned = {*PARAMETERS, "MALLOC_MMAP_MAX_"} & os.environ.keys() or "glibc.malloc" in os.getenv("GLIBC_TUNABLES", "")
     if tuned or os.name != "posix":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(number, value) for number, value in PARAMETERS.values())
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    return all(mallopt(number, value) for number, value in PARAMETERS.values())

@@ -367,7 +367,8 @@ def main(args: list[str] | None = None) -> None:
         torch.set_num_threads(asked.threads or text["sets"][asked.set].get("threads", 1))
         # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
         torch.set_flush_denormal(True)
-        keep_freed_memory()  # as the command does
+        if text["sets"][asked.set].get("keep_memory", False):
+            keep_freed_memory()
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
         if asked.time_again:
             with quiet():

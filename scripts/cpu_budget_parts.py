@@ -48,7 +48,7 @@ class FirstCIFAR10(First, CIFAR10DataModule):
 
 
 class ResizedCIFAR10(FirstCIFAR10):
-    """The same, by the name in the records of a candidate: all small sets can be resized now."""
+    """``FirstCIFAR10`` under the name that the record of the candidate ``nfgsm_resized`` has."""
 
 
 class Diary(Callback):

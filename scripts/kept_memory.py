@@ -3,9 +3,9 @@
     python scripts/kept_memory.py     # writes scripts/results/kept_memory.json
 
 By default glibc returns memory that a batch frees to the system, which clears it for the next batch. Each method and
-precision is trained on a few batches in two processes, one as it is and one that calls ``keep_freed_memory``, in turns.
-Reported are the median of all batches, the median and the range of the ratios of single turns, and the highest resident
-memory of the whole process.
+precision is trained on a few batches in two processes, one as it is and one that calls ``keep_freed_memory``, in turns,
+every second time in the other order. Reported are the median of all batches, the median and the range of the ratios of
+single turns, and the highest resident memory of the whole process.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def row(turns: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             "seconds": round(median(one for turn in times for one in turn[how]), 4),
             "megabytes": round(median(turn[how]["bytes"] for turn in turns) / 1e6),
         }
-        for how in turns[0]
+        for how in ("returned", "kept")
     }
 
 
@@ -77,7 +77,9 @@ def main() -> None:
     for name in args.methods:
         for precision in PRECISIONS:
             words = [*sys.argv[1:], "--methods", name, "--only", precision]
-            turns = [{"returned": process(*words), "kept": process(*words, "--kept")} for _ in range(args.turns)]
+            both = {"returned": words, "kept": [*words, "--kept"]}
+            orders = [sorted(both, reverse=turn % 2 == 0) for turn in range(args.turns)]
+            turns = [{how: process(*both[how]) for how in order} for order in orders]
             rows[f"{name}, {precision}"] = row(turns)
             print(name, precision, row(turns), flush=True)
     record = {"net": args.net, "width": args.width, "batch": args.batch, "turns": args.turns, "rows": rows}

@@ -436,6 +436,12 @@ def cpu_cifar_headline() -> str:
     about = f"{n:,} held-out images, 95 % intervals over images"
     trained = [record for records in candidates.values() for record in records]
     chosen = f"{markdown(lines)}\n\nOne seed; {about}; {machines(trained)}."
+    for row, (record,) in candidates.items():
+        if 0.0 in (curve := record["diary"]["val/acc/robust"][1:]):
+            epochs = ", ".join(str(epoch) for epoch, value in enumerate(curve, 2) if value == 0)
+            chosen += (
+                f" `{row}` overfitted catastrophically on the way: no image withstood PGD-10 after epoch {epochs}."
+            )
     if not winner:
         return chosen
     ((_, records),) = winner.items()

@@ -251,7 +251,7 @@ def kept_memory() -> str:
     results = read(RESULTS / "kept_memory.json")
     if not results:
         return ""
-    lines = [["training", "ms per batch", "kept", "ratio", "MB", "kept"], ["---", *["---:"] * 5]]
+    lines = [["training", "ms, returned", "ms, kept", "ratio", "MB, returned", "MB, kept"], ["---", *["---:"] * 5]]
     for name, row in results["rows"].items():
         seconds, memory = ([row[how][key] for how in ("returned", "kept")] for key in ("seconds", "megabytes"))
         lowest, highest = row["to_returned_range"]
@@ -259,10 +259,10 @@ def kept_memory() -> str:
         lines.append([name, *(f"{1000 * one:.0f}" for one in seconds), ratio, *map(str, memory)])
     return (
         "On Linux with glibc, memory that a batch frees goes back to the system, which clears it for the next one. The "
-        "command keeps it; from Python, call `lit_robust.host_memory.keep_freed_memory()`. A variable such as "
-        "`MALLOC_TRIM_THRESHOLD_` of your own is left as it is. On a CPU (`scripts/kept_memory.py`):\n\n"
-        f"{markdown(lines)}\n\nMedians of {results['turns']} turns, and the range of the ratio; MB: the highest memory "
-        f"of the whole process; {where(results)}."
+        "command keeps blocks below 32 MB; from Python, call `lit_robust.host_memory.keep_freed_memory()`. A variable "
+        "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. On a CPU (`scripts/kept_memory.py`):\n\n"
+        f"{markdown(lines)}\n\nMedians per batch, and of the ratios of {results['turns']} turns with their range; MB: "
+        f"the highest memory of the whole process; {where(results)}."
     )
 
 

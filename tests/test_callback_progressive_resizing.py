@@ -1,11 +1,14 @@
 """ProgressiveResizing: the sizes of images and batches follow the epoch, also after a stop."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from PIL import Image
 from torch import nn
 
+from lit_robust import defenses
 from lit_robust.attacks import FGSM
 from lit_robust.callbacks import ProgressiveResizing
 from lit_robust.data import ImageFolderDataModule
@@ -168,6 +171,56 @@ def test_images_of_two_sides_keep_their_proportion():
 def test_data_of_one_size_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"image_size .* DigitsData"):
         fit(tmp_path, DigitsData())
+
+
+def test_a_size_that_the_net_cannot_read_is_refused_before_the_epochs_of_another(tmp_path, photos):
+    flat = PGDAT(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), 2, FGSM(0.02), alarm_images=0)
+    before = copy.deepcopy(flat.state_dict())
+    with pytest.raises(ValueError, match=r"^image_size at epoch 1=12: Sequential cannot read .* such as a ResNet"):
+        fit(tmp_path, photos_in(photos), module=flat)
+    assert differences(flat.state_dict(), before) == []
+
+
+def test_a_small_data_set_is_not_enlarged(tmp_path):
+    with pytest.raises(ValueError, match=r"^image_size at epoch 1=9 would enlarge .* TinyData: .* at most 8"):
+        fit(tmp_path, TinyData(), plan=(Staircase([0, 1], [8, 9]),), module=method(CLASSES))
+
+
+class OwnLoader(TinyData):
+    """Its batches have one size, whatever is set."""
+
+    def train_dataloader(self):
+        self.image_size = None
+        return super().train_dataloader()
+
+
+def test_data_that_do_not_follow_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^image_size=4 .* OwnLoader has images of 8x8"):
+        fit(tmp_path, OwnLoader(), plan=(Staircase([0, 1], [4, 6]),), module=method(CLASSES))
+
+
+@pytest.mark.parametrize("size", [(4, 4), 0, "small"])
+def test_a_size_of_ones_own_must_be_a_number_of_pixels(size):
+    data = TinyData()
+    data.image_size = size
+    with pytest.raises(ValueError, match=r"^image_size=.* an integer"):
+        data.train_dataloader()
+
+
+def test_data_keep_no_size_after_a_run(tmp_path, photos):
+    for data in (TinyData(), photos_in(photos)):
+        before = data.image_size, data.batch_size
+        for _ in range(2):
+            fit(tmp_path, data, plan=(Staircase([0, 1], [4, 6]), Staircase([0, 1], [3, 2])), module=method(CLASSES))
+            assert (data.image_size, data.batch_size) == before
+
+
+@pytest.mark.parametrize("name", ["FreeAT", "FastAT", "NuAT2"])
+def test_what_a_method_remembers_of_images_may_have_another_size(tmp_path, name):
+    attack, net = FGSM(0.02), method(CLASSES).net
+    module = getattr(defenses, name)(net, CLASSES, attack, alarm_images=0)
+    seen, _, _ = fit(tmp_path, TinyData(), plan=(Staircase([0, 1], [4, 6]),), module=module, max_epochs=2)
+    assert {size for _, size in seen.trained} == {4, 6}
 
 
 def test_two_of_them_are_refused(tmp_path, photos):

@@ -34,10 +34,10 @@ def by_torchrun(node: str, port: int) -> tuple[list[str], dict[str, str]]:
 
 
 def by_srun(node: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """What srun tells the tasks that it starts, for a job of two nodes with one task each."""
-    job = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1"}
+    """Of what srun tells the tasks of a job of two nodes what Lightning reads; its port follows from the job's id."""
+    job = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "localhost,other"}
     task = {"SLURM_NODEID": node, "SLURM_PROCID": node, "SLURM_LOCALID": "0"}
-    return [], {**job, **task, "SLURM_JOB_NAME": "fit", "MASTER_PORT": str(port)}
+    return [], {**job, **task, "SLURM_JOB_NAME": "fit", "SLURM_JOB_ID": f"12{port % 10_000:04}"}
 
 
 def start(folder: Path, log: str, *words: str, **variables: str) -> subprocess.Popen[bytes]:

@@ -239,6 +239,11 @@ def test_the_candidate_that_does_best_on_held_out_images_is_the_winner(readme, m
     chosen = readme.BLOCKS["cpu_cifar_headline"]()
     assert "| `nfgsm` | 10 | 1.1 | 30.0 [27.2, 32.9] |\n| **`nuat_wa`** | 10 | 1.1 | 31.0 [28.2, 33.9] |" in chosen
     assert "One seed; 1,000 held-out images, " in chosen
+    assert "overfitted" not in chosen
+    candidates["nfgsm"]["diary"]["val/acc/robust"] = [0.0, 0.2, 0.0, 0.0, 0.3]
+    (tmp_path / "cpu_cpu_cifar_headline.json").write_text(json.dumps({"rows": candidates}))
+    chosen = readme.BLOCKS["cpu_cifar_headline"]()
+    assert "`nfgsm` overfitted catastrophically on the way: no image withstood PGD-10 after epoch 3, 4." in chosen
     assert "2 threads of abacus, bf16-mixed" in chosen
     rows = {f"winner@{seed}": on_cifar(seed, 40.0 + seed, epochs=20) for seed in range(3)}
     rows["winner@1"]["last"]["autoattack_1000"] = [39.0, 38.0, 40.0, 1000]

@@ -3,21 +3,33 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from lit_robust import require
 from lit_robust.callbacks.needs import check_alone
+from lit_robust.data.augment import sides
+from lit_robust.data.resident import ResidentDataModule
+from lit_robust.first_batch import outputs
 from lit_robust.lightning_internals import epochs_done, reload_every_epoch
+from lit_robust.nets.image_shapes import name_of
 from lit_robust.schedules import Schedule
 
 
 class Sized(Protocol):
     """What is needed of the trainer's data module, as all of ``lit_robust.data`` have it; its loaders must follow."""
 
-    #: Height and width of the images in a batch of training.
+    #: The shorter side of the images in a batch of training.
     image_size: int | None
     #: The number of images in a batch of a rank.
     batch_size: int
+
+
+class WithNet(Protocol):
+    """What is read of the module: a net, which is tried on each size."""
+
+    net: nn.Module
 
 
 class ProgressiveResizing(Callback):
@@ -32,15 +44,16 @@ class ProgressiveResizing(Callback):
     a ``FolderDataModule``, each epoch's validation has that epoch's size, so its accuracies are comparable within a
     size only, and a test or prediction has the size of the last epoch. Small data sets that stay on the device, such as
     CIFAR-10, are resized for training only. The net must take images of any size, as ResNets do. Learning rates that
-    belong to a size are a matter of ``lr_scheduler``.
+    belong to a size are a matter of ``lr_scheduler``. Afterwards the data have the sizes that they had before.
 
     Args:
-        image_size: The height and width at each epoch, rounded.
+        image_size: The shorter side at each epoch, rounded; images of a small data set keep their proportions.
         batch_size: The images per batch and rank at each epoch, rounded; None leaves the data's.
 
     Raises:
         TypeError: If one is not a Schedule, or the trainer has no data module with ``image_size``.
-        ValueError: If a value within ``max_epochs`` is below 1, or there are two of these callbacks.
+        ValueError: If a value within ``max_epochs`` is below 1, a small data set would be enlarged, the net cannot read
+            images of a size, the loaders do not follow, or there are two of these callbacks.
     """
 
     logged_keys = ()
@@ -51,6 +64,7 @@ class ProgressiveResizing(Callback):
         if batch_size is not None:
             require.instance("batch_size", batch_size, Schedule, example)
         self.schedules = {"image_size": image_size} | ({} if batch_size is None else {"batch_size": batch_size})
+        self._before: tuple[Any, dict[str, Any]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the data and all sizes, and set those of the first epoch or, outside a fit, of the last."""
@@ -61,9 +75,17 @@ class ProgressiveResizing(Callback):
                 f"ProgressiveResizing sets {missing[0]} of the data module, but {type(data).__name__} has none: give "
                 "the trainer a data module of lit_robust.data, or another one with this attribute."
             )
+        most = min(data.image_shape[1:]) if isinstance(data, ResidentDataModule) else None
         for epoch in range(_epochs(trainer)):
             for name, size in self.sizes(epoch).items():
                 require.integer(f"{name} at epoch {epoch}", size, least=1)
+            if most is not None and self.sizes(epoch)["image_size"] > most:
+                raise ValueError(
+                    f"image_size at epoch {epoch}={self.sizes(epoch)['image_size']} would enlarge the images of "
+                    f"{type(data).__name__}: give sizes of at most {most}."
+                )
+        if self._before is None or self._before[0] is not data:
+            self._before = data, {name: getattr(data, name) for name in self.schedules}
         self._set(trainer, 0 if stage == "fit" else _epochs(trainer) - 1)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
@@ -72,13 +94,54 @@ class ProgressiveResizing(Callback):
             self._set(trainer, epochs_done(checkpoint))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the loaders made again for every epoch."""
+        """Refuse sizes that the net cannot read, and have the loaders made again for every epoch.
+
+        Raises:
+            ValueError: If there is one.
+        """
         reload_every_epoch(trainer)
+        data: Any = getattr(trainer, "datamodule", None)
+        net, shape = getattr(pl_module, "net", None), getattr(data, "image_shape", None)
+        if net is None or shape is None:
+            return
+        (channels, height, width), tried = shape, dict[int, int]()
+        for epoch in range(_epochs(trainer)):
+            tried.setdefault(self.sizes(epoch)["image_size"], epoch)
+        for size, epoch in tried.items():
+            x = torch.zeros(2, channels, *sides(height, width, size), device=pl_module.device)
+            try:
+                outputs(net, x, name_of(net), "")
+            except ValueError as error:
+                raise ValueError(
+                    f"image_size at epoch {epoch}={size}: {name_of(net)} cannot read images of this size: give other "
+                    "sizes, or choose a net for images of any size, such as a ResNet."
+                ) from error
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refuse data whose batches do not follow.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        x, size = getattr(batch, "x", None), self.sizes(trainer.current_epoch)["image_size"]
+        if isinstance(x, torch.Tensor) and min(x.shape[-2:]) != size:
+            data: Any = getattr(trainer, "datamodule", None)
+            raise ValueError(
+                f"image_size={size} is what ProgressiveResizing sets, but a batch of {type(data).__name__} has images "
+                f"of {x.shape[-2]}x{x.shape[-1]}: have its training loader read image_size, or leave the callback out."
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the sizes of the next epoch; the last ones stay."""
         if trainer.current_epoch + 1 < _epochs(trainer):
             self._set(trainer, trainer.current_epoch + 1)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the data the sizes that they had before."""
+        if self._before is not None:
+            data, sizes = self._before
+            vars(data).update(sizes)
+            self._before = None
 
     def sizes(self, epoch: int) -> dict[str, int]:
         """The attributes of the data at an epoch, by name."""

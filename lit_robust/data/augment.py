@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch, each image with its own draw, and another size of all images."""
+"""Random crops and flips of a whole batch, each image with its own draw; and resizing of the batch."""
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,14 @@ def resized(x: Tensor, size: int) -> Tensor:
     """Resize images so that their shorter side has ``size`` pixels, bilinearly with antialiasing.
 
     Shape:
-        x: ``(N, C, H, W)`` float;  returned: ``(N, C, size, size)`` for square images.
+        x: ``(N, C, H, W)`` float in [0, 1];  returned: ``(N, C, size, size)`` for square images.
     """
     height, width = x.shape[-2:]
-    to = [round(side * size / min(height, width)) for side in (height, width)]
-    return x if to == [height, width] else F.interpolate(x, to, mode="bilinear", antialias=True).clamp(0, 1)
+    to = sides(height, width, size)
+    return x if x.shape[-2:] == to else F.interpolate(x, to, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def sides(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width in the same proportion, the shorter one of which is ``size``."""
+    short = min(height, width)
+    return round(height * size / short), round(width * size / short)

@@ -179,7 +179,7 @@ class ImageDataModule(Selectable, ABC):
             "split_seed": self.split_seed,
         }
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> Iterable[Batch]:
         """The selected training images, shuffled and augmented; with ``Trainer(overfit_batches=...)`` in order."""
         trainer: Any = self.trainer  # Lightning does not declare the attribute
         return self._walk(

@@ -1,8 +1,8 @@
 """Small data sets: all images stay on the device as bytes, and are augmented there."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from lit_robust.batch import Batch, class_labels
 from lit_robust.data.augment import crop_and_flip, resized
 from lit_robust.data.base import ImageDataModule
 from lit_robust.data.loaders import EpochLoader, Samples
+
+Loader = TypeVar("Loader", bound=Iterable[Batch])
 
 
 class ResidentLoader(EpochLoader):
@@ -108,7 +110,7 @@ class ResidentDataModule(ImageDataModule):
             )
         return images, labels
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> Iterable[Batch]:
         """The selected training images, shuffled, augmented and resized; with ``overfit_batches`` in order."""
         return self._of_training(super().train_dataloader())
 
@@ -116,8 +118,9 @@ class ResidentDataModule(ImageDataModule):
         """All training images in order, augmented and resized as in training, for coresets."""
         return self._of_training(super().selection_dataloader())
 
-    def _of_training(self, loader: EpochLoader) -> EpochLoader:
-        vars(loader)["image_size"] = self.image_size
+    def _of_training(self, loader: Loader) -> Loader:
+        if isinstance(loader, ResidentLoader) and self.image_size is not None:
+            loader.image_size = require.integer("image_size", self.image_size, least=1)
         return loader
 
     def _loader(self, samples: Samples, *, train: bool, augment: bool, **epoch: Any) -> EpochLoader:
