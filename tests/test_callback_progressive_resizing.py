@@ -147,6 +147,7 @@ def test_resized_images_are_those_of_the_whole_size_seen_from_further_away():
         for whole, small in zip(getattr(data, loader)(), getattr(smaller, loader)(), strict=True):
             assert torch.equal(whole.index, small.index)
             assert small.x.shape[-2:] == (4, 4)
+            assert 0 <= small.x.min() <= small.x.max() <= 1
             assert torch.allclose(whole.x.mean((2, 3)), small.x.mean((2, 3)), atol=0.05), (
                 "also their crops are the same"
             )
@@ -176,8 +177,10 @@ def test_data_of_one_size_are_refused(tmp_path):
 def test_a_size_that_the_net_cannot_read_is_refused_before_the_epochs_of_another(tmp_path, photos):
     flat = PGDAT(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), 2, FGSM(0.02), alarm_images=0)
     before = copy.deepcopy(flat.state_dict())
+    data = photos_in(photos)
     with pytest.raises(ValueError, match=r"^image_size at epoch 1=12: Sequential cannot read .* such as a ResNet"):
-        fit(tmp_path, photos_in(photos), module=flat)
+        fit(tmp_path, data, module=flat)
+    assert (data.image_size, data.batch_size) == (9, 5), "as before"
     assert differences(flat.state_dict(), before) == []
 
 

@@ -77,11 +77,12 @@ class ProgressiveResizing(Callback):
             )
         most = min(data.image_shape[1:]) if isinstance(data, ResidentDataModule) else None
         for epoch in range(_epochs(trainer)):
-            for name, size in self.sizes(epoch).items():
+            sizes = self.sizes(epoch)
+            for name, size in sizes.items():
                 require.integer(f"{name} at epoch {epoch}", size, least=1)
-            if most is not None and self.sizes(epoch)["image_size"] > most:
+            if most is not None and sizes["image_size"] > most:
                 raise ValueError(
-                    f"image_size at epoch {epoch}={self.sizes(epoch)['image_size']} would enlarge the images of "
+                    f"image_size at epoch {epoch}={sizes['image_size']} would enlarge the images of "
                     f"{type(data).__name__}: give sizes of at most {most}."
                 )
         if self._before is None or self._before[0] is not data:
@@ -142,6 +143,10 @@ class ProgressiveResizing(Callback):
             data, sizes = self._before
             vars(data).update(sizes)
             self._before = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give them back also where a run is refused or fails, after which Lightning does not call ``teardown``."""
+        self.teardown(trainer, pl_module, "fit")
 
     def sizes(self, epoch: int) -> dict[str, int]:
         """The attributes of the data at an epoch, by name."""
