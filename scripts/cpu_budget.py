@@ -80,21 +80,21 @@ def filled(tree: Any, eps: float, epochs: int) -> Any:
 def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
-    A set with ``seeds`` has each row once per seed, as ``name@seed``; one with ``attacks`` is tested by these only; one
-    with ``monitors: false`` has no monitors. ``limits`` has costly attacks by name, with the number of first
-    ``images`` that they see, which is also the row's ``images``, and their ``seeds``.
+    A set with ``seeds`` has each row once per seed, as ``name@seed``, or once per seed of the row's own ``seeds``; one
+    with ``attacks`` is tested by these only; one with ``monitors: false`` has no monitors. ``limits`` has costly attacks
+    by name, with the number of first ``images`` that they see, which is also the row's ``images``, and their ``seeds``.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():
         numbers = {key: said.get(key, chosen.get(key)) for key in ("eps", "epochs", "passes")}
-        over = {key: value for key, value in said.items() if key not in numbers}
+        over = {key: value for key, value in said.items() if key not in (*numbers, "seeds")}
         config = filled(merged(text["base"], chosen.get("all", {}), over), numbers["eps"], numbers["epochs"])
         attacks, limits = config["model"]["init_args"]["test_attacks"], chosen.get("limits", {})
         if not chosen.get("monitors", True):
             callbacks = config["trainer"]["callbacks"]
             config["trainer"]["callbacks"] = [one for one in callbacks if one["class_path"] != MONITOR]
         numbers["images"] = {name: limit["images"] for name, limit in limits.items() if "images" in limit}
-        for seed in chosen.get("seeds", [config["seed_everything"]]):
+        for seed in said.get("seeds", chosen.get("seeds", [config["seed_everything"]])):
             label = f"{row}@{seed}" if "seeds" in chosen else row
             names = [key for key in chosen.get("attacks", attacks) if seed in limits.get(key, {}).get("seeds", [seed])]
             model = {"init_args": config["model"]["init_args"] | {"test_attacks": {key: attacks[key] for key in names}}}

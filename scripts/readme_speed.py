@@ -260,7 +260,9 @@ def kept_memory() -> str:
     return (
         "On Linux with glibc, memory that a batch frees goes back to the system, which clears it for the next one. The "
         "command keeps blocks below 32 MB; from Python, call `lit_robust.host_memory.keep_freed_memory()`. A variable "
-        "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. On a CPU (`scripts/kept_memory.py`):\n\n"
+        "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. The command also takes denormal numbers, which "
+        "slow a CPU down, for 0; from Python, call `torch.set_flush_denormal(True)`. What kept memory gains on a CPU "
+        "(`scripts/kept_memory.py`):\n\n"
         f"{markdown(lines)}\n\nMedians per batch, and of the ratios of {results['turns']} turns with their range; MB: "
         f"the highest memory of the whole process; {where(results)}."
     )

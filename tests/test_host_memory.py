@@ -1,4 +1,4 @@
-"""glibc keeps freed memory in the command's process, but not where Python calls ``main``."""
+"""glibc keeps freed memory and denormals are 0 in the command's process, but not where Python calls ``main``."""
 
 import os
 import subprocess
@@ -69,3 +69,20 @@ def test_only_the_commands_own_process_keeps_its_memory(monkeypatch, args, times
     monkeypatch.setattr(robust_cli, "run", lambda args: calls.append(args))
     main(args)
     assert calls == ["kept"] * times + [["fit"]]
+
+
+DENORMALS = """
+import sys
+import torch
+from lit_robust.cli import main, robust_cli
+
+sys.argv = ["lit-robust", "fit"]
+robust_cli.run = lambda args: print((torch.full((10**6,), 1e-39) * 1).count_nonzero().item())
+"""
+
+
+@pytest.mark.parametrize(("call", "left"), [("main()", 0), ("main(['fit'])", 10**6)])
+def test_only_the_commands_own_process_takes_denormal_numbers_for_0_in_all_threads(call, left):
+    words = [sys.executable, "-c", DENORMALS + call]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert told == f"{left}\n"
