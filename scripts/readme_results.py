@@ -137,12 +137,13 @@ def legend(rows: Mapping[str, Records], attacks: Sequence[str]) -> str:
     shown = "all" if len(set(counts.values())) == 1 else ", ".join(f"{name} {n}" for name, n in counts.items())
     on = f"the first {counts[attacks[0]]} test images" if shown == "all" else f"the first test images ({shown})"
     seeds = sorted({len(of_row) for of_row in rows.values()})
-    spread = "one seed, not ranked" if seeds == [1] else f"{seeds[0]} seeds: mean (range)"
-    widths = [high - low for of_row in rows.values() for low, high in (interval(of_row, attack) for attack in attacks)]
+    spread = "one seed, not ranked" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds: mean (range)"
+    spans = [interval(of_row, attack) for of_row in rows.values() for attack in attacks if attacked(of_row, attack)]
     md5 = sorted({record["md5"]["test"][:8] for record in records})
     return (
         f"Accuracy in percent on {on}, {spread}; 95 % intervals over images, [low, high], span at most "
-        f"{max(widths):.1f} points; {machines(records)}; md5 of the test images {', '.join(md5)}."
+        f"{max(high - low for low, high in spans):.1f} points; {machines(records)}; md5 of the test images "
+        f"{', '.join(md5)}."
     )
 
 
@@ -193,10 +194,10 @@ def judged(rows: Mapping[str, Records]) -> str:
         return ""
     far = [record for record in records if flattery(record) > 5]
     silent = sum(not record["alarms"] for record in far)
-    more = f", by more than 5 on {len(far)}, of which {silent} raise no alarm" if far else ""
+    told = f", by more than 5 on {len(far)}, of which {len(far) - silent} raise an alarm" if far else ""
     return (
         f"The default test is at most {max(map(flattery, records)):.1f} points above AutoAttack on the {len(records)} "
-        f"nets{more}."
+        f"nets{told}."
     )
 
 
@@ -316,7 +317,8 @@ def of_coresets(name: str, columns: Mapping[str, str], best: str = "") -> str:
     rows, among = by_row(name), everything_beside(name)
     if not rows:
         return ""
-    known = {name: head for name, head in columns.items() if all(attacked(of_row, name) for of_row in rows.values())}
+    everywhere = [name for name in columns if all(attacked(of_row, name) for of_row in rows.values())]
+    known = {name: f"{columns[name]}{only_seeds(next(iter(rows.values())), name)}" for name in everywhere}
     judge = [(attack, columns[attack]) for attack in columns if not only_seeds(next(iter(rows.values())), attack)][-1]
     costs = ["gradient error", "CPU seconds", *OF_CORESETS]
     if best:
@@ -410,14 +412,19 @@ def cpu_cifar() -> str:
         return ""
     columns = {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD", "autoattack": "AutoAttack"}
     place = ranks(rows, "gama")
-    lines = [["row", "rank", *columns.values(), "passes per batch", "CPU seconds"], ["---", *["---:"] * 7]]
+    heads = [f"{head}{only_seeds(next(iter(rows.values())), name)}" for name, head in columns.items()]
+    lines = [["row", "rank", *heads, "passes per batch", "CPU seconds"], ["---", *["---:"] * 7]]
     for row, records in rows.items():
         found = [measured(records, attack) for attack in columns]
         lines.append([f"`{row}`", place[row], *found, f"{passes(records):.2f}", with_range(seconds(records), 0)])
     epochs = " or ".join(sorted({str(record["epochs"]) for records in rows.values() for record in records}))
     text = f"{markdown(lines)}\n\n{legend(rows, list(columns))} {epochs} epochs; ranks are by GAMA-PGD."
     missing = [f"`{row}`" for row in rows_said("cpu_cifar") if row not in rows]
-    return text + (f" Without results so far: {', '.join(missing)}." if missing else "")
+    text += f" Without results so far: {', '.join(missing)}." if missing else ""
+    return (
+        "`python scripts/cpu_budget.py cpu_cifar` trains methods on CIFAR-10's first 10,000 images with a ResNet-18 of "
+        f"width 12, all for equal epochs:\n\n{text}"
+    )
 
 
 def cpu_cifar_headline() -> str:
@@ -444,7 +451,6 @@ def cpu_cifar_headline() -> str:
             )
     if not winner:
         return chosen
-    ((_, records),) = winner.items()
     columns = {
         "clean": "clean",
         "pgd20_last": "PGD-20",
@@ -453,10 +459,13 @@ def cpu_cifar_headline() -> str:
         "autoattack": "AutoAttack",
         "autoattack_1000": "AutoAttack, 1,000 images",
     }
-    known = {attack: head for attack, head in columns.items() if attacked(records, attack)}
-    lines = [["epochs", "minutes", *known.values()], ["---:"] * (2 + len(known))]
-    spent = with_range([minutes(record) for record in records])
-    lines.append([str(records[0]["epochs"]), spent, *(measured(records, attack) for attack in known)])
+    first = next(iter(winner.values()))
+    known = {name: f"{head}{only_seeds(first, name)}" for name, head in columns.items() if attacked(first, name)}
+    lines = [["row", "epochs", "minutes", *known.values()], ["---", *["---:"] * (2 + len(known))]]
+    for row, records in winner.items():
+        spent = with_range([minutes(record) for record in records])
+        found = [measured(records, attack) if attacked(records, attack) else "-" for attack in known]
+        lines.append([f"`{row}`", str(records[0]["epochs"]), spent, *found])
     return f"{chosen}\n\n{markdown(lines)}\n\n{legend(winner, list(known))}"
 
 
@@ -501,7 +510,7 @@ def budget_nets() -> dict[str, Mapping[str, Any]]:
 
 
 def alarm_rates() -> str:
-    """How many honest nets raise an alarm, and how many others."""
+    """How many honest nets raise an alarm, and how many others raise none."""
     results = read(RESULTS / "alarm_rates.json")
     nets = results["nets"].values()
     honest = [net for net in nets if is_honest(net)]
@@ -511,12 +520,11 @@ def alarm_rates() -> str:
     trained = budget_nets()
     rang = [f"`{label}` ({', '.join(record['alarms'])})" for label, record in trained.items() if record["alarms"]]
     lines = [
-        f"{len(false)} of {len(honest)} honest nets raised one.",
-        f"Other nets: {len(others)}, of which {len(missed)} raised none"
+        f"False alarms: {len(false)} of {len(honest)} nets. Missed: {len(missed)} of {len(others)} other nets"
         + (f", with gaps of up to {max(gaps):.1f} points." if gaps else "."),
         f"Digits, n = {results['n']}, nets trained naturally, by FGSM, R-FGSM and PGD at eps 0.03 to 0.3.",
         f"Of the {len(trained)} nets of the tables above (MNIST, n = 500) that are within 5 points and do not raise "
-        f"`trivial`, {len(rang)} raised one: {'; '.join(rang)}.",
+        f"`trivial`, {len(rang)} raised an alarm: {'; '.join(rang)}.",
     ]
     if older := sum("worst" not in record for record in trained.values()):
         lines.append(f"On {older} of them the alarms were an earlier version's: 200 images, 500 queries of Square.")

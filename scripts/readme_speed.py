@@ -93,7 +93,7 @@ def selection_error() -> str:
         f"{markdown(lines)}\n\nRelative error in percent of the weighted sum of the last layer's adversarial "
         f"gradients, of {results['fraction']:.0%} of {results['images']:,} images, {seeds} seeds: mean and range. The "
         "nets train on with all images after the selection, for as many epochs as the columns say. Weights: their sum "
-        "over the number of images. The loss divides by it, so with 0.5 an update is twice as long as what was matched."
+        "divided by the number of images. The loss is normalised by it, so at 0.5 an update is twice what was matched."
     )
 
 
@@ -313,7 +313,7 @@ def start_up_speed() -> str:
 def autoattack_bf16() -> str:
     """How many images survive AutoAttack in float32 and in bf16."""
     results = read(RESULTS / "autoattack_bf16.json")
-    lines = [["net", "float32 leaves", "bf16 leaves", "only bf16 leaves", "only float32 leaves"]]
+    lines = [["net", "robust, float32 attack", "robust, bf16 attack", "only under bf16", "only under float32"]]
     lines.append(["---", *["---:"] * 4])
     for name, counts in results["nets"].items():
         lines.append([name, *(str(counts[key]) for key in ("float32", "bf16", "bf16_only", "float32_only"))])

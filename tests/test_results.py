@@ -251,7 +251,14 @@ def test_the_candidate_that_does_best_on_held_out_images_is_the_winner(readme, m
     text = readme.BLOCKS["cpu_cifar_headline"]()
     assert text.startswith(chosen)
     assert "autoattack 200 of seed 0, autoattack_1000 1000 of seed 1" in text
-    assert "| 20 | 1.1 (1.1 to 1.1) | 41.0 " in text
+    assert "| `winner` | 20 | 1.1 (1.1 to 1.1) | 41.0 " in text
+    rows["nfgsm_resized@0"] = on_cifar(0, 39.0, epochs=40)
+    del rows["nfgsm_resized@0"]["last"]["autoattack"]
+    (tmp_path / "cpu_cpu_cifar_headline_30.json").write_text(json.dumps({"rows": rows}))
+    text = readme.BLOCKS["cpu_cifar_headline"]()
+    (line,) = [line for line in text.splitlines() if line.startswith("| `nfgsm_resized` | 40 | 1.1 | 39.0 ")]
+    assert line.endswith(" | - | - |"), "without AutoAttack"
+    assert "1 or 3 seeds: mean (range)" in text
 
 
 def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():

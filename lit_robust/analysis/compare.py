@@ -66,9 +66,9 @@ def compare(
     by more than 1.96 standard errors of the paired difference over images. A method with fewer than three seeds is not
     ranked.
 
-    A checkpoint holds the training's wall-clock and CPU time without validation, its hardware, and its passes: images
-    that went forward and backward through the net. Where the hardware differs, passes are compared instead of times;
-    passes of different nets do not cost the same.
+    A checkpoint holds the training's wall-clock and CPU time without validation, its hardware, and its passes:
+    forwards plus backwards, counted in images. Where the hardware differs, passes are compared instead of times; passes
+    of different nets do not cost the same.
 
     Args:
         checkpoints: .ckpt files, folders of runs, whose last checkpoint is taken, or files of weights; NAME=PATH names

@@ -51,7 +51,7 @@ def draw_costs(rows: Sequence[Row], attack: str, about: str, unit: str) -> "Figu
         unit: The column on the horizontal axis, ``seconds``, ``cpu seconds`` or ``passes``.
     """
     known = [row for row in rows if row[unit]]
-    factor, label, number = 1.0, "passes of the training (images forward and backward through the net)", count
+    factor, label, number = 1.0, "passes of the training (forwards plus backwards, in images)", count
     if unit != "passes":
         longest = max(row[unit] for row in known)
         factor, name = next(((f, n) for f, n in ((3600.0, "h"), (60.0, "min")) if longest >= 2 * f), (1.0, "s"))

@@ -55,8 +55,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if not hardware:
         return said
     said.append(
-        f"Cost of training{', mean of the seeds' * several}: wall-clock and CPU time without validation; images that "
-        "went forward and backward through the net (passes)."
+        f"Cost of training{', mean of the seeds' * several}: wall-clock and CPU time without validation; passes: "
+        "forwards plus backwards, counted in images."
     )
     if reference := next((row["reference"] for row in rows if row.get("reference")), None):
         said.append(f"Saved: against {reference}.")

@@ -27,7 +27,7 @@ from lit_robust.measures.attack_checks import tell_of_idle_attack
 from lit_robust.torch_internals import bf16_instructions
 
 #: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8)
-#: took 1.16 of float32's time, one of 0.7 million (ResNet-18 of width 16) 0.61 to 0.77. Where between them it begins to
+#: took 1.16 of float32's time, one of 0.7 million (ResNet-18 of width 16) 0.65 to 0.84. Where between them it begins to
 #: pay is not measured (scripts/benchmark.py --net fast_cnn would), so this is their middle in powers of ten.
 PAYS_FROM = 100_000
 
@@ -143,7 +143,7 @@ def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
     if instructions and precision == "32-true" and sum(weight.numel() for weight in net.parameters()) >= PAYS_FROM:
         rank_zero_info(
             f"This CPU multiplies bfloat16 ({', '.join(instructions)}): precision=bf16-mixed (-c "
-            "configs/trainer/cpu_bf16.yaml) took 0.61 to 0.77 of the time of 32-true with AVX512-BF16 and a ResNet-18."
+            "configs/trainer/cpu_bf16.yaml) took 0.60 to 0.84 of the time of 32-true with AVX512-BF16 and a ResNet-18."
         )
     if not instructions and precision == "bf16-mixed":
         rank_zero_warn(
