@@ -75,6 +75,12 @@ def epochs_begun(trainer: Any) -> int:
 
 
 @inside
+def next_epoch(trainer: Any) -> int:
+    """The epoch after the last one that is trained or skipped, which ``current_epoch`` shows only when it begins."""
+    return int(trainer.fit_loop.epoch_progress.current.processed)
+
+
+@inside
 def skip_epochs(trainer: Any, number: int) -> None:
     """Count the next epochs as trained. Without it, ``CoresetSelection`` could not skip those of its warm start."""
     counts = trainer.fit_loop.epoch_progress.current

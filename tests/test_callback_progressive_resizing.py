@@ -1,6 +1,7 @@
 """ProgressiveResizing: the sizes of images and batches follow the epoch, also after a stop."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 
 from lit_robust import defenses
 from lit_robust.attacks import FGSM
-from lit_robust.callbacks import ProgressiveResizing
+from lit_robust.callbacks import CoresetSelection, ProgressiveResizing
 from lit_robust.data import ImageFolderDataModule
 from lit_robust.data.augment import resized
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear, Staircase
+from lit_robust.selection import CRAIG
 from tests.stranger import DigitsData
 from tests.test_resume import TinyData, differences
 from tests.tiny import CLASSES, SaveAfter, trainer
@@ -163,6 +165,23 @@ def test_small_data_sets_resume_bit_for_bit_too(tmp_path, batches):
     assert {size for _, size in seen.trained} == ({4, 6} if batches < 3 else {6})
 
 
+@pytest.mark.parametrize(
+    ("fraction", "sizes"),
+    # Half of the two warm epochs is one, whose size is the first; a tenth of them is none.
+    [(0.5, [4, 6, 6]), (0.1, [6, 6])],
+)
+def test_epochs_that_a_coreset_skips_count(tmp_path, fraction, sizes):
+    chosen = CoresetSelection(CRAIG(), fraction, every=1, warm=0.5)
+    seen, _, run = fit(tmp_path, TinyData(), chosen, plan=(Staircase([0, 2], [4, 6]),), module=method(CLASSES))
+    assert [size for size, _ in itertools.groupby(seen.trained, key=lambda shape: shape[1])] == list(dict.fromkeys(sizes))
+    assert run.current_epoch == 4
+
+
+def test_sizes_are_tried_in_the_precision_of_the_training(tmp_path, photos):
+    seen, _, _ = fit(tmp_path, photos_in(photos), precision="64-true")
+    assert seen.trained == BATCHES
+
+
 def test_images_of_two_sides_keep_their_proportion():
     x = torch.rand(2, 3, 8, 16)
     assert resized(x, 4).shape == (2, 3, 4, 8)
@@ -172,6 +191,8 @@ def test_images_of_two_sides_keep_their_proportion():
 def test_data_of_one_size_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"image_size .* DigitsData"):
         fit(tmp_path, DigitsData())
+    with pytest.raises(TypeError, match=r"image_size .* no data module"):
+        fit(tmp_path, TinyData().train_dataloader(), module=method(CLASSES))
 
 
 def test_a_size_that_the_net_cannot_read_is_refused_before_the_epochs_of_another(tmp_path, photos):

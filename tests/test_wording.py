@@ -158,10 +158,14 @@ from lit_robust.selection import (
 )
 from lit_robust.selection.embeddings import gram
 from lit_robust.threats import threat
-from lit_robust.training.checkpoint_checks import sums_so_far, warn_of_averages
+from lit_robust.training.checkpoint_checks import (
+    check_weights_finite,
+    check_weights_fit,
+    sums_so_far,
+    warn_of_averages,
+)
 from lit_robust.training.optimizer_checks import check_optimizer, check_scheduler
 from lit_robust.training.per_image import check_index, images_in
-from lit_robust.training.trained import check_weights_finite, check_weights_fit
 from lit_robust.whole_files import cannot_write
 from tests.methods import ATTACK, ONE_STEP, build
 from tests.tiny import CLASSES, TinyNet, images, loader, trainer

@@ -12,7 +12,7 @@ from lit_robust.callbacks.needs import check_alone
 from lit_robust.data.augment import sides
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.first_batch import outputs
-from lit_robust.lightning_internals import epochs_done, reload_every_epoch
+from lit_robust.lightning_internals import epochs_done, next_epoch, reload_every_epoch
 from lit_robust.nets.image_shapes import name_of
 from lit_robust.schedules import Schedule
 
@@ -72,8 +72,9 @@ class ProgressiveResizing(Callback):
         data = getattr(trainer, "datamodule", None)
         if missing := [name for name in self.schedules if not hasattr(data, name)]:
             raise TypeError(
-                f"ProgressiveResizing sets {missing[0]} of the data module, but {type(data).__name__} has none: give "
-                "the trainer a data module of lit_robust.data, or another one with this attribute."
+                f"ProgressiveResizing sets {missing[0]} of the data module, but "
+                f"{'there is no data module' if data is None else f'{type(data).__name__} has none'}: give the trainer "
+                "a data module of lit_robust.data, or another one with this attribute."
             )
         most = min(data.image_shape[1:]) if isinstance(data, ResidentDataModule) else None
         for epoch in range(_epochs(trainer)):
@@ -101,6 +102,8 @@ class ProgressiveResizing(Callback):
             ValueError: If there is one.
         """
         reload_every_epoch(trainer)
+        if (epoch := next_epoch(trainer)) > 0:  # a coreset skips the first epochs; a resumed run counts from 0 until later
+            self._set(trainer, epoch)
         data: Any = getattr(trainer, "datamodule", None)
         net, shape = getattr(pl_module, "net", None), getattr(data, "image_shape", None)
         if net is None or shape is None:
@@ -110,6 +113,7 @@ class ProgressiveResizing(Callback):
             tried.setdefault(self.sizes(epoch)["image_size"], epoch)
         for size, epoch in tried.items():
             x = torch.zeros(2, channels, *sides(height, width, size), device=pl_module.device)
+            x = trainer.precision_plugin.convert_input(x)
             try:
                 outputs(net, x, name_of(net), "")
             except ValueError as error:
@@ -134,8 +138,8 @@ class ProgressiveResizing(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the sizes of the next epoch; the last ones stay."""
-        if trainer.current_epoch + 1 < _epochs(trainer):
-            self._set(trainer, trainer.current_epoch + 1)
+        if (epoch := next_epoch(trainer)) < _epochs(trainer):
+            self._set(trainer, epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the data the sizes that they had before."""

@@ -18,17 +18,8 @@ from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import seed
+from lit_robust.training import checkpoint_checks
 from lit_robust.training.arguments import EvaluatedArguments, check_arguments
-from lit_robust.training.checkpoint_checks import (
-    check_states,
-    check_weights_finite,
-    check_weights_fit,
-    fingerprint_of,
-    name_plainly,
-    sums_so_far,
-    warn_of_averages,
-    warn_of_other_data,
-)
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.meter import Meter, Metered
@@ -121,7 +112,7 @@ class Trained(Metered):
         super().on_train_start()
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
-        warn_of_other_data(fingerprint_of(self.trainer), self._trained_on)
+        checkpoint_checks.warn_of_other_data(checkpoint_checks.fingerprint_of(self.trainer), self._trained_on)
         self.rate.restore_settings(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
@@ -135,6 +126,11 @@ class Trained(Metered):
     def time(self) -> float:
         """Fractional epochs since the start of training: the argument of every schedule."""
         return fractional_epoch(self.trainer, self.batch_idx)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch, whose order a loader of one's own draws now: all validations end with the same seed."""
+        super().on_train_epoch_start()
+        seed(self.device, "epoch", self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on earlier batches, and set the rates."""
@@ -199,13 +195,13 @@ class Trained(Metered):
             FloatingPointError: If loss or weights are no longer finite; the previous checkpoint stays intact.
         """
         means = self._means(self.batch_idx)
-        check_weights_finite(self.state_dict())
+        checkpoint_checks.check_weights_finite(self.state_dict())
         checkpoint["lit_robust"] = {
             "net": getattr(self.net, "built_by", None),
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
             **self.rate.saved(checkpoint, self.current_epoch),
-            "data": fingerprint_of(self.trainer),
+            "data": checkpoint_checks.fingerprint_of(self.trainer),
             "cost": cost._asdict() if (cost := self.training_cost()) else None,
             "validation_is_due": validation_is_due(self.trainer),
             **logged_and_unlogged(self.trainer, lambda: self._row(means) if is_due_for_logging(self.trainer) else {}),
@@ -213,19 +209,19 @@ class Trained(Metered):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another net, and restore what an exact resume needs."""
-        name_plainly(checkpoint)
-        check_states(checkpoint, self.trainer, self.memory)
+        checkpoint_checks.name_plainly(checkpoint)
+        checkpoint_checks.check_states(checkpoint, self.trainer, self.memory)
         forget_foreign_paths(checkpoint, self.trainer.checkpoint_callbacks)
         super().on_load_checkpoint(checkpoint)
-        check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
+        checkpoint_checks.check_weights_fit(self.state_dict(), checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_robust", {})
-        self.metrics.sums = sums_so_far(saved, self.global_rank, self.trainer)
+        self.metrics.sums = checkpoint_checks.sums_so_far(saved, self.global_rank, self.trainer)
         if (fn := self.trainer.state.fn) in ("fit", "validate"):  # a test needs none of it
             self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank, fn == "fit")
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resume(checkpoint)
-        warn_of_averages(checkpoint, self.trainer)
+        checkpoint_checks.warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
 
     @classmethod
