@@ -54,3 +54,22 @@ def class_labels(y: Tensor) -> Tensor:
     if y.dtype != torch.int64 and y.dtype not in SHORT:
         raise ValueError(f"labels of {y.dtype} are not classes: give integers from 0 on, such as y.long().")
     return y.long()
+
+
+def check_samples(batch: Batch) -> None:
+    """Refuse an index and weights of a user's loader that are not one number for each image.
+
+    Raises:
+        ValueError: If there is another number of them, an index is no integer, or a weight is negative or not finite.
+    """
+    n, index, weight = len(batch.x), batch.index, batch.weight
+    for name, values in (("index", index), ("weight", weight)):
+        if values.shape != (n,):
+            hint = f"{name}.squeeze(1)" if values.shape == (n, 1) else "one number for each image"
+            raise ValueError(f"Batch.{name} of shape {tuple(values.shape)} does not fit {n} images: give {hint}.")
+    if index.is_floating_point():
+        raise ValueError(f"Batch.index of {index.dtype} are not positions: give integers, such as index.long().")
+    if not weight.is_floating_point():
+        raise ValueError(f"Batch.weight of {weight.dtype} cannot hold fractions: give weight.float().")
+    if wrong := weight[~(weight.isfinite() & (weight >= 0))].tolist():
+        raise ValueError(f"Batch.weight={wrong[0]:g} must be finite and not negative: give 0 to samples that do not count.")

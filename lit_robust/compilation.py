@@ -4,7 +4,11 @@ import warnings
 
 from torch import nn
 
-from lit_robust.torch_internals import call_uncompiled_after, compilations
+from lit_robust.torch_internals import allow_graphs, call_uncompiled_after, compilations
+
+#: Graphs of all nets of a process: one for each net and folded copy, mode, size of batches, precision, and kind of
+#: gradient. A training has about ten.
+GRAPHS = 64
 
 
 def compile_in_place(net: nn.Module) -> None:
@@ -14,6 +18,7 @@ def compile_in_place(net: nn.Module) -> None:
     already run, which takes a break of the graph, its BatchNorms see this batch twice. torch compiles the backward of
     images of a second shape only when it runs; an error there is raised as it is.
     """
+    allow_graphs(GRAPHS)
     net.compile()
 
     def tell(error: RuntimeError) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.batch import Batch
+from lit_robust.batch import Batch, check_samples
 from lit_robust.guards import network_mode, unaffected
 from lit_robust.logits import REMEDY, NoLogitsError, check_numbers, has_rows, logits_of, no_logits
 from lit_robust.nets import image_shapes
@@ -93,13 +93,14 @@ def check_first_batch(net: nn.Module, batch: Batch, num_classes: int) -> None:
         num_classes: The number of classes.
 
     Raises:
-        ValueError: If pixels leave [0, 1], labels do not fit ``num_classes``, or the net cannot read the images, has
-            another number of outputs, or returns probabilities.
+        ValueError: If pixels leave [0, 1], labels do not fit ``num_classes``, there is not one index and one weight for
+            each image, or the net cannot read the images, has another number of outputs, or returns probabilities.
     """
     x, y = batch.x, batch.y
     bright = bool((x >= 0).all())
     require.images(x, "divide them by 255" if bright else "give the images as they are and normalise inside the net")
     check_labels(x, y)
+    check_samples(batch)
     below = f"there are the classes 0 to {num_classes - 1}: {require.BY_WEIGHT}"
     check_classes(y, num_classes, below, f"num_classes={num_classes}: set it to the data's classes")
     few = x[:2]

@@ -124,10 +124,16 @@ def weighted_mean(values: Tensor, weight: Tensor, mean_weight: float | None = No
     their number of samples that are not padding.
 
     DistributedDataParallel averages gradients over ranks, so each rank contributes its own weighted sum times the
-    number of ranks; then the average equals one process's gradient, even if ranks hold different total weights.
+    number of ranks; then the average equals one process's gradient, even if ranks hold different total weights. Where
+    all weights are 0 it is 0.
     """
     total = weight.sum() if mean_weight is None else mean_weight * (weight > 0).sum().to(weight.dtype)
-    return (values * weight).sum() * world_size() / stop_request.sum_with(total)
+    return per_weight((values * weight).sum() * world_size(), stop_request.sum_with(total))
+
+
+def per_weight(total: Tensor, weight: Tensor) -> Tensor:
+    """A sum divided by its weight; 0, with a gradient of 0, where no sample counts."""
+    return total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 @torch.no_grad()

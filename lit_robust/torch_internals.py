@@ -90,6 +90,16 @@ def is_compiled(net: nn.Module) -> bool:
     return net._compiled_call_impl is not None
 
 
+def allow_graphs(number: int) -> None:
+    """Let dynamo keep at least this many graphs of one function; without it, it runs further ones uncompiled in silence.
+
+    The function is torch's own call of a module, which all compiled nets and copies of nets share.
+    """
+    import torch._dynamo.config as config
+
+    config.cache_size_limit = max(config.cache_size_limit, number)  # called recompile_limit since 2.7, with this alias
+
+
 def call_uncompiled_after(net: nn.Module, tell: Callable[[RuntimeError], None]) -> None:
     """Run a compiled net uncompiled from the compiler's first error on, which ``tell`` gets.
 

@@ -32,7 +32,7 @@ from lit_robust.batch import Batch
 from lit_robust.data import CIFAR10DataModule
 from lit_robust.defenses import NFGSM
 from lit_robust.guards import frozen
-from lit_robust.measures.accuracy import surviving
+from lit_robust.measures.accuracy import Accuracy, surviving
 from lit_robust.nets import resnet18
 from lit_robust.nets.folded import FoldedNet
 from lit_robust.schedules import Cyclic
@@ -167,7 +167,7 @@ def parser_of() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure what is missing."""
     args = parser_of().parse_args()
-    name = f"lit_robust_autoattack_speed_{args.width}_{args.epochs}.pt"
+    name = f"lit_robust_autoattack_speed_{args.width}_{args.epochs}_{args.train_size or 'all'}.pt"
     path = args.net or Path(tempfile.gettempdir()) / name
     data = CIFAR10DataModule(
         args.root,
@@ -181,7 +181,7 @@ def main() -> None:
     net = resnet18(num_classes=10, width=args.width).eval().to(memory_format=torch.channels_last)
     about = {
         "net": "resnet18", "width": args.width, "epochs": args.epochs, "images": args.images, "block": args.block,
-        "code": code_of(AutoAttack(), net), **versions(),
+        "train_size": args.train_size, "code": code_of(AutoAttack(), net, FoldedNet(), Accuracy(0, 1)), **versions(),
         **hardware(), "bf16": bf16_instructions(), "package": AutoAttack().package,
     }  # fmt: skip
     (batch,) = data.test_dataloader()

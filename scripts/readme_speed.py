@@ -133,7 +133,7 @@ def spread(*found: Mapping[str, Any]) -> str:
         for to in ("floor", "train")
         for end in loop.get(f"to_{to}_range", ())
     ]
-    return text + (f", of the same fit; those of single fits are at most {max(away):.2f} away" if away else "")
+    return text + (f", measured in the same fit; single fits deviate by at most {max(away):.2f}" if away else "")
 
 
 def benchmark_full() -> str:
@@ -144,13 +144,16 @@ def benchmark_full() -> str:
         return ""
     lines = [["net", "batch", "method", "images/s", *LOOPS], ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))]]
     devices: dict[str, list[str]] = {}
+    steps = []
     for results in found:
         name = net_of(results) + ", compiled" * results["compile"] + ", GPU" * ("gpu" in results)
         devices.setdefault(device(results), []).append(name)
         for method, row in results["rows"].items():
             lines.append([name, str(results["batch"]), method, *cells(row)])
+        steps.append(f"{name}: {attack_step(results)}")
     told = "; ".join(f"{' and '.join(names)} on {on}" for on, names in devices.items())
-    return f"The same on other nets and devices:\n\n{markdown(lines)}\n\n{spread(*found)}; {told}."
+    return f"The same on other nets and devices:\n\n{markdown(lines)}\n\n{spread(*found)}; {told}. One step "
+        f"of PGD, as above: {'; '.join(steps)}."
 
 
 def step_profile() -> str:
@@ -177,21 +180,18 @@ def benchmark() -> str:
     lines = [["method", "images/s", *LOOPS], ["---", *["---:"] * (1 + len(LOOPS))]]
     lines += [[name, *cells(row)] for name, row in results["rows"].items()]
     lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
-    older = (
-        "" if "commit" in results else " An earlier version of the script measured this, with one floor for all fits."
-    )
     return (
         f"{markdown(lines)}\n\n{spread(results)}; {where(results)}. On a net that costs next to nothing, a step of "
         f"natural training takes {lightning:,} microseconds more than its floor by Lightning alone, and {ours:,} by a "
-        f"method here.{attack_step(results)}{older}"
+        f"method here. One step of PGD, as a ratio to one of the train-mode loop in float32: {attack_step(results)}."
     )
 
 
 def attack_step(results: Mapping[str, Any]) -> str:
-    """One step of PGD in eval mode as a ratio to one of the train-mode loop; empty for older results."""
-    ratios = [(loop, of["to_train"], of["to_train_range"]) for loop, of in results.get("attack_step", {}).items()]
+    """One step of PGD in eval mode as a ratio to one of the train-mode loop."""
+    ratios = [(loop, of["to_train"], of["to_train_range"]) for loop, of in results["attack_step"].items()]
     told = [f"{loop} {middle:.2f} ({low:.2f} to {high:.2f})" for loop, middle, (low, high) in ratios if loop != "train"]
-    return f" One step of PGD, as a ratio to one of the train-mode loop in float32: {', '.join(told)}." if told else ""
+    return ", ".join(told)
 
 
 def digits_bf16() -> str:
@@ -260,9 +260,9 @@ def kept_memory() -> str:
     return (
         "On Linux with glibc, memory that a batch frees goes back to the system, which clears it for the next one. The "
         "command keeps blocks below 32 MB; from Python, call `lit_robust.host_memory.keep_freed_memory()`. A variable "
-        "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. The command also takes denormal numbers, which "
-        "slow a CPU down, for 0; from Python, call `torch.set_flush_denormal(True)`. What kept memory gains on a CPU "
-        "(`scripts/kept_memory.py`):\n\n"
+        "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. `lit-robust fit` also takes denormal "
+        "numbers, which slow a CPU down, for 0; from Python, call `torch.set_flush_denormal(True)`. What kept memory "
+        "gains on a CPU (`scripts/kept_memory.py`):\n\n"
         f"{markdown(lines)}\n\nMedians per batch, and of the ratios of {results['turns']} turns with their range; MB: "
         f"the highest memory of the whole process; {where(results)}."
     )

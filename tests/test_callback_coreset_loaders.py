@@ -23,7 +23,7 @@ from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import build
 from tests.test_callback_coreset import Automatic, Batches, Seen, steps_of
 from tests.test_resume import TinyData
-from tests.tiny import TinyNet, images, trainer
+from tests.tiny import SaveAfter, TinyNet, images, trainer
 
 N = 24
 PAIRS = list(zip(*images(N)[:2], strict=True))
@@ -244,6 +244,33 @@ def test_a_loader_that_gives_the_weight_one_to_all_is_refused_after_an_epoch(tmp
     sampler = CoresetSampler(items, resample=False)
     with pytest.raises(ValueError, match=r"resample=False.* throughout an epoch"):
         fit(tmp_path, module=build(PGDAT), loader=lambda s: DataLoader(items, 3, sampler=s), sampler=sampler)
+
+
+@pytest.mark.parametrize("batches", [2, 3], ids=["in mid-epoch", "at the epoch's end"])
+def test_weights_of_an_epoch_that_began_before_a_resume_are_not_missed(tmp_path, batches):
+    """Twelve images in batches of four; the third is the last one."""
+    path = tmp_path / "stop.ckpt"
+
+    def run(*callbacks: Callback, **kwargs: Any) -> None:
+        items, sampler = weighted()
+        chosen = CoresetSelection(0.5, CRAIG(), warm=0, sampler=sampler)
+        begun = trainer(tmp_path, max_epochs=2, callbacks=[chosen, *callbacks])
+        begun.fit(build(Natural), DataLoader(items, 4, sampler=sampler), **kwargs)
+        assert begun.current_epoch == 2
+
+    run(SaveAtBatchEnd(batches, path))
+    run(ckpt_path=path)
+
+
+class SaveAtBatchEnd(SaveAfter):
+    """Saves after a batch even if it is the last one, so that the epoch's end is still to come."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batches:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pass
 
 
 @pytest.mark.parametrize("normalize", ["batch", "subset"])

@@ -165,6 +165,22 @@ def test_predictions_without_labels_leave_the_column_empty(tmp_path):
     assert {row[1] for row in list(csv.reader((tmp_path / "predictions.csv").read_text().splitlines()))[1:]} == {""}
 
 
+def test_predictions_of_several_loaders_are_all_kept(tmp_path):
+    class OfTwo(Stranger):
+        def predict_step(self, batch, batch_idx, dataloader_idx=0):
+            return super().predict_step(batch, batch_idx)
+
+    class Twice(Data):
+        def predict_dataloader(self):
+            return [super(Twice, self).predict_dataloader() for _ in range(2)]
+
+    writer = PredictionWriter(str(tmp_path / "predictions.csv"), y="label")
+    trainer(tmp_path, callbacks=[writer]).predict(OfTwo(), Twice(normalised=True))
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["loader"], row["index"]) for row in rows] == [(str(n), str(i)) for n in range(2) for i in range(100)]
+
+
 def test_predictions_leave_a_name_empty_that_the_data_do_not_know(tmp_path):
     class Named(Data):
         class_names = ("zero", "one")

@@ -49,6 +49,21 @@ def test_a_training_whose_net_cannot_be_compiled_goes_on_without_and_says_why(me
     assert len([one for one in warned if "compile=True" in str(one.message)]) <= 2  # the net, and its folded copy
 
 
+def test_many_nets_of_a_process_are_all_compiled(monkeypatch):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    use(monkeypatch, count)
+    for width in range(1, 13):
+        net = TinyNet(width)
+        compile_in_place(net)
+        net(X)
+    assert len(graphs) == 12
+
+
 @pytest.mark.parametrize("error", [KeyError("of the net"), RuntimeError("of the net")])
 def test_an_error_of_the_net_itself_is_raised_as_it_is(error, monkeypatch):
     class Fails(nn.Module):

@@ -8,17 +8,18 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelSummary, RichModelSummary
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch, as_batch
-from lit_robust.callbacks import EMAWeights
+from lit_robust.callbacks import AttributeRamp, EMAWeights
 from lit_robust.defenses import PGDAT, Defense, Natural
 from lit_robust.ranks import weighted_mean
 from lit_robust.schedules import Cyclic, Linear, MultiStep, PiecewiseLinear
 from lit_robust.training.checkpoint_checks import warn_of_averages
-from tests.methods import ATTACK, build, sgd
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer
+from tests.methods import ATTACK, METHODS, build, sgd
+from tests.tiny import CLASSES, TinyNet, images, indexed, loader, trainer
 
 
 class Recorder(Callback):
@@ -50,6 +51,61 @@ def test_a_pgdat_step_is_sgd_on_the_cross_entropy_of_pgds_images(tmp_path):
     nn.functional.cross_entropy(net(x_adv), batch.y).backward()
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(defense.net.get_parameter(name), parameter - 0.5 * parameter.grad)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_in_which_no_sample_counts_leaves_the_net_finite(tmp_path, name):
+    method, batch = METHODS[name], images(24)
+    batch = batch._replace(weight=(batch.index // 8 == 1).float())  # the second of three batches
+    defense = build(method.cls, **method.arguments)
+    run = trainer(tmp_path, max_epochs=1, callbacks=method.callbacks(), log_every_n_steps=1)
+    run.fit(defense, indexed(batch))
+    assert run.global_step >= 3
+    assert all(bool(weight.isfinite().all()) for weight in defense.net.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weight", torch.ones(8, 1)),
+        ("weight", torch.ones(8, dtype=torch.int64)),
+        ("weight", -torch.ones(8)),
+        ("weight", torch.full((8,), math.nan)),
+        ("index", torch.arange(8.0)),
+        ("index", torch.arange(8).view(8, 1)),
+    ],
+)
+def test_a_batch_needs_one_index_and_one_weight_for_each_image(tmp_path, name, value):
+    batch = images(8)._replace(**{name: value})
+    with pytest.raises(ValueError, match=f"Batch.{name}"):
+        trainer(tmp_path, max_epochs=1).fit(build(PGDAT), DataLoader([batch], batch_size=None))
+
+
+class Stream(IterableDataset):
+    """Six batches, and no length."""
+
+    def __iter__(self):
+        batch = images(48)
+        return iter(zip(batch.x.split(8), batch.y.split(8), strict=True))
+
+
+@pytest.mark.parametrize("scheduled", ["lr_scheduler", "momentum", "schedule"])
+def test_a_schedule_needs_the_length_of_an_epoch(tmp_path, scheduled):
+    falls = Linear(1, 0, 0, 1)
+    arguments = {} if scheduled == "schedule" else {scheduled: falls}
+    rates, ramp = Recorder("momentum" if scheduled == "momentum" else "lr"), AttributeRamp("attack.eps", Linear(0, 0.1, 0, 1))
+    callbacks = [rates, ramp] if scheduled == "schedule" else [rates]
+
+    def fit_on_a_stream(**kwargs):
+        run = trainer(tmp_path, max_epochs=1, callbacks=callbacks, **kwargs)
+        run.fit(build(PGDAT, **arguments), DataLoader(Stream(), batch_size=None))
+
+    with pytest.raises(ValueError, match=f"^{scheduled} .* no length: .*limit_train_batches"):
+        fit_on_a_stream()
+    assert rates.values == []
+    fit_on_a_stream(limit_train_batches=4)
+    assert len(rates.values) == 4
+    assert scheduled == "schedule" or rates.values[-1] == pytest.approx(rates.values[0] / 4)
 
 
 def test_the_attack_sees_batch_norm_in_the_mode_that_is_asked_for(tmp_path):

@@ -20,6 +20,7 @@ from lit_robust.attacks.lpips import lpips
 from lit_robust.callbacks import AdversarialTraining, EMAWeights, RobustAccuracy
 from lit_robust.defenses import GAT, PGDAT
 from lit_robust.guards import network_mode
+from lit_robust.nets.foldable import in_full_precision
 from lit_robust.nets.folded import FoldedNet, refill, unfolded
 from tests.methods import METHODS, build
 from tests.tiny import TinyNet, assert_equal, images, indexed, loader, trainer, two_ranks
@@ -684,3 +685,17 @@ def test_a_callback_checks_the_copy_in_each_test(tmp_path):
         run.test(module, loader(images(8)), verbose=False)
         module.net.aux = True
     assert seen == [True, False]
+
+
+def test_a_check_on_a_gpu_rounds_nothing_to_tf32_and_leaves_the_settings_as_they_were():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with in_full_precision(on_gpu=True):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.backends.cudnn.enabled
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)

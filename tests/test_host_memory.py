@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lit_robust import host_memory
 from lit_robust.cli import main, robust_cli
@@ -65,6 +66,7 @@ def test_another_c_library_is_left_alone(monkeypatch):
 def test_only_the_commands_own_process_keeps_its_memory(monkeypatch, args, times):
     calls = []
     monkeypatch.setattr(sys, "argv", ["lit-robust", "fit"])
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: None)
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: calls.append("kept"))
     monkeypatch.setattr(robust_cli, "run", lambda args: calls.append(args))
     main(args)
@@ -76,13 +78,16 @@ import sys
 import torch
 from lit_robust.cli import main, robust_cli
 
-sys.argv = ["lit-robust", "fit"]
+sys.argv = ["lit-robust", sys.argv[1]]
 robust_cli.run = lambda args: print((torch.full((10**6,), 1e-39) * 1).count_nonzero().item())
 """
 
 
-@pytest.mark.parametrize(("call", "left"), [("main()", 0), ("main(['fit'])", 10**6)])
-def test_only_the_commands_own_process_takes_denormal_numbers_for_0_in_all_threads(call, left):
-    words = [sys.executable, "-c", DENORMALS + call]
+@pytest.mark.parametrize(
+    ("word", "call", "left"),
+    [("fit", "main()", 0), ("fit", "main(['fit'])", 10**6), ("test", "main()", 10**6)],
+)
+def test_only_a_training_of_the_command_takes_denormal_numbers_for_0_in_all_threads(word, call, left):
+    words = [sys.executable, "-c", DENORMALS + call, word]
     told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert told == f"{left}\n"

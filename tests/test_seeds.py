@@ -1,8 +1,14 @@
 from typing import ClassVar
 
+import pytest
 import torch
+from lightning.pytorch import Callback, seed_everything
+from torch.utils.data import DataLoader, TensorDataset
 
+from lit_robust.defenses import PGDAT
 from lit_robust.seeds import derive_seed, seed
+from tests.methods import build
+from tests.tiny import images, loader, trainer
 
 
 def drawn():
@@ -32,3 +38,27 @@ def test_an_accelerator_is_seeded_too_and_no_other(monkeypatch):
     assert Accelerator.seeds == []
     seed(torch.device("cuda", 1), "train")
     assert Accelerator.seeds == [derive_seed(0, "train")]
+
+
+class Orders(Callback):
+    """The first pixels of the images of each epoch, in their order."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.epochs[-1] += batch.x[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_loader_draws_another_order_in_every_epoch_although_validations_are_seeded_alike(tmp_path, workers):
+    seed_everything(0, verbose=False)
+    batch, orders = images(), Orders()
+    shuffled = DataLoader(TensorDataset(batch.x, batch.y), 8, shuffle=True, num_workers=workers)
+    trainer(tmp_path, max_epochs=4, callbacks=[orders]).fit(build(PGDAT), shuffled, loader(images(8)))
+    assert len(orders.epochs) == 4
+    assert len({tuple(order) for order in orders.epochs}) == 4
+    assert len({tuple(sorted(order)) for order in orders.epochs}) == 1

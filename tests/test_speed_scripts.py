@@ -18,6 +18,7 @@ from lit_robust import defenses
 from lit_robust.attacks import FGSM
 from lit_robust.attacks.autoattack import AutoAttack
 from lit_robust.batch import Batch
+from lit_robust.defenses import Defense
 from lit_robust.nets import digits_cnn
 from lit_robust.torch_internals import bf16_instructions
 from lit_robust.training.passes import PassCounter
@@ -156,6 +157,13 @@ def passes_of(run, *nets):
     for hook in hooks:
         hook.remove()
     return counter.forwards, counter.backwards
+
+
+def test_every_method_has_a_floor_or_a_reason_why_not(script):
+    benchmark = script.load("benchmark")
+    known = {name for name in defenses.__all__ if issubclass(getattr(defenses, name), Defense)} - {"Defense"}
+    assert {cls for cls, _ in benchmark.METHODS.values()} | {*benchmark.LEFT_OUT} == known
+    assert not {cls for cls, _ in benchmark.METHODS.values()} & {*benchmark.LEFT_OUT}
 
 
 def test_every_methods_floor_makes_the_passes_of_its_fit(script, tmp_path):

@@ -122,7 +122,7 @@ class CoresetSelection(Callback):
         self._pending = False
         #: Epochs finished before resuming a run without a coreset, else None.
         self._joined: int | None = None
-        self._used, self._resumed, self._weighted = 0, False, False
+        self._used, self._resumed, self._weighted = 0, False, True  # weighted, until an epoch from its start is not
 
     # Timing.
 
@@ -178,9 +178,9 @@ class CoresetSelection(Callback):
         set_current_epoch(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look for weights that only the user's loader can give."""
-        if coreset_data.leaves_weights(pl_module, self.sampler) and not self._weighted:
-            self._weighted = bool((batch.weight != 1).any())
+        """Look for weights that only the user's loader can give, in epochs that begin here."""
+        if self.coreset is not None and coreset_data.leaves_weights(pl_module, self.sampler):
+            self._weighted = (self._weighted and batch_idx > 0) or bool((batch.weight != 1).any())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

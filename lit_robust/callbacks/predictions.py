@@ -22,9 +22,9 @@ class PredictionWriter(BasePredictionWriter):
     """Writes ``predictions.csv`` while ``predict`` runs: index, label, predicted class and its probability.
 
     It works with any LightningModule whose ``predict_step`` returns class probabilities ``(N, num_classes)``. The index
-    is that of a ``Batch`` or, in other batches, the one that Lightning's sampler gives. Where the data module has
-    ``test_files``, each row names the file, too, and where it has ``class_names``, both classes. With several ranks,
-    each writes its own file.
+    is that of a ``Batch`` or, in other batches, the one that Lightning's sampler gives; of several loaders each row
+    begins with the loader's number. Where the data module has ``test_files``, each row names the file, too, and where
+    it has ``class_names``, both classes. With several ranks, each writes its own file.
 
     Args:
         path: The file; by default ``predictions.csv`` in the run's folder.
@@ -71,6 +71,8 @@ class PredictionWriter(BasePredictionWriter):
         index = batch.index.tolist() if isinstance(batch, Batch) else batch_indices or [-1] * len(predicted)
         exists = batch.weight.tolist() if isinstance(batch, Batch) else [1] * len(predicted)
         columns: dict[str, Sequence[Any]] = {"index": index}
+        if len(trainer.num_predict_batches) > 1:
+            columns = {"loader": [dataloader_idx] * len(predicted)} | columns
         if files is not None:
             columns["file"] = _named(index, files)
         columns["label"] = y
@@ -85,10 +87,10 @@ class PredictionWriter(BasePredictionWriter):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # An image's file name may be invalid UTF-8; its bytes are written unchanged.
-            mode = "w" if batch_idx == 0 else "a"
-            with path.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            first = batch_idx == dataloader_idx == 0
+            with path.open("w" if first else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
-                if batch_idx == 0:
+                if first:
                     writer.writerow(columns)
                 writer.writerows(rows)
         except OSError as error:

@@ -17,7 +17,7 @@ from lit_robust.callbacks.needs import callbacks_of, check_not_natural
 from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
 from lit_robust.measures.attack_checks import short_steps
 from lit_robust.schedules import Schedule
-from lit_robust.schedules.base import fractional_epoch
+from lit_robust.schedules.base import check_epochs_have_a_length, fractional_epoch
 from lit_robust.shown import shown
 
 
@@ -103,6 +103,7 @@ class AttributeRamp(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the last batch's value: a resumed run may continue with the end of an epoch."""
+        check_epochs_have_a_length(trainer, "schedule")
         self._set(trainer, pl_module, batch_in_epoch(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -151,8 +151,8 @@ class FolderDataModule(ImageDataModule):
     Args:
         base: The folder that holds ``train``.
         image_size: Height and width of the images in a batch.
-        num_workers: Decoding processes per rank and set; by default one per core, at most 8. They stay alive between
-            epochs.
+        num_workers: Decoding processes per rank and set; by default the cores divided by the machine's ranks, less one
+            for the rank itself, but 1 at least and 8 at most. They stay alive between epochs.
         augment: Whether training images are cropped and mirrored at random.
         split: Which images are held out.
         **kwargs: Arguments of :class:`~lit_robust.data.ImageDataModule`.
@@ -180,7 +180,7 @@ class FolderDataModule(ImageDataModule):
                 f"image_size={image_size} leaves {side} x {side} pixels: set augment to false, unless that is meant."
             )
         self.image_size = image_size
-        self.num_workers = min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers
+        self.num_workers = num_workers
         #: By the set, its augmentation, pinned memory and ``image_size``, which may change between epochs.
         self._workers: dict[tuple[bool, bool, bool, int], Workers] = {}
 
@@ -232,7 +232,9 @@ class FolderDataModule(ImageDataModule):
         images = FolderImages(self._files[train], _transform(self.image_size, augment))
         self._workers = {key: idle for key, idle in self._workers.items() if key[-1] == self.image_size}
         key = (train, augment, pin, self.image_size)
-        workers = self._workers.setdefault(key, Workers(images, self.num_workers, pin))
+        ranks = getattr(self.trainer, "num_devices", 1)
+        count = min(8, suggested_max_num_workers(ranks)) if self.num_workers is None else self.num_workers
+        workers = self._workers.setdefault(key, Workers(images, count, pin))
         return FolderLoader(samples, workers, device=self._device, **epoch)
 
 

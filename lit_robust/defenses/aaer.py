@@ -11,7 +11,7 @@ from lit_robust.batch import Batch
 from lit_robust.defenses.fast import fast_step, nfgsm_step
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.measures.masking import abnormal
-from lit_robust.ranks import sum_over_ranks
+from lit_robust.ranks import per_weight, sum_over_ranks
 from lit_robust.training.arguments import DefenseArguments
 
 Base = Literal["fast", "nfgsm"]
@@ -96,5 +96,5 @@ def mean_variations(variation: Tensor, abnormal: Tensor, weight: Tensor) -> tupl
     """The mean over the abnormal samples of all ranks, the mean over the others, and whether both exist."""
     groups = torch.stack([weight * abnormal, weight * ~abnormal]).to(variation.dtype)
     sums = sum_over_ranks(torch.stack([groups @ variation, groups.sum(dim=1)]))
-    v_abnormal, v_rest = sums[0] / sums[1].clamp_min(torch.finfo(sums.dtype).tiny)
+    v_abnormal, v_rest = per_weight(*sums)
     return v_abnormal, v_rest, (sums[1] > 0).all()

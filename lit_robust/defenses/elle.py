@@ -9,7 +9,7 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.fast import NFGSM
 from lit_robust.measures.masking import linearity_error
-from lit_robust.ranks import sum_over_ranks, weighted_sum
+from lit_robust.ranks import per_weight, sum_over_ranks, weighted_sum
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import BNForwards, DefenseArguments
 from lit_robust.training.bn_forwards import check_bn_forwards, move_statistics
@@ -86,7 +86,7 @@ class ELLEA(NFGSM):
             error, ce = self.error(batch), super().loss(batch, x_adv)
         lam = self.memory.tensors["elle"][0]
         total, weight = sum_over_ranks(weighted_sum(error, batch.weight))
-        self.memory.tensors["elle_error"] = total / weight
+        self.memory.tensors["elle_error"] = per_weight(total, weight)
         self.seen |= {"linearity_error": error, "lam": lam.expand_as(error)}
         return ce + lam * error
 

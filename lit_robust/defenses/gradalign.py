@@ -9,7 +9,7 @@ from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.defenses.single_step import SingleStep
 from lit_robust.measures.masking import ce_and_gradient, gradient_cosine
-from lit_robust.ranks import sum_over_ranks, weighted_sum
+from lit_robust.ranks import per_weight, sum_over_ranks, weighted_sum
 from lit_robust.threats import Linf
 from lit_robust.training.arguments import DefenseArguments
 
@@ -73,6 +73,6 @@ class GradAlign(SingleStep):
         self.seen["cosine"] = cosine
         exists = ~cosine.isnan()
         counted, total = sum_over_ranks(weighted_sum(exists, batch.weight))
-        share = (counted / total).clamp_min(torch.finfo(counted.dtype).tiny)
+        share = per_weight(counted, total).clamp_min(torch.finfo(counted.dtype).tiny)
         misaligned: Tensor = torch.where(exists, 1 - cosine, 0.0) / share
         return misaligned

@@ -21,7 +21,7 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_states import broken
 from lit_robust.guards import network_mode
 from lit_robust.measures.masking import second_step_gain
-from lit_robust.ranks import sum_over_ranks, weighted_sum
+from lit_robust.ranks import per_weight, sum_over_ranks, weighted_sum
 
 if TYPE_CHECKING:
     from lit_robust.defenses.nuat import NuAT
@@ -195,8 +195,7 @@ class SecondStepGain(Detector):
         with network_mode(method.net, "eval"):
             net = method.folded(method.net, batch.x)
             gain = second_step_gain(net, batch.x, batch.y, method.single_step())
-        total, weight = sum_over_ranks(weighted_sum(gain, batch.weight)).tolist()
-        return float(total / weight)
+        return float(per_weight(*sum_over_ranks(weighted_sum(gain, batch.weight))))
 
     def fires(self, times: list[float], values: list[float]) -> bool:
         """Compare the last value with ``gain``."""

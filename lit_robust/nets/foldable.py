@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -71,3 +72,18 @@ def _traced(module: nn.Module, prefix: str = "") -> Iterator[Pair]:
         alone = calls[conv] == calls[norm] == 1 and not tensors & {conv, norm}
         if alone and types_fit(module.get_submodule(conv), module.get_submodule(norm)):
             yield Pair(prefix + conv, prefix + norm)
+
+
+@contextmanager
+def in_full_precision(on_gpu: bool) -> Iterator[None]:
+    """Neither convolutions nor products of matrices in TF32, whose rounding would look like another result."""
+    if not on_gpu:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -6,7 +6,6 @@ rounding; forward and backward save the BatchNorms' passes over the activations.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_robust.compilation import compile_in_place
 from lit_robust.guards import on_trial
-from lit_robust.nets.foldable import Pair, candidates, types_fit
+from lit_robust.nets.foldable import Pair, candidates, in_full_precision, types_fit
 from lit_robust.torch_internals import is_changed, is_compiled, parts_of, shallow_copy, take_over
 
 #: Half precision would round the folded weights too coarsely.
@@ -222,8 +221,7 @@ def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:
     others = {norm: _another(norm) for _, norm in layers}
     changed = _Copy(net, others).net
     copy = _folded(changed, [(conv, others[norm]) for conv, norm in layers]).net
-    exact = torch.backends.cudnn.flags(allow_tf32=False) if x.is_cuda else nullcontext()
-    with torch.autocast(x.device.type, enabled=False), exact:
+    with torch.autocast(x.device.type, enabled=False), in_full_precision(x.is_cuda):
         for images in (x, 1 - x):
             # Without the hooks, which count passes, and without the compiled graph.
             found = [_logits(one.forward(images)) for one in (net, net, changed, copy)]

@@ -113,3 +113,20 @@ def blend(start: float, stop: float, share: float) -> float:
 def fractional_epoch(trainer: Any, batch_idx: int) -> float:
     """The start of a trainer's batch in fractional epochs, the argument of every schedule."""
     return float(trainer.current_epoch + batch_idx / trainer.num_training_batches)
+
+
+def check_epochs_have_a_length(trainer: Any, name: str) -> None:
+    """Refuse a function of fractional epochs if nothing says how many batches an epoch has: its time would stand still.
+
+    Args:
+        trainer: In or after ``on_train_start``.
+        name: The argument that is a function of time.
+
+    Raises:
+        ValueError: If the training loader has no length.
+    """
+    if math.isinf(trainer.num_training_batches):
+        raise ValueError(
+            f"{name} is a function of the time in epochs, but the training loader has no length: set the trainer's "
+            "limit_train_batches to the number of batches of an epoch."
+        )

@@ -54,7 +54,8 @@ class EpochMeans:
         """
         sums = {name: sum_over_ranks(entry) for name, entry in sorted(self.sums.items())}
         means = {name: float(total / weight) for name, (total, weight) in sums.items()}
-        if not math.isfinite(means.get("loss", 0.0)):
+        counted = "loss" in sums and bool(sums["loss"][1] > 0)
+        if counted and not math.isfinite(means["loss"]):
             raise FloatingPointError(
                 f"the training loss is {means['loss']} in epoch {epoch} by batch {batch_idx}: lower the learning rate, "
                 "clip gradients (gradient_clip_val) or train in bf16-mixed instead of 16-mixed; the checkpoint before "

@@ -14,6 +14,7 @@ from lit_robust import require
 from lit_robust.lightning_internals import epochs_done
 from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
+from lit_robust.schedules.base import check_epochs_have_a_length
 from lit_robust.training.optimizer_checks import (
     check_any_parameters,
     check_optimizer,
@@ -138,6 +139,16 @@ class LearningRate:
     def current(self) -> float:
         """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def check_clock(self, trainer: Any) -> None:
+        """Refuse schedules of time if epochs have no length.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        for name, value in (("lr_scheduler", self.scheduler), ("momentum", self.momentum)):
+            if isinstance(value, Schedule):
+                check_epochs_have_a_length(trainer, name)
 
     def restore_settings(self, net: nn.Module) -> None:
         """Put the user's settings over a checkpoint's, under a torch scheduler only weight decay; make a step to come.

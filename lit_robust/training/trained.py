@@ -107,12 +107,13 @@ class Trained(Metered):
         """Continue from a checkpoint, on the device; log what was not logged yet when it was written.
 
         Raises:
-            ValueError: If a callback or scheduler monitors a metric that is not logged.
+            ValueError: If a callback or scheduler monitors a metric that is not logged, or a Schedule has no clock.
         """
         super().on_train_start()
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
         checkpoint_checks.warn_of_other_data(checkpoint_checks.fingerprint_of(self.trainer), self._trained_on)
+        self.rate.check_clock(self.trainer)
         self.rate.restore_settings(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)

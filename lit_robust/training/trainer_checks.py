@@ -27,8 +27,8 @@ from lit_robust.measures.attack_checks import tell_of_idle_attack
 from lit_robust.torch_internals import bf16_instructions
 
 #: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8)
-#: took 1.16 of float32's time, one of 0.7 million (ResNet-18 of width 16) 0.65 to 0.84. Where between them it begins to
-#: pay is not measured (scripts/benchmark.py --net fast_cnn would), so this is their middle in powers of ten.
+#: took 1.16 of float32's time, one of 0.17 million (fast_cnn) 0.78 to 0.92, one of 0.7 million (ResNet-18 of width 16)
+#: 0.65 to 0.86 (scripts/benchmark.py).
 PAYS_FROM = 100_000
 
 #: Callbacks that do nothing, or fail, until a subclass says what to do.
