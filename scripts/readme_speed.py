@@ -259,7 +259,8 @@ def kept_memory() -> str:
         lines.append([name, *(f"{1000 * one:.0f}" for one in seconds), ratio, *map(str, memory)])
     return (
         "On Linux with glibc, memory that a batch frees goes back to the system, which clears it for the next one. The "
-        "command keeps blocks below 32 MB; from Python, call `lit_robust.host_memory.keep_freed_memory()`. A variable "
+        "command keeps blocks below 32 MB, and asks Linux for huge pages; from Python, call "
+        "`lit_robust.host_memory.keep_freed_memory()`. A variable "
         "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. `lit-robust fit` also takes denormal "
         "numbers, which slow a CPU down, for 0; from Python, call `torch.set_flush_denormal(True)`. What kept memory "
         "gains on a CPU (`scripts/kept_memory.py`):\n\n"

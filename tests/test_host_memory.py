@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,35 +18,54 @@ from lit_robust.host_memory import keep_freed_memory
 def megabytes():
     return int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1000
 
+def huge():
+    return int(re.search(r"AnonHugePages:\\s*(\\d+)", open("/proc/self/smaps_rollup").read())[1]) / 1000
+
 kept = keep_freed_memory()
 before = megabytes()
 blocks = [bytearray(b"x" * 2**23) for _ in range(16)]
 between = bytearray(b"x")
+pages = huge()
 del blocks
-print(kept, round(megabytes() - before))
+print(kept, round(megabytes() - before), round(pages))
 """
 
 
 def kept(**variables):
-    """Whether memory is said to be kept, and the megabytes that a process holds after it has freed 134."""
+    """Whether memory is said to be kept, the megabytes that a process holds after it has freed 134, and huge ones."""
     own = {*host_memory.PARAMETERS, "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}
     environment = {name: value for name, value in os.environ.items() if name not in own}
     words = [sys.executable, "-c", BLOCKS]
     told = subprocess.run(words, env=environment | variables, capture_output=True, text=True, check=True).stdout
-    said, held = told.split()
-    return said == "True", int(held)
+    said, held, huge = told.split()
+    return said == "True", int(held), int(huge)
 
 
-@pytest.mark.skipif(not hasattr(os, "confstr") or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="no glibc")
+GLIBC = hasattr(os, "confstr") and "glibc" in os.confstr("CS_GNU_LIBC_VERSION")
+
+
+@pytest.mark.skipif(not GLIBC, reason="no glibc")
 def test_freed_memory_is_kept_unless_the_user_says_how_it_is_freed():
-    said, held = kept()
+    said, held, _ = kept()
     assert said
     assert held > 130
     for variable in (*host_memory.PARAMETERS, "MALLOC_MMAP_MAX_"):
         assert not kept(**{variable: "131072"})[0], variable
-    said, held = kept(GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")
+    said, held, _ = kept(GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")
     assert not said
     assert held < 30
+
+
+def advisable():
+    """Whether Linux gives huge pages to those who ask, and glibc is there to ask."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return GLIBC and setting.exists() and "[madvise]" in setting.read_text()
+
+
+@pytest.mark.skipif(not advisable(), reason="no huge pages on request")
+def test_kept_memory_lies_on_huge_pages():
+    assert kept()[2] > 100
+    assert kept(GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")[2] < 30
 
 
 def static(name):
