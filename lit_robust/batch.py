@@ -72,4 +72,4 @@ def check_samples(batch: Batch) -> None:
     if not weight.is_floating_point():
         raise ValueError(f"Batch.weight of {weight.dtype} cannot hold fractions: give weight.float().")
     if wrong := weight[~(weight.isfinite() & (weight >= 0))].tolist():
-        raise ValueError(f"Batch.weight={wrong[0]:g} must be finite and not negative: give 0 to samples that do not count.")
+        raise ValueError(f"Batch.weight={wrong[0]:g} must be finite and at least 0: give 0 for what must not count.")

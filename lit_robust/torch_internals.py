@@ -91,7 +91,7 @@ def is_compiled(net: nn.Module) -> bool:
 
 
 def allow_graphs(number: int) -> None:
-    """Let dynamo keep at least this many graphs of one function; without it, it runs further ones uncompiled in silence.
+    """Let dynamo keep at least this many graphs of one function; without it, further ones run uncompiled in silence.
 
     The function is torch's own call of a module, which all compiled nets and copies of nets share.
     """

@@ -81,8 +81,9 @@ def rows_of(text: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The rows of a set by name: ``config`` (as the command line takes it), ``eps``, ``epochs`` and ``passes``.
 
     A set with ``seeds`` has each row once per seed, as ``name@seed``, or once per seed of the row's own ``seeds``; one
-    with ``attacks`` is tested by these only; one with ``monitors: false`` has no monitors. ``limits`` has costly attacks
-    by name, with the number of first ``images`` that they see, which is also the row's ``images``, and their ``seeds``.
+    with ``attacks`` is tested by these only; one with ``monitors: false`` has no monitors. ``limits`` has costly
+    attacks by name, with the number of first ``images`` that they see, which is also the row's ``images``, and their
+    ``seeds``.
     """
     chosen, rows = text["sets"][name], {}
     for row, said in chosen["rows"].items():

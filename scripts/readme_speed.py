@@ -152,8 +152,10 @@ def benchmark_full() -> str:
             lines.append([name, str(results["batch"]), method, *cells(row)])
         steps.append(f"{name}: {attack_step(results)}")
     told = "; ".join(f"{' and '.join(names)} on {on}" for on, names in devices.items())
-    return f"The same on other nets and devices:\n\n{markdown(lines)}\n\n{spread(*found)}; {told}. One step "
-        f"of PGD, as above: {'; '.join(steps)}."
+    return (
+        f"The same on other nets and devices:\n\n{markdown(lines)}\n\n{spread(*found)}; {told}. One step of PGD, as "
+        f"above: {'; '.join(steps)}."
+    )
 
 
 def step_profile() -> str:

@@ -93,7 +93,8 @@ class Stream(IterableDataset):
 def test_a_schedule_needs_the_length_of_an_epoch(tmp_path, scheduled):
     falls = Linear(1, 0, 0, 1)
     arguments = {} if scheduled == "schedule" else {scheduled: falls}
-    rates, ramp = Recorder("momentum" if scheduled == "momentum" else "lr"), AttributeRamp("attack.eps", Linear(0, 0.1, 0, 1))
+    rates = Recorder("momentum" if scheduled == "momentum" else "lr")
+    ramp = AttributeRamp("attack.eps", Linear(0, 0.1, 0, 1))
     callbacks = [rates, ramp] if scheduled == "schedule" else [rates]
 
     def fit_on_a_stream(**kwargs):
