@@ -246,6 +246,7 @@ def test_a_loader_that_gives_the_weight_one_to_all_is_refused_after_an_epoch(tmp
         fit(tmp_path, module=build(PGDAT), loader=lambda s: DataLoader(items, 3, sampler=s), sampler=sampler)
 
 
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch")
 @pytest.mark.parametrize("batches", [2, 3], ids=["in mid-epoch", "at the epoch's end"])
 def test_weights_of_an_epoch_that_began_before_a_resume_are_not_missed(tmp_path, batches):
     """Twelve images in batches of four; the third is the last one."""

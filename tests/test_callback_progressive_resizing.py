@@ -166,11 +166,11 @@ def test_small_data_sets_resume_bit_for_bit_too(tmp_path, batches):
 
 @pytest.mark.parametrize(
     ("fraction", "sizes"),
-    # Of the two warm epochs, half is one epoch on all images, with the first size; a tenth is none.
-    [(0.5, [4, 6]), (0.1, [6])],
+    # Of the two warm epochs, half is one epoch on all images, with the first size; a fifth is none.
+    [(0.5, [4, 6]), (0.2, [6])],
 )
 def test_epochs_that_a_coreset_skips_count(tmp_path, fraction, sizes):
-    chosen = CoresetSelection(CRAIG(), fraction, every=1, warm=0.5)
+    chosen = CoresetSelection(fraction, CRAIG(), every=1, warm=0.5)
     seen, _, run = fit(tmp_path, TinyData(), chosen, plan=(Staircase([0, 2], [4, 6]),), module=method(CLASSES))
     assert list(dict.fromkeys(size for _, size in seen.trained)) == sizes
     assert run.current_epoch == 4

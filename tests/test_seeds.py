@@ -50,7 +50,7 @@ class Orders(Callback):
         self.epochs.append([])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.epochs[-1] += batch.x[:, 0, 0, 0].tolist()
+        self.epochs[-1] += batch[0][:, 0, 0, 0].tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
