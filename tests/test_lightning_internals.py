@@ -298,7 +298,7 @@ def test_skipped_epochs_count_once_they_are_followed(tmp_path):
     def skip_the_next(trainer):
         if trainer.current_epoch == 0:
             internals.skip_epochs(trainer, 3)
-        return trainer.current_epoch, internals.epochs_begun(trainer)
+        return trainer.current_epoch, internals.epochs_begun(trainer), internals.next_epoch(trainer)
 
     def follow(trainer):
         before = trainer.current_epoch
@@ -315,7 +315,7 @@ def test_skipped_epochs_count_once_they_are_followed(tmp_path):
             self.skipped.append(skip_the_next(trainer))
 
     fit(tmp_path, Skip(), max_epochs=5)
-    assert Skip.skipped == [(0, 4), (4, 5)]
+    assert Skip.skipped == [(0, 4, 4), (4, 5, 5)]
     assert Skip.followed == [(0, 0), (1, 4)]
 
 
@@ -725,6 +725,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.batches_begun(HOLLOW),
         lambda: internals.is_due_for_logging(HOLLOW),
         lambda: internals.epochs_begun(HOLLOW),
+        lambda: internals.next_epoch(HOLLOW),
         lambda: internals.skip_epochs(HOLLOW, 2),
         lambda: internals.set_current_epoch(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),

@@ -62,7 +62,7 @@ def test_the_readmes_own_parts_train(here, how):
     assert ran.returncode == 0, ran.stderr
     config = yaml.safe_load((here / "runs/run/version_0/config.yaml").read_text())["model"]
     assert config["class_path"] == "my_parts.MyMethod"
-    assert config["init_args"]["net"] == {"class_path": "my_parts.my_net", "init_args": {"num_classes": 2, "width": 8}}
+    assert config["init_args"]["net"] == {"class_path": "my_parts.my_net", "init_args": {"num_classes": 4, "width": 8}}
     assert (here / "runs/run/version_0/checkpoints/last.ckpt").exists()
 
 
