@@ -195,7 +195,7 @@ def test_coresets_on_cifar_show_the_best_epoch_and_autoattack_of_one_seed(readme
     head, _, line, *_ = text.splitlines()
     cells = dict(zip(head.strip("| ").split(" | "), line.strip(" |").split(" | "), strict=True))
     assert cells["best epoch: PGD-50"] == "31.0 (30.0 to 32.0)"
-    assert cells["AutoAttack"].startswith("18.0 [")
+    assert cells["AutoAttack of seed 0"].startswith("18.0 [")
     assert "autoattack 200 of seed 0" in text
 
 
