@@ -2,16 +2,37 @@
 
 import gc
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process count as the only rank: what is summed over ranks is its own.
+
+    For work that ranks share out by whole batches, of which they may have unequal numbers, so that they would wait for
+    each other forever.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def world_size() -> int:
-    """The number of ranks, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """The number of ranks, 1 without a process group and within ``alone``."""
+    if _alone.get() or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

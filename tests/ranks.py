@@ -33,10 +33,13 @@ from lit_robust.callbacks import (
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
+    coreset_data,
 )
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import (
+    AAER,
     AWP,
+    ELLEA,
     FGSMAT,
     GAT,
     HSAT,
@@ -51,7 +54,7 @@ from lit_robust.defenses import (
 )
 from lit_robust.measures.accuracy import Survivors
 from lit_robust.measures.image_blocks import Blocks
-from lit_robust.ranks import leave_group
+from lit_robust.ranks import leave_group, sum_over_ranks, weighted_sum
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build
@@ -599,6 +602,40 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
     return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}
 
 
+class Relative(PGDAT):
+    """Scales its loss by its mean over the images of all ranks."""
+
+    def loss(self, batch, x_adv):
+        losses = super().loss(batch, x_adv)
+        total, weight = sum_over_ranks(weighted_sum(losses, batch.weight))
+        return losses * total / weight
+
+
+#: Methods whose loss waits for the other ranks.
+WAITING: dict[str, tuple[type[Defense], dict[str, Any]]] = {
+    "Relative": (Relative, {"attack": EXACT}),
+    "ELLEA": (ELLEA, {"attack": FGSM(EXACT.eps), "lam_max": 10.0}),
+    "AAER": (AAER, {"attack": FGSM(EXACT.eps)}),
+}
+
+
+def coreset_of_blocks(folder: Path) -> Finding:
+    """Coresets of images that are read in two blocks, one for each rank, and in three, of which rank 0 gets two."""
+    found, size = {}, coreset_data.BATCH_SIZE
+    pairs = list(zip(*images(TRAIN)[:2], strict=True))
+    try:
+        for coreset_data.BATCH_SIZE in (11, 8):
+            for name, (cls, said) in WAITING.items():
+                sampler = CoresetSampler(pairs)
+                selection = CoresetSelection(0.6, GradMatch(), every=None, warm=0, sampler=sampler)
+                chosen, loader = Chosen(selection), DataLoader(pairs, per_rank(8), sampler=sampler)
+                fit(build(cls, net=linear(), **said), loader, selection, chosen, max_epochs=1)
+                found[name, coreset_data.BATCH_SIZE] = chosen.epochs[0]
+    finally:
+        coreset_data.BATCH_SIZE = size
+    return found
+
+
 def waits(folder: Path) -> Finding:
     """How often the ranks wait for each other in each batch, besides DDP's own reduction of the gradients."""
 
@@ -645,6 +682,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "coreset": coreset,
     "coreset of a trained net": coreset_of_a_trained_net,
     "coreset of a sampler": coreset_of_a_sampler,
+    "coreset of blocks": coreset_of_blocks,
     "evaluation": evaluation,
     "test": in_blocks,
     "killed test": killed_test,

@@ -248,6 +248,14 @@ def test_ranks_share_the_draws_of_a_coreset_sampler_and_resume_within_an_epoch(f
         assert finding["resumed"].keys() == {0, 1}
 
 
+def test_ranks_with_unequal_numbers_of_blocks_select_what_one_rank_selects(findings, tmp_path):
+    alone = ranks.coreset_of_blocks(tmp_path)
+    for finding in of(findings, "coreset of blocks"):
+        assert finding.keys() == alone.keys()
+        for name, chosen in alone.items():
+            assert_same_coreset(finding[name], chosen)
+
+
 def test_both_ranks_switch_and_stop_together_by_the_mean_of_their_losses(findings):
     for finding in of(findings, "delayed start"):
         assert finding["losses"] == pytest.approx([0.8, 0.65, 0.45])
