@@ -153,12 +153,25 @@ def weighted_mean(values: Tensor, weight: Tensor, mean_weight: float | None = No
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Give every rank the mean of the ranks' float buffers (BatchNorm's statistics).
+    """Give every rank the mean of the ranks' float buffers, such as BatchNorm's statistics, so that all hold one net.
 
-    A checkpoint holds only rank 0's; without this, a resumed run on several ranks would differ.
+    The sum has 64 bits, so buffers of 32 that are equal already stay as they are, to the bit.
     """
     if (ranks := world_size()) > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= ranks
+                buffer.copy_(sum_over_ranks(buffer.double()) / ranks)
+
+
+def float_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The float buffers that a module's ``state_dict`` holds, by their names there."""
+    names = module.state_dict().keys()
+    return {name: one for name, one in module.named_buffers() if name in names and one.is_floating_point()}
+
+
+def gather_within_epoch(state: dict[str, Tensor], trainer: Any) -> list[dict[str, Tensor]]:
+    """What ``gather_over_ranks`` returns, if ranks can differ: not on one rank, nor after an epoch's last batch.
+
+    For buffers, which ``average_buffers`` makes equal there; every rank must call it.
+    """
+    return [] if world_size() == 1 or trainer.is_last_batch else gather_over_ranks(state)
