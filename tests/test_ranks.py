@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from lit_robust import losses
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
+from lit_robust.ranks import float_buffers
 from tests import ranks
 from tests.methods import METHODS, build
 from tests.tiny import images, trainer
@@ -158,6 +159,12 @@ def test_averages_are_equal_on_both_ranks_and_after_a_resume(findings):
     assert_equal(zero["weights"], one["weights"])
     for finding in (zero, one):
         assert_equal(finding["resumed"], finding["weights"])
+
+
+def test_the_buffers_of_a_rank_are_float_ones_of_its_checkpoint():
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    net.register_buffer("mask", torch.tensor(float("-inf")), persistent=False)
+    assert float_buffers(net).keys() == {"0.running_mean", "0.running_var"}
 
 
 @pytest.mark.parametrize("averaging", [False, True])
