@@ -28,6 +28,7 @@ SECTIONS: dict[str, type] = {
     "current_model_state": dict,
     "averaging_state": dict,
     "extra_averages": dict,
+    "averaged_buffers": list,
     "epoch": int,
     "global_step": int,
     "pytorch-lightning_version": str,

@@ -58,6 +58,8 @@ def _of(kind: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kind)
 
 
+#: Each rank's tensors.
+TENSORS_OF_RANKS = (are_tensors, "tensors by name for each rank")
 _SUMS = (_are_sums, "two numbers by name for each rank")
 _PLAIN = (_are_plain, "plain values by name")
 
@@ -67,7 +69,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "unlogged": (_are_unlogged, "numbers by name below row and epoch"),
     **dict.fromkeys(("metrics", "tally"), _SUMS),
     "memory": (_is_memory, "tensors by name for each rank, and plain values by name"),
-    "ranks": (are_tensors, "tensors by name for each rank"),
+    **dict.fromkeys(("buffers", "ranks"), TENSORS_OF_RANKS),
     **dict.fromkeys(("hybrid", "curriculum"), _PLAIN),
     "data": (_of(dict), "values by name"),
     **dict.fromkeys(("optimizer", "lr_scheduler"), (_of(str | None), "the name of a class")),

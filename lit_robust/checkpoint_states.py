@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_robust.checkpoint_sections import LARGEST, is_count
+from lit_robust.checkpoint_sections import LARGEST, TENSORS_OF_RANKS, is_count
+from lit_robust.ranks import world_size
 from lit_robust.shown import shown
 
 #: Whether a value can be used, and what it must be.
@@ -99,6 +100,29 @@ def check_tensors(where: str, found: Any, own: Mapping[str, Tensor]) -> None:
         check_tensor(f"{where}.{name}", found[name], (tensor.dtype, tensor.shape))
     for name in found.keys() - own.keys():
         raise broken(f"{where}.{shown(name)}", found[name], "absent, because this net has nothing of that name")
+
+
+def of_rank(where: str, ranks: Any, rank: int, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One rank's tensors of those that a checkpoint holds for each rank; none if there are more ranks now, or fewer.
+
+    Args:
+        where: The place in the checkpoint, for the message.
+        ranks: What the checkpoint holds.
+        rank: Which rank's are returned; those of the others are checked, too, so that all ranks refuse a checkpoint.
+        own: The tensors that they are for; names that are on one side only are left out.
+
+    Raises:
+        ValueError: If they are not a list of tensors by name, or one is not finite or of another shape or kind.
+    """
+    is_right, needed = TENSORS_OF_RANKS
+    if not is_right(ranks):
+        raise broken(where, ranks, needed)
+    if len(ranks) != world_size():
+        return {}
+    for place, tensors in enumerate(ranks):
+        for name in tensors.keys() & own.keys():
+            check_tensor(f"{where}[{place}].{name}", tensors[name], (own[name].dtype, own[name].shape))
+    return {name: tensor for name, tensor in ranks[rank].items() if name in own}
 
 
 def broken(where: str, found: Any, needed: str) -> ValueError:

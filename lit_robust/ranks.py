@@ -2,16 +2,37 @@
 
 import gc
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process count as the only rank: what is summed over ranks is its own.
+
+    For work that ranks share out by whole batches, of which they may have unequal numbers, so that they would wait for
+    each other forever.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
 
 def world_size() -> int:
-    """The number of ranks, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """The number of ranks, 1 without a process group and within ``alone``."""
+    if _alone.get() or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -138,12 +159,25 @@ def per_weight(total: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Give every rank the mean of the ranks' float buffers (BatchNorm's statistics).
+    """Give every rank the mean of the ranks' float buffers, such as BatchNorm's statistics, so that all hold one net.
 
-    A checkpoint holds only rank 0's; without this, a resumed run on several ranks would differ.
+    The sum has 64 bits, so buffers of 32 that are equal already stay as they are, to the bit.
     """
     if (ranks := world_size()) > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= ranks
+                buffer.copy_(sum_over_ranks(buffer.double()) / ranks)
+
+
+def float_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The float buffers that a module's ``state_dict`` holds, by their names there."""
+    names = module.state_dict().keys()
+    return {name: one for name, one in module.named_buffers() if name in names and one.is_floating_point()}
+
+
+def gather_within_epoch(state: dict[str, Tensor], trainer: Any) -> list[dict[str, Tensor]]:
+    """What ``gather_over_ranks`` returns, if ranks can differ: not on one rank, nor after an epoch's last batch.
+
+    For buffers, which ``average_buffers`` makes equal there; every rank must call it.
+    """
+    return [] if world_size() == 1 or trainer.is_last_batch else gather_over_ranks(state)

@@ -33,10 +33,13 @@ from lit_robust.callbacks import (
     RobustAccuracy,
     StopAfterDrop,
     SwitchRule,
+    coreset_data,
 )
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import (
+    AAER,
     AWP,
+    ELLEA,
     FGSMAT,
     GAT,
     HSAT,
@@ -51,7 +54,7 @@ from lit_robust.defenses import (
 )
 from lit_robust.measures.accuracy import Survivors
 from lit_robust.measures.image_blocks import Blocks
-from lit_robust.ranks import leave_group
+from lit_robust.ranks import leave_group, sum_over_ranks, weighted_sum
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build
@@ -148,12 +151,14 @@ def fit(
     ckpt_path: Path | None = None,
     max_epochs: int = 2,
     limit_val_batches: int | None = 0,
+    val_check_interval: int | None = None,
 ) -> Trainer:
     """Two epochs on all ranks."""
     seed_everything(7, verbose=False)
     trainer = quiet_trainer(
         max_epochs=max_epochs,
         limit_val_batches=limit_val_batches,
+        val_check_interval=val_check_interval,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -230,6 +235,61 @@ def averages(folder: Path) -> Finding:
 
     whole = run(Save(folder / "averages.ckpt"))
     return {"weights": whole, "resumed": run(ckpt_path=folder / "averages.ckpt")}
+
+
+class Validated(Data):
+    """Validates on the test images."""
+
+    def val_dataloader(self):
+        return self.test_dataloader()
+
+
+def statistics_of(module: LightningModule) -> dict[str, torch.Tensor]:
+    """Copies of BatchNorm's running mean and variance."""
+    return {name: value.clone() for name, value in module.net.named_buffers() if value.is_floating_point()}
+
+
+class SeenStatistics(Callback):
+    """BatchNorm's statistics after each batch, before a validation averages them, and in each validation."""
+
+    def __init__(self) -> None:
+        self.trained: list[dict[str, torch.Tensor]] = []
+        self.validated: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.trained.append(statistics_of(pl_module))
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 0:
+            self.validated.append(statistics_of(pl_module))
+
+
+def statistics(folder: Path) -> Finding:
+    """Runs with a validation after the second of three batches of an epoch, resumed before it and from it on.
+
+    One resumes from a checkpoint as older versions wrote it, without the statistics of each rank.
+    """
+    found = {}
+    for averaging in (False, True):
+
+        def run(*callbacks: Callback, averaging=averaging, **kwargs: Any) -> dict[str, Any]:
+            module, seen = build(PGDAT, val_attack=EXACT), SeenStatistics()
+            averages = [EMAWeights(0.9, extra={"fast": 0.5})] * averaging
+            how = {"limit_val_batches": None, "val_check_interval": 2, **kwargs}
+            fit(module, Validated(), *averages, seen, *callbacks, **how)
+            fast = vars(module)["averaged"]["fast"].state_dict() if averaging else {}
+            end = module.state_dict() | {f"fast.{name}": value for name, value in fast.items()}
+            return {"end": end, "trained": seen.trained, "validated": seen.validated}
+
+        paths = [folder / f"statistics{batches}{averaging}.ckpt" for batches in (1, 2)]
+        whole = run(*(Save(path, batch_idx=number) for number, path in enumerate(paths)))
+        resumed = [run(ckpt_path=path) for path in paths]
+        checkpoint, older = torch.load(paths[0], weights_only=True), folder / f"older{os.environ['RANK']}.ckpt"
+        del checkpoint["lit_robust"]["buffers"]
+        checkpoint.pop("averaged_buffers", None)
+        torch.save(checkpoint, older)
+        found[averaging] = whole | {"resumed": resumed, "older": run(ckpt_path=older)}
+    return found
 
 
 class LossCurve(Callback):
@@ -333,13 +393,6 @@ def delayed_start(folder: Path) -> Finding:
     module, delay = OneSided(), DelayedStart(LevelledOff(), monitor="loss")
     trainer = fit(module, Data(), delay, StopAfterDrop(1), max_epochs=8)
     return {"losses": delay.losses, "switch": delay.switch_epoch, "epochs": module.epochs, "end": trainer.current_epoch}
-
-
-class Validated(Data):
-    """Validates on the test images."""
-
-    def val_dataloader(self):
-        return self.test_dataloader()
 
 
 def gap(folder: Path) -> Finding:
@@ -599,6 +652,40 @@ def coreset_of_a_sampler(folder: Path) -> Finding:
     return whole | {"resumed": run(ckpt_path=folder / "sampler.ckpt")["places"]}
 
 
+class Relative(PGDAT):
+    """Scales its loss by its mean over the images of all ranks."""
+
+    def loss(self, batch, x_adv):
+        losses = super().loss(batch, x_adv)
+        total, weight = sum_over_ranks(weighted_sum(losses, batch.weight))
+        return losses * total / weight
+
+
+#: Methods whose loss waits for the other ranks.
+WAITING: dict[str, tuple[type[Defense], dict[str, Any]]] = {
+    "Relative": (Relative, {"attack": EXACT}),
+    "ELLEA": (ELLEA, {"attack": FGSM(EXACT.eps), "lam_max": 10.0}),
+    "AAER": (AAER, {"attack": FGSM(EXACT.eps)}),
+}
+
+
+def coreset_of_blocks(folder: Path) -> Finding:
+    """Coresets of images that are read in two blocks, one for each rank, and in three, of which rank 0 gets two."""
+    found, size = {}, coreset_data.BATCH_SIZE
+    pairs = list(zip(*images(TRAIN)[:2], strict=True))
+    try:
+        for coreset_data.BATCH_SIZE in (11, 8):
+            for name, (cls, said) in WAITING.items():
+                sampler = CoresetSampler(pairs)
+                selection = CoresetSelection(0.6, GradMatch(), every=None, warm=0, sampler=sampler)
+                chosen, loader = Chosen(selection), DataLoader(pairs, per_rank(8), sampler=sampler)
+                fit(build(cls, net=linear(), **said), loader, selection, chosen, max_epochs=1)
+                found[name, coreset_data.BATCH_SIZE] = chosen.epochs[0]
+    finally:
+        coreset_data.BATCH_SIZE = size
+    return found
+
+
 def waits(folder: Path) -> Finding:
     """How often the ranks wait for each other in each batch, besides DDP's own reduction of the gradients."""
 
@@ -634,6 +721,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "state of a rank": state_of_a_rank,
     "eps by image": eps_by_image,
     "averages": averages,
+    "statistics": statistics,
     "unequal weights": unequal_weights,
     "perturbed weights": perturbed_weights,
     "image by image": image_by_image,
@@ -645,6 +733,7 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "coreset": coreset,
     "coreset of a trained net": coreset_of_a_trained_net,
     "coreset of a sampler": coreset_of_a_sampler,
+    "coreset of blocks": coreset_of_blocks,
     "evaluation": evaluation,
     "test": in_blocks,
     "killed test": killed_test,

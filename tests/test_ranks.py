@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from lit_robust import losses
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
+from lit_robust.ranks import float_buffers
 from tests import ranks
 from tests.methods import METHODS, build
 from tests.tiny import images, trainer
@@ -160,6 +161,65 @@ def test_averages_are_equal_on_both_ranks_and_after_a_resume(findings):
         assert_equal(finding["resumed"], finding["weights"])
 
 
+def test_the_buffers_of_a_rank_are_float_ones_of_its_checkpoint():
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    net.register_buffer("mask", torch.tensor(float("-inf")), persistent=False)
+    assert float_buffers(net).keys() == {"0.running_mean", "0.running_var"}
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_a_run_resumed_within_an_epoch_continues_with_each_ranks_own_statistics(averaging, findings):
+    zero, one = (finding[averaging] for finding in of(findings, "statistics"))
+    assert_equal(zero["end"], one["end"])
+    mean = "body.1.running_mean"
+    assert not torch.equal(zero["trained"][0][mean], one["trained"][0][mean])  # else it could not tell
+    for finding in (zero, one):
+        for batches, resumed in enumerate(finding["resumed"], start=1):
+            assert_equal(resumed["end"], finding["end"])
+            for before, after in zip(finding["trained"][batches:], resumed["trained"], strict=True):
+                assert_equal(after, before)
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_ranks_validate_one_net_within_an_epoch(averaging, findings):
+    zero, one = (finding[averaging] for finding in of(findings, "statistics"))
+    assert len(zero["validated"]) == len(one["validated"]) == 2
+    for mine, theirs in zip(zero["validated"], one["validated"], strict=True):
+        assert_equal(mine, theirs)
+    for finding in (zero, one):
+        for resumed in finding["resumed"]:
+            for before, after in zip(finding["validated"], resumed["validated"], strict=True):
+                assert_equal(after, before)
+    assert averaging or statistics_are_means(zero["validated"][0], zero["trained"][1], one["trained"][1])
+
+
+def statistics_are_means(found, *ranks):
+    return all(torch.allclose(value, sum(rank[name] for rank in ranks) / 2) for name, value in found.items())
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_a_checkpoint_without_the_statistics_of_each_rank_resumes_with_the_first_ranks(averaging, findings):
+    zero, one = (finding[averaging] for finding in of(findings, "statistics"))
+    assert_equal(zero["older"]["end"], one["older"]["end"])
+    for finding, goes_on in ((zero, True), (one, False)):
+        now, before = finding["older"]["trained"][0], finding["trained"][1]
+        assert torch.equal(now["body.1.running_mean"], before["body.1.running_mean"]) == goes_on
+
+
+def test_one_rank_goes_on_with_the_statistics_of_the_first_of_two(findings):
+    zero, _ = (finding[False] for finding in of(findings, "statistics"))
+    begun = {}
+
+    class Begin(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            begun.setdefault("statistics", ranks.statistics_of(pl_module))
+
+    path = findings["folder"] / "statistics1False.ckpt"
+    with pytest.warns(UserWarning, match=r" 2 ranks, .* has 1: "):
+        ranks.fit(build(PGDAT), ranks.Validated(), Begin(), max_epochs=1, ckpt_path=path)
+    assert_equal(begun["statistics"], zero["trained"][0])
+
+
 @pytest.mark.parametrize("name", ["unequal weights", "perturbed weights"])
 def test_two_ranks_with_half_a_batch_each_train_as_one_process_with_the_whole_batch(name, findings, tmp_path):
     alone = ranks.SCENARIOS[name](tmp_path)
@@ -246,6 +306,14 @@ def test_ranks_share_the_draws_of_a_coreset_sampler_and_resume_within_an_epoch(f
     for finding, batch in ((zero, 2), (one, 2), (alone, 4)):
         assert finding["resumed"][0] == finding["places"][0][2 * batch :]
         assert finding["resumed"].keys() == {0, 1}
+
+
+def test_ranks_with_unequal_numbers_of_blocks_select_what_one_rank_selects(findings, tmp_path):
+    alone = ranks.coreset_of_blocks(tmp_path)
+    for finding in of(findings, "coreset of blocks"):
+        assert finding.keys() == alone.keys()
+        for name, chosen in alone.items():
+            assert_same_coreset(finding[name], chosen)
 
 
 def test_both_ranks_switch_and_stop_together_by_the_mean_of_their_losses(findings):

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_robust import callbacks
 from lit_robust.batch import Batch
 from lit_robust.callbacks import CatastrophicOverfittingMonitor, EMAWeights
+from lit_robust.checkpoint_states import of_rank
 from lit_robust.defenses import PGDAT, CustomizedAT
 from tests.methods import METHODS, build
 from tests.stranger import DigitClassifier
@@ -166,6 +167,16 @@ AVERAGES = {
     "no averages": ("averaging_state", lambda c: c.pop("averaging_state")),
     "NaN in an average": ("state_dict", lambda c: next(iter(c["state_dict"].values())).fill_(float("nan"))),
     "text for weights": ("current_model_state", lambda c: c.update(current_model_state="junk")),
+    "text for the buffers of ranks": ("averaged_buffers is", lambda c: c.update(averaged_buffers="junk")),
+    "a number for a rank's buffer": ("averaged_buffers is", lambda c: c.update(averaged_buffers=[{"a": 3}])),
+    "a rank's buffer of another shape": (
+        r"averaged_buffers\[0\]\.extra_averages\.fast\.body\.1\.running_mean is ",
+        lambda c: c.update(averaged_buffers=[{"extra_averages.fast.body.1.running_mean": torch.zeros(3)}]),
+    ),
+    "NaN in a rank's buffer": (
+        r"averaged_buffers\[0\]\.state_dict\.net\.body\.1\.running_var is ",
+        lambda c: c.update(averaged_buffers=[{"state_dict.net.body.1.running_var": torch.full((8,), float("nan"))}]),
+    ),
 }
 
 
@@ -255,6 +266,43 @@ def test_values_that_do_not_belong_together_are_refused_before_training(entries,
     with pytest.raises(ValueError, match=says) as told:
         fit(2, ckpt_path=tmp_path / "b.ckpt")
     assert "\n" not in str(told.value)
+
+
+STATISTICS = {
+    "another shape": ([{"body.1.running_mean": torch.zeros(3)}], r"buffers\[0\]\.body\.1\.running_mean is "),
+    "another kind": ([{"body.1.running_mean": torch.zeros(8).long()}], r"buffers\[0\]\.body\.1\.running_mean is "),
+    "NaN": ([{"body.1.running_var": torch.full((8,), float("nan"))}], r"buffers\[0\]\.body\.1\.running_var is "),
+    "no tensor": ([{"body.1.running_var": 3}], r"lit_robust\.buffers is "),
+    "no ranks": ({"body.1.running_var": torch.zeros(8)}, r"lit_robust\.buffers is "),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_buffers_of_ranks_are_those_of_the_net(name, tmp_path):
+    buffers, says = STATISTICS[name]
+
+    def fit(epochs, **kwargs):
+        run = trainer(tmp_path, max_epochs=epochs)
+        run.fit(build(PGDAT), loader(images(8)), weights_only=True, **kwargs)
+        return run
+
+    fit(1).save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["lit_robust"]["buffers"] == []
+    checkpoint["lit_robust"]["buffers"] = buffers
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=rf"^the checkpoint .*{says}") as told:
+        fit(2, ckpt_path=tmp_path / "b.ckpt")
+    assert "\n" not in str(told.value)
+
+
+def test_a_ranks_tensors_are_taken_where_there_are_as_many_ranks_and_names_that_are_known():
+    own, saved = {"mean": torch.zeros(2), "var": torch.zeros(2)}, {"mean": torch.ones(2), "other": torch.ones(3)}
+    found = of_rank("buffers", [saved], 0, own)
+    assert list(found) == ["mean"]
+    assert torch.equal(found["mean"], saved["mean"])
+    for ranks in ([], [saved, saved], [{"mean": torch.ones(3)}] * 2):
+        assert of_rank("buffers", ranks, 0, own) == {}
 
 
 def test_tensors_of_ranks_that_do_not_belong_together_are_refused():

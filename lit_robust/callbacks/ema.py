@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lit_robust import require
+from lit_robust.callbacks.ema_state import BUFFERS, buffers_of, checked_buffers
 from lit_robust.callbacks.needs import check_alone, check_net, net_of
-from lit_robust.checkpoint_states import Rule, check_entries, check_tensors
-from lit_robust.ranks import average_buffers
+from lit_robust.ranks import average_buffers, gather_within_epoch
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 
@@ -32,7 +32,8 @@ class EMAWeights(WeightAveraging):
 
     A batch of several optimizer steps (FreeAT) updates once, with ``decay ** steps``, so a decay has the same half-life
     in optimizer steps everywhere. A resumed run continues all averages exactly. Under DDP the averages' float buffers
-    are averaged over ranks after an epoch's last batch, so all ranks evaluate the same net.
+    are averaged over ranks after an epoch's last batch, and the main average's before a validation, so all ranks
+    evaluate the same net; a checkpoint written within an epoch holds those of all ranks.
 
     Differs from Lightning's ``EMAWeightAveraging``: an average that was never updated is never used, ``start_epoch``
     delays every update, live weights are restored when validation fails, ``test`` after ``fit`` evaluates the average
@@ -127,6 +128,7 @@ class EMAWeights(WeightAveraging):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the main average in, if it has been updated."""
         if self._average_model is not None and self._updates:
+            average_buffers(self._average.module)
             self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,6 +154,7 @@ class EMAWeights(WeightAveraging):
         if self._average_model is not None:
             self._average.n_averaged.fill_(self._updates)
             checkpoint["extra_averages"] = {name: net.state_dict() for name, net in self._nets.items()}
+            checkpoint[BUFFERS] = gather_within_epoch(buffers_of(self._average.module, self._nets), trainer)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._average_model is not None and not self._updates:
             checkpoint["state_dict"] = checkpoint["current_model_state"]
@@ -166,25 +169,15 @@ class EMAWeights(WeightAveraging):
         """
         if self._average_model is None:
             return
-        saved, live = checkpoint.get("extra_averages", {}), net_of(pl_module, self.net).state_dict()
-        try:
-            check_entries("extra_averages", saved, {})
-            if "current_model_state" in checkpoint:
-                check_entries("averaging_state", checkpoint.get("averaging_state"), {"n_averaged": _UPDATES})
-                for name in ("state_dict", "current_model_state"):
-                    check_tensors(name, checkpoint[name], pl_module.state_dict())
-            for name in self._nets.keys() & saved.keys():
-                check_tensors(f"extra_averages.{name}", saved[name], live)
-        except ValueError as error:
-            reason = str(error).removeprefix("the checkpoint is broken: ").removesuffix("; use an earlier one.")
-            raise ValueError(
-                f"the checkpoint's averages are broken or of another net ({reason}): use an earlier one, or leave "
-                "EMAWeights out."
-            ) from error
+        live, own = net_of(pl_module, self.net).state_dict(), buffers_of(self._average.module, self._nets)
+        extra = dict.fromkeys(self._nets, live)
+        buffers = checked_buffers(checkpoint, pl_module.state_dict(), extra, own, trainer.global_rank)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self._updates = int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
         for name, net in self._nets.items():
-            net.load_state_dict(saved.get(name, live))
+            net.load_state_dict(checkpoint.get("extra_averages", {}).get(name, live))
+        for name, value in buffers.items():
+            own[name].copy_(value)
 
     @property
     def _average(self) -> AveragedModel:
@@ -200,13 +193,6 @@ class EMAWeights(WeightAveraging):
     def _swap(self, pl_module: LightningModule) -> None:
         self._swap_models(pl_module)
         self._swapped = not self._swapped
-
-
-#: What the number of updates of an average must be in a checkpoint.
-_UPDATES: Rule = (
-    lambda value: isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64 and int(value) >= 0,
-    "a count of updates, at least 0",
-)
 
 
 @torch.no_grad()

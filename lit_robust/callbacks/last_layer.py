@@ -21,6 +21,7 @@ from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone
 from lit_robust.callbacks.selection_cost import counting
 from lit_robust.callbacks.selection_stops import until_asked
 from lit_robust.guards import checked, frozen, network_mode
+from lit_robust.ranks import alone
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
 from lit_robust.selection.embeddings import rows
@@ -128,7 +129,7 @@ class Scratch:
 
 @contextmanager
 def untouched(module: Any, net: nn.Module, memory: Remembers | None = None) -> Iterator[None]:
-    """Put the net in eval mode, frozen and uncompiled; afterwards restore flags, buffers and what a method has.
+    """Put the net in eval mode, frozen, uncompiled and ``alone``; then restore flags, buffers and what a method has.
 
     Args:
         module: What is trained.
@@ -138,7 +139,7 @@ def untouched(module: Any, net: nn.Module, memory: Remembers | None = None) -> I
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     meanwhile = {"attack_bn_mode": "eval", "reference_bn_mode": "eval", "batch_idx": 0, "memory": memory, "seen": {}}
     kept = {} if memory is None else {name: vars(module)[name] for name in meanwhile if name in vars(module)}
-    with ExitStack() as stack:
+    with alone(), ExitStack() as stack:  # ranks may have unequal numbers of batches
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_robust.checkpoint_sections import are_tensors
+from lit_robust.checkpoint_sections import TENSORS_OF_RANKS
 from lit_robust.checkpoint_states import NUMBERS, Kind, Rule, broken, broken_as, check_entries, check_tensor, is_finite
 from lit_robust.ranks import gather_over_ranks, sum_over_ranks, weighted_sum, world_size
 
@@ -118,7 +118,7 @@ class Memory:
             ValueError: At the first tensor or value that is of another kind, not finite or out of range.
         """
         state = {"tensors": [], "values": {}} | state if isinstance(state, dict) else state
-        check_entries("memory", state, {"tensors": _TENSORS, "values": _VALUES})
+        check_entries("memory", state, {"tensors": TENSORS_OF_RANKS, "values": _VALUES})
         for tensors in state["tensors"]:
             for name, tensor in tensors.items():
                 check_tensor(f"memory.tensors.{name}", tensor, self._kinds.get(name, (tensor.dtype, tensor.shape)))
@@ -157,7 +157,6 @@ class Memory:
         self.values |= deepcopy(values)
 
 
-_TENSORS: Rule = (are_tensors, "tensors by name for each rank")
 _VALUES: Rule = (lambda values: isinstance(values, dict), "values by name")
 
 

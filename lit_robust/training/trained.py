@@ -21,8 +21,9 @@ from lit_robust.seeds import seed
 from lit_robust.training import checkpoint_checks
 from lit_robust.training.arguments import EvaluatedArguments, check_arguments
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
+from lit_robust.training.distributed import Distributed
 from lit_robust.training.memory import Memory, of_older_versions
-from lit_robust.training.meter import Meter, Metered
+from lit_robust.training.meter import Meter
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
@@ -30,7 +31,7 @@ from lit_robust.training.rebuild_method import load_method
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
-class Trained(Metered):
+class Trained(Distributed):
     """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
@@ -201,6 +202,7 @@ class Trained(Metered):
             "net": getattr(self.net, "built_by", None),
             "metrics": gather_over_ranks(self.metrics.sums),
             "memory": self.memory.state_dict(),
+            "buffers": self.buffers_of_ranks(),
             **self.rate.saved(checkpoint, self.current_epoch),
             "data": checkpoint_checks.fingerprint_of(self.trainer),
             "cost": cost._asdict() if (cost := self.training_cost()) else None,
