@@ -1,4 +1,4 @@
-"""Context managers that restore what they change: modes, ``requires_grad``, random states, gradient mode."""
+"""Context managers that restore what they change: modes, ``requires_grad``, buffers, random states, gradient mode."""
 
 import random
 import sys
@@ -145,26 +145,33 @@ def all_random_states(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let the body run a net without gradients, and restore its buffers and all random states afterwards.
-
-    It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
-    """
+def buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Restore a net's buffers afterwards, also those that a forward has replaced by other tensors."""
     kept = [
-        (part, name, buffer, buffer.clone())
+        (part, name, buffer, buffer.detach().clone())
         for part in net.modules()
         for name, buffer in part.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
-    with torch.no_grad(), all_random_states(device):
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with torch.no_grad():
             for part, name, buffer, before in kept:
                 if getattr(part, name) is not buffer:
                     setattr(part, name, buffer)
                 if not buffer.is_inference():  # which nothing could write to
                     buffer.copy_(before)
+
+
+@contextmanager
+def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let the body run a net without gradients, and restore its buffers and all random states afterwards.
+
+    It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
+    """
+    with torch.no_grad(), all_random_states(device), buffers_kept(net):
+        yield
 
 
 @contextmanager
