@@ -1,11 +1,12 @@
-"""Context managers that restore what they change: modes, ``requires_grad``, random states, gradient mode."""
+"""Context managers that restore what they change: modes, ``requires_grad``, buffers, random states, gradient mode."""
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,17 @@ from lit_robust.torch_internals import copied_attributes, is_compiled
 
 BNMode = Literal["eval", "train"]
 
+T = TypeVar("T")
+
 _checked = ContextVar("checked", default=False)
 _smaller_batches = ContextVar("smaller_batches", default=False)
+#: The flags of modules as they are in training, which those in eval mode within ``network_mode`` do not show.
+_of_training: ContextVar[Mapping[nn.Module, bool]] = ContextVar("of_training", default=MappingProxyType({}))
 
 
 @contextmanager
-def _switched_on(variable: ContextVar[bool]) -> Iterator[None]:
-    token = variable.set(True)
+def _having(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
@@ -33,7 +38,7 @@ def _switched_on(variable: ContextVar[bool]) -> Iterator[None]:
 @contextmanager
 def checked() -> Iterator[None]:
     """Tell attacks that the images have been checked, so that they need not read them, which waits for the device."""
-    with _switched_on(_checked):
+    with _having(_checked, True):
         yield
 
 
@@ -48,7 +53,7 @@ def smaller_batches() -> Iterator[None]:
 
     An evaluation enters this; it needs one misclassified point per image and does not look at the others.
     """
-    with _switched_on(_smaller_batches):
+    with _having(_smaller_batches, True):
         yield
 
 
@@ -96,14 +101,27 @@ def crafting(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 @contextmanager
 def network_mode(net: nn.Module, mode: BNMode) -> Iterator[None]:
-    """Put a net into a mode, and restore every sub-module's own flag afterwards."""
-    flags = [(module, module.training) for module in net.modules()]
-    try:
-        net.train(mode == "train")
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    """Put a net into a mode, and restore every sub-module's own flag afterwards.
+
+    ``train`` is the mode in which the net is trained. A net that is in train mode stays as it is, so that layers that
+    its owner has frozen by ``eval()``, such as BatchNorms in fine-tuning, stay frozen. Within ``eval``, the flags are
+    those from before it. A net that its owner has put into eval mode as a whole has no other flags to go by, so its own
+    ``train()`` is called.
+    """
+    flags = {module: module.training for module in net.modules()}
+    known = _of_training.get()
+    with _having(_of_training, {**known, **flags} if net.training else {**flags, **known}):
+        try:
+            if mode == "eval":
+                net.eval()
+            elif not net.training:
+                net.train()
+                for module in flags:
+                    module.training = known.get(module, module.training)
+            yield
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
 
 
 @contextmanager
@@ -145,26 +163,33 @@ def all_random_states(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let the body run a net without gradients, and restore its buffers and all random states afterwards.
-
-    It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
-    """
+def buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Restore a net's buffers afterwards, also those that a forward has replaced by other tensors."""
     kept = [
-        (part, name, buffer, buffer.clone())
+        (part, name, buffer, buffer.detach().clone())
         for part in net.modules()
         for name, buffer in part.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
-    with torch.no_grad(), all_random_states(device):
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with torch.no_grad():
             for part, name, buffer, before in kept:
                 if getattr(part, name) is not buffer:
                     setattr(part, name, buffer)
                 if not buffer.is_inference():  # which nothing could write to
                     buffer.copy_(before)
+
+
+@contextmanager
+def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let the body run a net without gradients, and restore its buffers and all random states afterwards.
+
+    It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
+    """
+    with torch.no_grad(), all_random_states(device), buffers_kept(net):
+        yield
 
 
 @contextmanager

@@ -557,11 +557,40 @@ def test_network_mode_restores_every_modules_own_flag(mode, fails):
     net[1].eval()
     before = [module.training for module in net.modules()]
     with pytest.raises(RuntimeError, match="broken") if fails else nullcontext(), network_mode(net, mode):
-        assert {module.training for module in net.modules()} == {mode == "train"}
+        assert [module.training for module in net.modules()] == [mode == "train" and flag for flag in before]
         if fails:
             raise RuntimeError("broken")
     assert [module.training for module in net.modules()] == before
     assert len(set(before)) == 2
+
+
+def test_train_mode_within_eval_mode_is_the_mode_before_it():
+    net = conv_net()
+    net[1].eval()
+    before = [module.training for module in net.modules()]
+    with network_mode(net, "eval"), network_mode(net, "eval"):
+        around = nn.Sequential(net).eval()
+        with network_mode(around, "train"):
+            assert around.training
+            assert [module.training for module in net.modules()] == before
+            with network_mode(net, "eval"):
+                assert not any(module.training for module in net.modules())
+    net.eval()
+    with network_mode(net, "train"):
+        assert all(module.training for module in net.modules())
+
+
+def test_a_net_in_eval_mode_is_put_into_train_mode_by_its_own_method():
+    class Freezes(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    net = Freezes(*conv_net()).eval()
+    with network_mode(net, "train"):
+        assert [module.training for module in net] == [module is not net[1] for module in net]
+    assert not any(module.training for module in net.modules())
 
 
 @pytest.mark.parametrize("fails", [False, True])

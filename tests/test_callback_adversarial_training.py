@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lit_robust import losses
 from lit_robust.attacks import PGD, Attack
+from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.callbacks import AdversarialTraining, AttributeRamp, DelayedStart, EMAWeights, RobustAccuracy
 from lit_robust.data.loaders import Samples
 from lit_robust.data.resident import ResidentLoader
@@ -31,6 +32,8 @@ EPS, BATCHES = 0.1, 3
 #: Random, and the same with no random number in it.
 ATTACK = PGD(eps=EPS, step_size=0.05, steps=2)
 EXACT = replace(ATTACK, init="zero")
+#: Runs the net in train mode within an attack in eval mode.
+GUIDED = GuidedPGD(EPS, steps=1, penalty=losses.kl, lam=1.0, reference_bn_mode="train")
 #: Where the tiny module keeps its things.
 HERE = {"x": "image", "y": "label", "net": "model"}
 
@@ -150,6 +153,19 @@ def test_training_step_gets_adversarial_images_of_the_current_weights(tmp_path, 
     assert len(expected) == 2 * BATCHES
     for batch, x_adv in zip(module.seen, expected, strict=True):
         assert torch.equal(batch["image"], x_adv)
+
+
+@pytest.mark.parametrize("statistics", [{}, {"mean": 0.0, "std": 1.0}], ids=["the net itself", "a wrapper"])
+@pytest.mark.parametrize(("attack", "mode"), [(ATTACK, "train"), (GUIDED, "eval")], ids=["PGD", "guided PGD"])
+def test_a_frozen_batchnorm_stays_frozen(tmp_path, attack, mode, statistics):
+    class Freezes(Classifier):
+        def on_train_epoch_start(self):
+            self.model.body[1].eval()
+
+    module = Freezes()
+    before = {name: value.clone() for name, value in module.model.body[1].named_buffers()}
+    fit(tmp_path, module, AdversarialTraining(attack, **HERE, **statistics, attack_bn_mode=mode))
+    assert_equal(dict(module.model.body[1].named_buffers()), before)
 
 
 def test_the_rest_of_a_batch_and_its_original_images_do_not_change(tmp_path):

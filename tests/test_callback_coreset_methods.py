@@ -26,7 +26,7 @@ from tests.methods import ATTACK, METHODS, build
 from tests.test_callback_coreset import Automatic
 from tests.test_resume import TinyData, differences
 from tests.test_selection import expanded
-from tests.tiny import TinyNet, images, indexed, trainer
+from tests.tiny import Counting, TinyNet, images, indexed, trainer
 
 WHOLE_LAYER = GradMatch(gradient="weight")
 
@@ -90,6 +90,10 @@ def test_a_selection_leaves_every_method_as_it_was(name, tmp_path):
     assert len(probe.found.y) == 22
     assert probe.found.index.tolist() == sorted(set(probe.found.index.tolist()))
     assert bool(expanded(probe.found.embeddings).isfinite().all())
+
+
+def test_a_selection_leaves_buffers_as_they_were_that_every_forward_replaces(tmp_path):
+    assert embedded(build(PGDAT, net=Counting()), tmp_path, by_autograd=False).changes == []
 
 
 def test_a_selection_leaves_batchnorm_alone_in_a_users_method_that_attacks_in_train_mode(tmp_path):

@@ -226,6 +226,11 @@ class TestWhatItLeavesBehind:
         assert all(parameter.grad is None for parameter in net.parameters())
         assert torch.equal(torch.get_rng_state(), random_numbers)
 
+    def test_buffers_are_as_before(self):
+        net, x = tiny.Counting(), tiny.images(2).x
+        craft(net, Brighten(), x, torch.zeros(2, dtype=torch.long))
+        assert (int(net.added), int(net.replaced)) == (0, 0)
+
     def test_a_fit_ends_with_the_weights_it_ends_with_without_pictures(self, tmp_path: Path):
         class Noisy(Plain):
             def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -14,7 +14,7 @@ from lit_robust.defenses import PGDAT, PSAT, CurriculumAT, CustomizedAT
 from lit_robust.measures.accuracy import surviving
 from lit_robust.nets import digits_cnn
 from tests.methods import build
-from tests.tiny import TinyNet, images, indexed, trainer
+from tests.tiny import Counting, TinyNet, images, indexed, trainer
 
 ATTACK = PGD(eps=0.1, step_size=0.05, steps=2, init="zero")
 
@@ -75,7 +75,7 @@ def test_the_training_is_what_it_is_without(tmp_path):
     weights = []
     for callbacks in ([], [GeneralizationGap()]):
         seed_everything(0)
-        defense, _ = fitted(tmp_path, PSAT, callbacks, attack=PGD(eps=0.1, step_size=0.05, steps=2))
+        defense, _ = fitted(tmp_path, PSAT, callbacks, attack=PGD(eps=0.1, step_size=0.05, steps=2), net=Counting())
         weights.append(defense.state_dict())
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from lit_robust.data.resident import ResidentLoader
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Linear
 from lit_robust.threats import L2, Linf
-from tests.tiny import CLASSES, SaveAfter, TinyNet, assert_equal, images, loader, trainer, two_ranks
+from tests.tiny import CLASSES, Counting, SaveAfter, TinyNet, assert_equal, images, loader, trainer, two_ranks
 
 BATCHES = 3
 TRAINED_WITH = FGSM(8 / 255)
@@ -37,7 +38,7 @@ def batches(weights=None, **share):
     return ResidentLoader(samples, (255 * data.x).byte(), data.y, batch_size=8, **share)
 
 
-class Net(TinyNet):
+class Net(Counting):
     """A net that counts epochs, so that a rule can be scripted, and draws random numbers in train mode."""
 
     def __init__(self) -> None:
@@ -366,7 +367,7 @@ def test_the_measurement_is_in_train_mode_and_leaves_no_gradient(tmp_path, rule)
             gradients.append([parameter.grad.clone() for parameter in self.net.parameters()])
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
-            self.net.body.eval()  # a flag of the user's own
+            self.net.head.eval()  # a flag of the user's own
             before[:] = [parameter.grad.clone() for parameter in self.net.parameters()]
 
         def on_train_batch_start(self, batch, batch_idx):
@@ -379,7 +380,7 @@ def test_the_measurement_is_in_train_mode_and_leaves_no_gradient(tmp_path, rule)
     assert len(within) > BATCHES
     assert within[0] is False  # the check of the first batch, in eval mode
     assert all(within[1:])
-    assert modes == [[part not in set(module.net.body.modules()) for part in module.net.modules()]]
+    assert modes == [[part is not module.net.head for part in module.net.modules()]]
     assert all(torch.equal(a, b) for a, b in zip(gradients[0], before, strict=True))
 
 
@@ -468,6 +469,58 @@ def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_p
     run(whole, SaveAfter(stop, tmp_path / "part.ckpt"))
     run(rest, ckpt_path=tmp_path / "part.ckpt")
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
+
+
+class Output(Net):
+    """Returns its logits as an attribute."""
+
+    def forward(self, x):
+        return SimpleNamespace(logits=super().forward(x))
+
+
+class WithOutput(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Output()
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]).logits, batch[1])
+
+    def val_dataloader(self):
+        return batches()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+class SaveAfterValidation(Callback):
+    """Saves when the first epoch has only its end before it."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_is_resumed_at_an_epochs_end_knows_how_the_net_returns_its_logits(tmp_path):
+    def measured(*others, **kwargs):
+        monitor = CatastrophicOverfittingMonitor(PGDDrop(threshold=1.0))
+        fit(tmp_path, WithOutput(), monitor, *others, max_epochs=2, **kwargs)
+        return [means["acc/pgd"] for means in monitor.state_dict()["earlier"]]
+
+    path = tmp_path / "end.ckpt"
+    whole, resumed = measured(SaveAfterValidation(path)), measured(ckpt_path=path)
+    assert resumed[0] == whole[0] > 0
+    assert len(resumed) == len(whole) == 2
+
+    checkpoint = torch.load(path, weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if "Monitor" in key)
+    state["batches"][-1][1].fill_(CLASSES)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"checkpoint .*callbacks\[.*\]\.batches"):
+        measured(ckpt_path=path)
 
 
 def test_a_resumed_run_has_the_history(tmp_path):

@@ -20,7 +20,7 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks import RobustAccuracy
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import Accuracy
-from tests.tiny import CLASSES, TinyNet, images, loader, trainer, two_ranks
+from tests.tiny import CLASSES, Counting, TinyNet, images, loader, trainer, two_ranks
 
 ATTACK = PGD(eps=0.1, step_size=0.05, steps=2)
 
@@ -224,7 +224,7 @@ def fit(tmp_path, module, *callbacks, **kwargs):
 
 
 def test_a_measured_run_is_the_run_that_is_not_measured(tmp_path):
-    plain, measured = Classifier(TinyNet(), 0.1), Classifier(TinyNet(), 0.1)
+    plain, measured = Classifier(Counting(), 0.1), Classifier(Counting(), 0.1)
     fit(tmp_path, plain)
     fit(tmp_path, measured, RobustAccuracy({"a": ATTACK, "b": replace(ATTACK, steps=3)}))
     assert measured.drawn == plain.drawn

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lit_robust.threats import Linf
 from lit_robust.training.defense import Defense
 from tests.methods import EPS, METHODS, ONE_STEP, Method, build
-from tests.tiny import TinyNet, images, indexed, trainer
+from tests.tiny import TinyNet, assert_equal, images, indexed, trainer
 
 
 @pytest.fixture(params=METHODS)
@@ -66,14 +66,29 @@ def test_the_adversary_is_in_the_threat_set(method, defense, run):
     assert torch.equal(Linf(method.bound + 1e-6).project(x_adv, batch.x), x_adv)
 
 
+def statistics_of(norm: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in norm.named_buffers()}
+
+
 def test_perturb_leaves_no_gradient_and_every_mode_flag_as_it_was(defense, run):
     attached(defense, run).zero_grad()
     defense.train()
-    defense.net.body[1].eval()  # a frozen BatchNorm must stay frozen
-    flags = flags_of(defense.net)
+    norm = defense.net.body[1].eval()
+    flags, statistics = flags_of(defense.net), statistics_of(norm)
     defense.perturb(images())
     assert flags_of(defense.net) == flags
+    assert_equal(statistics_of(norm), statistics)
     assert all(parameter.grad is None for parameter in defense.parameters())
+
+
+def test_a_training_leaves_the_statistics_of_a_frozen_batchnorm_alone(method, defense, tmp_path):
+    class Freeze(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.net.body[1].eval()
+
+    before = statistics_of(defense.net.body[1])
+    trainer(tmp_path, callbacks=[*method.callbacks(), Freeze()], max_epochs=2).fit(defense, indexed(images()))
+    assert_equal(statistics_of(defense.net.body[1]), before)
 
 
 def test_a_checkpoint_gives_the_same_logits_back(defense, run, tmp_path):

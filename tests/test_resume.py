@@ -23,7 +23,7 @@ from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, Defense
 from lit_robust.schedules import Cyclic, Linear, PerEpoch, PiecewiseLinear
 from tests.methods import METHODS, build
-from tests.tiny import CLASSES, SHAPE, TinyNet, images, trainer
+from tests.tiny import CLASSES, SHAPE, Counting, TinyNet, images, trainer
 
 #: Where a run of three epochs of three batches is stopped, by the names of `SaveAtStops`.
 STOPS = {
@@ -115,20 +115,6 @@ class Setup:
     arguments: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Callback]] = list
     net: Callable[..., TinyNet] = TinyNet
-
-
-class Counting(TinyNet):
-    """Counts its forwards, by whomever."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed)
-        self.register_buffer("added", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("replaced", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x):
-        self.added.add_(1)
-        self.replaced = self.replaced + 1
-        return super().forward(x)
 
 
 class Drawing(TinyNet):

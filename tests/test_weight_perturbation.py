@@ -14,7 +14,7 @@ from lit_robust.schedules import Staircase
 from lit_robust.training.weight_perturbation import kept
 from tests.formulas import Passes, in_float64, smooth_net
 from tests.methods import ATTACK, ONE_STEP, build
-from tests.tiny import TinyNet, images, loader, trainer
+from tests.tiny import Counting, TinyNet, images, loader, trainer
 
 LR = 0.5
 #: Finds the same adversary every time.
@@ -103,13 +103,14 @@ def test_a_tensor_that_the_loss_does_not_depend_on_stays_where_it_is():
         assert torch.equal(net["unused"].weight, unused)
 
 
-def test_with_gamma_0_a_run_is_the_methods_own_bit_for_bit(tmp_path):
-    perturbed, plain = awp(gamma=0.0, attack=EXACT), awp(gamma=None, attack=EXACT)
+@pytest.mark.parametrize("net", [TinyNet, Counting])
+def test_with_gamma_0_a_run_is_the_methods_own_bit_for_bit(net, tmp_path):
+    perturbed, plain = (awp(gamma=gamma, attack=EXACT, net=net()) for gamma in (0.0, None))
     for defense in (perturbed, plain):
         fit(defense, tmp_path, n=24, epochs=2)
     mine, theirs = perturbed.state_dict(), plain.state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    different = awp(gamma=0.1, attack=EXACT)
+    different = awp(gamma=0.1, attack=EXACT, net=net())
     fit(different, tmp_path, n=24, epochs=2)
     assert not torch.equal(different.net.head.weight, plain.net.head.weight)
 

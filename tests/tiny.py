@@ -36,6 +36,20 @@ class TinyNet(nn.Module):
         return self.head(self.features(x))
 
 
+class Counting(TinyNet):
+    """Counts its forwards, by whomever, in a buffer that it adds to and in one that it replaces."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.register_buffer("added", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("replaced", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.added.add_(1)
+        self.replaced = self.replaced + 1
+        return super().forward(x)
+
+
 def images(n: int = 24, seed: int = 0) -> Batch:
     """Noise with one bright quarter, which is the class."""
     generator = torch.Generator().manual_seed(seed)

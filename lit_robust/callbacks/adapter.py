@@ -154,10 +154,24 @@ class Adapter:
         if y is not None:
             check_labels(x, y, f"y={self.y!r} finds labels")
         self._check_pixels(x)
+        self.check_outputs(module, self.pixels(batch), y)
+
+    @torch.no_grad()
+    def check_outputs(self, module: LightningModule, x: Tensor, y: Tensor | None) -> None:
+        """Refuse a net without logits, or with too few for the labels, and see where they are; a part of ``check``.
+
+        Args:
+            module: The user's module.
+            x: Pixels in [0, 1].
+            y: Their labels, if they have any.
+
+        Raises:
+            ValueError: If the net cannot be attacked.
+        """
         owner, parts = type(module).__name__, parts_of(module)
         name = owner if self.net is None else f"{owner}.{self.net}"
         remedy = f"set net to the sub-module that turns images into logits ({owner} has: {parts})"
-        few = self.pixels(batch)[:2]
+        few = x[:2]
         found = outputs(self.users_net(module), self._normalise(few), name, remedy)
         logits = logits_of(found)
         self._unpack, self._unchecked_in_training = logits is not found, True

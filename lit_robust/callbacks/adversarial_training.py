@@ -72,7 +72,7 @@ class AdversarialTraining(Callback):
             still acts on pixels in [0, 1].
         std: What it then divides them by.
         attack_bn_mode: The net's mode (BatchNorm, dropout) during the attack. ``train`` is PGDAT's, where every step of
-            the attack moves BatchNorm's statistics.
+            the attack moves BatchNorm's statistics, except in layers that are frozen by ``eval()``.
 
     Raises:
         ValueError: If the attack is targeted, the module attacks its images itself, or pixels, labels or net do not fit

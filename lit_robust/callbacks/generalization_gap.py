@@ -13,7 +13,7 @@ from lit_robust.batch import Batch
 from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone, check_net
-from lit_robust.guards import frozen, own_random_state
+from lit_robust.guards import buffers_kept, frozen, own_random_state
 from lit_robust.measures.accuracy import CLEAN, Survivors, surviving
 from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.measures.directions import check_directions
@@ -149,7 +149,7 @@ class GeneralizationGap(Callback):
         attack: Attack = self.attack or module.val_attacks["robust"]
         net, device = self.adapter.logits_net(module), trainer.strategy.root_device
         few = Batch(*(part[:most] for part in self.adapter.labelled(batch)))
-        with own_random_state(device), frozen(net):
+        with own_random_state(device), frozen(net), buffers_kept(net):
             seed(device, "evaluate", index, trainer.global_rank)
             survivors.update(surviving(net, {"robust": attack}, few), few.weight)
         return len(few.x)

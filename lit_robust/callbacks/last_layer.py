@@ -20,7 +20,7 @@ from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.coreset_data import Embedded, batches_of, labels_alone, number_of_batches
 from lit_robust.callbacks.selection_cost import counting
 from lit_robust.callbacks.selection_stops import until_asked
-from lit_robust.guards import checked, frozen, network_mode
+from lit_robust.guards import buffers_kept, checked, frozen, network_mode
 from lit_robust.ranks import alone
 from lit_robust.seeds import seed
 from lit_robust.selection import CoresetSampler, Embeddings, Outer, Selector, concatenated, last_layer_gradients
@@ -136,10 +136,9 @@ def untouched(module: Any, net: nn.Module, memory: Remembers | None = None) -> I
         net: Its net.
         memory: What a method remembers meanwhile.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     meanwhile = {"attack_bn_mode": "eval", "reference_bn_mode": "eval", "batch_idx": 0, "memory": memory, "seen": {}}
     kept = {} if memory is None else {name: vars(module)[name] for name in meanwhile if name in vars(module)}
-    with alone(), ExitStack() as stack:  # ranks may have unequal numbers of batches
+    with alone(), buffers_kept(net), ExitStack() as stack:  # ranks may have unequal numbers of batches
         for context in (checked(), frozen(net), network_mode(net, "eval"), torch.compiler.set_stance("force_eager")):
             stack.enter_context(context)
         if kept:
@@ -152,8 +151,6 @@ def untouched(module: Any, net: nn.Module, memory: Remembers | None = None) -> I
             for name, value in kept.items():
                 setattr(module, name, value)
             vars(module).pop("log_now", None)
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def is_natural_now(module: object) -> bool:

@@ -1,14 +1,13 @@
 """Catastrophic overfitting of single-step methods, detected in the epoch in which it happens."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_robust import require
 from lit_robust.attacks import Attack
@@ -20,7 +19,7 @@ from lit_robust.callbacks.overfitting_bound import Bound
 from lit_robust.callbacks.overfitting_rules import OverfittingRule, PGDDrop
 from lit_robust.callbacks.overfitting_states import RULES, check_kept
 from lit_robust.checkpoint_states import broken, check_entries, check_tensors
-from lit_robust.guards import network_mode, own_random_state
+from lit_robust.guards import buffers_kept, network_mode, own_random_state
 from lit_robust.measures.attack_checks import tell_of_short_steps
 from lit_robust.measures.default_attacks import threat_of
 from lit_robust.seeds import seed
@@ -148,11 +147,15 @@ class CatastrophicOverfittingMonitor(Callback):
             self._batches = []
         if not self._checked:
             self.adapter.check(pl_module, batch)
-            where, here = f"callbacks[{self.state_key}].batches", self.adapter.labelled(batch)
-            check_kept(where, self._batches, here, self.adapter.limits.num_classes)
-            self._checked = True
+            self._compare_kept(self.adapter.labelled(batch))
         if sum(len(kept.x) for kept in self._batches) * trainer.world_size < self.images:
             self._batches.append(Batch(*(part.detach().clone() for part in self.adapter.labelled(batch))))
+
+    def _compare_kept(self, batch: Batch) -> None:
+        """Refuse a checkpoint's batches that do not fit this training, of which ``batch`` is one."""
+        where = f"callbacks[{self.state_key}].batches"
+        check_kept(where, self._batches, batch, self.adapter.limits.num_classes)
+        self._checked = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, judge, report and act."""
@@ -180,9 +183,13 @@ class CatastrophicOverfittingMonitor(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, bound: Bound) -> dict[str, float]:
         """The rule's means over the batches of all ranks; measured batch by batch, as in training."""
-        net, device = self.adapter.logits_net(pl_module), pl_module.device
+        device = pl_module.device
         batches = [Batch(*(part.to(device) for part in batch)) for batch in self._batches]
-        with _untouched(net, device):
+        if not self._checked:  # a run that is resumed at an epoch's end has seen no batch of its own
+            self.adapter.check_outputs(pl_module, batches[0].x, batches[0].y)
+            self._compare_kept(batches[0])
+        net = self.adapter.logits_net(pl_module)
+        with network_mode(net, "train"), buffers_kept(net), own_random_state(device):
             seed(device, "monitor", trainer.current_epoch, trainer.global_rank)
             measured = [self.rule.measure(net, batch.x, batch.y, bound) for batch in batches]
         values = {name: torch.cat([numbers[name] for numbers in measured]) for name in measured[0]}
@@ -224,18 +231,6 @@ class CatastrophicOverfittingMonitor(Callback):
         self._earlier, self._healthy = state_dict["earlier"], state_dict["healthy"]
         self._bound = None if state_dict["bound"] is None else Bound(*state_dict["bound"])
         self._batches = [Batch(*batch) for batch in state_dict["batches"]]
-
-
-@contextmanager
-def _untouched(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Train mode inside; flags, buffers and random numbers are restored on leaving."""
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with network_mode(net, "train"), own_random_state(device):
-        try:
-            yield
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def _means(values: Mapping[str, Tensor], exists: Tensor, trainer: Trainer) -> dict[str, float]:

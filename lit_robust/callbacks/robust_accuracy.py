@@ -15,7 +15,7 @@ from lit_robust.callbacks.adapter import Adapter, Channels
 from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.first_batch import check_sources
-from lit_robust.guards import frozen, own_random_state
+from lit_robust.guards import buffers_kept, frozen, own_random_state
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarm_rules import in_words
 from lit_robust.measures.alarms import IMAGES, Alarms, place_of
@@ -178,7 +178,7 @@ class RobustAccuracy(Callback):
             self._survivors[loader] = Survivors(rows_of(self.attacks[split])).to(module.device)
         net, attacked = self.adapter.logits_net(module), self.adapter.attacked_net(module, batch)
         batch = self.adapter.labelled(batch)
-        with own_random_state(batch.x.device), frozen(net), gathering(self._findings):
+        with own_random_state(batch.x.device), frozen(net), buffers_kept(net), gathering(self._findings):
             if split == "test":
                 probed = None if _own_rows(module, split) else self._alarms(net, batch.x, loader)
                 seed(batch.x.device, "evaluate", batch_idx * trainer.world_size + trainer.global_rank, 0)

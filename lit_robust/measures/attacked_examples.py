@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust.attacks import Attack
-from lit_robust.guards import network_mode, own_random_state
+from lit_robust.guards import buffers_kept, network_mode, own_random_state
 from lit_robust.measures.pictures import Examples
 from lit_robust.seeds import seed
 
@@ -27,7 +27,7 @@ def craft(net: nn.Module, attack: Attack, x: Tensor, y: Tensor, target: int | No
     Raises:
         ValueError: If there is no class ``target``.
     """
-    with network_mode(net, "eval"), own_random_state(x.device):
+    with network_mode(net, "eval"), buffers_kept(net), own_random_state(x.device):
         seed(x.device, "examples")
         clean = _probabilities(net, x)
         if target is not None and not 0 <= target < clean.shape[1]:

@@ -32,7 +32,8 @@ class Defense(Trained):
 
     Args:
         attack: The training adversary.
-        attack_bn_mode: The net's mode during the attack. Published methods differ, see each one.
+        attack_bn_mode: The net's mode during the attack. Published methods differ, see each one. In ``train``, layers
+            that are frozen by ``eval()`` stay so.
         weight_perturbation: Takes the gradient of each update at nearby weights where the loss is worse, see ``AWP``.
     """
 

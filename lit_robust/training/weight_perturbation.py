@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.guards import buffers_kept
 from lit_robust.keywords import answer_keywords
 from lit_robust.ranks import sum_over_ranks
 from lit_robust.shown import shown
@@ -61,7 +62,7 @@ class AWP:
                 "AWP perturbs tensors of more than one dimension, but this net trains none: leave "
                 "weight_perturbation out."
             )
-        with kept(net.buffers()):
+        with buffers_kept(net):
             # Not by `backward`, which would leave gradients on the parameters and start DDP's reduction.
             gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
         with kept(weights):
