@@ -14,7 +14,7 @@ from lit_robust import losses
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import AttributeRamp, EMAWeights
-from lit_robust.defenses import PGDAT, Defense, Natural
+from lit_robust.defenses import AWP, PGDAT, Defense, Natural
 from lit_robust.ranks import weighted_mean
 from lit_robust.schedules import Cyclic, Linear, MultiStep, PiecewiseLinear
 from lit_robust.training.checkpoint_checks import warn_of_averages
@@ -89,24 +89,29 @@ class Stream(IterableDataset):
         return iter(zip(batch.x.split(8), batch.y.split(8), strict=True))
 
 
-@pytest.mark.parametrize("scheduled", ["lr_scheduler", "momentum", "schedule"])
-def test_a_schedule_needs_the_length_of_an_epoch(tmp_path, scheduled):
-    falls = Linear(1, 0, 0, 1)
-    arguments = {} if scheduled == "schedule" else {scheduled: falls}
-    rates = Recorder("momentum" if scheduled == "momentum" else "lr")
-    ramp = AttributeRamp("attack.eps", Linear(0, 0.1, 0, 1))
-    callbacks = [rates, ramp] if scheduled == "schedule" else [rates]
-
+@pytest.mark.parametrize(
+    ("name", "arguments", "callbacks"),
+    [
+        ("lr_scheduler", {"lr_scheduler": Linear(1, 0, 0, 1)}, []),
+        ("momentum", {"momentum": Linear(1, 0, 0, 1)}, []),
+        ("weight_perturbation.warm_up", {"weight_perturbation": AWP(warm_up=0.5)}, []),
+        ("schedule", {}, [lambda: AttributeRamp("attack.eps", Linear(0, 0.1, 0, 1))]),
+        ("decay", {}, [lambda: EMAWeights(Linear(0.9, 0.99, 0, 1))]),
+    ],
+)
+def test_a_function_of_time_needs_the_length_of_an_epoch(tmp_path, name, arguments, callbacks):
     def fit_on_a_stream(**kwargs):
-        run = trainer(tmp_path, max_epochs=1, callbacks=callbacks, **kwargs)
+        recorder = Recorder("momentum" if name == "momentum" else "lr")
+        run = trainer(tmp_path, max_epochs=1, callbacks=[recorder, *(make() for make in callbacks)], **kwargs)
         run.fit(build(PGDAT, **arguments), DataLoader(Stream(), batch_size=None))
+        return recorder.values
 
-    with pytest.raises(ValueError, match=f"^{scheduled} .* no length: .*limit_train_batches"):
+    with pytest.raises(ValueError, match=f"^{name} .* no length: .*limit_train_batches"):
         fit_on_a_stream()
-    assert rates.values == []
-    fit_on_a_stream(limit_train_batches=4)
-    assert len(rates.values) == 4
-    assert scheduled == "schedule" or rates.values[-1] == pytest.approx(rates.values[0] / 4)
+    values = fit_on_a_stream(limit_train_batches=4)
+    assert len(values) == 4
+    if name in ("lr_scheduler", "momentum"):
+        assert values[-1] == pytest.approx(values[0] / 4)
 
 
 def test_the_attack_sees_batch_norm_in_the_mode_that_is_asked_for(tmp_path):

@@ -16,7 +16,7 @@ from lit_robust.callbacks.ema_state import BUFFERS, buffers_of, checked_buffers
 from lit_robust.callbacks.needs import check_alone, check_net, net_of
 from lit_robust.ranks import average_buffers, gather_within_epoch
 from lit_robust.schedules import Schedule
-from lit_robust.schedules.base import fractional_epoch
+from lit_robust.schedules.base import check_epochs_have_a_length, fractional_epoch
 
 
 class EMAWeights(WeightAveraging):
@@ -109,6 +109,8 @@ class EMAWeights(WeightAveraging):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps from here; a resumed run knows its step only now."""
         self._latest_update_step = trainer.global_step
+        if any(isinstance(decay, Schedule) for decay in (self.decay, *self.extra.values())):
+            check_epochs_have_a_length(trainer, "decay")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -12,6 +12,7 @@ from lit_robust import require
 from lit_robust.guards import buffers_kept
 from lit_robust.keywords import answer_keywords
 from lit_robust.ranks import sum_over_ranks
+from lit_robust.schedules.base import check_epochs_have_a_length
 from lit_robust.shown import shown
 
 
@@ -80,6 +81,10 @@ class Perturbable(Protocol):
     weight_perturbation: AWP | None
 
     @property
+    def trainer(self) -> Any:
+        """Its trainer."""
+
+    @property
     def time(self) -> float:
         """Fractional epochs."""
 
@@ -88,6 +93,8 @@ class Perturbable(Protocol):
 def perturbed_weights(defense: Perturbable, closure: Callable[[], Tensor]) -> Iterator[None]:
     """Run a backward pass at the perturbed weights, if the method perturbs them now."""
     awp = defense.weight_perturbation
+    if awp is not None and awp.warm_up > 0:
+        check_epochs_have_a_length(defense.trainer, "weight_perturbation.warm_up")
     if awp is None or not defense.adversarial or defense.time < awp.warm_up:
         yield
         return
