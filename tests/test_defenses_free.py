@@ -183,13 +183,17 @@ def test_a_gradient_that_overflowed_moves_no_pixel_and_poisons_none(tmp_path):
     assert defense.memory.tensors["delta"][1:].any()
 
 
-def test_replays_of_batches_of_one_class_each_make_the_net_forget_the_other_classes(tmp_path):
-    """As the Free-vs-Fast report suspects; scripts/free_forgetting.py measures it on digits."""
+def test_replays_of_batches_of_one_class_each_make_the_net_forget_the_other_classes(tmp_path, monkeypatch):
+    """As the Free-vs-Fast report suspects; scripts/free_forgetting.py measures it on digits.
+
+    Means over three seeds, because much depends on which class comes last.
+    """
     data = images(64)
     by_class = data.y.argsort(stable=True)
 
-    def accuracy(m, rows):
+    def of_seed(seed, m, rows):
         """After 8 epochs over batches of these rows, in random order."""
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         batches = [(data.x[part], data.y[part]) for part in rows.split(8)]
         defense = free(
             smooth_net(), m=m, attack=FGSM(eps=0.05), optimizer=lambda params: torch.optim.Adam(params, lr=0.02)
@@ -197,8 +201,11 @@ def test_replays_of_batches_of_one_class_each_make_the_net_forget_the_other_clas
         trainer(tmp_path, max_epochs=8).fit(defense, DataLoader(batches, batch_size=None, shuffle=True))
         return (defense.net(data.x).argmax(dim=1) == data.y).float().mean().item()
 
-    assert accuracy(m=1, rows=by_class) > 0.95
-    assert accuracy(m=8, rows=by_class) < 0.5
+    def accuracy(**what):
+        return sum(of_seed(seed, **what) for seed in range(3)) / 3
+
+    assert accuracy(m=1, rows=by_class) > 0.9
+    assert accuracy(m=8, rows=by_class) < 0.4
     assert accuracy(m=8, rows=torch.arange(64)) > 0.95  # so it takes both
 
 
