@@ -68,7 +68,7 @@ def check_samples(batch: Batch) -> None:
             hint = f"{name}.squeeze(1)" if values.shape == (n, 1) else "one number for each image"
             raise ValueError(f"Batch.{name} of shape {tuple(values.shape)} does not fit {n} images: give {hint}.")
     if index.is_floating_point():
-        raise ValueError(f"Batch.index of {index.dtype} are not positions: give integers, such as index.long().")
+        raise ValueError(f"Batch.index of {index.dtype} does not hold positions: give integers, such as index.long().")
     if not weight.is_floating_point():
         raise ValueError(f"Batch.weight of {weight.dtype} cannot hold fractions: give weight.float().")
     if wrong := weight[~(weight.isfinite() & (weight >= 0))].tolist():

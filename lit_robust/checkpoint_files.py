@@ -182,7 +182,7 @@ def _check_archive(path: Path, older: bool) -> None:
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
-    except (BadZipFile, NotImplementedError, ValueError) as error:
+    except (BadZipFile, NotImplementedError, ValueError) as error:  # the second: zipfile knows no such format
         raise ValueError(f"{path} is truncated or is not a checkpoint ({error}): use an earlier one.") from error
     if any(member.compress_type != ZIP_STORED for member in members):
         raise ValueError(f"{path} is compressed, which no checkpoint is: it was not unpacked.")
@@ -192,7 +192,7 @@ def _check_archive(path: Path, older: bool) -> None:
     with ZipFile(path) as archive:
         try:
             contents = [archive.read(member) for member in pickles]
-        except (BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        except (BadZipFile, OSError, RuntimeError, NotImplementedError) as error:  # likewise
             raise ValueError(f"{path} is truncated or is not a checkpoint ({error}): use an earlier one.") from error
     if any(b"bytearray\n" in content for content in contents):  # torch makes one of any size that a file asks for
         raise ValueError(f"{path} asks for an array of bytes, which no checkpoint does: it was not unpacked.")

@@ -102,9 +102,8 @@ class ProgressiveResizing(Callback):
             ValueError: If there is one.
         """
         reload_every_epoch(trainer)
-        if (
-            epoch := next_epoch(trainer)
-        ) > 0:  # a coreset skips the first ones; a resumed run counts from 0 until later
+        # After 0 only if a coreset skips the first epochs: a resumed run counts from 0 until later.
+        if epoch := next_epoch(trainer):
             self._set(trainer, epoch)
         data: Any = getattr(trainer, "datamodule", None)
         net, shape = getattr(pl_module, "net", None), getattr(data, "image_shape", None)
