@@ -143,7 +143,7 @@ def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
     if instructions and precision == "32-true" and sum(weight.numel() for weight in net.parameters()) >= PAYS_FROM:
         rank_zero_info(
             f"This CPU multiplies bfloat16 ({', '.join(instructions)}): precision=bf16-mixed (-c "
-            "configs/trainer/cpu_bf16.yaml) took 0.60 to 0.84 of the time of 32-true with AVX512-BF16 and a ResNet-18."
+            "configs/trainer/cpu_bf16.yaml) took 0.61 to 0.86 of the time of 32-true with AVX512-BF16 and a ResNet-18."
         )
     if not instructions and precision == "bf16-mixed":
         rank_zero_warn(
