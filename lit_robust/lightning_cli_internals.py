@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, ClassVar
 
 from lit_robust.lightning_internals import changed, inside
@@ -47,6 +48,14 @@ def begin_metrics_file(logger: Any, name: str) -> None:
         _ = logger.experiment
     finally:
         ExperimentWriter.NAME_METRICS_FILE = usual
+
+
+@inside
+def fails_while_restoring(error: BaseException) -> bool:
+    """Whether an error was raised while a checkpoint was restored. Without it, the message could not name the file."""
+    from lightning.pytorch.trainer.connectors import checkpoint_connector
+
+    return any(frame.f_code.co_filename == checkpoint_connector.__file__ for frame, _ in walk_tb(error.__traceback__))
 
 
 class CommandLineInternals:

@@ -103,6 +103,13 @@ def epochs_done(checkpoint: Mapping[str, Any]) -> int:
 
 
 @inside
+def is_within_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether an epoch's batches were left. Without it, half an epoch's weights would pass for those of its end."""
+    loops: Any = checkpoint.get(LOOPS)
+    return bool(loops) and not loops["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+
+
+@inside
 def validation_is_due(trainer: Any) -> bool:
     """Whether a validation runs after the current batch's end hooks; see ``end_the_epoch``."""
     loop = trainer.fit_loop.epoch_loop
@@ -159,14 +166,6 @@ def loader_states(checkpoint: Mapping[str, Any]) -> tuple[str, Any]:
     """The place of the training loaders' states in a checkpoint, and its content. Without it, they go unchecked."""
     states = checkpoint[LOOPS]["fit_loop"]["state_dict"].get("combined_loader", [])
     return f"{LOOPS}.fit_loop.state_dict.combined_loader", states
-
-
-@inside
-def fails_while_restoring(error: BaseException) -> bool:
-    """Whether an error was raised while a checkpoint was restored. Without it, the message could not name the file."""
-    from lightning.pytorch.trainer.connectors import checkpoint_connector
-
-    return any(frame.f_code.co_filename == checkpoint_connector.__file__ for frame, _ in walk_tb(error.__traceback__))
 
 
 def misses_monitor(error: BaseException) -> bool:

@@ -166,6 +166,13 @@ def run_of(checkpoint: Path) -> Path | None:
     return next(known, runs[0] if runs else None)
 
 
+def name_among(known: Mapping[str, str], path: str) -> str:
+    """A checkpoint's name without its suffix; with as many of its folders as tell it from ``known``, paths by name."""
+    parts = path.replace("\\", "/").removesuffix(".ckpt").split("/")
+    names = ("/".join(parts[-length:]) for length in range(1, len(parts) + 1))
+    return next((name for name in names if known.get(name, path) == path), path)
+
+
 def _last_in(folder: Path) -> Path | None:
     last = folder / "last.ckpt"
     files = sorted((path for path in folder.glob("*.ckpt") if path.is_file()), key=_written, reverse=True)

@@ -214,6 +214,17 @@ def test_epochs_that_a_resume_has_abandoned_are_none_of_the_runs(two):
     }
 
 
+def test_files_from_the_middle_of_an_epoch_are_no_epoch_of_the_runs(two):
+    """The run was killed in its sixth epoch, which it had finished once before a resume from an earlier one."""
+    keep_epochs(two)
+    folder = Path("runs/trained/version_0/checkpoints")
+    old = torch.load(folder / "epoch=0.ckpt", weights_only=True)
+    for name, epoch, ended in (("step=3", 1, False), ("epoch=4", 4, True), ("epoch=5", 5, True), ("last", 5, False)):
+        loops = {"fit_loop": {"epoch_loop.batch_progress": {"is_last_batch": ended}}}
+        torch.save({**old, "epoch": epoch, "loops": loops}, folder / f"{name}.ckpt")
+    assert {epoch: path.stem for epoch, path in epochs_of("runs/trained").items()} == {1: "epoch=0", 5: "epoch=4"}
+
+
 def test_a_run_that_kept_no_epochs_is_refused(two):
     with pytest.raises(ValueError, match="keep_epochs"):
         stale(two[:1], digits(), attack=ATTACK)

@@ -35,6 +35,7 @@ def selections(monkeypatch) -> dict[int, dict[str, Any]]:
             "adversarial": module.adversarial,
             "eps": getattr(module.attack, "eps", None),
             "epoch": (trainer.current_epoch, module.current_epoch),
+            "time": getattr(module, "time", None),
             "k": getattr(module, "k", None),
         }
         return original(trainer, module, adapter, selector, sampler, attack, epoch, *more)
@@ -58,6 +59,10 @@ class Trains(Callback):
                 "epoch": (trainer.current_epoch, pl_module.current_epoch),
                 "k": getattr(pl_module, "k", None),
             }
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            self.found[trainer.current_epoch]["time"] = getattr(pl_module, "time", None)
 
 
 def fit(folder: Any, module: LightningModule, *callbacks: Callback, epochs: int = 6, **kwargs: Any) -> Trains:

@@ -174,6 +174,18 @@ def test_validation_and_test_count_survivors_of_their_attacks(tmp_path):
     assert logged["test/n"] == 16
 
 
+def test_files_of_one_name_keep_their_own_results(tmp_path):
+    defense, tested = build(PGDAT, val_attack=FGSM(eps=0.05), test_attacks={"fgsm": FGSM(eps=0.05)}), []
+    fitted = fit(defense, tmp_path)
+    for folder in ("a", "b"):
+        fitted.save_checkpoint(tmp_path / folder / "best.ckpt")
+    for folder in ("a", "b", "a"):
+        file = str(tmp_path / folder / "best.ckpt")
+        fitted.test(defense, loader(images(16, seed=1)), ckpt_path=file, verbose=False, weights_only=True)
+        tested.append(list(defense.test_results))
+    assert tested == [["best"], ["best", "b/best"], ["best", "b/best"]]
+
+
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_attacks_find_gradients_whether_or_not_the_trainer_uses_inference_mode(tmp_path, inference_mode):
     defense = build(Natural, test_attacks={"pgd": PGD(eps=1, step_size=0.5, steps=3)})

@@ -360,6 +360,25 @@ def test_epochs_that_are_done_are_counted_in_a_checkpoint(tmp_path):
     assert internals.epochs_done({"state_dict": {}}) == 0
 
 
+class SaveAfterValidation(Callback):
+    """Saves as a `ModelCheckpoint` without `save_on_train_epoch_end` does."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_validation_end(self, trainer, *args):
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_within_an_epoch_is_told_from_one_of_its_end(tmp_path):
+    callbacks = SaveAfter(5, tmp_path / "mid.ckpt"), SaveAtEnds(tmp_path), SaveAfterValidation(tmp_path / "valid.ckpt")
+    fit(tmp_path, *callbacks)
+    files = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.ckpt")}
+    within = {name: internals.is_within_epoch(checkpoint) for name, checkpoint in files.items()}
+    assert within == {"end0": False, "mid": True, "end1": False, "valid": False}
+    assert not internals.is_within_epoch({"state_dict": {}})
+
+
 class Ends(Plain):
     def on_load_checkpoint(self, checkpoint):
         internals.end_the_epoch(checkpoint)
@@ -548,7 +567,7 @@ def test_an_error_of_restoring_a_checkpoint_is_known(hook, restoring, tmp_path):
     fit(tmp_path, SaveAfter(2, tmp_path / "a.ckpt"))
     with pytest.raises(KeyError) as caught:
         fit(tmp_path, module=Fails(hook), ckpt_path=tmp_path / "a.ckpt")
-    assert internals.fails_while_restoring(caught.value) is restoring
+    assert cli_internals.fails_while_restoring(caught.value) is restoring
 
 
 @pytest.mark.parametrize("callback", [EarlyStopping("val/other"), ModelCheckpoint(monitor="val/other")])
@@ -729,6 +748,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.skip_epochs(HOLLOW, 2),
         lambda: internals.set_current_epoch(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
+        lambda: internals.is_within_epoch({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.loops_to_restore(HOLLOW),
         lambda: internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
         lambda: internals.loader_states({"loops": {}}),
@@ -771,7 +791,7 @@ def test_a_file_of_lightnings_that_is_gone_is_reported_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch.trainer.connectors.checkpoint_connector", None)
     monkeypatch.delattr(connectors, "checkpoint_connector", raising=False)
     with pytest.raises(ImportError, match=r"lightning 2\.6.*fails_while_restoring"):
-        internals.fails_while_restoring(ValueError())
+        cli_internals.fails_while_restoring(ValueError())
 
 
 @pytest.mark.parametrize("file", [internals, cli_internals], ids=lambda file: file.__name__)

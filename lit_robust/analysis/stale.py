@@ -13,6 +13,7 @@ from lit_robust.analysis.subjects import cells, load_subjects, named
 from lit_robust.attacks import Attack
 from lit_robust.checkpoint_files import read_checkpoint
 from lit_robust.data import ImageDataModule
+from lit_robust.lightning_internals import is_within_epoch
 from lit_robust.measures.accuracy import describe
 from lit_robust.runs import checkpoints_of
 
@@ -69,8 +70,9 @@ def stale(
 def epochs_of(run: str) -> dict[int, Path]:
     """The checkpoints of a run by the number of finished epochs, in order; one per epoch.
 
-    ``best.ckpt`` is none of them: its epoch is kept for its accuracy, not as a part of the run's course. Where a run
-    was resumed from an earlier epoch, the newest file of an epoch counts, and none beyond the last checkpoint.
+    ``best.ckpt`` is none of them: its epoch is kept for its accuracy, not as a part of the run's course; nor is a file
+    that was saved before its epoch's last batch. Where a run was resumed from an earlier epoch, the newest file of an
+    epoch counts, and none beyond the last checkpoint.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -82,8 +84,9 @@ def epochs_of(run: str) -> dict[int, Path]:
         raise FileNotFoundError(f"there is no last.ckpt or best.ckpt below {folder}: give the folder of a run.")
     last = next(iter(found.values()))
     files = sorted(last.parent.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    epochs = {_epoch_of(path): path for path in files if not re.fullmatch(r"best(-v\d+)?", path.stem)}
-    epochs = {epoch: path for epoch, path in epochs.items() if epoch <= _epoch_of(last)}
+    at, reached = {path: _place_of(path) for path in files}, _place_of(last)[0]
+    in_course = [path for path in files if not re.fullmatch(r"best(-v\d+)?", path.stem)]
+    epochs = {at[path][0]: path for path in in_course if at[path][0] <= reached and not at[path][1]}
     if len(epochs) < 2:
         raise ValueError(
             f"checkpoints={run} kept {len(epochs)} epoch besides the best: train with "
@@ -92,8 +95,11 @@ def epochs_of(run: str) -> dict[int, Path]:
     return dict(sorted(epochs.items()))
 
 
-def _epoch_of(path: Path) -> int:
-    return int(read_checkpoint(path).get("epoch", -1)) + 1
+def _place_of(path: Path) -> tuple[int, bool]:
+    """The number of epochs whose batches a checkpoint has all seen, and whether it has seen some of the next one."""
+    checkpoint = read_checkpoint(path)
+    within = is_within_epoch(checkpoint)
+    return int(checkpoint.get("epoch", -1)) + 1 - within, within
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> "Figure":

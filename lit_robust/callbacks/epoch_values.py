@@ -22,10 +22,19 @@ class SetsValues(Protocol):
         """The values at the start of an epoch that comes next, by the attributes' paths, such as ``attack.eps``."""
 
 
+class CountsBatches(Protocol):
+    """What a method has that depends on the place within an epoch."""
+
+    batch_idx: int
+
+
 @contextmanager
 def as_in_epoch(trainer: Any, module: Any, epoch: int) -> Iterator[None]:
-    """Within it, the module has the values and the trainer the number of an epoch that has not begun."""
-    values: dict[str, Any] = {}
+    """Within it, the module has the values and the trainer the number of an epoch that has not begun.
+
+    A module that counts batches is at the epoch's first one: the number of the last one is not in a checkpoint.
+    """
+    values: dict[str, Any] = {"batch_idx": 0} if isinstance(getattr(module, "batch_idx", None), int) else {}
     for callback in trainer.callbacks:
         if hasattr(callback, "values_at"):
             values |= callback.values_at(epoch)

@@ -21,7 +21,7 @@ from lit_robust.cli.classes import find_class
 from lit_robust.cli.places import check_places, of_another_type
 from lit_robust.cli.wordings import BRACKETS, WORDS
 from lit_robust.keywords import keywords_of
-from lit_robust.lightning_internals import fails_while_restoring
+from lit_robust.lightning_cli_internals import fails_while_restoring
 from lit_robust.shown import without_addresses
 
 #: Lines that say what was tried, not why it failed.

@@ -60,7 +60,8 @@ class GAT(SingleStep):
     is unguided (the code for MNIST guides all: ``attack_alternate=False``); the attack's clean logits come from a
     forward in train mode, which moves BatchNorm's statistics a third time per batch (in the code for ImageNet-100 in
     eval mode: ``reference_bn_mode="eval"``); adversarial images come first in the update. Differs from the authors'
-    code: the attack leaves out the gradient through the clean logits, which never reaches ``x0``.
+    code: the attack leaves out the gradient through the clean logits, which never reaches ``x0``. The selections of a
+    coreset see the attack of an epoch's first batch, which is unguided with ``attack_alternate``.
 
     Args:
         attack: An FGSM; only its eps is used.

@@ -23,7 +23,7 @@ from lit_robust.measures.alarms import IMAGES, Alarms, place_of
 from lit_robust.measures.attack_checks import check_attacks, check_names, tell_of_findings
 from lit_robust.measures.default_attacks import evaluation_of
 from lit_robust.measures.image_blocks import Blocks
-from lit_robust.runs import load_sources
+from lit_robust.runs import load_sources, name_among
 from lit_robust.seeds import seed
 from lit_robust.torch_internals import is_compiled, unwrapped
 from lit_robust.training.arguments import compose_signature
@@ -114,8 +114,9 @@ class Evaluated(Attacked):
         self.blocks = Blocks()
         #: The last validation's accuracies by the name of the attack.
         self.val_results: dict[str, Accuracy] = {}
-        #: Filled by ``test``: accuracies by the name of the tested checkpoint.
+        #: Filled by ``test``: accuracies by the name of the tested checkpoint, and where that is.
         self.test_results: dict[str, dict[str, Accuracy]] = {}
+        self._tested: dict[str, str] = {}
         #: The name of the file that the net's weights come from, if it is not a checkpoint of a training.
         self.weights_from: str | None = None
         #: The epoch and step of the checkpoint that was loaded last.
@@ -207,7 +208,8 @@ class Evaluated(Attacked):
         """Log ``test/acc/<attack>``, its 95 % interval and n, and the checkpoint's epoch and step."""
         self.limits.check()
         checkpoint = str(self.trainer.ckpt_path or "")
-        name = Path(checkpoint.replace("\\", "/")).name.removesuffix(".ckpt") or self.weights_from or "these weights"
+        name = name_among(self._tested, checkpoint) if checkpoint else self.weights_from or "these weights"
+        self._tested[name] = checkpoint
         accuracies = self.test_results[name] = self._log_accuracies("test")
         for attack, accuracy in accuracies.items():
             bounds = dict(zip((f"test/low/{attack}", f"test/high/{attack}"), accuracy.interval, strict=True))
@@ -246,9 +248,6 @@ class Evaluated(Attacked):
             correct = surviving(self.net, attacks, batch, **of_test, attacked=self.folded(self.net, batch.x))
         self.survivors[split].to(self.device).update(correct, batch.weight)
         return correct
-
-    def _val_keys(self) -> list[str]:
-        return [f"val/acc/{name}" for name in rows_of(self.val_attacks)]
 
     def _log_accuracies(self, split: Literal["val", "test"]) -> dict[str, Accuracy]:
         accuracies = self.survivors[split].accuracies()

@@ -14,6 +14,7 @@ from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.checkpoint_sections import check_reading
 from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import batches_begun, end_the_epoch, is_due_for_logging, validation_is_due
+from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
@@ -112,7 +113,8 @@ class Trained(Distributed):
         """
         super().on_train_start()
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
-        check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *self._val_keys()])
+        validated = (f"val/acc/{name}" for name in rows_of(self.val_attacks))
+        check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *validated])
         checkpoint_checks.warn_of_other_data(checkpoint_checks.fingerprint_of(self.trainer), self._trained_on)
         self.rate.check_clock(self.trainer)
         self.rate.restore_settings(self.net)
