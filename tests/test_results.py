@@ -7,6 +7,8 @@ from statistics import mean
 
 import pytest
 
+from lit_robust.cli.config import load
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 RESULTS = {
     path.stem.removeprefix("cpu_"): json.loads(path.read_text())["rows"] for path in SCRIPTS.glob("results/cpu_*.json")
@@ -37,7 +39,7 @@ def learns(record):
 def test_a_result_says_where_it_comes_from_and_is_of_the_row_that_stands_there(name, row, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import unseen
-    from cpu_budget import load, rows_of
+    from cpu_budget import rows_of
 
     record = RESULTS[name][row]
     assert {"md5", "hardware", "versions", "commit", "code"} <= record.keys()
@@ -259,6 +261,12 @@ def test_the_candidate_that_does_best_on_held_out_images_is_the_winner(readme, m
     (line,) = [line for line in text.splitlines() if line.startswith("| `nfgsm_resized` | 40 | 1.1 | 39.0 ")]
     assert line.endswith(" | - | - |"), "without AutoAttack"
     assert "1 or 3 seeds: mean (range)" in text
+
+
+def test_all_test_images_are_attacked_by_autoattack_on_the_net_of_the_median_seed():
+    said = load(str(SCRIPTS / "cpu_budget.yaml"))["sets"]["cpu_cifar_headline_30"]["limits"]
+    found = {seed: RESULTS["cpu_cifar_headline_30"][f"winner@{seed}"]["last"]["pgd50_10"][0] for seed in range(3)}
+    assert said["autoattack_1000"]["seeds"] == [sorted(found, key=found.__getitem__)[1]]
 
 
 def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():
