@@ -42,8 +42,8 @@ class Watched(Callback):
     """Let torch raise an error where the host waits for the device between the start and the end of a batch."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin."""
-        if batch_idx >= WARM:
+        """Begin; not in the epoch's last batch, where its metrics are read."""
+        if WARM <= batch_idx < WARM + WATCHED:
             torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -71,7 +71,7 @@ def first_wait(
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     try:
-        trainer.fit(module, batches(x, y, WARM + WATCHED))
+        trainer.fit(module, batches(x, y, WARM + WATCHED + 1))
     except RuntimeError as error:
         if "synchronizing" not in str(error):
             raise

@@ -2,7 +2,11 @@
 
 import copy
 import random
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +24,6 @@ from lit_robust.attacks.lpips import lpips
 from lit_robust.callbacks import AdversarialTraining, EMAWeights, RobustAccuracy
 from lit_robust.defenses import GAT, PGDAT
 from lit_robust.guards import network_mode
-from lit_robust.nets.foldable import in_full_precision
 from lit_robust.nets.folded import FoldedNet, refill, unfolded
 from tests.methods import METHODS, build
 from tests.tiny import TinyNet, assert_equal, images, indexed, loader, trainer, two_ranks
@@ -231,6 +234,49 @@ def test_these_stay_as_they_are(net):
     assert torch.equal(net(X), before), "no random number is used up"
 
 
+class ReadsAnAttribute(Peeks):
+    def forward(self, x):
+        return self.body(x).mean(dim=(2, 3)).view(-1, self.body[1].num_features)
+
+
+class Refuses(Peeks):
+    def forward(self, x):
+        if (x < 0).any():
+            raise ValueError("pixels below 0")
+        return self.body(x).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("cls", [ReadsAnAttribute, Refuses])
+def test_a_net_that_fails_in_a_check_stays_as_it_is(cls):
+    """The copy's BatchNorms have no attributes, and the check invents images."""
+    net = trained(cls(conv(), nn.BatchNorm2d(4)))
+    assert FoldedNet()(net, 2 + X) is net
+
+
+def test_logits_that_are_far_from_0_do_not_hide_a_wrong_copy():
+    class Far(SecondReader):
+        def forward(self, x):
+            return 1e-2 * super().forward(x) + 100
+
+    net = trained(Far(lambda net, x: True))
+    assert FoldedNet()(net, X) is net
+
+
+def test_a_head_of_zeros_is_checked_again_when_it_has_learned():
+    class WithHead(SecondReader):
+        def __init__(self):
+            super().__init__(lambda net, x: bool(x.mean() > -9))
+            self.scale = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    net, fold = trained(WithHead()), FoldedNet()
+    fold(net, X)
+    net.scale.data.fill_(1)
+    assert fold(net, X) is net
+
+
 def test_an_empty_batch_decides_nothing():
     net, fold = trained(nn.Sequential(conv(), nn.BatchNorm2d(4))), FoldedNet()
     assert fold(net, X[:0]) is net
@@ -265,8 +311,9 @@ def test_a_reader_of_larger_images_is_found_where_they_come():
     assert fold(net, X) is not net
     larger = torch.cat([X, X], dim=-1)
     assert fold(net, larger) is net
-    assert fold(net, X) is net, "dropped for good"
-    assert fold.pairs == []
+    assert fold(net, X) is net, "not used in this epoch"
+    assert fold(net, X, 1) is not net
+    assert fold(net, larger, 1) is net
 
 
 def test_a_reader_that_is_switched_on_is_found_in_the_next_epoch():
@@ -516,6 +563,17 @@ def test_training_is_the_same_to_rounding(tmp_path):
         torch.testing.assert_close(tensor, weights(False)[name], rtol=1e-3, atol=1e-4)
 
 
+def test_no_copy_outlives_a_fit_or_a_test(tmp_path):
+    """On a GPU its weights would stay there."""
+    module, callback = build(GAT), RobustAccuracy({"fgsm": FGSM(eps=0.1)})
+    run = trainer(tmp_path, max_epochs=1, callbacks=[callback])
+    run.fit(module, loader(images(8)), loader(images(8)))
+    assert not module._folded
+    run.test(module, loader(images(8)), verbose=False)
+    assert not module._folded
+    assert not callback.adapter._folded.pairs
+
+
 def test_no_checkpoint_knows_of_it(tmp_path):
     module = build(PGDAT, attack_bn_mode="eval")
     run = trainer(tmp_path, max_epochs=1)
@@ -687,15 +745,51 @@ def test_a_callback_checks_the_copy_in_each_test(tmp_path):
     assert seen == [True, False]
 
 
-def test_a_check_on_a_gpu_rounds_nothing_to_tf32_and_leaves_the_settings_as_they_were():
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with in_full_precision(on_gpu=True):
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert torch.backends.cudnn.enabled
-            assert not torch.backends.cudnn.allow_tf32
-        assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.set_float32_matmul_precision(before)
+def tf32() -> list[Any]:
+    """What says whether products of matrices and convolutions are rounded to TF32, by the older and newer switches."""
+
+    def read(get):
+        try:
+            return get()
+        except (AttributeError, RuntimeError) as error:  # before torch 2.9; a mixture of both
+            return type(error)
+
+    backends = torch.backends
+    return [
+        read(get)
+        for get in (
+            torch.get_float32_matmul_precision,
+            lambda: backends.cudnn.allow_tf32,
+            lambda: backends.cuda.matmul.fp32_precision,
+            lambda: backends.cudnn.conv.fp32_precision,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "set_float32_matmul_precision('high')",
+        "set_float32_matmul_precision('medium')",
+        "backends.cuda.matmul.allow_tf32 = True",
+        "backends.cudnn.allow_tf32 = False",
+        "backends.fp32_precision = 'tf32'",
+        "backends.cuda.matmul.fp32_precision = 'tf32'",
+        "backends.cudnn.fp32_precision = 'tf32'",
+        "backends.cudnn.conv.fp32_precision = 'ieee'",
+    ],
+)
+def test_a_check_on_a_gpu_rounds_nothing_to_tf32_and_leaves_the_settings_as_they_were(setting):
+    """In a process of its own, because torch does not forget by which of its switches something was set."""
+    if "fp32_precision" in setting and not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("torch has these switches since 2.9")
+    code = (
+        f"import torch; torch.{setting}\n"
+        "from lit_robust.nets.foldable import in_full_precision; from tests.test_folded import tf32\n"
+        "before = tf32()\n"
+        "with in_full_precision(on_gpu=True): within = tf32()\n"
+        "assert torch.backends.cudnn.enabled\n"
+        "assert tf32() == before, (before, tf32())\n"
+        "assert 'tf32' not in within[2:] and within[0] not in ('high', 'medium') and within[1] is not True, within"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -1,11 +1,13 @@
 """What a training costs: seconds without validation, passes, hardware, across resumes."""
 
 from copy import deepcopy
+from functools import partialmethod
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import nn
 
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.callbacks import CoresetSelection, EMAWeights, coreset
@@ -60,6 +62,27 @@ def test_passes_of_averages_that_are_attacked_count(tmp_path):
         for name, callbacks in ((None, []), ("fast", [EMAWeights(0.9, extra={"fast": 0.5})]))
     )
     assert (average.forwards, average.backwards) == (alone.forwards, alone.backwards)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "callbacks"),
+    [
+        (PGDAT, {"attack_bn_mode": "eval"}, []),
+        (TRADES, {}, []),
+        (NuAT2, {"attack": FGSM(eps=0.1), "attack_average": "fast"}, [EMAWeights(0.9, extra={"fast": 0.5})]),
+    ],
+)
+def test_what_attacks_see_compiled_costs_what_it_costs_uncompiled(tmp_path, monkeypatch, cls, arguments, callbacks):
+    """In eval mode that is a copy of the net, or of an average, with a compiled call of its own."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    compiled, plain = (
+        saved(
+            fit(build(cls, compile=compiles, **arguments), tmp_path, callbacks=deepcopy(callbacks)), tmp_path / "a.ckpt"
+        )
+        for compiles in (True, False)
+    )
+    assert (compiled.forwards, compiled.backwards) == (plain.forwards, plain.backwards)
 
 
 def test_a_compiled_net_counts_outside_of_its_graphs(tmp_path, monkeypatch):

@@ -112,6 +112,10 @@ class Adapter:
             net = self._folded(net, tensor_at(batch, self.x, "x"), module.current_epoch)
         return _PixelsToLogits(net, self) if self.normalised or self._unpack else net
 
+    def forget_copies(self) -> None:
+        """Drop what attacks have seen instead of the net: a GPU would keep its folded weights."""
+        self._folded.forget()
+
     def within_classes(self, y: Tensor) -> Tensor:
         """The labels, those that ``check_range`` refuses replaced so that no CUDA kernel fails before the check."""
         return self.limits.within(y)

@@ -127,6 +127,7 @@ class AdversarialTraining(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
+        self.adapter.forget_copies()
         if self._installed:
             restore_batches(trainer)
             for name in ADDED:

@@ -162,6 +162,7 @@ class RobustAccuracy(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the table of a test, below the progress bar."""
+        self.adapter.forget_copies()
         if stage == "test" and trainer.is_global_zero and any(self._columns.values()):
             if trainer.progress_bar_callback:
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # its own turn comes after ours

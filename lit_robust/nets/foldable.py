@@ -1,9 +1,10 @@
 """Finds the BatchNorms that directly follow a convolution, by tracing."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -80,10 +81,25 @@ def in_full_precision(on_gpu: bool) -> Iterator[None]:
     if not on_gpu:
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    cudnn: Any = torch.backends.cudnn
+    undo: list[Callable[[], None]] = []
     try:
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            yield
+        if (precision := torch.get_float32_matmul_precision()) != "highest":
+            undo += [partial(torch.set_float32_matmul_precision, precision)]
+            torch.set_float32_matmul_precision("highest")
+    except RuntimeError:  # it was set by the switch of torch 2.9, which does not mix with the older one
+        undo += [_exchanged(torch.backends.cuda.matmul, "fp32_precision", "ieee")]
+    newer = hasattr(cudnn, "conv")
+    undo += [_exchanged(cudnn.conv, "fp32_precision", "ieee") if newer else _exchanged(cudnn, "allow_tf32", False)]
+    try:
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for restore in undo:
+            restore()
+
+
+def _exchanged(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Set an attribute; return what undoes it."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return partial(setattr, owner, name, before)

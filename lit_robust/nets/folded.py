@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from lit_robust.compilation import compile_in_place
 from lit_robust.guards import on_trial
+from lit_robust.logits import logits_of
 from lit_robust.nets.foldable import Pair, candidates, in_full_precision, types_fit
 from lit_robust.torch_internals import is_changed, is_compiled, parts_of, shallow_copy, take_over
 
 #: Half precision would round the folded weights too coarsely.
 PRECISIONS = (torch.float32, torch.float64)
 
-#: The largest difference of logits, in units of the largest logit; rounding makes about 1e-5.
+#: The largest difference of logits, in units of their distance from the mean over images; rounding makes about 1e-5.
+#: Where that distance is itself below this share of the largest logit, rounding makes more, so nothing can be told.
 TOLERANCE = 1e-3
 
 #: The images of a check.
@@ -55,7 +57,8 @@ class FoldedNet:
     place. The pairs are found by tracing the net with ``torch.fx``, or those of its parts that can be traced. The copy
     runs the net's own code. It is used only if two forwards of the net agree, so that a random net stays as it is, and
     if folding keeps the logits on two small batches for any values of the BatchNorms. This is checked again in each
-    epoch and for each shape of images; a copy that fails is not used again until one of its layers is another.
+    epoch and for each shape of images, and with each batch while all images have about the same logits; a copy that
+    fails is not used in this epoch, so a resumed training folds what an uninterrupted one does.
 
     A pair stays as it is while either layer has a hook or a parametrisation, and while the BatchNorm is in train mode
     or has no running statistics. A net that keeps what cannot be copied, such as an open file, stays as it is, because
@@ -76,7 +79,8 @@ class FoldedNet:
         self._candidates: list[Pair] = []
         self._state: list[Any] = []
         self._copy: _Copy | None = None
-        #: The pairs that are folded now.
+        self._failed_in: int | None = None
+        #: The pairs that can be folded now.
         self.pairs: list[Pair] = []
         #: The epochs and shapes for which the copy has given the net's logits; empty it to have the copy checked again.
         self.checked: set[Any] = set()
@@ -107,30 +111,33 @@ class FoldedNet:
                 self._candidates = candidates(net, x.device)
         state = [_foldable(net, pair) for pair in self._candidates]
         if state != self._state:
-            self._state, self._copy = state, None
+            self._state, self._copy, self._failed_in = state, None, None
             self.checked.clear()
             self.pairs = [pair for pair, found in zip(self._candidates, state, strict=True) if found]
-        if self.pairs and (epoch, x.shape[1:]) not in self.checked:
-            self.checked.add((epoch, x.shape[1:]))
-            self._check(net, x)
-        if self._copy is None:
+        if not self.pairs or epoch == self._failed_in:
             return net
+        if (place := (epoch, x.shape[1:])) not in self.checked:
+            agrees = self._check(net, x)
+            if agrees is False:
+                self._failed_in = epoch
+                return net
+            self.checked |= {place} if agrees else set()
+        assert self._copy is not None  # it has been checked
         self._copy.refill()
         return self._copy.net
 
-    def _check(self, net: nn.Module, x: Tensor) -> None:
-        """Build the copy if there is none, and drop it for good if it does not give the net's logits."""
+    def _check(self, net: nn.Module, x: Tensor) -> bool | None:
+        """Whether the copy gives the net's logits, or None if these do not tell; builds it if there is none."""
         layers = [(net.get_submodule(pair.conv), net.get_submodule(pair.norm)) for pair in self.pairs]
         with torch.inference_mode(False), torch.no_grad():
             with on_trial(net, x.device) as can_run:
-                if not (can_run and _may_fold(net, layers, x[:FEW].clone())):
-                    self._copy, self.pairs = None, []
-                    return
-            if self._copy is None:
+                agrees = _may_fold(net, layers, x[:FEW].clone()) if can_run else False
+            if agrees is not False and self._copy is None:
                 self._copy = copy = _folded(net, layers)
                 vars(copy.net).update({UNFOLDED: net, REFILL: copy.refill})  # not a sub-module
                 if self.compiles:
                     compile_in_place(copy.net)
+        return agrees
 
 
 class _Copy:
@@ -213,26 +220,28 @@ def _foldable(net: nn.Module, pair: Pair) -> tuple[Any, ...] | None:
     return conv, norm, weight.shape, weight.stride(), weight.dtype, weight.device, *of_conv
 
 
-def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool:
+def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool | None:
     """Whether the net is deterministic, and folding would keep its logits for any values of its BatchNorms.
 
-    A BatchNorm that has learned nothing changes nothing, so the comparison is made with others in their places.
+    A BatchNorm that has learned nothing changes nothing, so the comparison is made with others in their places. None if
+    nothing speaks against it, but all images have about the same logits, as with a last layer of zeros.
     """
     others = {norm: _another(norm) for _, norm in layers}
     changed = _Copy(net, others).net
     copy = _folded(changed, [(conv, others[norm]) for conv, norm in layers]).net
-    with torch.autocast(x.device.type, enabled=False), in_full_precision(x.is_cuda):
-        for images in (x, 1 - x):
+    try:
+        with torch.autocast(x.device.type, enabled=False), in_full_precision(x.is_cuda):
             # Without the hooks, which count passes, and without the compiled graph.
-            found = [_logits(one.forward(images)) for one in (net, net, changed, copy)]
-            first, second, with_norms, folded = found
-            if first is None or second is None or with_norms is None or folded is None:
-                return False
-            if not torch.equal(first, second):
-                return False
-            if not (with_norms - folded).abs().max() <= TOLERANCE * with_norms.abs().max():
-                return False
-    return True
+            found = [[logits_of(one.forward(x)), logits_of(one.forward(1 - x))] for one in (net, net, changed, copy)]
+        first, second, with_norms, folded = map(torch.cat, found)
+    except Exception:  # any error of any code, such as one that reads its BatchNorm's statistics, or refuses 1 - x
+        return False
+    if not torch.equal(first, second):
+        return False
+    largest, spread = (found.abs().max() for found in (with_norms, with_norms - with_norms.mean(dim=0)))
+    tells = bool(spread > TOLERANCE * largest)
+    agrees = bool((with_norms - folded).abs().max() <= TOLERANCE * (spread if tells else largest))
+    return agrees if tells or not agrees else None
 
 
 def _another(norm: nn.Module) -> nn.Module:
@@ -247,8 +256,3 @@ def _another(norm: nn.Module) -> nn.Module:
         buffers={name: near(getattr(norm, name)) for name in ("running_mean", "running_var")},
         parameters={name: None if one is None else nn.Parameter(one) for name, one in parameters.items()},
     )
-
-
-def _logits(output: Any) -> Tensor | None:
-    found = getattr(output, "logits", output)
-    return found if isinstance(found, Tensor) else None

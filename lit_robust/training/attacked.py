@@ -57,7 +57,8 @@ class Attacked(Monitored):
         self._clock = CompilationClock() if self.compiled else None
 
     def teardown(self, stage: str) -> None:
-        """Say how long compilations took."""
+        """Say how long compilations took, and drop the copies: a GPU would keep their folded weights."""
+        self._folded.clear()
         if took := str(self._clock or ""):
             rank_zero_info(took)
         super().teardown(stage)

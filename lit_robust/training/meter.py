@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_robust.batch import Batch
 from lit_robust.costs import Cost, cost_of
@@ -60,6 +60,7 @@ class Meter:
         self.selected: tuple[float, ...] = (0.0, 0.0, 0, 0)
         self._selects = False
         self._unwatch: list[Callable[[], None]] = []
+        self._copies: list[nn.Module] = []
 
     def watch(self, *nets: nn.Module) -> None:
         """Count the passes of these nets, and no longer those of earlier ones."""
@@ -69,6 +70,12 @@ class Meter:
                 self._unwatch.append(watch_compiled(net, self.passes))
             else:
                 self._unwatch.append(net.register_forward_hook(self.passes).remove)
+
+    def watch_copy(self, copy: nn.Module) -> None:
+        """Count the passes of a net's copy, which shares the net's hook unless it is compiled."""
+        if is_compiled(copy) and not any(one is copy for one in self._copies):
+            self._copies.append(copy)
+            self._unwatch.append(watch_compiled(copy, self.passes))
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -103,6 +110,7 @@ class Meter:
 
     def leave(self) -> None:
         """Remove the hooks."""
+        self._copies.clear()
         while self._unwatch:
             self._unwatch.pop()()
 
@@ -152,6 +160,13 @@ class Metered(Stoppable):
     def _watch(self) -> None:
         averages: dict[str, nn.Module] = getattr(self, "averaged", {})
         self.meter.watch(self.net, *averages.values())
+
+    def folded(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """The net that attacks see, whose passes count, too."""
+        found = super().folded(net, x)
+        if found is not net:
+            self.meter.watch_copy(found)
+        return found
 
     @contextmanager
     def selecting(self) -> Iterator[None]:
