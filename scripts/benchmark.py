@@ -14,8 +14,8 @@ BatchNorms, in float32 and in bf16.
 In each fit, all loops take turns batch by batch, so what else the machine does falls on all of them alike, and a fit's
 ratio is to the loops of its own turns. All methods are measured, and then all again (``--repeats``); reported are
 medians of seconds over all repeats, and for each ratio the median and the range of those of single repeats. The file is
-written after each fit. What it has of the same settings, hardware, versions and code stays and is not measured again;
-what is ``unfinished`` is gone on with.
+written after each fit. Its rows of the same settings, hardware, versions and code stay and are not measured again; one
+without all its repeats, which are then under ``unfinished``, is continued.
 
 A batch counts until the next one begins, so an epoch's end, with its metrics, is in no time. ``LEFT_OUT`` are methods
 whose passes depend on the net or the images, so that no floor is exact. Methods that stop single images are measured

@@ -76,7 +76,7 @@ def main() -> None:
         "net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch,
         "precision": args.precision, "accelerator": args.accelerator, **about(device_of(args)),
     }  # fmt: skip
-    code = codes(args)
+    code = codes(args)  # a row also depends on natural training's
     table = Table(args.out, settings, {name: code["Natural"] + md5 for name, md5 in code.items()})
     for name in table.left(dict.fromkeys(["Natural", *args.methods])):
         words = [sys.executable, __file__, *sys.argv[1:], "--only", name]

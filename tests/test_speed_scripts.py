@@ -261,12 +261,17 @@ def test_the_code_of_a_row_is_that_of_its_method_and_net(script):
     assert of("resnet18")["PGDAT"] == of("resnet18")["PGDAT, eval"] != of("vgg16")["PGDAT"]
 
 
-def test_a_row_that_cannot_be_written_leaves_the_file_as_it_was(script, tmp_path):
+def test_a_write_that_is_killed_leaves_the_file_as_it_was(script, monkeypatch, tmp_path):
     table = script.load("measured").Table(tmp_path / "table.json", {"n": 1}, {"a": "0", "b": "1"})
     table.put("a", 1.0)
     before = table.path.read_text()
-    with pytest.raises(TypeError):
-        table.put("b", {1.0, 2.0})
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        table.put("b", 2.0)
     assert table.path.read_text() == before
 
 
