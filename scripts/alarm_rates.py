@@ -9,6 +9,7 @@ from the alarm ``trivial``. Results are written to results/alarm_rates.json afte
 has not changed is not measured again; else AutoAttack's figure is kept if the net has the same weights, by their md5.
 """
 
+import argparse
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,8 +69,9 @@ def classes_predicted(net: nn.Module, x: torch.Tensor) -> int:
     return len(net(x).argmax(dim=1).unique())
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Measure what is missing."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     torch.set_num_threads(1)
     data = DigitsDataModule(batch_size=128)
     data.setup("fit")

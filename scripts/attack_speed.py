@@ -8,11 +8,11 @@ BatchNorm mode in which it attacks is observed: some always attack in eval mode,
 Ours attacks in that mode, too, as in a training or a test: in channels_last, and with folded BatchNorms in eval mode.
 "Alone" is a plain call of ours on the contiguous net. The package gets the net contiguous, as torch builds it, and in
 channels_last. All take turns in one process; reported are medians of seconds, and ratios to ours. Square's eps is so
-small that it breaks no image, so all make the same number of queries.
+small that it breaks no image, so all make the same number of queries. The file is written after each attack; what
+it has of the same settings and code stays.
 """
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -24,11 +24,13 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from measured import about, as_attacked, builder, in_turns
+from cpu_budget_results import code_of
+from measured import NETS, Table, about, as_attacked, builder, check_net, count, device, in_turns
 from torch import Tensor, nn
 
 from lit_robust.attacks import FGSM, PGD, Attack, Square
 from lit_robust.guards import BNMode
+from lit_robust.nets.folded import FoldedNet
 
 RESULT = Path(__file__).parent / "results/attack_speed.json"
 EPS, STEP, STEPS, QUERIES, SQUARE_EPS = 8 / 255, 2 / 255, 10, 100, 1e-6
@@ -171,15 +173,16 @@ def compare(pair: Pair, name: str, module: Any, net: nn.Module, x: Tensor, y: Te
 def main() -> None:
     """Run and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet18")
+    parser.add_argument("--net", default="resnet18", choices=NETS)
     parser.add_argument("--width", type=int, default=16, help="0 for the net's own")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch", type=count, default=64)
+    parser.add_argument("--repeats", type=count, default=7)
     parser.add_argument("--peers", nargs="+", default=[*MODULES], choices=[*MODULES])
     parser.add_argument("--attacks", nargs="+", default=[*PAIRS], choices=[*PAIRS])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device, default="cpu")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
+    check_net(parser, args.net, args.width, (3, 32, 32))
     torch.manual_seed(0)
     net = builder(args.net, args.width)().to(args.device)
     x = torch.rand(args.batch, 3, 32, 32, device=args.device)
@@ -187,21 +190,23 @@ def main() -> None:
         net(x)  # moves the statistics of BatchNorms away from their start
         y = net.eval()(x).argmax(1)
     modules = installed(args.peers)
-    record: dict[str, Any] = {
-        "net": args.net, "width": args.width, "batch": args.batch, "repeats": args.repeats, "device": args.device,
+    settings = {
+        "net": args.net, "width": args.width, "batch": args.batch, "repeats": args.repeats, "device": str(args.device),
         "peers": {name: number for name, (number, _) in modules.items()},
-        "missing": sorted(set(args.peers) - modules.keys()), "rows": {}, **about(x.device),
+        "missing": sorted(set(args.peers) - modules.keys()), **about(x.device),
     }  # fmt: skip
-    for attack in args.attacks:
+    code = {attack: code_of(pair.ours, *net.modules(), FoldedNet()) for attack, pair in PAIRS.items()}
+    table = Table(args.out, settings, code)
+    for attack in table.left(args.attacks):
         pair = PAIRS[attack]
         print(f"{attack}:", flush=True)
         with warnings.catch_warnings(record=True):  # foolbox shows its own in spite of any filter
-            record["rows"][attack] = {
+            found = {
                 name: compare(pair, name, module, net, x, y, args.repeats)
                 for name, (_, module) in modules.items()
                 if name in pair.peers
             }
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        table.put(attack, found)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ those of the test and of the validation. Results are written to results/autoatta
 are there are not measured again.
 """
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -28,8 +29,9 @@ NETS: dict[str, tuple[Attack, float]] = {
 CODE = code_of(AutoAttack())
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Measure what is missing."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     torch.set_num_threads(1)
     data = DigitsDataModule(batch_size=128, val_size=103)
     data.setup()

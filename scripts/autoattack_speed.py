@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from cpu_budget_results import code_of, commit, hardware, md5_of, opened, read, versions
 from lightning.pytorch import Trainer, seed_everything
-from measured import in_turns
+from measured import count, folder, in_turns
 from torch import Tensor, nn
 
 from lit_robust import losses
@@ -152,13 +152,13 @@ def missing(about: Mapping[str, Any], blocks: Mapping[str, Any]) -> list[int]:
 def parser_of() -> argparse.ArgumentParser:
     """The options; the defaults are the net and the images of the criterion."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
+    parser.add_argument("--root", type=folder, help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
     parser.add_argument("--net", type=Path, help="where the trained net is kept; a temporary file by default")
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--train-size", type=int, default=None, help="train on the first images only")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--block", type=int, default=100)
+    parser.add_argument("--width", type=count, default=16)
+    parser.add_argument("--epochs", type=count, default=6)
+    parser.add_argument("--train-size", type=count, default=None, help="train on the first images only")
+    parser.add_argument("--images", type=count, default=200)
+    parser.add_argument("--block", type=count, default=100)
     parser.add_argument("--estimate", action="store_true", help="only print the minutes")
     parser.add_argument("--out", type=Path, default=RESULT)
     return parser

@@ -13,7 +13,9 @@ BatchNorms, in float32 and in bf16.
 
 In each fit, all loops take turns batch by batch, so what else the machine does falls on all of them alike, and a fit's
 ratio is to the loops of its own turns. All methods are measured, and then all again (``--repeats``); reported are
-medians of seconds over all repeats, and for each ratio the median and the range of those of single repeats.
+medians of seconds over all repeats, and for each ratio the median and the range of those of single repeats. The file is
+written after each fit. Its rows of the same settings, hardware, versions and code stay and are not measured again; one
+without all its repeats, which are then under ``unfinished``, is continued.
 
 A batch counts until the next one begins, so an epoch's end, with its metrics, is in no time. ``LEFT_OUT`` are methods
 whose passes depend on the net or the images, so that no floor is exact. Methods that stop single images are measured
@@ -24,15 +26,29 @@ loop. The overhead is that of a tiny net, whose fit step is nearly all overhead:
 """
 
 import argparse
-import json
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from cpu_budget_results import code_of
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from measured import Times, about, as_attacked, builder, in_turns, ratio, synchronized
+from measured import (
+    NETS,
+    Table,
+    Times,
+    about,
+    accelerator,
+    as_attacked,
+    builder,
+    check_net,
+    count,
+    in_turns,
+    ratio,
+    synchronized,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -41,11 +57,16 @@ from lit_robust import defenses
 from lit_robust.attacks import FGSM, PGD
 from lit_robust.batch import Batch
 from lit_robust.defenses import Defense
+from lit_robust.nets.folded import FoldedNet
 
 RESULTS = Path(__file__).parent / "results"
 EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
 #: Timed batches of the tiny net.
 TINY_BATCHES = 200
+#: The precisions of a fit.
+PRECISIONS = ("32-true", "bf16-mixed")
+#: What is measured beside the rows, by its key.
+STEP, OVERHEAD = "attack_step", "overhead_in_microseconds"
 
 
 class Method(NamedTuple):
@@ -268,6 +289,11 @@ def attack_step(args: argparse.Namespace) -> Times:
     return {name: [one / STEPS for one in seconds] for name, seconds in in_turns(loops, args.batches, device).items()}
 
 
+def steps(repeats: Sequence[Times]) -> dict[str, Any]:
+    """One step of each loop as a ratio to one of the train-mode loop."""
+    return {loop: ratio(repeats, loop, "train") for loop in repeats[0]}
+
+
 def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     """The floor's optimizer."""
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=5e-4)
@@ -288,16 +314,36 @@ def overhead(args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def parser_of(doc: str | None) -> argparse.ArgumentParser:
+def parser_of(doc: str | None, accelerators: Sequence[str] = ("cpu", "gpu")) -> argparse.ArgumentParser:
     """A parser for the net, the images and the methods of a measurement."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet18")
+    parser.add_argument("--net", default="resnet18", choices=NETS)
     parser.add_argument("--width", type=int, default=16, help="0 for the net's own")
-    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32))
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--shape", type=count, nargs=3, default=(3, 32, 32))
+    parser.add_argument("--batch", type=count, default=128)
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
-    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--accelerator", type=accelerator, default="cpu", choices=accelerators)
     return parser
+
+
+def asked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options of a command line whose net takes its images."""
+    args = parser.parse_args()
+    check_net(parser, args.net, args.width, args.shape)
+    return args
+
+
+def codes(args: argparse.Namespace) -> dict[str, str]:
+    """The md5 of the code of each method's loops: this script, the method, its attack, and the net, also folded."""
+    with torch.device("meta"):
+        net = builder(args.net, args.width, args.shape[0])()
+    shared, own = [*net.modules(), FoldedNet()], Path(__file__).read_bytes()
+    return {
+        name: hashlib.md5(
+            own + code_of(object.__new__(getattr(defenses, cls)), *method.arguments.values(), *shared).encode()
+        ).hexdigest()
+        for name, (cls, method) in METHODS.items()
+    }
 
 
 def file_of(args: argparse.Namespace) -> Path:
@@ -310,30 +356,29 @@ def main() -> None:
     """Run and print the table."""
     parser = parser_of(__doc__)
     parser.set_defaults(batch=64)
-    parser.add_argument("--batches", type=int, default=4, help="timed batches of each loop in each fit")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batches", type=count, default=4, help="timed batches of each loop in each fit")
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    out = args.out or file_of(args)
-    record: dict[str, Any] = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
-    record |= {"compile": args.compile, "repeats": 0, "rows": {}, **about(device_of(args))}
-    measured: dict[str, list[dict[str, Times]]] = {name: [] for name in args.methods}
-    steps: list[Times] = []
+    args = asked(parser)
+    settings = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
+    settings |= {"batches": args.batches, "compile": args.compile, "repeats": args.repeats, **about(device_of(args))}
+    code = codes(args)
+    code |= {STEP: code["PGDAT"], OVERHEAD: code["Natural"]}
+    table = Table(args.out or file_of(args), settings, code, beside=(STEP, OVERHEAD))
+    left = table.left([*args.methods, STEP, OVERHEAD])
+    turns = {name: table.turns(name) for name in left if name != OVERHEAD}
     for repeat in range(1, args.repeats + 1):
-        for name in args.methods:
-            measured[name].append(compare(args, *METHODS[name]))
-            record["rows"][name] = found = row(args, measured[name])
-            ratios = ", ".join(f"{loop} {of['to_floor']:.2f}" for loop, of in found.items() if isinstance(of, dict))
+        for name in [name for name, of in turns.items() if len(of) < repeat]:
+            turns[name].append(attack_step(args) if name == STEP else compare(args, *METHODS[name]))
+            found = steps(turns[name]) if name == STEP else row(args, turns[name])
+            table.put(name, found, unfinished=turns[name] if repeat < args.repeats else ())
+            to = "to_train" if name == STEP else "to_floor"
+            ratios = ", ".join(f"{loop} {of[to]:.2f}" for loop, of in found.items() if isinstance(of, dict))
             print(f"{repeat}. {name}: {ratios}", flush=True)
-            out.write_text(json.dumps(record, indent=1) + "\n")
-        steps.append(attack_step(args))
-        record["attack_step"] = {loop: ratio(steps, loop, "train") for loop in steps[0]}
-        record["repeats"] = repeat
-        out.write_text(json.dumps(record, indent=1) + "\n")
-    record["overhead_in_microseconds"] = {name: round(value) for name, value in overhead(args).items()}
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    print(record["attack_step"], record["overhead_in_microseconds"])
+    if OVERHEAD in left:
+        table.put(OVERHEAD, {name: round(value) for name, value in overhead(args).items()})
+    print(table.record()[OVERHEAD])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python scripts/coreset_pictures.py   # scripts/results/coreset*.png, of the sets that have results
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -85,7 +86,13 @@ def draw(name: str) -> Path | None:
     return file
 
 
-if __name__ == "__main__":
+def main(args: list[str] | None = None) -> None:
+    """Draw all sets."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     for drawn in map(draw, SETS):
         if drawn is not None:
             print(drawn)
+
+
+if __name__ == "__main__":
+    main()

@@ -210,7 +210,7 @@ class Work:
         parts = [hours(self.rows[row], done.get(row)) for row in rows]
         found = {name: sum(part[name] for part in parts) for name in parts[0]}
         shares = ", ".join(f"{name} {share:.1f}" for name, share in found.items())
-        return f"{len(rows)} rows: about {sum(found.values()):.1f} hours of one core ({shares})"
+        return f"{len(rows)} row{'s' * (len(rows) != 1)}: about {sum(found.values()):.1f} hours of one core ({shares})"
 
     def folder(self, row: str) -> Path:
         """The folder of a row's run."""
@@ -312,10 +312,10 @@ class Work:
         images, net = in_one(cli.datamodule.test_dataloader()), read_net(checkpoint(self.folder(row), "last"))
         attacks = {name: attack for name, attack in cli.model.test_attacks.items() if name in DEFAULT_TEST}
         torch.manual_seed(derive_seed("cpu_budget", "alarms"))
-        alarms, withstood = Alarms(attacks, num_classes=10), 0
+        alarms, folded, withstood = Alarms(attacks, num_classes=10), FoldedNet(), 0
         for part in in_parts(images):
-            correct = surviving(net, attacks, part)
-            alarms.update(net, part, correct)
+            correct = surviving(net, attacks, part, attacked=folded(net, part.x))
+            alarms.update(net, part, correct)  # probed as it is, as in a test
             withstood += int(correct["worst"].sum())
         found, worst = sorted(alarms.compute()), round(100 * withstood / len(images.y), 2)
         with opened(self.path) as results:

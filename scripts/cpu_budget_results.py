@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
@@ -119,8 +119,21 @@ def commit() -> str:
 # The file of results.
 
 
+def as_text(tree: Any, depth: int = 3, indent: str = "") -> str:
+    """JSON with one line per value at this depth."""
+    if depth == 0 or not isinstance(tree, dict) or not tree:
+        return json.dumps(tree)
+    lines = [f"{indent} {json.dumps(key)}: {as_text(value, depth - 1, indent + ' ')}" for key, value in tree.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}" + ("" if indent else "\n")
+
+
+def indented(tree: Any) -> str:
+    """JSON with one line per number."""
+    return json.dumps(tree, indent=1) + "\n"
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[dict[str, Any]]:
+def opened(path: Path, text: Callable[[Any], str] = as_text) -> Iterator[dict[str, Any]]:
     """The results, to be changed under a lock and written atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.parent, os.O_RDONLY)
@@ -129,7 +142,7 @@ def opened(path: Path) -> Iterator[dict[str, Any]]:
         results = read(path)
         yield results
         new = path.with_suffix(".new")
-        new.write_text(as_text(results))
+        new.write_text(text(results))
         new.replace(path)
     finally:
         os.close(lock)
@@ -146,14 +159,6 @@ def by_row(path: Path) -> dict[str, list[Mapping[str, Any]]]:
     for label, record in read(path).get("rows", {}).items():
         rows.setdefault(label.partition("@")[0], []).append(record)
     return rows
-
-
-def as_text(tree: Any, depth: int = 3, indent: str = "") -> str:
-    """JSON with one line per value at this depth."""
-    if depth == 0 or not isinstance(tree, dict) or not tree:
-        return json.dumps(tree)
-    lines = [f"{indent} {json.dumps(key)}: {as_text(value, depth - 1, indent + ' ')}" for key, value in tree.items()]
-    return "{\n" + ",\n".join(lines) + f"\n{indent}}}" + ("" if indent else "\n")
 
 
 def key_of(record: Mapping[str, Any]) -> Any:

@@ -5,11 +5,11 @@
 The images are JPEGs of random colours with noise, of ImageNet's average size and of a photograph's. Ours is Pillow's
 decoder with torchvision's transforms; beside it stand torchvision's own decoder with the same transforms on tensors
 (deprecated since torchvision 0.29, so it is not used), and decoding alone. Seconds are CPU seconds of one thread,
-medians of repeats in turns.
+medians of repeats in turns. The file is written after each size; what it has of the same settings and code stays.
 """
 
+import argparse
 import io
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import about
+from cpu_budget_results import code_of
+from measured import Table, about
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
@@ -62,20 +63,24 @@ def measure(files: list[str]) -> dict[str, float]:
     return {name: round(len(files) / median(of)) for name, of in seconds.items()}
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Measure all sizes."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows, random = {}, np.random.default_rng(0)
-    for width, height in SIZES:
+    sizes = {f"{width} x {height}": (width, height) for width, height in SIZES}
+    settings = {"image_size": SIZE, "repeats": REPEATS, "images": IMAGES, **about(torch.device("cpu"))}
+    code = code_of(FolderImages([], _transform(SIZE, augment=True)))
+    table = Table(RESULT, settings, dict.fromkeys(sizes, code), rows="images_per_second")
+    for name in table.left(sizes):
+        random = np.random.default_rng(0)
         with TemporaryDirectory() as folder:
             files = [f"{folder}/{i}.jpg" for i in range(IMAGES)]
             for file in files:
-                Path(file).write_bytes(photo(width, height, random))
-            rows[f"{width} x {height}"] = measure(files)
-        print(width, height, rows[f"{width} x {height}"], flush=True)
-    record = {"images_per_second": rows, "image_size": SIZE, "repeats": REPEATS}
-    RESULT.write_text(json.dumps(record | about(torch.device("cpu")), indent=1) + "\n")
+                Path(file).write_bytes(photo(*sizes[name], random))
+            found = measure(files)
+        table.put(name, found)
+        print(name, found, flush=True)
 
 
 if __name__ == "__main__":

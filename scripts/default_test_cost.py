@@ -9,6 +9,7 @@ images that are broken leave the batch; the forwards that every test needs are l
 per probed image, whose number does not grow with the test. Results are written to results/default_test_cost.json.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def costs(net: nn.Module, images: Batch) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Measure all nets."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     torch.set_num_threads(1)
     data = DigitsDataModule(batch_size=64)
     data.setup("fit")

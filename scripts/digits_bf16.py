@@ -7,6 +7,7 @@ BatchNorms; the tests are in float32. CPU seconds are those of the training's ba
 where it emulates bfloat16, training takes longer. Nets that are in the file are not trained again.
 """
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -65,8 +66,9 @@ def train(row: Row, precision: str, seed: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Train what is missing, and write what came out."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     for name, row in NETS.items():
         if name in read(RESULT).get("nets", {}):
             continue

@@ -8,6 +8,7 @@ results/free_forgetting.json, from which the README has its table. Six minutes o
     python scripts/free_forgetting.py
 """
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -68,8 +69,9 @@ def train(data: Batch, order: str, m: int, seed: int) -> torch.nn.Module:
     return defense.net.eval()
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Train all nets and store their accuracies."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(args)
     data, test = images(train=True), images(train=False)
     attack = PGD(eps=EPS, step_size=0.02, steps=20)
     facts = {"n": len(test.y), "eps": EPS, "epochs": EPOCHS, "seeds": list(SEEDS)}

@@ -5,7 +5,8 @@
 By default glibc returns memory that a batch frees to the system, which clears it for the next batch. Each method and
 precision is trained on a few batches in two processes, one as it is and one that calls ``keep_freed_memory``, in turns,
 every second time in the other order. Reported are the median of all batches, the median and the range of the ratios of
-single turns, and the highest resident memory of the whole process.
+single turns, and the highest resident memory of the whole process. The file is written after each row; what it has of
+the same settings and code stays.
 """
 
 import argparse
@@ -17,15 +18,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmark import METHODS, TakingTurns, fit, parser_of, sgd
+from benchmark import METHODS, PRECISIONS, TakingTurns, asked, codes, fit, parser_of, sgd
 from lightning.pytorch import seed_everything
-from measured import about, builder, ratio, resident
+from measured import Table, about, builder, count, ratio, resident
 
 from lit_robust import defenses
 from lit_robust.host_memory import keep_freed_memory
 
 RESULT = Path(__file__).parent / "results/kept_memory.json"
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def trained(args: argparse.Namespace, name: str, precision: str) -> dict[str, Any]:
@@ -60,30 +60,32 @@ def row(turns: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run every method in both ways, and write the table."""
-    parser = parser_of(__doc__)
+    parser = parser_of(__doc__, accelerators=["cpu"])
     parser.set_defaults(methods=["NFGSM", "PGDAT, eval"])
-    parser.add_argument("--batches", type=int, default=8, help="timed batches of each process")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batches", type=count, default=8, help="timed batches of each process")
+    parser.add_argument("--turns", type=count, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--only", choices=PRECISIONS, help="train in this precision; what each process is asked for")
     parser.add_argument("--kept", action="store_true", help="and keep freed memory")
-    args = parser.parse_args()
+    args = asked(parser)
     if args.only:
         if args.kept and not keep_freed_memory():
             sys.exit("glibc cannot be told to keep memory here, or has been told otherwise: unset MALLOC_ variables.")
         print("measured:", json.dumps(trained(args, *args.methods, args.only)))
         return
-    rows: dict[str, Any] = {}
-    for name in args.methods:
-        for precision in PRECISIONS:
-            words = [*sys.argv[1:], "--methods", name, "--only", precision]
-            both = {"returned": words, "kept": [*words, "--kept"]}
-            orders = [sorted(both, reverse=turn % 2 == 0) for turn in range(args.turns)]
-            turns = [{how: process(*both[how]) for how in order} for order in orders]
-            rows[f"{name}, {precision}"] = row(turns)
-            print(name, precision, row(turns), flush=True)
-    record = {"net": args.net, "width": args.width, "batch": args.batch, "turns": args.turns, "rows": rows}
-    args.out.write_text(json.dumps(record | about(torch.device("cpu")), indent=1) + "\n")
+    settings = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
+    settings |= {"batches": args.batches, "turns": args.turns, **about(torch.device("cpu"))}
+    fits = {f"{name}, {precision}": (name, precision) for name in METHODS for precision in PRECISIONS}
+    code = codes(args)
+    table = Table(args.out, settings, {label: code[name] for label, (name, _) in fits.items()})
+    for label in table.left(f"{name}, {precision}" for name in args.methods for precision in PRECISIONS):
+        name, precision = fits[label]
+        words = [*sys.argv[1:], "--methods", name, "--only", precision]
+        both = {"returned": words, "kept": [*words, "--kept"]}
+        orders = [sorted(both, reverse=turn % 2 == 0) for turn in range(args.turns)]
+        found = row([{how: process(*both[how]) for how in order} for order in orders])
+        table.put(label, found)
+        print(label, found, flush=True)
 
 
 if __name__ == "__main__":

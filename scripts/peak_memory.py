@@ -7,12 +7,11 @@ Each method runs in a process of its own, so that no other leaves memory behind.
 fit of a few batches beyond what it held before: on a GPU by ``max_memory_allocated``, on a CPU by the highest resident
 memory (Linux's ``VmHWM``, reset before the fit). There, glibc is told to return freed memory at once, so that what it
 would keep is not counted. A fit on two images comes first, which loads libraries and code; the net's weights, gradients
-and momentum are counted.
+and momentum are counted. The file is written after each method; what it has of the same settings and code stays.
 """
 
 import argparse
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, batches, device_of, parser_of, sgd
+from benchmark import METHODS, PRECISIONS, asked, batches, codes, device_of, parser_of, sgd
 from lightning.pytorch import Trainer, seed_everything
-from measured import about, builder, reset_peak, resident
+from measured import Table, about, builder, reset_peak, resident
 
 from lit_robust import defenses
 
@@ -66,26 +65,27 @@ def peak(args: argparse.Namespace, name: str) -> int:
 def main() -> None:
     """Run every method in a process of its own, and write the table."""
     parser = parser_of(__doc__)
-    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--precision", default=PRECISIONS[0], choices=PRECISIONS)
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--only", help="print the bytes of this method; this is what each process is asked for")
-    args = parser.parse_args()
+    parser.add_argument("--only", choices=[*METHODS], help="print this method's bytes; what each process is asked for")
+    args = asked(parser)
     if args.only:
         print(f"bytes: {peak(args, args.only)}")
         return
-    rows: dict[str, Any] = {}
-    for name in dict.fromkeys(["Natural", *args.methods]):
-        words = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-        told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ALLOCATOR).stdout
-        held = int(told.rpartition("bytes: ")[2])
-        natural = rows["Natural"]["megabytes"] if rows else held / 1e6
-        rows[name] = {"megabytes": round(held / 1e6, 1), "to_natural": round(held / 1e6 / natural, 3)}
-        print(name, rows[name], flush=True)
-    record = {
-        "net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch, "rows": rows,
+    settings = {
+        "net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch,
         "precision": args.precision, "accelerator": args.accelerator, **about(device_of(args)),
     }  # fmt: skip
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    code = codes(args)  # a row also depends on natural training's
+    table = Table(args.out, settings, {name: code["Natural"] + md5 for name, md5 in code.items()})
+    for name in table.left(dict.fromkeys(["Natural", *args.methods])):
+        words = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ALLOCATOR).stdout
+        held = int(told.rpartition("bytes: ")[2]) / 1e6
+        natural = table.record()["rows"].get("Natural", {"megabytes": held})["megabytes"]
+        row = {"megabytes": round(held, 1), "to_natural": round(held / natural, 3)}
+        table.put(name, row)
+        print(name, row, flush=True)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def spread(*found: Mapping[str, Any]) -> str:
     """How many fits the medians are of, and how far the ratios of single fits are from them."""
     loops = [loop for of in found for row in of["rows"].values() for loop in row.values() if isinstance(loop, dict)]
-    n, fits = min(loop["n"] for loop in loops), min(of.get("repeats", 1) for of in found)
+    unfinished = [len(turns) for of in found for turns in of.get("unfinished", {}).values()]
+    n, fits = min(loop["n"] for loop in loops), min([of.get("repeats", 1) for of in found] + unfinished)
     text = f"Medians of at least {n} batches in {fits} fit{'s' * (fits > 1)}, as ratios to the floor or as told"
     away = [
         abs(end - loop[f"to_{to}"])

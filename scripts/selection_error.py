@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cpu_budget_results import hardware, md5_of, versions
+from measured import folder
 from torch import Tensor
 
 from lit_robust import losses
@@ -115,7 +116,7 @@ def measured(setting: Setting, x: Tensor, y: Tensor, seed: int) -> dict[str, dic
 def main() -> None:
     """Measure all selectors and store their errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="where the data sets lie; LIT_ROBUST_DATA by default")
+    parser.add_argument("--root", type=folder, help="where the data sets lie; LIT_ROBUST_DATA by default")
     root = parser.parse_args().root
     found, md5 = {}, {}
     for name, setting in SETTINGS.items():

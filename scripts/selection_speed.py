@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from cpu_budget_results import md5_of
-from measured import about, reset_peak, resident
+from measured import about, folder, reset_peak, resident
 from torch import Tensor, nn
 
 from lit_robust import losses
@@ -103,7 +103,7 @@ def timed(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
 def main() -> None:
     """Time all selections and store the seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
+    parser.add_argument("--root", type=folder, help="where CIFAR-10 lies; LIT_ROBUST_DATA by default")
     data = CIFAR10DataModule(parser.parse_args().root, augment=False, val_size=0)
     data.prepare_data()
     data.setup()

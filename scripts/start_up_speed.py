@@ -7,7 +7,6 @@ and of CPU seconds, and of the ratios to another row of the same turn. A bare in
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from measured import about
+from cpu_budget_results import indented, opened
+from measured import about, count
 
 RESULT = Path(__file__).parent / "results/start_up_speed.json"
 #: What LightningCLI imports.
@@ -57,7 +57,7 @@ def seconds_of(words: list[str]) -> tuple[float, float]:
 def main() -> None:
     """Run and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=count, default=9)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     turns = [{name: seconds_of(row.words) for name, row in ROWS.items()} for _ in range(args.turns + 1)][1:]
@@ -69,8 +69,9 @@ def main() -> None:
             ratio = median(turn[name][0] / turn[row.beside][0] for turn in turns)
             found[name] |= {"beside": row.beside, "ratio": round(ratio, 3)}
         print(name, found[name], flush=True)
-    record = {"turns": args.turns, "rows": found, **about(torch.device("cpu"))}
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    with opened(args.out, indented) as results:  # at the end, as each turn has all rows
+        results.clear()
+        results |= {"turns": args.turns, "rows": found, **about(torch.device("cpu"))}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 Each loop runs the passes of one method on the same batch, as in ``benchmark.py``, for a few batches under torch's
 profiler. Milliseconds per batch that operators take themselves are summed by what they are for. The profiler itself
-costs time per operator, so these numbers show where the time goes; ``benchmark.py`` says how fast a loop is.
+costs time per operator, so these numbers show where the time goes; ``benchmark.py`` says how fast a loop is. The file
+is written after each method; what it has of the same settings and code stays.
 """
 
 import argparse
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, Method, batches, device_of, hand_written, parser_of, sgd
+from benchmark import METHODS, Method, asked, batches, codes, device_of, hand_written, parser_of, sgd
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from measured import about, builder
+from measured import Table, about, builder, count
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -105,16 +106,16 @@ def main() -> None:
     """Profile, print and write."""
     parser = parser_of(__doc__)
     parser.set_defaults(methods=["PGDAT, eval", "FastAT"], batch=64)
-    parser.add_argument("--batches", type=int, default=3, help="profiled batches of each loop")
+    parser.add_argument("--batches", type=count, default=3, help="profiled batches of each loop")
     parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
-    rows = {}
-    for name in args.methods:
-        rows[name] = profiles(args, *METHODS[name])
-        print(name, json.dumps(rows[name], indent=1), flush=True)
-    record = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
-    record |= {"batches": args.batches, "rows": rows, **about(device_of(args))}
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    args = asked(parser)
+    settings = {"net": args.net, "width": args.width, "shape": [*args.shape], "batch": args.batch}
+    settings |= {"batches": args.batches, **about(device_of(args))}
+    table = Table(args.out, settings, codes(args))
+    for name in table.left(args.methods):
+        found = profiles(args, *METHODS[name])
+        table.put(name, found)
+        print(name, json.dumps(found, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_robust.attacks import FGSM, PGD
+from lit_robust.batch import Batch
 from lit_robust.defenses import Defense
 from lit_robust.measures.accuracy import Accuracy
 from tests.tiny import assert_equal
@@ -260,6 +261,35 @@ def test_alarms_are_looked_for_after_the_default_test_and_once(budget, monkeypat
     row = results()["natural"]
     budget.main(["tiny", "--rows", "natural"])
     assert results()["natural"] == row
+
+
+def test_the_default_test_attacks_the_folded_net_and_the_net_itself_is_probed(budget, monkeypatch):
+    """As a test of the library does."""
+    seen, net = [], torch.nn.Identity()
+    work = budget.Work("tiny", yaml.safe_load(TINY))
+    images = Batch(torch.zeros(2, 1), torch.zeros(2), torch.arange(2), torch.ones(2))
+    monkeypatch.setattr(budget, "DEFAULT_TEST", {"pgd40"})
+    monkeypatch.setattr(budget, "in_one", lambda loader: images)
+    monkeypatch.setattr(budget, "read_net", lambda path: net)
+    monkeypatch.setattr(budget, "FoldedNet", lambda: lambda net, x: "folded")
+
+    def surviving(of, attacks, part, attacked=None):
+        seen.append((of, attacked))
+        return {"worst": torch.ones(2)}
+
+    monkeypatch.setattr(budget, "surviving", surviving)
+    monkeypatch.setattr(budget.Alarms, "update", lambda alarms, of, *rest: seen.append(of))
+    monkeypatch.setattr(budget.Alarms, "compute", lambda alarms: {})
+    with budget.opened(work.path) as found:
+        found["rows"] = {"natural": {"last": {"pgd40": []}}}
+    work.probe("natural")
+    assert seen == [(net, "folded"), net]
+    assert results()["natural"]["worst"] == 100
+
+
+@pytest.mark.parametrize(("rows", "told"), [(["natural"], "1 row: "), (["natural", "freeat"], "2 rows: ")])
+def test_an_estimate_counts_its_rows(budget, rows, told):
+    assert budget.Work("tiny", yaml.safe_load(TINY)).estimate(rows).startswith(told)
 
 
 def test_an_attack_that_is_added_is_all_that_is_done(budget, capsys):
@@ -559,16 +589,16 @@ def test_records_of_alarm_rates_say_which_net_they_are_of(rates, monkeypatch, tm
     monkeypatch.setattr(rates, "AutoAttack", lambda eps: calls.append(eps) or FGSM(eps))
     monkeypatch.setattr(rates, "default_test", lambda eps: {"a": FGSM(eps), "b": PGD(eps, steps=2)})
     monkeypatch.setattr(rates.Alarms, "update", lambda *args: None)
-    rates.main()
+    rates.main([])
     records = json.loads((tmp_path / "rates.json").read_text())["nets"]
     assert {record["weights"] for record in records.values()} == {rates.weights_of(net)}
     assert all(record["classes"] > 1 for record in records.values())
     assert len(calls) == 5
     monkeypatch.setattr(rates, "CODE", "another")
-    rates.main()
+    rates.main([])
     assert len(calls) == 5  # the same weights: AutoAttack's figures are kept
     monkeypatch.setattr(rates, "CODE", "a third")
     with torch.no_grad():
         net[1].bias += 1  # which changes no accuracy
-    rates.main()
+    rates.main([])
     assert len(calls) == 10

@@ -98,8 +98,9 @@ def test_every_net_and_device_has_its_rows_and_its_hardware(blocks, tmp_path):
         (["--net", "vgg16", "--width", "0", "--compile"], "benchmark_vgg16_full_compiled.json"),
     ],
 )
-def test_each_net_device_and_compilation_has_a_file_of_its_own(script, words, name):
+def test_each_net_device_and_compilation_has_a_file_of_its_own(script, monkeypatch, words, name):
     benchmark = script.load("benchmark")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     parser = benchmark.parser_of("")
     parser.add_argument("--compile", action="store_true")
     assert benchmark.file_of(parser.parse_args(words)).name == name
@@ -152,6 +153,231 @@ def test_a_ratio_is_the_median_of_those_of_single_repeats(script):
     slow_then_fast = [{"fit": [8.0], "floor": [4.0]}, {"fit": [1.0], "floor": [1.0]}, {"fit": [3.0], "floor": [2.0]}]
     found = script.load("measured").ratio(slow_then_fast, "fit", "floor")
     assert found == {"to_floor": 1.5, "to_floor_range": [1.0, 2.0]}
+
+
+def test_a_table_that_is_not_complete_says_of_how_many_fits_it_is(blocks):
+    rows = {"PGDAT": {"fit": {"seconds": 1.0, "n": 4}}}
+    assert " in 3 fits" in blocks.spread({"repeats": 3, "rows": rows})
+    assert " in 2 fits" in blocks.spread({"repeats": 3, "rows": rows, "unfinished": {"PGDAT": [{}, {}]}})
+
+
+# The front doors.
+
+
+class Killed(Exception):
+    """What ends a measurement in the middle."""
+
+
+@pytest.fixture
+def measured(script, monkeypatch, tmp_path):
+    """The benchmark with loops of no time, and the names of the loops that it has measured."""
+    benchmark, measured = script.load("benchmark"), []
+
+    def compare(args, cls, method):
+        measured.append(cls)
+        times = {"fit": [len(measured)], "floor": [1.0]}
+        return {kind: {**times, kind: [len(measured)]} for kind in ("fit", "fit bf16")}
+
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "compare", compare)
+    monkeypatch.setattr(benchmark, "attack_step", lambda args: measured.append("step") or {"train": [1.0]})
+    monkeypatch.setattr(benchmark, "overhead", lambda args: measured.append("overhead") or {"Natural": 1.0})
+    return SimpleNamespace(
+        benchmark=benchmark,
+        names=measured,
+        run=lambda *words: script.run(benchmark, "--width", "2", "--repeats", "2", "--methods", *words),
+        read=lambda: json.loads((tmp_path / "benchmark_resnet18_2.json").read_text()),
+    )
+
+
+def test_rows_that_are_done_stay_and_are_not_measured_again(measured, capsys):
+    measured.run("PGDAT", "TRADES")
+    once = ["PGDAT", "TRADES", "step"]
+    assert measured.names == [*once, *once, "overhead"]
+    both = measured.read()
+    assert "unfinished" not in both
+    measured.run("PGDAT")
+    assert len(measured.names) == 7
+    assert measured.read() == both
+    capsys.readouterr()
+    measured.run("FastAT", "PGDAT")
+    assert measured.names[7:] == ["FastAT"] * 2
+    assert capsys.readouterr().out.count("dropped") == 0
+    rows = measured.read()["rows"]
+    assert [*rows] == ["PGDAT", "TRADES", "FastAT"], "in the order of the methods"
+    assert all(rows[name] == row for name, row in both["rows"].items())
+
+
+def test_a_benchmark_that_was_killed_goes_on_where_it_was(measured, monkeypatch):
+    compare = measured.benchmark.compare
+
+    def killed(*args):
+        if len(measured.names) == 4:
+            raise Killed
+        return compare(*args)
+
+    monkeypatch.setattr(measured.benchmark, "compare", killed)
+    with pytest.raises(Killed):
+        measured.run("PGDAT", "TRADES")
+    found = measured.read()
+    assert {name: len(turns) for name, turns in found["unfinished"].items()} == {"TRADES": 1, "attack_step": 1}
+    assert found["rows"]["TRADES"]["fit"]["n"] == 1
+    monkeypatch.setattr(measured.benchmark, "compare", compare)
+    measured.run("PGDAT", "TRADES")
+    assert measured.names == ["PGDAT", "TRADES", "step", "PGDAT", "TRADES", "step", "overhead"]
+    found = measured.read()
+    assert found["rows"]["TRADES"]["fit"] | {"seconds": 3.5, "n": 2} == found["rows"]["TRADES"]["fit"]
+    assert "unfinished" not in found
+
+
+@pytest.mark.parametrize("words", [["--batch", "3"], ["--batches", "3"], ["--shape", "3", "16", "16"]])
+def test_rows_of_other_settings_are_named_and_dropped(measured, capsys, words):
+    measured.run("PGDAT", "TRADES")
+    capsys.readouterr()
+    measured.run("PGDAT", *words)
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "dropped" in line]
+    assert "PGDAT, TRADES" in told
+    assert words[0][2:] in told
+    assert [*measured.read()["rows"]] == ["PGDAT"]
+    assert measured.names[7:] == ["PGDAT", "step"] * 2 + ["overhead"]
+
+
+def test_rows_of_other_code_are_measured_again_and_another_commit_is_no_other_code(measured, monkeypatch):
+    measured.run("PGDAT", "TRADES")
+    codes, about = measured.benchmark.codes, measured.benchmark.about
+    monkeypatch.setattr(measured.benchmark, "codes", lambda args: codes(args) | {"TRADES": "another"})
+    monkeypatch.setattr(measured.benchmark, "about", lambda device: about(device) | {"commit": "another"})
+    measured.run("PGDAT", "TRADES")
+    assert measured.names[7:] == ["TRADES"] * 2
+    assert measured.read()["commit"] == "another"
+
+
+def test_the_code_of_a_row_is_that_of_its_method_and_net(script):
+    benchmark = script.load("benchmark")
+
+    def of(net):
+        return benchmark.codes(SimpleNamespace(net=net, width=0, shape=(3, 32, 32)))
+
+    assert len({*of("resnet18").values()}) > 5
+    assert of("resnet18")["PGDAT"] == of("resnet18")["PGDAT, eval"] != of("vgg16")["PGDAT"]
+
+
+def test_a_write_that_is_killed_leaves_the_file_as_it_was(script, monkeypatch, tmp_path):
+    table = script.load("measured").Table(tmp_path / "table.json", {"n": 1}, {"a": "0", "b": "1"})
+    table.put("a", 1.0)
+    before = table.path.read_text()
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        table.put("b", 2.0)
+    assert table.path.read_text() == before
+
+
+GIVEN = {  # of each script: its words, what stands for a measurement, its result and the rows
+    "step_profile": (["--methods", "PGDAT", "FastAT"], "profiles", {"fit": {"ReLU": 1.0}}, ["PGDAT", "FastAT"]),
+    "decoding_speed": ([], "measure", {"ours": 1}, ["500 x 375", "2000 x 1500"]),
+    "attack_speed": (["--attacks", "PGD-10", "FGSM"], "compare", {"eval": {}}, ["PGD-10", "FGSM"]),
+    "kept_memory": (
+        ["--methods", "FastAT", "--turns", "1"],
+        "process",
+        {"seconds": [1.0], "bytes": 10**6},
+        ["FastAT, 32-true", "FastAT, bf16-mixed"],
+    ),
+    "peak_memory": (
+        ["--methods", "PGDAT"],
+        "subprocess.run",
+        SimpleNamespace(stdout="bytes: 1000000"),
+        ["Natural", "PGDAT"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_measurement_that_is_killed_keeps_its_rows_and_does_not_measure_them_again(script, monkeypatch, name):
+    words, measure, found, rows = GIVEN[name]
+    module, calls = script.load(name), []
+    of_row = 2 if name == "kept_memory" else 1
+
+    def measured(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == of_row + 1:
+            raise Killed
+        return found
+
+    for attribute, value in {
+        measure: measured,
+        "RESULT": Path("out.json"),
+        "about": lambda device: {"threads": 1},
+        "photo": lambda *args: b"",
+        "installed": lambda names: {"torchattacks": ("1.0", None)},
+    }.items():
+        monkeypatch.setattr(f"{name}.{attribute}", value, raising="." in attribute)
+    words = words + (["--out", "out.json"] if words else [])
+    key = "images_per_second" if name == "decoding_speed" else "rows"
+    with pytest.raises(Killed):
+        script.run(module, *words)
+    assert [*json.loads(Path("out.json").read_text())[key]] == rows[:1]
+    script.run(module, *words)
+    assert [*json.loads(Path("out.json").read_text())[key]] == rows
+    assert len(calls) == 2 * of_row + 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("alarm_rates", "autoattack_bf16", "coreset_pictures", "decoding_speed", "default_test_cost", "digits_bf16"),
+        "free_forgetting",
+    ],
+)
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("--mispelt", 2)])
+def test_a_word_that_asks_for_no_measurement_starts_none(script, capsys, name, word, status):
+    module = script.load(name)
+    with pytest.raises(SystemExit) as ended:
+        script.run(module, word)
+    assert ended.value.code == status
+    told = capsys.readouterr()
+    assert (module.__doc__ in told.out) if status == 0 else (word in told.err)
+
+
+REFUSED = [
+    ("benchmark", ["--repeats", "0"], ["--repeats", "0"]),
+    ("benchmark", ["--batches", "0"], ["--batches", "0"]),
+    ("benchmark", ["--batch", "-1"], ["--batch", "-1"]),
+    ("benchmark", ["--net", "nope"], ["--net", "nope", "resnet18"]),
+    ("benchmark", ["--net", "fast_cnn"], ["--width=16", "fast_cnn", "--width 0"]),
+    ("benchmark", ["--net", "fast_cnn", "--width", "0"], ["--net=fast_cnn", "--shape 3 32 32"]),
+    ("benchmark", ["--width", "-2"], ["--net=resnet18", "--width -2"]),
+    ("benchmark", ["--accelerator", "gpu"], ["--accelerator", "no GPU"]),
+    ("step_profile", ["--accelerator", "gpu"], ["--accelerator", "no GPU"]),
+    ("step_profile", ["--batches", "0"], ["--batches", "0"]),
+    ("attack_speed", ["--device", "cuda"], ["--device", "no GPU", "cuda"]),
+    ("attack_speed", ["--device", "nope"], ["--device", "nope"]),
+    ("attack_speed", ["--net", "fast_cnn", "--width", "0"], ["--net=fast_cnn", "--shape 3 32 32"]),
+    ("attack_speed", ["--repeats", "0"], ["--repeats", "0"]),
+    ("autoattack_speed", ["--root", "nowhere"], ["--root", "nowhere"]),
+    ("autoattack_speed", ["--block", "0"], ["--block", "0"]),
+    ("selection_speed", ["--root", "nowhere"], ["--root", "nowhere"]),
+    ("selection_error", ["--root", "nowhere"], ["--root", "nowhere"]),
+    ("kept_memory", ["--accelerator", "gpu"], ["--accelerator", "gpu"]),
+    ("kept_memory", ["--turns", "0"], ["--turns", "0"]),
+    ("peak_memory", ["--precision", "half"], ["--precision", "half", "bf16-mixed"]),
+    ("start_up_speed", ["--turns", "0"], ["--turns", "0"]),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "told"), REFUSED, ids=lambda one: one if isinstance(one, str) else None)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(script, monkeypatch, tmp_path, capsys, name, words, told):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(name == "kept_memory"))  # which measures glibc
+    with pytest.raises(SystemExit) as ended:
+        script.run(script.load(name), *words)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert error.count("\n") == 1
+    assert all(word in error for word in told)
+    assert not list(tmp_path.iterdir())
 
 
 def passes_of(run, *nets):
