@@ -1,19 +1,17 @@
 """Training around the batches: the clock, logging and checkpoints."""
 
-from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
-from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
-from lit_robust.checkpoint_sections import check_reading
 from lit_robust.lightning_cli_internals import built_by_the_command_line
-from lit_robust.lightning_internals import batches_begun, end_the_epoch, is_due_for_logging, validation_is_due
+from lit_robust.lightning_internals import batches_begun, is_due_for_logging
+from lit_robust.lightning_resume_internals import end_the_epoch, validation_is_due
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
@@ -22,17 +20,16 @@ from lit_robust.seeds import seed
 from lit_robust.training import checkpoint_checks
 from lit_robust.training.arguments import EvaluatedArguments, check_arguments
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
-from lit_robust.training.distributed import Distributed
+from lit_robust.training.loadable import Loadable
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.meter import Meter
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
-from lit_robust.training.rebuild_method import load_method
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
 
 
-class Trained(Distributed):
+class Trained(Loadable):
     """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
@@ -189,9 +186,6 @@ class Trained(Distributed):
 
     # Checkpoints.
 
-    #: Base classes of the parts that a checkpoint may name for the arguments, see ``rebuild_method``.
-    checkpoint_parts: tuple[type, ...] = (Attack, Difficulty, Schedule)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how the net was built, for ``load_net``, and what an exact resume needs besides weights.
 
@@ -228,32 +222,3 @@ class Trained(Distributed):
         self.rate.resume(checkpoint)
         checkpoint_checks.warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's instantiates whatever the file names
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        hparams_file: None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Build the method that a run of the command line has saved, with its weights, from data and never from code.
-
-        Nets of ``lit_robust.nets``, parts of ``lit_robust`` and ``torch.optim`` are built; all else is an argument.
-
-        Args:
-            checkpoint_path: A .ckpt file.
-            map_location: The device of the result, by default the CPU.
-            hparams_file: Must be None: a checkpoint holds its arguments.
-            strict: Whether all weights must fit, as they must by default.
-            weights_only: Must not be False: tensors and plain values are all that is ever read.
-            **kwargs: Arguments that replace the file's, such as a net of your own.
-
-        Raises:
-            ValueError: If the file cannot be used, or an argument must be given.
-        """
-        check_reading(hparams_file, weights_only)
-        module: Self = load_method(cls, checkpoint_path, kwargs, strict=strict is not False)
-        return module.to(map_location or "cpu")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lit_robust.lightning_internals import epoch_so_far, row_to_come
+from lit_robust.lightning_resume_internals import epoch_so_far, row_to_come
 from lit_robust.metrics_files import keep_rows_whole, number_of_rows
 
 
