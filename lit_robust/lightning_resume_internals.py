@@ -24,10 +24,15 @@ def end_the_epoch(checkpoint: Mapping[str, Any], due: bool = False) -> None:
     Lightning counts that batch as unfinished and resumes with the next one: it skips the validation or its rest, the
     step of an epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So the checkpoint is changed in
     place, unless it holds no loops: the batch becomes finished, and the validation interrupted before its first batch.
+    Between two epochs, the last one becomes finished, and the next one is not begun; see ``settle_restart``.
     """
     fit_loop = checkpoint.get(LOOPS, {}).get("fit_loop")
     if not fit_loop:
         return
+    for epochs in fit_loop["epoch_progress"].values():
+        if epochs["started"] == epochs["processed"]:
+            epochs["ready"] = epochs["completed"] = epochs["processed"]
+            fit_loop["state_dict"].pop("combined_loader", None)  # it is at its end, and read under max_steps alone
     batches, validation = (fit_loop[f"epoch_loop.{part}batch_progress"] for part in ("", "val_loop."))
     ended = batches["is_last_batch"] and batches["total"]["completed"] < batches["total"]["processed"]
     if due or ended or validation["current"]["completed"] < validation["current"]["processed"]:
@@ -36,6 +41,19 @@ def end_the_epoch(checkpoint: Mapping[str, Any], due: bool = False) -> None:
             validation[count] = dict.fromkeys(validation[count], 0)
         validation["total"] |= {"ready": 1, "started": 1}
         validation["is_last_batch"] = False
+
+
+@inside
+def settle_restart(trainer: Any) -> None:
+    """Make a run that was saved between two epochs begin the next one, in ``on_train_start``, after ``end_the_epoch``.
+
+    Under ``max_steps``, Lightning takes every resumed run for one in mid-epoch, whose batches are all done: without
+    this, an epoch would pass without a batch.
+    """
+    loop = trainer.fit_loop
+    epochs = loop.epoch_progress.current
+    if loop._restarting and epochs.started == epochs.processed:
+        loop._restarting = loop.epoch_loop.restarting = False
 
 
 @inside
@@ -66,6 +84,8 @@ def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, 
     loop, connector = trainer.fit_loop, trainer._logger_connector
     batch, epoch = loop.epoch_loop.batch_progress.current, loop.epoch_progress.current
     of_epoch = epoch.completed < epoch.processed
+    if trainer._results is None:  # nothing runs, as after a resume of a finished training
+        return {}
     if not of_epoch and not (batch.completed < batch.processed and connector.should_update_logs):
         return {}
     logged = {name: float(value) for name, value in connector.metrics["log"].items()} | ({} if of_epoch else own())

@@ -392,6 +392,19 @@ def test_an_epoch_that_was_saved_after_its_last_batch_is_validated_and_ended(tmp
     assert (module.validated, module.ended) == (epochs, epochs)  # if Plain's are [0, 1], Lightning has fixed it
 
 
+class Settles(Ends):
+    def on_train_start(self):
+        resume_internals.settle_restart(self.trainer)
+
+
+@pytest.mark.parametrize(("kind", "batches"), [(Ends, 3), (Settles, 5)])
+def test_a_run_with_a_limit_of_steps_that_was_saved_between_epochs_trains_each_batch(tmp_path, kind, batches):
+    limits = {"max_epochs": 3, "max_steps": 8}
+    fit(tmp_path, SaveAtEnds(tmp_path), **limits)
+    module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "end0.ckpt", **limits)
+    assert len(module.seen) == batches  # if it is 5 for Ends, Lightning has mended it
+
+
 @pytest.mark.parametrize("batches", [2, 4])
 def test_an_epoch_that_was_saved_in_its_middle_goes_on(tmp_path, batches):
     fit(tmp_path, SaveAfter(batches, tmp_path / "a.ckpt"))
@@ -752,6 +765,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.is_within_epoch({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: resume_internals.loops_to_restore(HOLLOW),
         lambda: resume_internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
+        lambda: resume_internals.settle_restart(HOLLOW),
         lambda: resume_internals.loader_states({"loops": {}}),
         lambda: resume_internals.validation_is_due(HOLLOW),
         lambda: resume_internals.row_to_come(HOLLOW, dict),

@@ -33,6 +33,7 @@ STOPS = {
     "after validation": "1-validated",
     "between epochs": "1",
     "before the module ends its epoch": "1-own",
+    "as an epoch begins": "1-begun",
 }
 
 
@@ -55,6 +56,9 @@ class SaveAtStops(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: dict[str, int] = {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.save(trainer, f"{trainer.current_epoch}-begun")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.save(trainer, f"{trainer.current_epoch}-{'last' if trainer.is_last_batch else batch_idx}")
@@ -115,6 +119,7 @@ class Setup:
     arguments: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Callback]] = list
     net: Callable[..., TinyNet] = TinyNet
+    trainer: dict[str, Any] = field(default_factory=dict)
 
 
 class Drawing(TinyNet):
@@ -176,11 +181,10 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
     rows, stops = Rows(), SaveAtStops(folder)
     run = trainer(
         folder,
-        max_epochs=3,
         callbacks=[*setup.callbacks(), *([stops, SaveBeforeTheModule(stops)] if fresh else [])],
         logger=rows,
-        log_every_n_steps=1,
         enable_checkpointing=fresh,
+        **{"max_epochs": 3, "log_every_n_steps": 1, **setup.trainer},
     )
     module = build(setup.method, **(setup.arguments | {"net": setup.net(seed=0 if fresh else 5)}))
     run.fit(module, TinyData(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
@@ -249,6 +253,11 @@ def test_parts_together_resume_as_if_they_had_not_been_stopped(whole, stop):
 
 @specified({"torch's plateau scheduler": PLATEAU}, "after validation")
 def test_a_plateau_scheduler_finds_its_metric_in_a_checkpoint_of_validations_end(whole, stop):
+    assert_the_same(whole, stop)
+
+
+@specified({"max_steps": Setup(trainer={"max_steps": 8})}, *STOPS)
+def test_a_training_that_is_limited_in_steps_resumes_as_if_it_had_not_been_stopped(whole, stop):
     assert_the_same(whole, stop)
 
 

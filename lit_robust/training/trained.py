@@ -11,7 +11,7 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import batches_begun, is_due_for_logging
-from lit_robust.lightning_resume_internals import end_the_epoch, validation_is_due
+from lit_robust.lightning_resume_internals import end_the_epoch, settle_restart, validation_is_due
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
@@ -109,6 +109,7 @@ class Trained(Loadable):
             ValueError: If a callback or scheduler monitors a metric that is not logged, or a Schedule has no clock.
         """
         super().on_train_start()
+        settle_restart(self.trainer)
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         validated = (f"val/acc/{name}" for name in rows_of(self.val_attacks))
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *validated])
