@@ -18,13 +18,17 @@ def validation_is_due(trainer: Any) -> bool:
 
 
 @inside
-def end_the_epoch(checkpoint: Mapping[str, Any], due: bool = False) -> None:
+def end_the_epoch(checkpoint: Mapping[str, Any], due: bool | None = None) -> None:
     """Make a run that was saved after an epoch's last batch, or when a validation was due or running, validate first.
 
     Lightning counts that batch as unfinished and resumes with the next one: it skips the validation or its rest, the
     step of an epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So the checkpoint is changed in
     place, unless it holds no loops: the batch becomes finished, and the validation interrupted before its first batch.
     Between two epochs, the last one becomes finished, and the next one is not begun; see ``settle_restart``.
+
+    Args:
+        checkpoint: What is read of the file.
+        due: Whether a validation was due after the batch; None if that is unknown, for one after each epoch.
     """
     fit_loop = checkpoint.get(LOOPS, {}).get("fit_loop")
     if not fit_loop:
@@ -35,9 +39,13 @@ def end_the_epoch(checkpoint: Mapping[str, Any], due: bool = False) -> None:
             fit_loop["state_dict"].pop("combined_loader", None)  # it is at its end, and read under max_steps alone
     batches, validation = (fit_loop[f"epoch_loop.{part}batch_progress"] for part in ("", "val_loop."))
     ended = batches["is_last_batch"] and batches["total"]["completed"] < batches["total"]["processed"]
-    if due or ended or validation["current"]["completed"] < validation["current"]["processed"]:
+    interrupted = validation["current"]["completed"] < validation["current"]["processed"]
+    validates = interrupted or (ended if due is None else due)
+    if ended or validates:
         for count in ("total", "current"):
             batches[count]["completed"] = batches[count]["processed"]
+    if validates:
+        for count in ("total", "current"):
             validation[count] = dict.fromkeys(validation[count], 0)
         validation["total"] |= {"ready": 1, "started": 1}
         validation["is_last_batch"] = False
@@ -48,12 +56,22 @@ def settle_restart(trainer: Any) -> None:
     """Make a run that was saved between two epochs begin the next one, in ``on_train_start``, after ``end_the_epoch``.
 
     Under ``max_steps``, Lightning takes every resumed run for one in mid-epoch, whose batches are all done: without
-    this, an epoch would pass without a batch.
+    this, an epoch would pass without a batch. In mid-epoch, it takes a finished batch for one that was saved after its
+    validation: if none follows, it would ask for a batch beyond the last one, and log one step too low from then on.
     """
-    loop = trainer.fit_loop
+    loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
     epochs = loop.epoch_progress.current
     if loop._restarting and epochs.started == epochs.processed:
-        loop._restarting = loop.epoch_loop.restarting = False
+        loop._restarting = batches.restarting = False
+    elif batches.restarted_on_last and not batches._should_check_val_fx(loop._data_fetcher):
+        batches.reset_restart_stage()  # which counts the batch's step
+        batches.val_loop._has_run |= batches.batch_progress.is_last_batch
+
+
+@inside
+def end_restart(trainer: Any) -> None:
+    """End an epoch that ``settle_restart`` has found done. Without it, the next one would end without a batch."""
+    trainer.fit_loop.epoch_loop.restarting = False
 
 
 @inside

@@ -396,6 +396,9 @@ class Settles(Ends):
     def on_train_start(self):
         resume_internals.settle_restart(self.trainer)
 
+    def on_train_epoch_end(self):
+        resume_internals.end_restart(self.trainer)
+
 
 @pytest.mark.parametrize(("kind", "batches"), [(Ends, 3), (Settles, 5)])
 def test_a_run_with_a_limit_of_steps_that_was_saved_between_epochs_trains_each_batch(tmp_path, kind, batches):
@@ -403,6 +406,18 @@ def test_a_run_with_a_limit_of_steps_that_was_saved_between_epochs_trains_each_b
     fit(tmp_path, SaveAtEnds(tmp_path), **limits)
     module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "end0.ckpt", **limits)
     assert len(module.seen) == batches  # if it is 5 for Ends, Lightning has mended it
+
+
+class Forgets(Settles):
+    def on_train_epoch_end(self):
+        pass
+
+
+@pytest.mark.parametrize(("kind", "batches"), [(Ends, 4), (Forgets, 0), (Settles, 3)])
+def test_a_run_that_was_saved_after_a_last_batch_without_a_validation_trains_no_batch_twice(tmp_path, kind, batches):
+    fit(tmp_path, SaveAfter(3, tmp_path / "a.ckpt"), limit_val_batches=0)
+    module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt", limit_val_batches=0)
+    assert len(module.seen) == batches  # if it is 3 for the others, Lightning has mended it
 
 
 @pytest.mark.parametrize("batches", [2, 4])
@@ -766,6 +781,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: resume_internals.loops_to_restore(HOLLOW),
         lambda: resume_internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
         lambda: resume_internals.settle_restart(HOLLOW),
+        lambda: resume_internals.end_restart(HOLLOW),
         lambda: resume_internals.loader_states({"loops": {}}),
         lambda: resume_internals.validation_is_due(HOLLOW),
         lambda: resume_internals.row_to_come(HOLLOW, dict),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers.logger import Logger
@@ -23,7 +23,7 @@ from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, Defense
 from lit_robust.schedules import Cyclic, Linear, PerEpoch, PiecewiseLinear
 from tests.methods import METHODS, build
-from tests.tiny import CLASSES, SHAPE, Counting, TinyNet, images, trainer
+from tests.tiny import CLASSES, SHAPE, Counting, TinyNet, images, loader, trainer
 
 #: Where a run of three epochs of three batches is stopped, by the names of `SaveAtStops`.
 STOPS = {
@@ -48,6 +48,16 @@ class TinyData(ResidentDataModule):
     def _arrays(self, train):
         batch = images(30) if train else images(16, seed=1)
         return (255 * batch.x).byte(), batch.y
+
+
+class OwnLoaders(LightningDataModule):
+    """A user's DataLoader, which knows nothing of the batch that a run is resumed at."""
+
+    def train_dataloader(self):
+        return loader(images(24))
+
+    def val_dataloader(self):
+        return loader(images(8))
 
 
 class SaveAtStops(Checkpoint):
@@ -120,6 +130,7 @@ class Setup:
     callbacks: Callable[[], list[Callback]] = list
     net: Callable[..., TinyNet] = TinyNet
     trainer: dict[str, Any] = field(default_factory=dict)
+    data: Callable[[], LightningDataModule] = TinyData
 
 
 class Drawing(TinyNet):
@@ -187,7 +198,7 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
         **{"max_epochs": 3, "log_every_n_steps": 1, **setup.trainer},
     )
     module = build(setup.method, **(setup.arguments | {"net": setup.net(seed=0 if fresh else 5)}))
-    run.fit(module, TinyData(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
+    run.fit(module, setup.data(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
     run.save_checkpoint(folder / "end.ckpt")
     end = torch.load(folder / "end.ckpt", weights_only=True)
     for clock in ("seconds", "cpu_seconds"):  # no two runs take equally long; passes are the same
@@ -258,6 +269,26 @@ def test_a_plateau_scheduler_finds_its_metric_in_a_checkpoint_of_validations_end
 
 @specified({"max_steps": Setup(trainer={"max_steps": 8})}, *STOPS)
 def test_a_training_that_is_limited_in_steps_resumes_as_if_it_had_not_been_stopped(whole, stop):
+    assert_the_same(whole, stop)
+
+
+UNVALIDATED = {
+    "no validation": {"limit_val_batches": 0},
+    "a validation in every third epoch": {"check_val_every_n_epoch": 3},
+    "a validation within the epoch": {"val_check_interval": 2},
+    "a validation every four batches of all epochs": {"check_val_every_n_epoch": None, "val_check_interval": 4},
+}
+
+
+@specified(
+    {
+        f"{name}, {data.__name__}": Setup(trainer=trainer | {"log_every_n_steps": 2}, data=data)
+        for name, trainer in UNVALIDATED.items()
+        for data in (TinyData, OwnLoaders)
+    },
+    "after an epoch's last batch",
+)
+def test_an_epoch_ends_with_its_last_batch_if_no_validation_follows(whole, stop):
     assert_the_same(whole, stop)
 
 

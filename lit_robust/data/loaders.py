@@ -117,6 +117,7 @@ class EpochLoader(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration start after the batches that were yielded."""
         self.epoch, self._resume_at = position_of(state)
+        self._done = self._resume_at
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,

@@ -11,7 +11,7 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import batches_begun, is_due_for_logging
-from lit_robust.lightning_resume_internals import end_the_epoch, settle_restart, validation_is_due
+from lit_robust.lightning_resume_internals import end_restart, end_the_epoch, settle_restart, validation_is_due
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
@@ -182,6 +182,7 @@ class Trained(Loadable):
 
     def on_train_epoch_end(self) -> None:
         """Step a torch scheduler that counts epochs."""
+        end_restart(self.trainer)
         super().on_train_epoch_end()
         self.rate.epoch_done(self.trainer.callback_metrics)
 
@@ -222,4 +223,4 @@ class Trained(Loadable):
         self._unlogged = dict(saved.get("unlogged", {}))
         self.rate.resume(checkpoint)
         checkpoint_checks.warn_of_averages(checkpoint, self.trainer)
-        end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
+        end_the_epoch(checkpoint, saved.get("validation_is_due"))
