@@ -172,6 +172,16 @@ def batch_size_searched(finder: Any) -> str:
 
 
 @inside
+def is_logged_here(trainer: Any, name: str) -> bool:
+    """Whether a metric is logged in this training or evaluation loop.
+
+    Without it, the metrics with which a resumed run begins would pass for the module's.
+    """
+    results = trainer._results
+    return any(name in results._forked_name(record, on_step=False) for record in (results or {}).values())
+
+
+@inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
     """Whether a metric is logged per step only. Without it, ``DelayedStart`` would take the last batch's value."""
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]

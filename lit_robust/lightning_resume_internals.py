@@ -6,6 +6,8 @@ What a checkpoint must hold of the loops, and what a resumed run must mend of th
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from lit_robust.lightning_internals import LOOPS, inside
 
 
@@ -109,6 +111,16 @@ def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, 
     logged = {name: float(value) for name, value in connector.metrics["log"].items()} | ({} if of_epoch else own())
     step = int(loop.epoch_loop._batches_that_stepped) - of_epoch
     return {"epoch": trainer.current_epoch, "step": step} | logged if logged else {}
+
+
+@inside
+def know_metrics(trainer: Any, metrics: Mapping[str, Tensor]) -> None:
+    """Put the metrics of a checkpoint into ``trainer.callback_metrics``, in ``on_train_start``.
+
+    Lightning begins with none. Without it, a resumed run would lack those of a validation within the epoch, which a
+    plateau scheduler, ``EarlyStopping`` or ``ModelCheckpoint`` may read at the epoch's end.
+    """
+    trainer._logger_connector._callback_metrics.update(metrics)
 
 
 @inside

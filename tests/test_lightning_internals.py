@@ -683,6 +683,22 @@ def test_a_metric_without_a_mean_over_the_epoch_is_known(tmp_path, hook):
     assert asked[0] == [True, False, False, False]
 
 
+def test_a_metric_of_an_earlier_run_is_none_of_this_one(tmp_path):
+    known = {}
+
+    class Knows(Plain):
+        def on_train_start(self):
+            resume_internals.know_metrics(self.trainer, {"earlier": torch.tensor(2.0), "by_both": torch.tensor(-1.0)})
+
+    def is_known(trainer):
+        known.update(trainer.callback_metrics)
+        return [internals.is_logged_here(trainer, name) for name in ("earlier", "by_both", "by_both_epoch")]
+
+    assert answers(tmp_path, is_known, "on_train_epoch_end", module=Knows())[0] == [False, True, True]
+    assert known["earlier"] == 2  # if Lightning restores metrics, know_metrics is not needed
+    assert known["by_both"] > 0
+
+
 VERSIONS = {"version_7": 7, "version_0": 0, "mine": "mine", "version_07": "version_07"}
 
 
@@ -782,6 +798,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: resume_internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
         lambda: resume_internals.settle_restart(HOLLOW),
         lambda: resume_internals.end_restart(HOLLOW),
+        lambda: resume_internals.know_metrics(HOLLOW, {}),
         lambda: resume_internals.loader_states({"loops": {}}),
         lambda: resume_internals.validation_is_due(HOLLOW),
         lambda: resume_internals.row_to_come(HOLLOW, dict),
@@ -793,6 +810,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.loader_maker(HOLLOW),
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
+        lambda: internals.is_logged_here(HOLLOW, "loss"),
         lambda: internals.flushes_every(HOLLOW),
         lambda: cli_internals.go_on_in_folder(HOLLOW, "version_0"),
         lambda: cli_internals.CommandLineInternals(),

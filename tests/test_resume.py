@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers.logger import Logger
 
-from lit_robust.callbacks import AttributeRamp, EMAWeights
+from lit_robust.attacks import FGSM
+from lit_robust.callbacks import AttributeRamp, EMAWeights, RobustAccuracy
 from lit_robust.cli import main
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, Defense
@@ -194,8 +195,7 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
         folder,
         callbacks=[*setup.callbacks(), *([stops, SaveBeforeTheModule(stops)] if fresh else [])],
         logger=rows,
-        enable_checkpointing=fresh,
-        **{"max_epochs": 3, "log_every_n_steps": 1, **setup.trainer},
+        **{"max_epochs": 3, "log_every_n_steps": 1, "enable_checkpointing": fresh, **setup.trainer},
     )
     module = build(setup.method, **(setup.arguments | {"net": setup.net(seed=0 if fresh else 5)}))
     run.fit(module, setup.data(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
@@ -289,6 +289,37 @@ UNVALIDATED = {
     "after an epoch's last batch",
 )
 def test_an_epoch_ends_with_its_last_batch_if_no_validation_follows(whole, stop):
+    assert_the_same(whole, stop)
+
+
+WITHIN = {"val_check_interval": 2}
+
+
+def plateau_of_validation(optimizer):
+    return ReduceLROnPlateau(optimizer, monitor="val/acc/robust", mode="max", patience=0, threshold=1.0, factor=0.5)
+
+
+def readers() -> list[Callback]:
+    """Callbacks that read a validation's metric at the end of the epoch."""
+    seen = {"monitor": "val/acc/robust", "mode": "max"}
+    return [
+        ModelCheckpoint(**seen, save_on_train_epoch_end=True, save_top_k=-1, enable_version_counter=False),
+        EarlyStopping(**seen, patience=5, check_on_train_epoch_end=True),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@specified(
+    {
+        "a plateau scheduler": Setup(arguments={"lr_scheduler": plateau_of_validation}, trainer=WITHIN),
+        "callbacks": Setup(callbacks=readers, trainer=WITHIN | {"enable_checkpointing": True}),
+        "a callback that logs it": Setup(callbacks=lambda: [RobustAccuracy({"fgsm": FGSM(eps=0.1)})], trainer=WITHIN),
+    },
+    "after validation",
+    "after an epoch's last batch",
+    "between epochs",
+)
+def test_the_metrics_of_a_validation_within_the_epoch_are_known_at_its_end(whole, stop):
     assert_the_same(whole, stop)
 
 

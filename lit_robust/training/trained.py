@@ -3,7 +3,7 @@
 from typing import Any, Literal, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
@@ -11,7 +11,13 @@ from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.lightning_cli_internals import built_by_the_command_line
 from lit_robust.lightning_internals import batches_begun, is_due_for_logging
-from lit_robust.lightning_resume_internals import end_restart, end_the_epoch, settle_restart, validation_is_due
+from lit_robust.lightning_resume_internals import (
+    end_restart,
+    end_the_epoch,
+    know_metrics,
+    settle_restart,
+    validation_is_due,
+)
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
@@ -80,6 +86,8 @@ class Trained(Loadable):
         self._trained_on: dict[str, Any] = {}
         #: What a checkpoint holds that was not logged when it was written: a row, and the present epoch's metrics.
         self._unlogged: dict[str, dict[str, float]] = {}
+        #: The metrics that callbacks and schedulers of the checkpoint's training could read.
+        self._known: dict[str, Tensor] = {}
 
     # The clock.
 
@@ -89,7 +97,8 @@ class Trained(Loadable):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self.batch_idx, self._trained_on, self.epoch_means, self._unlogged = None, 0, {}, {}, {}
+            self.rate.resumed, self.batch_idx, self.epoch_means = None, 0, {}
+            self._trained_on, self._unlogged, self._known = {}, {}, {}
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's; EMAWeights assigns its own later
             self.memory.forget()
@@ -118,11 +127,12 @@ class Trained(Loadable):
         self.rate.restore_settings(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
+        know_metrics(self.trainer, {name: value.to(self.device) for name, value in self._known.items()})
         log_late(self, self._unlogged)
         if epoch := self._unlogged.get("epoch"):
             self.metrics.reset()
             self.epoch_means = {name.removeprefix("train/"): value for name, value in epoch.items()}
-        self._unlogged = {}
+        self._unlogged, self._known = {}, {}
 
     @property
     def time(self) -> float:
@@ -221,6 +231,7 @@ class Trained(Loadable):
             self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank, fn == "fit")
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
+        self._known = dict(saved.get("callback_metrics", {}))
         self.rate.resume(checkpoint)
         checkpoint_checks.warn_of_averages(checkpoint, self.trainer)
         end_the_epoch(checkpoint, saved.get("validation_is_due"))
