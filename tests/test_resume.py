@@ -37,6 +37,9 @@ STOPS = {
     "as an epoch begins": "1-begun",
 }
 
+#: Where a run's training is finished.
+LAST = ("2", "2-1")
+
 
 class TinyData(ResidentDataModule):
     """The tiny images as bytes, 22 of them to train on, cropped and mirrored."""
@@ -81,7 +84,7 @@ class SaveAtStops(Checkpoint):
         self.save(trainer, str(trainer.current_epoch))
 
     def save(self, trainer, name):
-        if name in STOPS.values():
+        if name in (*STOPS.values(), *LAST):
             self.rows[name] = len(trainer.logger.rows)
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
@@ -323,6 +326,14 @@ def test_the_metrics_of_a_validation_within_the_epoch_are_known_at_its_end(whole
     assert_the_same(whole, stop)
 
 
+@pytest.mark.parametrize(("limits", "stop"), [({}, "2"), ({"max_steps": 9}, "2"), ({"max_steps": 8}, "2-1")])
+def test_a_training_that_was_killed_before_its_last_row_logs_it(tmp_path, limits, stop):
+    setup = Setup(trainer=limits | {"limit_val_batches": 0})
+    run = fit(setup, tmp_path)
+    (last,) = run.rows[run.stops.rows[stop] :]
+    assert fit(setup, tmp_path, stop).rows == [last]
+
+
 DIGITS = """
 seed_everything: 7
 trainer:
@@ -353,7 +364,7 @@ trainer:
     - class_path: ModelCheckpoint
       init_args: {filename: last, every_n_train_steps: 21, enable_version_counter: false}
 """
-LAST = Path("runs/run/version_0/checkpoints/last.ckpt")
+LAST_CHECKPOINT = Path("runs/run/version_0/checkpoints/last.ckpt")
 
 
 def command(folder: Path, *configs: str) -> list[str]:
@@ -384,7 +395,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     torch.set_num_threads(1)
     main(command(folder, DIGITS))
-    return torch.load(folder / LAST, weights_only=True)
+    return torch.load(folder / LAST_CHECKPOINT, weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
@@ -398,9 +409,9 @@ def test_a_killed_process_that_goes_on_from_its_last_checkpoint_ends_with_the_sa
     tmp_path, uninterrupted, configs, writes, steps
 ):
     arguments = command(tmp_path, *configs)
-    kill_when_written(arguments, tmp_path / LAST, writes)
-    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] in steps
+    kill_when_written(arguments, tmp_path / LAST_CHECKPOINT, writes)
+    assert torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)["global_step"] in steps
     main([*arguments, "--ckpt_path", "last"])
-    end = torch.load(tmp_path / LAST, weights_only=True)
+    end = torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "global_step"):
         assert differences(end[part], uninterrupted[part]) == []

@@ -32,7 +32,7 @@ from lit_robust.training.meter import Meter
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
-from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
+from lit_robust.training.unlogged import keep_metrics_whole, log_late, log_row, logged_and_unlogged
 
 
 class Trained(Loadable):
@@ -133,6 +133,11 @@ class Trained(Loadable):
             self.metrics.reset()
             self.epoch_means = {name.removeprefix("train/"): value for name, value in epoch.items()}
         self._unlogged, self._known = {}, {}
+
+    def on_fit_end(self) -> None:
+        """Log a finished training's last row, if a checkpoint holds it: Lightning starts no such training."""
+        super().on_fit_end()
+        log_row(self, self._unlogged)
 
     @property
     def time(self) -> float:

@@ -51,6 +51,11 @@ def log_late(module: Any, unlogged: dict[str, dict[str, float]]) -> None:
     """Log in ``on_train_start`` what was not logged when the checkpoint was written."""
     for name, value in unlogged.get("epoch", {}).items():
         module.log(name, value, prog_bar=name == "train/loss", on_step=False, on_epoch=True, batch_size=1)
+    log_row(module, unlogged)
+
+
+def log_row(module: Any, unlogged: dict[str, dict[str, float]]) -> None:
+    """Log the row alone, which is the last one if the training was finished."""
     row = dict(unlogged.get("row", {}))
     step = int(row.pop("step", 0))
     for logger in module.loggers if row else []:
