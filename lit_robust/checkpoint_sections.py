@@ -46,6 +46,10 @@ def are_tensors(ranks: Any) -> bool:
     return all(isinstance(key, str) and isinstance(one, Tensor) for tensors in ranks for key, one in tensors.items())
 
 
+def _are_scalars(values: Any) -> bool:
+    return are_tensors([values]) and all(one.shape == () and not one.is_complex() for one in values.values())
+
+
 def _are_sums(ranks: Any) -> bool:
     return are_tensors(ranks) and all(entry.shape == (2,) for sums in ranks for entry in sums.values())
 
@@ -66,6 +70,7 @@ _PLAIN = (_are_plain, "plain values by name")
 #: Whether a value can be used, and what it must be; with the parts that older versions wrote.
 PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rows": (lambda value: isinstance(value, list) and all(map(is_count, value)), "a list of counts"),
+    "callback_metrics": (_are_scalars, "tensors of one number by name"),
     "unlogged": (_are_unlogged, "numbers by name below row and epoch"),
     **dict.fromkeys(("metrics", "tally"), _SUMS),
     "memory": (_is_memory, "tensors by name for each rank, and plain values by name"),

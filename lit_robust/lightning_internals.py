@@ -1,7 +1,8 @@
 """Everything we use of Lightning that is not public API, as of Lightning 2.6.6.
 
-Each function says what breaks without it. The command line's part is in ``lightning_cli_internals``; beside these,
-``callbacks/ema.py`` subclasses ``WeightAveraging``, and ``metrics_files.py`` replaces ``save`` of CSVLogger's writer.
+Each function says what breaks without it. The command line's part is in ``lightning_cli_internals``, that of an exact
+resume in ``lightning_resume_internals``; beside these, ``callbacks/ema.py`` subclasses ``WeightAveraging``, and
+``metrics_files.py`` replaces ``save`` of CSVLogger's writer.
 If Lightning no longer has what a function reads, calling the function raises an ImportError of one sentence; importing
 this file does not need Lightning.
 """
@@ -110,35 +111,6 @@ def is_within_epoch(checkpoint: Mapping[str, Any]) -> bool:
 
 
 @inside
-def validation_is_due(trainer: Any) -> bool:
-    """Whether a validation runs after the current batch's end hooks; see ``end_the_epoch``."""
-    loop = trainer.fit_loop.epoch_loop
-    ended = loop.batch_progress.current.completed < loop.batch_progress.current.processed
-    return bool(ended and loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
-
-
-@inside
-def end_the_epoch(checkpoint: Mapping[str, Any], due: bool = False) -> None:
-    """Make a run that was saved after an epoch's last batch, or when a validation was due or running, validate first.
-
-    Lightning counts that batch as unfinished and resumes with the next one: it skips the validation or its rest, the
-    step of an epoch-wise scheduler, and everything else in ``on_train_epoch_end``. So the checkpoint is changed in
-    place, unless it holds no loops: the batch becomes finished, and the validation interrupted before its first batch.
-    """
-    fit_loop = checkpoint.get(LOOPS, {}).get("fit_loop")
-    if not fit_loop:
-        return
-    batches, validation = (fit_loop[f"epoch_loop.{part}batch_progress"] for part in ("", "val_loop."))
-    ended = batches["is_last_batch"] and batches["total"]["completed"] < batches["total"]["processed"]
-    if due or ended or validation["current"]["completed"] < validation["current"]["processed"]:
-        for count in ("total", "current"):
-            batches[count]["completed"] = batches[count]["processed"]
-            validation[count] = dict.fromkeys(validation[count], 0)
-        validation["total"] |= {"ready": 1, "started": 1}
-        validation["is_last_batch"] = False
-
-
-@inside
 def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     """Set the function that handles SIGTERM once Lightning handles signals; a user's own handler is called after it.
 
@@ -148,24 +120,6 @@ def handle_sigterm(trainer: Any, handler: Callable[[int, Any], None]) -> None:
     connector = trainer._signal_connector
     _ = connector._sigterm_notifier_fn  # if that is gone, setting it would do nothing
     connector._sigterm_notifier_fn = handler
-
-
-@inside
-def loops_to_restore(trainer: Any) -> dict[str, Any]:
-    """The states of the fit loop and of this stage's loop.
-
-    Without them, a broken checkpoint would be restored in part before it fails.
-    """
-    names = ("fit_loop", f"{trainer.state.fn.value}_loop")
-    # "state_dict" depends on whether the loaders have begun.
-    return {name: getattr(trainer, name).state_dict() | {"state_dict": {}} for name in names}
-
-
-@inside
-def loader_states(checkpoint: Mapping[str, Any]) -> tuple[str, Any]:
-    """The place of the training loaders' states in a checkpoint, and its content. Without it, they go unchecked."""
-    states = checkpoint[LOOPS]["fit_loop"]["state_dict"].get("combined_loader", [])
-    return f"{LOOPS}.fit_loop.state_dict.combined_loader", states
 
 
 def misses_monitor(error: BaseException) -> bool:
@@ -218,6 +172,16 @@ def batch_size_searched(finder: Any) -> str:
 
 
 @inside
+def is_logged_here(trainer: Any, name: str) -> bool:
+    """Whether a metric is logged in this training or evaluation loop.
+
+    Without it, the metrics with which a resumed run begins would pass for the module's.
+    """
+    results = trainer._results
+    return any(name in results._forked_name(record, on_step=False) for record in (results or {}).values())
+
+
+@inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
     """Whether a metric is logged per step only. Without it, ``DelayedStart`` would take the last batch's value."""
     found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
@@ -228,30 +192,3 @@ def logged_by_step_alone(trainer: Any, name: str) -> bool:
 def flushes_every(logger: Any) -> Any:
     """After how many steps a CSVLogger writes its file, as it was given; 0 unchecked divides the first step by 0."""
     return logger._flush_logs_every_n_steps
-
-
-@inside
-def row_to_come(trainer: Any, own: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The row that is logged after the current batch's or epoch's end hooks, with its step; empty elsewhere.
-
-    ``own()`` is what the module, whose hook comes last, is about to log of the batch. Checkpoints are written in these
-    hooks. Without it, a run that is killed after one resumes without that row.
-    """
-    loop, connector = trainer.fit_loop, trainer._logger_connector
-    batch, epoch = loop.epoch_loop.batch_progress.current, loop.epoch_progress.current
-    of_epoch = epoch.completed < epoch.processed
-    if not of_epoch and not (batch.completed < batch.processed and connector.should_update_logs):
-        return {}
-    logged = {name: float(value) for name, value in connector.metrics["log"].items()} | ({} if of_epoch else own())
-    step = int(loop.epoch_loop._batches_that_stepped) - of_epoch
-    return {"epoch": trainer.current_epoch, "step": step} | logged if logged else {}
-
-
-@inside
-def epoch_so_far(trainer: Any) -> dict[str, float]:
-    """The epoch's metrics between its last batch and its end. Without them, a run saved there would lose them."""
-    loop = trainer.fit_loop
-    progress = loop.epoch_progress.current
-    if not loop.epoch_loop.batch_progress.is_last_batch or progress.started == progress.processed:
-        return {}
-    return {name: float(value) for name, value in loop.epoch_loop._results.metrics(on_step=False)["log"].items()}

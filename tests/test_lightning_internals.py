@@ -27,6 +27,7 @@ from torch import nn
 import lit_robust
 from lit_robust import lightning_cli_internals as cli_internals
 from lit_robust import lightning_internals as internals
+from lit_robust import lightning_resume_internals as resume_internals
 from lit_robust.cli.robust_cli import RobustCLI
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import run_seed
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoin
 #: The files that this is about, the one for jsonargparse, the one that subclasses `WeightAveraging`, and the one that
 #: is all about the writer of a CSVLogger, whose `save` it replaces; its attributes are tried below.
 MAY_TOUCH = {
-    *(PACKAGE / f"{name}_internals.py" for name in ("lightning", "lightning_cli", "torch")),
+    *(PACKAGE / f"{name}_internals.py" for name in ("lightning", "lightning_cli", "lightning_resume", "torch")),
     PACKAGE / "cli" / "jsonargparse_internals.py",
     PACKAGE / "callbacks" / "ema.py",
     PACKAGE / "metrics_files.py",
@@ -322,8 +323,8 @@ def test_skipped_epochs_count_once_they_are_followed(tmp_path):
 def test_the_loops_of_a_checkpoint_are_those_that_are_restored(tmp_path):
     run = fit(tmp_path, SaveAfter(5, tmp_path / "a.ckpt")).trainer
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["loops"]
-    assert internals.loops_to_restore(run).keys() == {"fit_loop"}
-    assert saved["fit_loop"].keys() >= internals.loops_to_restore(run)["fit_loop"].keys() > set()
+    assert resume_internals.loops_to_restore(run).keys() == {"fit_loop"}
+    assert saved["fit_loop"].keys() >= resume_internals.loops_to_restore(run)["fit_loop"].keys() > set()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's
@@ -381,7 +382,7 @@ def test_a_checkpoint_within_an_epoch_is_told_from_one_of_its_end(tmp_path):
 
 class Ends(Plain):
     def on_load_checkpoint(self, checkpoint):
-        internals.end_the_epoch(checkpoint)
+        resume_internals.end_the_epoch(checkpoint)
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [(Plain, [1]), (Ends, [0, 1])])
@@ -389,6 +390,34 @@ def test_an_epoch_that_was_saved_after_its_last_batch_is_validated_and_ended(tmp
     fit(tmp_path, SaveAfter(3, tmp_path / "a.ckpt"))
     module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt")
     assert (module.validated, module.ended) == (epochs, epochs)  # if Plain's are [0, 1], Lightning has fixed it
+
+
+class Settles(Ends):
+    def on_train_start(self):
+        resume_internals.settle_restart(self.trainer)
+
+    def on_train_epoch_end(self):
+        resume_internals.end_restart(self.trainer)
+
+
+@pytest.mark.parametrize(("kind", "batches"), [(Ends, 3), (Settles, 5)])
+def test_a_run_with_a_limit_of_steps_that_was_saved_between_epochs_trains_each_batch(tmp_path, kind, batches):
+    limits = {"max_epochs": 3, "max_steps": 8}
+    fit(tmp_path, SaveAtEnds(tmp_path), **limits)
+    module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "end0.ckpt", **limits)
+    assert len(module.seen) == batches  # if it is 5 for Ends, Lightning has mended it
+
+
+class Forgets(Settles):
+    def on_train_epoch_end(self):
+        pass
+
+
+@pytest.mark.parametrize(("kind", "batches"), [(Ends, 4), (Forgets, 0), (Settles, 3)])
+def test_a_run_that_was_saved_after_a_last_batch_without_a_validation_trains_no_batch_twice(tmp_path, kind, batches):
+    fit(tmp_path, SaveAfter(3, tmp_path / "a.ckpt"), limit_val_batches=0)
+    module = fit(tmp_path, module=kind(), ckpt_path=tmp_path / "a.ckpt", limit_val_batches=0)
+    assert len(module.seen) == batches  # if it is 3 for the others, Lightning has mended it
 
 
 @pytest.mark.parametrize("batches", [2, 4])
@@ -418,7 +447,7 @@ def test_a_validation_that_was_saved_within_starts_at_its_first_batch(tmp_path, 
 
 
 def test_a_validation_is_due_at_the_end_of_the_batch_before_it(tmp_path):
-    ask = Ask(internals.validation_is_due, "on_train_batch_start", "on_train_batch_end", "on_validation_end")
+    ask = Ask(resume_internals.validation_is_due, "on_train_batch_start", "on_train_batch_end", "on_validation_end")
     fit(tmp_path, ask, max_epochs=1, val_check_interval=2)
     assert ask.answers == [False] * 3 + [True, False] + [False] * 2
 
@@ -426,7 +455,7 @@ def test_a_validation_is_due_at_the_end_of_the_batch_before_it(tmp_path):
 def test_a_run_that_was_saved_before_a_validation_was_due_validates_first(tmp_path):
     class Due(Plain):
         def on_load_checkpoint(self, checkpoint):
-            internals.end_the_epoch(checkpoint, due=True)
+            resume_internals.end_the_epoch(checkpoint, due=True)
 
     every_two = {"val_check_interval": 2}
     fit(tmp_path, SaveAfter(2, tmp_path / "a.ckpt"), **every_two)
@@ -442,15 +471,15 @@ def test_the_row_that_a_checkpoint_precedes_is_the_one_that_is_logged_next(tmp_p
             pl_module.log("b", float(batch_idx), on_step=True)
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if row := internals.row_to_come(trainer, lambda: {"mine": 3.0}):
+            if row := resume_internals.row_to_come(trainer, lambda: {"mine": 3.0}):
                 foretold[f"batch {trainer.global_step}"] = row
 
         def on_train_epoch_end(self, trainer, pl_module):
             pl_module.log("e", 2.0)
-            foretold[f"epoch {trainer.current_epoch}"] = internals.row_to_come(trainer, dict)
+            foretold[f"epoch {trainer.current_epoch}"] = resume_internals.row_to_come(trainer, dict)
 
         def on_validation_end(self, trainer, pl_module):
-            assert internals.row_to_come(trainer, dict) == {}
+            assert resume_internals.row_to_come(trainer, dict) == {}
 
     logger = CSVLogger(tmp_path, name="tiny")
     fit(tmp_path, Foretell(), logger=logger, log_every_n_steps=2)
@@ -468,7 +497,7 @@ def test_an_epochs_metrics_are_known_between_its_last_batch_and_its_end(tmp_path
 
     hooks = {"on_train_batch_start": {}, "on_validation_batch_end": {"mean": 1.0}, "on_train_epoch_end": {}}
     for hook, expected in hooks.items():
-        ask = Ask(lambda t: internals.epoch_so_far(t), hook)
+        ask = Ask(lambda t: resume_internals.epoch_so_far(t), hook)
         fit(tmp_path, LogEpoch(), ask)
         mine = {name: value for name, value in ask.answers[0].items() if not name.startswith("by_")}
         assert mine == expected
@@ -548,9 +577,9 @@ def test_the_states_of_the_training_loaders_are_found(tmp_path):
 
     run = trainer(tmp_path, max_epochs=1, callbacks=[SaveAfter(2, tmp_path / "a.ckpt")])
     run.fit(Plain(), Stateful(loader(images())), loader(images(8)))
-    place, states = internals.loader_states(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    place, states = resume_internals.loader_states(torch.load(tmp_path / "a.ckpt", weights_only=True))
     assert (place, states) == ("loops.fit_loop.state_dict.combined_loader", [{"at": 3}])
-    assert internals.loader_states({"loops": {"fit_loop": {"state_dict": {}}}})[1] == []
+    assert resume_internals.loader_states({"loops": {"fit_loop": {"state_dict": {}}}})[1] == []
 
 
 class Fails(Plain):
@@ -654,6 +683,22 @@ def test_a_metric_without_a_mean_over_the_epoch_is_known(tmp_path, hook):
     assert asked[0] == [True, False, False, False]
 
 
+def test_a_metric_of_an_earlier_run_is_none_of_this_one(tmp_path):
+    known = {}
+
+    class Knows(Plain):
+        def on_train_start(self):
+            resume_internals.know_metrics(self.trainer, {"earlier": torch.tensor(2.0), "by_both": torch.tensor(-1.0)})
+
+    def is_known(trainer):
+        known.update(trainer.callback_metrics)
+        return [internals.is_logged_here(trainer, name) for name in ("earlier", "by_both", "by_both_epoch")]
+
+    assert answers(tmp_path, is_known, "on_train_epoch_end", module=Knows())[0] == [False, True, True]
+    assert known["earlier"] == 2  # if Lightning restores metrics, know_metrics is not needed
+    assert known["by_both"] > 0
+
+
 VERSIONS = {"version_7": 7, "version_0": 0, "mine": "mine", "version_07": "version_07"}
 
 
@@ -749,12 +794,15 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.set_current_epoch(HOLLOW),
         lambda: internals.epochs_done({"loops": {"fit_loop": {"epochs": 3}}}),
         lambda: internals.is_within_epoch({"loops": {"fit_loop": {"epochs": 3}}}),
-        lambda: internals.loops_to_restore(HOLLOW),
-        lambda: internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
-        lambda: internals.loader_states({"loops": {}}),
-        lambda: internals.validation_is_due(HOLLOW),
-        lambda: internals.row_to_come(HOLLOW, dict),
-        lambda: internals.epoch_so_far(HOLLOW),
+        lambda: resume_internals.loops_to_restore(HOLLOW),
+        lambda: resume_internals.end_the_epoch({"loops": {"fit_loop": {"batches": 3}}}),
+        lambda: resume_internals.settle_restart(HOLLOW),
+        lambda: resume_internals.end_restart(HOLLOW),
+        lambda: resume_internals.know_metrics(HOLLOW, {}),
+        lambda: resume_internals.loader_states({"loops": {}}),
+        lambda: resume_internals.validation_is_due(HOLLOW),
+        lambda: resume_internals.row_to_come(HOLLOW, dict),
+        lambda: resume_internals.epoch_so_far(HOLLOW),
         lambda: internals.handle_sigterm(HOLLOW, print),
         lambda: internals.change_batches(HOLLOW, lambda batch: batch),
         lambda: internals.restore_batches(object()),
@@ -762,6 +810,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.loader_maker(HOLLOW),
         lambda: internals.batch_size_searched(HOLLOW),
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
+        lambda: internals.is_logged_here(HOLLOW, "loss"),
         lambda: internals.flushes_every(HOLLOW),
         lambda: cli_internals.go_on_in_folder(HOLLOW, "version_0"),
         lambda: cli_internals.CommandLineInternals(),
@@ -794,7 +843,7 @@ def test_a_file_of_lightnings_that_is_gone_is_reported_too(monkeypatch):
         cli_internals.fails_while_restoring(ValueError())
 
 
-@pytest.mark.parametrize("file", [internals, cli_internals], ids=lambda file: file.__name__)
+@pytest.mark.parametrize("file", [internals, cli_internals, resume_internals], ids=lambda file: file.__name__)
 def test_the_file_can_be_imported_without_lightning(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning", None)
     spec = importlib.util.spec_from_file_location("alone", file.__file__)
@@ -805,7 +854,7 @@ def test_the_file_can_be_imported_without_lightning(file, monkeypatch):
 MAKERS = {internals.changed, internals.inside}
 
 
-@pytest.mark.parametrize("file", [internals, cli_internals], ids=lambda file: file.__name__)
+@pytest.mark.parametrize("file", [internals, cli_internals, resume_internals], ids=lambda file: file.__name__)
 def test_every_function_is_tried_here(file):
     source = Path(__file__).read_text()
     for name, what in vars(file).items():

@@ -160,6 +160,7 @@ COUNTS = {"epoch": [-5, 2**70, True, -1], "global_step": [2**70, -1]}
 JUNK = [None, 5, "abc", [5.0], [None], [{"a": 5}], {"a": {"b": [None]}}]
 OURS = {
     "rows": [*JUNK, [-4], [True], {}],
+    "callback_metrics": [*JUNK, {5: torch.zeros(())}, {"a": torch.zeros(2)}, {"a": torch.tensor(1j)}],
     "unlogged": [5, "abc", [], {"row": 5}, {"epoch": {"train/x": "=cmd"}}, {"row": {"=cmd": 1.0}}, {"epoch": None}],
     "metrics": [None, 5, "abc", [5], [{"a": 5}], [{"a": torch.zeros(3)}]],
     "memory": [None, 5, "abc", [], {"tensors": 5}, {"tensors": [{"a": 5}]}, {"values": {"a": "abc"}}, {"values": []}],

@@ -12,18 +12,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningDataModule, seed_everything
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers.logger import Logger
 
-from lit_robust.callbacks import AttributeRamp, EMAWeights
+from lit_robust.attacks import FGSM
+from lit_robust.callbacks import AttributeRamp, EMAWeights, RobustAccuracy
 from lit_robust.cli import main
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.defenses import PGDAT, Defense
 from lit_robust.schedules import Cyclic, Linear, PerEpoch, PiecewiseLinear
 from tests.methods import METHODS, build
-from tests.tiny import CLASSES, SHAPE, Counting, TinyNet, images, trainer
+from tests.tiny import CLASSES, SHAPE, Counting, TinyNet, images, loader, trainer
 
 #: Where a run of three epochs of three batches is stopped, by the names of `SaveAtStops`.
 STOPS = {
@@ -33,7 +34,11 @@ STOPS = {
     "after validation": "1-validated",
     "between epochs": "1",
     "before the module ends its epoch": "1-own",
+    "as an epoch begins": "1-begun",
 }
+
+#: Where a run's training is finished.
+LAST = ("2", "2-1")
 
 
 class TinyData(ResidentDataModule):
@@ -49,12 +54,25 @@ class TinyData(ResidentDataModule):
         return (255 * batch.x).byte(), batch.y
 
 
+class OwnLoaders(LightningDataModule):
+    """A user's DataLoader, which knows nothing of the batch that a run is resumed at."""
+
+    def train_dataloader(self):
+        return loader(images(24))
+
+    def val_dataloader(self):
+        return loader(images(8))
+
+
 class SaveAtStops(Checkpoint):
     """Saves where a run is to be stopped, in the hooks and in the order of a ModelCheckpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: dict[str, int] = {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.save(trainer, f"{trainer.current_epoch}-begun")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.save(trainer, f"{trainer.current_epoch}-{'last' if trainer.is_last_batch else batch_idx}")
@@ -66,7 +84,7 @@ class SaveAtStops(Checkpoint):
         self.save(trainer, str(trainer.current_epoch))
 
     def save(self, trainer, name):
-        if name in STOPS.values():
+        if name in (*STOPS.values(), *LAST):
             self.rows[name] = len(trainer.logger.rows)
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
@@ -115,6 +133,8 @@ class Setup:
     arguments: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Callback]] = list
     net: Callable[..., TinyNet] = TinyNet
+    trainer: dict[str, Any] = field(default_factory=dict)
+    data: Callable[[], LightningDataModule] = TinyData
 
 
 class Drawing(TinyNet):
@@ -176,14 +196,12 @@ def fit(setup: Setup, folder: Path, stop: str | None = None) -> Run:
     rows, stops = Rows(), SaveAtStops(folder)
     run = trainer(
         folder,
-        max_epochs=3,
         callbacks=[*setup.callbacks(), *([stops, SaveBeforeTheModule(stops)] if fresh else [])],
         logger=rows,
-        log_every_n_steps=1,
-        enable_checkpointing=fresh,
+        **{"max_epochs": 3, "log_every_n_steps": 1, "enable_checkpointing": fresh, **setup.trainer},
     )
     module = build(setup.method, **(setup.arguments | {"net": setup.net(seed=0 if fresh else 5)}))
-    run.fit(module, TinyData(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
+    run.fit(module, setup.data(), ckpt_path=None if fresh else folder / f"{stop}.ckpt")
     run.save_checkpoint(folder / "end.ckpt")
     end = torch.load(folder / "end.ckpt", weights_only=True)
     for clock in ("seconds", "cpu_seconds"):  # no two runs take equally long; passes are the same
@@ -252,6 +270,70 @@ def test_a_plateau_scheduler_finds_its_metric_in_a_checkpoint_of_validations_end
     assert_the_same(whole, stop)
 
 
+@specified({"max_steps": Setup(trainer={"max_steps": 8})}, *STOPS)
+def test_a_training_that_is_limited_in_steps_resumes_as_if_it_had_not_been_stopped(whole, stop):
+    assert_the_same(whole, stop)
+
+
+UNVALIDATED = {
+    "no validation": {"limit_val_batches": 0},
+    "a validation in every third epoch": {"check_val_every_n_epoch": 3},
+    "a validation within the epoch": {"val_check_interval": 2},
+    "a validation every four batches of all epochs": {"check_val_every_n_epoch": None, "val_check_interval": 4},
+}
+
+
+@specified(
+    {
+        f"{name}, {data.__name__}": Setup(trainer=trainer | {"log_every_n_steps": 2}, data=data)
+        for name, trainer in UNVALIDATED.items()
+        for data in (TinyData, OwnLoaders)
+    },
+    "after an epoch's last batch",
+)
+def test_an_epoch_ends_with_its_last_batch_if_no_validation_follows(whole, stop):
+    assert_the_same(whole, stop)
+
+
+WITHIN = {"val_check_interval": 2}
+
+
+def plateau_of_validation(optimizer):
+    return ReduceLROnPlateau(optimizer, monitor="val/acc/robust", mode="max", patience=0, threshold=1.0, factor=0.5)
+
+
+def readers() -> list[Callback]:
+    """Callbacks that read a validation's metric at the end of the epoch."""
+    seen = {"monitor": "val/acc/robust", "mode": "max"}
+    return [
+        ModelCheckpoint(**seen, save_on_train_epoch_end=True, save_top_k=-1, enable_version_counter=False),
+        EarlyStopping(**seen, patience=5, check_on_train_epoch_end=True),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@specified(
+    {
+        "a plateau scheduler": Setup(arguments={"lr_scheduler": plateau_of_validation}, trainer=WITHIN),
+        "callbacks": Setup(callbacks=readers, trainer=WITHIN | {"enable_checkpointing": True}),
+        "a callback that logs it": Setup(callbacks=lambda: [RobustAccuracy({"fgsm": FGSM(eps=0.1)})], trainer=WITHIN),
+    },
+    "after validation",
+    "after an epoch's last batch",
+    "between epochs",
+)
+def test_the_metrics_of_a_validation_within_the_epoch_are_known_at_its_end(whole, stop):
+    assert_the_same(whole, stop)
+
+
+@pytest.mark.parametrize(("limits", "stop"), [({}, "2"), ({"max_steps": 9}, "2"), ({"max_steps": 8}, "2-1")])
+def test_a_training_that_was_killed_before_its_last_row_logs_it(tmp_path, limits, stop):
+    setup = Setup(trainer=limits | {"limit_val_batches": 0})
+    run = fit(setup, tmp_path)
+    (last,) = run.rows[run.stops.rows[stop] :]
+    assert fit(setup, tmp_path, stop).rows == [last]
+
+
 DIGITS = """
 seed_everything: 7
 trainer:
@@ -282,7 +364,7 @@ trainer:
     - class_path: ModelCheckpoint
       init_args: {filename: last, every_n_train_steps: 21, enable_version_counter: false}
 """
-LAST = Path("runs/run/version_0/checkpoints/last.ckpt")
+LAST_CHECKPOINT = Path("runs/run/version_0/checkpoints/last.ckpt")
 
 
 def command(folder: Path, *configs: str) -> list[str]:
@@ -313,7 +395,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     torch.set_num_threads(1)
     main(command(folder, DIGITS))
-    return torch.load(folder / LAST, weights_only=True)
+    return torch.load(folder / LAST_CHECKPOINT, weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
@@ -327,9 +409,9 @@ def test_a_killed_process_that_goes_on_from_its_last_checkpoint_ends_with_the_sa
     tmp_path, uninterrupted, configs, writes, steps
 ):
     arguments = command(tmp_path, *configs)
-    kill_when_written(arguments, tmp_path / LAST, writes)
-    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] in steps
+    kill_when_written(arguments, tmp_path / LAST_CHECKPOINT, writes)
+    assert torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)["global_step"] in steps
     main([*arguments, "--ckpt_path", "last"])
-    end = torch.load(tmp_path / LAST, weights_only=True)
+    end = torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "global_step"):
         assert differences(end[part], uninterrupted[part]) == []

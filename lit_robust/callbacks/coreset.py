@@ -20,7 +20,8 @@ from lit_robust.callbacks.needs import check_alone, check_net, is_trial
 from lit_robust.callbacks.selection_cost import selecting
 from lit_robust.callbacks.selection_stops import saved_if_stopped
 from lit_robust.callbacks.skipped_epochs import move_to_front, require_epochs, skip
-from lit_robust.lightning_internals import end_the_epoch, epochs_done, set_current_epoch
+from lit_robust.lightning_internals import epochs_done, set_current_epoch
+from lit_robust.lightning_resume_internals import end_the_epoch
 from lit_robust.schedules import Schedule
 from lit_robust.selection import CRAIG, Coreset, Selector
 from lit_robust.selection.sampler import CoresetSampler
@@ -255,5 +256,4 @@ class CoresetSelection(Callback):
             state_dict = {"pending": False} | state_dict  # which older versions did not have
         self.coreset = coreset_of(f"callbacks[{self.state_key}]", state_dict)
         self.epoch, self._used, self._pending = (state_dict[name] for name in ("epoch", "used", "pending"))
-        self._resumed = True
-        self.seconds, self.error = state_dict["seconds"], state_dict["error"]
+        self.seconds, self.error, self._resumed = state_dict["seconds"], state_dict["error"], True

@@ -16,6 +16,7 @@ from lit_robust.callbacks.batch_paths import Key
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.first_batch import check_sources
 from lit_robust.guards import buffers_kept, frozen, own_random_state
+from lit_robust.lightning_internals import is_logged_here
 from lit_robust.measures.accuracy import Accuracy, Survivors, legend, rows_of, surviving, table
 from lit_robust.measures.alarm_rules import in_words
 from lit_robust.measures.alarms import IMAGES, Alarms, place_of
@@ -202,7 +203,7 @@ class RobustAccuracy(Callback):
 
     def _check_free(self, key: str, name: str, module: LightningModule) -> None:
         """Refuse a key that the module itself has logged: it is there before we log it for the first time."""
-        if key not in self._logged and key in module.trainer.callback_metrics:
+        if key not in self._logged and is_logged_here(module.trainer, key):
             raise ValueError(f'{type(module).__name__} logs {key} itself: rename "{name}" here.')
         self._logged.add(key)
 

@@ -42,8 +42,7 @@ class EpochLoader(ABC):
     A batch depends only on (seed, epoch, batch index, rank) and on the samples, not on earlier draws. All ranks have
     the same number of batches, of the same sizes: ranks with fewer samples repeat some with weight 0. It is not a
     ``DataLoader``, so Lightning neither wraps nor rebuilds it, and ``use_distributed_sampler`` has no effect; Lightning
-    calls ``set_epoch``, ``state_dict`` and ``load_state_dict``. (One resume is not exact: under ``max_steps``, from a
-    checkpoint of ``on_train_epoch_end``, Lightning 2.6 passes ``set_epoch`` a number one too high.)
+    calls ``set_epoch``, ``state_dict`` and ``load_state_dict``.
 
     Args:
         samples: The samples to iterate over; read again at the start of each epoch.
@@ -118,6 +117,7 @@ class EpochLoader(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration start after the batches that were yielded."""
         self.epoch, self._resume_at = position_of(state)
+        self._done = self._resume_at
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so that nothing happens before the first next(): Lightning calls iter() to see whether it works,

@@ -181,7 +181,7 @@ class CurriculumAT(Defense):
         """Add a step when the net has learned enough and no longer improves.
 
         Not in ``end_epoch``, because this needs the epoch's validation, which comes later. A checkpoint that is written
-        in between holds the old k, and its resumed run ends the epoch first: ``lightning_internals.end_the_epoch``.
+        in between holds the old k, and its resumed run ends the epoch first (``end_the_epoch``).
         """
         super().on_train_epoch_end()
         memory = self.memory.values

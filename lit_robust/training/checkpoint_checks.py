@@ -11,7 +11,8 @@ from torch import Tensor
 from lit_robust.checkpoint_files import check_sections
 from lit_robust.checkpoint_sections import LARGEST
 from lit_robust.checkpoint_states import broken, missing
-from lit_robust.lightning_internals import LOOPS, loader_states, loops_to_restore
+from lit_robust.lightning_internals import LOOPS
+from lit_robust.lightning_resume_internals import loader_states, loops_to_restore
 from lit_robust.nets.rebuild import check_fit
 from lit_robust.ranks import world_size
 from lit_robust.torch_internals import plain_names

@@ -50,7 +50,7 @@ def rebuild_argument(name: str, value: Any, kinds: Iterable[type]) -> Any:
     Args:
         name: The argument's name.
         value: What the checkpoint holds.
-        kinds: The base classes of parts that it may name, see ``Trained.checkpoint_parts``.
+        kinds: The base classes of parts that it may name, see ``Loadable.checkpoint_parts``.
 
     Raises:
         ValueError: If it names anything else.

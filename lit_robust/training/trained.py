@@ -1,19 +1,23 @@
 """Training around the batches: the clock, logging and checkpoints."""
 
-from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Unpack
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks import Attack
-from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
-from lit_robust.checkpoint_sections import check_reading
 from lit_robust.lightning_cli_internals import built_by_the_command_line
-from lit_robust.lightning_internals import batches_begun, end_the_epoch, is_due_for_logging, validation_is_due
+from lit_robust.lightning_internals import batches_begun, is_due_for_logging
+from lit_robust.lightning_resume_internals import (
+    end_restart,
+    end_the_epoch,
+    know_metrics,
+    settle_restart,
+    validation_is_due,
+)
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
@@ -22,17 +26,16 @@ from lit_robust.seeds import seed
 from lit_robust.training import checkpoint_checks
 from lit_robust.training.arguments import EvaluatedArguments, check_arguments
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
-from lit_robust.training.distributed import Distributed
+from lit_robust.training.loadable import Loadable
 from lit_robust.training.memory import Memory, of_older_versions
 from lit_robust.training.meter import Meter
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
-from lit_robust.training.rebuild_method import load_method
-from lit_robust.training.unlogged import keep_metrics_whole, log_late, logged_and_unlogged
+from lit_robust.training.unlogged import keep_metrics_whole, log_late, log_row, logged_and_unlogged
 
 
-class Trained(Distributed):
+class Trained(Loadable):
     """A net, its optimizer and what an exact resume needs; ``Defense`` adds the training step.
 
     All random numbers of a batch are seeded from (seed, epoch, batch, rank) at its start, and schedules are functions
@@ -83,6 +86,8 @@ class Trained(Distributed):
         self._trained_on: dict[str, Any] = {}
         #: What a checkpoint holds that was not logged when it was written: a row, and the present epoch's metrics.
         self._unlogged: dict[str, dict[str, float]] = {}
+        #: The metrics that callbacks and schedulers of the checkpoint's training could read.
+        self._known: dict[str, Tensor] = {}
 
     # The clock.
 
@@ -92,7 +97,8 @@ class Trained(Distributed):
         keep_metrics_whole(self.trainer)
         if stage == "fit":
             keep_checkpoints_whole(self.trainer)
-            self.rate.resumed, self.batch_idx, self._trained_on, self.epoch_means, self._unlogged = None, 0, {}, {}, {}
+            self.rate.resumed, self.batch_idx, self.epoch_means = None, 0, {}
+            self._trained_on, self._unlogged, self._known = {}, {}, {}
             self._checked_stages.clear()
             vars(self).pop("averaged", None)  # an earlier fit's; EMAWeights assigns its own later
             self.memory.forget()
@@ -112,6 +118,7 @@ class Trained(Distributed):
             ValueError: If a callback or scheduler monitors a metric that is not logged, or a Schedule has no clock.
         """
         super().on_train_start()
+        settle_restart(self.trainer)
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         validated = (f"val/acc/{name}" for name in rows_of(self.val_attacks))
         check_all_monitors(self.trainer, [*(f"train/{name}" for name in names), *validated])
@@ -120,11 +127,17 @@ class Trained(Distributed):
         self.rate.restore_settings(self.net)
         self.memory.to(self.device)
         self.metrics.to(self.device)
+        know_metrics(self.trainer, {name: value.to(self.device) for name, value in self._known.items()})
         log_late(self, self._unlogged)
         if epoch := self._unlogged.get("epoch"):
             self.metrics.reset()
             self.epoch_means = {name.removeprefix("train/"): value for name, value in epoch.items()}
-        self._unlogged = {}
+        self._unlogged, self._known = {}, {}
+
+    def on_fit_end(self) -> None:
+        """Log a finished training's last row, if a checkpoint holds it: Lightning starts no such training."""
+        super().on_fit_end()
+        log_row(self, self._unlogged)
 
     @property
     def time(self) -> float:
@@ -184,13 +197,11 @@ class Trained(Distributed):
 
     def on_train_epoch_end(self) -> None:
         """Step a torch scheduler that counts epochs."""
+        end_restart(self.trainer)
         super().on_train_epoch_end()
         self.rate.epoch_done(self.trainer.callback_metrics)
 
     # Checkpoints.
-
-    #: Base classes of the parts that a checkpoint may name for the arguments, see ``rebuild_method``.
-    checkpoint_parts: tuple[type, ...] = (Attack, Difficulty, Schedule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how the net was built, for ``load_net``, and what an exact resume needs besides weights.
@@ -225,35 +236,7 @@ class Trained(Distributed):
             self.memory.load_state_dict(saved.get("memory") or of_older_versions(saved), self.global_rank, fn == "fit")
         self._trained_on = saved.get("data", {})
         self._unlogged = dict(saved.get("unlogged", {}))
+        self._known = dict(saved.get("callback_metrics", {}))
         self.rate.resume(checkpoint)
         checkpoint_checks.warn_of_averages(checkpoint, self.trainer)
-        end_the_epoch(checkpoint, due=saved.get("validation_is_due", False))
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's instantiates whatever the file names
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        hparams_file: None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Build the method that a run of the command line has saved, with its weights, from data and never from code.
-
-        Nets of ``lit_robust.nets``, parts of ``lit_robust`` and ``torch.optim`` are built; all else is an argument.
-
-        Args:
-            checkpoint_path: A .ckpt file.
-            map_location: The device of the result, by default the CPU.
-            hparams_file: Must be None: a checkpoint holds its arguments.
-            strict: Whether all weights must fit, as they must by default.
-            weights_only: Must not be False: tensors and plain values are all that is ever read.
-            **kwargs: Arguments that replace the file's, such as a net of your own.
-
-        Raises:
-            ValueError: If the file cannot be used, or an argument must be given.
-        """
-        check_reading(hparams_file, weights_only)
-        module: Self = load_method(cls, checkpoint_path, kwargs, strict=strict is not False)
-        return module.to(map_location or "cpu")
+        end_the_epoch(checkpoint, saved.get("validation_is_due"))
