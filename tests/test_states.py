@@ -31,9 +31,9 @@ JUNK: dict[str, Any] = {
     "a list of NaN": [float("nan")],
 }
 #: What an entry may be besides its type.
-MAY_BE = {"null": {"switch_epoch", "bound", "healthy", "alert", "error"}, "truth": {"pending"}}
+MAY_BE = {"null": {"switch_epoch", "bound", "healthy", "alert", "error"}, "truth": {"pending", "stopped"}}
 #: Entries that older versions did not have.
-LATER = {"pending"}
+LATER = {"pending", "stopped"}
 
 
 def junk_for(name: str) -> Iterator[Any]:
@@ -111,13 +111,14 @@ INSIDE = {
         ((0, 3), torch.zeros(1)),
         ((0, 3), "junk"),
     ],
+    "stopped": [((), None), ((), 1)],
 }
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 def test_what_is_inside_a_monitors_entries_is_checked(tmp_path):
     (monitor,) = after_two_epochs(CASES["a monitor"], tmp_path)
-    good = deepcopy(monitor.state_dict()) | {"bound": (0.1, "linf"), "batches": [tuple(images(9))]}
+    good = deepcopy(monitor.state_dict()) | {"bound": (0.1, "linf"), "batches": [tuple(images(9))], "stopped": True}
     for entry, tries in INSIDE.items():
         for path, junk in tries:
             with pytest.raises(ValueError, match=rf"\.{entry} is "):
