@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers.logger import Logger
 
@@ -133,15 +133,20 @@ def plateau(optimizer):
 
 
 METHOD_SETUPS = {name: Setup(method.cls, method.arguments, method.callbacks) for name, method in METHODS.items()}
+FALLING = PiecewiseLinear(times=[0, 3], values=[0.9, 0.5])
 PLATEAU = Setup(arguments={"lr_scheduler": plateau})
 PART_SETUPS = {
     "torch's scheduler by step": Setup(arguments={"lr_scheduler": decay, "lr_interval": "step"}),
     "torch's scheduler by epoch": Setup(arguments={"lr_scheduler": decay}),
     "torch's plateau scheduler": PLATEAU,
     "schedules of rate and momentum": Setup(
-        arguments={"lr_scheduler": Cyclic(up=1, down=2), "momentum": PiecewiseLinear(times=[0, 3], values=[0.9, 0.5])}
+        arguments={"lr_scheduler": Cyclic(up=1, down=2), "momentum": FALLING},
+        callbacks=lambda: [LearningRateMonitor(log_momentum=True)],
     ),
-    "Adam and clipping": Setup(arguments={"optimizer": torch.optim.Adam, "gradient_clip_val": 0.1}),
+    "Adam and clipping": Setup(
+        arguments={"optimizer": torch.optim.Adam, "gradient_clip_val": 0.1, "momentum": FALLING},
+        callbacks=lambda: [LearningRateMonitor(log_momentum=True)],
+    ),
     "averages": Setup(callbacks=lambda: [EMAWeights(0.9, extra={"fast": 0.5})]),
     "a coreset": Setup(callbacks=lambda: [SelectTwoThirds()]),
     "a net that counts": Setup(arguments={"attack_bn_mode": "eval"}, net=Counting),

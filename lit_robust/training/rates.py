@@ -157,14 +157,20 @@ class LearningRate:
         """Put the user's settings over a checkpoint's, under a torch scheduler only weight decay; make a step to come.
 
         A torch scheduler may have changed the others; its step is to come if a callback saved in
-        ``on_train_epoch_end``, before the module's turn. Weights that the checkpoint's training had added to the
-        optimizer are unfrozen.
+        ``on_train_epoch_end``, before the module's turn. A momentum that a Schedule drives stays, because a callback
+        may log it before the next batch sets it. Weights that the checkpoint's training had added to the optimizer are
+        unfrozen.
         """
         if self.resumed is not None:
             unfreeze_added(net, self.optimizer.param_groups[len(self.settings) :])
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
-            group.update(settings if self.torch_scheduler is None else decay)
+            now = settings if self.torch_scheduler is None else decay
+            if self.momentum is not None and "betas" in group:
+                now = now | {"betas": (group["betas"][0], *now.get("betas", group["betas"])[1:])}
+            elif self.momentum is not None:
+                now = now | {"momentum": group["momentum"]}
+            group.update(now)
         if self.resumed is not None and self.resumed["lit_robust"].get("epoch_step_is_due"):
             self.epoch_done({})
 
