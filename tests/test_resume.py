@@ -1,6 +1,7 @@
 """A run that is stopped and resumed equals an uninterrupted one, bit for bit."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
@@ -124,6 +126,14 @@ class Drawing(TinyNet):
         return super().forward(x + 0.1 * torch.rand_like(x))
 
 
+class DrawingElsewhere(TinyNet):
+    """Draws from Python's and NumPy's generators in train mode, as some augmentations do."""
+
+    def forward(self, x):
+        drawn = random.random() - np.random.rand() if self.training else 0  # noqa: NPY002  # the global generator
+        return super().forward(x + 0.1 * drawn)
+
+
 def decay(optimizer):
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.8)
 
@@ -151,6 +161,7 @@ PART_SETUPS = {
     "a coreset": Setup(callbacks=lambda: [SelectTwoThirds()]),
     "a net that counts": Setup(arguments={"attack_bn_mode": "eval"}, net=Counting),
     "a random net": Setup(arguments={"attack_bn_mode": "eval"}, net=Drawing),
+    "a net that draws from Python's and NumPy's generators": Setup(net=DrawingElsewhere),
 }
 EVERYTHING = {
     "averages, ramps and a coreset": Setup(

@@ -1,11 +1,14 @@
+import random
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_robust.defenses import PGDAT
+from lit_robust.guards import own_random_state
 from lit_robust.seeds import derive_seed, seed
 from tests.methods import build
 from tests.tiny import images, loader, trainer
@@ -26,6 +29,24 @@ def test_random_numbers_depend_on_the_place_in_the_run(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "8")
     seed(torch.device("cpu"), "train", 3)
     assert not torch.equal(drawn(), first)
+
+
+def drawn_everywhere():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002  # the global generator
+
+
+def test_python_and_numpy_are_seeded_too_and_restored_by_a_guard_as_torch_is():
+    cpu = torch.device("cpu")
+    seed(cpu, "train", 3)
+    first, later = drawn_everywhere(), drawn_everywhere()
+    assert all(a != b for a, b in zip(first, later, strict=True))
+    seed(cpu, "train", 3)
+    assert drawn_everywhere() == first
+    with own_random_state(cpu):
+        seed(cpu, "train", 4)
+        other = drawn_everywhere()
+    assert drawn_everywhere() == later
+    assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_an_accelerator_is_seeded_too_and_no_other(monkeypatch):
