@@ -11,7 +11,7 @@ from lit_robust.defenses import PGDAT
 from lit_robust.guards import own_random_state
 from lit_robust.seeds import derive_seed, seed
 from tests.methods import build
-from tests.tiny import images, loader, trainer
+from tests.tiny import SaveAfter, images, loader, trainer
 
 
 def drawn():
@@ -74,12 +74,24 @@ class Orders(Callback):
         self.epochs[-1] += batch[0][:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_users_loader_draws_another_order_in_every_epoch_although_validations_are_seeded_alike(tmp_path, workers):
+def orders_of(tmp_path, workers, callbacks=(), ckpt_path=None, **kwargs):
     seed_everything(0, verbose=False)
     batch, orders = images(), Orders()
-    shuffled = DataLoader(TensorDataset(batch.x, batch.y), 8, shuffle=True, num_workers=workers)
-    trainer(tmp_path, max_epochs=4, callbacks=[orders]).fit(build(PGDAT), shuffled, loader(images(8)))
-    assert len(orders.epochs) == 4
-    assert len({tuple(order) for order in orders.epochs}) == 4
-    assert len({tuple(sorted(order)) for order in orders.epochs}) == 1
+    shuffled = DataLoader(TensorDataset(batch.x, batch.y), 8, shuffle=True, num_workers=workers, **kwargs)
+    run = trainer(tmp_path, max_epochs=4, callbacks=[orders, *callbacks])
+    run.fit(build(PGDAT), shuffled, loader(images(8)), ckpt_path=ckpt_path, weights_only=True)
+    return orders.epochs
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_loader_draws_another_order_in_every_epoch_although_validations_are_seeded_alike(tmp_path, workers):
+    epochs = orders_of(tmp_path, workers)
+    assert len(epochs) == 4
+    assert len({tuple(order) for order in epochs}) == 4
+    assert len({tuple(sorted(order)) for order in epochs}) == 1
+
+
+@pytest.mark.parametrize("workers", [{"workers": 0}, {"workers": 1}, {"workers": 1, "persistent_workers": True}])
+def test_a_users_loader_draws_the_order_of_the_first_epoch_after_a_resume_as_without_the_stop(tmp_path, workers):
+    whole = orders_of(tmp_path, **workers, callbacks=[SaveAfter(6, tmp_path / "a.ckpt")])
+    assert orders_of(tmp_path, **workers, ckpt_path=tmp_path / "a.ckpt") == whole[2:]

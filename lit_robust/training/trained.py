@@ -12,7 +12,7 @@ from lit_robust.attacks.difficulty import Difficulty
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
 from lit_robust.checkpoint_sections import check_reading
-from lit_robust.lightning_cli_internals import built_by_the_command_line
+from lit_robust.lightning_cli_internals import built_by_the_command_line, make_iterator_anew
 from lit_robust.lightning_internals import batches_begun, end_the_epoch, is_due_for_logging, validation_is_due
 from lit_robust.measures.accuracy import rows_of
 from lit_robust.ranks import average_buffers, gather_over_ranks
@@ -69,8 +69,7 @@ class Trained(Distributed):
             self.save_hyperparameters(ignore="alarm_sources", logger=False)
         if gradient_clip_val is not None:
             require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null means no clipping")
-        self.automatic_optimization = False
-        self.adversarial = True
+        self.automatic_optimization, self.adversarial = False, True
         self.gradient_clip_val = gradient_clip_val
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
         #: What outlives a batch, see ``Memory``.
@@ -135,6 +134,7 @@ class Trained(Distributed):
         """Seed the epoch, whose order a loader of one's own draws now: all validations end with the same seed."""
         super().on_train_epoch_start()
         seed(self.device, "epoch", self.current_epoch)
+        make_iterator_anew(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on earlier batches, and set the rates."""
