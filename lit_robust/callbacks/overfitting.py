@@ -234,7 +234,7 @@ class CatastrophicOverfittingMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, if it can be used."""
         if isinstance(state_dict, dict):
-            state_dict = {"stopped": False} | state_dict
+            state_dict = {"stopped": False, **state_dict}
         check_entries(f"callbacks[{self.state_key}]", state_dict, RULES)
         self._earlier, self._healthy, self._stopped = (state_dict[name] for name in ("earlier", "healthy", "stopped"))
         self._bound = None if state_dict["bound"] is None else Bound(*state_dict["bound"])

@@ -99,10 +99,11 @@ class Monitored(LightningModule):
     def on_train_start(self) -> None:
         """Stop at once if the run is resumed after an EarlyStopping has stopped it: Lightning would train on."""
         super().on_train_start()
-        stops = [one for one in self.trainer.callbacks if isinstance(one, EarlyStopping)]
+        trainer: Any = self.trainer
+        stops = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
         reasons = {getattr(one, "stopping_reason", EarlyStoppingReason.NOT_STOPPED) for one in stops}
-        if self.trainer.ckpt_path and reasons - {EarlyStoppingReason.NOT_STOPPED}:
-            self.trainer.should_stop = True
+        if trainer.ckpt_path and reasons - {EarlyStoppingReason.NOT_STOPPED}:
+            trainer.should_stop = True
 
     def on_validation_end(self) -> None:
         """Check the monitors of ``val/``, unless a user's callback may log such a metric later.
