@@ -50,6 +50,10 @@ def _are_scalars(values: Any) -> bool:
     return are_tensors([values]) and all(one.shape == () and not one.is_complex() for one in values.values())
 
 
+def _are_rates(values: Any) -> bool:
+    return isinstance(values, list) and all(_is_number(rate) and 0 <= rate <= LARGEST for rate in values)
+
+
 def _are_sums(ranks: Any) -> bool:
     return are_tensors(ranks) and all(entry.shape == (2,) for sums in ranks for entry in sums.values())
 
@@ -78,6 +82,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("hybrid", "curriculum"), _PLAIN),
     "data": (_of(dict), "values by name"),
     **dict.fromkeys(("optimizer", "lr_scheduler"), (_of(str | None), "the name of a class")),
+    "base_rates": (_are_rates, "a list of learning rates"),
     **dict.fromkeys(("validation_is_due", "epoch_step_is_due"), (_of(bool), "true or false")),
 }
 

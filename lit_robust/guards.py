@@ -143,18 +143,14 @@ def frozen(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the random states of the CPU and of this device afterwards, so that the body may seed and draw."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+    """Restore the random states of Python, NumPy and torch, of the CPU and of this device, afterwards.
 
-
-@contextmanager
-def all_random_states(device: torch.device) -> Iterator[None]:
-    """Restore Python's and NumPy's random states as well; a user's net may draw from any of them."""
+    So the body may seed and draw; a user's net may draw from any of them.
+    """
     numpy: Any = sys.modules.get("numpy")
     of_python, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None
     try:
-        with own_random_state(device):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(of_python)
@@ -188,7 +184,7 @@ def unaffected(net: nn.Module, device: torch.device) -> Iterator[None]:
 
     It suits any module, also one that belongs to a trainer, whose attributes cannot be copied; see ``on_trial``.
     """
-    with torch.no_grad(), all_random_states(device), buffers_kept(net):
+    with torch.no_grad(), own_random_state(device), buffers_kept(net):
         yield
 
 
@@ -202,7 +198,7 @@ def on_trial(net: nn.Module, device: torch.device) -> Iterator[bool]:
         Whether everything could be copied; otherwise the net has what it had, and should not run.
     """
     kept = [(vars(module), dict(vars(module))) for module in net.modules()]
-    with all_random_states(device):
+    with own_random_state(device):
         try:
             copies = copied_attributes(net)
         except Exception:  # any error of any attribute's code

@@ -1,4 +1,7 @@
-"""What the command line uses of Lightning that is not public API: the second part of ``lightning_internals``."""
+"""What the command line uses of Lightning that is not public API, and what the order of a user's loader needs.
+
+It is the second part of ``lightning_internals``.
+"""
 
 import re
 from collections.abc import Mapping
@@ -56,6 +59,21 @@ def fails_while_restoring(error: BaseException) -> bool:
     from lightning.pytorch.trainer.connectors import checkpoint_connector
 
     return any(frame.f_code.co_filename == checkpoint_connector.__file__ for frame, _ in walk_tb(error.__traceback__))
+
+
+@inside
+def make_iterator_anew(trainer: Any) -> None:
+    """Make the training's iterator again if it is a resumed training's first, which Lightning makes before its epoch.
+
+    Lightning makes those of later epochs within them. Without it, a user's shuffling loader, or the workers of one with
+    a ``DistributedSampler``, would begin a resumed epoch in another order than in an uninterrupted training. Loaders
+    that restore a state have done so in the first iterator and keep it.
+    """
+    loop = trainer.fit_loop
+    is_first = loop.is_resuming or loop.epoch_loop.restarting
+    loaders = loop._combined_loader.flattened
+    if trainer.current_epoch > 0 and is_first and not any(hasattr(one, "load_state_dict") for one in loaders):
+        iter(loop._data_fetcher)
 
 
 class CommandLineInternals:

@@ -7,6 +7,9 @@ and the rank.
 
 import hashlib
 import os
+import random
+import sys
+from typing import Any
 
 import torch
 
@@ -27,7 +30,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed(device: torch.device, *parts: int | str) -> None:
-    """Seed the generators of the CPU and of this device from the run's seed and these parts.
+    """Seed the generators of Python, NumPy, the CPU and this device from the run's seed and these parts.
 
     ``torch.manual_seed`` also tries every other kind of accelerator, and records a stack trace for each that is
     missing, which costs milliseconds per batch.
@@ -36,3 +39,7 @@ def seed(device: torch.device, *parts: int | str) -> None:
     torch.default_generator.manual_seed(number)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)
+    random.seed(number)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(number % 2**32)  # it takes no more bits

@@ -1,9 +1,11 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from lit_robust.callbacks import DelayedStart, StopAfterDrop, early_stop
+from lit_robust.callbacks import CatastrophicOverfittingMonitor, DelayedStart, PGDDrop, StopAfterDrop, early_stop
 from lit_robust.defenses import PGDAT
 from lit_robust.schedules import Cyclic, MultiStep
 from tests import test_resume
@@ -91,13 +93,25 @@ def test_dat_early_stop_is_natural_then_adversarial_then_over(tmp_path):
     assert adversarial == [False] * 3 + [True] * 2
 
 
+@dataclass(frozen=True)
+class Always(PGDDrop):
+    """Finds overfitting in every epoch but the first."""
+
+    def overfits(self, earlier, current):
+        return True
+
+
+AFTER_EPOCH_1 = {"monitor": "train/updates", "stopping_threshold": 5.5, "mode": "max", "check_on_train_epoch_end": True}
 SETUPS = {
     "at the end of epoch 1": Setup(
         arguments={"lr_scheduler": MultiStep([1])}, callbacks=lambda: [StopAfterDrop(1), DelayedStart()]
-    )
+    ),
+    "by Lightning's EarlyStopping": Setup(callbacks=lambda: [EarlyStopping(**AFTER_EPOCH_1)]),
+    "by CatastrophicOverfittingMonitor": Setup(callbacks=lambda: [CatastrophicOverfittingMonitor(Always(), "stop")]),
 }
 
 
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
 @specified(
     SETUPS, "in the first epoch", "in mid-epoch", "after an epoch's last batch", "after validation", "between epochs"
 )

@@ -471,6 +471,25 @@ def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_p
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.parametrize("action", ["stop", "restore"])
+def test_a_run_that_is_resumed_after_its_stop_trains_no_more_unless_the_action_is_now_warn(tmp_path, action):
+    path, whole, rest, warned = tmp_path / "end.ckpt", Classifier(), Classifier(), Classifier()
+    fit(tmp_path, whole, CatastrophicOverfittingMonitor(Scripted(), action), SaveAfter(9, path))
+    run = fit(tmp_path, rest, CatastrophicOverfittingMonitor(Scripted(), action), ckpt_path=path)
+    assert run.current_epoch == 3
+    assert_equal(rest.net.state_dict(), whole.net.state_dict())
+    run = fit(tmp_path, warned, CatastrophicOverfittingMonitor(Scripted(), "warn"), ckpt_path=path)
+    assert run.current_epoch == 4
+
+
+def test_a_second_fit_does_not_know_that_the_first_was_stopped(tmp_path):
+    monitor = CatastrophicOverfittingMonitor(Scripted(), "stop")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="epoch 2"):
+            assert fit(tmp_path, Classifier(), monitor).current_epoch == 3
+
+
 class Output(Net):
     """Returns its logits as an attribute."""
 

@@ -567,14 +567,15 @@ def test_a_loader_that_grows_is_counted_anew(tmp_path, reload, batches):
     assert len(module.seen) == batches  # if it is 5 without the reload, Lightning counts by itself
 
 
+class Stateful(list):
+    def state_dict(self):
+        return {"at": 3}
+
+    def load_state_dict(self, state):
+        pass
+
+
 def test_the_states_of_the_training_loaders_are_found(tmp_path):
-    class Stateful(list):
-        def state_dict(self):
-            return {"at": 3}
-
-        def load_state_dict(self, state):
-            pass
-
     run = trainer(tmp_path, max_epochs=1, callbacks=[SaveAfter(2, tmp_path / "a.ckpt")])
     run.fit(Plain(), Stateful(loader(images())), loader(images(8)))
     place, states = resume_internals.loader_states(torch.load(tmp_path / "a.ckpt", weights_only=True))
@@ -658,6 +659,34 @@ def test_loaders_that_an_optimizer_has_asked_for_are_made_anew(tmp_path):
     module.train_dataloader = lambda: loader(images(16 if module.half else 32))
     trainer(tmp_path, max_epochs=1, callbacks=[Halves()]).fit(module)
     assert made == [4, 2]
+
+
+@pytest.mark.parametrize(("again", "kind", "made"), [(False, [], 0), (True, [], 1), (True, [Stateful], 0)])
+def test_the_iterator_of_a_resumed_trainings_first_epoch_can_be_made_within_it(tmp_path, again, kind, made):
+    class Counted(*(kind or [list])):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    class Again(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            before.append(batches.times)
+            if again:
+                cli_internals.make_iterator_anew(trainer)
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                after.append(batches.times)
+
+    for epochs, path in ((2, None), (4, tmp_path / "end1.ckpt")):
+        batches, before, after = Counted(loader(images())), [], []
+        run = trainer(tmp_path, max_epochs=epochs, callbacks=[Again(), SaveAtEnds(tmp_path)])
+        run.fit(Plain(), batches, loader(images(8)), ckpt_path=path)
+        first, second = (done - begun for begun, done in zip(before, after, strict=True))
+        assert second == 1  # Lightning's own
+        assert first == (made if path else 0)
 
 
 @pytest.mark.parametrize("given", ["a loader", "a module"])
@@ -812,6 +841,7 @@ HOLLOW = SimpleNamespace(strategy=SimpleNamespace(), fit_loop=SimpleNamespace())
         lambda: internals.logged_by_step_alone(HOLLOW, "loss"),
         lambda: internals.is_logged_here(HOLLOW, "loss"),
         lambda: internals.flushes_every(HOLLOW),
+        lambda: cli_internals.make_iterator_anew(HOLLOW),
         lambda: cli_internals.go_on_in_folder(HOLLOW, "version_0"),
         lambda: cli_internals.CommandLineInternals(),
     ],

@@ -167,6 +167,7 @@ OURS = {
     "data": [None, 5, "abc", []],
     "optimizer": [5, [], {}],
     "lr_scheduler": [5, [], {}],
+    "base_rates": [None, 5, "abc", ["abc"], [None], [-0.1], [math.nan], [math.inf], {}],
     "validation_is_due": [None, 5, "abc", []],
 }
 

@@ -1,6 +1,7 @@
 """A run that is stopped and resumed equals an uninterrupted one, bit for bit."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers.logger import Logger
 
@@ -144,6 +146,14 @@ class Drawing(TinyNet):
         return super().forward(x + 0.1 * torch.rand_like(x))
 
 
+class DrawingElsewhere(TinyNet):
+    """Draws from Python's and NumPy's generators in train mode, as some augmentations do."""
+
+    def forward(self, x):
+        drawn = random.random() - np.random.rand() if self.training else 0  # noqa: NPY002  # the global generator
+        return super().forward(x + 0.1 * drawn)
+
+
 def decay(optimizer):
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.8)
 
@@ -153,19 +163,25 @@ def plateau(optimizer):
 
 
 METHOD_SETUPS = {name: Setup(method.cls, method.arguments, method.callbacks) for name, method in METHODS.items()}
+FALLING = PiecewiseLinear(times=[0, 3], values=[0.9, 0.5])
 PLATEAU = Setup(arguments={"lr_scheduler": plateau})
 PART_SETUPS = {
     "torch's scheduler by step": Setup(arguments={"lr_scheduler": decay, "lr_interval": "step"}),
     "torch's scheduler by epoch": Setup(arguments={"lr_scheduler": decay}),
     "torch's plateau scheduler": PLATEAU,
     "schedules of rate and momentum": Setup(
-        arguments={"lr_scheduler": Cyclic(up=1, down=2), "momentum": PiecewiseLinear(times=[0, 3], values=[0.9, 0.5])}
+        arguments={"lr_scheduler": Cyclic(up=1, down=2), "momentum": FALLING},
+        callbacks=lambda: [LearningRateMonitor(log_momentum=True)],
     ),
-    "Adam and clipping": Setup(arguments={"optimizer": torch.optim.Adam, "gradient_clip_val": 0.1}),
+    "Adam and clipping": Setup(
+        arguments={"optimizer": torch.optim.Adam, "gradient_clip_val": 0.1, "momentum": FALLING},
+        callbacks=lambda: [LearningRateMonitor(log_momentum=True)],
+    ),
     "averages": Setup(callbacks=lambda: [EMAWeights(0.9, extra={"fast": 0.5})]),
     "a coreset": Setup(callbacks=lambda: [SelectTwoThirds()]),
     "a net that counts": Setup(arguments={"attack_bn_mode": "eval"}, net=Counting),
     "a random net": Setup(arguments={"attack_bn_mode": "eval"}, net=Drawing),
+    "a net that draws from Python's and NumPy's generators": Setup(net=DrawingElsewhere),
 }
 EVERYTHING = {
     "averages, ramps and a coreset": Setup(

@@ -527,6 +527,40 @@ def test_a_training_that_has_unfrozen_weights_equals_its_resumed_one(train_bn, b
     assert_equal(run(ckpt_path=tmp_path / "a.ckpt"), whole)
 
 
+SCHEDULES = {"which is 0 in an epoch": Staircase([0, 1, 2], [1, 0, 1]), "which falls": Linear(1, 0.1, 0, 4)}
+
+
+@pytest.mark.parametrize("rate", SCHEDULES)
+@pytest.mark.parametrize("batches", [3, 4, 6, 7])
+def test_the_rate_of_an_added_group_follows_the_schedule_exactly_after_a_resume(rate, batches, tmp_path):
+    class UnfreezeAtLowRate(Unfreeze):
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 0:
+                self.unfreeze_and_add_param_group(pl_module.net.body, optimizer, lr=0.037, train_bn=False)
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def run(*callbacks, lr=0.1, **kwargs):
+        rates.clear()
+        module = build(
+            Natural,
+            optimizer=lambda weights: torch.optim.SGD(filter(trains, weights), lr, momentum=0.9),
+            lr_scheduler=SCHEDULES[rate],
+        )
+        fitted = trainer(tmp_path, max_epochs=3, callbacks=[UnfreezeAtLowRate(), Rates(), *callbacks])
+        fitted.fit(module, datamodule=TinyData(), weights_only=True, **kwargs)
+        return rates.copy()
+
+    rates = []
+    whole = run(SaveAfter(batches, tmp_path / "a.ckpt"))
+    assert len(whole[0]) == 2
+    assert run(ckpt_path=tmp_path / "a.ckpt") == whole[batches:]
+    doubled = [pytest.approx([2 * rate for rate in each]) for each in whole[batches:]]
+    assert run(ckpt_path=tmp_path / "a.ckpt", lr=0.2) == doubled
+
+
 def trains(weight):
     return weight.requires_grad
 

@@ -247,13 +247,13 @@ class CoresetSelection(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The coreset, epoch and position, and what selections have cost."""
-        own = {"epoch": self.epoch, "used": self._used, "pending": self._pending}
-        return state_of(self.coreset) | own | {"seconds": self.seconds, "error": self.error}
+        own = {"epoch": self.epoch, "used": self._used, "seconds": self.seconds, "error": self.error}
+        return state_of(self.coreset) | own | ({"pending": True} if self._pending else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, if it can be used."""
         if isinstance(state_dict, dict):
-            state_dict = {"pending": False} | state_dict  # which older versions did not have
+            state_dict = {"pending": False} | state_dict  # older versions have no such entry
         self.coreset = coreset_of(f"callbacks[{self.state_key}]", state_dict)
         self.epoch, self._used, self._pending = (state_dict[name] for name in ("epoch", "used", "pending"))
         self.seconds, self.error, self._resumed = state_dict["seconds"], state_dict["error"], True

@@ -58,7 +58,8 @@ class CatastrophicOverfittingMonitor(Callback):
     Args:
         rule: What is measured and judged. Monitors with rules of different classes may run side by side.
         action: ``warn`` continues, ``stop`` ends training after this epoch, and ``restore`` also restores the net's
-            weights and buffers of the last healthy epoch, as the authors do; checkpoints hold them until then.
+            weights and buffers of the last healthy epoch, as the authors do; checkpoints hold them until then. A run
+            that is resumed after such an end trains no more, unless the action is now ``warn``.
         images: The number of images, over all ranks together: as many whole batches as it takes, or as the epoch has.
             The standard error of an accuracy of 0.5 is 0.022 on 512 images, and 0.044 on 128.
         x: Where a batch keeps its images: an index, a key, the name of a field, or a path such as ``"views.0"``.
@@ -100,7 +101,7 @@ class CatastrophicOverfittingMonitor(Callback):
         self._earlier: list[dict[str, float]] = []
         self._bound: Bound | None = None
         self._healthy: dict[str, Tensor] | None = None
-        self._checked = False
+        self._checked = self._stopped = False
 
     @property
     def name(self) -> str:
@@ -140,6 +141,10 @@ class CatastrophicOverfittingMonitor(Callback):
             if self.action == "restore":
                 check_no_average(trainer)
             self._forget()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once if the run is resumed after the monitor has stopped it."""
+        trainer.should_stop = trainer.should_stop or (self._stopped and self.action != "warn")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep copies of the epoch's first batches."""
@@ -199,7 +204,7 @@ class CatastrophicOverfittingMonitor(Callback):
         changes = [f"{name} {self._earlier[-1][name]:.3g} -> {value:.3g}" for name, value in current.items()]
         consequence = "training goes on"
         if self.action != "warn":
-            trainer.should_stop = True
+            trainer.should_stop = self._stopped = True
             consequence = "training stops"
         if self.action == "restore" and self._healthy is not None:
             self.adapter.users_net(pl_module).load_state_dict(self._healthy)
@@ -210,12 +215,13 @@ class CatastrophicOverfittingMonitor(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All numbers so far, the first batches of the present epoch, and the weights to restore."""
+        """All numbers so far, the first batches of the present epoch, the weights to restore, and a stop."""
         return {
             "earlier": self._earlier,
             "bound": None if self._bound is None else tuple(self._bound),
             "batches": [tuple(batch) for batch in self._batches],
             "healthy": self._healthy,
+            **({"stopped": True} if self._stopped else {}),  # older versions have no such entry
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -227,8 +233,10 @@ class CatastrophicOverfittingMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, if it can be used."""
+        if isinstance(state_dict, dict):
+            state_dict = {"stopped": False, **state_dict}
         check_entries(f"callbacks[{self.state_key}]", state_dict, RULES)
-        self._earlier, self._healthy = state_dict["earlier"], state_dict["healthy"]
+        self._earlier, self._healthy, self._stopped = (state_dict[name] for name in ("earlier", "healthy", "stopped"))
         self._bound = None if state_dict["bound"] is None else Bound(*state_dict["bound"])
         self._batches = [Batch(*batch) for batch in state_dict["batches"]]
 

@@ -84,4 +84,5 @@ RULES: dict[str, Rule] = {
     "bound": (_is_bound, "an eps of at least 0 and a norm, or null"),
     "batches": (_are_batches, "a list of batches: images in [0, 1], labels, indices and weights"),
     "healthy": (_are_weights, "finite weights by name, or null"),
+    "stopped": (lambda value: isinstance(value, bool), "true or false"),
 }

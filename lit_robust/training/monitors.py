@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lit_robust.lightning_internals import misses_monitor
 from lit_robust.measures.directions import check_directions
@@ -94,6 +95,15 @@ class Monitored(LightningModule):
         """Forget an earlier fit."""
         super().setup(stage)
         self._epoch_has_ended = False
+
+    def on_train_start(self) -> None:
+        """Stop at once if the run is resumed after an EarlyStopping has stopped it: Lightning would train on."""
+        super().on_train_start()
+        trainer: Any = self.trainer
+        stops = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+        reasons = {getattr(one, "stopping_reason", EarlyStoppingReason.NOT_STOPPED) for one in stops}
+        if trainer.ckpt_path and reasons - {EarlyStoppingReason.NOT_STOPPED}:
+            trainer.should_stop = True
 
     def on_validation_end(self) -> None:
         """Check the monitors of ``val/``, unless a user's callback may log such a metric later.

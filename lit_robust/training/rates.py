@@ -5,16 +5,15 @@ from copy import copy
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_robust import require
 from lit_robust.lightning_internals import epochs_done
-from lit_robust.nets.foldable import NORMALIZATIONS
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import check_epochs_have_a_length
+from lit_robust.training.added_groups import base_rates_with, unfreeze_added
 from lit_robust.training.optimizer_checks import (
     check_any_parameters,
     check_optimizer,
@@ -119,8 +118,11 @@ class LearningRate:
             "lr_scheduler": {"scheduler": self.torch_scheduler, "interval": self.interval},
         }
 
-    def saved(self, checkpoint: Mapping[str, Any], epoch: int) -> dict[str, str | bool | None]:
+    def saved(self, checkpoint: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         """What a checkpoint holds besides Lightning's states: classes (none before ``configure``), and a step to come.
+
+        And the rates that a Schedule multiplies, which cannot be computed from the present ones for groups that were
+        added in mid-training.
 
         Args:
             checkpoint: Holds the number of epochs that a resumed training will not train.
@@ -128,7 +130,8 @@ class LearningRate:
         """
         parts = {"optimizer": getattr(self, "optimizer", None), "lr_scheduler": self.torch_scheduler}
         names = {name: None if part is None else type(part).__name__ for name, part in parts.items()}
-        return {**names, "epoch_step_is_due": self.epoch_step_is_due and epochs_done(checkpoint) > epoch}
+        due = self.epoch_step_is_due and epochs_done(checkpoint) > epoch
+        return {**names, "base_rates": [*getattr(self, "base_rates", ())], "epoch_step_is_due": due}
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Remember what ``configure`` compares with the new optimizer and scheduler."""
@@ -154,21 +157,20 @@ class LearningRate:
         """Put the user's settings over a checkpoint's, under a torch scheduler only weight decay; make a step to come.
 
         A torch scheduler may have changed the others; its step is to come if a callback saved in
-        ``on_train_epoch_end``, before the module's turn. Weights that the checkpoint's training had added to the
-        optimizer are unfrozen: Lightning's BaseFinetuning freezes them again in a resumed training, and adds them only
-        once.
+        ``on_train_epoch_end``, before the module's turn. A momentum that a Schedule drives stays, because a callback
+        may log it before the next batch sets it. Weights that the checkpoint's training had added to the optimizer are
+        unfrozen.
         """
         if self.resumed is not None:
-            groups = self.optimizer.param_groups[len(self.settings) :]
-            added = {id(weight) for group in groups for weight in group["params"]}
-            parts = [part for part in net.modules() if added & set(map(id, part.parameters(recurse=False)))]
-            for siblings in ([*part.children()] for part in net.modules()):
-                if any(one in parts for one in siblings):  # a BatchNorm beside a layer is unfrozen with it
-                    parts += [one for one in siblings if isinstance(one, NORMALIZATIONS)]
-            BaseFinetuning.make_trainable(parts)
+            unfreeze_added(net, self.optimizer.param_groups[len(self.settings) :])
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=False):  # others were added later
             decay = {key: value for key, value in settings.items() if key == "weight_decay"}
-            group.update(settings if self.torch_scheduler is None else decay)
+            now = settings if self.torch_scheduler is None else decay
+            if self.momentum is not None and "betas" in group:
+                now = now | {"betas": (group["betas"][0], *now.get("betas", group["betas"])[1:])}
+            elif self.momentum is not None:
+                now = now | {"momentum": group["momentum"]}
+            group.update(now)
         if self.resumed is not None and self.resumed["lit_robust"].get("epoch_step_is_due"):
             self.epoch_done({})
 
@@ -191,9 +193,9 @@ class LearningRate:
 
     def _add_new_groups(self) -> None:
         """A group that was added in mid-training keeps the ratio of its rate to the first group's."""
-        now, base = self.current, self.base_rates[0]
-        for group in self.optimizer.param_groups[len(self.base_rates) :]:
-            self.base_rates.append(group["lr"] * base / now if now else group["lr"])
+        if added := self.optimizer.param_groups[len(self.base_rates) :]:
+            saved = self.resumed["lit_robust"].get("base_rates", []) if self.resumed is not None else []
+            self.base_rates = base_rates_with(added, self.current, self.base_rates, saved)
 
     def batch_done(self) -> None:
         """Step a torch scheduler that counts batches."""

@@ -9,7 +9,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.batch import Batch
 from lit_robust.checkpoint_files import forget_foreign_paths
-from lit_robust.lightning_cli_internals import built_by_the_command_line
+from lit_robust.lightning_cli_internals import built_by_the_command_line, make_iterator_anew
 from lit_robust.lightning_internals import batches_begun, is_due_for_logging
 from lit_robust.lightning_resume_internals import (
     end_restart,
@@ -72,8 +72,7 @@ class Trained(Loadable):
             self.save_hyperparameters(ignore="alarm_sources", logger=False)
         if gradient_clip_val is not None:
             require.number("gradient_clip_val", gradient_clip_val, above=0, hint="null means no clipping")
-        self.automatic_optimization = False
-        self.adversarial = True
+        self.automatic_optimization, self.adversarial = False, True
         self.gradient_clip_val = gradient_clip_val
         self.rate = LearningRate(optimizer, lr_scheduler, lr_interval, momentum)
         #: What outlives a batch, see ``Memory``.
@@ -148,6 +147,7 @@ class Trained(Loadable):
         """Seed the epoch, whose order a loader of one's own draws now: all validations end with the same seed."""
         super().on_train_epoch_start()
         seed(self.device, "epoch", self.current_epoch)
+        make_iterator_anew(self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch, so that its random numbers do not depend on earlier batches, and set the rates."""
