@@ -14,6 +14,7 @@ from lit_robust.lightning_internals import epochs_done
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import check_epochs_have_a_length
 from lit_robust.training.added_groups import base_rates_with, unfreeze_added
+from lit_robust.training.fused import fuse
 from lit_robust.training.optimizer_checks import (
     check_any_parameters,
     check_optimizer,
@@ -87,6 +88,7 @@ class LearningRate:
             "return a torch optimizer",
         )
         check_steps(self.optimizer)
+        fuse(self.optimizer)
         # Kept here, because a checkpoint overwrites the optimizer's state: what the user asks for now counts.
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.settings = [{key: group[key] for key in SETTINGS if key in group} for group in self.optimizer.param_groups]
