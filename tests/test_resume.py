@@ -40,7 +40,7 @@ STOPS = {
 }
 
 #: Where a run's training is finished.
-LAST = ("2", "2-1")
+FINISHED = ("2", "2-1")
 
 
 class TinyData(ResidentDataModule):
@@ -86,7 +86,7 @@ class SaveAtStops(Checkpoint):
         self.save(trainer, str(trainer.current_epoch))
 
     def save(self, trainer, name):
-        if name in (*STOPS.values(), *LAST):
+        if name in (*STOPS.values(), *FINISHED):
             self.rows[name] = len(trainer.logger.rows)
             trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
@@ -380,7 +380,7 @@ trainer:
     - class_path: ModelCheckpoint
       init_args: {filename: last, every_n_train_steps: 21, enable_version_counter: false}
 """
-LAST_CHECKPOINT = Path("runs/run/version_0/checkpoints/last.ckpt")
+LAST = Path("runs/run/version_0/checkpoints/last.ckpt")
 
 
 def command(folder: Path, *configs: str) -> list[str]:
@@ -411,7 +411,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     torch.set_num_threads(1)
     main(command(folder, DIGITS))
-    return torch.load(folder / LAST_CHECKPOINT, weights_only=True)
+    return torch.load(folder / LAST, weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
@@ -425,9 +425,9 @@ def test_a_killed_process_that_goes_on_from_its_last_checkpoint_ends_with_the_sa
     tmp_path, uninterrupted, configs, writes, steps
 ):
     arguments = command(tmp_path, *configs)
-    kill_when_written(arguments, tmp_path / LAST_CHECKPOINT, writes)
-    assert torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)["global_step"] in steps
+    kill_when_written(arguments, tmp_path / LAST, writes)
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] in steps
     main([*arguments, "--ckpt_path", "last"])
-    end = torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)
+    end = torch.load(tmp_path / LAST, weights_only=True)
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "global_step"):
         assert differences(end[part], uninterrupted[part]) == []
