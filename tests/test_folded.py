@@ -565,7 +565,7 @@ def test_training_is_the_same_to_rounding(tmp_path):
 
 def test_no_copy_outlives_a_fit_or_a_test(tmp_path):
     """On a GPU its weights would stay there."""
-    module, callback = build(GAT), RobustAccuracy({"fgsm": FGSM(eps=0.1)})
+    module, callback = build(GAT, attack=FGSM(eps=0.1)), RobustAccuracy({"fgsm": FGSM(eps=0.1)})
     run = trainer(tmp_path, max_epochs=1, callbacks=[callback])
     run.fit(module, loader(images(8)), loader(images(8)))
     assert not module._folded
