@@ -258,7 +258,7 @@ def test_logits_that_are_far_from_0_do_not_hide_a_wrong_copy():
         def forward(self, x):
             return 1e-2 * super().forward(x) + 100
 
-    net = trained(Far(lambda net, x: True))
+    net = trained(Far(lambda net, x: bool(x.mean() > -9)))
     assert FoldedNet()(net, X) is net
 
 

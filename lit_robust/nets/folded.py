@@ -20,9 +20,9 @@ from lit_robust.torch_internals import is_changed, is_compiled, parts_of, shallo
 #: Half precision would round the folded weights too coarsely.
 PRECISIONS = (torch.float32, torch.float64)
 
-#: The largest difference of logits, in units of their distance from the mean over images; rounding makes about 1e-5.
-#: Where that distance is itself below this share of the largest logit, rounding makes more, so nothing can be told.
-TOLERANCE = 1e-3
+#: The largest difference of logits, in units of their distance from the mean over images, and of the largest logit,
+#: whose rounding makes 1e-7. Where that distance is below the first share of the largest logit, it tells nothing.
+TOLERANCE, ROUNDING = 1e-3, 1e-5
 
 #: The images of a check.
 FEW = 8
@@ -239,9 +239,8 @@ def _may_fold(net: nn.Module, layers: Layers, x: Tensor) -> bool | None:
     if not torch.equal(first, second):
         return False
     largest, spread = (found.abs().max() for found in (with_norms, with_norms - with_norms.mean(dim=0)))
-    tells = bool(spread > TOLERANCE * largest)
-    agrees = bool((with_norms - folded).abs().max() <= TOLERANCE * (spread if tells else largest))
-    return agrees if tells or not agrees else None
+    agrees = bool((with_norms - folded).abs().max() <= torch.maximum(TOLERANCE * spread, ROUNDING * largest))
+    return agrees if spread > TOLERANCE * largest or not agrees else None
 
 
 def _another(norm: nn.Module) -> nn.Module:
