@@ -471,7 +471,7 @@ def test_a_resumed_run_decides_and_restores_what_an_uninterrupted_one_does(tmp_p
     assert_equal(rest.net.state_dict(), whole.net.state_dict())
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 @pytest.mark.parametrize("action", ["stop", "restore"])
 def test_a_run_that_is_resumed_after_its_stop_trains_no_more_unless_the_action_is_now_warn(tmp_path, action):
     path, whole, rest, warned = tmp_path / "end.ckpt", Classifier(), Classifier(), Classifier()
@@ -671,7 +671,7 @@ class Shares(Classifier):
         torch.save(self.logged, f"{self.global_rank}.pt")
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 def test_ranks_share_their_numbers_and_decide_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     two_ranks(tmp_path, max_epochs=3, callbacks=[CatastrophicOverfittingMonitor(PerRank(), "stop")]).fit(Shares())

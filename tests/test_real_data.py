@@ -89,7 +89,7 @@ def test_our_pgd_is_as_strong_as_apgd(mnist, thousand, monkeypatch):
 
 # One epoch leaves gradients flat in places, where Square, which needs none, still finds something; AutoAttack says so.
 @pytest.mark.filterwarnings("ignore:Square Attack has decreased the robust accuracy")
-@pytest.mark.filterwarnings("ignore:AutoAttack.*Square breaks what all gradient attacks left")
+@pytest.mark.filterwarnings("ignore:AutoAttack.*Square breaks what all gradient attacks left")  # after one epoch
 @pytest.mark.parametrize("n", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_autoattack_is_stronger_than_our_pgd(mnist, thousand, n):
     some = Batch(*(part[:n] for part in thousand))

@@ -327,7 +327,7 @@ def readers() -> list[Callback]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # the resumed run writes there
 @specified(
     {
         "a plateau scheduler": Setup(arguments={"lr_scheduler": plateau_of_validation}, trainer=WITHIN),
@@ -415,7 +415,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # the resumed run writes there
 @pytest.mark.parametrize(
     ("configs", "writes", "steps"),
     [([DIGITS], 1, {20, 40}), ([DIGITS, EVERY_21_STEPS], 2, {21, 42})],

@@ -65,7 +65,7 @@ def after_two_epochs(case: Case, tmp_path) -> list[Callback]:
     return attached
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 @pytest.mark.parametrize("name", with_states())
 def test_an_entry_of_a_callbacks_state_is_refused_by_its_name(name, tmp_path):
     case = with_states()[name]
@@ -86,7 +86,7 @@ def test_an_entry_of_a_callbacks_state_is_refused_by_its_name(name, tmp_path):
             callback.load_state_dict(junk)
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 @pytest.mark.parametrize("name", LATER)
 def test_a_checkpoint_of_an_older_version_without_later_entries_resumes(name, tmp_path):
     case = with_states()[name]
@@ -131,7 +131,7 @@ INSIDE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 def test_what_is_inside_a_monitors_entries_is_checked(tmp_path):
     (monitor,) = after_two_epochs(CASES["a monitor"], tmp_path)
     good = deepcopy(monitor.state_dict()) | {"bound": (0.1, "linf"), "batches": [tuple(images(9))], "stopped": True}
@@ -142,7 +142,7 @@ def test_what_is_inside_a_monitors_entries_is_checked(tmp_path):
     monitor.load_state_dict(good | {"bound": (float("nan"), "linf")})  # of a module without an attack
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 @pytest.mark.parametrize("stranger", [False, True])
 def test_weights_to_restore_are_those_of_the_net(stranger, tmp_path):
     here = HERE if stranger else {}
@@ -229,7 +229,7 @@ UNFIT_BATCHES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:catastrophic overfitting")
+@pytest.mark.filterwarnings("ignore:catastrophic overfitting")  # what the monitor is to find
 @pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended")  # a stranger's loader
 @pytest.mark.parametrize("stranger", [False, True])
 @pytest.mark.parametrize("name", UNFIT_BATCHES)
