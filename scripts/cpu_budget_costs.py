@@ -11,6 +11,8 @@ SECONDS = {
     ("resnet18", 16): 1.7e-3,
     ("resnet18", 24): 2.9e-3,
 }
+#: The time of a net whose stem has stride 2, relative to one whose stem has not.
+STRIDED = 0.35
 #: The time of a training in bf16-mixed, relative to one in float32, on processors with AVX512-BF16.
 BF16 = 0.57
 #: AutoAttack's passes per image; broken images cost little, so the nets of MNIST, which are more robust, take more.
@@ -28,7 +30,9 @@ def hours(row: Mapping[str, Any], done: Mapping[str, Any] | None) -> dict[str, f
     """
     model, data = (row["config"][part]["init_args"] for part in ("model", "data"))
     net = model["net"]["class_path"].rpartition(".")[2]
-    of_pass = SECONDS.get((net, model["net"].get("init_args", {}).get("width")), max(SECONDS.values())) / 3600
+    said = model["net"].get("init_args", {})
+    strided = STRIDED if said.get("stem_stride") == 2 else 1
+    of_pass = strided * SECONDS.get((net, said.get("width")), max(SECONDS.values())) / 3600
     found = {"training": 0.0, "measuring": 0.0}
     if done is None:
         faster = BF16 if row["config"]["trainer"].get("precision") == "bf16-mixed" else 1

@@ -423,7 +423,7 @@ def cpu_cifar() -> str:
     text += f" Without results so far: {', '.join(missing)}." if missing else ""
     return (
         "`python scripts/cpu_budget.py cpu_cifar` trains methods on CIFAR-10's first 10,000 images with a ResNet-18 of "
-        f"width 12, all for equal epochs:\n\n{text}"
+        f"width 8 whose stem has stride 2, all for equal epochs:\n\n{text}"
     )
 
 

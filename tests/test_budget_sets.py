@@ -168,13 +168,15 @@ def test_a_coreset_costs_its_fraction_and_its_selections(budget, name, row, pass
 
 
 def test_what_is_done_costs_nothing_more(budget):
-    from cpu_budget_costs import BF16, SECONDS, hours
+    from cpu_budget_costs import BF16, SECONDS, STRIDED, hours
 
     said = budget.rows_of(TEXT, "cpu_cifar")["fastat@0"]
     whole = hours(said, None)
     assert all(whole.values())
     width = said["config"]["model"]["init_args"]["net"]["init_args"]["width"]
-    assert 3600 * whole["training"] == pytest.approx(BF16 * 10_000 * 10 * 2 * SECONDS["resnet18", width])
+    assert 3600 * whole["training"] == pytest.approx(STRIDED * 10_000 * 10 * 2 * SECONDS["resnet18", width])
+    faster = hours(merged(said, {"config": {"trainer": {"precision": "bf16-mixed"}}}), None)
+    assert faster["training"] == pytest.approx(BF16 * whole["training"])
     trained = hours(said, {"last": {"pgd50": [30.0, 26.0, 34.0, 500]}})
     assert trained["training"] == trained["measuring"] == 0
     assert trained["other attacks"] == pytest.approx(whole["other attacks"] * 100 / 150)
