@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_robust.nets.narrow import ENOUGH_CHANNELS, SubsamplingConv2d
+
 #: Makes a module from its input channels, its output channels and its stride.
 Block = Callable[[int, int, int], nn.Module]
 
@@ -16,7 +18,8 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """Make a 1 x 1 convolution without a bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    narrow = stride > 1 and in_channels < ENOUGH_CHANNELS
+    return (SubsamplingConv2d if narrow else nn.Conv2d)(in_channels, out_channels, 1, stride, bias=False)
 
 
 def stages(block: Block, in_channels: int, widths: Sequence[int], depths: Sequence[int]) -> dict[str, nn.Module]:

@@ -10,8 +10,9 @@ import torch
 from torch import fx, nn
 
 from lit_robust.guards import on_trial
+from lit_robust.nets.narrow import SubsamplingConv2d
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, SubsamplingConv2d)
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -23,7 +24,7 @@ class Pair(NamedTuple):
 
 
 def types_fit(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether both are torch's own layers; a parametrisation changes the type."""
+    """Whether both are torch's own layers, or our convolution; a parametrisation changes the type."""
     return type(conv) in CONVOLUTIONS and type(norm) in NORMALIZATIONS
 
 
@@ -54,11 +55,19 @@ def _within(name: str, layer: str) -> bool:
     return f"{name}.".startswith(f"{layer}.")
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into our convolution, as into none of torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is one node."""
+        return isinstance(m, SubsamplingConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _traced(module: nn.Module, prefix: str = "") -> Iterator[Pair]:
     if not any(isinstance(part, NORMALIZATIONS) for part in module.modules()):
         return
     try:
-        nodes = [*fx.Tracer().trace(module).nodes]
+        nodes = [*_Tracer().trace(module).nodes]
     except Exception:  # any error of any code, such as a branch that depends on the images
         for name, part in module.named_children():
             yield from _traced(part, f"{prefix}{name}.")

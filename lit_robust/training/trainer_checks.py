@@ -24,6 +24,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.lightning_internals import batch_size_searched, flushes_every
 from lit_robust.measures.attack_checks import tell_of_idle_attack
+from lit_robust.nets.narrow import miscalculated
 from lit_robust.torch_internals import bf16_instructions
 
 #: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8)
@@ -114,6 +115,7 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
             f'gradient_clip_algorithm="{algorithm.value}" of the trainer has no effect: give model.gradient_clip_val, '
             "which clips the norm."
         )
+    check_narrow_convolutions(trainer.strategy.root_device.type, module)
     tell_of_idle_attacks(trainer, module)
     tell_of_bf16(trainer.precision, trainer.strategy.root_device.type, module.net)
     if trainer.limit_train_batches == 0:
@@ -133,6 +135,29 @@ def check_strategy(strategy: Strategy) -> None:
         raise ValueError(
             f"the trainer's {type(strategy).__name__} shards the net's weights, which each pass of an attack would "
             "gather again: set strategy=ddp, for which the net must fit on one device."
+        )
+
+
+class HasLayout(Protocol):
+    """What every Defense has."""
+
+    net: nn.Module
+    channels_last: bool
+    compiled: bool
+
+
+def check_narrow_convolutions(device: str, module: HasLayout) -> None:
+    """Refuse a net whose gradients torch gets wrong on this device; compiled for a CPU, nets are in channels_last.
+
+    Raises:
+        ValueError: If it has such a convolution, see ``nets.narrow``.
+    """
+    option = "channels_last=True" if module.channels_last else "compile=True" if module.compiled else ""
+    if device == "cpu" and option and (found := miscalculated(module.net)):
+        raise ValueError(
+            f"{option}: on a CPU torch may crash, or get wrong gradients, in the net's {found[0]!r}, a strided 1 x 1 "
+            "convolution of fewer than 16 channels: train without it, or put lit_robust.nets.narrow.SubsamplingConv2d "
+            "in its place."
         )
 
 
