@@ -12,10 +12,11 @@ passes in the contiguous layout, with ``loss.backward()`` in the attack. A fit i
 BatchNorms, in float32 and in bf16.
 
 In each fit, all loops take turns batch by batch, so what else the machine does falls on all of them alike, and a fit's
-ratio is to the loops of its own turns. All methods are measured, and then all again (``--repeats``); reported are
-medians of seconds over all repeats, and for each ratio the median and the range of those of single repeats. The file is
-written after each fit. Its rows of the same settings, hardware, versions and code stay and are not measured again; one
-without all its repeats, which are then under ``unfinished``, is continued.
+ratio is to the loops of its own turns. A CPU that emulates bf16 is measured in float32 only. All methods are measured,
+and then all again (``--repeats``); reported are medians of seconds over all repeats, and for each ratio the median and
+the range of those of single repeats. The file is written after each fit. Its rows of the same settings, hardware,
+versions and code stay and are not measured again; one without all its repeats, which are then under ``unfinished``, is
+continued.
 
 A batch counts until the next one begins, so an epoch's end, with its metrics, is in no time. ``LEFT_OUT`` are methods
 whose passes depend on the net or the images, so that no floor is exact. Methods that stop single images are measured
@@ -46,6 +47,7 @@ from measured import (
     check_net,
     count,
     in_turns,
+    multiplies_bf16,
     ratio,
     synchronized,
 )
@@ -239,7 +241,9 @@ def compare(args: argparse.Namespace, cls: str, method: Method) -> dict[str, Tim
         return hand_written(net.to(device), loop, x.to(device), y.to(device), research)
 
     others = {"floor": by_hand(method)}
-    kinds: list[tuple[str, dict[str, Any], str]] = [("fit", {}, "32-true"), ("fit bf16", {}, "bf16-mixed")]
+    kinds: list[tuple[str, dict[str, Any], str]] = [("fit", {}, "32-true")]
+    if multiplies_bf16(device):
+        kinds.append(("fit bf16", {}, "bf16-mixed"))
     if method.mode == "eval":
         others["train"] = by_hand(method._replace(mode="train"))
         kinds.insert(1, ("fit unfolded", {"fold_batchnorm": False}, "32-true"))
@@ -283,9 +287,9 @@ def attack_step(args: argparse.Namespace) -> Times:
         "train": hand_written(net(), Method({}, STEPS, "train", replays=0), x, y),
         "eval, not folded": ours(fold=False),
         "eval": ours(),
-        "eval, bf16, not folded": ours(fold=False, bf16=True),
-        "eval, bf16": ours(bf16=True),
     }
+    if multiplies_bf16(device):
+        loops |= {"eval, bf16, not folded": ours(fold=False, bf16=True), "eval, bf16": ours(bf16=True)}
     return {name: [one / STEPS for one in seconds] for name, seconds in in_turns(loops, args.batches, device).items()}
 
 

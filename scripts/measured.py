@@ -161,6 +161,11 @@ def about(device: torch.device) -> dict[str, Any]:
     return {"commit": commit(), **hardware(), "bf16": bf16_instructions(), **gpu, **versions()}
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bf16 is measured: a CPU that is known to emulate it takes ten times as long, and tells nothing else."""
+    return device.type == "cuda" or bf16_instructions() != []
+
+
 def builder(name: str, width: int, channels: int = 3) -> Callable[[], nn.Module]:
     """Builds a net for 10 classes; a width of 0 is its own."""
     arguments = ({"width": width} if width else {}) | ({"in_channels": channels} if channels != 3 else {})

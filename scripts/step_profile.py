@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from benchmark import METHODS, Method, asked, batches, codes, device_of, hand_written, parser_of, sgd
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from measured import Table, about, builder, count
+from measured import Table, about, builder, count, multiplies_bf16
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -98,7 +98,9 @@ def profiles(args: argparse.Namespace, cls: str, method: Method) -> dict[str, di
     found = {"research loop": research()}
     if method.mode == "eval":
         found["without folding"] = fit("32-true", fold_batchnorm=False)
-    found |= {"fit": fit("32-true"), "fit, bf16": fit("bf16-mixed")}
+    found["fit"] = fit("32-true")
+    if multiplies_bf16(device):
+        found["fit, bf16"] = fit("bf16-mixed")
     return {name: by_kind(profiler, args.batches) for name, profiler in found.items()}
 
 

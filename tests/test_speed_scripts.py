@@ -116,8 +116,20 @@ def test_a_record_names_the_gpu_the_instructions_and_the_commit(script, monkeypa
     assert "gpu" not in measured.about(torch.device("cpu"))
 
 
-def test_the_benchmark_compares_each_loop_with_those_of_its_own_turns(script, blocks, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("known", "device", "is_measured"),
+    [([], "cpu", False), ([], "cuda", True), (["AMX"], "cpu", True), (None, "cpu", True)],
+)
+def test_bf16_is_not_measured_on_a_cpu_that_emulates_it(script, monkeypatch, known, device, is_measured):
+    measured = script.load("measured")
+    monkeypatch.setattr(measured, "bf16_instructions", lambda: known)
+    assert measured.multiplies_bf16(torch.device(device)) is is_measured
+
+
+@pytest.mark.parametrize("with_bf16", [True, False])
+def test_the_benchmark_compares_each_loop_with_those_of_its_own_turns(script, blocks, monkeypatch, tmp_path, with_bf16):
     benchmark = script.load("benchmark")
+    monkeypatch.setattr(benchmark, "multiplies_bf16", lambda device: with_bf16)
     monkeypatch.setattr(benchmark, "TINY_BATCHES", 3)
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
     monkeypatch.setattr(blocks, "read", lambda path: found)
@@ -130,9 +142,10 @@ def test_the_benchmark_compares_each_loop_with_those_of_its_own_turns(script, bl
     )
     found = json.loads((tmp_path / "benchmark_resnet18_2.json").read_text())
     loops = {name: row.keys() - {"images_per_second"} for name, row in found["rows"].items()}
+    bf16 = {"fit bf16"} if with_bf16 else set()
     assert loops == {
-        "FreeAT-4": {"floor", "research", "fit", "fit bf16"},
-        "MART": {"floor", "train", "research", "fit", "fit unfolded", "fit bf16"},
+        "FreeAT-4": {"floor", "research", "fit"} | bf16,
+        "MART": {"floor", "train", "research", "fit", "fit unfolded"} | bf16,
     }
     of = found["rows"]["MART"]
     assert [of[loop]["n"] for loop in ("fit", "floor")] == [2 * 2, 2 * 3]
@@ -140,13 +153,13 @@ def test_the_benchmark_compares_each_loop_with_those_of_its_own_turns(script, bl
     assert of["fit"]["to_train_range"][0] <= of["fit"]["to_train"] <= of["fit"]["to_train_range"][1]
     assert "to_train" not in found["rows"]["FreeAT-4"]["fit"]
     assert found["attack_step"]["train"]["to_train"] == 1
-    assert len(found["attack_step"]) == 5
+    assert len(found["attack_step"]) == (5 if with_bf16 else 3)
     assert (found["repeats"], found["bf16"]) == (2, bf16_instructions())
     assert len(found["commit"]) >= 7
     assert found["overhead_in_microseconds"].keys() == {"Lightning alone", "Natural"}
     written = blocks.benchmark()
     assert "| MART | " in written
-    assert "eval, bf16, not folded " in written
+    assert ("eval, bf16, not folded " in written) is with_bf16
 
 
 def test_a_ratio_is_the_median_of_those_of_single_repeats(script):
@@ -470,8 +483,9 @@ def test_a_profile_sums_operators_by_what_they_are_for(script):
     assert found == dict.fromkeys(names.values(), 0.0) | {"convolutions, forward": 2.0}
 
 
-def test_a_profile_has_every_loop_and_kind(script, blocks, tmp_path):
+def test_a_profile_has_every_loop_and_kind(script, blocks, monkeypatch, tmp_path):
     step_profile = script.load("step_profile")
+    monkeypatch.setattr(step_profile, "multiplies_bf16", lambda device: True)
     words = ["--width", "2", "--batch", "2", "--batches", "1", "--out", "step_profile.json"]
     script.run(step_profile, *words)
     rows = json.loads((tmp_path / "step_profile.json").read_text())["rows"]
