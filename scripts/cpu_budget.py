@@ -8,8 +8,8 @@
 It first prints how many hours of one core the rest takes. A row that is done with this configuration, data and version
 is skipped, and so is each attack that is done; only what is left needs the row's checkpoint. A row that was interrupted
 resumes from the checkpoint of its last complete epoch, in runs/cpu_budget. Results are written atomically after each
-row and each attack, so several processes can work on different rows of a set at once. Every row is first trained and
-attacked by its first attack; the others follow, AutoAttack last.
+row and each attack, so several processes can work on different rows of a set at once. All rows are trained, then all
+are attacked by their first attack; the others follow, AutoAttack last.
 
 Seconds of a training beside other work say little. ``--time-again`` trains rows that are done once more, with nothing
 beside them, and replaces their seconds; all other numbers of the training must come out as before.
@@ -19,6 +19,7 @@ Nothing is selected on test images: ``last`` is the last checkpoint, ``best`` th
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -184,6 +185,24 @@ def take_attacks(record: dict[str, Any], config: dict[str, Any]) -> None:
     if changed & DEFAULT_TEST:
         for found in ("alarms", "alarms_commit", "worst"):
             record.pop(found, None)
+
+
+def begin_training() -> None:
+    """Take denormal numbers for 0, in the threads to come, too.
+
+    Weight decay drives dead weights to them, with which a pass takes up to eight times as long.
+    """
+    torch.set_flush_denormal(True)
+
+
+def end_training() -> None:
+    """Take denormal numbers as they are: an attack needs the gradients of a saturated loss.
+
+    Threads keep what held when they began, so where there are several, the script begins anew to attack.
+    """
+    if torch.get_num_threads() > 1:
+        os.execv(sys.executable, [sys.executable, *sys.argv, "--attack"])
+    torch.set_flush_denormal(False)
 
 
 # The work.
@@ -357,6 +376,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("set", choices=list(text["sets"]))
     parser.add_argument("--rows", nargs="+", help="only these; default: all")
     parser.add_argument("--threads", type=int, help="of torch, instead of the set's, which is 1 unless it says another")
+    parser.add_argument("--attack", action="store_true", help="only attack rows, all of which are trained")
     parser.add_argument("--time-again", action="store_true", help="only measure the seconds of rows that are done anew")
     parser.add_argument("--table", action="store_true", help="only print the results so far")
     asked = parser.parse_args(args)
@@ -364,28 +384,30 @@ def main(args: list[str] | None = None) -> None:
     unknown = set(asked.rows or ()) - set(work.rows)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(work.rows)}")
+    untrained = [row for row in asked.rows or work.rows if row not in read(work.path).get("rows", {})]
+    if asked.attack and untrained:
+        parser.error(f"--attack: {', '.join(untrained)} must be trained first: leave it out.")
     if not asked.table:
         torch.set_num_threads(asked.threads or text["sets"][asked.set].get("threads", 1))
-        # Weight decay drives dead weights to denormal numbers, with which a pass takes up to eight times as long.
-        torch.set_flush_denormal(True)
         if text["sets"][asked.set].get("keep_memory", False):
             keep_freed_memory()
         chosen = asked.rows or sorted(work.rows, key=lambda row: work.rows[row]["config"]["seed_everything"])
-        if asked.time_again:
-            with quiet():
-                for row in chosen:
-                    work.time_again(row)
-            return
-        print(work.estimate(chosen), flush=True)
         with quiet():
-            for row in chosen:
-                work.train(row)
-                work.test(row, work.attacks(row)[0])
-                work.gap(row)
-            for turn in (1, 2):
+            if not asked.attack:
+                begin_training()
+                if asked.time_again:
+                    for row in chosen:
+                        work.time_again(row)
+                    return
+                print(work.estimate(chosen), flush=True)
+                for row in chosen:
+                    work.train(row)
+                end_training()
+            for turn in range(3):
                 for row in chosen:
                     work.test(row, work.attacks(row)[turn])
             for row in chosen:
+                work.gap(row)
                 work.probe(row)
     print(table(read(work.path)))
 

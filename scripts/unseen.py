@@ -19,7 +19,7 @@ from typing import Any
 
 import cpu_budget
 import torch
-from cpu_budget import Work, built, checkpoint, in_one, read_net
+from cpu_budget import Work, begin_training, built, checkpoint, end_training, in_one, read_net
 from cpu_budget_costs import hours
 from cpu_budget_results import opened, quiet, read
 
@@ -120,15 +120,19 @@ def table(records: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def run(text: Mapping[str, Any]) -> None:
-    """Train and attack all that is not done."""
+def train(text: Mapping[str, Any]) -> None:
+    """Train all that is not done."""
     work = Unseen(SET, text)
     if "pgdat" not in read(work.path).get("rows", {}):
         print(f"about {estimate(work) / 60:.0f} minutes", flush=True)
     for row in ("pat", "pgdat_pilot"):
         work.train(row)
-    work = Unseen(SET, fair(text, read(work.path)))
-    work.train("pgdat")
+    Unseen(SET, fair(text, read(work.path))).train("pgdat")
+
+
+def attack(text: Mapping[str, Any]) -> None:
+    """Attack all that is trained, and measure the examples of training."""
+    work = Unseen(SET, fair(text, read(cpu_budget.RESULTS / f"cpu_{SET}.json")))
     for turn in (0, 1, 2):
         for row in ("pat", "pgdat"):
             work.test(row, work.attacks(row)[turn])
@@ -143,6 +147,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="FILE", help="files laid over unseen.yaml, for a trial run"
     )
+    parser.add_argument("--attack", action="store_true", help="only attack, all rows being trained")
     parser.add_argument("--table", action="store_true", help="only print the results so far")
     asked = parser.parse_args(args)
     text = load(str(ROWS))
@@ -150,9 +155,12 @@ def main(args: list[str] | None = None) -> None:
         text = merged(text, load(file))
     if not asked.table:
         torch.set_num_threads(asked.threads)
-        torch.set_flush_denormal(True)
         with quiet():
-            run(text)
+            if not asked.attack:
+                begin_training()
+                train(text)
+                end_training()
+            attack(text)
     print(table(read(cpu_budget.RESULTS / f"cpu_{SET}.json").get("rows", {})))
 
 

@@ -108,6 +108,7 @@ def budget(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu_budget, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(cpu_budget, "RUNS", tmp_path / "runs")
     yield cpu_budget
+    torch.set_flush_denormal(False)
     for name in ("cpu_budget", "cpu_budget_parts", "cpu_budget_results"):
         sys.modules.pop(name, None)
 
@@ -190,6 +191,50 @@ def test_a_result_says_what_it_comes_from(budget, capsys):
     table = capsys.readouterr().out.splitlines()[-6:-2]
     assert [line.split(" | ")[0] for line in table] == ["| row", "| ---", "| natural", "| freeat"]
     assert len({line.count("|") for line in table}) == 1
+
+
+def denormals_are_0():
+    return float(torch.tensor(1e-38) / 10) == 0
+
+
+def test_denormal_numbers_are_0_while_a_row_trains_and_not_while_it_is_attacked(budget, monkeypatch):
+    seen = {}
+    for owner, name in ((budget, "train"), (budget, "surviving")):
+        original = getattr(owner, name)
+
+        def spied(*args, name=name, original=original, **kwargs):
+            seen.setdefault(name, set()).add(denormals_are_0())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, spied)
+    budget.main(["tiny", "--rows", "natural"])
+    assert seen == {"train": {True}, "surviving": {False}}
+
+
+class Begun(Exception):
+    """In place of a process that begins anew."""
+
+
+def test_of_several_threads_a_new_process_attacks_since_threads_keep_what_held_when_they_began(budget, monkeypatch):
+    def execv(program, words):
+        raise Begun(program, *words)
+
+    monkeypatch.setattr(budget.os, "execv", execv)
+    monkeypatch.setattr(sys, "argv", ["cpu_budget.py", "tiny"])
+    with pytest.raises(Begun) as begun:
+        budget.main(["tiny", "--rows", "natural", "--threads", "2"])
+    assert begun.value.args == (sys.executable, sys.executable, "cpu_budget.py", "tiny", "--attack")
+    assert results()["natural"]["last"] == {}
+    torch.set_flush_denormal(False)
+    monkeypatch.setattr(budget, "begin_training", None)
+    budget.main(["tiny", "--rows", "natural", "--threads", "2", "--attack"])
+    assert results()["natural"]["last"].keys() == {"clean", "pgd40"}
+
+
+def test_what_is_not_trained_cannot_be_attacked(budget, capsys):
+    with pytest.raises(SystemExit):
+        budget.main(["tiny", "--attack"])
+    assert "--attack: natural, freeat must be trained first: leave it out." in capsys.readouterr().err
 
 
 def test_an_accuracy_comes_with_its_wilson_interval(budget):
