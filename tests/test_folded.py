@@ -24,6 +24,7 @@ from lit_robust.attacks.lpips import lpips
 from lit_robust.callbacks import AdversarialTraining, EMAWeights, RobustAccuracy
 from lit_robust.defenses import GAT, PGDAT
 from lit_robust.guards import network_mode
+from lit_robust.nets import folded as folding
 from lit_robust.nets.folded import FoldedNet, refill, unfolded
 from tests.methods import METHODS, build
 from tests.tiny import TinyNet, assert_equal, images, indexed, loader, trainer, two_ranks
@@ -561,6 +562,21 @@ def test_training_is_the_same_to_rounding(tmp_path):
 
     for name, tensor in weights(True).items():
         torch.testing.assert_close(tensor, weights(False)[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["MART", "TRADES", "NuAT"])
+def test_a_net_is_traced_once_in_a_fit_and_once_in_a_test(name, tmp_path, monkeypatch):
+    """Also with attacks in every batch of some epochs, validations between them, and a smaller last batch."""
+    traced = []
+    candidates = folding.candidates
+    monkeypatch.setattr(folding, "candidates", lambda *args: traced.append(args) or candidates(*args))
+    method = METHODS[name]
+    module = build(method.cls, **method.arguments)
+    run = trainer(tmp_path, max_epochs=3, callbacks=method.callbacks())
+    run.fit(module, indexed(images(20)), indexed(images(20)))
+    assert len(traced) == 1
+    run.test(module, indexed(images(20)), verbose=False)
+    assert len(traced) == 2
 
 
 def test_no_copy_outlives_a_fit_or_a_test(tmp_path):
