@@ -2,7 +2,7 @@
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -41,6 +41,23 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over all ranks, outside autograd; tensors of one dtype and device share one reduction.
+
+    On one rank they are the tensors themselves, not copies.
+    """
+    sums = [value.detach() for value in values]
+    if world_size() > 1:
+        # In the order of the tensors, which is the same on every rank; that of a set need not be.
+        for kind in dict.fromkeys((one.dtype, one.device) for one in sums):
+            places = [place for place, one in enumerate(sums) if (one.dtype, one.device) == kind]
+            total = torch.cat([sums[place].flatten() for place in places])
+            dist.all_reduce(total)
+            for place, part in zip(places, total.split([sums[place].numel() for place in places]), strict=True):
+                sums[place] = part.view_as(sums[place])
+    return sums
 
 
 def weighted_sum(values: Tensor, weight: Tensor) -> Tensor:

@@ -224,15 +224,17 @@ def net_of(results: Mapping[str, Any]) -> str:
 
 
 def device(results: Mapping[str, Any]) -> str:
-    """The GPU of a measurement, or its processor."""
+    """The GPU of a measurement, or its processor, and the commit that was measured, where that is recorded."""
+    code = f", at commit {results['commit']}" if "commit" in results else ""
     if "gpu" in results:
-        return str(results["gpu"])
+        return f"{results['gpu']}{code}"
     capability = ", ".join([results["capability"], *(results.get("bf16") or [])])
-    return f"{results['threads']} thread{'s' * (results['threads'] > 1)} of {results['processor']} ({capability})"
+    threads = f"{results['threads']} thread{'s' * (results['threads'] > 1)}"
+    return f"{threads} of {results['processor']} ({capability}){code}"
 
 
 def where(results: Mapping[str, Any]) -> str:
-    """The net, the batch and the device of a measurement."""
+    """The net, the batch, the device and the commit of a measurement."""
     return f"{net_of(results)}, batches of {results['batch']}, {device(results)}"
 
 

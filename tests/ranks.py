@@ -54,7 +54,7 @@ from lit_robust.defenses import (
 )
 from lit_robust.measures.accuracy import Survivors
 from lit_robust.measures.image_blocks import Blocks
-from lit_robust.ranks import leave_group, sum_over_ranks, weighted_sum
+from lit_robust.ranks import leave_group, sum_over_ranks, sums_over_ranks, weighted_sum
 from lit_robust.schedules import Linear
 from lit_robust.selection import CRAIG, CoresetSampler, GradMatch, Random
 from tests.methods import ATTACK, METHODS, build
@@ -115,6 +115,33 @@ class Seen(Callback):
         self.epochs.setdefault(trainer.current_epoch, []).extend(pairs)
 
 
+class Sums(Callback):
+    """How many numbers each sum over ranks has, in every batch but an epoch's last; DDP's sum of gradients is left out.
+
+    A batch lasts until the next one begins, and the last one also ends its epoch.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.sizes: list[int] = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.reduce = dist.all_reduce
+        dist.all_reduce = self.counted
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.sizes = []
+        if batch_idx < trainer.num_training_batches - 1:
+            self.batches.append(self.sizes)
+
+    def on_train_end(self, trainer, pl_module):
+        dist.all_reduce = self.reduce
+
+    def counted(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.sizes.append(tensor.numel())
+        return self.reduce(tensor, *args, **kwargs)
+
+
 class Save(Checkpoint):
     """Saves after the first epoch, or after a batch of it."""
 
@@ -169,11 +196,11 @@ def fit(
 
 def method(name: str, folder: Path) -> Finding:
     """A method's run, and the run that resumes it after its first epoch."""
-    make, path, seen = METHODS[name], folder / f"{name}.ckpt", Seen()
+    make, path, seen, sums = METHODS[name], folder / f"{name}.ckpt", Seen(), Sums()
     whole, rest = (build(make.cls, **make.arguments) for _ in range(2))
-    fit(whole, Data(), *make.callbacks(), seen, Save(path))
+    fit(whole, Data(), *make.callbacks(), seen, sums, Save(path))
     fit(rest, Data(), *make.callbacks(), ckpt_path=path)
-    return {"weights": whole.state_dict(), "resumed": rest.state_dict(), "seen": seen.epochs}
+    return {"weights": whole.state_dict(), "resumed": rest.state_dict(), "seen": seen.epochs, "sums": sums.batches}
 
 
 #: Methods whose memory of each rank cannot be that of another number of ranks; and others, which go on without a word.
@@ -686,34 +713,25 @@ def coreset_of_blocks(folder: Path) -> Finding:
     return found
 
 
-def waits(folder: Path) -> Finding:
-    """How often the ranks wait for each other in each batch, besides DDP's own reduction of the gradients."""
-
-    class Count(Callback):
-        def __init__(self) -> None:
-            self.calls, self.batches = 0, []
-
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.calls = 0
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            self.batches.append(self.calls)
-
-    def of_steps(steps: int) -> list[int]:
-        count, reduce = Count(), dist.all_reduce
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            count.calls += 1
-            return reduce(*args, **kwargs)
-
-        dist.all_reduce = counted
-        try:
-            fit(build(PGDAT, attack=replace(ATTACK, steps=steps)), Data(), count, max_epochs=1)
-        finally:
-            dist.all_reduce = reduce
-        return count.batches[:-1]  # the last one also ends the epoch
+def sums_of_attacks(folder: Path) -> Finding:
+    def of_steps(steps: int) -> list[list[int]]:
+        sums = Sums()
+        fit(build(PGDAT, attack=replace(ATTACK, steps=steps)), Data(), sums, max_epochs=1)
+        return sums.batches
 
     return {str(steps): of_steps(steps) for steps in (1, 4)}
+
+
+def summed(folder: Path) -> Finding:
+    """Sums over ranks of tensors of two dtypes and several layouts, in how many reductions, and what was summed."""
+    rank = int(os.environ["RANK"])
+    images = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(rank))
+    tensors = [images, images[0].double(), images.to(memory_format=torch.channels_last), images.sum(), images.mT[1]]
+    sums = Sums()
+    sums.on_train_start(None, None)
+    totals = sums_over_ranks(tensors)
+    sums.on_train_end(None, None)
+    return {"tensors": tensors, "totals": totals, "sizes": sums.sizes}
 
 
 SCENARIOS: dict[str, Callable[[Path], Finding]] = {
@@ -739,7 +757,8 @@ SCENARIOS: dict[str, Callable[[Path], Finding]] = {
     "killed test": killed_test,
     "autoattack": autoattack,
     "killed autoattack": killed_autoattack,
-    "waits": waits,
+    "sums of attacks": sums_of_attacks,
+    "summed": summed,
 }
 
 

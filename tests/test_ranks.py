@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lit_robust import losses
 from lit_robust.defenses import PGDAT, Natural
 from lit_robust.measures.accuracy import surviving
-from lit_robust.ranks import float_buffers
+from lit_robust.ranks import float_buffers, sums_over_ranks
 from tests import ranks
 from tests.methods import METHODS, build
 from tests.tiny import images, trainer
@@ -341,9 +341,47 @@ def test_no_warning_asks_to_reduce_what_is_reduced(findings):
     assert [warning for warning in zero["warnings"] if "sync_dist" in warning] == []
 
 
-def test_an_attack_makes_no_rank_wait_and_the_loss_makes_it_wait_once_per_batch(findings):
-    for found in of(findings, "waits"):
-        assert found == {"1": [1, 1], "4": [1, 1]}
+def test_no_step_of_an_attack_waits_for_other_ranks(findings):
+    for found in of(findings, "sums of attacks"):
+        assert found == {"1": [[2], [2]], "4": [[2], [2]]}
+
+
+#: How many numbers a batch sums over ranks, one after the other, as the README says under "What more GPUs cost"; every
+#: update's loss sums two.
+LOSS = (2,)
+WEIGHTS = sum(weight.numel() for weight in build(PGDAT).net.parameters() if weight.ndim > 1)
+SUMS = {
+    **{name: {LOSS} for name in METHODS},
+    **{name: {(2, *LOSS)} for name in METHODS if name.startswith(("GradAlign", "ELLEA"))},
+    **{name: {(4, *LOSS)} for name in METHODS if name.startswith("AAER")},
+    **{name: {(*LOSS, *LOSS)} for name in METHODS if name.startswith("FreeAT")},  # two updates
+    **{name: {(*LOSS, WEIGHTS, *LOSS)} for name in METHODS if "AWP" in name},
+    "SATR3": {(1, *LOSS)},
+    "NuAT-H": {LOSS, (2, *LOSS)},  # its first batch has no clean loss yet
+    "NuAT-H by the second step's gain": {(2, *LOSS)},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_sums_over_ranks_what_the_readme_lists(name, findings):
+    for finding in of(findings, name):
+        assert {tuple(sizes) for sizes in finding["sums"]} == SUMS[name]
+
+
+def test_tensors_of_one_dtype_are_summed_over_ranks_at_once_and_keep_their_places_and_shapes(findings):
+    zero, one = of(findings, "summed")
+    for finding in (zero, one):
+        assert finding["sizes"] == [120 + 120 + 1 + 60, 60]
+        for total, mine, theirs in zip(finding["totals"], zero["tensors"], one["tensors"], strict=True):
+            assert total.dtype == mine.dtype
+            assert torch.equal(total, mine + theirs)
+
+
+def test_on_one_rank_a_sum_over_ranks_is_the_tensor_itself_without_its_graph():
+    tensor = torch.ones(2, requires_grad=True)
+    (total,) = sums_over_ranks([tensor])
+    assert total.data_ptr() == tensor.data_ptr()
+    assert not total.requires_grad
 
 
 def test_evaluation_counts_every_image_once_and_finds_what_one_process_finds(findings, tmp_path):

@@ -269,6 +269,21 @@ def test_all_test_images_are_attacked_by_autoattack_on_the_net_of_the_median_see
     assert said["autoattack_1000"]["seeds"] == [sorted(found, key=found.__getitem__)[1]]
 
 
+def test_half_an_hour_is_compared_with_the_mark_and_the_aim_by_its_results():
+    found = {}
+    for record in (RESULTS["cpu_cifar_headline_30"][f"winner@{seed}"]["last"] for seed in range(3)):
+        for attack, accuracy in record.items():
+            found.setdefault(attack, []).append(accuracy[0])
+    told = " ".join(
+        (SCRIPTS.parent / "README.md").read_text().partition("The mark to beat was ")[2].partition("\n##")[0].split()
+    )
+    aimed = found["pgd50_10"]
+    assert f"margin loss the winner's {mean(found['pgd50_margin']):.1f} is a gain" in told
+    assert f"its {found['autoattack'][0]:.1f} and {found['autoattack'][1]:.1f} on the same 200 images" in told
+    assert f"parameters: {mean(aimed):.1f} ({min(aimed):.1f} to {max(aimed):.1f}) misses it" in told
+    assert 0 < 45 - mean(aimed) < max(aimed) - min(aimed)
+
+
 def test_autoattack_in_bf16_breaks_nothing_that_float32_leaves_and_misses_few_images():
     results = json.loads((SCRIPTS / "results/autoattack_bf16.json").read_text())
     assert results["n"] == 500

@@ -73,7 +73,7 @@ def test_every_net_and_device_has_its_rows_and_its_hardware(blocks, tmp_path):
         "eval": {"to_train": 0.9, "to_train_range": [0.8, 1.0]},
     }
     results = {"batch": 8, "repeats": 3, "rows": rows, "compile": False, "width": 0, "attack_step": step, **CPU}
-    gpu = {"net": "resnet18", "gpu": "NVIDIA H200", "compile": True}
+    gpu = {"net": "resnet18", "gpu": "NVIDIA H200", "compile": True, "commit": "0123abc"}
     kinds = {"vgg16_full": {"net": "vgg16"}, "resnet18_full": {"net": "resnet18"}, "resnet18_full_gpu_compiled": gpu}
     for name, about in kinds.items():
         (tmp_path / f"benchmark_{name}.json").write_text(json.dumps(results | about))
@@ -85,9 +85,15 @@ def test_every_net_and_device_has_its_rows_and_its_hardware(blocks, tmp_path):
     assert "| vgg16 | 8 | FastAT | 3.2 | 0.90 | - | - | - | - | - |" in written
     assert written.endswith(
         "in 3 fits, as ratios to the floor or as told, measured in the same fit; single fits deviate by at most 0.25; "
-        f"resnet18 and vgg16 on 2 threads of CPU (AVX512, AMX); {gpus} on NVIDIA H200. One step of PGD, as above: "
-        f"resnet18: eval 0.90 (0.80 to 1.00); {gpus}: eval 0.90 (0.80 to 1.00); vgg16: eval 0.90 (0.80 to 1.00)."
+        f"resnet18 and vgg16 on 2 threads of CPU (AVX512, AMX); {gpus} on NVIDIA H200, at commit 0123abc. One step of "
+        f"PGD, as above: resnet18: eval 0.90 (0.80 to 1.00); {gpus}: eval 0.90 (0.80 to 1.00); vgg16: "
+        "eval 0.90 (0.80 to 1.00)."
     )
+
+
+def test_a_processor_is_named_with_the_commit_if_the_record_has_one(blocks):
+    assert blocks.device(CPU) == "2 threads of CPU (AVX512, AMX)"
+    assert blocks.device(CPU | {"commit": "0123abc"}) == "2 threads of CPU (AVX512, AMX), at commit 0123abc"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.guards import buffers_kept
 from lit_robust.keywords import answer_keywords
-from lit_robust.ranks import sum_over_ranks
+from lit_robust.ranks import sums_over_ranks
 from lit_robust.schedules.base import check_epochs_have_a_length
 from lit_robust.shown import shown
 
@@ -68,7 +68,7 @@ class AWP:
             gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
         with kept(weights):
             with torch.no_grad():
-                for weight, gradient in zip(weights, map(sum_over_ranks, gradients), strict=True):
+                for weight, gradient in zip(weights, sums_over_ranks(gradients), strict=True):
                     weight.add_(self.gamma * weight.norm() / (gradient.norm() + 1e-20) * gradient)
             yield
 
