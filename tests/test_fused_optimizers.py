@@ -10,7 +10,6 @@ from lit_robust.training.optimizer_checks import check_optimizer
 from tests.test_other_optimizers import fit, saved
 from tests.tiny import TinyNet, images
 
-
 FUSED = {"fused": True}
 
 
