@@ -100,10 +100,13 @@ def allow_graphs(number: int) -> None:
     config.cache_size_limit = max(config.cache_size_limit, number)  # called recompile_limit since 2.7, with this alias
 
 
-def call_uncompiled_after(net: nn.Module, tell: Callable[[RuntimeError], None]) -> None:
+def call_uncompiled_after(
+    net: nn.Module, tell: Callable[[Exception], None], attempt: Callable[..., Exception | None]
+) -> None:
     """Run a compiled net uncompiled from the compiler's first error on, which ``tell`` gets.
 
-    Without it, a machine without a compiler, or a net that dynamo cannot read, would end a training.
+    Before each run, ``attempt`` gets the compiled call and its arguments, and may return such an error. Without it, a
+    machine without a compiler, or a net that dynamo cannot read, would end a training.
     """
     eager: Any = net._call_impl
     run: Any = net._compiled_call_impl
@@ -111,7 +114,9 @@ def call_uncompiled_after(net: nn.Module, tell: Callable[[RuntimeError], None]) 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal run
         try:
-            return run(*args, **kwargs)
+            failed = None if run is eager else attempt(partial(run, **kwargs), *args)
+            if failed is None:
+                return run(*args, **kwargs)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
                 raise  # not the compiler's

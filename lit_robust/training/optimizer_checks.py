@@ -91,6 +91,10 @@ def check_steps(own: Optimizer) -> None:
 def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kept: Sequence[str] = ()) -> None:
     """Refuse the state of another optimizer or of other weights; torch would restore it and fail later, or never.
 
+    How a step is computed is written into the states as this training chooses it, because torch would take the choice
+    of the checkpoint, which may come from another device. It is done before the states are restored, so that torch
+    puts the counts of steps where that implementation reads them.
+
     Args:
         own: The new optimizer.
         states: The ``optimizer_states`` of a checkpoint.
@@ -109,6 +113,10 @@ def check_optimizer(own: Optimizer, states: Sequence[Any], name: str | None, kep
     for mine, theirs in zip(own.param_groups, groups, strict=False):
         if isinstance(theirs, dict):
             _check_kind(own, mine, theirs, name, kept)
+    for place, theirs in enumerate(state["param_groups"]):
+        mine = own.param_groups[place] if place < len(own.param_groups) else own.defaults  # as of an added group
+        if isinstance(theirs, dict):
+            theirs.update({key: mine[key] for key in IMPLEMENTATION & mine.keys()})
     check_like(f"{where}.param_groups", [{**group, "params": []} for group in own.param_groups], groups)
     weights = [weight for group in own.param_groups for weight in group["params"]]
     places = [place for group in groups for place in group["params"]]
