@@ -14,9 +14,7 @@ def fuse(optimizer: Optimizer, devices: Collection[str] = DEVICES) -> None:
     Groups for which the user has chosen an implementation (``fused``, ``foreach``, ``differentiable``) keep it, and so
     do optimizers that have none that is fused. Called before the first step, when the weights are on their device.
     """
-    if (
-        optimizer.state
-    ):  # Adagrad's constructor counts steps on the CPU unless it is told fused=True; others count later
+    if optimizer.state:  # Adagrad's constructor counts steps, on the CPU unless it is told fused=True
         return
     for group in optimizer.param_groups:
         free = group.get("fused", False) is None and group.get("foreach") is None and not group.get("differentiable")
