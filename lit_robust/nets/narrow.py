@@ -1,5 +1,7 @@
 """Strided 1 x 1 convolutions of few channels, which torch gets wrong on CPUs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,8 @@ class SubsamplingConv2d(nn.Conv2d):
 
 def miscalculated(net: nn.Module) -> list[str]:
     """The names of a net's convolutions whose gradients oneDNN may get wrong in channels_last on a CPU."""
-    if not torch.backends.mkldnn.is_available():
+    onednn: Any = torch.backends.mkldnn
+    if not onednn.is_available():
         return []
     return [name for name, part in net.named_modules() if type(part) is nn.Conv2d and _is_narrow(part)]
 
