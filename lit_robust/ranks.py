@@ -55,7 +55,9 @@ def sums_over_ranks(values: Sequence[Tensor]) -> list[Tensor]:
             places = [place for place, one in enumerate(sums) if (one.dtype, one.device) == kind]
             total = torch.cat([sums[place].flatten() for place in places])
             dist.all_reduce(total)
-            for place, part in zip(places, total.split([sums[place].numel() for place in places]), strict=True):
+            for place, part in zip(
+                places, total.split_with_sizes([sums[place].numel() for place in places]), strict=True
+            ):
                 sums[place] = part.view_as(sums[place])
     return sums
 
