@@ -12,9 +12,12 @@ def fuse(optimizer: Optimizer, devices: Collection[str] = DEVICES) -> None:
     """Let an optimizer of torch update each group of weights on such a device by one kernel: the same to rounding.
 
     Groups for which the user has chosen an implementation (``fused``, ``foreach``, ``differentiable``) keep it, and so
-    do optimizers that have none that is fused. Called before the first step, when the weights are on their device.
+    do optimizers that have none that is fused, or have made their state. Called before the first step, when the weights
+    are on their device.
     """
-    if optimizer.state:  # Adagrad's constructor counts steps, on the CPU unless it is told fused=True
+    # Adagrad counts steps on the CPU from its constructor on, unless that was told fused=True; the kernel of a GPU
+    # could not read them. SGD, Adam and AdamW make their state in the first step, where the group's flag says.
+    if optimizer.state:
         return
     for group in optimizer.param_groups:
         free = group.get("fused", False) is None and group.get("foreach") is None and not group.get("differentiable")
