@@ -530,7 +530,8 @@ WITHIN = ("lpa40", "lpa40_of_pat", "lpa40_of_pgdat")
 
 @pytest.fixture
 def unseen(budget):
-    """The script, on top of ``budget``."""
+    """The script, on top of ``budget``, and not one that another file has left on top of another."""
+    sys.modules.pop("unseen", None)
     import unseen
 
     Path("few.yaml").write_text(FEW)
