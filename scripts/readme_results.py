@@ -413,10 +413,12 @@ def cpu_cifar() -> str:
     columns = {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD", "autoattack": "AutoAttack"}
     place = ranks(rows, "gama")
     heads = [f"{head}{only_seeds(next(iter(rows.values())), name)}" for name, head in columns.items()]
-    lines = [["row", "rank", *heads, "passes per batch", "CPU seconds"], ["---", *["---:"] * 7]]
+    costs = ["best epoch: PGD-50", "passes per batch", "CPU seconds"]
+    lines = [["row", "rank", *heads, *costs], ["---", *["---:"] * (1 + len(heads + costs))]]
     for row, records in rows.items():
         found = [measured(records, attack) for attack in columns]
-        lines.append([f"`{row}`", place[row], *found, f"{passes(records):.2f}", with_range(seconds(records), 0)])
+        found += [with_range([record["best"]["pgd50"][0] for record in records]), f"{passes(records):.2f}"]
+        lines.append([f"`{row}`", place[row], *found, with_range(seconds(records), 0)])
     epochs = " or ".join(sorted({str(record["epochs"]) for records in rows.values() for record in records}))
     text = f"{markdown(lines)}\n\n{legend(rows, list(columns))} {epochs} epochs; ranks are by GAMA-PGD."
     missing = [f"`{row}`" for row in rows_said("cpu_cifar") if row not in rows]

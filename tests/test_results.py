@@ -186,6 +186,7 @@ def on_cifar(seed, accuracy, **changed):
     record["last"] = {name: [accuracy, accuracy - 1, accuracy + 1, 500] for name in names}
     if seed == 0:
         record["last"]["autoattack"] = [accuracy - 2, accuracy - 9, accuracy + 5, 200]
+    record["best"] = {"pgd50": [accuracy + 2, accuracy, accuracy + 4, 500]}
     return record | {"epochs": 10} | changed
 
 
@@ -227,6 +228,7 @@ def test_on_cifar_processor_threads_precision_and_epochs_are_named(readme, monke
     cells = {line.split(" | ")[0]: line.strip(" |").split(" | ")[1:] for line in text.splitlines() if "`" in line}
     assert [cells[f"| `{row}`"][0] for row in ("fastat", "pgdat")] == ["2", "1"]
     assert cells["| `fastat`"][4].startswith("18.0 [")
+    assert cells["| `fastat`"][5] == "23.0 (22.0 to 24.0)"
     assert "autoattack 200 of seed 0" in text
     assert "2 threads of abacus, bf16-mixed; " in text
     assert " 10 epochs;" in text
