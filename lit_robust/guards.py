@@ -65,7 +65,7 @@ def may_shrink(net: nn.Module) -> bool:
     """
     if not _smaller_batches.get() or torch.compiler.is_compiling():
         return False
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return False
     return not any(module.training or _is_compiled(name, module) for name, module in net.named_modules())
 

@@ -13,7 +13,7 @@ from lit_robust.attacks.difficulty import ProbabilityGap
 from lit_robust.attacks.guided import GuidedPGD
 from lit_robust.attacks.passes import Passes, badness
 from lit_robust.batch import Batch
-from lit_robust.guards import checked, smaller_batches
+from lit_robust.guards import checked, may_shrink, smaller_batches
 from lit_robust.measures import accuracy
 from lit_robust.measures.accuracy import surviving
 from lit_robust.measures.default_attacks import default_test
@@ -262,6 +262,22 @@ def test_images_stay_where_the_batch_or_its_shape_matters(case):
     with smaller_batches():
         attack(wrap(inner), x[:50], y[:50])
     assert set(seen) == {50}
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_whether_a_gpu_captures_a_graph_is_asked_without_the_driver(monkeypatch, captures):
+    """It is asked in every step; the driver would take longer than a pass of a small net."""
+
+    def driver():
+        raise AssertionError("the driver was asked")
+
+    net = digits_cnn(width=8).eval()
+    monkeypatch.setattr(torch.cuda, "device_count", driver)
+    with smaller_batches():
+        assert may_shrink(net)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+        assert may_shrink(net) is not captures
 
 
 def test_a_test_lets_images_leave_and_training_does_not():
