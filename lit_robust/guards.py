@@ -65,7 +65,8 @@ def may_shrink(net: nn.Module) -> bool:
     """
     if not _smaller_batches.get() or torch.compiler.is_compiling():
         return False
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    begun = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
+    if begun and torch.cuda.is_current_stream_capturing():  # not is_available, which asks the driver in each step
         return False
     return not any(module.training or _is_compiled(name, module) for name, module in net.named_modules())
 
