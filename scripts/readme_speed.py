@@ -268,7 +268,7 @@ def kept_memory() -> str:
         "`lit_robust.host_memory.keep_freed_memory()`. A variable "
         "such as `MALLOC_TRIM_THRESHOLD_` of your own is left as it is. `lit-robust fit` also takes denormal "
         "numbers, which slow a CPU down, for 0; from Python, call `torch.set_flush_denormal(True)`. An attack on a net "
-        "whose losses are below 1e-38 needs them, so a validation can find such a net more robust than a test, which "
+        "whose gradients are that small needs them, so a validation can find such a net more robust than a test, which "
         "keeps them. What kept memory "
         "gains on a CPU (`scripts/kept_memory.py`):\n\n"
         f"{markdown(lines)}\n\nMedians per batch, and of the ratios of {results['turns']} turns with their range; MB: "

@@ -24,7 +24,7 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.lightning_internals import batch_size_searched, flushes_every
 from lit_robust.measures.attack_checks import tell_of_idle_attack
-from lit_robust.nets.narrow import miscalculated
+from lit_robust.nets.narrow import ENOUGH_CHANNELS, miscalculated
 from lit_robust.torch_internals import bf16_instructions
 
 #: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8)
@@ -156,8 +156,8 @@ def check_narrow_convolutions(device: str, module: HasLayout) -> None:
     if device == "cpu" and option and (found := miscalculated(module.net)):
         raise ValueError(
             f"{option}: on a CPU torch may crash, or get wrong gradients, in the net's {found[0]!r}, a strided 1 x 1 "
-            "convolution of fewer than 16 channels: train without it, or put lit_robust.nets.narrow.SubsamplingConv2d "
-            "in its place."
+            f"convolution of fewer than {ENOUGH_CHANNELS} input channels: set {option.partition('=')[0]}=False, or put "
+            "lit_robust.nets.narrow.SubsamplingConv2d in its place."
         )
 
 
