@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
+def unscales_itself(optimizer: Any) -> bool:
+    """Whether an optimizer's step unscales the gradients of 16-mixed; without it, they would be clipped as scaled."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 def compile_alike(net: nn.Module, compiled: Any) -> None:
     """Compile a net in place as ``torch.compile`` has compiled the wrapper around it, with the same options.
 

@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -256,11 +255,9 @@ class Work:
                 path.unlink()
         marker.write_text(key)
         print(f"{row}: training", flush=True)
-        begin = time.perf_counter()
         epochs = train(cli, self.folder(row))
         record |= {"eps": said["eps"], "epochs": said["epochs"], "passes": said["passes"]}
-        record |= {"commit": commit(), "code": code}
-        record |= {"hardware": hardware(), "seconds_with_validation": round(time.perf_counter() - begin, 1)}
+        record |= {"commit": commit(), "code": code, "hardware": hardware()}
         record |= {"diary": rounded(epochs), "last": {}, "best": {}}
         with opened(self.path) as results:
             results.setdefault("rows", {})[row] = record

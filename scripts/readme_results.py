@@ -155,11 +155,12 @@ def only_seeds(records: Records, attack: str) -> str:
 
 
 def machines(records: Records) -> str:
-    """The processors and their threads, and the precision if it is not float32."""
-    found = sorted({(record["hardware"]["threads"], record["hardware"]["processor"]) for record in records})
+    """The processors, their threads and instructions, and the precision if all rows have the same."""
+    hardware = [record["hardware"] for record in records]
+    found = sorted({(one["threads"], f"{one['processor']} ({one['capability']})") for one in hardware})
     told = [f"{'one thread' if threads == 1 else f'{threads} threads'} of {name}" for threads, name in found]
-    precisions = {record["config"]["trainer"].get("precision") for record in records}
-    return ", ".join(told + [str(one) for one in precisions if one and len(precisions) == 1])
+    precisions = {record["config"]["trainer"].get("precision", "float32") for record in records}
+    return ", ".join(told + [str(one) for one in precisions if len(precisions) == 1])
 
 
 def raised(records: Records) -> str:
@@ -412,11 +413,13 @@ def cpu_cifar() -> str:
         return ""
     columns = {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD", "autoattack": "AutoAttack"}
     place = ranks(rows, "gama")
-    heads = [f"{head}{only_seeds(next(iter(rows.values())), name)}" for name, head in columns.items()]
+    seen = only_seeds(next(iter(rows.values())), "autoattack")
+    heads = [*[*columns.values()][:-1], f"GAMA-PGD{seen}", f"AutoAttack{seen}"]
     costs = ["best epoch: PGD-50", "passes per batch", "CPU seconds"]
     lines = [["row", "rank", *heads, *costs], ["---", *["---:"] * (1 + len(heads + costs))]]
     for row, records in rows.items():
         found = [measured(records, attack) for attack in columns]
+        found.insert(-1, with_range(accuracies(attacked(records, "autoattack"), "gama")))
         found += [with_range([record["best"]["pgd50"][0] for record in records]), f"{passes(records):.2f}"]
         lines.append([f"`{row}`", place[row], *found, with_range(seconds(records), 0)])
     epochs = " or ".join(sorted({str(record["epochs"]) for records in rows.values() for record in records}))

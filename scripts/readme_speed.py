@@ -1,6 +1,6 @@
 """The blocks of README.md on speed, costs and memory; ``readme_results.py`` writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -138,16 +138,18 @@ def spread(*found: Mapping[str, Any]) -> str:
 
 
 def benchmark_full() -> str:
-    """The same on other nets, on GPUs and compiled."""
+    """The same on other nets, processors and GPUs, and compiled."""
     paths = sorted(path for path in RESULTS.glob("benchmark_*.json") if path.stem != "benchmark_resnet18_16")
     found = [read(path) for path in paths]
     if not found:
         return ""
+    first = read(RESULTS / "benchmark_resnet18_16.json").get("capability")
     lines = [["net", "batch", "method", "images/s", *LOOPS], ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))]]
     devices: dict[str, list[str]] = {}
     steps = []
     for results in found:
-        name = net_of(results) + ", compiled" * results["compile"] + ", GPU" * ("gpu" in results)
+        kind = "GPU" if "gpu" in results else results["capability"]
+        name = net_of(results) + ", compiled" * results["compile"] + f", {kind}" * (kind != first)
         devices.setdefault(device(results), []).append(name)
         for method, row in results["rows"].items():
             lines.append([name, str(results["batch"]), method, *cells(row)])
@@ -182,12 +184,21 @@ def benchmark() -> str:
     results = read(RESULTS / "benchmark_resnet18_16.json")
     lines = [["method", "images/s", *LOOPS], ["---", *["---:"] * (1 + len(LOOPS))]]
     lines += [[name, *cells(row)] for name, row in results["rows"].items()]
-    lightning, ours = (results["overhead_in_microseconds"][name] for name in ("Lightning alone", "Natural"))
+    beside = [read(path) for path in sorted(RESULTS.glob("benchmark_*.json"))]
+    times = [of["overhead_in_microseconds"] for of in beside if device(of) == device(results)]
+    lightning, ours = (median_of([one[name] for one in times]) for name in ("Lightning alone", "Natural"))
     return (
         f"{markdown(lines)}\n\n{spread(results)}; {where(results)}. On a net that costs next to nothing, a step of "
-        f"natural training takes {lightning:,} microseconds more than its floor by Lightning alone, and {ours:,} by a "
-        f"method here. One step of PGD, as a ratio to one of the train-mode loop in float32: {attack_step(results)}."
+        f"natural training takes {lightning} microseconds more than its floor by Lightning alone, and {ours} by a "
+        f"method here (n = {len(times)}). One step of PGD, as a ratio to one of the train-mode loop in float32: "
+        f"{attack_step(results)}."
     )
+
+
+def median_of(values: Sequence[float]) -> str:
+    """The median and, of several values, the smallest and the largest."""
+    spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
+    return f"{median(values):.0f}{spread}"
 
 
 def attack_step(results: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelSummary, RichModelSummary
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -249,6 +250,18 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     fit(defense, tmp_path, n=8)
     moved = torch.cat([(a - b).flatten() for a, b in zip(defense.net.parameters(), before, strict=True)])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_scaled_gradients_are_clipped_to_their_own_norm(tmp_path, fused):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    defense = build(
+        Natural, net=TinyNet(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=fused), gradient_clip_val=0.1
+    )
+    before = [parameter.clone() for parameter in defense.net.parameters()]
+    fit(defense, tmp_path, n=8, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    moved = torch.cat([(a - b).flatten() for a, b in zip(defense.net.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.1, rel=1e-3)
 
 
 def test_images_are_turned_into_channels_last(tmp_path):

@@ -98,3 +98,10 @@ def test_a_stranger_s_net_is_refused_before_its_gradients_are_wrong(tmp_path, op
         fit(strangers(4), tmp_path, **{option: True})
     fit(strangers(4), tmp_path)
     fit(strangers(16), tmp_path, channels_last=True)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_the_layout_counts_that_the_net_has_itself(tmp_path):
+    with pytest.raises(ValueError, match=r"^net is in channels_last: .* '1', .*: give net\.to\(memory_format"):
+        fit(strangers(4).to(memory_format=torch.channels_last), tmp_path)
+    fit(strangers(16).to(memory_format=torch.channels_last), tmp_path)

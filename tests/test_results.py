@@ -128,7 +128,12 @@ def on_coresets(seed, accuracy, seconds, selecting=None):
         diary |= {"train/coreset/size": [None, 30_000], "train/coreset/error": [None, 0.25]}
     tested = {name: [accuracy, accuracy - 1, accuracy + 1, 500] for name in ("clean", "pgd40", "autoattack")}
     config = {"model": model, "data": data, "trainer": {"callbacks": callbacks}, "seed_everything": seed}
-    found = {"config": config, "diary": diary, "last": tested, "hardware": {"processor": "abacus", "threads": 1}}
+    found = {
+        "config": config,
+        "diary": diary,
+        "last": tested,
+        "hardware": {"processor": "abacus", "capability": "AVX2", "threads": 1},
+    }
     return found | {"md5": {"test": "0123456789"}}
 
 
@@ -227,10 +232,11 @@ def test_on_cifar_processor_threads_precision_and_epochs_are_named(readme, monke
     text = readme.BLOCKS["cpu_cifar"]()
     cells = {line.split(" | ")[0]: line.strip(" |").split(" | ")[1:] for line in text.splitlines() if "`" in line}
     assert [cells[f"| `{row}`"][0] for row in ("fastat", "pgdat")] == ["2", "1"]
-    assert cells["| `fastat`"][4].startswith("18.0 [")
-    assert cells["| `fastat`"][5] == "23.0 (22.0 to 24.0)"
+    assert cells["| `fastat`"][4] == "20.0"
+    assert cells["| `fastat`"][5].startswith("18.0 [")
+    assert cells["| `fastat`"][6] == "23.0 (22.0 to 24.0)"
     assert "autoattack 200 of seed 0" in text
-    assert "2 threads of abacus, bf16-mixed; " in text
+    assert "2 threads of abacus (AVX2), bf16-mixed; " in text
     assert " 10 epochs;" in text
     assert "Without results so far: `nfgsm`, " in text
 
@@ -248,7 +254,7 @@ def test_the_candidate_that_does_best_on_held_out_images_is_the_winner(readme, m
     (tmp_path / "cpu_cpu_cifar_headline.json").write_text(json.dumps({"rows": candidates}))
     chosen = readme.BLOCKS["cpu_cifar_headline"]()
     assert "`nfgsm` overfitted catastrophically on the way: no image withstood PGD-10 after epoch 3, 4." in chosen
-    assert "2 threads of abacus, bf16-mixed" in chosen
+    assert "2 threads of abacus (AVX2), bf16-mixed" in chosen
     rows = {f"winner@{seed}": on_cifar(seed, 40.0 + seed, epochs=20) for seed in range(3)}
     rows["winner@1"]["last"]["autoattack_1000"] = [39.0, 38.0, 40.0, 1000]
     (tmp_path / "cpu_cpu_cifar_headline_30.json").write_text(json.dumps({"rows": rows}))

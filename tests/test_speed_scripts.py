@@ -75,19 +75,20 @@ def test_every_net_and_device_has_its_rows_and_its_hardware(blocks, tmp_path):
     results = {"batch": 8, "repeats": 3, "rows": rows, "compile": False, "width": 0, "attack_step": step, **CPU}
     gpu = {"net": "resnet18", "gpu": "NVIDIA H200", "compile": True, "commit": "0123abc"}
     kinds = {"vgg16_full": {"net": "vgg16"}, "resnet18_full": {"net": "resnet18"}, "resnet18_full_gpu_compiled": gpu}
+    kinds["vgg16_old"] = {"net": "vgg16", "capability": "AVX2", "bf16": []}
     for name, about in kinds.items():
         (tmp_path / f"benchmark_{name}.json").write_text(json.dumps(results | about))
-    (tmp_path / "benchmark_resnet18_16.json").write_text("{}")
+    (tmp_path / "benchmark_resnet18_16.json").write_text(json.dumps(CPU))
     written = blocks.benchmark_full()
     gpus = "resnet18, compiled, GPU"
     names = [line.split(" | ")[0][2:] for line in written.splitlines() if "FastAT" in line]
-    assert names == ["resnet18", gpus, "vgg16"]
+    assert names == ["resnet18", gpus, "vgg16", "vgg16, AVX2"]
     assert "| vgg16 | 8 | FastAT | 3.2 | 0.90 | - | - | - | - | - |" in written
     assert written.endswith(
         "in 3 fits, as ratios to the floor or as told, measured in the same fit; single fits deviate by at most 0.25; "
-        f"resnet18 and vgg16 on 2 threads of CPU (AVX512, AMX); {gpus} on NVIDIA H200, at commit 0123abc. One step of "
-        f"PGD, as above: resnet18: eval 0.90 (0.80 to 1.00); {gpus}: eval 0.90 (0.80 to 1.00); vgg16: "
-        "eval 0.90 (0.80 to 1.00)."
+        f"resnet18 and vgg16 on 2 threads of CPU (AVX512, AMX); {gpus} on NVIDIA H200, at commit 0123abc; vgg16, AVX2 "
+        f"on 2 threads of CPU (AVX2). One step of PGD, as above: resnet18: eval 0.90 (0.80 to 1.00); {gpus}: eval 0.90 "
+        "(0.80 to 1.00); vgg16: eval 0.90 (0.80 to 1.00); vgg16, AVX2: eval 0.90 (0.80 to 1.00)."
     )
 
 

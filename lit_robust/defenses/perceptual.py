@@ -1,6 +1,6 @@
 """Perceptual adversarial training."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -74,8 +74,8 @@ class PerceptualAT(Defense):
             correct = net(batch.x).argmax(dim=1) == batch.y
         return torch.where(like_images(correct, x_adv), x_adv, batch.x)
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip the gradient by value; why in this hook, see ``Trained.on_before_optimizer_step``."""
+    def limit_gradients(self) -> None:
+        """Clip the gradient by value, then its norm."""
         if self.largest_gradient is not None:
             nn.utils.clip_grad_value_(self.net.parameters(), self.largest_gradient)
-        super().on_before_optimizer_step(optimizer)
+        super().limit_gradients()

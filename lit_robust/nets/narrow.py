@@ -24,6 +24,13 @@ class SubsamplingConv2d(nn.Conv2d):
         return F.conv2d(input[:, :, ::down, ::across], self.weight, self.bias)
 
 
+def is_channels_last(net: nn.Module) -> bool:
+    """Whether a convolution's weights are in channels_last, so that its results are, too."""
+    layout = torch.channels_last
+    weights = (part.weight for part in net.modules() if isinstance(part, nn.Conv2d))
+    return any(weight.is_contiguous(memory_format=layout) and not weight.is_contiguous() for weight in weights)
+
+
 def miscalculated(net: nn.Module) -> list[str]:
     """The names of a net's convolutions whose gradients oneDNN may get wrong in channels_last on a CPU."""
     onednn: Any = torch.backends.mkldnn

@@ -53,8 +53,8 @@ class Evaluated(Attacked):
             in a test, for the alarm ``transfer``.
         channels_last: Keeps images and weights in the memory format that is faster on GPUs and most CPUs.
         compile: Compiles the net with ``torch.compile``, if it can be; on if the net comes compiled.
-        fold_batchnorm: Shows attacks in eval mode the net with BatchNorms folded into its convolutions, which gives the
-            same logits in less time, see ``nets.folded``.
+        fold_batchnorm: Shows attacks in eval mode the net with BatchNorms folded into its convolutions: the same
+            logits, in less time if the attack has many steps, see ``nets.folded``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -23,6 +23,7 @@ from lit_robust.ranks import average_buffers, gather_over_ranks
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import fractional_epoch
 from lit_robust.seeds import seed
+from lit_robust.torch_internals import unscales_itself
 from lit_robust.training import checkpoint_checks
 from lit_robust.training.arguments import EvaluatedArguments, check_arguments
 from lit_robust.training.checkpoint_io import keep_checkpoints_whole
@@ -158,7 +159,13 @@ class Trained(Loadable):
         self.rate.set(self.time)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clip here, where gradients are unscaled in every precision."""
+        """Clip here, where gradients are unscaled in every precision, and not yet by a fused optimizer's own step."""
+        if (scaler := self.trainer.scaler) is not None and unscales_itself(optimizer):
+            scaler.unscale_(optimizer)
+        self.limit_gradients()
+
+    def limit_gradients(self) -> None:
+        """Clip the norm of the gradient of all weights."""
         if self.gradient_clip_val is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.gradient_clip_val)
 

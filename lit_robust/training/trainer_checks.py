@@ -24,12 +24,12 @@ from lit_robust import require
 from lit_robust.attacks import Attack
 from lit_robust.lightning_internals import batch_size_searched, flushes_every
 from lit_robust.measures.attack_checks import tell_of_idle_attack
-from lit_robust.nets.narrow import ENOUGH_CHANNELS, miscalculated
+from lit_robust.nets.narrow import ENOUGH_CHANNELS, is_channels_last, miscalculated
 from lit_robust.torch_internals import bf16_instructions
 
-#: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8)
-#: took 1.16 of float32's time, one of 0.17 million (fast_cnn) 0.78 to 0.92, one of 0.7 million (ResNet-18 of width 16)
-#: 0.65 to 0.86 (scripts/benchmark.py).
+#: Parameters from which bfloat16 is recommended. With AVX512-BF16, a net of 6 thousand (digits_cnn of width 8) took
+#: 1.16 of float32's time, one of 0.17 million (fast_cnn, 28 x 28 pixels) 0.84 to 0.97, one of 0.7 million (ResNet-18 of
+#: width 16, 32 x 32 pixels) 0.65 to 0.86 (scripts/benchmark.py). On smaller images it may not pay (digits_bf16.py).
 PAYS_FROM = 100_000
 
 #: Callbacks that do nothing, or fail, until a subclass says what to do.
@@ -152,13 +152,20 @@ def check_narrow_convolutions(device: str, module: HasLayout) -> None:
     Raises:
         ValueError: If it has such a convolution, see ``nets.narrow``.
     """
-    option = "channels_last=True" if module.channels_last else "compile=True" if module.compiled else ""
-    if device == "cpu" and option and (found := miscalculated(module.net)):
-        raise ValueError(
-            f"{option}: on a CPU torch may crash, or get wrong gradients, in the net's {found[0]!r}, a strided 1 x 1 "
-            f"convolution of fewer than {ENOUGH_CHANNELS} input channels: set {option.partition('=')[0]}=False, or put "
-            "lit_robust.nets.narrow.SubsamplingConv2d in its place."
-        )
+    if device != "cpu" or not (found := miscalculated(module.net)):
+        return
+    causes = {
+        "channels_last=True": (module.channels_last, "set channels_last=False"),
+        "compile=True": (module.compiled, "set compile=False"),
+        "net is in channels_last": (is_channels_last(module.net), "give net.to(memory_format=torch.contiguous_format)"),
+    }
+    for cause, (holds, remedy) in causes.items():
+        if holds:
+            raise ValueError(
+                f"{cause}: on a CPU torch may crash, or get wrong gradients, in the net's {found[0]!r}, a strided "
+                f"1 x 1 convolution of fewer than {ENOUGH_CHANNELS} input channels: {remedy}, or put "
+                "lit_robust.nets.narrow.SubsamplingConv2d in its place."
+            )
 
 
 def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
@@ -168,7 +175,8 @@ def tell_of_bf16(precision: str, device: str, net: nn.Module) -> None:
     if instructions and precision == "32-true" and sum(weight.numel() for weight in net.parameters()) >= PAYS_FROM:
         rank_zero_info(
             f"This CPU multiplies bfloat16 ({', '.join(instructions)}): precision=bf16-mixed (-c "
-            "configs/trainer/cpu_bf16.yaml) took 0.61 to 0.86 of the time of 32-true with AVX512-BF16 and a ResNet-18."
+            "configs/trainer/cpu_bf16.yaml) took 0.61 to 0.86 of the time of 32-true with AVX512-BF16, a ResNet-18 "
+            "and images of 32 x 32 pixels."
         )
     if not instructions and precision == "bf16-mixed":
         rank_zero_warn(
