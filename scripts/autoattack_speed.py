@@ -197,7 +197,7 @@ def main() -> None:
         torch.save(train(data, args.width, args.epochs).state_dict(), path)
     net.load_state_dict(torch.load(path, weights_only=True))
     batch = chosen(net, batch, args.images)
-    about["weights"] = str(sum(p.double().sum() for p in net.parameters()))
+    about["weights"] = round(sum(p.double().sum().item() for p in net.parameters()), 4)
     blocks = kept(before, about)
     with frozen(net):
         for start in missing(about, blocks):

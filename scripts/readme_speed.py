@@ -341,14 +341,17 @@ def autoattack_bf16() -> str:
 
 
 def autoattack_speed() -> str:
-    """AutoAttack as a test runs it beside its package."""
-    results = read(RESULTS / "autoattack_speed.json")
-    if not results:
-        return ""
+    """AutoAttack as a test runs it beside its package, a paragraph for each processor."""
+    return "\n\n".join(of_autoattack(read(path)) for path in sorted(RESULTS.glob("autoattack_speed*.json")))
+
+
+def of_autoattack(results: Mapping[str, Any]) -> str:
+    """The seconds of both, and where they differ."""
     rows = [*results["blocks"].values()]
     total = {key: sum(row[key] for row in rows) for key in rows[0]}
     different = total["only_ours_leaves"] + total["only_package_leaves"]
     ratios = [row["ours"] / row["package"] for row in rows]
+    trained = f"{results['train_size']:,} images" if results["train_size"] else "all images"
     said = "both break the same images."
     if different:
         said = (
@@ -361,5 +364,5 @@ def autoattack_speed() -> str:
         f"({results['package']}; {total['ours']:.0f} and {total['package']:.0f} s, median of {len(rows)} blocks "
         f"{median(ratios):.2f}), both in eval mode, channels_last, frozen and in float32; of {total['n']} images of "
         f"CIFAR-10 the package leaves {total['left']}, and {said} `scripts/autoattack_speed.py`: ResNet-18 of width "
-        f"{results['width']}, eps 8/255, blocks of {results['block']} images, {device(results)}."
+        f"{results['width']}, trained on {trained}, eps 8/255, blocks of {results['block']} images, {device(results)}."
     )
