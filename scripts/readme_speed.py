@@ -225,8 +225,20 @@ def digits_bf16() -> str:
     so_far = f" Without results so far: {', '.join(missing)}." if missing else ""
     return (
         f"{markdown(lines)}\n\nPGDAT on scikit-learn's digits, accuracy in percent at eps {results['eps']:g}, n = {n}, "
-        f"mean and range of {len(results['seeds'])} seeds.{so_far}"
+        f"mean and range of {len(results['seeds'])} seeds; {device(results)}.{so_far}{again(results['nets'])}"
     )
+
+
+def again(nets: Mapping[str, Any]) -> str:
+    """What nets reach in float32 on another processor."""
+    found = {name: net["again"] for name, net in nets.items() if "again" in net}
+    told = [
+        f"the {name} clean {with_range([run['clean'] for run in of['32-true']])}, PGD-20 "
+        f"{with_range([run['pgd20'] for run in of['32-true']])}"
+        for name, of in found.items()
+    ]
+    on = " and ".join(sorted({device(of) for of in found.values()}))
+    return f" Trained again in float32 on {on}: {'; '.join(told)}." if told else ""
 
 
 def net_of(results: Mapping[str, Any]) -> str:
