@@ -752,6 +752,14 @@ def test_each_net_is_trained_in_both_precisions_once(script, blocks, monkeypatch
     script.run(bf16)
     assert capsys.readouterr().out == ""
     assert "| tiny | 1 | " in blocks.digits_bf16()
+    assert "Trained again" not in blocks.digits_bf16()
+    script.run(bf16, "--again")
+    after = json.loads((tmp_path / "digits_bf16.json").read_text())["nets"]["tiny"]
+    accuracy = {key: value for key, value in net["32-true"][0].items() if key != "cpu_seconds"}
+    assert after.items() > net.items()
+    assert after["again"]["32-true"][0].items() > accuracy.items()
+    told = f"the tiny clean {accuracy['clean']:.1f}, PGD-20 {accuracy['pgd20']:.1f}."
+    assert f"Trained again in float32 on {blocks.device(after['again'])}: {told}" in blocks.digits_bf16()
 
 
 # What only a GPU can show.
