@@ -288,6 +288,8 @@ def attack_step(args: argparse.Namespace) -> Times:
         "eval, not folded": ours(fold=False),
         "eval": ours(),
     }
+    if args.compile:
+        loops["eval, compiled"] = ours(compile=True)
     if multiplies_bf16(device):
         loops |= {"eval, bf16, not folded": ours(fold=False, bf16=True), "eval, bf16": ours(bf16=True)}
     return {name: [one / STEPS for one in seconds] for name, seconds in in_turns(loops, args.batches, device).items()}

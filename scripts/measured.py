@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lit_robust import nets
 from lit_robust.attacks import Attack
-from lit_robust.guards import BNMode, checked, network_mode, smaller_batches
+from lit_robust.guards import BNMode, checked, frozen, network_mode, smaller_batches
 from lit_robust.nets.folded import FoldedNet
 from lit_robust.torch_internals import bf16_instructions
 
@@ -213,14 +213,19 @@ def ratio(repeats: Sequence[Times], loop: str, to: str) -> dict[str, Any]:
 
 
 def as_attacked(
-    attack: Attack, net: nn.Module, mode: BNMode, x: Tensor, y: Tensor, fold: bool = True, bf16: bool = False
-) -> Callable[[], None]:
-    """The attack as a training or a test runs it, on a net in channels_last; ``bf16`` as ``bf16-mixed`` does."""
-    x, folded = x.contiguous(memory_format=torch.channels_last), FoldedNet()
+    attack: Attack, net: nn.Module, mode: BNMode, x: Tensor, y: Tensor,
+    fold: bool = True, bf16: bool = False, compile: bool = False,
+) -> Callable[[], None]:  # fmt: skip
+    """The attack as a training or a test runs it, on a net in channels_last; ``bf16`` as ``bf16-mixed`` does.
+
+    ``compile`` compiles the folded net.
+    """
+    x, folded = x.contiguous(memory_format=torch.channels_last), FoldedNet(compile)
 
     def run() -> None:
         autocast = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
-        with network_mode(net, mode), checked(), smaller_batches(), autocast:
+        freezing = frozen(net) if compile else nullcontext()
+        with network_mode(net, mode), checked(), smaller_batches(), autocast, freezing:
             attack(folded(net, x) if fold and mode == "eval" else net, x, y)
 
     return run
