@@ -1,6 +1,7 @@
 """Time AutoAttack as a test runs it against its package on the same net and images, and count where they differ.
 
     python scripts/autoattack_speed.py --root data     # writes scripts/results/autoattack_speed.json
+    python scripts/autoattack_speed.py --root data --compile     # also on the compiled net, with its compilation
     python scripts/autoattack_speed.py --root data --estimate     # prints the minutes that this takes, and ends
 
 The minutes that are left are estimated and printed first. The net is trained once by N-FGSM at eps 8/255 on CIFAR-10
@@ -73,9 +74,9 @@ def chosen(net: nn.Module, batch: Batch, images: int) -> Batch:
     return Batch(*(one[mixed] for one in batch))
 
 
-def ours(net: nn.Module, batch: Batch, fold: bool) -> Callable[[], Tensor]:
+def ours(net: nn.Module, batch: Batch, fold: bool, compile: bool = False) -> Callable[[], Tensor]:
     """What a test does for the row ``autoattack``: which images it leaves."""
-    attacked = FoldedNet()(net, batch.x) if fold else net
+    attacked = FoldedNet(compile)(net, batch.x) if fold else net
     return lambda: surviving(net, {"attack": AutoAttack(EPS)}, batch, attacked=attacked)["attack"]
 
 
@@ -100,9 +101,10 @@ def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.perf_counter() - begun, left
 
 
-def measure(net: nn.Module, batch: Batch, number: int) -> dict[str, Any]:
-    """Both sides on one block."""
+def measure(net: nn.Module, batch: Batch, number: int, compile: bool = False) -> dict[str, Any]:
+    """Both sides on one block, and ours on the compiled net."""
     sides = {"ours": ours(net, batch, fold=True), "package": theirs(net, batch)}
+    sides |= {"compiled": ours(net, batch, fold=True, compile=True)} if compile else {}
     found = {name: timed(sides[name]) for name in (sides if number % 2 else reversed(sides))}
     row: dict[str, Any] = {name: round(found[name][0], 2) for name in sides}
     left = {name: one for name, (_, one) in found.items()}
@@ -110,6 +112,8 @@ def measure(net: nn.Module, batch: Batch, number: int) -> dict[str, Any]:
     row["only_ours_leaves"] = int((left["ours"] & ~left["package"]).sum())
     row["only_package_leaves"] = int((left["package"] & ~left["ours"]).sum())
     row["different_without_folding"] = 0
+    if compile:
+        row["different_compiled"] = int((left["compiled"] != left["package"]).sum())
     if row["only_ours_leaves"] or row["only_package_leaves"]:
         unfolded = ours(net, batch, fold=False)()
         row["different_without_folding"] = int((unfolded != left["package"]).sum())
@@ -129,14 +133,14 @@ def seconds_per_image(net: nn.Module, x: Tensor) -> tuple[float, float]:
 
 
 def estimated(net: nn.Module, x: Tensor, trained: int, attacked: int) -> float:
-    """Seconds of training on so many images in all, and of both sides' attack on so many.
+    """Seconds of training on so many images in all, and of attacks on so many.
 
     An image that withstands sees 100 steps of APGD-CE, 9 x 100 of APGD-T and of FAB-T and 5,000 queries of Square; a
     broken one about half of APGD-CE. A step of FAB-T has two passes. N-FGSM takes three gradients' time per image.
     """
     forward, gradient = seconds_per_image(net, x)
     withstands = (100 + 900 + 900) * gradient + (900 + 5000) * forward
-    return 3 * gradient * trained + 2 * attacked * (ROBUST * withstands + (1 - ROBUST) * 50 * gradient)
+    return 3 * gradient * trained + attacked * (ROBUST * withstands + (1 - ROBUST) * 50 * gradient)
 
 
 def kept(before: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +163,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--train-size", type=count, default=None, help="train on the first images only")
     parser.add_argument("--images", type=count, default=200)
     parser.add_argument("--block", type=count, default=100)
+    parser.add_argument("--compile", action="store_true", help="also attack the compiled net")
     parser.add_argument("--estimate", action="store_true", help="only print the minutes")
     parser.add_argument("--out", type=Path, default=RESULT)
     return parser
@@ -184,12 +189,14 @@ def main() -> None:
         "train_size": args.train_size, "code": code_of(AutoAttack(), net, FoldedNet(), Accuracy(0, 1)), **versions(),
         **hardware(), "bf16": bf16_instructions(), "package": AutoAttack().package,
     }  # fmt: skip
+    about |= {"compile": True} if args.compile else {}
     (batch,) = data.test_dataloader()
     batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
     before = read(args.out)
     trained = 0 if path.exists() else args.epochs * sum(len(of.y) for of in data.plain_train_dataloader())
     attacked = sum(min(args.block, args.images - start) for start in missing(about, kept(before, about)))
-    minutes = estimated(net, batch.x[:128], trained, attacked) / 60
+    sides = 3 if args.compile else 2
+    minutes = estimated(net, batch.x[:128], trained, sides * attacked) / 60
     print(f"about {minutes:.0f} minutes to train on {trained} images and to attack {attacked}", flush=True)
     if args.estimate:
         return
@@ -202,7 +209,7 @@ def main() -> None:
     with frozen(net):
         for start in missing(about, blocks):
             part = Batch(*(one[start : start + args.block] for one in batch))
-            blocks[str(start)] = measure(net, part, start // args.block)
+            blocks[str(start)] = measure(net, part, start // args.block, args.compile)
             with opened(args.out) as results:
                 results.clear()
                 results |= about | {"commit": commit(), "md5": md5_of(data)["test"]}

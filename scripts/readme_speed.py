@@ -371,6 +371,11 @@ def of_autoattack(results: Mapping[str, Any]) -> str:
             f"ours differs from the package on {total['different_without_folding']}, so that folding's rounding "
             "explains the others."
         )
+    if "compiled" in total:
+        said += (
+            f" With `compile: true` it takes {total['compiled'] / total['package']:.2f} ({total['compiled']:.0f} s, "
+            f"compilation included; {total['different_compiled']} images come out otherwise)."
+        )
     return (
         f"AutoAttack of a test takes {total['ours'] / total['package']:.2f} of the time of its package "
         f"({results['package']}; {total['ours']:.0f} and {total['package']:.0f} s, median of {len(rows)} blocks "

@@ -614,8 +614,10 @@ def test_both_sides_of_autoattack_are_counted_image_by_image(script, monkeypatch
     assert 0 < row["left"] < 12
     assert row["only_ours_leaves"] == row["only_package_leaves"] == row["different_without_folding"] == 0
     left = speed.theirs(net, batch)()
-    monkeypatch.setattr(speed, "ours", lambda net, batch, fold: lambda: ~left if fold else left)
-    row = speed.measure(net, batch, 1)
+    monkeypatch.setattr(speed, "ours", lambda *_, fold, compile=False: lambda: ~left if fold and not compile else left)
+    assert "compiled" not in row
+    row = speed.measure(net, batch, 1, compile=True)
+    assert row["compiled"] >= row["different_compiled"] == 0
     assert row["only_ours_leaves"] == 12 - row["left"]
     assert row["only_package_leaves"] == row["left"]
     assert row["different_without_folding"] == 0
@@ -643,9 +645,8 @@ def test_an_estimate_counts_the_passes_of_both_sides(script, monkeypatch):
     monkeypatch.setattr(speed, "seconds_per_image", lambda net, x: (1.0, 3.0))
     assert speed.estimated(TinyNet(), images(4).x, trained=10, attacked=0) == 3 * 3 * 10
     robust, others = speed.ROBUST * (1900 * 3 + 5900), (1 - speed.ROBUST) * 50 * 3
-    assert speed.estimated(TinyNet(), images(4).x, trained=0, attacked=200) == pytest.approx(
-        2 * 200 * (robust + others)
-    )
+    found = speed.estimated(TinyNet(), images(4).x, trained=0, attacked=200)
+    assert found == pytest.approx(200 * (robust + others))
 
 
 @pytest.mark.usefixtures("quick")
@@ -676,6 +677,10 @@ def test_autoattacks_blocks_are_resumed(script, blocks, monkeypatch, tmp_path, r
     script.run(speed, *words[:-2], "--out", "autoattack_speed.json", "--block", "8")  # other blocks: all anew
     assert measured == [0, 1, 1, 0]
     assert "of the time of its package (pyautoattack" in blocks.autoattack_speed()
+    assert "compile" not in blocks.autoattack_speed()
+    results["blocks"]["0"] |= {"compiled": results["blocks"]["0"]["package"] / 4, "different_compiled": 1}
+    path.write_text(json.dumps(results))
+    assert "With `compile: true` it takes 0.25 (" in blocks.autoattack_speed()
 
 
 # Start-up, memory and bfloat16.
