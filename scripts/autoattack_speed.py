@@ -132,15 +132,15 @@ def seconds_per_image(net: nn.Module, x: Tensor) -> tuple[float, float]:
     return forward / len(x), median(in_turns({"gradient": gradient}, 3, x.device)["gradient"]) / len(x)
 
 
-def estimated(net: nn.Module, x: Tensor, trained: int, attacked: int) -> float:
-    """Seconds of training on so many images in all, and of attacks on so many.
+def estimated(net: nn.Module, x: Tensor, trained: int, attacked: int, sides: int = 2) -> float:
+    """Seconds of training on so many images in all, and of all sides' attacks on so many.
 
     An image that withstands sees 100 steps of APGD-CE, 9 x 100 of APGD-T and of FAB-T and 5,000 queries of Square; a
     broken one about half of APGD-CE. A step of FAB-T has two passes. N-FGSM takes three gradients' time per image.
     """
     forward, gradient = seconds_per_image(net, x)
     withstands = (100 + 900 + 900) * gradient + (900 + 5000) * forward
-    return 3 * gradient * trained + attacked * (ROBUST * withstands + (1 - ROBUST) * 50 * gradient)
+    return 3 * gradient * trained + sides * attacked * (ROBUST * withstands + (1 - ROBUST) * 50 * gradient)
 
 
 def kept(before: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,8 +195,7 @@ def main() -> None:
     before = read(args.out)
     trained = 0 if path.exists() else args.epochs * sum(len(of.y) for of in data.plain_train_dataloader())
     attacked = sum(min(args.block, args.images - start) for start in missing(about, kept(before, about)))
-    sides = 3 if args.compile else 2
-    minutes = estimated(net, batch.x[:128], trained, sides * attacked) / 60
+    minutes = estimated(net, batch.x[:128], trained, attacked, sides=2 + args.compile) / 60
     print(f"about {minutes:.0f} minutes to train on {trained} images and to attack {attacked}", flush=True)
     if args.estimate:
         return

@@ -645,8 +645,9 @@ def test_an_estimate_counts_the_passes_of_both_sides(script, monkeypatch):
     monkeypatch.setattr(speed, "seconds_per_image", lambda net, x: (1.0, 3.0))
     assert speed.estimated(TinyNet(), images(4).x, trained=10, attacked=0) == 3 * 3 * 10
     robust, others = speed.ROBUST * (1900 * 3 + 5900), (1 - speed.ROBUST) * 50 * 3
-    found = speed.estimated(TinyNet(), images(4).x, trained=0, attacked=200)
-    assert found == pytest.approx(200 * (robust + others))
+    for how, sides in (({}, 2), ({"sides": 3}, 3)):
+        found = speed.estimated(TinyNet(), images(4).x, trained=0, attacked=200, **how)
+        assert found == pytest.approx(sides * 200 * (robust + others))
 
 
 @pytest.mark.usefixtures("quick")
