@@ -18,9 +18,10 @@ the range of those of single repeats. The file is written after each fit. Its ro
 versions and code stay and are not measured again; one without all its repeats, which are then under ``unfinished``, is
 continued.
 
-A batch counts until the next one begins, so an epoch's end, with its metrics, is in no time. ``LEFT_OUT`` are methods
-whose passes depend on the net or the images, so that no floor is exact. Methods that stop single images are measured
-where they stop none, which is when they cost most.
+A batch counts until the next one begins, so an epoch's end, with its metrics, is in no time. Methods that stop single
+images are measured where they stop none, which is when they cost most; CAT whose attack grows, at its last k and with
+all images attacked. A floor has the passes of the net and nothing that is computed beside them, such as distances of
+features.
 
 ``attack_step`` has one step of PGD, a tenth of an attack as a training or a test runs it, beside one of the train-mode
 loop. The overhead is that of a tiny net, whose fit step is nearly all overhead: of Lightning alone, and of a method.
@@ -28,7 +29,7 @@ loop. The overhead is that of a tiny net, whose fit step is nearly all overhead:
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lit_robust import defenses
-from lit_robust.attacks import FGSM, PGD
+from lit_robust.attacks import FGSM, PGD, FastLPA
 from lit_robust.batch import Batch
 from lit_robust.defenses import Defense
 from lit_robust.nets.folded import FoldedNet
@@ -86,6 +87,10 @@ class Method(NamedTuple):
     copies: int = 1
     #: Whether the update has GradAlign's second derivative.
     aligned: bool = False
+    #: The steps that the batch's last image is attacked by once more, to join the update.
+    alone: int = 0
+    #: Values that its memory begins with.
+    memory: Mapping[str, Any] = {}
 
 
 PGD10 = PGD(EPS, ALPHA, steps=STEPS)
@@ -101,6 +106,13 @@ METHODS = {
     "DynamicAT": ("DynamicAT", Method(OF_PGD | {"c": 0.0}, STEPS, "eval")),
     "PSAT": ("PSAT", Method(OF_PGD | {"lam": 1.0}, STEPS, "eval")),
     "HSAT": ("HSAT", Method(OF_PGD | {"lam": 1.0}, STEPS, "eval")),
+    "CurriculumAT": ("CurriculumAT", Method(OF_PGD | {"batch_mixing": False}, STEPS, "train", memory={"k": STEPS})),
+    "CustomizedAT": ("CustomizedAT", Method(OF_PGD, STEPS, "eval", references=("eval",))),
+    # The distance's origin, a look along each step, 11 of the projection, and which images are misclassified.
+    "PerceptualAT": (
+        "PerceptualAT",
+        Method({"attack": FastLPA(steps=STEPS)}, STEPS, "eval", references=("eval",) * (1 + STEPS + 11 + 1)),
+    ),
     "FGSMAT": ("FGSMAT", Method(OF_FGSM, 1, "train")),
     "RFGSMAT": ("RFGSMAT", Method(OF_FGSM, 1, "train")),
     "FastAT": ("FastAT", Method(OF_FGSM, 1, "train")),
@@ -111,19 +123,20 @@ METHODS = {
     "ELLEA": ("ELLEA", Method(OF_FGSM, 1, "train", update=4)),
     "FreeAT-4": ("FreeAT", Method(OF_FGSM | {"m": 4}, 0, "train", replays=4)),
     "RMGM": ("RMGM", Method(OF_FGSM, 1, "eval", copies=2)),
+    "SATR1": ("SATR1", Method(OF_FGSM | {"steps": 3}, 1, "eval", alone=3)),
     "SATR3": ("SATR3", Method(OF_FGSM, 1, "eval", update=2)),
     "GAT": ("GAT", Method(GUIDED, 1, "eval", references=("train",), update=2)),
     "NuAT": ("NuAT", Method(GUIDED, 1, "eval", references=("train",), update=2)),
+    "NuAT2": ("NuAT2", Method(OF_FGSM, 2, "eval", references=("eval",), update=2)),
 }
 
-#: Methods without an exact floor, and why.
-LEFT_OUT = {
-    "CurriculumAT": "its attack has another number of steps in every epoch",
-    "CustomizedAT": "its bounds, and so its steps, differ between images",
-    "SATR1": "it attacks a part of a batch",
-    "NuAT2": "a callback keeps the average that it attacks",
-    "PerceptualAT": "its attack reads a second net",
-}
+
+def module_of(cls: str, method: Method, net: nn.Module, classes: int = 10, **kwargs: Any) -> Defense:
+    """The method as it is measured, in channels_last."""
+    given = {"optimizer": sgd, **method.arguments, **kwargs}
+    module: Defense = getattr(defenses, cls)(net, classes, channels_last=True, **given)
+    module.memory.declare(**method.memory)
+    return module
 
 
 def hand_written(net: nn.Module, method: Method, x: Tensor, y: Tensor, research: bool = False) -> Callable[[], None]:
@@ -132,14 +145,23 @@ def hand_written(net: nn.Module, method: Method, x: Tensor, y: Tensor, research:
     layout = torch.contiguous_format if research else torch.channels_last
     x, y = torch.cat([x] * method.copies).contiguous(memory_format=layout), torch.cat([y] * method.copies)
 
-    def gradient(images: Tensor) -> Tensor:
-        loss = F.cross_entropy(net(images), y)
+    def gradient(images: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(net(images), labels)
         if not research:
             return torch.autograd.grad(loss, images)[0]
         loss.backward()
         optimizer.zero_grad()
         assert images.grad is not None
         return images.grad
+
+    def attacked(x: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        x_adv = direction = x
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            direction = gradient(x_adv, y)
+            moved = x_adv.detach() + ALPHA * direction.sign()
+            x_adv = torch.clamp(torch.min(torch.max(moved, x - EPS), x + EPS), 0, 1)
+        return x_adv, direction
 
     def misaligned(direction: Tensor) -> Tensor:
         beside = (x + EPS * (2 * torch.rand_like(x) - 1)).requires_grad_()
@@ -152,16 +174,14 @@ def hand_written(net: nn.Module, method: Method, x: Tensor, y: Tensor, research:
             with torch.no_grad():
                 net(x)
         net.train(method.mode == "train")
-        x_adv = direction = x
-        for _ in range(method.steps):
-            x_adv = x_adv.detach().requires_grad_()
-            direction = gradient(x_adv)
-            moved = x_adv.detach() + ALPHA * direction.sign()
-            x_adv = torch.clamp(torch.min(torch.max(moved, x - EPS), x + EPS), 0, 1)
+        (x_adv, direction), labels = attacked(x, y, method.steps), y
+        if method.alone:
+            x_adv = torch.cat([x_adv, attacked(x[-1:], y[-1:], method.alone)[0]])
+            labels = torch.cat([y, y[-1:]])
         net.train()
         for _ in range(method.replays):
             images = x_adv.detach().requires_grad_(method.replays > 1)
-            loss = F.cross_entropy(net(images), y)
+            loss = F.cross_entropy(net(images), labels)
             for _ in range(method.update - 1):
                 loss = loss + F.cross_entropy(net(x), y)
             if method.aligned:
@@ -211,7 +231,8 @@ class Alone(LightningModule):
 
 def batches(x: Tensor, y: Tensor, number: int) -> DataLoader[Any]:
     """The same batch again and again, so that no loader is measured."""
-    batch = Batch(x, y, torch.arange(len(y)), torch.ones(len(y)))
+    # A method that remembers images takes the loader's length for their number.
+    batch = Batch(x, y, torch.arange(len(y)) % number, torch.ones(len(y)))
     return DataLoader([batch] * number, batch_size=None)
 
 
@@ -249,9 +270,7 @@ def compare(args: argparse.Namespace, cls: str, method: Method) -> dict[str, Tim
         kinds.insert(1, ("fit unfolded", {"fold_batchnorm": False}, "32-true"))
     found: dict[str, Times] = {}
     for name, arguments, precision in kinds:
-        module: Defense = getattr(defenses, cls)(
-            build(), 10, channels_last=True, compile=args.compile, optimizer=sgd, **method.arguments, **arguments
-        )
+        module = module_of(cls, method, build(), compile=args.compile, **arguments)
         loops = others | ({"research": by_hand(method, research=True)} if name == "fit" else {})
         times: dict[str, list[float]] = {}
         fit(module, TakingTurns(name, loops, times), args, x, y, precision=precision)

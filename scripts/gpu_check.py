@@ -25,12 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, RESULTS, batches
+from benchmark import METHODS, RESULTS, batches, module_of
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from measured import about, builder
 from torch import nn
-
-from lit_robust import defenses
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "configs/recipes/free_fast/cifar10_preact_resnet18_fast.yaml"
@@ -60,11 +58,8 @@ def first_wait(
 ) -> str | None:
     """Where a step of a method's training first waits for the device, and why; None if it does not."""
     seed_everything(0, verbose=False)
-    cls, method = METHODS[name]
-    module = getattr(defenses, cls)(
-        net, classes, channels_last=True, optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True),
-        **method.arguments,
-    )  # fmt: skip
+    fused = partial(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True)
+    module = module_of(*METHODS[name], net, classes, optimizer=fused)
     x, y = torch.rand(16, *shape), torch.randint(classes, (16,))
     trainer = Trainer(
         max_epochs=1, accelerator=accelerator, devices=1, precision="bf16-mixed", logger=False, callbacks=[Watched()],

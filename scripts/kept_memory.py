@@ -18,11 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmark import METHODS, PRECISIONS, TakingTurns, asked, codes, fit, parser_of, sgd
+from benchmark import METHODS, PRECISIONS, TakingTurns, asked, codes, fit, module_of, parser_of
 from lightning.pytorch import seed_everything
 from measured import Table, about, builder, count, ratio, resident
 
-from lit_robust import defenses
 from lit_robust.host_memory import keep_freed_memory
 
 RESULT = Path(__file__).parent / "results/kept_memory.json"
@@ -31,9 +30,8 @@ RESULT = Path(__file__).parent / "results/kept_memory.json"
 def trained(args: argparse.Namespace, name: str, precision: str) -> dict[str, Any]:
     """Seconds of each batch of a fit, and the highest resident memory of this process in bytes."""
     seed_everything(0, verbose=False)
-    cls, method = METHODS[name]
     net = builder(args.net, args.width, args.shape[0])()
-    module = getattr(defenses, cls)(net, 10, channels_last=True, optimizer=sgd, **method.arguments)
+    module = module_of(*METHODS[name], net)
     x, y = torch.rand(args.batch, *args.shape), torch.randint(10, (args.batch,))
     times: dict[str, list[float]] = {}
     fit(module, TakingTurns("fit", {}, times), args, x, y, precision=precision)

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, PRECISIONS, asked, batches, codes, device_of, parser_of, sgd
+from benchmark import METHODS, PRECISIONS, asked, batches, codes, device_of, module_of, parser_of
 from lightning.pytorch import Trainer, seed_everything
 from measured import Table, about, builder, reset_peak, resident
-
-from lit_robust import defenses
 
 RESULT = Path(__file__).parent / "results/peak_memory.json"
 #: Batches of a fit; from the second one on, all buffers exist.
@@ -35,9 +33,8 @@ ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), 
 def fit(args: argparse.Namespace, name: str, images: int) -> Any:
     """Train a new net on random images, and return what must live on until memory is read."""
     seed_everything(0, verbose=False)
-    cls, method = METHODS[name]
     net = builder(args.net, args.width, args.shape[0])()
-    module = getattr(defenses, cls)(net, 10, channels_last=True, optimizer=sgd, **method.arguments)
+    module = module_of(*METHODS[name], net)
     trainer = Trainer(
         max_epochs=1, accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, precision=args.precision,

@@ -12,19 +12,16 @@ is written after each method; what it has of the same settings and code stays.
 import argparse
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import METHODS, Method, asked, batches, codes, device_of, hand_written, parser_of, sgd
+from benchmark import METHODS, Method, asked, batches, codes, device_of, hand_written, module_of, parser_of
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from measured import Table, about, builder, count, multiplies_bf16
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-
-from lit_robust import defenses
 
 RESULT = Path(__file__).parent / "results/step_profile.json"
 #: What operators are for, by their names; the first that matches counts.
@@ -86,8 +83,7 @@ def profiles(args: argparse.Namespace, cls: str, method: Method) -> dict[str, di
 
     def fit(precision: str, **arguments: Any) -> profile:
         net: nn.Module = build()
-        given: Mapping[str, Any] = method.arguments | arguments
-        module = getattr(defenses, cls)(net, 10, channels_last=True, optimizer=sgd, **given)
+        module = module_of(cls, method, net, **arguments)
         profiler = profile(activities=activities)
         Trainer(
             max_epochs=1, accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False,

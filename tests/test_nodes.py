@@ -25,7 +25,7 @@ COMMAND = [
     *("--trainer.log_every_n_steps", "1", "--model.attack.init", "zero", "--trainer.logger.save_dir", "."),
 ]
 ONE_RANK = ["--trainer.strategy", "ddp", "--trainer.devices", "1"]
-NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp", "--data.batch_size", "16"]
+NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp", "--data.batch_size", "32"]
 
 
 def by_torchrun(node: str, port: int) -> tuple[list[str], dict[str, str]]:

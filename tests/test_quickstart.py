@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
         patch.chdir(folder)
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         fit = ["fit", "-c", str(QUICKSTART), *quiet]
-        main([*fit, "--trainer.logger.name=natural", "--model=Natural", "--trainer.max_epochs=10"])
+        main([*fit, "--trainer.logger.name=natural", "--model=Natural", "--trainer.max_epochs=20"])
         main(fit)
     return folder / "runs"
 
