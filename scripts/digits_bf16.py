@@ -4,8 +4,8 @@
     python scripts/digits_bf16.py --again     # trains what is there in float32 once more, on this processor
 
 The method and schedule are the quickstart's, in batches of 32, with its net of three convolutions and with a ResNet-18,
-which has BatchNorms; the tests are in float32. CPU seconds are those of the training's batches, and depend on the processor:
-where it emulates bfloat16, training takes longer. Nets that are in the file are not trained again.
+which has BatchNorms; the tests are in float32. CPU seconds are those of the training's batches, and depend on the
+processor: where it emulates bfloat16, training takes longer. Nets that are in the file are not trained again.
 """
 
 import argparse

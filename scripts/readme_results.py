@@ -420,16 +420,44 @@ def cpu_cifar() -> str:
     for row, records in rows.items():
         found = [measured(records, attack) for attack in columns]
         found.insert(-1, with_range(accuracies(attacked(records, "autoattack"), "gama")))
-        found += [with_range([record["best"]["pgd50"][0] for record in records]), f"{passes(records):.2f}"]
+        found += [with_range(of_best_epoch(records, "pgd50")), f"{passes(records):.2f}"]
         lines.append([f"`{row}`", place[row], *found, with_range(seconds(records), 0)])
-    epochs = " or ".join(sorted({str(record["epochs"]) for records in rows.values() for record in records}))
-    text = f"{markdown(lines)}\n\n{legend(rows, list(columns))} {epochs} epochs; ranks are by GAMA-PGD."
+    text = f"{markdown(lines)}\n\n{legend(rows, list(columns))} {epochs_of(rows)}; ranks are by GAMA-PGD."
     missing = [f"`{row}`" for row in rows_said("cpu_cifar") if row not in rows]
     text += f" Without results so far: {', '.join(missing)}." if missing else ""
     return (
         "`python scripts/cpu_budget.py cpu_cifar` trains methods on CIFAR-10's first 10,000 images with a ResNet-18 of "
         f"width 8 whose stem has stride 2, all for equal epochs:\n\n{text}"
     )
+
+
+def cpu_cifar_nfgsm() -> str:
+    """N-FGSM of that comparison with one thing changed, seed by seed: some of them collapse."""
+    plain, changed = by_row("cpu_cifar"), by_row("cpu_cifar_nfgsm")
+    if not changed:
+        return ""
+    rows = {"nfgsm": plain["nfgsm"], **changed}
+    columns = {"clean": "clean", "pgd50": "PGD-50", "gama": "GAMA-PGD"}
+    lines = [["row", *columns.values(), "best epoch: PGD-50"], ["---", *["---:"] * (1 + len(columns))]]
+    for row, records in rows.items():
+        found = [*(accuracies(records, attack) for attack in columns), of_best_epoch(records, "pgd50")]
+        lines.append([f"`{row}`", *(" / ".join(f"{one:.1f}" for one in seeds) for seeds in found)])
+    records = [record for of_row in rows.values() for record in of_row]
+    n = images(records, "pgd50")
+    return (
+        f"{markdown(lines)}\n\nAccuracy in percent of each seed on the first {n} test images; {machines(records)}; "
+        f"{epochs_of(rows)}."
+    )
+
+
+def of_best_epoch(records: Records, attack: str) -> list[float]:
+    """The accuracy in percent of each seed's best epoch on validation images."""
+    return [record["best"][attack][0] for record in records]
+
+
+def epochs_of(rows: Mapping[str, Records]) -> str:
+    """How long rows are trained."""
+    return f"{' or '.join(sorted({str(record['epochs']) for of in rows.values() for record in of}))} epochs"
 
 
 def cpu_cifar_headline() -> str:
@@ -563,6 +591,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         coreset_cifar,
         unseen,
         cpu_cifar,
+        cpu_cifar_nfgsm,
         cpu_cifar_headline,
         mnist_compare,
         trivial,
