@@ -146,18 +146,19 @@ def benchmark_full() -> str:
     first = read(RESULTS / "benchmark_resnet18_16.json").get("capability")
     lines = [["net", "batch", "method", "images/s", *LOOPS], ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))]]
     devices: dict[str, list[str]] = {}
-    steps = []
+    steps: dict[str, list[str]] = {}
     for results in found:
         kind = "GPU" if "gpu" in results else results["capability"]
         name = net_of(results) + ", compiled" * results["compile"] + f", {kind}" * (kind != first)
         devices.setdefault(device(results), []).append(name)
         for method, row in results["rows"].items():
             lines.append([name, str(results["batch"]), method, *cells(row)])
-        steps.append(f"{name}: {attack_step(results)}")
+        steps.setdefault(name, []).append(attack_step(results))
     told = "; ".join(f"{' and '.join(names)} on {on}" for on, names in devices.items())
+    of_nets = "; ".join(f"{name}: {', and once more: '.join(times)}" for name, times in steps.items())
     return (
         f"The same on other nets and devices:\n\n{markdown(lines)}\n\n{spread(*found)}; {told}. One step of PGD, as "
-        f"above: {'; '.join(steps)}."
+        f"above: {of_nets}."
     )
 
 
