@@ -7,8 +7,8 @@
 
 The floor is a loop written by hand with the passes that a method cannot do without, in float32 and channels_last,
 without gradients of parameters in the attack and with nothing else; it attacks in the method's own BatchNorm mode. The
-train-mode loop is the floor of the same method with the attack in train mode. The research loop makes the floor's
-passes in the contiguous layout, with ``loss.backward()`` in the attack. A fit is run with and without folded
+train-mode loop is the floor of the same method with the attack's gradients in train mode. The research loop makes the
+floor's passes in the contiguous layout, with ``loss.backward()`` in the attack. A fit is run with and without folded
 BatchNorms, in float32 and in bf16.
 
 In each fit, all loops take turns batch by batch, so what else the machine does falls on all of them alike, and a fit's
@@ -19,9 +19,8 @@ versions and code stay and are not measured again; one without all its repeats, 
 continued.
 
 A batch counts until the next one begins, so an epoch's end, with its metrics, is in no time. Methods that stop single
-images are measured where they stop none, which is when they cost most; CAT whose attack grows, at its last k and with
-all images attacked. A floor has the passes of the net and nothing that is computed beside them, such as distances of
-features.
+images are measured where they stop none, which is when they cost most; CurriculumAT with all images attacked by the
+last k steps. A floor has the passes of the net and nothing that is computed beside them, such as distances of features.
 
 ``attack_step`` has one step of PGD, a tenth of an attack as a training or a test runs it, beside one of the train-mode
 loop. The overhead is that of a tiny net, whose fit step is nearly all overhead: of Lightning alone, and of a method.
@@ -87,7 +86,7 @@ class Method(NamedTuple):
     copies: int = 1
     #: Whether the update has GradAlign's second derivative.
     aligned: bool = False
-    #: The steps that the batch's last image is attacked by once more, to join the update.
+    #: Steps of a second attack, on the batch's last image alone; its result joins the update.
     alone: int = 0
     #: Values that its memory begins with.
     memory: Mapping[str, Any] = {}
@@ -108,7 +107,8 @@ METHODS = {
     "HSAT": ("HSAT", Method(OF_PGD | {"lam": 1.0}, STEPS, "eval")),
     "CurriculumAT": ("CurriculumAT", Method(OF_PGD | {"batch_mixing": False}, STEPS, "train", memory={"k": STEPS})),
     "CustomizedAT": ("CustomizedAT", Method(OF_PGD, STEPS, "eval", references=("eval",))),
-    # The distance's origin, a look along each step, 11 of the projection, and which images are misclassified.
+    # Forwards: the distance's origin, one ahead of each step to measure its length, 11 of the projection, and which
+    # images are misclassified.
     "PerceptualAT": (
         "PerceptualAT",
         Method({"attack": FastLPA(steps=STEPS)}, STEPS, "eval", references=("eval",) * (1 + STEPS + 11 + 1)),
@@ -231,7 +231,8 @@ class Alone(LightningModule):
 
 def batches(x: Tensor, y: Tensor, number: int) -> DataLoader[Any]:
     """The same batch again and again, so that no loader is measured."""
-    # A method that remembers images takes the loader's length for their number.
+    # A method that remembers images takes the length of the loader's dataset for their number; here, images share
+    # what is remembered.
     batch = Batch(x, y, torch.arange(len(y)) % number, torch.ones(len(y)))
     return DataLoader([batch] * number, batch_size=None)
 

@@ -144,13 +144,19 @@ def benchmark_full() -> str:
     if not found:
         return ""
     first = read(RESULTS / "benchmark_resnet18_16.json").get("capability")
+
+    def name_of(results: Mapping[str, Any]) -> str:
+        kind = "GPU" if "gpu" in results else results["capability"]
+        return net_of(results) + ", compiled" * results["compile"] + f", {kind}" * (kind != first)
+
+    found.sort(key=name_of)
     lines = [["net", "batch", "method", "images/s", *LOOPS], ["---", "---:", "---", *["---:"] * (1 + len(LOOPS))]]
     devices: dict[str, list[str]] = {}
     steps: dict[str, list[str]] = {}
     for results in found:
-        kind = "GPU" if "gpu" in results else results["capability"]
-        name = net_of(results) + ", compiled" * results["compile"] + f", {kind}" * (kind != first)
-        devices.setdefault(device(results), []).append(name)
+        name = name_of(results)
+        part = f" ({next(iter(results['rows']))} and below)" if name in steps else ""
+        devices.setdefault(device(results), []).append(name + part)
         for method, row in results["rows"].items():
             lines.append([name, str(results["batch"]), method, *cells(row)])
         steps.setdefault(name, []).append(attack_step(results))
