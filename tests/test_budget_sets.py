@@ -81,6 +81,29 @@ def test_the_rows_on_cifar_are_the_methods_of_the_comparison(budget):
         assert attacks_of(said) == {"pgd50": 500, "gama": 500} | ({"autoattack": 200} if label.endswith("@0") else {})
 
 
+SETTINGS = {
+    "nfgsm": {},
+    "nfgsm_eval": {"attack_bn_mode": "eval"},
+    "nfgsm_half_rate": {"lr": 0.05},
+    "nfgsm_batch_128": {"batch_size": 128, "lr": 0.2},
+}
+
+
+def test_each_row_of_n_fgsm_has_the_settings_of_its_name_and_is_otherwise_that_of_the_comparison(budget):
+    def settings(said):
+        model = said["config"]["model"]["init_args"]
+        rest = {name: value for name, value in model.items() if name not in ("optimizer", "test_attacks")}
+        return rest | said["config"]["data"]["init_args"] | model["optimizer"]["init_args"]
+
+    compared, rows = (budget.rows_of(TEXT, name) for name in ("cpu_cifar", "cpu_cifar_nfgsm"))
+    assert list(rows) == [f"{row}@{seed}" for row in SETTINGS for seed in range(3)]
+    for label, said in rows.items():
+        row, _, seed = label.partition("@")
+        other = compared[f"nfgsm@{seed}"]
+        assert settings(said) == settings(other) | SETTINGS[row]
+        assert said["config"]["trainer"] == other["config"]["trainer"]
+
+
 MARK = "nfgsm"
 
 
