@@ -24,6 +24,11 @@ def no_logits(found: Any, x: Tensor, name: str, remedy: str) -> NoLogitsError:
     return NoLogitsError(f"{name} returns {what} for {len(x)} images instead of logits: {remedy}.")
 
 
+def predicts(logits: Tensor, y: Tensor) -> Tensor:
+    """For which images the predicted class is ``y``, ``(N,)`` bool; none is where a logit is NaN or infinite."""
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
+
+
 def has_rows(logits: Tensor, x: Any) -> bool:
     """Whether there is a row for each image."""
     return logits.ndim >= 2 and (not isinstance(x, Tensor) or len(logits) == len(x))

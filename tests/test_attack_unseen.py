@@ -1,6 +1,7 @@
 """StAdv, ReColor and JPEG: their transformations in closed form, their bounds, what they keep, their strength."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -347,6 +348,16 @@ def test_it_runs_in_bfloat16(attack):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x_adv = attack(net, x, y)
     assert x_adv.dtype == torch.float32
+    assert accuracy(net, x_adv, y) < accuracy(net, x, y)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=named)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_images_keep_the_type_that_the_net_reads(attack, dtype):
+    net, (x, y) = deepcopy(Grey(trained("natural"))).to(dtype), coloured()
+    x = x.to(dtype)
+    x_adv = replace(attack, steps=20, **longer(attack))(net, x, y)
+    assert x_adv.dtype == dtype
     assert accuracy(net, x_adv, y) < accuracy(net, x, y)
 
 

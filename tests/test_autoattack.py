@@ -150,6 +150,16 @@ def test_it_works_without_gradients_and_in_inference_mode(mode):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_returns_images_of_the_nets_own_type(dtype):
+    net, x, y = make()
+    x_adv = AutoAttack(0.3)(net.to(dtype), x.to(dtype), y)
+    assert x_adv.dtype == dtype
+    assert (x_adv - x.to(dtype)).abs().max() <= 0.3 + max(2 * torch.finfo(dtype).eps, 1e-6)
+    assert (net(x_adv).argmax(1) == y).sum() < (net(x.to(dtype)).argmax(1) == y).sum()
+
+
+@pytest.mark.usefixtures("quick")
 def test_it_works_with_channels_last_and_autocast():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 5))
     net, x = net.to(memory_format=torch.channels_last), torch.rand(6, 3, 8, 8)

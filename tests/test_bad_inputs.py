@@ -136,6 +136,10 @@ FLAGS = {
         "--model.val_attack.steps 3",
         "model.val_attack: this Attack has no class yet: give its class_path before its arguments.",
     ),
+    "arguments of an attack with another name": (
+        "--model.test_attacks.pgdd.eps 0.1",
+        'model.test_attacks: there is no entry "pgdd" whose eps could be set: the entries are ...',
+    ),
     "8 for 8/255": (
         "--model.attack.eps 8",
         "eps=8 is above 1, but pixels are in [0, 1]: did you mean 8/255?",

@@ -13,13 +13,14 @@ from torch import nn
 
 from lit_robust import losses
 from lit_robust.batch import Batch
-from lit_robust.callbacks import CoresetSelection, coreset_data
+from lit_robust.callbacks import AttributeRamp, CoresetSelection, coreset_data
 from lit_robust.callbacks.adapter import Adapter
 from lit_robust.callbacks.coreset_data import Embedded
 from lit_robust.callbacks.last_layer import embed
-from lit_robust.defenses import PGDAT, TRADES, Defense
+from lit_robust.defenses import PGDAT, SATR1, TRADES, CurriculumAT, Defense, FreeAT
 from lit_robust.guards import network_mode
 from lit_robust.ranks import weighted_mean
+from lit_robust.schedules import Staircase
 from lit_robust.seeds import seed
 from lit_robust.selection import CRAIG, GradMatch
 from tests.methods import ATTACK, METHODS, build
@@ -168,6 +169,40 @@ def test_the_gradients_are_those_of_the_methods_own_loss_at_its_own_adversary(na
     module = build(make.cls, **make.arguments)
     probe = embedded(module, tmp_path)
     assert_gradients(probe)
+
+
+@pytest.mark.parametrize(
+    ("method", "callbacks"),
+    [(FreeAT, []), (CurriculumAT, [AttributeRamp("k", Staircase([0], [2]))])],
+    ids=["what other images have left", "parts of a batch"],
+)
+def test_a_selection_attacks_each_image_with_the_present_net_where_training_does_not(method, callbacks, tmp_path):
+    class Seen(method):
+        def loss(self, batch, x_adv):
+            if not self.net.training:
+                with torch.no_grad():
+                    harm = losses.ce(self.net(x_adv), batch.y) - losses.ce(self.net(batch.x), batch.y)
+                harms.append(harm)
+            return super().loss(batch, x_adv)
+
+    harms: list[torch.Tensor] = []
+    module = build(Seen, **METHODS[method.__name__].arguments)
+    embedded(module, tmp_path, *callbacks, by_autograd=False)
+    harm = torch.cat(harms)
+    assert len(harm) == 22
+    assert (harm > 0).all()
+
+
+def test_one_image_beside_an_extra_row_has_one_term(tmp_path):
+    """SATR1's iterative image is such a row."""
+    seed_everything(7, verbose=False)
+    data, probe = TinyData(), Embedding(by_autograd=False)
+    data.batch_size = 7  # 22 images are three batches and one image
+    trainer(tmp_path, max_epochs=1, callbacks=[probe], limit_val_batches=0).fit(
+        build(SATR1, **METHODS["SATR1"].arguments), data
+    )
+    assert probe.found.embeddings.left.shape == (22, 4)
+    assert probe.found.index.unique().numel() == 22
 
 
 def test_a_sample_of_trades_has_two_terms_and_one_of_pgd_training_one(tmp_path):

@@ -120,6 +120,14 @@ def test_an_integer_stays_one(tmp_path):
     assert repr(module.attack.steps) == "4"
 
 
+def test_an_integer_is_reached_although_the_schedule_rounds(tmp_path):
+    schedule = PerEpoch(Linear(1, 6, 0, 5))
+    assert not schedule(2.0).is_integer()
+    module = Classifier()
+    fit(tmp_path, module, AttributeRamp("attack.steps", schedule), max_epochs=3)
+    assert repr(module.attack.steps) == "3"
+
+
 @pytest.mark.parametrize("path", ["regulariser.weight", "regulariser.part.strength", "regulariser.part.attack.eps"])
 def test_a_path_may_pass_through_modules_and_nested_values(tmp_path, path):
     module = Classifier()

@@ -211,6 +211,23 @@ def test_several_loaders_are_told_apart_as_lightning_does(tmp_path):
     assert found["large/dataloader_idx_1"] == pytest.approx(1 / 6)
 
 
+def test_alarms_of_several_loaders_are_told_apart(tmp_path):
+    run = trainer(tmp_path, callbacks=[measured := RobustAccuracy({"large": sure(0.08)})])
+    bright = [DataLoader([(PIXELS[0], one % 2) for one in range(n)], batch_size=n) for n in (30, 40)]
+    run.test(Constant(), bright, verbose=False)
+    found = {name: why for name, why in measured.alarms.items() if name.startswith("trivial")}
+    assert {name: why.split(" images")[0] for name, why in found.items()} == {
+        "trivial/dataloader_idx_0": "30 of 30",
+        "trivial/dataloader_idx_1": "40 of 40",
+    }
+    assert run.callback_metrics["test/alarms"] == len(measured.alarms)
+
+
+class Constant(Classifier):
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        pass
+
+
 # In a training.
 
 

@@ -201,6 +201,12 @@ class TestCurriculum:
         ramp = AttributeRamp("k", Staircase([0, 1, 3], [1, 2, 0]))
         assert self.run(tmp_path, ramp)[0] == [1, 2, 2, 0]
 
+    def test_is_logged_once_under_a_ramp(self, tmp_path):
+        ramp = AttributeRamp("k", Staircase([0, 1], [0, 2]))
+        run = trainer(tmp_path, max_epochs=2, callbacks=[ramp], log_every_n_steps=1)
+        run.fit(curriculum(), loader(images(8)))
+        assert run.callback_metrics["train/k"] == 2
+
 
 def still():
     """A net that does not learn."""

@@ -18,8 +18,18 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lit_robust import load_net, load_weights
-from lit_robust.attacks import FGSM, PGD, AutoAttack, FrobeniusNorm, NuclearNorm
+from lit_robust import load_net, load_weights, losses
+from lit_robust.attacks import (
+    FGSM,
+    PGD,
+    AutoAttack,
+    FriendlyPGD,
+    FrobeniusNorm,
+    NuclearNorm,
+    Square,
+    StAdv,
+    TargetedPGD,
+)
 from lit_robust.batch import Batch, as_batch
 from lit_robust.callbacks import (
     AdversarialTraining,
@@ -191,9 +201,25 @@ def test_an_attack_alone_takes_labels_of_any_integer_type_and_no_others(attack):
     for dtype in (torch.uint8, torch.int32):
         torch.manual_seed(torch.initial_seed())
         assert attack(net, x, y.to(dtype)).shape == expected.shape
-    for wrong in (y.float(), y > 1, y[:, None], y[:3]):
+    for wrong in (y.float(), y > 1, y[:, None], y[:3], y.to(torch.uint16)):
         with pytest.raises(ValueError, match="labels"):
             attack(net, x, wrong)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [Square(0.1), StAdv(), FriendlyPGD(0.1), TargetedPGD(0.1), PGD(0.1, loss=losses.margin)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_an_attack_alone_that_needs_classes_refuses_shares_of_them(attack):
+    x, y = images(4)[:2]
+    with pytest.raises(ValueError, match=r"\blabels .*\(N,\)"):
+        attack(TinyNet().eval(), x, nn.functional.one_hot(y, CLASSES).float())
+
+
+def test_an_attack_alone_refuses_a_function_in_place_of_a_net():
+    with pytest.raises(TypeError, match=r"^net=.*nn\.Module"):
+        PGD(0.1)(lambda x: x.flatten(1), *images(4)[:2])
 
 
 @pytest.mark.filterwarnings(r"ignore:You are trying to `self.log\(\)` but `Trainer\(barebones=True\)`")

@@ -3,6 +3,7 @@
 import math
 import platform
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from lit_robust.torch_internals import bf16_instructions
 from lit_robust.training import trainer_checks
 from tests.front_door import lit
 from tests.methods import ONE_STEP, build
-from tests.tiny import TinyNet, images, indexed, trainer
+from tests.tiny import TinyNet, assert_equal, images, indexed, loader, trainer
 
 # 1,300 images to train on, 100 to validate on and 397 to test.
 SIZES = {"batch_size": 256, "eval_batch_size": 50, "val_size": 100}
@@ -31,6 +32,20 @@ pytestmark = [
     # Of Lightning's tuner, which leaves the net in the mode of the stage that it tried.
     pytest.mark.filterwarnings("ignore:Found .* module.*in eval mode at the start of training"),
 ]
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_several_loaders_are_refused_where_their_images_would_be_counted_together(stage, tmp_path):
+    module, run, loaders = build(PGDAT), trainer(tmp_path, max_epochs=1), [loader(images(8)), loader(images(4))]
+    before = deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=r"^there are 2 loaders, but PGDAT .*ConcatDataset"):
+        run.fit(module, loaders[0], loaders) if stage == "fit" else getattr(run, stage)(module, loaders)
+    assert_equal(module.state_dict(), before)
+
+
+def test_predictions_are_made_for_each_of_several_loaders(tmp_path):
+    found = trainer(tmp_path).predict(build(PGDAT), [loader(images(8)), loader(images(4))])
+    assert [sum(map(len, one)) for one in found] == [8, 4]
 
 
 class Seen(Callback):

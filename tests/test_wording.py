@@ -1652,7 +1652,7 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: ImageFolderDataModule("nowhere"),
-        "nowhere/train has no class folders: it must hold one folder of images for each class.",
+        "nowhere/train does not exist: it must hold one folder of images for each class.",
     ),
     # Selections and draws.
     (

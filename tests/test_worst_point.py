@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_robust import losses
-from lit_robust.attacks import CWPGD, GAMAFW, GAMAPGD, PGD, CurriculumPGD, MultiTargetedPGD, TargetedPGD
+from lit_robust.attacks import CWPGD, GAMAFW, GAMAPGD, PGD, CurriculumPGD, MultiTargetedPGD, Square, TargetedPGD
 from lit_robust.attacks.base import input_gradient
 from lit_robust.attacks.difficulty import ProbabilityGap
 from lit_robust.attacks.guided import GuidedPGD
@@ -16,6 +16,7 @@ from lit_robust.batch import Batch
 from lit_robust.guards import checked, may_shrink, smaller_batches
 from lit_robust.measures import accuracy
 from lit_robust.measures.accuracy import surviving
+from lit_robust.measures.correct import is_correct
 from lit_robust.measures.default_attacks import default_test
 from lit_robust.nets import digits_cnn
 from tests.test_attacks import Counting, NoHostSync, axis_net, smooth_net
@@ -99,6 +100,27 @@ def test_misclassified_is_worse_than_any_margin_and_logits_that_are_not_finite_a
     broken, margin = badness(logits, torch.tensor([0, 0, 0, 0, 0]), targeted=True)
     assert broken.tolist() == [True, True, False, False, False]
     assert margin[[0, 1, 4]].tolist() == [0, 1, -1]
+
+
+class BreaksDown(nn.Module):
+    """Sure of class 0 at the image, and NaN a little away from it."""
+
+    def forward(self, x):
+        pixel = x.flatten(1)
+        return torch.cat([1 - pixel, pixel - 1], dim=1).masked_fill((pixel - 0.5).abs() > 0.04, torch.nan)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(0.1, steps=0, restarts=25), PGD(0.1, keep="worst"), GAMAPGD(0.1), MultiTargetedPGD(0.1), Square(0.1)],
+    ids=named,
+)
+def test_an_image_of_class_0_is_broken_where_its_logits_become_nan(attack):
+    x, y = torch.full((8, 1, 1, 1), 0.5), torch.zeros(8, dtype=torch.int64)
+    assert is_correct(BreaksDown(), x, y).all()
+    with checked():  # an attack by itself refuses such a net if the first start is away from the image
+        x_adv = crafted(attack, BreaksDown(), x, y)
+    assert not is_correct(BreaksDown(), x_adv, y).any()
 
 
 @pytest.mark.parametrize("attack", KEEP_WORST, ids=named)

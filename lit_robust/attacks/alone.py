@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import require
+from lit_robust.batch import SHORT
 from lit_robust.guards import checked, is_checked
 from lit_robust.logits import REMEDY, check_numbers, has_rows, logits_of, no_logits
 from lit_robust.torch_internals import is_compiled
@@ -27,6 +28,7 @@ def checked_by_itself(call: Call) -> Call:
     def checked_call(self: Any, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if is_checked():
             return call(self, net, x, y)
+        require.instance("net", net, nn.Module, "wrap a function in an nn.Module whose forward calls it")
         check_batch(x, y)
         with checked(), first_logits_checked(net, x, y):
             return call(self, net, x, y)
@@ -49,7 +51,7 @@ def check_batch(x: Tensor, y: Tensor) -> None:
         require.images(x, "give the images as they are, in [0, 1], and normalise inside the net")
     if y.ndim == 0 or len(y) != len(x):
         raise ValueError(f"there are labels of shape {tuple(y.shape)} for {len(x)} images: give one for each image.")
-    if y.ndim == 1 and not y.is_floating_point() and (least := int(y.min())) < 0:
+    if y.ndim == 1 and y.dtype in (torch.int64, *SHORT) and (least := int(y.min())) < 0:
         raise ValueError(f"labels begin at {least}, but classes are numbered from 0 on: leave such samples out.")
 
 
@@ -84,6 +86,11 @@ def first_logits_checked(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        if seen and y.ndim > 1:
+            raise ValueError(
+                f"labels of shape {tuple(y.shape)} are not read by this attack: give class numbers (N,), such as "
+                "y.argmax(dim=1) of one-hot labels."
+            ) from error
         if seen or handle is None:
             raise
         reason = str(error).splitlines()[0].rstrip(".")

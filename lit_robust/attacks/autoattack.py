@@ -15,6 +15,7 @@ from lit_robust.attacks.autoattack_findings import watched
 from lit_robust.attacks.autoattack_package import Package, own_random_states
 from lit_robust.attacks.base import EPS, Attack
 from lit_robust.guards import crafting, frozen
+from lit_robust.logits import predicts
 from lit_robust.magnitudes import Magnitude
 from lit_robust.terminal import progress_bar
 from lit_robust.threats import Norm
@@ -52,11 +53,11 @@ class AutoAttack(Attack):
     rand      APGD-CE and APGD-DLR with gradients averaged over 20 forwards, for randomised nets
     ========  =======================================================================================
 
-    The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed.
-    If a net has fewer than 10 classes, the targeted attacks target all wrong ones. What the package's own checks find
-    (``autoattack_findings.FINDINGS``: a randomised net, outputs that are probabilities, zero gradients, ...) is warned
-    of, with the number of images; in an evaluation once, at its end. A terminal shows a bar with the time left; the
-    logger ``lit_robust`` gets a line per attack at level INFO. The net should be in eval mode.
+    The attacks are those of ``pyautoattack``, or of the authors' ``autoattack`` where only that is installed, and move
+    images in float32. If a net has fewer than 10 classes, the targeted attacks target all wrong ones. What the
+    package's own checks find (``autoattack_findings.FINDINGS``: a randomised net, outputs that are probabilities, zero
+    gradients, ...) is warned of, with the number of images; in an evaluation once, at its end. A terminal shows a bar
+    with the time left; the logger ``lit_robust`` gets a line per attack at level INFO. The net should be in eval mode.
 
     Args:
         eps: The bound, in units of [0, 1].
@@ -115,12 +116,12 @@ class AutoAttack(Attack):
             )
         bar = progress_bar("AutoAttack", unit=" images", unit_scale=True, disable=None)
 
-        coarse = self.precision == "bf16"
+        coarse, dtype = self.precision == "bf16", x.dtype
 
         def exact(images: Tensor) -> Tensor:
             bar.update(len(images))
             with torch.autocast(x.device.type, enabled=False) if coarse else nullcontext():
-                logits: Tensor = net(images)
+                logits: Tensor = net(images.to(dtype))
             return logits.float()
 
         def predict(images: Tensor) -> Tensor:
@@ -140,10 +141,11 @@ class AutoAttack(Attack):
             own_random_states(),
             watched(self._title, len(x)) as found,
         ):
-            x_adv, x = x.clone(), x.contiguous()  # the package reads images through `view`
+            # The package reads images through `view`, and can write to those of float32 only.
+            x_adv, x = x.clone(), x.float().contiguous()
             classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
-            unbroken = torch.cat([exact(images).argmax(dim=1) == labels for images, labels in parts])
+            unbroken = torch.cat([predicts(exact(images), labels) for images, labels in parts])
             begin, left = time.perf_counter(), dict(VERSIONS[self.version])
             for name, restarts in VERSIONS[self.version].items():
                 if not unbroken.any():
@@ -153,8 +155,8 @@ class AutoAttack(Attack):
                 del left[name]
                 attack = self._build(package, name, restarts, predict, classes)
                 for rows in torch.split(unbroken.nonzero().squeeze(1), self.batch_size):
-                    points = attack.perturb(x[rows], y[rows])
-                    broken = exact(points).argmax(dim=1) != y[rows]
+                    points = attack.perturb(x[rows], y[rows]).to(dtype)
+                    broken = ~predicts(exact(points), y[rows])
                     x_adv[rows[broken]] = points[broken]
                     unbroken[rows[broken]] = False
                     if name == "square":

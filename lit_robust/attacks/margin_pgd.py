@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_robust import losses, require
-from lit_robust.attacks.passes import Objective, Passes, like_images
+from lit_robust.attacks.passes import Objective, Passes, WorstPoint
 from lit_robust.attacks.pgd import PGD, Reference
 from lit_robust.losses import SampleLoss, TargetLoss
 
@@ -116,7 +116,7 @@ class MultiTargetedPGD(_MarginPGD):
 
         max_{t in T} max_{|x' - x| <= eps}  z_t(x') - z_y(x')
 
-    Each image keeps the final point with the largest margin, so a misclassified one if there is any. It costs
+    Each image keeps a misclassified final point if there is any, and the one with the largest margin. It costs
     ``targets`` runs of ``TargetedPGD``, each with a forward for the clean images and one for the final points, and no
     synchronisation with the device. ``restarts`` repeats all runs.
 
@@ -152,17 +152,14 @@ class MultiTargetedPGD(_MarginPGD):
 
     def run(self, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> Tensor:
         """A run for each target, and the best of their final points."""
-        start, best, best_margin = x_adv, x, x.new_full(y.shape, -torch.inf)
+        start, passes = x_adv, Passes(net, self.eot)
+        worst = WorstPoint(passes, x, y, targeted=False, shrinks=False)
         for aim in self.aims:
             x_adv = aim.run(net, x, y, start)
-            logits = Passes(net, self.eot).forward(x_adv)
-            margin = losses.margin(logits, y)
-            better = margin > best_margin
-            best = torch.where(like_images(better, x), x_adv, best)
-            best_margin = torch.where(better, margin, best_margin)
+            worst.see(x_adv, logits := passes.forward(x_adv))
             if aim.target_rank == logits.shape[1] - 1:
                 break
-        return best
+        return worst.x_adv
 
 
 def _check_towards(towards: object) -> None:

@@ -47,7 +47,8 @@ class ParameterAttack(Attack):
 
     def search(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Find the worst parameters, ``(N, ...)``; inside ``crafting``."""
-        parameters, stepper = self.start(x), self.stepper()
+        parameters = self.start(x.to(torch.promote_types(x.dtype, torch.float32)))
+        stepper = self.stepper()
         worst = WorstPoint(Passes(net, 1), parameters, y, targeted=False, shrinks=False)
         found, rows, shrinks = parameters.clone(), torch.arange(len(x), device=x.device), may_shrink(net)
         for k in range(self.steps):
@@ -73,9 +74,9 @@ class ParameterAttack(Attack):
         return found
 
     def exactly(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Transform the images in float32, also if the net runs in another precision."""
+        """Transform the images in float32 or float64, also if the net runs in another precision."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.transform(x, parameters)
+            return self.transform(x.to(parameters.dtype), parameters).to(x.dtype)
 
     @abstractmethod
     def start(self, x: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class ParameterAttack(Attack):
 
     @abstractmethod
     def transform(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Transform the images; they stay as they are where the parameters are 0, and always in [0, 1]."""
+        """Transform the images; where the parameters are 0 they stay, to rounding; always in [0, 1]."""
 
     @abstractmethod
     def objective(self, logits: Tensor, y: Tensor, parameters: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lit_robust import losses
 from lit_robust.attacks.base import input_gradient
+from lit_robust.logits import predicts
 
 #: After how many steps an evaluation leaves out the images that are misclassified by then.
 SHRINK_EVERY = 10
@@ -109,17 +110,22 @@ def like_images(per_sample: Tensor, x: Tensor) -> Tensor:
     return per_sample.view(-1, *[1] * (x.ndim - 1))
 
 
-def badness(logits: Tensor, y: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
-    """Which images are misclassified, and the margins by which they are, both ``(N,)``.
-
-    Logits that are not finite count as misclassified, as in an evaluation; a margin of NaN becomes -inf.
+def misclassified(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    """Which images are misclassified, ``(N,)`` bool; logits that are not finite are, as in an evaluation.
 
     Args:
         logits: ``(N, C)``.
         y: The labels ``(N,)``.
-        targeted: Whether ``y`` are classes to reach: reached ones then count, and margins change their sign.
+        targeted: Whether ``y`` are classes to reach: reached ones then count.
     """
-    hit, margin = logits.argmax(dim=1) == y, losses.margin(logits, y)
-    finite = logits.isfinite().all(dim=1)
-    broken = hit & finite if targeted else ~(hit & finite)
-    return broken, (-margin if targeted else margin).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    hit = predicts(logits, y)
+    return hit if targeted else ~hit
+
+
+def badness(logits: Tensor, y: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
+    """Which images are ``misclassified``, and the margins by which they are, both ``(N,)``.
+
+    With ``targeted`` the margins change their sign; a margin of NaN becomes -inf.
+    """
+    margin = -losses.margin(logits, y) if targeted else losses.margin(logits, y)
+    return misclassified(logits, y, targeted), margin.nan_to_num(-torch.inf, torch.inf, -torch.inf)

@@ -12,6 +12,7 @@ from lit_robust.attacks.base import NoGraphError, input_gradient
 from lit_robust.attacks.lpips import LogitsAndFeatures, distance
 from lit_robust.attacks.lpips_ball import PerceptualAttack, Projection
 from lit_robust.attacks.passes import like_images
+from lit_robust.logits import predicts
 
 #: PPGD takes no step where the margin's gradient is shorter, as in the authors' code.
 FLAT = 1e-4
@@ -106,7 +107,7 @@ class LPA(PerceptualAttack):
                     self, nets, y[rows], before, now, weight[rows], self.decayed(k), self.h
                 )
                 outside = how_far > self.eps
-                live = (logits.argmax(dim=1) == y[rows]) | outside
+                live = predicts(logits, y[rows]) | outside
                 now = torch.where(like_images(live, x), found, now.detach())
             x_adv = x_adv.detach().index_copy(0, rows, now)
             weight = weight.index_copy(0, rows, torch.where(outside, 10 * weight[rows], weight[rows]))

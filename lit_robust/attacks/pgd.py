@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_robust import losses, require
 from lit_robust.attacks.base import EPS, Attack, step_length
-from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, like_images
+from lit_robust.attacks.passes import Objective, Passes, WorstPoint, badness, like_images, misclassified
 from lit_robust.guards import crafting, may_shrink
 from lit_robust.losses import SampleLoss
 from lit_robust.magnitudes import Magnitude
@@ -203,7 +203,7 @@ class PGD(Attack):
 
     def broken(self, logits: Tensor, y: Tensor) -> Tensor:
         """Tell for which samples the attack has succeeded, ``(N,)`` bool."""
-        return (logits.argmax(dim=1) == y) == self.targeted
+        return misclassified(logits, y, self.targeted)
 
     # Several runs.
 

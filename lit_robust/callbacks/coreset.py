@@ -44,9 +44,9 @@ class CoresetSelection(Callback):
 
     Schedules advance over skipped epochs; training costs ``fraction`` of a full training, plus the selections.
 
-    The adversary and the loss are the module's own (those of a Defense by ``perturb`` and ``loss``; clean images and
-    cross-entropy while ``adversarial`` is false or for ``Natural``; of another module the attack that
-    ``AdversarialTraining`` lends it, and cross-entropy), with the current weights, not their average, and with what a
+    The adversary and the loss are the module's own (a Defense's ``perturb_all`` if it has one, else ``perturb``, and
+    ``loss``; clean images and cross-entropy while ``adversarial`` is false or for ``Natural``; of another module
+    ``AdversarialTraining``'s attack, and cross-entropy), with the current weights, not their average, and with what a
     delayed start, ramps and other callbacks with ``values_at`` set for the epoch to come. Net, memory and random state
     are restored. A ``fast_dev_run`` tries the selection on one batch and trains on all images. Weights reach the loss
     as ``Batch.weight``; a module that does not use it gets images drawn in proportion to them. It logs the coreset's

@@ -165,7 +165,8 @@ def loss_of(module: Any, net: nn.Module, batch: Batch, attack: Attack | None) ->
         method: Method = module
         if natural:
             return lambda: method.natural_loss(batch)
-        x_adv = method.perturb(batch)
+        # Not all methods attack every image of a batch with the present net in training.
+        x_adv = getattr(method, "perturb_all", method.perturb)(batch)
         return lambda: method.loss(batch, x_adv)
     own = getattr(module, "attack", None)  # set by AdversarialTraining; else the user's own, of any type
     adversary = None if natural else attack or (own if isinstance(own, Attack) else None)
@@ -225,6 +226,9 @@ def embed(
             if sampler is not None:  # indices may be missing or another dataset's, weights the last selection's
                 place_of = place + torch.arange(len(batch.y), device=device)
                 batch = batch._replace(index=place_of, weight=torch.ones(len(batch.y), device=device))
+            if len(batch.y) == 1:  # with an extra row (SATR1's), one image would look like two terms: add padding
+                batch = Batch(*(part.repeat(2, *[1] * (part.ndim - 1)) for part in batch))
+                batch.weight[1] = 0
             with untouched(module, net, scratch.memory()), counting(module):
                 seed(device, "select", epoch, place)
                 part = last_layer_gradients(head, loss_of(module, net, batch, attack))

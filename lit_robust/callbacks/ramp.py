@@ -35,6 +35,12 @@ class ChecksNumbers(Protocol):
         """Refuse numbers out of range."""
 
 
+class Counts(Protocol):
+    """What a module may have: the names of the numbers that it logs itself, as every Defense does."""
+
+    counted: tuple[str, ...]
+
+
 class AttributeRamp(Callback):
     """Sets an attribute of the module to the value of a schedule before every batch.
 
@@ -45,7 +51,7 @@ class AttributeRamp(Callback):
 
     The value depends only on time in fractional epochs, so there is no state to resume, and it holds when a coreset
     changes the number of batches. Callbacks run before the module, so the module's own ``on_train_batch_start`` sees
-    the new value. After training the last value stays. It is logged as ``train/<attribute>``.
+    the new value. After training the last value stays. It is logged as ``train/<attribute>``, unless the module does.
 
     Before training all ramps are tried at two points per epoch, so values that the module refuses, when they are set or
     in its ``check_numbers()``, are refused then. A schedule that continues after the last epoch is reported.
@@ -113,14 +119,14 @@ class AttributeRamp(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the value; log it every ``log_every_n_steps`` only, because logging costs as much as a small forward."""
         value = self._set(trainer, pl_module, batch_idx)
-        if is_due_for_logging(trainer):
+        if is_due_for_logging(trainer) and not self._is_counted_by(pl_module):
             pl_module.log(f"train/{self.attribute}", value, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the value at the end of the epoch."""
-        if trainer.is_last_batch:
+        if trainer.is_last_batch and not self._is_counted_by(pl_module):
             value = self.schedule(fractional_epoch(trainer, batch_idx))
             reduced: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}  # equal on all ranks, so this is exact
             pl_module.log(f"train/{self.attribute}", value, on_step=False, on_epoch=True, **reduced, batch_size=1)
@@ -134,7 +140,13 @@ class AttributeRamp(Callback):
 
     def _value(self, time: float) -> float:
         value = float(self.schedule(time))
-        return int(value) if self._was_integer and value.is_integer() else value  # such as attack.steps
+        whole = round(value)
+        # An integer such as attack.steps, which a schedule reaches to rounding only.
+        return whole if self._was_integer and math.isclose(value, whole, abs_tol=1e-9) else value
+
+    def _is_counted_by(self, pl_module: LightningModule) -> bool:
+        """Whether the module logs the attribute itself; Lightning refuses a second log of a key."""
+        return isinstance(counted := getattr(pl_module, "counted", ()), tuple) and self.attribute in counted
 
     def values_at(self, epoch: int) -> dict[str, float]:
         """The attribute's value at an epoch's start, for callbacks that look ahead."""

@@ -96,7 +96,7 @@ class RobustAccuracy(Callback):
         self.adapter = Adapter(x, y, net, mean, std)
         #: What was measured last, with n and its interval, by split and name.
         self.accuracies: dict[str, dict[str, Accuracy]] = {}
-        #: The alarms of the last test by name, a sentence each.
+        #: The alarms of the last test by name (``/dataloader_idx_1`` follows if there are several), a sentence each.
         self.alarms: dict[str, str] = {}
         self.alarm_images, self.alarm_sources = alarm_images, load_sources(alarm_sources)
         self.blocks = Blocks(blocks)
@@ -155,9 +155,11 @@ class RobustAccuracy(Callback):
         """Log ``test/acc/<name>`` and ``test/alarms``."""
         self._columns = self._report("test", pl_module)
         self.blocks.drop_images()
-        self.alarms = {}
-        for probed in self._probed.values():
-            self.alarms |= probed.compute()
+        self.alarms = {
+            f"{name}{_suffix(loader, self._probed)}": sentence
+            for loader, probed in sorted(self._probed.items())
+            for name, sentence in probed.compute().items()
+        }
         if self._probed:
             pl_module.log("test/alarms", float(len(self.alarms)), sync_dist=True, reduce_fx="max", batch_size=1)
 
@@ -210,9 +212,8 @@ class RobustAccuracy(Callback):
     def _report(self, split: str, module: LightningModule) -> dict[str, dict[str, Accuracy]]:
         """Log what was counted; returns the accuracies of each loader, by the suffix that Lightning gives it."""
         tell_of_findings(self._findings)
-        several = len(self._survivors) > 1
         columns = {
-            f"/dataloader_idx_{loader}" if several else "": survivors.accuracies()
+            _suffix(loader, self._survivors): survivors.accuracies()
             for loader, survivors in sorted(self._survivors.items())
         }
         self.accuracies[split] = {f"{name}{suffix}": a for suffix, rows in columns.items() for name, a in rows.items()}
@@ -228,6 +229,11 @@ class RobustAccuracy(Callback):
                     batch_size=1,
                 )
         return {suffix.removeprefix("/") or type(module).__name__: rows for suffix, rows in columns.items()}
+
+
+def _suffix(loader: int, loaders: Mapping[int, Any]) -> str:
+    """What Lightning adds to the names of one of several loaders."""
+    return f"/dataloader_idx_{loader}" if len(loaders) > 1 else ""
 
 
 def _own_rows(module: LightningModule, split: str) -> set[str]:

@@ -235,7 +235,7 @@ def run(args: list[str]) -> None:
                     "callbacks": [callbacks.TimeLeft()],
                 },
                 seed_everything_default=0,
-                parser_kwargs={"version": __version__},
+                parser_kwargs={"version": __version__, "description": verbs.DESCRIPTION},
                 parser_class=Parser,
                 auto_configure_optimizers=False,
                 args=args,

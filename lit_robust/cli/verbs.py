@@ -18,6 +18,12 @@ from lit_robust.cli.whole_values import entries_start_afresh
 #: The commands and what they call.
 VERBS: dict[str, Callable[..., Any]] = {name: getattr(analysis, name) for name in analysis.__all__}
 
+#: The help of the command line itself, whose subcommands are Lightning's.
+DESCRIPTION = (
+    "Efficient adversarial training. Besides the subcommands below, which train and evaluate, there are analyses of "
+    f"runs: {', '.join(sorted(VERBS))}; `lit-robust compare --help` explains one."
+)
+
 
 def run(args: Sequence[str]) -> None:
     """Run an analysis; of the files given by ``-c``, such as a run's config.yaml, it reads its own arguments only.

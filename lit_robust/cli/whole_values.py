@@ -20,6 +20,8 @@ def entries_start_afresh() -> Iterator[None]:
     def whole(accepted: Any) -> Any:
         def adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
             earlier = kwargs.get("prev_val")
+            if is_nested(val) and isinstance(earlier, dict) and is_container(typehint, of_names=True):
+                _check_entry(val.key, earlier)
             replaces = isinstance(earlier, dict | list) and not is_nested(val) and not kwargs.get("append")
             if replaces and is_container(typehint, of_names=isinstance(earlier, dict)):
                 kwargs["prev_val"] = None
@@ -29,3 +31,16 @@ def entries_start_afresh() -> Iterator[None]:
 
     with values_adapted_by(whole):
         yield
+
+
+def _check_entry(path: str, entries: dict[str, Any]) -> None:
+    """Refuse an argument of an entry that is not there.
+
+    Raises:
+        ValueError: With the entries that are.
+    """
+    name, _, argument = path.partition(".")
+    if argument not in ("", "class_path") and name not in entries:
+        raise ValueError(
+            f'there is no entry "{name}" whose {argument} could be set: the entries are {", ".join(entries) or "none"}.'
+        )

@@ -38,14 +38,14 @@ def class_folders(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: If there are none.
     """
-    real = folder.resolve()
-    loops = {real, *real.parents}
+    loops = {folder.resolve(), *folder.resolve().parents}
     try:
         names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
     except OSError:
         names = []
     if not (names := sorted(name for name in names if (folder / name).resolve() not in loops)):
-        raise FileNotFoundError(f"{folder} has no class folders: it must hold one folder of images for each class.")
+        found = "has no class folders" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{folder} {found}: it must hold one folder of images for each class.")
     return names
 
 

@@ -130,6 +130,11 @@ class CurriculumAT(Defense):
         with self.attacked(batch.x) as net:
             return torch.cat([self.with_steps(j, random=True)(net, x, y) for j, (x, y) in parts if len(x)])
 
+    def perturb_all(self, batch: Batch) -> Tensor:
+        """Attack all images with k steps: batches of a coreset's selection are not shuffled, so parts never change."""
+        x_adv: Tensor = super().perturb(batch)
+        return x_adv
+
     def with_steps(self, j: int, random: bool = False) -> PGD:
         """The attack with j steps, of random size if ``random``; with 0 steps it returns the images."""
         if j == 0:

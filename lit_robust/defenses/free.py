@@ -68,6 +68,11 @@ class FreeAT(SingleStep):
         """The images with the remembered perturbation."""
         return (batch.x + self.recall(batch.x)).clamp(0, 1)
 
+    def perturb_all(self, batch: Batch) -> Tensor:
+        """Attack the images with ``attack``: a coreset is not chosen at what other images have left."""
+        x_adv: Tensor = super().perturb(batch)
+        return x_adv
+
     def adversarial_step(self, batch: Batch) -> None:
         """Replay the batch m times."""
         for replay in range(self.m):

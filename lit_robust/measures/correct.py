@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from lit_robust.logits import predicts
+
 
 @torch.no_grad()
 def is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Tell which images are classified correctly, ``(N,)`` bool."""
-    logits: Tensor = net(x)
-    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)  # NaN is wrong, not class 0
+    return predicts(net(x), y)

@@ -31,7 +31,7 @@ from lit_robust.training.attacked import Attacked, let_give_logits
 from lit_robust.training.metrics import REDUCED
 from lit_robust.training.optimizer_checks import check_any_trainable
 from lit_robust.training.summary import leave_out_unknown_flops
-from lit_robust.training.trainer_checks import check_trainer, tell_of_another_eps
+from lit_robust.training.trainer_checks import check_one_loader, check_trainer, tell_of_another_eps
 
 
 class Evaluated(Attacked):
@@ -166,6 +166,7 @@ class Evaluated(Attacked):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counters; an interrupted validation may have left some."""
+        check_one_loader(self, self.trainer.num_val_batches)
         self.survivors["val"].reset()
         self.findings["val"].reset()
 
@@ -173,7 +174,7 @@ class Evaluated(Attacked):
         """Draw the same random starts in every epoch."""
         seed(self.device, "evaluate", batch_idx, self.global_rank)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the images that withstand the validation attack."""
         batch = self.receive(batch)
         self._count("val", self.val_attacks, batch)
@@ -187,6 +188,7 @@ class Evaluated(Attacked):
 
     def on_test_epoch_start(self) -> None:
         """Reset the counters; an interrupted test may have left some."""
+        check_one_loader(self, self.trainer.num_test_batches)
         for counted in (self.survivors["test"], self.probed["test"], self.findings["test"]):
             counted.reset()
 
@@ -194,7 +196,7 @@ class Evaluated(Attacked):
         """Draw the same random starts in every test, on any number of ranks that take batches in turn."""
         seed(self.device, "evaluate", batch_idx * self.trainer.world_size + self.global_rank, 0)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the images that withstand each attack; in float32: bfloat16's coarse logits overstate robustness."""
         batch = self.receive(batch)
         if not batch_idx:
@@ -234,12 +236,11 @@ class Evaluated(Attacked):
 
     # Prediction.
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the class probabilities ``(N, num_classes)``; pixels and labels are checked as in a test."""
         batch = self.receive(batch)
         self.limits.check()  # now, because callbacks write each batch's predictions
-        probabilities: Tensor = self.net(batch.x).float().softmax(dim=1)
-        return probabilities
+        return torch.softmax(self.net(batch.x).float(), dim=1)
 
     def _count(self, split: Literal["val", "test"], attacks: dict[str, Attack], batch: Batch) -> dict[str, Tensor]:
         freezing = frozen(self.net) if self.compiled else nullcontext()

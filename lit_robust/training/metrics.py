@@ -24,7 +24,7 @@ class EpochMeans:
         self.sums: dict[str, Tensor] = {}
 
     def count(self, seen: Mapping[str, Tensor], y: Tensor, weight: Tensor) -> None:
-        """Add a batch's numbers: the loss weighted, as it is minimised, the others equally for all but padding.
+        """Add a batch's numbers: the loss by the samples' weights, the others equally for all but padding.
 
         Args:
             seen: Numbers ``(N,)`` by name, where NaN means none (except in ``loss``), and logits ``(N, C)``, which are

@@ -33,6 +33,7 @@ from lit_robust.training.meter import Meter
 from lit_robust.training.metrics import REDUCED, EpochMeans
 from lit_robust.training.monitors import check_all_monitors
 from lit_robust.training.rates import LearningRate, sgd
+from lit_robust.training.trainer_checks import check_one_loader
 from lit_robust.training.unlogged import keep_metrics_whole, log_late, log_row, logged_and_unlogged
 
 
@@ -115,9 +116,11 @@ class Trained(Loadable):
         """Continue from a checkpoint, on the device; log what was not logged yet when it was written.
 
         Raises:
-            ValueError: If a callback or scheduler monitors a metric that is not logged, or a Schedule has no clock.
+            ValueError: If a callback or scheduler monitors a metric that is not logged, a Schedule has no clock, or
+                several loaders validate.
         """
         super().on_train_start()
+        check_one_loader(self, self.trainer.num_val_batches)
         settle_restart(self.trainer)
         names = ("loss", *(self.counted if self.adversarial else ("acc/clean",)), "adversarial", "lr", "updates")
         validated = (f"val/acc/{name}" for name in rows_of(self.val_attacks))

@@ -1,5 +1,6 @@
 """Checks for options of a trainer that a Defense, with its manual optimization and own loaders, does not support."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lightning.pytorch.callbacks import (
@@ -120,6 +121,23 @@ def check_trainer(trainer: Any, module: Any, stage: str) -> None:
     tell_of_bf16(trainer.precision, trainer.strategy.root_device.type, module.net)
     if trainer.limit_train_batches == 0:
         rank_zero_warn("limit_train_batches=0 leaves nothing to train on: the weights stay as they are.")
+
+
+def check_one_loader(module: object, batches: Sequence[float]) -> None:
+    """Refuse several loaders of a validation or test, whose images would be counted together.
+
+    Args:
+        module: What evaluates.
+        batches: How many batches each loader has.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if len(batches) > 1:
+        raise ValueError(
+            f"there are {len(batches)} loaders, but {type(module).__name__} evaluates one: give one at a time, or join "
+            "their datasets by torch.utils.data.ConcatDataset."
+        )
 
 
 def check_strategy(strategy: Strategy) -> None:
