@@ -13,6 +13,9 @@ from torch import nn
 
 from lit_robust.attacks import PGD, AutoAttack
 from lit_robust.attacks.autoattack_findings import Findings, gathering
+from lit_robust.defenses import PGDAT
+from tests.methods import build
+from tests.tiny import TinyNet, images, loader, trainer
 
 pyautoattack = pytest.importorskip("pyautoattack")
 APGDAttack = pyautoattack.autoattack.APGDAttack
@@ -157,6 +160,22 @@ def test_it_returns_images_of_the_nets_own_type(dtype):
     assert x_adv.dtype == dtype
     assert (x_adv - x.to(dtype)).abs().max() <= 0.3 + max(2 * torch.finfo(dtype).eps, 1e-6)
     assert (net(x_adv).argmax(1) == y).sum() < (net(x.to(dtype)).argmax(1) == y).sum()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trainer_in_double_precision_runs_it(tmp_path):
+    """Lightning makes float64 the type of new tensors meanwhile."""
+    types = set()
+
+    class Double(TinyNet):
+        def forward(self, x):
+            types.add(torch.zeros(1).dtype)
+            return super().forward(x)
+
+    module = build(PGDAT, net=Double(), test_attacks={"autoattack": AutoAttack(0.1)})
+    trainer(tmp_path, precision="64-true").test(module, loader(images(8)), verbose=False)
+    assert types == {torch.float64}
+    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.usefixtures("quick")

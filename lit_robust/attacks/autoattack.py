@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_robust import require
 from lit_robust.attacks.autoattack_findings import watched
-from lit_robust.attacks.autoattack_package import Package, own_random_states
+from lit_robust.attacks.autoattack_package import Package, default_type, own_random_states
 from lit_robust.attacks.base import EPS, Attack
 from lit_robust.guards import crafting, frozen
 from lit_robust.logits import predicts
@@ -116,11 +116,11 @@ class AutoAttack(Attack):
             )
         bar = progress_bar("AutoAttack", unit=" images", unit_scale=True, disable=None)
 
-        coarse, dtype = self.precision == "bf16", x.dtype
+        coarse, dtype, default = self.precision == "bf16", x.dtype, torch.get_default_dtype()
 
         def exact(images: Tensor) -> Tensor:
             bar.update(len(images))
-            with torch.autocast(x.device.type, enabled=False) if coarse else nullcontext():
+            with default_type(default), torch.autocast(x.device.type, enabled=False) if coarse else nullcontext():
                 logits: Tensor = net(images.to(dtype))
             return logits.float()
 
@@ -128,8 +128,8 @@ class AutoAttack(Attack):
             if not coarse:
                 return exact(images)
             bar.update(len(images))
-            with torch.autocast(x.device.type, dtype=torch.bfloat16):
-                logits: Tensor = net(images)
+            with default_type(default), torch.autocast(x.device.type, dtype=torch.bfloat16):
+                logits: Tensor = net(images.to(dtype))
             return logits.float()
 
         # FAB calls `backward`: on a net that is not frozen it would leave gradients on the parameters.
@@ -139,6 +139,7 @@ class AutoAttack(Attack):
             frozen(net),
             torch.no_grad(),
             own_random_states(),
+            default_type(torch.float32),  # precision=64-true has changed it
             watched(self._title, len(x)) as found,
         ):
             # The package reads images through `view`, and can write to those of float32 only.
