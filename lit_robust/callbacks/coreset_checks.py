@@ -111,7 +111,7 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
 
     Raises:
         TypeError: If there are several loaders.
-        ValueError: If it has no or another sampler.
+        ValueError: If it has no or another sampler, or reads another dataset than the sampler was made for.
     """
     if isinstance(loader, CombinedLoader | Mapping | list | tuple):
         raise TypeError(
@@ -134,6 +134,12 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
         raise ValueError(
             "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
             "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler."
+        )
+    read, given = (len(one) if hasattr(one, "__len__") else None for one in (loader.dataset, sampler.items))
+    if None not in (read, given) and read != given:
+        raise ValueError(
+            f"the training's DataLoader reads a dataset of {read} items, but its CoresetSampler was made for one of "
+            f"{given}, whose positions are others: build both from the same, as CoresetSampler(dataset)."
         )
 
 
