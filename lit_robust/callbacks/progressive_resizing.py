@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_robust import require
 from lit_robust.callbacks.adversarial_training import AdversarialTraining
 from lit_robust.callbacks.batch_paths import tensor_at
+from lit_robust.callbacks.epoch_values import is_read_only
 from lit_robust.callbacks.needs import callbacks_of, check_alone
 from lit_robust.data.augment import sides
 from lit_robust.data.resident import ResidentDataModule
@@ -80,10 +81,10 @@ class ProgressiveResizing(Callback):
                 f"{'there is no data module' if data is None else f'{type(data).__name__} has none'}: give the trainer "
                 "a data module of lit_robust.data, or another one with this attribute."
             )
-        if fixed := [name for name in self.schedules if _is_read_only(data, name)]:
+        if fixed := [name for name in self.schedules if is_read_only(data, name)]:
             raise TypeError(
-                f"ProgressiveResizing sets {fixed[0]} of the data module, but in {type(data).__name__} it is a property "
-                "without a setter: add one, or make it an ordinary attribute."
+                f"ProgressiveResizing sets {fixed[0]} of the data module, but in {type(data).__name__} it is a "
+                "property without a setter: add one, or make it an ordinary attribute."
             )
         most = min(data.image_shape[1:]) if isinstance(data, ResidentDataModule) else None
         for epoch in range(_epochs(trainer)):
@@ -184,15 +185,10 @@ def _assign(data: Any, sizes: Mapping[str, Any]) -> None:
         setattr(data, name, size)  # not through ``vars``, which a property would never read
 
 
-def _is_read_only(data: Any, name: str) -> bool:
-    found = getattr(type(data), name, None)
-    return isinstance(found, property) and found.fset is None
-
-
 def _images(trainer: Trainer, batch: Any) -> Tensor | None:
     """A batch's images: where ``AdversarialTraining`` finds them, in ``x``, or else its first tensor of four axes."""
-    for callback in callbacks_of(trainer, AdversarialTraining):
-        return tensor_at(batch, callback.adapter.x, "x")
+    for attacked in callbacks_of(trainer, AdversarialTraining):
+        return tensor_at(batch, attacked.adapter.x, "x")
     if isinstance(x := getattr(batch, "x", None), Tensor):
         return x
     found = [part for part in _tensors(batch) if part.ndim == 4]
