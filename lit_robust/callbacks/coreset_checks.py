@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -135,11 +136,11 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
             "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
             "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler."
         )
-    read, given = (len(one) if hasattr(one, "__len__") else None for one in (loader.dataset, sampler.items))
-    if None not in (read, given) and read != given:
+    read, whole = sized_len(getattr(loader, "dataset", None)), len(sampler.items)
+    if read is not None and read != whole:
         raise ValueError(
             f"the training's DataLoader reads a dataset of {read} items, but its CoresetSampler was made for one of "
-            f"{given}, whose positions are others: build both from the same, as CoresetSampler(dataset)."
+            f"{whole}, whose positions are others: build both from the same, as CoresetSampler(dataset)."
         )
 
 
