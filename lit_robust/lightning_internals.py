@@ -183,9 +183,15 @@ def is_logged_here(trainer: Any, name: str) -> bool:
 
 @inside
 def logged_by_step_alone(trainer: Any, name: str) -> bool:
-    """Whether a metric is logged per step only. Without it, ``DelayedStart`` would take the last batch's value."""
-    found = [record.meta for record in (trainer._results or {}).values() if record.meta.name == name]
-    return bool(found) and not any(meta.on_epoch for meta in found)
+    """Whether a name has the value of a step only, as ``loss_step`` of a metric that is logged per step and per epoch.
+
+    Without it, ``DelayedStart`` would take the last batch's value.
+    """
+    results = trainer._results
+    records = list((results or {}).values())
+    if found := [record.meta for record in records if record.meta.name == name]:
+        return not any(meta.on_epoch for meta in found)
+    return any(name in results._forked_name(record, on_step=True) for record in records)
 
 
 @inside

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from lit_robust.batch import Batch
 from lit_robust.callbacks import CoresetSelection, coreset
@@ -452,6 +452,8 @@ def loader_of_six(sampler: CoresetSampler) -> DataLoader[Any]:
         (lambda _: DataLoader(Stream(), 6), ValueError, "IterableDataset"),
         (lambda _: DataLoader(PAIRS, 6, shuffle=True), ValueError, "^sampler is"),
         (lambda _: DataLoader(PAIRS, 6, sampler=CoresetSampler(PAIRS)), ValueError, "^sampler is"),
+        (lambda s: DataLoader(PAIRS * 2, 6, sampler=s), ValueError, "a dataset of 48 items, .* of 24"),
+        (lambda s: DataLoader(PAIRS[:12], 6, sampler=s), ValueError, "a dataset of 12 items, .* of 24"),
     ],
 )
 @pytest.mark.parametrize("warm", [0, 0.5])
@@ -461,6 +463,20 @@ def test_each_loader_that_no_coreset_reaches_is_refused_by_its_own_sentence(
     with pytest.raises(error, match=named):
         fit(tmp_path, loader=loader, selection={"warm": warm})
     assert embedded == []
+
+
+def test_another_dataset_with_the_same_positions_is_trained_on(tmp_path):
+    module, _ = fit(tmp_path, loader=lambda sampler: DataLoader(list(PAIRS), 6, sampler=sampler))
+    assert module.steps == [0, 1, 2, 3]
+
+
+def test_a_dataset_whose_length_is_unknown_is_trained_on(tmp_path):
+    class Endless(Dataset[Any]):
+        def __getitem__(self, position):
+            return PAIRS[position % N]
+
+    module, _ = fit(tmp_path, loader=lambda sampler: DataLoader(Endless(), 6, sampler=sampler))
+    assert module.steps == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("overfit", [2, 0.5])

@@ -621,6 +621,29 @@ def test_a_loss_that_is_logged_by_step_alone_is_refused(tmp_path):
     assert len(steps.batches) == 1
 
 
+class ByBoth(Classifier):
+    """Its loss goes by three names: a batch's and, twice, the epoch's mean."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("both", 1.0 + 2 * batch_idx, on_step=True, on_epoch=True)
+        return loss
+
+
+def test_the_name_of_a_single_batchs_loss_is_refused_with_the_name_of_the_mean(tmp_path):
+    steps = Watch()
+    with pytest.raises(ValueError, match=r"^DelayedStart monitors both_step, .*: monitor both_epoch\.$"):
+        fit(tmp_path, ByBoth(), steps, DelayedStart(latest_epoch=3, monitor="both_step"))
+    assert len(steps.batches) == 1
+
+
+@pytest.mark.parametrize("monitor", ["both", "both_epoch"])
+def test_either_name_of_the_mean_is_judged(tmp_path, monitor):
+    delay = DelayedStart(After(2), latest_epoch=3, monitor=monitor)
+    fit(tmp_path, ByBoth(), delay)
+    assert delay.losses == [2.0, 2.0]  # of 1 and 3, in two batches
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -1,16 +1,18 @@
 """ProgressiveResizing: the sizes of images and batches follow the epoch, also after a stop."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, seed_everything
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lit_robust import defenses
 from lit_robust.attacks import FGSM
-from lit_robust.callbacks import CoresetSelection, ProgressiveResizing
+from lit_robust.callbacks import AdversarialTraining, CoresetSelection, ProgressiveResizing
 from lit_robust.data import ImageFolderDataModule
 from lit_robust.data.augment import resized
 from lit_robust.defenses import PGDAT
@@ -220,6 +222,122 @@ class OwnLoader(TinyData):
 def test_data_that_do_not_follow_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^image_size=4 .* OwnLoader has images of 8x8"):
         fit(tmp_path, OwnLoader(), plan=(Staircase([0, 1], [4, 6]),), module=method(CLASSES))
+
+
+class ByProperty(TinyData):
+    """Keeps its size behind a property, as a data module with checks of its own does."""
+
+    kept = None
+
+    @property
+    def image_size(self):
+        return self.kept
+
+    @image_size.setter
+    def image_size(self, size):
+        self.kept = size
+
+
+class Fixed(DigitsData):
+    image_size = property(lambda self: 8)
+
+
+def test_a_size_behind_a_property_is_set_and_given_back(tmp_path):
+    data = ByProperty()
+    seen, _, _ = fit(tmp_path, data, plan=(Staircase([0, 1], [4, 6]),), module=method(CLASSES), max_epochs=2)
+    assert {size for _, size in seen.trained} == {4, 6}
+    assert data.image_size is None
+
+
+def test_a_property_that_cannot_be_set_is_refused_before_training(tmp_path):
+    with pytest.raises(TypeError, match=r"image_size .* Fixed .* setter"):
+        fit(tmp_path, Fixed(), plan=(Staircase([0, 1], [4, 6]),), module=method(CLASSES))
+
+
+@dataclass
+class Views:
+    label: torch.Tensor
+    views: list
+
+
+#: Batches of other people's loaders, of images and labels.
+FORMS = {
+    "pair": lambda x, y: (x, y),
+    "list": lambda x, y: [x, y],
+    "labels first": lambda x, y: (y, x),
+    "dict": lambda x, y: {"name": ["digit"] * len(y), "label": y, "image": x},
+    "nested": lambda x, y: {"label": y, "views": [x, x]},
+    "dataclass": lambda x, y: Views(y, [x]),
+    "bytes": lambda x, y: {"image": (x * 255).byte(), "label": y},
+    "a mask first": lambda x, y: {"mask": torch.ones(len(y), 1, 4, 4, dtype=torch.int64), "image": x},
+}
+
+
+class Foreign(LightningDataModule):
+    """Batches in another form; its loader follows ``image_size`` if asked."""
+
+    def __init__(self, form, follows=False):
+        super().__init__()
+        self.form, self.follows, self.image_size, self.batch_size = FORMS[form], follows, None, 4
+
+    def train_dataloader(self):
+        x, y = torch.rand(8, 3, *[self.image_size if self.follows else 8] * 2), torch.arange(8) % 2
+
+        def collate(positions):
+            return self.form(x[positions], y[positions])
+
+        return DataLoader(range(8), self.batch_size, collate_fn=collate)
+
+
+class Steps(LightningModule):
+    """Trains on nothing and counts its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.steps = nn.Parameter(torch.zeros(())), []
+
+    def training_step(self, batch, batch_idx):
+        self.steps.append(batch)
+        return self.w**2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def resize_foreign(folder, data, *callbacks, sizes=(4, 6), module=None):
+    module = Steps() if module is None else module
+    resizing = ProgressiveResizing(Staircase([0, 1], sizes))
+    trainer(folder, callbacks=[resizing, *callbacks], max_epochs=2, limit_val_batches=0).fit(module, data)
+    return module
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_loaders_of_any_form_that_ignore_the_size_are_refused_in_the_epoch_that_differs(tmp_path, form):
+    module = Steps()
+    with pytest.raises(ValueError, match=r"^image_size=6 .* Foreign has images of 8x8"):
+        resize_foreign(tmp_path, Foreign(form), sizes=(8, 6), module=module)
+    assert len(module.steps) == 2, "the first epoch has the size of the data"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_loaders_of_any_form_that_follow_are_trained_on(tmp_path, form):
+    assert len(resize_foreign(tmp_path, Foreign(form, follows=True)).steps) == 4
+
+
+def test_images_are_where_adversarial_training_is_told_that_they_are(tmp_path):
+    class TwoImages(Foreign):
+        def train_dataloader(self):
+            self.form = lambda x, y: {"large": torch.rand(len(y), 3, 9, 9), "small": x, "label": y}
+            return super().train_dataloader()
+
+    class Module(Steps):
+        def __init__(self):
+            super().__init__()
+            self.net = method().net
+
+    attacked = AdversarialTraining(FGSM(0.02), x="small", y="label")
+    module = resize_foreign(tmp_path, TwoImages("pair", follows=True), attacked, module=Module())
+    assert len(module.steps) == 4
 
 
 @pytest.mark.parametrize("size", [(4, 4), 0, "small"])

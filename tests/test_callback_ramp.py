@@ -248,6 +248,20 @@ def test_what_cannot_be_driven_is_refused_with_similar_names(tmp_path, attribute
         fit(tmp_path, Classifier(), AttributeRamp(attribute, Linear(0, 1, 0, 2)))
 
 
+def test_a_property_is_driven_by_its_setter_and_refused_before_training_without_one(tmp_path):
+    class Derived(Classifier):
+        halved = property(lambda self: self.lam / 2)
+        doubled = property(lambda self: self.lam * 2, lambda self, value: setattr(self, "lam", value / 2))
+
+    module, twice = Derived(), Linear(0, 8, 0, 2)
+    fit(tmp_path, module, AttributeRamp("doubled", twice))
+    assert [value for value, _ in module.seen] == [twice(batch / BATCHES) / 2 for batch in range(2 * BATCHES)]
+    module = Derived()
+    with pytest.raises(ValueError, match=r'^AttributeRamp\("halved"\) .* property of Derived without a setter'):
+        fit(tmp_path, module, AttributeRamp("halved", twice))
+    assert module.seen == []
+
+
 def test_two_ramps_of_one_attribute_are_refused(tmp_path):
     ramps = AttributeRamp("lam", Linear(0, 1, 0, 2)), AttributeRamp("lam", Linear(0, 2, 0, 2))
     with pytest.raises(ValueError, match=r"AttributeRamps .*lam"):

@@ -707,9 +707,9 @@ def test_the_argument_that_a_search_of_the_batch_size_changes_is_found():
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
 def test_a_metric_without_a_mean_over_the_epoch_is_known(tmp_path, hook):
-    names = ("by_step", "by_both", "by_epoch", "nothing")
+    names = ("by_step", "by_both_step", "by_both", "by_both_epoch", "by_epoch", "nothing")
     asked = answers(tmp_path, lambda t: [internals.logged_by_step_alone(t, name) for name in names], hook)
-    assert asked[0] == [True, False, False, False]
+    assert asked[0] == [True, True, False, False, False, False]
 
 
 def test_a_metric_of_an_earlier_run_is_none_of_this_one(tmp_path):

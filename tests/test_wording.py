@@ -1299,8 +1299,8 @@ SENTENCES: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: fit(Driven(), DelayedStart(latest_epoch=2, monitor="loss_of_the_batch")),
-        "DelayedStart monitors loss_of_the_batch, which is logged by step, so that the last batch would stand for "
-        "the epoch: log it with on_epoch=True.",
+        "DelayedStart monitors loss_of_the_batch, which is a batch's value and not the epoch's mean: log it with "
+        "on_epoch=True.",
     ),
     (
         lambda: fit(User(), StopAfterDrop()),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -111,7 +112,7 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
 
     Raises:
         TypeError: If there are several loaders.
-        ValueError: If it has no or another sampler.
+        ValueError: If it has no or another sampler, or reads another dataset than the sampler was made for.
     """
     if isinstance(loader, CombinedLoader | Mapping | list | tuple):
         raise TypeError(
@@ -134,6 +135,12 @@ def check_loader(loader: Any, sampler: CoresetSampler) -> None:
         raise ValueError(
             "sampler is not that of the training's DataLoader, so no selection would have an effect: build it as "
             "DataLoader(dataset, sampler=sampler, ...) with the same CoresetSampler."
+        )
+    read, whole = sized_len(getattr(loader, "dataset", None)), len(sampler.items)
+    if read is not None and read != whole:
+        raise ValueError(
+            f"the training's DataLoader reads a dataset of {read} items, but its CoresetSampler was made for one of "
+            f"{whole}, whose positions are others: build both from the same, as CoresetSampler(dataset)."
         )
 
 

@@ -14,7 +14,7 @@ from lit_robust import require
 from lit_robust.callbacks.needs import check_not_natural, is_trial
 from lit_robust.callbacks.rate_drop import first_drop, no_drop
 from lit_robust.checkpoint_states import COUNT_OR_NONE, NUMBERS, check_entries
-from lit_robust.lightning_internals import epochs_begun, logged_by_step_alone
+from lit_robust.lightning_internals import epochs_begun, is_logged_here, logged_by_step_alone
 
 
 @runtime_checkable
@@ -234,9 +234,10 @@ class DelayedStart(Callback):
 
     def _check_mean(self, trainer: Trainer) -> None:
         if logged_by_step_alone(trainer, self.monitor):
+            mean = f"{self.monitor.removesuffix('_step')}_epoch"
+            remedy = f"monitor {mean}" if is_logged_here(trainer, mean) else "log it with on_epoch=True"
             raise ValueError(
-                f"DelayedStart monitors {self.monitor}, which is logged by step, so that the last batch would stand "
-                "for the epoch: log it with on_epoch=True."
+                f"DelayedStart monitors {self.monitor}, which is a batch's value and not the epoch's mean: {remedy}."
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,6 +72,12 @@ def assign(owner: Any, path: Sequence[str], value: Any) -> Any:
     return owner
 
 
+def is_read_only(owner: Any, name: str) -> bool:
+    """Whether an attribute is a property without a setter."""
+    found = getattr(type(owner), name, None)
+    return isinstance(found, property) and found.fset is None
+
+
 class LastTurn(EarlyStopping):
     """Calls functions when all other callbacks have had their turn, those that write checkpoints as well.
 

@@ -1,14 +1,17 @@
 """Small images first: the size of images, and of batches, as functions of the epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lit_robust import require
-from lit_robust.callbacks.needs import check_alone
+from lit_robust.callbacks.adversarial_training import AdversarialTraining
+from lit_robust.callbacks.batch_paths import tensor_at
+from lit_robust.callbacks.epoch_values import is_read_only
+from lit_robust.callbacks.needs import callbacks_of, check_alone
 from lit_robust.data.augment import sides
 from lit_robust.data.resident import ResidentDataModule
 from lit_robust.first_batch import outputs
@@ -51,7 +54,7 @@ class ProgressiveResizing(Callback):
         batch_size: The images per batch and rank at each epoch, rounded; None leaves the data's.
 
     Raises:
-        TypeError: If one is not a Schedule, or the trainer has no data module with ``image_size``.
+        TypeError: If one is not a Schedule, or the trainer has no data module whose ``image_size`` can be set.
         ValueError: If a value within ``max_epochs`` is below 1, a small data set would be enlarged, the net cannot read
             images of a size, the loaders do not follow, or there are two of these callbacks.
     """
@@ -65,6 +68,8 @@ class ProgressiveResizing(Callback):
             require.instance("batch_size", batch_size, Schedule, example)
         self.schedules = {"image_size": image_size} | ({} if batch_size is None else {"batch_size": batch_size})
         self._before: tuple[Any, dict[str, Any]] | None = None
+        #: Whether a batch of the present sizes is still to be looked at.
+        self._unchecked = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the data and all sizes, and set those of the first epoch or, outside a fit, of the last."""
@@ -75,6 +80,11 @@ class ProgressiveResizing(Callback):
                 f"ProgressiveResizing sets {missing[0]} of the data module, but "
                 f"{'there is no data module' if data is None else f'{type(data).__name__} has none'}: give the trainer "
                 "a data module of lit_robust.data, or another one with this attribute."
+            )
+        if fixed := [name for name in self.schedules if is_read_only(data, name)]:
+            raise TypeError(
+                f"ProgressiveResizing sets {fixed[0]} of the data module, but in {type(data).__name__} it is a "
+                "property without a setter: add one, or make it an ordinary attribute."
             )
         most = min(data.image_shape[1:]) if isinstance(data, ResidentDataModule) else None
         for epoch in range(_epochs(trainer)):
@@ -124,13 +134,16 @@ class ProgressiveResizing(Callback):
                 ) from error
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Refuse data whose batches do not follow.
+        """Refuse data whose images do not follow, at the first batch of each epoch.
 
         Raises:
             ValueError: If they do not.
         """
-        x, size = getattr(batch, "x", None), self.sizes(trainer.current_epoch)["image_size"]
-        if isinstance(x, torch.Tensor) and min(x.shape[-2:]) != size:
+        if not self._unchecked:
+            return
+        self._unchecked = False
+        x, size = _images(trainer, batch), self.sizes(trainer.current_epoch)["image_size"]
+        if x is not None and min(x.shape[-2:]) != size:
             data: Any = getattr(trainer, "datamodule", None)
             raise ValueError(
                 f"image_size={size} is what ProgressiveResizing sets, but a batch of {type(data).__name__} has images "
@@ -146,8 +159,8 @@ class ProgressiveResizing(Callback):
         """Give the data the sizes that they had before."""
         if self._before is not None:
             data, sizes = self._before
-            vars(data).update(sizes)
             self._before = None
+            _assign(data, sizes)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back also where a run is refused or fails, after which Lightning does not call ``teardown``."""
@@ -158,9 +171,35 @@ class ProgressiveResizing(Callback):
         return {name: round(schedule(float(epoch))) for name, schedule in self.schedules.items()}
 
     def _set(self, trainer: Any, epoch: int) -> None:
-        vars(trainer.datamodule).update(self.sizes(epoch))
+        _assign(trainer.datamodule, self.sizes(epoch))
+        self._unchecked = True
 
 
 def _epochs(trainer: Trainer) -> int:
     """The number of epochs, at least 1; 1000, as Lightning's default, if it is not limited."""
     return max(trainer.max_epochs if trainer.max_epochs not in (None, -1) else 1000, 1)
+
+
+def _assign(data: Any, sizes: Mapping[str, Any]) -> None:
+    for name, size in sizes.items():
+        setattr(data, name, size)  # not through ``vars``, which a property would never read
+
+
+def _images(trainer: Trainer, batch: Any) -> Tensor | None:
+    """A batch's images: where ``AdversarialTraining`` finds them, in ``x``, or else its first tensor of four axes."""
+    for attacked in callbacks_of(trainer, AdversarialTraining):
+        return tensor_at(batch, attacked.adapter.x, "x")
+    if isinstance(x := getattr(batch, "x", None), Tensor):
+        return x
+    found = [part for part in _tensors(batch) if part.ndim == 4]
+    return min(found, key=lambda part: not part.is_floating_point(), default=None)  # masks hold integers
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """All tensors of a batch, in order."""
+    if isinstance(part, Tensor):
+        yield part
+    elif not isinstance(part, str | bytes):
+        inside = part if isinstance(part, tuple | list | Mapping) else getattr(part, "__dict__", {})
+        for one in inside.values() if isinstance(inside, Mapping) else inside:
+            yield from _tensors(one)

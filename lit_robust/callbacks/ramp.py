@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_robust import require
-from lit_robust.callbacks.epoch_values import assign
+from lit_robust.callbacks.epoch_values import assign, is_read_only
 from lit_robust.callbacks.needs import callbacks_of, check_not_natural
 from lit_robust.lightning_internals import batch_in_epoch, is_due_for_logging
 from lit_robust.measures.attack_checks import short_steps
@@ -61,7 +61,7 @@ class AttributeRamp(Callback):
         schedule: Its values.
 
     Raises:
-        ValueError: If the module has no such number, refuses its values, or two ramps drive the same one.
+        ValueError: If the module has no such number or no setter of it, refuses its values, or two ramps drive it.
         TypeError: If the schedule is not a ``lit_robust.schedules.Schedule``.
     """
 
@@ -212,6 +212,11 @@ def _check_number(module: HasAttribute, attribute: str) -> None:
         raise ValueError(
             f'AttributeRamp("{attribute}") drives a number, but {attribute} is {shown(value)}: did you mean '
             f"{_listed(_numbers(owner))}?"
+        )
+    if is_read_only(owner, last):
+        raise ValueError(
+            f'AttributeRamp("{attribute}") drives a number, but {attribute} is a property of {type(owner).__name__} '
+            "without a setter: add one, or drive what it is computed from."
         )
 
 
