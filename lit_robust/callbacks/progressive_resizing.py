@@ -1,6 +1,7 @@
 """Small images first: the size of images, and of batches, as functions of the epoch."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -199,7 +200,8 @@ def _tensors(part: Any) -> Iterator[Tensor]:
     """All tensors of a batch, in order."""
     if isinstance(part, Tensor):
         yield part
-    elif not isinstance(part, str | bytes):
-        inside = part if isinstance(part, tuple | list | Mapping) else getattr(part, "__dict__", {})
-        for one in inside.values() if isinstance(inside, Mapping) else inside:
+    elif is_dataclass(part):
+        yield from _tensors([getattr(part, field.name) for field in fields(part)])
+    elif isinstance(part, tuple | list | Mapping):
+        for one in part.values() if isinstance(part, Mapping) else part:
             yield from _tensors(one)
