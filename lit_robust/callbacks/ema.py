@@ -172,6 +172,8 @@ class EMAWeights(WeightAveraging):
         """Leave the main average in the module, if it has been updated, and the live weights in its place."""
         if self._updates:
             self._swap(pl_module)
+        self._average.cpu()  # like the module, soon; no step needs them any more
+        self._fitting = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the averages, and the live weights as ``current_model_state``."""
