@@ -1,10 +1,18 @@
 import copy
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import nn
 from torch.nn import functional as F
 
 from lit_robust.attacks import PGD
@@ -234,6 +242,78 @@ def test_a_checkpoint_from_the_end_of_training_still_has_the_live_weights(tmp_pa
     assert_equal(of_net(checkpoint["state_dict"]), module.net.state_dict())
 
 
+def evaluated(run, module):
+    run.validate(module, batches(), verbose=False)
+    run.test(module, batches(), verbose=False)
+
+
+@pytest.mark.parametrize("between", [lambda run, module: None, evaluated], ids=["", "evaluated"])
+@pytest.mark.parametrize("make", [Classifier, lambda: build(PGDAT)], ids=["user's", "Defense"])
+def test_a_checkpoint_written_after_fit_resumes_like_an_uninterrupted_run(tmp_path, make, between):
+    def averages():
+        return EMAWeights(0.8, {"fast": 0.5})
+
+    whole, first, rest, recorder = make(), make(), make(), Recorder()
+    fit(tmp_path, whole, averages(), max_epochs=4, val=True)
+    run = fit(tmp_path, first, averages(), recorder, val=True)
+    between(run, first)
+    run.save_checkpoint(tmp_path / "z.ckpt")
+    checkpoint = torch.load(tmp_path / "z.ckpt", weights_only=True)
+    assert_equal(checkpoint["state_dict"], first.state_dict())
+    assert_equal(
+        {name: value for name, value in of_net(checkpoint["current_model_state"]).items() if name in recorder.live[-1]},
+        recorder.live[-1],
+    )
+    fit(tmp_path, rest, averages(), max_epochs=4, val=True, ckpt_path=tmp_path / "z.ckpt")
+    assert_equal(rest.net.state_dict(), whole.net.state_dict())
+    assert_equal(rest.averaged["fast"].state_dict(), whole.averaged["fast"].state_dict())
+
+
+def test_a_checkpoint_written_within_validation_tells_live_weights_from_the_average(tmp_path):
+    class Saving(Classifier):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.trainer.save_checkpoint(tmp_path / "val.ckpt")
+
+    recorder = Recorder()
+    fit(tmp_path, Saving(), EMAWeights(0.8), recorder, val=True)
+    checkpoint = torch.load(tmp_path / "val.ckpt", weights_only=True)
+    assert_equal(of_net(checkpoint["current_model_state"]), recorder.live[-1])
+    assert_equal(of_net(checkpoint["state_dict"]), recorder.validated[-1])
+
+
+def test_weights_changed_after_fit_are_saved_as_the_average(tmp_path):
+    module, recorder = Classifier(), Recorder()
+    run = fit(tmp_path, module, EMAWeights(0.8), recorder)
+    module.net.load_state_dict(TinyNet(seed=1).state_dict())
+    run.save_checkpoint(tmp_path / "z.ckpt")
+    checkpoint = torch.load(tmp_path / "z.ckpt", weights_only=True)
+    assert_equal(of_net(checkpoint["state_dict"]), TinyNet(seed=1).state_dict())
+    assert_equal(of_net(checkpoint["current_model_state"]), recorder.live[-1])
+
+
+def test_a_checkpoint_of_another_module_has_nothing_of_the_fit(tmp_path):
+    run, other = fit(tmp_path, Classifier(), EMAWeights(0.8)), Classifier()
+    run.test(other, batches(), verbose=False)
+    run.save_checkpoint(tmp_path / "z.ckpt")
+    checkpoint = torch.load(tmp_path / "z.ckpt", weights_only=True)
+    assert_equal(checkpoint["state_dict"], other.state_dict())
+    assert "current_model_state" not in checkpoint
+
+
+def test_a_test_that_fails_after_fit_leaves_the_average_in_the_module(tmp_path):
+    class Failing(Classifier):
+        def test_step(self, batch, batch_idx):
+            raise KeyError("a broken image")
+
+    module = Failing()
+    run = fit(tmp_path, module, EMAWeights(0.8))
+    average = copy.deepcopy(module.state_dict())
+    with pytest.raises(KeyError, match="a broken image"):
+        run.test(module, batches(), verbose=False)
+    assert_equal(module.state_dict(), average)
+
+
 def test_an_average_that_a_checkpoint_does_not_have_starts_from_its_live_weights(tmp_path):
     whole, rest, recorder = Classifier(), Classifier(), Recorder()
     fit(tmp_path, whole, EMAWeights(0.8), SaveAfter(3, tmp_path / "part.ckpt"), recorder)
@@ -386,6 +466,54 @@ def test_a_defense_may_attack_an_average_and_leaves_no_gradient_on_it(tmp_path):
 def test_a_second_averaging_callback_is_refused(tmp_path, second):
     with pytest.raises(ValueError, match=r"EMAWeights.*extra="):
         fit(tmp_path, Classifier(), EMAWeights(), second)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (StochasticWeightAveraging(swa_lrs=0.1), "StochasticWeightAveraging.*leave one"),
+        (ModelPruning("l1_unstructured", amount=0.2), "ModelPruning.*later fit"),
+    ],
+    ids=["SWA", "pruning"],
+)
+def test_callbacks_whose_weights_would_be_lost_are_refused(tmp_path, other, named):
+    with pytest.raises(ValueError, match=f"^EMAWeights.*{named}"):
+        fit(tmp_path, Classifier(), EMAWeights(), other)
+
+
+@pytest.mark.parametrize("extra", [{}, {"fast": 0.5}], ids=["main", "extra"])
+def test_parameters_that_change_during_the_fit_are_refused_by_name(tmp_path, extra):
+    class Changing(Classifier):
+        def on_train_start(self):
+            nn.utils.parametrizations.weight_norm(self.net.head)
+
+    with pytest.raises(ValueError, match=r"^EMAWeights' average .*head\.weight.*: .* before the fit"):
+        fit(tmp_path, Changing(), EMAWeights(extra=extra))
+
+
+KEPT = {
+    "a loss": (lambda module: sum(one.sum() for one in module.parameters()), r"graph leaves.*: detach\(\)"),
+    "a lock": (lambda module: threading.Lock(), r"cannot pickle.*lock.*: keep it outside"),
+    "a list of losses": (lambda module: [module.head.weight.sum()], r"graph leaves.*: keep it outside"),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_cannot_be_copied_is_named_with_its_reason(tmp_path, kept):
+    make, told = KEPT[kept]
+    module = Classifier()
+    module.net.kept = make(module.net)
+    with pytest.raises(ValueError, match=rf"^EMAWeights .*Classifier.* net\.kept \(.*{told}") as error:
+        fit(tmp_path, module, EMAWeights())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(4), nn.LazyBatchNorm2d()], ids=["linear", "batch norm"])
+def test_a_lazy_module_is_refused_before_training(tmp_path, layer):
+    module = Classifier()
+    module.net.lazy = layer
+    with pytest.raises(ValueError, match=r"^EMAWeights .*net\.lazy\.weight.*: run one batch"):
+        fit(tmp_path, module, EMAWeights())
 
 
 def test_a_module_without_net_is_refused(tmp_path):

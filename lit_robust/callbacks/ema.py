@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lit_robust import require
-from lit_robust.callbacks.ema_state import BUFFERS, buffers_of, checked_buffers
-from lit_robust.callbacks.needs import check_alone, check_net, net_of
+from lit_robust.callbacks.ema_state import (
+    BUFFERS,
+    buffers_of,
+    check_initialized,
+    check_same_tensors,
+    check_trainer,
+    checked_buffers,
+    not_copied,
+)
+from lit_robust.callbacks.needs import check_net, net_of
 from lit_robust.ranks import average_buffers, gather_within_epoch
 from lit_robust.schedules import Schedule
 from lit_robust.schedules.base import check_epochs_have_a_length, fractional_epoch
@@ -26,8 +34,10 @@ class EMAWeights(WeightAveraging):
 
     Parameters and float buffers (BatchNorm's statistics) are averaged; integer buffers are copied. The main average is
     of the whole module: it is swapped in for validation, it is the ``state_dict`` of every checkpoint (Lightning's
-    format, so ``test --ckpt_path`` evaluates it), and the module holds it after ``fit``. The ``extra`` averages are of
-    the net only: ``module.averaged["fast"]`` is a plain net in eval mode on the module's device. It is not a
+    format, so ``test --ckpt_path`` evaluates it), and the module holds it after ``fit``. Whatever is changed in the
+    module then, such as by ``test`` of another checkpoint, changes the average that ``trainer.save_checkpoint`` writes;
+    the live weights beside it stay those of the fit, and a further fit starts from the module. The ``extra`` averages
+    are of the net only: ``module.averaged["fast"]`` is a plain net in eval mode on the module's device. It is not a
     sub-module, so it is neither trained nor saved with the module, and it equals the live net until averaging starts.
 
     A batch of several optimizer steps (FreeAT) updates once, with ``decay ** steps``, so a decay has the same half-life
@@ -48,8 +58,9 @@ class EMAWeights(WeightAveraging):
 
     Raises:
         TypeError: If there is no such net for ``extra``, or one of its names is not text.
-        ValueError: If a decay is not in [0, 1), another callback averages weights too, or a ``ModelCheckpoint`` saves
-            weights only, which would be the live ones.
+        ValueError: If a decay is not in [0, 1), another callback averages or prunes weights too, a ``ModelCheckpoint``
+            saves weights only, which would be the live ones, or the module cannot be copied, is lazy, or gets other
+            parameters during the fit.
     """
 
     logged_keys = ()
@@ -76,15 +87,20 @@ class EMAWeights(WeightAveraging):
         self.start_epoch = start_epoch
         self.net = None if net is None else require.text("net", net, "give the path of a sub-module")
         self._nets: dict[str, nn.Module] = {}
+        self._module: LightningModule | None = None
         self._updates = 0
-        self._swapped = False
+        self._fitting = self._swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the module for the main average, and its net for each extra one."""
-        self._average_model = None  # outside fit a checkpoint's state_dict is what is evaluated
-        if stage != "fit":
+        self._fitting = stage == "fit"
+        if not self._fitting and pl_module is self._module:
+            return  # the fit's averages are kept for trainer.save_checkpoint
+        self._average_model, self._module, self._nets = None, None, {}
+        self._updates, self._swapped = 0, False
+        if not self._fitting:
             return
-        _check_trainer(trainer, self)
+        check_trainer(trainer, self)
         if self.extra:
             check_net(pl_module, self.net, "EMAWeights averages")
         vars(pl_module).pop("averaged", None)  # an earlier fit's, which the copy below would copy too
@@ -92,12 +108,13 @@ class EMAWeights(WeightAveraging):
         try:
             super().setup(trainer, pl_module, stage)
             self._nets = {name: deepcopy(net_of(pl_module, self.net)) for name in self.extra}
-        except RuntimeError as error:  # torch cannot copy a computed tensor, such as weight_norm's weight
-            raise ValueError(
-                f"EMAWeights copies the net, which this {type(pl_module).__name__} prevents: replace "
-                "torch.nn.utils.weight_norm in it by torch.nn.utils.parametrizations.weight_norm."
-            ) from error
-        self._updates, self._swapped = 0, False
+        except (RuntimeError, TypeError, ValueError) as error:
+            check_initialized(pl_module)
+            if reason := not_copied(pl_module):
+                raise ValueError(reason) from error
+            raise
+        check_initialized(pl_module)
+        self._module = pl_module
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the averages to the module's device, and give the extra ones to the module."""
@@ -111,6 +128,11 @@ class EMAWeights(WeightAveraging):
         self._latest_update_step = trainer.global_step
         if any(isinstance(decay, Schedule) for decay in (self.decay, *self.extra.values())):
             check_epochs_have_a_length(trainer, "decay")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse parameters that the averages lack; updates pair them by position."""
+        for _, average, live in self._pairs(pl_module):
+            check_same_tensors(average, live)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,37 +151,43 @@ class EMAWeights(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the main average in, if it has been updated."""
-        if self._average_model is not None and self._updates:
+        if self._fitting and self._updates:
             average_buffers(self._average.module)
             self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the live weights back in."""
-        if self._swapped:
+        if self._fitting and self._swapped:
             self._swap(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the live weights if validation failed."""
-        if self._swapped:
+        if self._fitting and self._swapped:
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the live weights: a last checkpoint may still be written, and resumed, after this."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the main average in the module, if it has been updated."""
+        """Leave the main average in the module, if it has been updated, and the live weights in its place."""
         if self._updates:
-            self._copy_average_to_current(pl_module)
+            self._swap(pl_module)
+        self._average.cpu()  # like the module, soon; no step needs them any more
+        self._fitting = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the averages, and the live weights as ``current_model_state``."""
         if self._average_model is not None:
             self._average.n_averaged.fill_(self._updates)
             checkpoint["extra_averages"] = {name: net.state_dict() for name, net in self._nets.items()}
-            checkpoint[BUFFERS] = gather_within_epoch(buffers_of(self._average.module, self._nets), trainer)
+            average = pl_module if self._swapped else self._average.module
+            checkpoint[BUFFERS] = gather_within_epoch(buffers_of(average, self._nets), trainer)
+        of_module = checkpoint["state_dict"]
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._average_model is not None and not self._updates:
-            checkpoint["state_dict"] = checkpoint["current_model_state"]
+        if self._swapped:
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+        if self._swapped or not self._updates:
+            checkpoint["state_dict"] = of_module
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Resume all averages; one that the checkpoint lacks starts from its live weights.
@@ -169,7 +197,7 @@ class EMAWeights(WeightAveraging):
         Raises:
             ValueError: If the averages are broken or of another net.
         """
-        if self._average_model is None:
+        if not self._fitting:
             return
         live, own = net_of(pl_module, self.net).state_dict(), buffers_of(self._average.module, self._nets)
         extra = dict.fromkeys(self._nets, live)
@@ -183,7 +211,7 @@ class EMAWeights(WeightAveraging):
 
     @property
     def _average(self) -> AveragedModel:
-        assert self._average_model is not None, "there is no average outside fit"
+        assert self._average_model is not None, "there is no average before fit"
         return self._average_model
 
     def _pairs(self, pl_module: LightningModule) -> Iterator[tuple[float | Schedule, nn.Module, nn.Module]]:
@@ -225,16 +253,3 @@ def _checked(name: str, decay: float | Schedule) -> float | Schedule:
 
 def _in_range(name: str, decay: float) -> float:
     return require.number(name, decay, least=0, below=1, hint="0.9998 forgets half in 3465 steps")
-
-
-def _check_trainer(trainer: Any, me: EMAWeights) -> None:
-    why = (
-        "only one callback may average weights, because swaps do not nest: give the decays of further averages to the "
-        'first EMAWeights, as extra={"name": decay}.'
-    )
-    check_alone(trainer, me, WeightAveraging, why)
-    if any(getattr(other, "save_weights_only", False) for other in trainer.checkpoint_callbacks):
-        raise ValueError(
-            "ModelCheckpoint(save_weights_only=True) would save the live weights instead of EMAWeights' "
-            "average: set it to False."
-        )
