@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lit_robust.callbacks.needs import check_alone
 from lit_robust.checkpoint_states import Rule, check_entries, check_tensors, of_rank
 from lit_robust.ranks import float_buffers
+from lit_robust.torch_internals import plain_name
 
 #: The section with the averages' float buffers on each rank.
 BUFFERS = "averaged_buffers"
@@ -100,7 +101,7 @@ def check_same_tensors(average: nn.Module, live: nn.Module) -> None:
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
-    return [(name, one.shape) for name, one in chain(module.named_parameters(), module.named_buffers())]
+    return [(plain_name(name), one.shape) for name, one in chain(module.named_parameters(), module.named_buffers())]
 
 
 def buffers_of(average: nn.Module, extra: Mapping[str, nn.Module]) -> dict[str, Tensor]:
