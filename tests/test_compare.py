@@ -13,9 +13,9 @@ from lit_robust import require
 from lit_robust.analysis import compare, report, sweep
 from lit_robust.analysis.compare import default_attacks
 from lit_robust.analysis.compare_pictures import draw_costs
-from lit_robust.analysis.methods import Method, table, unit_of_cost
+from lit_robust.analysis.methods import Method, by_method, table, unit_of_cost
 from lit_robust.analysis.start import begin
-from lit_robust.analysis.subjects import device_of, load_subjects
+from lit_robust.analysis.subjects import Subject, device_of, load_subjects
 from lit_robust.analysis.surrogate import surrogate_of
 from lit_robust.analysis.tables import html, latex, markdown
 from lit_robust.attacks import PGD, AutoAttack, Square
@@ -157,6 +157,18 @@ def test_a_layer_that_cannot_be_reset_is_named(foreign):
 
 
 # Seeds of one method.
+
+
+def test_runs_of_one_short_name_are_no_seeds_although_a_folder_above_them_has_the_sign_of_seeds(tmp_path):
+    for parent in "ab":
+        folder = tmp_path / "me@home" / parent / "run"
+        folder.mkdir(parents=True)
+        torch.save({"state_dict": {}}, folder / "net.ckpt")
+    paths = [str(tmp_path / "me@home" / parent / "run" / "net.ckpt") for parent in "ab"]
+    runs = [Subject(path, Path(path), nn.Flatten(), path) for path in paths]
+    assert by_method(runs) == {run.name: [run] for run in runs}
+    seeds = [Subject(f"f@{number}", Path(path), nn.Flatten(), path) for number, path in enumerate(paths)]
+    assert by_method(seeds) == {"f": seeds}
 
 
 @pytest.mark.parametrize("verb", [compare, report])

@@ -43,7 +43,9 @@ def by_method(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
     """
     methods: dict[str, list[Subject]] = {}
     for subject in subjects:
-        methods.setdefault(subject.name.partition("@")[0], []).append(subject)
+        # A whole path, shown because short names clash, may hold the sign in a folder above the runs.
+        method = subject.name if subject.name == str(subject.path) else subject.name.partition("@")[0]
+        methods.setdefault(method, []).append(subject)
     for name, runs in methods.items():
         for one, other in combinations(runs, 2):
             if one.key == other.key:
