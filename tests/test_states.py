@@ -215,6 +215,7 @@ def test_averages_are_checked_before_any_is_restored(part, tmp_path):
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     change(checkpoint)
+    callback.setup(run, module, "fit")  # of a fit that is to be resumed
     before = averages_in(run, tmp_path / "before.ckpt")
     with pytest.raises(ValueError, match=rf"^the checkpoint's averages .*{name}") as told:
         callback.on_load_checkpoint(run, module, checkpoint)
