@@ -16,6 +16,7 @@ from lit_robust.callbacks import AdversarialTraining, CoresetSelection, Progress
 from lit_robust.data import ImageFolderDataModule
 from lit_robust.data.augment import resized
 from lit_robust.defenses import PGDAT
+from lit_robust.nets import resnet18
 from lit_robust.schedules import Linear, Staircase
 from lit_robust.selection import CRAIG
 from tests.stranger import DigitsData
@@ -204,6 +205,12 @@ def test_a_size_that_the_net_cannot_read_is_refused_before_the_epochs_of_another
         fit(tmp_path, data, module=flat)
     assert (data.image_size, data.batch_size) == (9, 5), "as before"
     assert differences(flat.state_dict(), before) == []
+
+
+def test_a_net_for_other_channels_is_refused_as_such_and_not_for_the_size(tmp_path, photos):
+    grey = PGDAT(resnet18(2, in_channels=1, mean=None, std=None, width=2), 2, FGSM(0.02), alarm_images=0)
+    with pytest.raises(ValueError, match=r"^image_size at epoch \d=\d+: .*1 channels.* in_channels=3"):
+        fit(tmp_path, photos_in(photos), module=grey)
 
 
 def test_a_small_data_set_is_not_enlarged(tmp_path):

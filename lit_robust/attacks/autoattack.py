@@ -118,17 +118,10 @@ class AutoAttack(Attack):
 
         coarse, dtype, default = self.precision == "bf16", x.dtype, torch.get_default_dtype()
 
-        def exact(images: Tensor) -> Tensor:
+        def predict(images: Tensor, exact: bool = False) -> Tensor:
             bar.update(len(images))
-            with default_type(default), torch.autocast(x.device.type, enabled=False) if coarse else nullcontext():
-                logits: Tensor = net(images.to(dtype))
-            return logits.float()
-
-        def predict(images: Tensor) -> Tensor:
-            if not coarse:
-                return exact(images)
-            bar.update(len(images))
-            with default_type(default), torch.autocast(x.device.type, dtype=torch.bfloat16):
+            autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=not exact) if coarse else nullcontext()
+            with default_type(default), autocast:
                 logits: Tensor = net(images.to(dtype))
             return logits.float()
 
@@ -146,7 +139,7 @@ class AutoAttack(Attack):
             x_adv, x = x.clone(), x.float().contiguous()
             classes = self._check(package, predict, x[: self.batch_size], y[: self.batch_size])
             parts = zip(torch.split(x, self.batch_size), torch.split(y, self.batch_size), strict=True)
-            unbroken = torch.cat([predicts(exact(images), labels) for images, labels in parts])
+            unbroken = torch.cat([predicts(predict(images, exact=True), labels) for images, labels in parts])
             begin, left = time.perf_counter(), dict(VERSIONS[self.version])
             for name, restarts in VERSIONS[self.version].items():
                 if not unbroken.any():
@@ -157,7 +150,7 @@ class AutoAttack(Attack):
                 attack = self._build(package, name, restarts, predict, classes)
                 for rows in torch.split(unbroken.nonzero().squeeze(1), self.batch_size):
                     points = attack.perturb(x[rows], y[rows]).to(dtype)
-                    broken = ~predicts(exact(points), y[rows])
+                    broken = ~predicts(predict(points, exact=True), y[rows])
                     x_adv[rows[broken]] = points[broken]
                     unbroken[rows[broken]] = False
                     if name == "square":

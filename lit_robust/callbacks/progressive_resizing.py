@@ -127,12 +127,9 @@ class ProgressiveResizing(Callback):
             x = torch.zeros(2, channels, *sides(height, width, size), device=pl_module.device)
             x = trainer.precision_plugin.convert_input(x)
             try:
-                outputs(net, x, name_of(net), "")
+                outputs(net, x, name_of(net), "give other sizes, or choose a net for any size, such as a ResNet")
             except ValueError as error:
-                raise ValueError(
-                    f"image_size at epoch {epoch}={size}: {name_of(net)} cannot read images of this size: give other "
-                    "sizes, or choose a net for images of any size, such as a ResNet."
-                ) from error
+                raise ValueError(f"image_size at epoch {epoch}={size}: {error}") from error
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Refuse data whose images do not follow, at the first batch of each epoch.
